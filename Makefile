@@ -1,0 +1,46 @@
+# Everything here sets itself up: a Python 3.11 or later with venv, make and git are all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
+
+.PHONY: demo test test-quick lint format bench proto install clean
+
+demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
+	@$(BIN)/gpuplugin demo
+
+test: $(VENV)/.dev ## Run all tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.cli ## Measure allocation latency over a real socket
+	$(BIN)/python -m benchmarks.allocate
+
+proto: $(VENV)/.dev ## Generate the messages from the .proto files
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gpuplugin/kubelet/proto/*.proto
+
+install: $(VENV)/.dev ## Set up a development environment in .venv
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.cli: $(VENV)/.venv pyproject.toml constraints.txt
+	$(PIP) -e '.[cli]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.cli

@@ -1,0 +1,61 @@
+"""Makes the hardware backend that the configuration names."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuplugin.config.schema import Settings
+    from hal import Backend
+
+
+class BackendError(Exception):
+    """The backend cannot be made; the text says why."""
+
+
+@contextmanager
+def make_backend(settings: Settings, *, control: bool) -> Iterator[Backend]:
+    """The backend, not opened; a simulated node listens for faults if `control` is set.
+
+    Raises:
+        BackendError: the scenario cannot be used, or the control socket cannot be made.
+    """
+    with ExitStack() as stack:
+        if settings.daemon.backend == "nvml":
+            from hal.nvml import NvmlBackend
+
+            yield NvmlBackend(driver_root(settings))
+        else:
+            yield _simulated(settings, stack, control=control)
+
+
+def driver_root(settings: Settings) -> Path:
+    """Where to look for the driver's files: in a container, where the host's root is mounted."""
+    mounted = Path(settings.flags.plugin.container_driver_root)
+    return mounted if mounted.is_dir() else Path(settings.flags.nvidia_driver_root)
+
+
+def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backend:
+    from sim.backend import SimBackend
+    from sim.control import control_socket, serve_control
+    from sim.node import SimulatedNode
+    from sim.realtime import RealTimeNode
+    from sim.scenario import ScenarioError, load_scenario
+
+    try:
+        node = RealTimeNode(SimulatedNode(load_scenario(settings.daemon.scenario)))
+    except ScenarioError as error:
+        raise BackendError(str(error)) from error
+    stack.callback(node.stop)
+    if control:
+        path = control_socket(settings.daemon.kubelet_dir)
+        try:
+            server = serve_control(node, path)
+        except OSError as error:
+            raise BackendError(f"the control socket {path} cannot be made: {error}") from error
+        stack.callback(server.close)
+    return SimBackend(node)

@@ -1,0 +1,147 @@
+"""`gpuplugin`: the parser of all commands. What each command does is in a module of its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gpuplugin.cli.options import add_options
+from gpuplugin.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DEVICES_SECTIONS = ("flags",)
+_DEVICES_NAMES = ("--backend", "--scenario")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    parsed = build_parser().parse_args(arguments)
+    module = import_module(f"gpuplugin.cli.{parsed.module}")
+    try:
+        status: int = getattr(module, parsed.function)(parsed)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; there is nobody left to tell.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; documents are made from it, too."""
+    parser = argparse.ArgumentParser(
+        prog="gpuplugin",
+        description="A Kubernetes GPU device plugin with time slicing, and a simulated GPU node.",
+    )
+    parser.add_argument("--version", action="version", version=f"gpuplugin {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run the device plugin")
+    run.set_defaults(module="run", function="run")
+    add_options(run)
+
+    devices = commands.add_parser("devices", help="list GPUs and what would be advertised")
+    devices.set_defaults(module="devices", function="devices")
+    add_options(devices, sections=_DEVICES_SECTIONS, names=_DEVICES_NAMES)
+    devices.add_argument("--json", action="store_true", help="print JSON")
+
+    config = commands.add_parser("config", help="look at configuration files")
+    config_commands = config.add_subparsers(metavar="COMMAND", required=True)
+    check = config_commands.add_parser("check", help="check a file and print what it means")
+    check.set_defaults(module="config", function="check")
+    check.add_argument("file", metavar="FILE")
+    check.add_argument("--json", action="store_true", help="print JSON")
+
+    demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
+    demo.set_defaults(module="demo", function="demo")
+    demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
+    demo.add_argument(
+        "--pace", type=float, default=1.0, metavar="X", help="play X times as fast (default 1)"
+    )
+
+    _add_sim(commands)
+    return parser
+
+
+def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sim = commands.add_parser("sim", help="simulated nodes and the kubelet stand-in")
+    sim_commands = sim.add_subparsers(metavar="COMMAND", required=True)
+
+    kubelet = sim_commands.add_parser("kubelet", help="run the kubelet stand-in")
+    kubelet.set_defaults(module="simkubelet", function="kubelet")
+    _add_kubelet_dir(kubelet)
+    kubelet.add_argument(
+        "--pod",
+        action="append",
+        default=[],
+        metavar="NAME=RESOURCE:N",
+        help="a pod to run once the stand-in serves; may be repeated",
+    )
+    kubelet.add_argument(
+        "--pods",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Kubernetes Pod manifests to run; may be repeated",
+    )
+    kubelet.add_argument("--seed", type=int, default=0, help="order of device ids (default 0)")
+
+    pod = sim_commands.add_parser("pod", help="pods of a running kubelet stand-in")
+    pod_commands = pod.add_subparsers(metavar="COMMAND", required=True)
+    create = pod_commands.add_parser("create", help="create a pod and wait until it is decided")
+    create.set_defaults(module="simkubelet", function="pod_create")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument(
+        "--limit",
+        action="append",
+        metavar="RESOURCE=N",
+        help="what each container asks for (default nvidia.com/gpu=1); may be repeated",
+    )
+    create.add_argument("--containers", type=int, default=1, metavar="N", help="default 1")
+    create.add_argument(
+        "--static", action="store_true", help="go to the kubelet past the scheduler"
+    )
+    delete = pod_commands.add_parser("delete", help="delete a pod")
+    delete.set_defaults(module="simkubelet", function="pod_delete")
+    delete.add_argument("name", metavar="NAME")
+    listing = pod_commands.add_parser("list", help="list pods")
+    listing.set_defaults(module="simkubelet", function="pod_list")
+
+    node = sim_commands.add_parser("node", help="the node of a running kubelet stand-in")
+    node_commands = node.add_subparsers(metavar="COMMAND", required=True)
+    show = node_commands.add_parser("show", help="capacity and allocatable")
+    show.set_defaults(module="simkubelet", function="node_show")
+    show.add_argument(
+        "--wait", metavar="RESOURCE=N", help="wait until that many devices are allocatable"
+    )
+    show.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="for --wait (default 30)"
+    )
+    restart = node_commands.add_parser("restart", help="restart the kubelet stand-in")
+    restart.set_defaults(module="simkubelet", function="node_restart")
+    for command in (create, delete, listing, show, restart):
+        _add_kubelet_dir(command)
+        command.add_argument("--json", action="store_true", help="print JSON")
+
+    inject = sim_commands.add_parser("inject", help="let a fault befall a simulated GPU")
+    inject.set_defaults(module="siminject", function="inject")
+    where = inject.add_mutually_exclusive_group(required=True)
+    where.add_argument("--kubelet-dir", metavar="DIR", help="folder that the node serves")
+    where.add_argument("--control", metavar="SOCKET", help="the node's control socket itself")
+    inject.add_argument("--gpu", required=True, metavar="INDEX|UUID")
+    what = inject.add_mutually_exclusive_group(required=True)
+    what.add_argument("--xid", type=int, metavar="N", help="the driver reports Xid N")
+    what.add_argument("--ecc", choices=("corrected", "uncorrectable"), help="an ECC event")
+    what.add_argument("--lost", action="store_true", help="the GPU stops answering")
+    what.add_argument("--recover", action="store_true", help="the GPU was reset and is as new")
+
+
+def _add_kubelet_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kubelet-dir", required=True, metavar="DIR", help="folder that plays /var/lib/kubelet"
+    )

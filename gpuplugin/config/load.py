@@ -1,0 +1,271 @@
+"""Puts the layers together: command line > environment > file > defaults.
+
+All errors are collected, each with the key and where it was written. What cannot be honoured but
+does no harm (unknown keys) becomes a warning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from gpuplugin.config.document import Document, DocumentError, parse_document
+from gpuplugin.config.options import DEFAULT_KUBELET_DIR, OPTIONS, Option, Value
+from gpuplugin.config.schema import Settings
+from gpuplugin.config.unknown import unknown_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+    from gpuplugin.config.document import KeyPath
+
+DEFAULT_FILE = "the built-in default.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: `where` it was written, the `key` path, and what to do."""
+
+    where: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.key, self.message) if part)
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` has everything that is wrong with it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, where the file layer came from, and warnings that the user should see."""
+
+    settings: Settings
+    source: str
+    warnings: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Values of one origin, nested as in `Settings`, with the origin of each path."""
+
+    values: Mapping[str, object]
+    origins: Mapping[KeyPath, str]
+    document: Document | None = None
+
+    def where(self, path: KeyPath) -> str:
+        """Where the value at `path` was written; this layer has it."""
+        return self.document.where(path) if self.document else self.origins.get(path, "")
+
+    def depth(self, path: KeyPath) -> int:
+        """How many of the leading keys of `path` this layer has."""
+        value: object = self.values
+        for depth, key in enumerate(path):
+            value = _child(value, key)
+            if value is _ABSENT:
+                return depth
+        return len(path)
+
+
+_ABSENT = object()
+
+
+def _child(value: object, key: str | int) -> object:
+    if isinstance(value, dict):
+        return value.get(key, _ABSENT)
+    if isinstance(value, list) and isinstance(key, int) and key < len(value):
+        return value[key]
+    return _ABSENT
+
+
+def load_settings(
+    flags: Mapping[Option, str], environment: Mapping[str, str], config_file: str | None
+) -> Loaded:
+    """The settings in force.
+
+    `flags` holds the options given on the command line with their text; `config_file` is None or
+    empty for the built-in default file.
+
+    Raises:
+        ConfigError: with all problems, each naming its key and place.
+    """
+    document = read_config_file(Path(config_file)) if config_file else default_document()
+    problems: list[Problem] = []
+    layers = (
+        _flag_layer(flags, problems),
+        _variable_layer(environment, problems),
+        _Layer(_file_values(document), {}, document),
+        _Layer({"daemon": {"kubeletDir": DEFAULT_KUBELET_DIR}}, {}),
+    )
+    settings = _validate(layers, problems)
+    warnings = _warnings(document)
+    return Loaded(settings, config_file or DEFAULT_FILE, warnings)
+
+
+def read_config_file(path: Path) -> Document:
+    """Read and parse a file, unvalidated.
+
+    Raises:
+        ConfigError: it cannot be read or is not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
+    return _parse(text, str(path))
+
+
+def default_document() -> Document:
+    """The file that is in force when none is given."""
+    text = resources.files("gpuplugin.config").joinpath("default.yaml").read_text("utf-8")
+    return _parse(text, DEFAULT_FILE)
+
+
+def _parse(text: str, name: str) -> Document:
+    try:
+        return parse_document(text, name)
+    except DocumentError as error:
+        raise ConfigError([Problem("", "", str(error))]) from error
+
+
+def _file_values(document: Document) -> Mapping[str, object]:
+    """What the file may set: not the daemon's own options. An empty version means v1."""
+    values = {
+        key: value
+        for key, value in document.data.items()
+        if key != "daemon" and value is not None and not (key == "version" and value == "")
+    }
+    return cast("Mapping[str, object]", _without_nulls(values))
+
+
+def _without_nulls(value: object) -> object:
+    """A null in the file counts as absent, except where it stands for a whole strategy."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: {} if key == "timeSlicing" and item is None else _without_nulls(item)
+        for key, item in value.items()
+        if item is not None or key == "timeSlicing"
+    }
+
+
+def _flag_layer(flags: Mapping[Option, str], problems: list[Problem]) -> _Layer:
+    texts = {option: (text, option.flags[0]) for option, text in flags.items()}
+    values: dict[str, object] = {}
+    origins: dict[KeyPath, str] = {}
+    for option, (text, origin) in texts.items():
+        try:
+            _put(values, option.path, option.read(text))
+        except ValueError as error:
+            problems.append(Problem(origin, ".".join(option.path), str(error)))
+        origins[option.path] = origin
+    return _Layer(values, origins)
+
+
+def _variable_layer(environment: Mapping[str, str], problems: list[Problem]) -> _Layer:
+    values: dict[str, object] = {}
+    origins: dict[KeyPath, str] = {}
+    for option in OPTIONS:
+        variable = next((name for name in option.variables if name in environment), None)
+        if variable is None:
+            continue
+        try:
+            value = option.read_variable(environment[variable])
+        except ValueError as error:
+            problems.append(Problem(variable, ".".join(option.path), str(error)))
+            continue
+        if value is not None:
+            _put(values, option.path, value)
+            origins[option.path] = variable
+    return _Layer(values, origins)
+
+
+def _put(values: dict[str, object], path: tuple[str, ...], value: Value) -> None:
+    section = values
+    for key in path[:-1]:
+        section = cast("dict[str, object]", section.setdefault(key, {}))
+    section[path[-1]] = value
+
+
+class _LayerSource(PydanticBaseSettingsSource):
+    """Hands one layer to pydantic-settings, which merges layers key by key."""
+
+    def __init__(self, settings_class: type[BaseSettings], layer: _Layer) -> None:
+        super().__init__(settings_class)
+        self._layer = layer
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:
+        return self._layer.values.get(field.alias or field_name), field_name, False
+
+    def __call__(self) -> dict[str, object]:
+        return dict(self._layer.values)
+
+
+def _validate(layers: Sequence[_Layer], problems: list[Problem]) -> Settings:
+    class Layered(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_args: object, **_kwargs: object
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return tuple(_LayerSource(settings_cls, layer) for layer in layers)
+
+    try:
+        settings: Settings = Layered.model_validate({})
+    except ValidationError as error:
+        problems.extend(_problem(details, layers) for details in error.errors())
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _problem(details: ErrorDetails, layers: Sequence[_Layer]) -> Problem:
+    path = tuple(details["loc"])
+    layer = max(layers, key=lambda layer: layer.depth(path))
+    return Problem(layer.where(path[: layer.depth(path)]), dotted(path), _message(details))
+
+
+def dotted(path: KeyPath) -> str:
+    """`sharing.timeSlicing.resources[0].replicas`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def _message(details: ErrorDetails) -> str:
+    found = details["input"]
+    match details["type"]:
+        case "missing":
+            return "is required"
+        case "model_type" | "dict_type":
+            return f"must be a mapping of keys, found {found!r}"
+        case "value_error":
+            return details["msg"].removeprefix("Value error, ")
+        case "literal_error":
+            expected = details.get("ctx", {}).get("expected", "")
+            return f"must be {expected} (in this version), found {found!r}"
+    text = details["msg"].removeprefix("Input ")
+    return f"{text[:1].lower()}{text[1:]}, found {found!r}"
+
+
+def _warnings(document: Document) -> tuple[Problem, ...]:
+    return tuple(
+        Problem(document.where(path), dotted(path), message)
+        for path, message in unknown_keys(document.data, Settings)
+    )

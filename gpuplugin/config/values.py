@@ -1,0 +1,64 @@
+"""How single values are spelled: Go booleans, Go durations, resource names.
+
+The spellings are those of NVIDIA's plugin, so that its files and variables keep their meaning.
+"""
+
+from __future__ import annotations
+
+import re
+
+RESOURCE_PREFIX = "nvidia.com/"
+MAX_RESOURCE_NAME = 63
+
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|us|µs|ns|s)")
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+def parse_bool(text: str) -> bool:
+    """A boolean as Go's strconv.ParseBool reads it.
+
+    Raises:
+        ValueError: any other spelling, `yes` among them.
+    """
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError(f"must be true or false (or 1, 0, t, f), found {text!r}")
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds of a Go duration such as `1m30s` or `500ms`.
+
+    Raises:
+        ValueError: not a duration, or without a unit.
+    """
+    parts = _DURATION.findall(text)
+    if not parts or "".join(parts) != text:
+        raise ValueError(f"must be a duration such as 30s or 1m30s, found {text!r}")
+    total_s = 0.0
+    for part in parts:
+        number = part.rstrip("hmsuµn")
+        total_s += float(number) * _UNITS_S[part[len(number) :]]
+    return total_s
+
+
+def full_resource_name(name: str) -> str:
+    """The name with its `nvidia.com/` prefix.
+
+    Raises:
+        ValueError: too long, another prefix, or not a DNS-1123 subdomain.
+    """
+    full = name if name.startswith(RESOURCE_PREFIX) else RESOURCE_PREFIX + name
+    bare = full.removeprefix(RESOURCE_PREFIX)
+    if "/" in bare:
+        raise ValueError(f"must have the prefix {RESOURCE_PREFIX} or none, found {name!r}")
+    if not _SUBDOMAIN.fullmatch(bare):
+        raise ValueError(f"must be lower-case letters, digits, '-' and '.', found {name!r}")
+    if len(full) > MAX_RESOURCE_NAME:
+        raise ValueError(f"is {len(full)} characters long, the limit is {MAX_RESOURCE_NAME}")
+    return full

@@ -1,0 +1,218 @@
+"""The life of one resource's socket: make, register, watch, and renew it when it is of no use.
+
+A socket is renewed under another name when its file vanished, when the kubelet's stream ended and
+none came back, when the kubelet restarted (classic registration), or when it was told of the
+socket and never came. Facts behind this: docs/registration.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.daemon.sockets import identity, new_socket_path
+from gpuplugin.kubelet.observe import observed
+from gpuplugin.kubelet.pluginwatcher import registration_service
+from gpuplugin.kubelet.register import RegistrationFailed, register
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpuplugin.daemon.metrics import Metrics
+    from gpuplugin.daemon.sockets import Identity, KubeletDirs
+    from gpuplugin.daemon.vitals import Vitals
+    from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from gpuplugin.kubelet.rpc import Engine, Service
+
+POLL_S = 0.25
+STREAM_GRACE_S = 2.0
+"""Without a stream for this long after one was open, the socket is renewed."""
+
+CONNECT_GRACE_S = 10.0
+"""Time that the kubelet has to connect after it accepted a Register call."""
+
+REGISTER_TIMEOUT_S = 5.0
+STOP_GRACE_S = 1.0
+_STABLE_AFTER_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every endpoint of the daemon needs."""
+
+    dirs: KubeletDirs
+    registration: Literal["watcher", "classic", "none"]
+    engine: Engine
+    vitals: Vitals
+    metrics: Metrics
+
+
+class Endpoint:
+    """Serves one device plugin to the kubelet until cancelled."""
+
+    def __init__(self, plugin: DevicePlugin, surroundings: Surroundings) -> None:
+        self._plugin = plugin
+        self._around = surroundings
+        self._resource = plugin.snapshot.resource.name
+        self._part = f"kubelet:{self._resource}"
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        """Serve one socket after the other."""
+        backoff = Backoff(0.1, 30.0)
+        try:
+            while True:
+                started_s = time.monotonic()
+                reason = await self._serve_one_socket()
+                if time.monotonic() - started_s > _STABLE_AFTER_S:
+                    backoff.reset()
+                delay_s = backoff.next_s()
+                self._around.metrics.socket_renewals.labels(self._resource, reason).inc()
+                self._say(f"no kubelet: {reason}", ok=False)
+                log.warning(
+                    "renewing the socket of %s in %g s: %s",
+                    self._resource,
+                    delay_s,
+                    reason,
+                    extra={"event": "socket-renewal", "resource": self._resource},
+                )
+                await asyncio.sleep(delay_s)
+        finally:
+            self._around.vitals.remove(self._part)
+
+    async def _serve_one_socket(self) -> str:
+        """Serve a new socket until it is of no use; returns why that is."""
+        folder = self._folder()
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        path = new_socket_path(folder, self._resource)
+        server = await asyncio.to_thread(self._around.engine.serve, path, self._services())
+        own = identity(path)
+        log.info(
+            "serving %s on %s",
+            self._resource,
+            path,
+            extra={"event": "serving", "resource": self._resource, "socket": str(path)},
+        )
+        try:
+            if self._around.registration == "classic":
+                return await self._register_and_watch(path, own)
+            self._say(self._waiting_text(), ok=self._around.registration == "none")
+            return await self._watch(path, own, kubelet=None, must_connect=False)
+        finally:
+            self._plugin.devices.end_streams()
+            await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
+            path.unlink(missing_ok=True)
+            self._around.metrics.streams.labels(self._resource).set(0)
+
+    def _folder(self) -> Path:
+        dirs = self._around.dirs
+        classic = self._around.registration == "classic"
+        return dirs.device_plugins if classic else dirs.plugin_watcher
+
+    def _services(self) -> list[Service]:
+        observer = self._around.metrics.rpc_observer(self._resource)
+        services = [observed(self._plugin.service(), observer)]
+        if self._around.registration == "watcher":
+            services.append(registration_service(self._resource, self._status_from_thread))
+        return services
+
+    async def _register_and_watch(self, path: Path, own: Identity | None) -> str:
+        """Classic: call Register until the kubelet accepts, then watch."""
+        backoff = Backoff(0.5, 30.0)
+        while True:
+            if identity(path) != own:
+                return "socket-removed"
+            kubelet = identity(self._around.dirs.kubelet_socket)
+            if kubelet is None:
+                self._say(f"waiting for {self._around.dirs.kubelet_socket}", ok=False)
+                await asyncio.sleep(POLL_S)
+                continue
+            if await self._register(path):
+                return await self._watch(path, own, kubelet, must_connect=True)
+            await self._wait_for_another_kubelet(kubelet, backoff.next_s())
+
+    async def _register(self, path: Path) -> bool:
+        try:
+            await asyncio.to_thread(
+                register,
+                self._around.dirs.kubelet_socket,
+                path.name,
+                self._resource,
+                REGISTER_TIMEOUT_S,
+            )
+        except RegistrationFailed as error:
+            self._registered(accepted=False, error=str(error))
+            return False
+        self._registered(accepted=True, error="")
+        return True
+
+    async def _wait_for_another_kubelet(self, kubelet: Identity, timeout_s: float) -> None:
+        """Wait before the next Register, but not longer than this kubelet's socket lives."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(POLL_S)
+            if identity(self._around.dirs.kubelet_socket) != kubelet:
+                return
+
+    async def _watch(
+        self, path: Path, own: Identity | None, kubelet: Identity | None, *, must_connect: bool
+    ) -> str:
+        """Watch the socket, its streams and the kubelet; returns why the socket must be renewed."""
+        devices = self._plugin.devices
+        opened_before = devices.opened_streams
+        alone_since_s = time.monotonic()
+        while True:
+            await asyncio.sleep(POLL_S)
+            connected = devices.opened_streams > opened_before
+            if devices.open_streams:
+                alone_since_s = time.monotonic()
+                self._say("the kubelet watches the device list", ok=True)
+            elif connected:
+                self._say("the kubelet's stream has ended", ok=False)
+            self._around.metrics.streams.labels(self._resource).set(devices.open_streams)
+            if identity(path) != own:
+                return "socket-removed"
+            if kubelet and identity(self._around.dirs.kubelet_socket) not in (None, kubelet):
+                return "kubelet-restarted"
+            alone_s = time.monotonic() - alone_since_s
+            if connected and alone_s > STREAM_GRACE_S:
+                return "stream-lost"
+            if must_connect and alone_s > CONNECT_GRACE_S:
+                return "kubelet-did-not-connect"
+
+    def _status_from_thread(self, registered: bool, error: str) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._registered(accepted=registered, error=error))
+
+    def _registered(self, *, accepted: bool, error: str) -> None:
+        """The kubelet said what it makes of the plugin."""
+        around = self._around
+        result = "accepted" if accepted else "refused"
+        around.metrics.registrations.labels(self._resource, around.registration, result).inc()
+        if accepted:
+            log.info(
+                "the kubelet registered %s",
+                self._resource,
+                extra={"event": "registered", "resource": self._resource},
+            )
+            return
+        if self._say(f"the kubelet refused the plugin: {error}", ok=False):
+            log.error(
+                "the kubelet did not register %s: %s",
+                self._resource,
+                error,
+                extra={"event": "registration-failed", "resource": self._resource},
+            )
+
+    def _say(self, text: str, *, ok: bool) -> bool:
+        return self._around.vitals.set(self._part, text, ok=ok)
+
+    def _waiting_text(self) -> str:
+        if self._around.registration == "none":
+            return "serving without registration"
+        return "waiting for the kubelet's plugin watcher"

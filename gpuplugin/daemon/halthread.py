@@ -1,0 +1,89 @@
+"""A thread that makes blocking hardware calls on behalf of the event loop, with a deadline.
+
+A call that hangs keeps its thread, never the loop. While it hangs, later calls on the same thread
+are refused at once rather than queued behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from hal import HalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class HalHung(HalError):
+    """A call to the hardware did not return within its deadline."""
+
+
+class HalThread:
+    """One worker thread, made on first use; a daemon thread, so a hung call cannot hold exit."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._hung: Future[object] | None = None
+
+    async def call(
+        self, deadline_s: float, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Run `function` in the thread and wait for its result, at most `deadline_s`.
+
+        Raises:
+            HalHung: it did not return in time, or an earlier call still has not returned.
+        """
+        name = getattr(function, "__name__", "call")
+        if self._hung is not None and not self._hung.done():
+            raise HalHung(
+                f"{name} was not tried: an earlier call still hangs in the driver",
+                "Look for a stuck driver in dmesg; a hung GPU often needs a reboot",
+            )
+        self._hung = None
+        future: Future[_T] = Future()
+        self._submit(lambda: _run(future, lambda: function(*args, **kwargs)))
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), deadline_s)
+        except TimeoutError:
+            if future.done():
+                raise
+            self._hung = future  # type: ignore[assignment] # only whether it is done is asked
+            raise HalHung(
+                f"{name} did not return within {deadline_s:g} s",
+                "Look for a stuck driver in dmesg; a hung GPU often needs a reboot",
+            ) from None
+
+    def close(self) -> None:
+        """Let the thread end after the running call; nothing waits for it."""
+        if self._thread is not None:
+            self._jobs.put(None)
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+def _run(future: Future[_T], function: Callable[[], _T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except Exception as error:  # noqa: BLE001 - handed to the caller, whatever it is
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,136 @@
+"""The metrics of the daemon, on a registry of their own. How they are served is in `http`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RPC_BUCKETS_S = (
+    50e-6,
+    100e-6,
+    200e-6,
+    500e-6,
+    1e-3,
+    2e-3,
+    5e-3,
+    10e-3,
+    50e-3,
+    0.25,
+    1.0,
+)
+
+
+class Metrics:
+    """Every series that the daemon exports; labels are bounded by GPUs, resources and Xids."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        registry = self.registry
+        self.build = Info("gpuplugin_build", "Version of the plugin.", registry=registry)
+        self.rpc_seconds = Histogram(
+            "gpuplugin_rpc_duration_seconds",
+            "Time that a handler took, without the transport.",
+            ["resource", "method", "code"],
+            buckets=RPC_BUCKETS_S,
+            registry=registry,
+        )
+        self.devices = Gauge(
+            "gpuplugin_devices",
+            "Devices by what the kubelet is told of them.",
+            ["resource", "health"],
+            registry=registry,
+        )
+        self.gpu_health = Gauge(
+            "gpuplugin_gpu_health",
+            "1 for the state that the GPU is in, 0 for the others.",
+            ["uuid", "gpu", "state"],
+            registry=registry,
+        )
+        self.xids = Counter(
+            "gpuplugin_xid_events",
+            "Xids that the driver reported, application errors included.",
+            ["uuid", "gpu", "xid", "action"],
+            registry=registry,
+        )
+        self.ecc_errors = Counter(
+            "gpuplugin_ecc_events",
+            "ECC events that the driver reported.",
+            ["uuid", "gpu", "kind"],
+            registry=registry,
+        )
+        self.health_transitions = Counter(
+            "gpuplugin_gpu_health_transitions",
+            "Changes of a GPU's health state.",
+            ["uuid", "gpu", "state"],
+            registry=registry,
+        )
+        self.list_updates = Counter(
+            "gpuplugin_list_updates",
+            "New device lists that were published; an unchanged list is not.",
+            ["resource"],
+            registry=registry,
+        )
+        self.list_bytes = Gauge(
+            "gpuplugin_list_bytes",
+            "Size of the device list; the kubelet receives at most 4194304 bytes.",
+            ["resource"],
+            registry=registry,
+        )
+        self.streams = Gauge(
+            "gpuplugin_open_streams",
+            "ListAndWatch streams that are open.",
+            ["resource"],
+            registry=registry,
+        )
+        self.registrations = Counter(
+            "gpuplugin_registrations",
+            "What came of registrations with the kubelet.",
+            ["resource", "mode", "result"],
+            registry=registry,
+        )
+        self.socket_renewals = Counter(
+            "gpuplugin_socket_renewals",
+            "New sockets that were made because the old one was of no use, by reason.",
+            ["resource", "reason"],
+            registry=registry,
+        )
+        self.monitor_failures = Counter(
+            "gpuplugin_monitor_failures",
+            "Failed attempts to open the driver or to watch the GPUs.",
+            ["stage"],
+            registry=registry,
+        )
+        self.monitor_blind = Gauge(
+            "gpuplugin_monitor_blind",
+            "1 while the GPUs cannot be watched and are reported Unhealthy for that.",
+            registry=registry,
+        )
+        self.task_restarts = Counter(
+            "gpuplugin_task_restarts",
+            "Tasks of the daemon that failed and were started again.",
+            ["task"],
+            registry=registry,
+        )
+
+    def rpc_observer(self, resource: str) -> Callable[[str, str, float], None]:
+        """A callable that records (method, code, seconds) of calls for a resource."""
+        children: dict[tuple[str, str], Histogram] = {}
+
+        def observe(method: str, code: str, duration_s: float) -> None:
+            child = children.get((method, code))
+            if child is None:
+                child = self.rpc_seconds.labels(resource=resource, method=method, code=code)
+                children[method, code] = child
+            child.observe(duration_s)
+
+        return observe

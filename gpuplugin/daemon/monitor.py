@@ -1,0 +1,201 @@
+"""Watches the hardware: opens the driver, waits for events, probes and rescans at a period.
+
+Every hardware call runs in a thread of its own with a deadline; results go to the `Node`. A monitor
+that cannot watch says so: after some failures in a row the GPUs count as Unhealthy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.daemon.halthread import HalHung, HalThread
+from gpuplugin.daemon.supervisor import Fatal
+from hal import HalError, Probe, UnknownGpu
+
+if TYPE_CHECKING:
+    from gpuplugin.daemon.metrics import Metrics
+    from gpuplugin.daemon.node import Node
+    from gpuplugin.daemon.vitals import Vitals
+    from hal import Backend
+
+FAILURES_UNTIL_BLIND = 3
+_OPEN_DEADLINE_S = 60.0
+_CALL_DEADLINE_S = 20.0
+_WAIT_S = 5.0
+_CLOSE_DEADLINE_S = 3.0
+_STABLE_AFTER_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class MonitorFailed(Exception):
+    """The hardware cannot be watched any more; the driver must be opened anew."""
+
+
+class Monitor:
+    """The task that keeps the node's state true to the hardware."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        node: Node,
+        vitals: Vitals,
+        metrics: Metrics,
+        *,
+        probe_interval_s: float,
+        fail_on_init_error: bool,
+    ) -> None:
+        self._backend = backend
+        self._node = node
+        self._vitals = vitals
+        self._metrics = metrics
+        self._probe_interval_s = probe_interval_s
+        self._fail_on_init_error = fail_on_init_error
+        self._events_thread = HalThread("hal-events")
+        self._query_thread = HalThread("hal-query")
+        self._opened_before = False
+
+    async def run(self) -> None:
+        """Open, watch, and open again when watching fails. Never returns.
+
+        Raises:
+            Fatal: the driver cannot be opened at start and the user asked to exit then.
+        """
+        try:
+            await self._run()
+        finally:
+            await self._close()
+            self._events_thread.close()
+            self._query_thread.close()
+
+    async def _run(self) -> None:
+        backoff = Backoff(1.0, 30.0)
+        while True:
+            await self._open()
+            watched_since_s = time.monotonic()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._watch_events(), name="events")
+                    tasks.create_task(self._probe_and_rescan(), name="probes")
+            except* MonitorFailed as failures:
+                reason = str(failures.exceptions[0])
+                self._node.blinded(reason)
+                self._vitals.set("monitor", reason, ok=False)
+                log.error(  # noqa: TRY400 - the text says it all
+                    "the GPUs cannot be watched and count as Unhealthy: %s",
+                    reason,
+                    extra={"event": "monitor-blind"},
+                )
+            await self._close()
+            if time.monotonic() - watched_since_s > _STABLE_AFTER_S:
+                backoff.reset()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _open(self) -> None:
+        backoff = Backoff(1.0, 30.0)
+        while True:
+            try:
+                await self._query_thread.call(_OPEN_DEADLINE_S, self._backend.open)
+                gpus = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.gpus)
+                # A driver that lists but cannot watch is not open: never blindly Healthy.
+                events = await self._events_thread.call(
+                    _CALL_DEADLINE_S, self._backend.wait_events, 0.0
+                )
+            except HalError as error:
+                self._open_failed(error)
+                await asyncio.sleep(backoff.next_s())
+                continue
+            self._opened_before = True
+            self._node.enumerated(gpus)
+            self._node.happened(events)
+            self._node.blinded("")
+            self._set_watching(len(gpus))
+            return
+
+    def _open_failed(self, error: HalError) -> None:
+        self._metrics.monitor_failures.labels(stage="open").inc()
+        if self._fail_on_init_error and not self._opened_before:
+            raise Fatal(str(error))
+        if self._vitals.set("monitor", str(error), ok=False):
+            log.error(
+                "the driver cannot be opened, trying again: %s",
+                error,
+                extra={"event": "driver-unavailable", "error": type(error).__name__},
+            )
+
+    def _set_watching(self, count: int) -> None:
+        if count:
+            text = f"watching {count} GPUs, driver {self._backend.driver_version}"
+        else:
+            text = f"driver {self._backend.driver_version} lists no GPU; looking again"
+        if self._vitals.set("monitor", text, ok=count > 0):
+            log.info(text, extra={"event": "monitor"})
+
+    async def _watch_events(self) -> None:
+        backoff = Backoff(0.1, 5.0)
+        failures = 0
+        while True:
+            try:
+                events = await self._events_thread.call(
+                    _WAIT_S + _CALL_DEADLINE_S, self._backend.wait_events, _WAIT_S
+                )
+            except HalError as error:
+                failures += 1
+                self._failed("events", failures, error)
+                await asyncio.sleep(backoff.next_s())
+                continue
+            failures = 0
+            backoff.reset()
+            if events:
+                self._node.happened(events)
+
+    async def _probe_and_rescan(self) -> None:
+        failures = 0
+        while True:
+            await asyncio.sleep(self._probe_interval_s)
+            try:
+                gpus = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.gpus)
+                self._node.enumerated(gpus)
+                self._node.probed(await self._probe_all())
+            except HalError as error:
+                failures += 1
+                self._failed("probe", failures, error)
+                continue
+            failures = 0
+            self._set_watching(len(gpus))
+
+    async def _probe_all(self) -> dict[str, Probe]:
+        probes: dict[str, Probe] = {}
+        for gpu in self._node.gpus:
+            try:
+                probes[gpu.uuid] = await self._query_thread.call(
+                    _CALL_DEADLINE_S, self._backend.probe, gpu.uuid
+                )
+            except UnknownGpu:
+                continue  # listed by an earlier driver; the board already has it as lost
+        return probes
+
+    def _failed(self, stage: str, failures: int, error: HalError) -> None:
+        self._metrics.monitor_failures.labels(stage=stage).inc()
+        log.warning(
+            "%s failed (%d in a row): %s",
+            stage,
+            failures,
+            error,
+            extra={"event": "monitor-failure", "stage": stage},
+        )
+        if failures >= FAILURES_UNTIL_BLIND:
+            raise MonitorFailed(f"{stage} failed {failures} times in a row: {error}")
+
+    async def _close(self) -> None:
+        closer = HalThread("hal-close")  # the others may hang in the driver
+        try:
+            await closer.call(_CLOSE_DEADLINE_S, self._backend.close)
+        except HalHung:
+            log.warning("the driver did not close in time", extra={"event": "close-timeout"})
+        finally:
+            closer.close()

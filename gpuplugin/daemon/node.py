@@ -1,0 +1,222 @@
+"""The node's state: GPUs, their health, and what is published of them. Event loop only.
+
+Whoever learns something (the monitor) calls a method here; whoever serves (the endpoints) is handed
+the plugin of each resource. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.health import Status
+from gpuplugin.core.healthboard import HealthBoard
+from gpuplugin.core.inventory import Inventory, build_inventory
+from gpuplugin.kubelet.deviceplugin import DevicePlugin
+from gpuplugin.kubelet.snapshot import ListTooLarge, snapshot_of
+from hal import EccError, GpuState, XidError, lookup_xid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuplugin.core.health import HealthPolicy
+    from gpuplugin.core.healthboard import Transition
+    from gpuplugin.core.inventory import Resource
+    from gpuplugin.core.sharing import TimeSlicing
+    from gpuplugin.daemon.metrics import Metrics
+    from gpuplugin.daemon.vitals import Vitals
+    from hal import Event, Gpu, Probe
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """What the daemon knows; `plugins` has one entry per resource that is served."""
+
+    def __init__(
+        self, sharing: TimeSlicing, policy: HealthPolicy, vitals: Vitals, metrics: Metrics
+    ) -> None:
+        self._sharing = sharing
+        self._policy = policy
+        self._vitals = vitals
+        self._metrics = metrics
+        self._gpus: dict[str, Gpu] = {}
+        self._board = HealthBoard()
+        self._inventory = Inventory()
+        self._plugins: dict[str, DevicePlugin] = {}
+        self.resources_changed = asyncio.Event()
+        vitals.set("inventory", "no GPU was listed yet", ok=False)
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """GPUs as last enumerated; one that vanished is kept as lost."""
+        return tuple(self._gpus.values())
+
+    @property
+    def board(self) -> HealthBoard:
+        """Health of the GPUs."""
+        return self._board
+
+    @property
+    def plugins(self) -> Mapping[str, DevicePlugin]:
+        """The device plugin of each resource, by name."""
+        return self._plugins
+
+    def enumerated(self, gpus: Iterable[Gpu]) -> None:
+        """The backend listed its GPUs."""
+        found = {gpu.uuid: gpu for gpu in gpus}
+        # A GPU that may be in use is never dropped: the kubelet would call it Healthy.
+        missing = {
+            uuid: replace(gpu, state=GpuState.LOST)
+            for uuid, gpu in self._gpus.items()
+            if uuid not in found
+        }
+        listed = found | missing
+        changed = listed != self._gpus
+        self._gpus = listed
+        self._set_board(self._board.with_gpus(listed.values(), time.monotonic()))
+        if changed:
+            self._rebuild()
+        self._publish()
+
+    def happened(self, events: Iterable[Event]) -> None:
+        """Events of one wait: applied together, published once."""
+        now_s = time.monotonic()
+        board = self._board
+        for event in events:
+            self._count(event)
+            board = board.with_event(event, now_s)
+        self._set_board(board)
+        self._publish()
+
+    def probed(self, probes: Mapping[str, Probe]) -> None:
+        """Probes of one round: applied together, published once."""
+        now_s = time.monotonic()
+        board = self._board
+        for uuid, probe in probes.items():
+            board = board.with_probe(uuid, probe, now_s, self._policy)
+        self._set_board(board)
+        self._publish()
+
+    def blinded(self, why: str) -> None:
+        """The GPUs cannot be watched (`why`), or can be again (empty text)."""
+        if why == self._board.blind:
+            return
+        self._metrics.monitor_blind.set(1 if why else 0)
+        self._board = self._board.blinded(why)
+        self._publish()
+
+    def _set_board(self, board: HealthBoard) -> None:
+        transitions = board.transitions_from(self._board)
+        self._board = board
+        for transition in transitions:
+            self._tell(transition)
+
+    def _rebuild(self) -> None:
+        """Make snapshots of a changed inventory; a resource that cannot be served is left out."""
+        self._inventory = build_inventory(self._gpus.values(), self._sharing)
+        plugins: dict[str, DevicePlugin] = {}
+        for resource in self._inventory.resources:
+            plugin = self._plugin_of(resource)
+            if plugin is not None:
+                plugins[resource.name] = plugin
+        self._plugins = plugins
+        self.resources_changed.set()
+
+    def _plugin_of(self, resource: Resource) -> DevicePlugin | None:
+        try:
+            snapshot = snapshot_of(resource)
+        except ListTooLarge as error:
+            if self._vitals.set(f"list:{resource.name}", str(error), ok=False):
+                log.error(str(error), extra={"event": "list-too-large", "resource": resource.name})  # noqa: TRY400 - the text says it all
+            return None
+        self._vitals.remove(f"list:{resource.name}")
+        plugin = self._plugins.get(resource.name) or DevicePlugin(snapshot)
+        plugin.update(snapshot, self._board.healthy)
+        return plugin
+
+    def _publish(self) -> None:
+        """Send new lists where they changed and refresh what is shown."""
+        for name, plugin in self._plugins.items():
+            if plugin.update(plugin.snapshot, self._board.healthy):
+                self._metrics.list_updates.labels(resource=name).inc()
+        self._show()
+
+    def _show(self) -> None:
+        devices = self._metrics.devices
+        devices.clear()
+        total = healthy = 0
+        for name, plugin in self._plugins.items():
+            listed = plugin.snapshot.resource.devices
+            good = sum(self._board.healthy(device.gpu_uuid) for device in listed)
+            devices.labels(resource=name, health="Healthy").set(good)
+            devices.labels(resource=name, health="Unhealthy").set(len(listed) - good)
+            self._metrics.list_bytes.labels(resource=name).set(plugin.devices.size_bytes)
+            total += len(listed)
+            healthy += good
+        for uuid, health in self._board.gpus.items():
+            for status in Status:
+                self._metrics.gpu_health.labels(uuid, self._index(uuid), status.value).set(
+                    health.status is status
+                )
+        if self._gpus:
+            text = f"{len(self._gpus)} GPUs, {healthy} of {total} devices healthy"
+            self._vitals.set("inventory", text, ok=bool(self._plugins))
+
+    def _count(self, event: Event) -> None:
+        uuid = event.uuid or ""
+        match event:
+            case XidError(xid=code):
+                xid = lookup_xid(code)
+                self._metrics.xids.labels(uuid, self._index(uuid), code, xid.action.value).inc()
+                log.warning(
+                    "Xid %d on GPU %s: %s",
+                    code,
+                    self._index(uuid) or "unknown",
+                    xid.meaning,
+                    extra={
+                        "event": "xid",
+                        "uuid": uuid,
+                        "xid": code,
+                        "action": xid.action.value,
+                        "fatal": not xid.action.application_error,
+                    },
+                )
+            case EccError(uncorrectable=uncorrectable):
+                kind = "uncorrectable" if uncorrectable else "corrected"
+                self._metrics.ecc_errors.labels(uuid, self._index(uuid), kind).inc()
+
+    def _tell(self, transition: Transition) -> None:
+        uuid, after = transition.uuid, transition.after
+        if transition.before is None and after is Status.HEALTHY:
+            log.info(
+                "GPU %s is listed",
+                self._index(uuid),
+                extra={"event": "gpu-listed", "uuid": uuid},
+            )
+            return
+        self._metrics.health_transitions.labels(uuid, self._index(uuid), after.value).inc()
+        level = logging.INFO if after is Status.HEALTHY else logging.WARNING
+        reason = f": {transition.reason}" if transition.reason else ""
+        log.log(
+            level,
+            "GPU %s is %s%s",
+            self._index(uuid),
+            after.value,
+            reason,
+            extra={
+                "event": "gpu-health",
+                "uuid": uuid,
+                "state": after.value,
+                "reason": transition.reason,
+                "action": transition.action,
+                "xid": transition.xid,
+            },
+        )
+
+    def _index(self, uuid: str) -> str:
+        gpu = self._gpus.get(uuid)
+        return str(gpu.index) if gpu else ""

@@ -1,0 +1,52 @@
+"""Keeps a task running: one that fails is restarted with back-off, and shows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from gpuplugin.daemon.backoff import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gpuplugin.daemon.metrics import Metrics
+    from gpuplugin.daemon.vitals import Vitals
+
+_STABLE_AFTER_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Fatal(Exception):
+    """A failure that must end the daemon; the text is for the person who reads the log."""
+
+
+async def supervise(
+    name: str, task: Callable[[], Awaitable[None]], vitals: Vitals, metrics: Metrics
+) -> None:
+    """Run `task` for ever. If it ends or fails, start it again: 0.2 s later, at most 30 s.
+
+    Raises:
+        Fatal: the task asked for the end of the daemon.
+    """
+    backoff = Backoff(0.2, 30.0)
+    while True:
+        started_s = time.monotonic()
+        try:
+            await task()
+            reason = "it ended"
+        except Fatal:
+            raise
+        except Exception as error:
+            log.exception("task failed", extra={"event": "task-failed", "task": name})
+            reason = f"{type(error).__name__}: {error}"
+        if time.monotonic() - started_s > _STABLE_AFTER_S:
+            backoff.reset()
+        delay_s = backoff.next_s()
+        metrics.task_restarts.labels(task=name).inc()
+        vitals.set(f"task:{name}", f"restarting in {delay_s:g} s: {reason}", ok=False)
+        await asyncio.sleep(delay_s)
+        vitals.remove(f"task:{name}")

@@ -1,0 +1,136 @@
+"""The device plugin service of one resource (v1beta1), as bytes -> bytes handlers.
+
+Two laws hold here: GetPreferredAllocation never fails, and no call waits on hardware. Handlers read
+one immutable snapshot; the daemon swaps it in a single assignment.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from gpuplugin.core.allocation import AllocationError, check_request
+from gpuplugin.core.preference import distributed
+from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.publication import Publication
+from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from gpuplugin.kubelet.snapshot import allocate_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gpuplugin.kubelet.rpc import Subscription
+    from gpuplugin.kubelet.snapshot import ResourceSnapshot
+
+SERVICE_NAME = "v1beta1.DevicePlugin"
+API_VERSION = "v1beta1"
+MAX_STREAMS = 8
+"""ListAndWatch streams at a time; the kubelet needs one, two while it reconnects."""
+
+OPTIONS = pb.DevicePluginOptions(pre_start_required=False, get_preferred_allocation_available=True)
+_OPTIONS_BYTES = OPTIONS.SerializeToString()
+_EMPTY = b""
+
+log = logging.getLogger(__name__)
+
+_M = TypeVar("_M", bound=Message)
+
+
+class DevicePlugin:
+    """Handlers for one resource; `devices` is the published device list."""
+
+    def __init__(self, snapshot: ResourceSnapshot) -> None:
+        self._snapshot = snapshot
+        self.devices = Publication()
+
+    @property
+    def snapshot(self) -> ResourceSnapshot:
+        """What the handlers answer from at this moment."""
+        return self._snapshot
+
+    def update(self, snapshot: ResourceSnapshot, is_healthy: Callable[[str], bool]) -> bool:
+        """Answer from `snapshot` from now on; True if the list changed and streams get it."""
+        self._snapshot = snapshot
+        return self.devices.publish(snapshot.device_list(is_healthy))
+
+    def service(self) -> Service:
+        """The table for an engine."""
+        return Service(
+            name=SERVICE_NAME,
+            unary={
+                "GetDevicePluginOptions": self.options,
+                "GetPreferredAllocation": self.preferred_allocation,
+                "Allocate": self.allocate,
+                "PreStartContainer": self.pre_start_container,
+            },
+            streams={"ListAndWatch": self.list_and_watch},
+        )
+
+    def options(self, _request: bytes) -> bytes:
+        """GetDevicePluginOptions."""
+        return _OPTIONS_BYTES
+
+    def pre_start_container(self, _request: bytes) -> bytes:
+        """PreStartContainer: nothing to do; the options say that it is not required."""
+        return _EMPTY
+
+    def list_and_watch(self, wake: Callable[[], None]) -> Subscription:
+        """ListAndWatch."""
+        if self.devices.open_streams >= MAX_STREAMS:
+            raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are open already")
+        return self.devices.subscribe(wake)
+
+    def allocate(self, request: bytes) -> bytes:
+        """Allocate: one answer per container, in the order of the request."""
+        snapshot = self._snapshot
+        containers = _parse(pb.AllocateRequest, request).container_requests
+        try:
+            return b"".join(
+                _allocate_container(snapshot, container.devices_ids) for container in containers
+            )
+        except AllocationError as error:
+            raise RpcError(RpcCode.INVALID_ARGUMENT, str(error)) from error
+
+    def preferred_allocation(self, request: bytes) -> bytes:
+        """GetPreferredAllocation: one choice per container; never fails on a readable request."""
+        snapshot = self._snapshot
+        containers = _parse(pb.PreferredAllocationRequest, request).container_requests
+        return pb.PreferredAllocationResponse(
+            container_responses=[
+                pb.ContainerPreferredAllocationResponse(deviceIDs=_prefer(snapshot, container))
+                for container in containers
+            ]
+        ).SerializeToString()
+
+
+def _allocate_container(snapshot: ResourceSnapshot, device_ids: Sequence[str]) -> bytes:
+    """Serialised answers of containers concatenate to that of the request (proto3 encoding)."""
+    if len(device_ids) == 1 and (answer := snapshot.single_answers.get(device_ids[0])):
+        return answer
+    uuids = check_request(snapshot.resource, snapshot.single_answers, device_ids)
+    return allocate_answer([uuids])
+
+
+def _prefer(
+    snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
+) -> tuple[str, ...]:
+    available = tuple(request.available_deviceIDs)
+    must_include = tuple(request.must_include_deviceIDs)
+    try:
+        return distributed(snapshot.preference, available, must_include, request.allocation_size)
+    except Exception:  # An error here would fail every new pod of the node: a plain choice serves.
+        log.exception("preference policy failed; answering with the first available devices")
+        plain = dict.fromkeys((*must_include, *available))
+        return tuple(plain)[: max(request.allocation_size, len(must_include))]
+
+
+def _parse(kind: type[_M], data: bytes) -> _M:
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        text = f"the request is not a {kind.DESCRIPTOR.full_name}: {error}"
+        raise RpcError(RpcCode.INVALID_ARGUMENT, text) from error
+    return message

@@ -1,0 +1,51 @@
+"""The plugin watcher's registration service (pluginregistration.v1), as bytes -> bytes handlers.
+
+The kubelet finds the socket in `plugins_registry`, asks GetInfo, and says what came of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+
+from gpuplugin.kubelet.deviceplugin import API_VERSION
+from gpuplugin.kubelet.proto import pluginregistration_pb2 as pb
+from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SERVICE_NAME = "pluginregistration.Registration"
+PLUGIN_TYPE = "DevicePlugin"
+
+
+def registration_service(resource: str, on_status: Callable[[bool, str], None]) -> Service:
+    """The service for one resource.
+
+    `on_status` gets (registered, error text), in any thread. Registered is no proof of a working
+    list: the kubelet says so even when ListAndWatch breaks right after.
+    """
+    # An empty endpoint means "this socket": in a container the path differs from the host's.
+    info = pb.PluginInfo(
+        type=PLUGIN_TYPE, name=resource, endpoint="", supported_versions=[API_VERSION]
+    ).SerializeToString()
+
+    def get_info(_request: bytes) -> bytes:
+        return info
+
+    def notify(request: bytes) -> bytes:
+        status = pb.RegistrationStatus()
+        try:
+            status.ParseFromString(request)
+        except DecodeError as error:
+            text = f"not a RegistrationStatus: {error}"
+            raise RpcError(RpcCode.INVALID_ARGUMENT, text) from error
+        on_status(status.plugin_registered, status.error)
+        return b""
+
+    return Service(
+        name=SERVICE_NAME,
+        unary={"GetInfo": get_info, "NotifyRegistrationStatus": notify},
+        streams={},
+    )

@@ -1,0 +1,1 @@
+"""Messages of the kubelet's interfaces, generated from the .proto files by `make proto`."""

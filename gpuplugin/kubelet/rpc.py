@@ -1,0 +1,107 @@
+"""The seam between services and the engine that carries them: tables of bytes -> bytes handlers.
+
+A handler may be called from any thread, several at a time. What a service answers is decided in
+`deviceplugin` and `pluginwatcher`; how bytes travel, in an engine such as `engine_grpcio`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""The kubelet receives nothing larger (gRPC's default limit, which it does not raise)."""
+
+MAX_SOCKET_PATH_BYTES = 107
+"""A unix socket's path must be shorter than 108 bytes on Linux (unix(7))."""
+
+
+class RpcCode(IntEnum):
+    """gRPC status codes that services here answer with; the numbers are gRPC's."""
+
+    OK = 0
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    RESOURCE_EXHAUSTED = 8
+    INTERNAL = 13
+
+
+class RpcError(Exception):
+    """A call that is answered with an error status."""
+
+    def __init__(self, code: RpcCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Subscription(Protocol):
+    """One open stream's view of a published value: only the newest is kept."""
+
+    closed: bool
+    """True once the publisher wants the stream to end."""
+
+    def take(self) -> bytes | None:
+        """The newest message that was not taken yet, or None if there is none."""
+        ...
+
+    def close(self) -> None:
+        """The stream has ended; safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A gRPC service: `name` is `package.Service`, the keys are method names.
+
+    A unary handler takes the request's bytes and returns the answer's, or raises `RpcError`. A
+    stream handler is given a callable that wakes the engine when there is something to take (from
+    any thread) and returns the stream's subscription, or raises `RpcError`.
+    """
+
+    name: str
+    unary: Mapping[str, Callable[[bytes], bytes]]
+    streams: Mapping[str, Callable[[Callable[[], None]], Subscription]]
+
+
+class Server(Protocol):
+    """A running server on one unix socket."""
+
+    def stop(self, grace_s: float) -> None:
+        """Stop accepting, let running calls end for `grace_s`, remove the socket. Blocks."""
+        ...
+
+
+class Engine(Protocol):
+    """Carries services over unix sockets."""
+
+    def serve(self, socket_path: Path, services: Sequence[Service]) -> Server:
+        """Listen on `socket_path` and serve in background threads.
+
+        Raises:
+            SocketError: the socket cannot be made; the text says why.
+        """
+        ...
+
+
+class SocketError(Exception):
+    """A socket that cannot be served on."""
+
+
+def check_socket_path(path: Path) -> None:
+    """Refuse a path that the operating system cannot bind, with a text that says so.
+
+    Raises:
+        SocketError: the path is too long.
+    """
+    length = len(str(path).encode())
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise SocketError(
+            f"socket path {path} is {length} bytes long, the limit is {MAX_SOCKET_PATH_BYTES}; "
+            "choose a shorter --kubelet-dir"
+        )

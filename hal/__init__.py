@@ -1,0 +1,60 @@
+"""The hardware abstraction layer: what a GPU is and how to watch it.
+
+This package knows no Kubernetes and no simulation. A backend implements `Backend`; the value types
+that cross it, the errors it raises and the Xid catalogue are exported here.
+"""
+
+from hal.backend import Backend
+from hal.errors import (
+    DriverNotFound,
+    DriverUnavailable,
+    GpuLost,
+    HalError,
+    NotSupported,
+    UnknownGpu,
+)
+from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
+from hal.types import (
+    ComputeProcess,
+    Gpu,
+    GpuState,
+    Link,
+    LinkKind,
+    MigDevice,
+    Probe,
+    RecoveryAction,
+    Telemetry,
+    ThrottleReason,
+    TimeSliceLevel,
+)
+from hal.xid import Xid, XidAction, XidScope, lookup_xid
+
+__all__ = [
+    "Backend",
+    "ComputeProcess",
+    "DriverNotFound",
+    "DriverUnavailable",
+    "EccError",
+    "Event",
+    "Gpu",
+    "GpuAppeared",
+    "GpuDisappeared",
+    "GpuLost",
+    "GpuState",
+    "HalError",
+    "Link",
+    "LinkKind",
+    "MigDevice",
+    "NotSupported",
+    "Probe",
+    "RecoveryAction",
+    "Telemetry",
+    "ThrottleReason",
+    "TimeSliceLevel",
+    "UnknownGpu",
+    "Xid",
+    "XidAction",
+    "XidError",
+    "XidScope",
+    "lookup_xid",
+]

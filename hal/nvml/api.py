@@ -1,0 +1,341 @@
+"""The part of NVML that the backend uses, typed: calls, values, return codes, and error mapping.
+
+`NvmlApi` speaks NVML's language: handles, masks, milliwatts. What they mean for the project is
+decided in the other modules of this package; the real implementation is `hal.nvml.binding`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Final, NewType, Protocol
+
+from hal.errors import DriverNotFound, DriverUnavailable, GpuLost, HalError, NotSupported
+from hal.nvml.library import LIBRARY, REMEDY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Handle = NewType("Handle", int)
+"""A device as NVML knows it: a pointer, equal for equal devices until NVML is shut down."""
+
+EventSet = NewType("EventSet", int)
+
+NO_INSTANCE: Final = 0xFFFFFFFF
+"""NVML's "no GPU instance" and "no compute instance"."""
+
+
+class Code(IntEnum):
+    """NVML's return codes that the backend tells apart."""
+
+    UNINITIALIZED = 1
+    INVALID_ARGUMENT = 2
+    NOT_SUPPORTED = 3
+    NO_PERMISSION = 4
+    NOT_FOUND = 6
+    DRIVER_NOT_LOADED = 9
+    TIMEOUT = 10
+    LIBRARY_NOT_FOUND = 12
+    FUNCTION_NOT_FOUND = 13
+    GPU_IS_LOST = 15
+    RESET_REQUIRED = 16
+    LIB_RM_VERSION_MISMATCH = 18
+    ARGUMENT_VERSION_MISMATCH = 25
+    GPU_NOT_FOUND = 28
+    UNKNOWN = 999
+
+
+DRIVER_GONE: Final = frozenset(
+    {Code.UNINITIALIZED, Code.DRIVER_NOT_LOADED, Code.LIB_RM_VERSION_MISMATCH}
+)
+LOST: Final = frozenset({Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.GPU_NOT_FOUND})
+UNSUPPORTED: Final = frozenset(
+    {
+        Code.NOT_SUPPORTED,
+        Code.FUNCTION_NOT_FOUND,
+        Code.ARGUMENT_VERSION_MISMATCH,
+        Code.NO_PERMISSION,
+    }
+)
+
+
+class NvmlError(Exception):
+    """A call to NVML failed: `code` is its return code (see `Code`), `text` its own words."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        self.code = code
+        self.text = text or f"NVML error {code}"
+        super().__init__(f"{self.text} ({code})")
+
+    @property
+    def is_lost(self) -> bool:
+        """True if it says that the GPU no longer answers."""
+        return self.code in LOST
+
+    @property
+    def is_driver_gone(self) -> bool:
+        """True if it says that the whole driver does not answer."""
+        return self.code in DRIVER_GONE
+
+    @property
+    def is_unsupported(self) -> bool:
+        """True if it says that this GPU, driver or user cannot do what was asked."""
+        return self.code in UNSUPPORTED
+
+
+def hal_error(err: NvmlError, doing: str, uuid: str | None = None) -> HalError:
+    """The HAL's error for an NVML error that came up while `doing` something (to GPU `uuid`)."""
+    where = f" of GPU {uuid}" if uuid else ""
+    cause = f"{doing}{where} failed: {err}"
+    if err.code == Code.LIBRARY_NOT_FOUND:
+        return DriverNotFound(LIBRARY, ("the loader's own search path",), REMEDY)
+    if err.code == Code.LIB_RM_VERSION_MISMATCH:
+        return DriverUnavailable(
+            cause, "The driver was updated under running programs: reload its modules or reboot"
+        )
+    if err.is_driver_gone:
+        return DriverUnavailable(
+            cause, "Check that the kernel module nvidia is loaded ('lsmod', 'dmesg')"
+        )
+    if err.is_lost and uuid is not None:
+        return GpuLost(uuid, str(err))
+    if err.is_unsupported:
+        return NotSupported(cause, "Use a newer driver, or do without")
+    return HalError(cause, "See the driver's messages in 'dmesg'")
+
+
+class EventType(IntFlag):
+    """NVML's event types that the backend subscribes to."""
+
+    SINGLE_BIT_ECC = 0x1
+    DOUBLE_BIT_ECC = 0x2
+    XID = 0x8
+
+
+class Clock(IntEnum):
+    """NVML's clock domains that the backend reads."""
+
+    SM = 1
+    MEMORY = 2
+
+
+class EccKind(IntEnum):
+    """Kinds of ECC error that NVML counts."""
+
+    CORRECTED = 0
+    UNCORRECTED = 1
+
+
+class Field(IntEnum):
+    """NVML's field ids that the backend reads."""
+
+    RECOVERY_ACTION = 230
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of device memory; `used` does without what the driver keeps, where NVML can tell."""
+
+    total: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class MigAttributes:
+    """How much of its GPU a MIG device has; the memory is in MiB."""
+
+    gpu_slices: int
+    compute_slices: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventData:
+    """One event; `data` is the Xid of a `XID` event, instances are `NO_INSTANCE` where none."""
+
+    device: Handle
+    type: int
+    data: int
+    gpu_instance: int
+    compute_instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemappedRows:
+    """What the row remapper of a GPU has done and could not do."""
+
+    corrected: int
+    uncorrected: int
+    pending: bool
+    failure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process with a compute context; memory in bytes, None where NVML cannot tell."""
+
+    pid: int
+    memory: int | None
+    gpu_instance: int
+    compute_instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSample:
+    """How busy a process kept the SMs (percent) in the sample period up to `timestamp_us`."""
+
+    pid: int
+    timestamp_us: int
+    sm_percent: int
+
+
+class NvmlApi(Protocol):
+    """NVML's calls under short names. Every call raises `NvmlError`, and nothing else."""
+
+    def init(self) -> None:
+        """Connect to the driver; counted, each call needs its `shutdown`."""
+        ...
+
+    def shutdown(self) -> None:
+        """Undo one `init`; the library stays loaded."""
+        ...
+
+    def driver_version(self) -> str:
+        """The driver's version, for example `580.105.08`."""
+        ...
+
+    def process_name(self, pid: int) -> str:
+        """The path of the process' program."""
+        ...
+
+    def device_count(self) -> int:
+        """How many GPUs there are, lost ones included until NVML is initialised anew."""
+        ...
+
+    def handle_by_index(self, index: int) -> Handle:
+        """The GPU at NVML's index."""
+        ...
+
+    def uuid(self, device: Handle) -> str:
+        """The UUID of a GPU or MIG device."""
+        ...
+
+    def name(self, device: Handle) -> str:
+        """The product name of a GPU; that of a MIG device ends with its profile."""
+        ...
+
+    def minor(self, device: Handle) -> int:
+        """The N of `/dev/nvidiaN`."""
+        ...
+
+    def pci_bus_id(self, device: Handle) -> str:
+        """The PCI address in NVML's spelling."""
+        ...
+
+    def memory(self, device: Handle) -> Memory:
+        """The memory of a GPU or MIG device."""
+        ...
+
+    def compute_capability(self, device: Handle) -> tuple[int, int]:
+        """The CUDA compute capability, major and minor."""
+        ...
+
+    def mig_mode(self, device: Handle) -> bool:
+        """Whether MIG is in force now."""
+        ...
+
+    def max_mig_devices(self, device: Handle) -> int:
+        """One more than the highest index that a MIG device can have."""
+        ...
+
+    def mig_handle(self, device: Handle, index: int) -> Handle:
+        """The MIG device at an index; `NOT_FOUND` where there is none."""
+        ...
+
+    def gpu_instance(self, mig: Handle) -> int:
+        """The id of the GPU instance of a MIG device."""
+        ...
+
+    def compute_instance(self, mig: Handle) -> int:
+        """The id of the compute instance of a MIG device."""
+        ...
+
+    def mig_attributes(self, mig: Handle) -> MigAttributes:
+        """What a MIG device has of its GPU."""
+        ...
+
+    def event_set_create(self) -> EventSet:
+        """Make an empty event set."""
+        ...
+
+    def event_set_free(self, events: EventSet) -> None:
+        """Let go of an event set; nobody may wait on it."""
+        ...
+
+    def event_types(self, device: Handle) -> int:
+        """The mask of the event types that the GPU can report."""
+        ...
+
+    def event_register(self, device: Handle, types: int, events: EventSet) -> None:
+        """Have the GPU's events of these types delivered to the set."""
+        ...
+
+    def event_wait(self, events: EventSet, timeout_ms: int) -> EventData:
+        """The next event; `TIMEOUT` if none came."""
+        ...
+
+    def field(self, device: Handle, field: Field) -> int:
+        """One of NVML's integer field values."""
+        ...
+
+    def remapped_rows(self, device: Handle) -> RemappedRows:
+        """What the row remapper reports."""
+        ...
+
+    def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
+        """How many ECC errors there were since the driver was loaded."""
+        ...
+
+    def utilization_percent(self, device: Handle) -> int:
+        """Percent of the last sample period in which a kernel ran."""
+        ...
+
+    def temperature_c(self, device: Handle) -> int:
+        """The temperature of the GPU's die."""
+        ...
+
+    def power_mw(self, device: Handle) -> int:
+        """What the board draws."""
+        ...
+
+    def power_limit_mw(self, device: Handle) -> int:
+        """What the board may draw, all limits taken together."""
+        ...
+
+    def clock_mhz(self, device: Handle, clock: Clock) -> int:
+        """The present speed of a clock."""
+        ...
+
+    def clock_reasons(self, device: Handle) -> int:
+        """The mask of the reasons for the present clocks."""
+        ...
+
+    def processes(self, device: Handle) -> Sequence[Process]:
+        """The processes with a compute context."""
+        ...
+
+    def process_samples(self, device: Handle) -> Sequence[ProcessSample]:
+        """The samples of SM use that the driver still has."""
+        ...
+
+    def topology(self, one: Handle, other: Handle) -> int:
+        """The level of the nearest common ancestor of two GPUs."""
+        ...
+
+    def nvlink_active(self, device: Handle, link: int) -> bool:
+        """Whether the link is up."""
+        ...
+
+    def nvlink_remote(self, device: Handle, link: int) -> str:
+        """The PCI address of what is at the other end of the link, in NVML's spelling."""
+        ...

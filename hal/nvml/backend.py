@@ -1,0 +1,221 @@
+"""`NvmlBackend`: the HAL's contract on top of NVML. It connects, and delegates to the others.
+
+Enumeration is in `hal.nvml.inventory`, events in `hal.nvml.watch`, readings in
+`hal.nvml.readings`, and the driver's calls are in `hal.nvml.api`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from hal.errors import DriverNotFound, DriverUnavailable, NotSupported
+from hal.nvml.api import NvmlError, hal_error
+from hal.nvml.inventory import Inventory
+from hal.nvml.library import load_library
+from hal.nvml.links import read_links
+from hal.nvml.readings import read_epoch, read_probe, read_processes, read_telemetry
+from hal.nvml.timeslice import set_time_slice
+from hal.nvml.watch import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from hal.events import Event
+    from hal.nvml.api import NvmlApi
+    from hal.types import ComputeProcess, Gpu, Link, Probe, Telemetry, TimeSliceLevel
+
+_log = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One connection to NVML, from `open` to `close`."""
+
+    api: NvmlApi
+    driver_version: str
+    watcher: Watcher
+    library: Path | None
+
+
+class NvmlBackend:
+    """The GPUs of this machine; implements `hal.Backend`.
+
+    Identities of GPUs outlive `close`, so a GPU that is lost while the backend is closed is
+    listed as lost after the next `open`.
+    """
+
+    def __init__(
+        self,
+        driver_root: Path = Path("/"),
+        api: NvmlApi | None = None,
+        *,
+        sysfs_root: Path = Path("/sys"),
+        procfs_root: Path = Path("/proc"),
+        rescan_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            driver_root: where the driver is mounted in this container.
+            api: NVML's calls; None finds and loads the library on `open`.
+            sysfs_root: where sysfs is mounted.
+            procfs_root: where procfs is mounted.
+            rescan_s: how often `wait_events` looks for GPUs that came or went.
+            clock: seconds that never go back.
+        """
+        self._driver_root = driver_root
+        self._given_api = api
+        self._sysfs_root = sysfs_root
+        self._procfs_root = procfs_root
+        self._rescan_s = rescan_s
+        self._clock = clock
+        self._inventory = Inventory(sysfs_root)
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
+        self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
+
+    def open(self) -> None:
+        """Load the library and connect; see `hal.Backend.open`. Does nothing if it is open."""
+        with self._lock:
+            if self._session is not None:
+                return
+            api, library = self._load()
+            try:
+                api.init()
+            except NvmlError as err:
+                raise _open_error(err) from err
+            try:
+                self._session = self._connect(api, library)
+            finally:
+                if self._session is None:
+                    with contextlib.suppress(NvmlError):
+                        api.shutdown()
+
+    def close(self) -> None:
+        """Disconnect; see `hal.Backend.close`."""
+        with self._lock:
+            session, self._session = self._session, None
+            if session is None:
+                return
+            if not session.watcher.close(_CLOSE_TIMEOUT_S):
+                # Shutting NVML down under a call that waits in it can crash the process.
+                _log.warning("NVML does not come back from waiting for events; left initialised")
+                return
+            try:
+                session.api.shutdown()
+            except NvmlError as err:
+                _log.warning("NVML could not be shut down: %s", err)
+
+    @property
+    def driver_version(self) -> str:
+        """The driver's version, for example `580.105.08`."""
+        return self._open_session().driver_version
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """All GPUs ever seen; see `hal.Backend.gpus`."""
+        return self._inventory.scan(self._open_session().api).gpus
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event]:
+        """Wait for events; see `hal.Backend.wait_events`.
+
+        Raises:
+            HalError: the driver cannot be watched now; worth another try after a pause.
+        """
+        return self._open_session().watcher.wait(timeout_s)
+
+    def probe(self, uuid: str) -> Probe:
+        """Ask the GPU whether it can be used; see `hal.Backend.probe`."""
+        session = self._open_session()
+        api = session.api
+        gpu = self._inventory.identify(api, uuid)
+        epoch = read_epoch(gpu, session.driver_version, self._sysfs_root, self._procfs_root)
+        return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch)
+
+    def telemetry(self, uuid: str) -> Telemetry:
+        """Read the GPU's sensors; see `hal.Backend.telemetry`."""
+        api = self._open_session().api
+        try:
+            return read_telemetry(api, self._inventory.handle(api, uuid))
+        except NvmlError as err:
+            raise hal_error(err, "Reading the telemetry", uuid) from err
+
+    def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
+        """List the GPU's compute processes; see `hal.Backend.processes`.
+
+        Raises:
+            NotSupported: the driver has no such list.
+        """
+        api = self._open_session().api
+        try:
+            handle = self._inventory.handle(api, uuid)
+            return read_processes(api, self._inventory.known(uuid), handle)
+        except NvmlError as err:
+            raise hal_error(err, "Listing the processes", uuid) from err
+
+    def links(self) -> Mapping[tuple[str, str], Link]:
+        """The link matrix; see `hal.Backend.links`. Read anew when other GPUs answer."""
+        api = self._open_session().api
+        snapshot = self._inventory.scan(api)
+        uuids = frozenset(snapshot.handles)
+        cached = self._links
+        if cached is None or cached[0] != uuids:
+            cached = self._links = (uuids, read_links(api, snapshot))
+        return cached[1]
+
+    def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
+        """Set the time slice by way of `nvidia-smi`; see `hal.Backend.set_time_slice`."""
+        session = self._open_session()
+        try:
+            self._inventory.handle(session.api, uuid)
+        except NvmlError as err:
+            raise hal_error(err, "Finding the handle", uuid) from err
+        if self._inventory.known(uuid).mig_enabled:
+            raise NotSupported(
+                f"GPU {uuid} is in MIG mode, where the time slice cannot be set",
+                "Turn MIG off, or leave the time slice alone",
+            )
+        set_time_slice(self._driver_root, session.library, uuid, level)
+
+    def _open_session(self) -> _Session:
+        session = self._session
+        if session is None:
+            raise DriverUnavailable("The NVML backend is not open", "Call open() first")
+        return session
+
+    def _load(self) -> tuple[NvmlApi, Path | None]:
+        if self._given_api is not None:
+            return self._given_api, None
+        library = load_library(self._driver_root)
+        # Imported late: it costs tens of milliseconds, and a simulated node needs none of it.
+        from hal.nvml.binding import pynvml_api
+
+        return pynvml_api(), library
+
+    def _connect(self, api: NvmlApi, library: Path | None) -> _Session:
+        try:
+            version = api.driver_version()
+        except NvmlError as err:
+            raise _open_error(err) from err
+        start = self._inventory.scan(api)
+        watcher = Watcher(api, self._inventory, start, self._rescan_s, self._clock)
+        return _Session(api, version, watcher, library)
+
+
+def _open_error(err: NvmlError) -> DriverNotFound | DriverUnavailable:
+    """Any failure to connect, as one of the two errors that `open` may raise."""
+    error = hal_error(err, "Connecting to the driver")
+    if isinstance(error, DriverNotFound | DriverUnavailable):
+        return error
+    return DriverUnavailable(
+        error.cause,
+        "Check that this container may use /dev/nvidiactl (RuntimeClass 'nvidia'), and 'dmesg'",
+    )

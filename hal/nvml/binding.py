@@ -1,0 +1,292 @@
+"""`NvmlApi` on top of the `pynvml` module: the only place that imports it.
+
+The module is untyped and raises its own exceptions; both end here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import pynvml
+
+from hal.nvml.api import (
+    Clock,
+    Code,
+    EccKind,
+    EventData,
+    EventSet,
+    Field,
+    Handle,
+    Memory,
+    MigAttributes,
+    NvmlError,
+    Process,
+    ProcessSample,
+    RemappedRows,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hal.nvml.api import NvmlApi
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_NVML_SUCCESS = 0
+
+
+def _translated(call: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let `call` raise `NvmlError` in place of the binding's own exceptions."""
+
+    @functools.wraps(call)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return call(*args, **kwargs)
+        except pynvml.NVMLError as err:
+            raise NvmlError(int(err.value), str(err)) from err
+        except pynvml.NVMLLibraryMismatchError as err:
+            # The binding's words for: the driver has no such function in this version.
+            raise NvmlError(Code.FUNCTION_NOT_FOUND, str(err)) from err
+        except UnicodeDecodeError as err:
+            raise NvmlError(Code.UNKNOWN, f"NVML returned text that is not UTF-8: {err}") from err
+
+    return wrapper
+
+
+def _address(pointer: ctypes.c_void_p) -> int:
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+def _device(handle: Handle) -> object:
+    device: object = ctypes.cast(handle, pynvml.c_nvmlDevice_t)
+    return device
+
+
+def _event_set(events: EventSet) -> object:
+    event_set: object = ctypes.cast(events, pynvml.c_nvmlEventSet_t)
+    return event_set
+
+
+def _text(value: str | bytes) -> str:
+    # Some versions of the binding decode the texts in structures, some do not.
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _integer(value: pynvml.c_nvmlValue_t, kind: int) -> int:
+    members = {
+        pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+        pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+        pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+        pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
+        pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
+    }
+    return int(getattr(value, members.get(kind, "uiVal")))
+
+
+class _PynvmlApi:
+    """What each method does is told by `NvmlApi`."""
+
+    @_translated
+    def init(self) -> None:
+        pynvml.nvmlInit()
+
+    @_translated
+    def shutdown(self) -> None:
+        pynvml.nvmlShutdown()
+
+    @_translated
+    def driver_version(self) -> str:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+
+    @_translated
+    def process_name(self, pid: int) -> str:
+        return str(pynvml.nvmlSystemGetProcessName(pid))
+
+    @_translated
+    def device_count(self) -> int:
+        return int(pynvml.nvmlDeviceGetCount())
+
+    @_translated
+    def handle_by_index(self, index: int) -> Handle:
+        return Handle(_address(pynvml.nvmlDeviceGetHandleByIndex(index)))
+
+    @_translated
+    def uuid(self, device: Handle) -> str:
+        return str(pynvml.nvmlDeviceGetUUID(_device(device)))
+
+    @_translated
+    def name(self, device: Handle) -> str:
+        return str(pynvml.nvmlDeviceGetName(_device(device)))
+
+    @_translated
+    def minor(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetMinorNumber(_device(device)))
+
+    @_translated
+    def pci_bus_id(self, device: Handle) -> str:
+        return _text(pynvml.nvmlDeviceGetPciInfo(_device(device)).busId)
+
+    @_translated
+    def memory(self, device: Handle) -> Memory:
+        try:
+            info = pynvml.nvmlDeviceGetMemoryInfo(_device(device), version=pynvml.nvmlMemory_v2)
+        except (
+            pynvml.NVMLError_FunctionNotFound,
+            pynvml.NVMLError_ArgumentVersionMismatch,
+            pynvml.NVMLError_NotSupported,
+        ):
+            info = pynvml.nvmlDeviceGetMemoryInfo(_device(device))
+        return Memory(total=int(info.total), used=int(info.used))
+
+    @_translated
+    def compute_capability(self, device: Handle) -> tuple[int, int]:
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(_device(device))
+        return int(major), int(minor)
+
+    @_translated
+    def mig_mode(self, device: Handle) -> bool:
+        return bool(pynvml.nvmlDeviceGetMigMode(_device(device))[0])
+
+    @_translated
+    def max_mig_devices(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetMaxMigDeviceCount(_device(device)))
+
+    @_translated
+    def mig_handle(self, device: Handle, index: int) -> Handle:
+        mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(_device(device), index)
+        return Handle(_address(mig))
+
+    @_translated
+    def gpu_instance(self, mig: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetGpuInstanceId(_device(mig)))
+
+    @_translated
+    def compute_instance(self, mig: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetComputeInstanceId(_device(mig)))
+
+    @_translated
+    def mig_attributes(self, mig: Handle) -> MigAttributes:
+        attributes = pynvml.nvmlDeviceGetAttributes(_device(mig))
+        return MigAttributes(
+            gpu_slices=int(attributes.gpuInstanceSliceCount),
+            compute_slices=int(attributes.computeInstanceSliceCount),
+            memory_mib=int(attributes.memorySizeMB),
+        )
+
+    @_translated
+    def event_set_create(self) -> EventSet:
+        return EventSet(_address(pynvml.nvmlEventSetCreate()))
+
+    @_translated
+    def event_set_free(self, events: EventSet) -> None:
+        pynvml.nvmlEventSetFree(_event_set(events))
+
+    @_translated
+    def event_types(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetSupportedEventTypes(_device(device)))
+
+    @_translated
+    def event_register(self, device: Handle, types: int, events: EventSet) -> None:
+        pynvml.nvmlDeviceRegisterEvents(_device(device), types, _event_set(events))
+
+    @_translated
+    def event_wait(self, events: EventSet, timeout_ms: int) -> EventData:
+        data = pynvml.nvmlEventSetWait_v2(_event_set(events), timeout_ms)
+        return EventData(
+            device=Handle(_address(data.device)),
+            type=int(data.eventType),
+            data=int(data.eventData),
+            gpu_instance=int(data.gpuInstanceId),
+            compute_instance=int(data.computeInstanceId),
+        )
+
+    @_translated
+    def field(self, device: Handle, field: Field) -> int:
+        value = pynvml.nvmlDeviceGetFieldValues(_device(device), [int(field)])[0]
+        if value.nvmlReturn != _NVML_SUCCESS:
+            raise pynvml.NVMLError(value.nvmlReturn)
+        return _integer(value.value, int(value.valueType))
+
+    @_translated
+    def remapped_rows(self, device: Handle) -> RemappedRows:
+        rows = pynvml.nvmlDeviceGetRemappedRows(_device(device))
+        return RemappedRows(int(rows[0]), int(rows[1]), bool(rows[2]), bool(rows[3]))
+
+    @_translated
+    def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
+        counter = pynvml.NVML_VOLATILE_ECC
+        return int(pynvml.nvmlDeviceGetTotalEccErrors(_device(device), int(kind), counter))
+
+    @_translated
+    def utilization_percent(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetUtilizationRates(_device(device)).gpu)
+
+    @_translated
+    def temperature_c(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetTemperature(_device(device), pynvml.NVML_TEMPERATURE_GPU))
+
+    @_translated
+    def power_mw(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetPowerUsage(_device(device)))
+
+    @_translated
+    def power_limit_mw(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetEnforcedPowerLimit(_device(device)))
+
+    @_translated
+    def clock_mhz(self, device: Handle, clock: Clock) -> int:
+        return int(pynvml.nvmlDeviceGetClockInfo(_device(device), int(clock)))
+
+    @_translated
+    def clock_reasons(self, device: Handle) -> int:
+        try:
+            return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(_device(device)))
+        except pynvml.NVMLError_FunctionNotFound:
+            # Drivers before 535 know the call by its old name only.
+            return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(_device(device)))
+
+    @_translated
+    def processes(self, device: Handle) -> list[Process]:
+        return [
+            Process(
+                pid=int(process.pid),
+                memory=None if process.usedGpuMemory is None else int(process.usedGpuMemory),
+                gpu_instance=int(process.gpuInstanceId),
+                compute_instance=int(process.computeInstanceId),
+            )
+            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(_device(device))
+        ]
+
+    @_translated
+    def process_samples(self, device: Handle) -> list[ProcessSample]:
+        try:
+            samples = pynvml.nvmlDeviceGetProcessUtilization(_device(device), 0)
+        except pynvml.NVMLError as err:
+            # Having no samples is an error to the driver, and success is one to the binding.
+            if err.value in (_NVML_SUCCESS, Code.NOT_FOUND):
+                return []
+            raise
+        return [
+            ProcessSample(int(sample.pid), int(sample.timeStamp), int(sample.smUtil))
+            for sample in samples
+        ]
+
+    @_translated
+    def topology(self, one: Handle, other: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetTopologyCommonAncestor(_device(one), _device(other)))
+
+    @_translated
+    def nvlink_active(self, device: Handle, link: int) -> bool:
+        return bool(pynvml.nvmlDeviceGetNvLinkState(_device(device), link))
+
+    @_translated
+    def nvlink_remote(self, device: Handle, link: int) -> str:
+        return _text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(_device(device), link).busId)
+
+
+def pynvml_api() -> NvmlApi:
+    """NVML by way of nvidia-ml-py. The library is first asked for by `init`."""
+    return _PynvmlApi()

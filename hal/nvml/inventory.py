@@ -1,0 +1,289 @@
+"""Which GPUs there are: enumeration, the identity of GPUs that were lost, and MIG devices.
+
+What a GPU is doing is read in `hal.nvml.readings`, what happens to it in `hal.nvml.watch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import re
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from hal.errors import UnknownGpu
+from hal.nvml.api import Code, Handle, NvmlError, hal_error
+from hal.types import Gpu, GpuState, MigDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from hal.nvml.api import NvmlApi
+
+_T = TypeVar("_T")
+_D = TypeVar("_D")
+
+_log = logging.getLogger(__name__)
+
+_MIB: Final = 1024**2
+_GIB: Final = 1024**3
+
+_NOT_FOR_COMPUTE: Final = frozenset({"DGX Display", "NVIDIA DGX Display"})
+_BUS_ID: Final = re.compile(
+    r"(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})\.(?P<function>[0-7])",
+    re.IGNORECASE,
+)
+_MIG_PROFILE: Final = re.compile(r"\bMIG (?P<profile>(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*)$")
+
+
+def supported(read: Callable[[], _T], default: _D) -> _T | _D:
+    """What `read` returns, or `default` where this GPU or driver does not have the value.
+
+    Raises:
+        NvmlError: it failed in any other way.
+    """
+    try:
+        return read()
+    except NvmlError as err:
+        if not err.is_unsupported:
+            raise
+        return default
+
+
+def optional(read: Callable[[], _T], default: _D) -> _T | _D:
+    """What `read` returns, or `default` where this one value cannot be read.
+
+    Raises:
+        NvmlError: the GPU or the whole driver does not answer.
+    """
+    try:
+        return read()
+    except NvmlError as err:
+        if err.is_lost or err.is_driver_gone:
+            raise
+        return default
+
+
+def canonical_bus_id(text: str) -> str:
+    """`text` in the form `00000000:07:00.0`; left as it is where it is no PCI address."""
+    match = _BUS_ID.fullmatch(text.strip("\0 "))
+    if match is None:
+        return text
+    domain = int(match["domain"], 16)
+    return f"{domain:08X}:{match['bus']}:{match['device']}.{match['function']}".upper()
+
+
+def sysfs_bus_id(bus_id: str) -> str:
+    """The kernel's spelling of a canonical bus id, `0000:07:00.0`."""
+    domain, rest = bus_id.lower().split(":", 1)
+    return f"{int(domain, 16):04x}:{rest}"
+
+
+def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int | None:
+    """The NUMA node of a PCI device; None where the platform names none, or no sensible one."""
+    if _BUS_ID.fullmatch(bus_id) is None:
+        return None
+    path = sysfs_root / "bus" / "pci" / "devices" / sysfs_bus_id(bus_id) / "numa_node"
+    try:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    try:
+        node = int(text)
+    except ValueError:
+        warn(f"{path} holds {text[:40]!r}, which is no NUMA node; going on without")
+        return None
+    return node if node >= 0 else None
+
+
+def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_bytes: int) -> str:
+    """The profile of a MIG device in NVIDIA's spelling, for example `1g.10gb`.
+
+    The device's name ends with it on newer drivers, extensions such as `+me` included. Otherwise
+    it is made up from the slices, and from the memory in eighths of the GPU's.
+    """
+    match = _MIG_PROFILE.search(name)
+    if match is not None:
+        return match["profile"]
+    eighths = math.ceil(8 * mib * _MIB / gpu_bytes) / 8 if gpu_bytes else 0.0
+    # Half up, as NVIDIA's tools round; Python's round() goes to the even neighbour.
+    gb = math.floor(eighths * math.ceil(gpu_bytes / _GIB) + 0.5)
+    compute = "" if compute_slices == gpu_slices else f"{compute_slices}c."
+    return f"{compute}{gpu_slices}g.{gb}gb"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The GPUs at one moment, ordered by index, and the handles of those that answered."""
+
+    gpus: tuple[Gpu, ...]
+    handles: Mapping[str, Handle]
+
+
+class Inventory:
+    """The GPUs that were ever seen. Safe to use from several threads."""
+
+    def __init__(self, sysfs_root: Path) -> None:
+        self._sysfs_root = sysfs_root
+        self._lock = threading.Lock()
+        self._known: dict[str, Gpu] = {}
+        self._warned: set[str] = set()
+
+    def scan(self, api: NvmlApi) -> Snapshot:
+        """Look at every GPU. Those seen before that do not answer now are listed as lost.
+
+        Raises:
+            HalError: the driver does not answer at all; never because of a single GPU.
+        """
+        try:
+            count = api.device_count()
+        except NvmlError as err:
+            raise hal_error(err, "Counting the GPUs") from err
+        seen: dict[str, Gpu] = {}
+        handles: dict[str, Handle] = {}
+        failures: dict[int, NvmlError] = {}
+        for index in range(count):
+            try:
+                handle = api.handle_by_index(index)
+                gpu = self._read(api, handle, index)
+            except NvmlError as err:
+                if err.is_driver_gone:
+                    raise hal_error(err, f"Reading the GPU with index {index}") from err
+                failures[index] = err
+                continue
+            if gpu is not None:
+                seen[gpu.uuid] = gpu
+                handles[gpu.uuid] = handle
+        with self._lock:
+            for uuid, gpu in self._known.items():
+                if uuid not in seen:
+                    seen[uuid] = dataclasses.replace(gpu, state=GpuState.LOST)
+            self._known = dict(seen)
+        self._warn_of_strangers(failures, seen)
+        ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
+        return Snapshot(tuple(ordered), handles)
+
+    def known(self, uuid: str) -> Gpu:
+        """The GPU as it was last seen.
+
+        Raises:
+            UnknownGpu: it never was.
+        """
+        with self._lock:
+            gpu = self._known.get(uuid)
+        if gpu is None:
+            raise UnknownGpu(uuid)
+        return gpu
+
+    def identify(self, api: NvmlApi, uuid: str) -> Gpu:
+        """The GPU as it was last seen; looks again before it gives up.
+
+        Raises:
+            UnknownGpu: it was never seen.
+        """
+        try:
+            return self.known(uuid)
+        except UnknownGpu:
+            self.scan(api)
+            return self.known(uuid)
+
+    def handle(self, api: NvmlApi, uuid: str) -> Handle:
+        """The handle of a GPU, checked to be that GPU's.
+
+        Raises:
+            UnknownGpu: it was never seen.
+            NvmlError: it does not answer.
+        """
+        gpu = self.identify(api, uuid)
+        try:
+            # By index: NVML looks for a UUID on all GPUs, and fails if any one of them is lost.
+            handle = api.handle_by_index(gpu.index)
+            if api.uuid(handle) == uuid:
+                return handle
+        except NvmlError as err:
+            if err.is_lost or err.is_driver_gone:
+                raise
+        # The indices have changed.
+        found = self.scan(api).handles.get(uuid)
+        if found is None:
+            raise NvmlError(Code.GPU_NOT_FOUND, "No GPU has this UUID any more")
+        return found
+
+    def _read(self, api: NvmlApi, handle: Handle, index: int) -> Gpu | None:
+        name = api.name(handle)
+        if name in _NOT_FOR_COMPUTE:
+            return None
+        uuid = api.uuid(handle)
+        bus_id = canonical_bus_id(api.pci_bus_id(handle))
+        # Chips that share the host's memory have none of their own to report.
+        memory = supported(lambda: api.memory(handle).total, 0)
+        mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
+        return Gpu(
+            uuid=uuid,
+            index=index,
+            minor=supported(lambda: api.minor(handle), None),
+            pci_bus_id=bus_id,
+            numa_node=numa_node(self._sysfs_root, bus_id, self._warn_once),
+            product=name,
+            memory_bytes=memory,
+            compute_capability=supported(lambda: api.compute_capability(handle), None),
+            mig_enabled=mig_enabled,
+            mig_devices=self._mig_devices(api, handle, uuid, memory) if mig_enabled else (),
+        )
+
+    def _mig_devices(
+        self, api: NvmlApi, gpu: Handle, uuid: str, gpu_bytes: int
+    ) -> tuple[MigDevice, ...]:
+        devices: list[MigDevice] = []
+        for index in range(supported(lambda: api.max_mig_devices(gpu), 0)):
+            try:
+                mig = api.mig_handle(gpu, index)
+            except NvmlError as err:
+                if err.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
+                    continue
+                raise
+            try:
+                devices.append(_read_mig(api, mig, gpu_bytes))
+            except NvmlError as err:
+                if err.is_lost or err.is_driver_gone:
+                    raise
+                self._warn_once(f"MIG device {index} of GPU {uuid} is skipped: {err}")
+        return tuple(devices)
+
+    def _warn_of_strangers(
+        self, failures: Mapping[int, NvmlError], listed: Mapping[str, Gpu]
+    ) -> None:
+        lost = {gpu.index for gpu in listed.values() if gpu.state is GpuState.LOST}
+        for index, err in failures.items():
+            if index not in lost:
+                self._warn_once(
+                    f"The GPU with index {index} is skipped, it could never be read: {err}"
+                )
+
+    def _warn_once(self, text: str) -> None:
+        with self._lock:
+            if text in self._warned:
+                return
+            self._warned.add(text)
+        _log.warning("%s", text)
+
+
+def _read_mig(api: NvmlApi, mig: Handle, gpu_bytes: int) -> MigDevice:
+    name = optional(lambda: api.name(mig), "")
+    attributes = api.mig_attributes(mig)
+    return MigDevice(
+        uuid=api.uuid(mig),
+        gpu_instance=api.gpu_instance(mig),
+        compute_instance=api.compute_instance(mig),
+        profile=mig_profile(
+            name,
+            attributes.gpu_slices,
+            attributes.compute_slices,
+            attributes.memory_mib,
+            gpu_bytes,
+        ),
+        memory_bytes=attributes.memory_mib * _MIB,
+    )

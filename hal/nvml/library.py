@@ -1,0 +1,83 @@
+"""Finding and loading the driver's library, `libnvidia-ml.so.1`, under a driver root.
+
+What is called in the library once it is loaded is in `hal.nvml.api`, not here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Final
+
+from hal.errors import DriverNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LIBRARY: Final = "libnvidia-ml.so.1"
+
+LIBRARY_DIRS: Final = (
+    "usr/lib64",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "lib64",
+    "lib/x86_64-linux-gnu",
+    "lib/aarch64-linux-gnu",
+    "opt/nvidia/lib64",
+    "usr/local/nvidia/lib64",
+    "usr/local/glibc/usr/lib",
+)
+"""Folders under a driver root, in the order in which they are searched. The last is Talos'."""
+
+REMEDY: Final = (
+    "Install the NVIDIA driver on the node. In Kubernetes, give this container the driver: set "
+    "runtimeClassName to the RuntimeClass 'nvidia', or mount the driver and say where it is: "
+    "--driver-root (NVIDIA_DRIVER_ROOT) is its path on the host, --driver-root-ctr-path "
+    "(DRIVER_ROOT_CTR_PATH) is where that path is mounted in this container"
+)
+
+
+def _dlopen(name: str) -> None:
+    ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+
+
+def _why_not(path: Path, err: OSError) -> str:
+    try:
+        if path.exists():
+            return f"{path} (it exists but cannot be loaded: {err})"
+        if path.is_symlink():
+            # What a driver that is mounted only in part looks like.
+            return f"{path} (a link to {path.readlink()}, which is missing)"
+    except PermissionError:
+        return f"{path} (this user may not look there)"
+    return str(path)
+
+
+def load_library(driver_root: Path, dlopen: Callable[[str], None] = _dlopen) -> Path | None:
+    """Load NVML from `driver_root`, or else from wherever the dynamic loader finds it.
+
+    A library loaded by its full path answers later requests for its soname, so the Python
+    binding, which asks the loader for the plain name, gets this very one.
+
+    Returns:
+        The file that was loaded; None if the loader found one by itself.
+
+    Raises:
+        DriverNotFound: no library was found, or none that can be loaded; each place that was
+            searched is named, with the loader's own words for a file that it refused.
+    """
+    searched: list[str] = []
+    for folder in LIBRARY_DIRS:
+        path = driver_root / folder / LIBRARY
+        try:
+            dlopen(str(path))
+        except OSError as err:
+            searched.append(_why_not(path, err))
+        else:
+            return path
+    try:
+        dlopen(LIBRARY)
+    except OSError as err:
+        searched.append(f"the loader's own search path ({err})")
+        raise DriverNotFound(LIBRARY, searched, REMEDY) from err
+    return None

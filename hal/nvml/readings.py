@@ -1,0 +1,190 @@
+"""What a GPU is doing and how it is: probes, telemetry, processes.
+
+Each function takes the handle of a GPU and lets `NvmlError` through only where the GPU or the
+driver does not answer; a value that is not supported is left out instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError, hal_error
+from hal.nvml.inventory import optional, supported, sysfs_bus_id
+from hal.types import ComputeProcess, Probe, RecoveryAction, Telemetry, ThrottleReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from hal.nvml.api import Handle, NvmlApi, ProcessSample
+    from hal.types import Gpu
+
+_ACTIONS: Final = {
+    0: RecoveryAction.NONE,
+    1: RecoveryAction.RESET,
+    2: RecoveryAction.REBOOT,
+    3: RecoveryAction.DRAIN_P2P,
+    4: RecoveryAction.DRAIN_AND_RESET,
+    6: RecoveryAction.RESET,
+    7: RecoveryAction.REBOOT,
+}
+
+_THROTTLES: Final = {
+    0x01: ThrottleReason.IDLE,
+    0x02: ThrottleReason.OTHER,
+    0x04: ThrottleReason.POWER_CAP,
+    0x10: ThrottleReason.OTHER,
+    0x20: ThrottleReason.THERMAL_SOFTWARE,
+    0x40: ThrottleReason.THERMAL_HARDWARE,
+    0x80: ThrottleReason.POWER_BRAKE,
+}
+_HARDWARE_SLOWDOWN: Final = 0x08
+_HARDWARE_CAUSES: Final = 0x40 | 0x80
+
+
+def read_probe(api: NvmlApi, find: Callable[[], Handle], epoch: str) -> Probe:
+    """Whether the GPU that `find` finds can be used now.
+
+    Raises:
+        HalError: the whole driver does not answer.
+    """
+    try:
+        handle = find()
+        # Any answer will do; chips without their own memory say just that.
+        supported(lambda: api.memory(handle), None)
+        return _healthy_probe(api, handle, epoch)
+    except NvmlError as err:
+        if err.is_driver_gone:
+            raise hal_error(err, "Probing a GPU") from err
+        reset = err.code == Code.RESET_REQUIRED
+        return Probe(
+            reachable=False,
+            recovery_action=RecoveryAction.RESET if reset else RecoveryAction.UNKNOWN,
+            row_remap_pending=False,
+            row_remap_failed=False,
+            uncorrectable_ecc=0,
+            epoch=epoch,
+        )
+
+
+def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str) -> Probe:
+    action = optional(lambda: api.field(handle, Field.RECOVERY_ACTION), None)
+    rows = optional(lambda: api.remapped_rows(handle), None)
+    return Probe(
+        reachable=True,
+        recovery_action=_action(action),
+        row_remap_pending=rows is not None and rows.pending,
+        row_remap_failed=rows is not None and rows.failure,
+        uncorrectable_ecc=optional(lambda: api.volatile_ecc(handle, EccKind.UNCORRECTED), 0),
+        epoch=epoch,
+    )
+
+
+def _action(number: int | None) -> RecoveryAction:
+    if number is None:
+        return RecoveryAction.UNKNOWN
+    # An action of a newer driver: not UNKNOWN, which says that nothing speaks against the GPU.
+    return _ACTIONS.get(number, RecoveryAction.DRAIN_AND_RESET)
+
+
+def read_epoch(gpu: Gpu, driver_version: str, sysfs_root: Path, procfs_root: Path) -> str:
+    """Text that changes with the node's boot, the driver's load, and the PCI device's removal.
+
+    A reset that does none of these leaves no trace here; the recovery action shows it.
+    """
+    try:
+        boot = (procfs_root / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        boot = "-"
+    module = _sysfs_birth(sysfs_root / "module/nvidia")
+    device = _sysfs_birth(sysfs_root / "bus/pci/devices" / sysfs_bus_id(gpu.pci_bus_id))
+    return f"{boot}/{driver_version}/{module}/{device}"
+
+
+def _sysfs_birth(path: Path) -> str:
+    # Only the inode's number: the kernel makes a new one for a new folder, whereas the times of
+    # a sysfs folder also change when its inode was evicted from memory and is read again.
+    try:
+        return str(path.stat().st_ino)
+    except OSError:
+        return "-"
+
+
+def read_telemetry(api: NvmlApi, handle: Handle) -> Telemetry:
+    """A reading of the GPU.
+
+    Raises:
+        NvmlError: the GPU or the driver does not answer.
+    """
+    memory = supported(lambda: api.memory(handle), None)
+    percent = optional(lambda: api.utilization_percent(handle), None)
+    temperature = optional(lambda: api.temperature_c(handle), None)
+    return Telemetry(
+        utilization=None if percent is None else percent / 100,
+        memory_used_bytes=0 if memory is None else memory.used,
+        memory_total_bytes=0 if memory is None else memory.total,
+        temperature_c=None if temperature is None else float(temperature),
+        power_w=_watts(lambda: api.power_mw(handle)),
+        power_limit_w=_watts(lambda: api.power_limit_mw(handle)),
+        sm_clock_mhz=optional(lambda: api.clock_mhz(handle, Clock.SM), None),
+        memory_clock_mhz=optional(lambda: api.clock_mhz(handle, Clock.MEMORY), None),
+        throttle_reasons=throttle_reasons(optional(lambda: api.clock_reasons(handle), 0)),
+        corrected_ecc=optional(lambda: api.volatile_ecc(handle, EccKind.CORRECTED), None),
+        uncorrectable_ecc=optional(lambda: api.volatile_ecc(handle, EccKind.UNCORRECTED), None),
+    )
+
+
+def _watts(read: Callable[[], int]) -> float | None:
+    milliwatts = optional(read, None)
+    return None if milliwatts is None else milliwatts / 1000
+
+
+def throttle_reasons(mask: int) -> ThrottleReason:
+    """NVML's clock event reasons in the HAL's terms."""
+    reasons = ThrottleReason.NONE
+    for bit in (1 << n for n in range(mask.bit_length())):
+        if mask & bit and bit != _HARDWARE_SLOWDOWN:
+            reasons |= _THROTTLES.get(bit, ThrottleReason.OTHER)
+    if mask & _HARDWARE_SLOWDOWN and not mask & _HARDWARE_CAUSES:
+        # The sum of the hardware's causes; told only if the driver names none of them.
+        reasons |= ThrottleReason.OTHER
+    return reasons
+
+
+def read_processes(api: NvmlApi, gpu: Gpu, handle: Handle) -> tuple[ComputeProcess, ...]:
+    """The processes with a compute context on the GPU, ordered by pid.
+
+    Raises:
+        NvmlError: the list cannot be had.
+    """
+    processes = api.processes(handle)
+    latest: dict[int, ProcessSample] = {}
+    # The driver samples none on a GPU in MIG mode.
+    for sample in optional(lambda: api.process_samples(handle), ()):
+        if sample.pid not in latest or sample.timestamp_us > latest[sample.pid].timestamp_us:
+            latest[sample.pid] = sample
+    migs = {(mig.gpu_instance, mig.compute_instance): mig.uuid for mig in gpu.mig_devices}
+    found = [
+        ComputeProcess(
+            pid=process.pid,
+            name=_process_name(api, process.pid),
+            memory_bytes=process.memory,
+            sm_share=_share(latest, process.pid),
+            mig_uuid=migs.get((process.gpu_instance, process.compute_instance))
+            if process.gpu_instance != NO_INSTANCE
+            else None,
+        )
+        for process in processes
+    ]
+    return tuple(sorted(found, key=lambda process: (process.pid, process.mig_uuid or "")))
+
+
+def _share(latest: Mapping[int, ProcessSample], pid: int) -> float | None:
+    sample = latest.get(pid)
+    # Some drivers overshoot, or mark a sample as invalid with all bits set.
+    return None if sample is None or sample.sm_percent > 1000 else min(1.0, sample.sm_percent / 100)
+
+
+def _process_name(api: NvmlApi, pid: int) -> str:
+    # It may be gone by now, or live in a PID namespace that is not ours.
+    return optional(lambda: api.process_name(pid), "")

@@ -1,0 +1,207 @@
+"""Waiting for what happens to GPUs: NVML's event set, and GPUs that come and go.
+
+What an Xid means is not known here; see `hal.xid`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from hal.errors import HalError
+from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
+from hal.nvml.api import NO_INSTANCE, Code, EventType, NvmlError, hal_error
+from hal.types import GpuState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hal.nvml.api import EventData, EventSet, Handle, NvmlApi
+    from hal.nvml.inventory import Inventory, Snapshot
+
+_log = logging.getLogger(__name__)
+
+_WANTED: Final = EventType.XID | EventType.DOUBLE_BIT_ECC | EventType.SINGLE_BIT_ECC
+
+_SLICE_MS: Final = 500
+"""The longest wait inside NVML: it cannot be interrupted, so this bounds how long a stop takes."""
+
+_MAX_BATCH: Final = 1024
+"""The most events that one call returns, so that a storm of them cannot hold the caller."""
+
+
+class Watcher:
+    """The events of one connection to NVML. `wait` is for one thread, `close` for any other."""
+
+    def __init__(
+        self,
+        api: NvmlApi,
+        inventory: Inventory,
+        start: Snapshot,
+        rescan_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._inventory = inventory
+        self._rescan_s = rescan_s
+        self._clock = clock
+        self._closing = threading.Event()
+        self._busy = threading.Lock()
+        self._alive = _alive(start)
+        self._scanned_at = clock()
+        self._set: EventSet | None = None
+        self._uuids: dict[Handle, str] = {}
+        self._warned: set[str] = set()
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        """What happened since the last call; see `hal.Backend.wait_events`.
+
+        Raises:
+            HalError: the driver cannot be watched now. The next call starts afresh.
+        """
+        with self._busy:
+            try:
+                return self._wait(timeout_s)
+            except NvmlError as err:
+                self._drop_set()
+                raise hal_error(err, "Waiting for GPU events") from err
+            except HalError:
+                self._drop_set()
+                raise
+
+    def close(self, timeout_s: float) -> bool:
+        """Make `wait` return and free the event set; False if it is stuck in the driver."""
+        self._closing.set()
+        if not self._busy.acquire(timeout=timeout_s):
+            return False
+        try:
+            self._drop_set()
+        finally:
+            self._busy.release()
+        return True
+
+    def _wait(self, timeout_s: float) -> list[Event]:
+        deadline = self._clock() + timeout_s
+        while not self._closing.is_set():
+            events = self._changes() if self._rescan_is_due() else []
+            if events:
+                return events
+            left_ms = max(0, round((deadline - self._clock()) * 1000))
+            events = self._take(min(left_ms, _SLICE_MS))
+            if events or left_ms <= _SLICE_MS:
+                return events
+        return []
+
+    def _take(self, timeout_ms: int) -> list[Event]:
+        """One event, waited for, and then all others that are there already."""
+        if self._set is None:
+            self._make_set()
+        if self._set is None or not self._uuids:
+            # NVML does not say what waiting for nothing does.
+            self._closing.wait(timeout_ms / 1000)
+            return []
+        events: list[Event] = []
+        while len(events) < _MAX_BATCH:
+            try:
+                data = self._api.event_wait(self._set, 0 if events else timeout_ms)
+            except NvmlError as err:
+                if err.code == Code.TIMEOUT:
+                    break
+                # With a lost GPU in it, a set does nothing but fail: the next is made without.
+                self._drop_set()
+                self._scanned_at = -math.inf
+                changes = self._changes() if err.is_lost and not events else []
+                if not changes and not events:
+                    # Raised even for a lost GPU if all of them answer, or the caller would spin.
+                    raise
+                events.extend(changes)
+                break
+            events.extend(self._events(data))
+        return events
+
+    def _rescan_is_due(self) -> bool:
+        return self._clock() - self._scanned_at >= self._rescan_s
+
+    def _changes(self) -> list[Event]:
+        """GPUs that came and went since the last look; the event set follows."""
+        snapshot = self._inventory.scan(self._api)
+        self._scanned_at = self._clock()
+        before, self._alive = self._alive, _alive(snapshot)
+        gone = sorted(before - self._alive)
+        new = sorted(self._alive - before)
+        if gone:
+            self._drop_set()
+        elif self._set is not None:
+            # Added to the set in use: a new set would lose events that wait in the old one.
+            self._register_missing(self._set, snapshot)
+        return [*(GpuDisappeared(uuid) for uuid in gone), *(GpuAppeared(uuid) for uuid in new)]
+
+    def _make_set(self) -> None:
+        snapshot = self._inventory.scan(self._api)
+        self._set = self._api.event_set_create()
+        self._uuids = {}
+        self._register_missing(self._set, snapshot)
+
+    def _register_missing(self, events: EventSet, snapshot: Snapshot) -> None:
+        registered = set(self._uuids.values())
+        for uuid, handle in snapshot.handles.items():
+            if uuid not in registered:
+                self._register(events, uuid, handle)
+
+    def _register(self, events: EventSet, uuid: str, handle: Handle) -> None:
+        try:
+            types = self._api.event_types(handle) & int(_WANTED)
+            if types:
+                self._api.event_register(handle, types, events)
+        except NvmlError as err:
+            if err.is_driver_gone:
+                raise
+            self._warn_once(uuid, str(err))
+            return
+        if types:
+            self._uuids[handle] = uuid
+        else:
+            self._warn_once(uuid, "it supports none of the event types")
+
+    def _warn_once(self, uuid: str, reason: str) -> None:
+        if uuid not in self._warned:
+            self._warned.add(uuid)
+            _log.warning("GPU %s cannot report events, its faults may go unseen: %s", uuid, reason)
+
+    def _drop_set(self) -> None:
+        events, self._set = self._set, None
+        self._uuids = {}
+        if events is not None:
+            with contextlib.suppress(NvmlError):
+                self._api.event_set_free(events)
+
+    def _events(self, data: EventData) -> list[Event]:
+        uuid = self._uuids.get(data.device) or self._ask_uuid(data.device)
+        if data.type & EventType.XID:
+            gi, ci = _instance(data.gpu_instance), _instance(data.compute_instance)
+            return [XidError(uuid, data.data, gi, ci)]
+        if data.type & EventType.DOUBLE_BIT_ECC:
+            return [EccError(uuid, uncorrectable=True)]
+        if data.type & EventType.SINGLE_BIT_ECC:
+            return [EccError(uuid, uncorrectable=False)]
+        return []
+
+    def _ask_uuid(self, device: Handle) -> str | None:
+        if not device:
+            return None
+        try:
+            return self._api.uuid(device)
+        except NvmlError:
+            return None
+
+
+def _alive(snapshot: Snapshot) -> frozenset[str]:
+    return frozenset(gpu.uuid for gpu in snapshot.gpus if gpu.state is GpuState.OK)
+
+
+def _instance(number: int) -> int | None:
+    return None if number == NO_INSTANCE else number

@@ -1,0 +1,151 @@
+"""The values that cross the hardware layer: frozen, with their units in their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, Flag, IntEnum, auto
+
+
+class GpuState(Enum):
+    """Whether a GPU answers."""
+
+    OK = "ok"
+    LOST = "lost"
+
+
+class RecoveryAction(Enum):
+    """What the driver says must be done before the GPU can be used (NVML recovery action)."""
+
+    NONE = "none"
+    RESET = "reset"
+    REBOOT = "reboot"
+    DRAIN_P2P = "drain-p2p"
+    DRAIN_AND_RESET = "drain-and-reset"
+    UNKNOWN = "unknown"
+    """The driver is too old to say."""
+
+
+class TimeSliceLevel(IntEnum):
+    """Levels of `nvidia-smi compute-policy --set-timeslice`; NVIDIA publishes no durations."""
+
+    DEFAULT = 0
+    SHORT = 1
+    MEDIUM = 2
+    LONG = 3
+
+
+class ThrottleReason(Flag):
+    """Why the clocks are below what was asked for."""
+
+    NONE = 0
+    IDLE = auto()
+    POWER_CAP = auto()
+    THERMAL_SOFTWARE = auto()
+    THERMAL_HARDWARE = auto()
+    POWER_BRAKE = auto()
+    OTHER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class MigDevice:
+    """A MIG device of a GPU. `profile` is NVIDIA's spelling, for example `1g.10gb`."""
+
+    uuid: str
+    gpu_instance: int
+    compute_instance: int
+    profile: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One physical GPU as last seen. A lost GPU keeps its last known identity.
+
+    `pci_bus_id` is in NVML's form `00000000:07:00.0`; `minor` is the N of `/dev/nvidiaN`;
+    `numa_node` is None where the platform names none.
+    """
+
+    uuid: str
+    index: int
+    minor: int | None
+    pci_bus_id: str
+    numa_node: int | None
+    product: str
+    memory_bytes: int
+    compute_capability: tuple[int, int] | None
+    state: GpuState = GpuState.OK
+    mig_enabled: bool = False
+    mig_devices: tuple[MigDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The answer to "can this GPU be used now?", read from the hardware.
+
+    `epoch` is opaque text that changes when the GPU was reset or the driver or node restarted:
+    two equal epochs mean that nothing of the kind happened in between.
+    """
+
+    reachable: bool
+    recovery_action: RecoveryAction
+    row_remap_pending: bool
+    row_remap_failed: bool
+    uncorrectable_ecc: int
+    epoch: str
+
+    @property
+    def clean(self) -> bool:
+        """True if nothing that the hardware reports forbids to use the GPU."""
+        return (
+            self.reachable
+            and not self.row_remap_failed
+            and self.recovery_action in (RecoveryAction.NONE, RecoveryAction.UNKNOWN)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """A reading of one GPU; None where the hardware or driver does not report the value."""
+
+    utilization: float | None
+    """Share of the last sample period in which a kernel ran, 0 to 1."""
+    memory_used_bytes: int
+    memory_total_bytes: int
+    temperature_c: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    throttle_reasons: ThrottleReason
+    corrected_ecc: int | None
+    uncorrectable_ecc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeProcess:
+    """A process with a context on a GPU; `sm_share` (0 to 1) is None where it is not sampled."""
+
+    pid: int
+    name: str
+    memory_bytes: int | None
+    sm_share: float | None
+    mig_uuid: str | None = None
+
+
+class LinkKind(Enum):
+    """How two GPUs reach each other, by the PCIe path, from far to near."""
+
+    CROSS_CPU = "cross-cpu"
+    SAME_CPU = "same-cpu"
+    HOST_BRIDGE = "host-bridge"
+    MULTI_SWITCH = "multi-switch"
+    SINGLE_SWITCH = "single-switch"
+    SAME_BOARD = "same-board"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The connection of two GPUs: the PCIe path, and the number of direct NVLinks (0 to 18)."""
+
+    kind: LinkKind
+    nvlinks: int = 0

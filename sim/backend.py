@@ -1,0 +1,81 @@
+"""The simulated node behind the hardware layer: `hal.Backend` in real time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hal import GpuLost
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hal import ComputeProcess, Event, Gpu, Link, Probe, Telemetry, TimeSliceLevel
+    from sim.gpu import SimulatedGpu
+    from sim.node import SimulatedNode
+    from sim.realtime import RealTimeNode
+
+
+class SimBackend:
+    """See `hal.Backend`; the node's time starts with the first `open` and goes on after `close`."""
+
+    def __init__(self, node: RealTimeNode) -> None:
+        self._node = node
+        self._links: Mapping[tuple[str, str], Link] | None = None
+        with node.present() as model:
+            self._driver_version = model.scenario.driver_version
+
+    def open(self) -> None:
+        """Start the node's clock."""
+        self._node.start()
+
+    def close(self) -> None:
+        """Make a blocked `wait_events` return."""
+        self._node.interrupt()
+
+    @property
+    def driver_version(self) -> str:
+        """The version that the scenario names."""
+        return self._driver_version
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """All GPUs, lost ones included."""
+        with self._node.present() as model:
+            return tuple(gpu.listed() for gpu in model.gpus.values())
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event]:
+        """Events since the last call."""
+        return self._node.wait_events(timeout_s)
+
+    def probe(self, uuid: str) -> Probe:
+        """Whether the GPU can be used now."""
+        with self._node.present() as model:
+            return model.gpu(uuid).probe()
+
+    def telemetry(self, uuid: str) -> Telemetry:
+        """A fresh reading."""
+        with self._node.present() as model:
+            return _reachable(model, uuid).telemetry(model.env.now)
+
+    def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
+        """Tenants of the GPU."""
+        with self._node.present() as model:
+            return _reachable(model, uuid).processes()
+
+    def links(self) -> Mapping[tuple[str, str], Link]:
+        """Connections, read once."""
+        if self._links is None:
+            with self._node.present() as model:
+                self._links = model.links()
+        return self._links
+
+    def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
+        """Remembered; no simulated work depends on it yet."""
+        with self._node.present() as model:
+            _reachable(model, uuid).time_slice = level
+
+
+def _reachable(model: SimulatedNode, uuid: str) -> SimulatedGpu:
+    gpu = model.gpu(uuid)
+    if gpu.lost:
+        raise GpuLost(uuid)
+    return gpu

@@ -1,0 +1,138 @@
+"""Admission of a pod: scheduling by numbers, then one preference and one Allocate per container.
+
+Pure: `admit` is a generator that yields the calls that a kubelet would make to plugins and is sent
+their answers, so sockets and virtual time drive the same logic. The words of refusals are the
+kubelet's and the scheduler's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from sim.kubelet.devices import DeviceShortage
+from sim.kubelet.pods import Grant, Phase, PodStatus
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Generator, Mapping, Sequence
+
+    from sim.kubelet.devices import Amount, DeviceManager
+    from sim.kubelet.pods import Container, Pod
+
+UNEXPECTED = "UnexpectedAdmissionError"
+UNSCHEDULABLE = "Unschedulable"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferCall:
+    """GetPreferredAllocation for one container; answered with device ids."""
+
+    resource: str
+    available: tuple[str, ...]
+    must_include: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateCall:
+    """Allocate for one container; answered with a `Grant`, or None for an empty response."""
+
+    pod_uid: str
+    container: str
+    resource: str
+    device_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreStartCall:
+    """PreStartContainer; the answer is ignored."""
+
+    resource: str
+    device_ids: tuple[str, ...]
+
+
+Call: TypeAlias = PreferCall | AllocateCall | PreStartCall
+Answer: TypeAlias = "Sequence[str] | Grant | None"
+
+
+class CallFailed(Exception):
+    """Thrown into `admit` where a call failed; the text is `rpc error: code = ... desc = ...`."""
+
+
+def does_not_fit(pod: Pod, amounts: Mapping[str, Amount], requested: Mapping[str, int]) -> str:
+    """Why the scheduler leaves the pod Pending, or "" if it fits.
+
+    `requested` is what the pods on the node ask for. An unhealthy device in use counts twice, as
+    it does in a cluster: it is missing from allocatable, and its pod is still counted.
+    """
+    for resource, count in pod.requests().items():
+        amount = amounts.get(resource)
+        allocatable = amount.allocatable if amount else 0
+        if requested.get(resource, 0) + count > allocatable:
+            return f"0/1 nodes are available: 1 Insufficient {resource}."
+    return ""
+
+
+def admit(
+    pod: Pod, manager: DeviceManager, generator: random.Random
+) -> Generator[Call, Answer, PodStatus]:
+    """Admit or refuse a pod; what it holds is in `manager` only if it runs.
+
+    Ids go to plugins in random order, as a kubelet's sets do; `generator` makes that repeatable.
+    """
+    grants: list[Grant] = []
+    try:
+        for container in pod.containers:
+            for resource, count in container.limits.items():
+                if count > 0 and manager.is_device_resource(resource):
+                    grant = yield from _grant(pod, container, resource, count, manager, generator)
+                    grants.append(grant)
+        yield from _pre_start(grants, manager)
+    except (CallFailed, DeviceShortage) as error:
+        manager.release(pod.uid)
+        message = f"Allocate failed due to {error}, which is unexpected"
+        return PodStatus(Phase.FAILED, UNEXPECTED, message)
+    return PodStatus(Phase.RUNNING, grants=tuple(grants))
+
+
+def _grant(
+    pod: Pod,
+    container: Container,
+    resource: str,
+    count: int,
+    manager: DeviceManager,
+    generator: random.Random,
+) -> Generator[Call, Answer, Grant]:
+    available = _shuffled(manager.available(resource, count), generator)
+    preferred: Sequence[str] = ()
+    if manager.has_preference(resource):
+        answer = yield PreferCall(resource, available, (), count)
+        preferred = _ids(answer)
+    device_ids = _shuffled(_choose(available, preferred, count), generator)
+    answer = yield AllocateCall(pod.uid, container.name, resource, device_ids)
+    if not isinstance(answer, Grant):
+        raise CallFailed(f"no containers return in allocation response {answer!r}")
+    manager.hold(pod.uid, container.name, resource, device_ids, answer.raw)
+    return answer
+
+
+def _pre_start(grants: Sequence[Grant], manager: DeviceManager) -> Generator[Call, Answer, None]:
+    for grant in grants:
+        if manager.wants_pre_start(grant.resource):
+            yield PreStartCall(grant.resource, grant.device_ids)
+
+
+def _choose(available: Sequence[str], preferred: Sequence[str], count: int) -> tuple[str, ...]:
+    """Preferred devices that are available first, then any."""
+    usable = set(available)
+    chosen = dict.fromkeys(one for one in preferred if one in usable)
+    return tuple(dict.fromkeys((*chosen, *available)))[:count]
+
+
+def _shuffled(ids: Sequence[str], generator: random.Random) -> tuple[str, ...]:
+    return tuple(generator.sample(ids, len(ids)))
+
+
+def _ids(answer: Answer) -> Sequence[str]:
+    return () if answer is None or isinstance(answer, Grant) else answer

@@ -1,0 +1,191 @@
+"""The device manager: which devices a node has, which are healthy, which are in use. Pure.
+
+Follows the kubelet's device manager (1.36): everything is keyed by resource name alone, so the end
+of an old stream disconnects a new plugin of the same resource as well. Time is an argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+ENDPOINT_GRACE_S = 300.0
+"""A resource without a plugin keeps its capacity for five minutes."""
+
+
+class DeviceShortage(Exception):
+    """A container cannot get its devices; the text is the kubelet's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One device of a list update."""
+
+    id: str
+    healthy: bool
+    numa_nodes: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Resource:
+    healthy: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Device ids with their NUMA nodes."""
+    unhealthy: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    stopped_at_s: float | None = None
+    """When the plugin went away; None while one is connected."""
+    wants_pre_start: bool = False
+    has_preference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Devices that one container of a pod holds."""
+
+    pod_uid: str
+    container: str
+    resource: str
+    device_ids: tuple[str, ...]
+    numa: Mapping[str, tuple[int, ...]]
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Capacity and allocatable of one resource, as in the node's status."""
+
+    capacity: int
+    allocatable: int
+
+
+class DeviceManager:
+    """State of all device plugins of a node and of the devices that containers hold."""
+
+    def __init__(self) -> None:
+        self._resources: dict[str, _Resource] = {}
+        self._holdings: list[Holding] = []
+        self._ever_seen: set[str] = set()
+
+    def connected(self, resource: str, *, has_preference: bool, wants_pre_start: bool) -> None:
+        """A plugin of this resource registered; its devices come with the first list."""
+        state = self._resources.setdefault(resource, _Resource())
+        state.stopped_at_s = None
+        state.has_preference = has_preference
+        state.wants_pre_start = wants_pre_start
+        self._ever_seen.add(resource)
+
+    def listed(self, resource: str, devices: Iterable[Listed]) -> None:
+        """A list arrived: it replaces the devices of the resource, whoever sent it."""
+        state = self._resources.setdefault(resource, _Resource())
+        state.healthy, state.unhealthy = {}, {}
+        for device in devices:
+            kind = state.healthy if device.healthy else state.unhealthy
+            kind[device.id] = device.numa_nodes
+
+    def disconnected(self, resource: str, now_s: float) -> None:
+        """A stream of this resource ended: all its devices are unhealthy until a new list."""
+        state = self._resources.get(resource)
+        if state is None:
+            return
+        state.unhealthy |= state.healthy
+        state.healthy = {}
+        if state.stopped_at_s is None:
+            state.stopped_at_s = now_s
+
+    def amounts(self, now_s: float) -> dict[str, Amount]:
+        """Capacity and allocatable by resource; a resource that is gone stays with 0."""
+        for name, state in list(self._resources.items()):
+            if state.stopped_at_s is not None and now_s - state.stopped_at_s >= ENDPOINT_GRACE_S:
+                del self._resources[name]
+        amounts = {name: Amount(0, 0) for name in sorted(self._ever_seen)}
+        for name, state in self._resources.items():
+            healthy = len(state.healthy)
+            amounts[name] = Amount(healthy + len(state.unhealthy), healthy)
+        return amounts
+
+    def is_device_resource(self, resource: str) -> bool:
+        """True if some plugin is or was in charge of this resource."""
+        return resource in self._ever_seen
+
+    def has_preference(self, resource: str) -> bool:
+        """True if the plugin wants to be asked which devices to take."""
+        state = self._resources.get(resource)
+        return state is not None and state.has_preference
+
+    def wants_pre_start(self, resource: str) -> bool:
+        """True if the plugin wants a call before a container starts."""
+        state = self._resources.get(resource)
+        return state is not None and state.wants_pre_start
+
+    def available(self, resource: str, needed: int) -> tuple[str, ...]:
+        """Healthy devices that nobody holds, by id.
+
+        Raises:
+            DeviceShortage: there are fewer than `needed`, in the kubelet's words.
+        """
+        state = self._resources.get(resource)
+        if state is None:
+            raise DeviceShortage(f"cannot allocate unregistered device {resource}")
+        if not state.healthy:
+            raise DeviceShortage(
+                f"no healthy devices present; cannot allocate unhealthy devices {resource}"
+            )
+        free = tuple(sorted(state.healthy.keys() - self.in_use(resource)))
+        if len(free) < needed:
+            raise DeviceShortage(
+                f"requested number of devices unavailable for {resource}. "
+                f"Requested: {needed}, Available: {len(free)}"
+            )
+        return free
+
+    def in_use(self, resource: str) -> frozenset[str]:
+        """Devices that containers hold."""
+        return frozenset(
+            device_id
+            for holding in self._holdings
+            if holding.resource == resource
+            for device_id in holding.device_ids
+        )
+
+    def hold(
+        self, pod_uid: str, container: str, resource: str, device_ids: Iterable[str], raw: bytes
+    ) -> None:
+        """A container got devices."""
+        ids = tuple(device_ids)
+        state = self._resources.get(resource) or _Resource()
+        numa = {one: state.healthy.get(one, state.unhealthy.get(one, ())) for one in ids}
+        self._holdings.append(Holding(pod_uid, container, resource, ids, numa, raw))
+
+    def release(self, pod_uid: str) -> None:
+        """A pod ended: its devices are free."""
+        self._holdings = [held for held in self._holdings if held.pod_uid != pod_uid]
+
+    @property
+    def holdings(self) -> tuple[Holding, ...]:
+        """Everything that is held, in the order in which it was granted."""
+        return tuple(self._holdings)
+
+    def devices(self, resource: str) -> dict[str, bool]:
+        """Every device of a resource with its health, by id."""
+        state = self._resources.get(resource) or _Resource()
+        health = dict.fromkeys(state.healthy, True) | dict.fromkeys(state.unhealthy, False)
+        return dict(sorted(health.items()))
+
+    def numa_nodes(self, resource: str) -> dict[str, tuple[int, ...]]:
+        """NUMA nodes of every device of a resource."""
+        state = self._resources.get(resource) or _Resource()
+        return dict(sorted((state.healthy | state.unhealthy).items()))
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Resources that have devices or had some within the grace period."""
+        return tuple(sorted(self._resources))
+
+    def restore(self, holdings: Iterable[Holding], registered: Iterable[str], now_s: float) -> None:
+        """Start from a checkpoint: devices are held, resources known, no plugin is connected."""
+        self._holdings = list(holdings)
+        for resource in registered:
+            self._resources[resource] = _Resource(stopped_at_s=now_s)
+            self._ever_seen.add(resource)

@@ -1,0 +1,114 @@
+"""GPU profiles: what a GPU of a model looks like. The data is in `sim/profiles/*.yaml`."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+
+class _Facts(BaseModel):
+    """Immutable facts; an unknown key in a file is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Power(_Facts):
+    """Power in watts; `idle` was measured without load."""
+
+    idle: float | None
+    default_limit: float | None
+    min_limit: float | None
+    max_limit: float | None
+
+
+class Clocks(_Facts):
+    """Clocks in MHz."""
+
+    sm_max: int | None
+    sm_idle: int | None
+    memory: int | None
+
+
+class Thermal(_Facts):
+    """Temperatures in degrees Celsius.
+
+    A `margin` board reports distances to `max_operating` (T.Limit): its `slowdown` and `shutdown`
+    are such distances. An `absolute` board reports temperatures.
+    """
+
+    style: Literal["absolute", "margin"]
+    max_operating: int | None
+    slowdown: int | None
+    shutdown: int | None
+
+
+class NvLink(_Facts):
+    """NVLink of one GPU; `mb_s_per_link` is per direction."""
+
+    version: int | None
+    links: int
+    mb_s_per_link: int | None
+    switches: int | None
+
+
+class MigProfile(_Facts):
+    """One MIG profile: how many instances fit, and what each has."""
+
+    profile: str
+    instances: int
+    sm: int | None
+    memory_mib: int | None
+    gi_profile_id: int | None
+
+
+class Profile(_Facts):
+    """A GPU model."""
+
+    product: str
+    architecture: str
+    compute_capability: tuple[int, int]
+    pci_device_id: int | None
+    memory_bytes: int
+    memory_reserved_bytes: int | None
+    memory_bandwidth_gb_s: int | None
+    sm_count: int | None
+    ecc: bool | None
+    power_w: Power
+    clocks_mhz: Clocks
+    thermal_c: Thermal | None
+    nvlink: NvLink | None
+    mig: tuple[MigProfile, ...]
+    bus_ids: tuple[str, ...]
+    sources: dict[str, str]
+
+
+class UnknownModel(Exception):
+    """There is no profile of this name."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"no GPU model is called {model!r}; known: {', '.join(model_names())}")
+
+
+def model_names() -> tuple[str, ...]:
+    """All models, by name."""
+    files = (entry.name for entry in _folder().iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
+
+
+def load_profile(model: str) -> Profile:
+    """The profile of a model.
+
+    Raises:
+        UnknownModel: with the names that there are.
+    """
+    if model not in model_names():
+        raise UnknownModel(model)
+    text = _folder().joinpath(f"{model}.yaml").read_text("utf-8")
+    return Profile.model_validate(yaml.safe_load(text))
+
+
+def _folder() -> resources.abc.Traversable:
+    return resources.files("sim").joinpath("profiles")

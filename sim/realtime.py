@@ -1,0 +1,91 @@
+"""Paces a simulated node in real time: model seconds are wall-clock seconds times a speed.
+
+One lock guards the node. A thread advances the clock to each scheduled event; whoever looks at the
+node in between advances it to the present first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hal import Event
+    from sim.node import SimulatedNode
+
+
+class RealTimeNode:
+    """A node that lives in real time from `start` on; safe from any thread."""
+
+    def __init__(self, node: SimulatedNode, speed: float = 1.0) -> None:
+        self._node = node
+        self._speed = speed
+        self._changed = threading.Condition()
+        self._started_s: float | None = None
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._interrupts = 0
+
+    def start(self) -> None:
+        """Let time run; safe to call again."""
+        with self._changed:
+            if self._thread is not None:
+                return
+            self._started_s = time.monotonic()
+            self._thread = threading.Thread(target=self._pace, name="sim-clock", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the clock's thread; the node stays as it is."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def present(self) -> Iterator[SimulatedNode]:
+        """The node, advanced to the present and held still; changes wake whoever waits."""
+        with self._changed:
+            self._advance()
+            yield self._node
+            self._changed.notify_all()
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event]:
+        """Driver events, waiting at most `timeout_s` or until `interrupt`."""
+        with self._changed:
+            seen = self._interrupts
+            self._changed.wait_for(
+                lambda: self._node.has_events or self._interrupts != seen, timeout_s
+            )
+            return self._node.take_events()
+
+    def interrupt(self) -> None:
+        """Make running `wait_events` calls return."""
+        with self._changed:
+            self._interrupts += 1
+            self._changed.notify_all()
+
+    def _pace(self) -> None:
+        with self._changed:
+            while not self._stopping:
+                self._advance()
+                if self._node.has_events:
+                    self._changed.notify_all()
+                pause_s = (self._node.env.peek() - self._model_time_s()) / self._speed
+                # An idle model has nothing scheduled: wait for a change, not for ever.
+                self._changed.wait(min(max(pause_s, 0.0), 3600.0))
+
+    def _advance(self) -> None:
+        now_s = self._model_time_s()
+        if now_s > self._node.env.now:
+            self._node.env.run(until=now_s)
+
+    def _model_time_s(self) -> float:
+        if self._started_s is None:
+            return 0.0
+        return (time.monotonic() - self._started_s) * self._speed

@@ -1,0 +1,275 @@
+"""Which GPUs the NVML backend lists, and what it says about them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hal.errors import DriverNotFound, DriverUnavailable, HalError, UnknownGpu
+from hal.nvml.api import Code, Memory, MigAttributes
+from hal.nvml.backend import NvmlBackend
+from hal.nvml.inventory import canonical_bus_id, mig_profile, sysfs_bus_id
+from hal.types import Gpu, GpuState, MigDevice
+from tests.unit.hal.fake_nvml import GIB, FakeGpu, FakeMig, FakeNvml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hal.backend import Backend
+
+
+def opened(nvml: FakeNvml, root: Path) -> NvmlBackend:
+    backend = NvmlBackend(api=nvml, sysfs_root=root / "sys", procfs_root=root / "proc")
+    backend.open()
+    return backend
+
+
+def write_numa(root: Path, bus_id: str, text: str) -> None:
+    folder = root / "sys/bus/pci/devices" / bus_id
+    folder.mkdir(parents=True)
+    (folder / "numa_node").write_text(text)
+
+
+def states(gpus: tuple[Gpu, ...]) -> dict[str, GpuState]:
+    return {gpu.uuid: gpu.state for gpu in gpus}
+
+
+def test_it_is_a_backend() -> None:
+    backend: Backend = NvmlBackend(api=FakeNvml())
+    backend.open()
+    assert backend.gpus() == ()
+
+
+def test_gpus_come_in_order_with_all_their_fields(tmp_path: Path) -> None:
+    write_numa(tmp_path, "0000:07:00.0", "1\n")
+    nvml = FakeNvml(
+        FakeGpu("GPU-a", minor=3, bus_id="00000000:07:00.0\0"),
+        FakeGpu("GPU-b", name="Tesla T4", memory=Memory(15 * GIB, 0), compute_capability=(7, 5)),
+    )
+    first, second = opened(nvml, tmp_path).gpus()
+    assert first == Gpu(
+        uuid="GPU-a",
+        index=0,
+        minor=3,
+        pci_bus_id="00000000:07:00.0",
+        numa_node=1,
+        product="NVIDIA H100 80GB HBM3",
+        memory_bytes=80 * GIB,
+        compute_capability=(9, 0),
+    )
+    assert (second.index, second.product, second.memory_bytes) == (1, "Tesla T4", 15 * GIB)
+    assert second.compute_capability == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "kernel"),
+    [
+        ("00000000:07:00.0", "00000000:07:00.0", "0000:07:00.0"),
+        ("0000:af:00.0", "00000000:AF:00.0", "0000:af:00.0"),
+        ("00010000:3b:00.0", "00010000:3B:00.0", "10000:3b:00.0"),
+        ("0000000F:C7:1f.7\0\0", "0000000F:C7:1F.7", "000f:c7:1f.7"),
+    ],
+)
+def test_bus_ids_are_spelled_as_nvml_and_the_kernel_do(
+    text: str, canonical: str, kernel: str
+) -> None:
+    assert canonical_bus_id(text) == canonical
+    assert sysfs_bus_id(canonical) == kernel
+
+
+@pytest.mark.parametrize(
+    ("text", "node", "warns"),
+    [("0", 0, False), ("-1\n", None, False), (None, None, False), ("zwei", None, True)],
+)
+def test_numa_node(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    text: str | None,
+    node: int | None,
+    warns: bool,
+) -> None:
+    if text is not None:
+        write_numa(tmp_path, "0000:07:00.0", text)
+    (gpu,) = opened(FakeNvml(FakeGpu("GPU-a")), tmp_path).gpus()
+    assert gpu.numa_node == node
+    assert ("numa_node" in caplog.text) == warns
+
+
+def test_what_a_gpu_does_not_support_is_left_out(tmp_path: Path) -> None:
+    unsupported = ("minor", "compute_capability", "mig_mode", "memory")
+    gpu = FakeGpu("GPU-a", failing=dict.fromkeys(unsupported, Code.NOT_SUPPORTED))
+    (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
+    assert (listed.minor, listed.compute_capability, listed.memory_bytes) == (None, None, 0)
+    assert listed.state is GpuState.OK
+
+
+@pytest.mark.parametrize("name", ["DGX Display", "NVIDIA DGX Display"])
+def test_the_display_gpu_of_a_dgx_station_is_not_listed(tmp_path: Path, name: str) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-display", name=name), FakeGpu("GPU-b"))
+    listed = opened(nvml, tmp_path).gpus()
+    assert [(gpu.uuid, gpu.index) for gpu in listed] == [("GPU-a", 0), ("GPU-b", 2)]
+
+
+@pytest.mark.parametrize("code", [Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.UNKNOWN])
+@pytest.mark.parametrize("call", ["handle_by_index", "uuid", "name", "memory", "pci_bus_id"])
+def test_a_lost_gpu_keeps_its_identity_and_the_others_go_on(
+    tmp_path: Path, call: str, code: Code
+) -> None:
+    bad = FakeGpu("GPU-b", minor=7, bus_id="00000000:AF:00.0")
+    nvml = FakeNvml(FakeGpu("GPU-a"), bad, FakeGpu("GPU-c"))
+    backend = opened(nvml, tmp_path)
+    before = backend.gpus()
+    bad.failing[call] = code
+    after = backend.gpus()
+    assert states(after) == {
+        "GPU-a": GpuState.OK,
+        "GPU-b": GpuState.LOST,
+        "GPU-c": GpuState.OK,
+    }
+    assert (after[1].minor, after[1].pci_bus_id, after[1].index) == (7, "00000000:AF:00.0", 1)
+    bad.failing.clear()
+    assert backend.gpus() == before
+
+
+def test_a_gpu_that_vanished_altogether_stays_listed_as_lost(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b"))
+    backend = opened(nvml, tmp_path)
+    backend.close()
+    del nvml.gpus[0]
+    backend.open()
+    listed = backend.gpus()
+    assert states(listed) == {"GPU-a": GpuState.LOST, "GPU-b": GpuState.OK}
+    # GPU-b took over index 0 from GPU-a, and is still found under it.
+    assert backend.probe("GPU-b").reachable
+    assert not backend.probe("GPU-a").reachable
+
+
+def test_a_gpu_that_could_never_be_read_is_skipped_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a", gone=Code.GPU_IS_LOST), FakeGpu("GPU-b"))
+    backend = opened(nvml, tmp_path)
+    assert [gpu.uuid for gpu in backend.gpus()] == ["GPU-b"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "index 0" in record.message
+    assert "gone" in record.message
+
+
+def test_mig_devices(tmp_path: Path) -> None:
+    gpu = FakeGpu(
+        "GPU-a",
+        mig_mode=True,
+        migs={
+            0: FakeMig("MIG-0", 1, 0, "NVIDIA H100 80GB HBM3 MIG 1g.10gb+me"),
+            3: FakeMig("MIG-1", 2, 1, "NVIDIA H100", MigAttributes(3, 1, 40320)),
+        },
+    )
+    (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
+    assert listed.mig_enabled
+    assert listed.mig_devices == (
+        MigDevice("MIG-0", 1, 0, "1g.10gb+me", 9856 * 1024**2),
+        MigDevice("MIG-1", 2, 1, "1c.3g.40gb", 40320 * 1024**2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "mib", "total", "profile"),
+    [
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", (1, 1), 4864, 40 * GIB, "1g.5gb"),
+        ("NVIDIA A100-SXM4-40GB MIG 1c.3g.20gb", (3, 1), 19968, 40 * GIB, "1c.3g.20gb"),
+        ("NVIDIA A30 MIG 1g.6gb+me.all", (1, 1), 5952, 24 * GIB, "1g.6gb+me.all"),
+        ("NVIDIA RTX PRO MIG 1g.24gb-me", (1, 1), 24000, 96 * GIB, "1g.24gb-me"),
+        ("", (1, 1), 4864, 42_949_672_960, "1g.5gb"),
+        ("", (3, 3), 19968, 42_949_672_960, "3g.20gb"),
+        ("", (7, 7), 40192, 42_949_672_960, "7g.40gb"),
+        ("", (1, 1), 9856, 85_520_809_984, "1g.10gb"),
+        ("", (2, 1), 20096, 85_520_809_984, "1c.2g.20gb"),
+        ("", (1, 1), 0, 0, "1g.0gb"),
+    ],
+)
+def test_mig_profiles_are_spelled_as_nvidia_does(
+    name: str, slices: tuple[int, int], mib: int, total: int, profile: str
+) -> None:
+    assert mig_profile(name, *slices, mib, total) == profile
+
+
+def test_a_bad_mig_device_does_not_hide_its_siblings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Nvml(FakeNvml):
+        def mig_attributes(self, mig: int) -> MigAttributes:
+            if mig == bad.handle:
+                return super().mig_attributes(self.gpus[0].handle)
+            return super().mig_attributes(bad.handle)
+
+    bad = FakeMig("MIG-bad", 1, 0)
+    gpu = FakeGpu("GPU-a", mig_mode=True, migs={0: bad, 1: FakeMig("MIG-good", 2, 0)})
+    (listed,) = opened(Nvml(gpu), tmp_path).gpus()
+    assert [mig.uuid for mig in listed.mig_devices] == ["MIG-good"]
+    assert "MIG device 0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (Code.DRIVER_NOT_LOADED, DriverUnavailable),
+        (Code.LIB_RM_VERSION_MISMATCH, DriverUnavailable),
+        (Code.NO_PERMISSION, DriverUnavailable),
+        (Code.UNKNOWN, DriverUnavailable),
+        (Code.LIBRARY_NOT_FOUND, DriverNotFound),
+    ],
+)
+@pytest.mark.parametrize("call", ["init", "driver_version"])
+def test_opening_can_be_tried_again_after_a_failure(
+    tmp_path: Path, call: str, code: Code, error: type[HalError]
+) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"))
+    nvml.failing[call] = code
+    backend = NvmlBackend(api=nvml, sysfs_root=tmp_path, procfs_root=tmp_path)
+    with pytest.raises(error) as caught:
+        backend.open()
+    assert caught.value.remedy
+    assert nvml.initialised == 0
+    nvml.failing.clear()
+    backend.open()
+    assert backend.driver_version == "580.105.08"
+
+
+def test_a_driver_that_goes_away_is_an_error_and_not_lost_gpus(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"))
+    backend = opened(nvml, tmp_path)
+    nvml.gpus[0].gone = Code.DRIVER_NOT_LOADED
+    with pytest.raises(DriverUnavailable):
+        backend.gpus()
+
+
+def test_closing_lets_go_of_everything_and_can_be_undone(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"))
+    backend = opened(nvml, tmp_path)
+    assert backend.wait_events(0) == []
+    backend.close()
+    backend.close()
+    assert (nvml.initialised, nvml.open_sets) == (0, set())
+    with pytest.raises(DriverUnavailable, match="not open"):
+        backend.gpus()
+    backend.open()
+    backend.open()
+    assert nvml.initialised == 1
+    assert states(backend.gpus()) == {"GPU-a": GpuState.OK}
+
+
+def test_closing_never_raises(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"))
+    backend = opened(nvml, tmp_path)
+    backend.wait_events(0)
+    nvml.failing = dict.fromkeys(("shutdown", "event_set_free"), Code.UNKNOWN)
+    backend.close()
+
+
+def test_a_uuid_that_was_never_seen(tmp_path: Path) -> None:
+    backend = opened(FakeNvml(FakeGpu("GPU-a")), tmp_path)
+    for call in (backend.probe, backend.telemetry, backend.processes):
+        with pytest.raises(UnknownGpu):
+            call("GPU-x")
