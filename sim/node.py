@@ -43,6 +43,14 @@ class SimulatedNode:
             gpu = by_index[happening.gpu]
             self.env.process(self._happen_later(gpu, happening))
 
+    def advance(self, now_s: float) -> None:
+        """Let everything happen that is due by the model time `now_s`, which becomes the present."""
+        if now_s > self.env.now:
+            self.env.run(until=now_s)
+        # run() leaves its own stop event scheduled for the present; peek() would show it for ever.
+        while self.env.peek() <= self.env.now:
+            self.env.step()
+
     def gpu(self, uuid: str) -> SimulatedGpu:
         """The GPU of a UUID.
 

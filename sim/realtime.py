@@ -51,7 +51,7 @@ class RealTimeNode:
     def present(self) -> Iterator[SimulatedNode]:
         """The node, advanced to the present and held still; changes wake whoever waits."""
         with self._changed:
-            self._advance()
+            self._node.advance(self._model_time_s())
             yield self._node
             self._changed.notify_all()
 
@@ -73,17 +73,12 @@ class RealTimeNode:
     def _pace(self) -> None:
         with self._changed:
             while not self._stopping:
-                self._advance()
+                self._node.advance(self._model_time_s())
                 if self._node.has_events:
                     self._changed.notify_all()
                 pause_s = (self._node.env.peek() - self._model_time_s()) / self._speed
                 # An idle model has nothing scheduled: wait for a change, not for ever.
                 self._changed.wait(min(max(pause_s, 0.0), 3600.0))
-
-    def _advance(self) -> None:
-        now_s = self._model_time_s()
-        if now_s > self._node.env.now:
-            self._node.env.run(until=now_s)
 
     def _model_time_s(self) -> float:
         if self._started_s is None:
