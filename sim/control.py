@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from hal import UnknownGpu
 from sim.lineserver import ControlError, LineServer, ask
@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from sim.realtime import RealTimeNode
 
 ANSWER_TIMEOUT_S = 5.0
+
+
+class GpuStatus(BaseModel):
+    """One GPU of a simulated node, for those who look from outside."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    uuid: str
+    product: str
+    lost: bool
+    recovery_action: str
+    tenants: list[str]
+
+
+_GPUS = TypeAdapter(list[GpuStatus])
 
 
 def control_socket(kubelet_dir: Path) -> Path:
@@ -44,6 +60,16 @@ def inject(path: Path, gpu: str, what: Mapping[str, object]) -> Mapping[str, obj
     return ask(path, {"inject": dict(what), "gpu": gpu}, ANSWER_TIMEOUT_S)
 
 
+def status(path: Path) -> list[GpuStatus]:
+    """The GPUs of the node behind `path`, by index.
+
+    Raises:
+        ControlError: no node there.
+    """
+    answer = ask(path, {"status": True}, ANSWER_TIMEOUT_S)
+    return _GPUS.validate_python(answer["gpus"])
+
+
 def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
     try:
         what = HAPPENING.validate_python(request["inject"])
@@ -65,14 +91,14 @@ def _status(node: RealTimeNode) -> Mapping[str, object]:
             "scenario": model.scenario.name,
             "model_time_s": model.env.now,
             "gpus": [
-                {
-                    "index": gpu.identity.index,
-                    "uuid": gpu.identity.uuid,
-                    "product": gpu.identity.product,
-                    "lost": gpu.lost,
-                    "recovery_action": gpu.recovery_action.value,
-                    "tenants": [tenant.name for _, tenant in gpu.tenants],
-                }
+                GpuStatus(
+                    index=gpu.identity.index,
+                    uuid=gpu.identity.uuid,
+                    product=gpu.identity.product,
+                    lost=gpu.lost,
+                    recovery_action=gpu.recovery_action.value,
+                    tenants=[tenant.name for _, tenant in gpu.tenants],
+                ).model_dump()
                 for gpu in model.gpus.values()
             ],
         }

@@ -44,7 +44,7 @@ class SimulatedNode:
             self.env.process(self._happen_later(gpu, happening))
 
     def advance(self, now_s: float) -> None:
-        """Let everything happen that is due by the model time `now_s`, which becomes the present."""
+        """Let everything happen that is due by `now_s`, which becomes the present."""
         if now_s > self.env.now:
             self.env.run(until=now_s)
         # run() leaves its own stop event scheduled for the present; peek() would show it for ever.

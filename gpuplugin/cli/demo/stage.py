@@ -1,0 +1,128 @@
+"""The demo's stage: a kubelet stand-in in this process, the plugin as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from sim.control import control_socket, inject, status
+from sim.kubelet import Kubelet
+from sim.lineserver import ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuplugin.cli.demo.facts import Facts
+
+RESOURCE = "nvidia.com/gpu"
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
+
+
+class StageError(Exception):
+    """Something the demo stands on does not work; the text has the plugin's last words."""
+
+
+class Stage:
+    """A folder, a kubelet and a running plugin; everything is gone when it is left."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix="gpuplugin-demo-"))
+        self.kubelet = Kubelet(self.dir, listener=facts.happened)
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._port: int | None = None
+        self._listening = threading.Event()
+        self._gpu_indices: Mapping[str, int] = {}
+        self._words: deque[str] = deque(maxlen=5)
+
+    def __enter__(self) -> Self:
+        self.kubelet.start()
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gpuplugin", "run", "--backend", "sim"),
+                *("--kubelet-dir", str(self.dir), "--listen-address", "127.0.0.1:0"),
+                *("--health-quiet-period", "3s", "--health-probe-interval", "500ms"),
+                *("--log-format", "json"),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, name="plugin-log", daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self.kubelet.stop()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    @property
+    def gpu_indices(self) -> Mapping[str, int]:
+        """Index of every GPU by UUID, as the simulated node has them; empty until it runs."""
+        if not self._gpu_indices:
+            try:
+                self._gpu_indices = {
+                    gpu.uuid: gpu.index for gpu in status(control_socket(self.dir))
+                }
+            except ControlError:
+                return {}
+        return self._gpu_indices
+
+    def inject(self, gpu: int, what: Mapping[str, object]) -> None:
+        """Let something befall a GPU of the plugin's simulated node."""
+        inject(control_socket(self.dir), str(gpu), what)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of a metric that have these labels, from /metrics."""
+        if not self._listening.wait(START_TIMEOUT_S):
+            raise StageError(f"the plugin does not listen: {' '.join(self._words)}")
+        url = f"http://127.0.0.1:{self._port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def stop_plugin(self) -> int:
+        """SIGTERM; returns the plugin's exit status."""
+        if self._process is None:
+            raise StageError("the plugin was not started")
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise StageError(f"the plugin did not stop within {STOP_TIMEOUT_S:g} s") from error
+
+    def plugin_words(self) -> str:
+        """The plugin's last log messages."""
+        return " | ".join(self._words)
+
+    def _read(self) -> None:
+        if self._process is None or self._process.stderr is None:
+            return
+        for line in self._process.stderr:
+            try:
+                fact = json.loads(line)
+            except ValueError:
+                self._words.append(line.rstrip())
+                continue
+            self._words.append(str(fact["message"]))
+            if fact["event"] == "http":
+                self._port = int(fact["port"])
+                self._listening.set()
