@@ -21,6 +21,8 @@ class RecoveryAction(Enum):
     REBOOT = "reboot"
     DRAIN_P2P = "drain-p2p"
     DRAIN_AND_RESET = "drain-and-reset"
+    OTHER = "other"
+    """Something that this version has no name for: the GPU cannot be used."""
     UNKNOWN = "unknown"
     """The driver is too old to say."""
 

@@ -64,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--pace", type=float, default=1.0, metavar="X", help="play X times as fast (default 1)"
     )
 
+    demo.add_argument("--picture", metavar="FILE", help="save the screen with the lost GPU as SVG")
+
     _add_sim(commands)
     return parser
 

@@ -54,7 +54,7 @@ class Process:
         assert self._process.stdout is not None
         with self._process.stdout as stream:
             for line in stream:
-                self.lines.append(line)  # noqa: PERF402 - visible while the process runs
+                self.lines.append(line)
 
     def __enter__(self) -> Self:
         return self

@@ -27,7 +27,7 @@ def demo(parsed: argparse.Namespace) -> int:
         return 2
     facts = Facts()
     try:
-        with Stage(facts) as stage, _view(facts, stage, plain=parsed.plain) as view:
+        with Stage(facts) as stage, _view(facts, stage, parsed) as view:
             tell(stage, view, facts, parsed.pace)
     except StageError as error:
         print(f"gpuplugin: the demo could not go on: {error}", file=sys.stderr)
@@ -36,12 +36,12 @@ def demo(parsed: argparse.Namespace) -> int:
     return 0 if facts.all_passed else 1
 
 
-def _view(facts: Facts, stage: Stage, *, plain: bool) -> View:
-    if plain or not sys.stdout.isatty():
+def _view(facts: Facts, stage: Stage, parsed: argparse.Namespace) -> View:
+    if parsed.plain or not (sys.stdout.isatty() or parsed.picture):
         return PlainView()
     try:
         from gpuplugin.cli.demo.live import LiveView
     except ModuleNotFoundError:
         print("For the live view: pip install 'gpuplugin[cli]'. Plain lines meanwhile.")
         return PlainView()
-    return LiveView(facts, stage)
+    return LiveView(facts, stage, parsed.picture)

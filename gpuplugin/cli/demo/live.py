@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group
@@ -25,12 +28,14 @@ FREE, TAKEN, UNHEALTHY = "·", "■", "x"
 _PHASE_STYLES = {Phase.RUNNING: "green", Phase.FAILED: "red", Phase.PENDING: "yellow"}
 _POD_STYLES = ("cyan", "magenta", "green", "yellow", "blue")
 _PODS_SHOWN = 12
+_PICTURE_COLUMNS = 120
 
 
 class LiveView:
     """See `story.View`; redraws itself eight times a second from the facts and the kubelet."""
 
-    def __init__(self, facts: Facts, stage: Stage) -> None:
+    def __init__(self, facts: Facts, stage: Stage, picture: str | None = None) -> None:
+        self._picture = picture
         self._facts = facts
         self._stage = stage
         self._title = "gpuplugin"
@@ -55,6 +60,17 @@ class LiveView:
 
     def outcome(self, passed: bool, text: str) -> None:
         """Checks are drawn from the facts."""
+
+    def height(self) -> None:
+        """Save the screen, if that was asked for."""
+        if self._picture:
+            paper = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), highlight=False)
+            paper.print(self._render())
+            # Without rich's web fonts: the picture must not fetch anything when it is looked at.
+            svg = re.sub(
+                r"@font-face \{.*?\}", "", paper.export_svg(title="gpuplugin demo"), flags=re.DOTALL
+            )
+            Path(self._picture).write_text(svg)
 
     def _render(self) -> RenderableType:
         node = self._stage.kubelet.view()

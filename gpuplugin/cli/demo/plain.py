@@ -27,5 +27,8 @@ class PlainView:
         """Print what was checked."""
         self._print(f"   {'ok' if passed else 'NOT SO'}: {text}")
 
+    def height(self) -> None:
+        """Lines make no picture."""
+
     def _print(self, text: str) -> None:
         print(f"{time.monotonic() - self._started_s:5.1f} s  {text}", flush=True)

@@ -36,6 +36,10 @@ class View(Protocol):
         """Something was checked."""
         ...
 
+    def height(self) -> None:
+        """This is the moment to take a picture."""
+        ...
+
 
 def tell(stage: Stage, view: View, facts: Facts, pace: float) -> None:
     """Tell the story; `pace` 2 takes half the pauses.
@@ -129,6 +133,7 @@ class _Story:
         self._note(len(lists) == 1, f"one list update, {took_ms:.0f} ms after the fault")
         status = self._stage.kubelet.run_pod(simple_pod("newcomer", {RESOURCE: 1}))
         self._note(status.phase is Phase.RUNNING, "a new pod still runs, on a healthy GPU")
+        self._view.height()
         self._pause(5)
 
     def recover_gpu(self) -> None:

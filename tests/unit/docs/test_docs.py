@@ -1,0 +1,113 @@
+"""Documents: their commands exist, their links lead somewhere, generated parts are up to date.
+
+`python tests/unit/docs/test_docs.py` writes the generated parts anew.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from gpuplugin.cli.main import build_parser
+from gpuplugin.config.document import parse_document
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.options import OPTIONS
+from gpuplugin.config.schema import Settings
+from sim.scenario import parse_scenario
+
+ROOT = Path(__file__).parents[3]
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+BEGIN, END = "<!-- options: written by tests/unit/docs/test_docs.py -->", "<!-- end of options -->"
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _commands(program: str) -> list[tuple[str, str]]:
+    return [
+        (page.name, line.removeprefix("$ ").split("  #")[0])
+        for page in PAGES
+        for block in _blocks(page, "console")
+        for line in block.splitlines()
+        if line.startswith(f"$ {program} ")
+    ]
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("gpuplugin"))
+def test_commands_of_the_program_exist_with_their_options(page: str, command: str) -> None:
+    parsed = build_parser().parse_args(shlex.split(command)[1:])
+    assert callable(getattr(import_module(f"gpuplugin.cli.{parsed.module}"), parsed.function))
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("make"))
+def test_make_targets_exist(page: str, command: str) -> None:
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_readme_shows_the_default_configuration() -> None:
+    (shown,) = _blocks(ROOT / "README.md", "yaml")
+    default = (ROOT / "gpuplugin/config/default.yaml").read_text()
+    assert parse_document(shown, "").data == parse_document(default, "").data
+
+
+def test_the_scenario_in_the_documentation_is_one() -> None:
+    (shown,) = _blocks(ROOT / "docs/simulation.md", "yaml")
+    assert parse_scenario(shown, "shown").gpu_count == 2
+
+
+def test_the_table_of_options_is_up_to_date() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    assert BEGIN in text
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == options_table()
+
+
+def options_table() -> str:
+    """The flags and variables as a Markdown table, from the code."""
+    defaults = load_settings({}, {}, "/dev/null").settings.model_dump(mode="json", by_alias=True)
+    lines = ["| flag | variable | file key | default | meaning |", "|---|---|---|---|---|"]
+    for option in OPTIONS:
+        value: object = defaults
+        for key in option.path:
+            assert isinstance(value, dict)
+            value = value[key]
+        in_file = option.path[0] != "daemon"
+        cells = (
+            ", ".join(f"`{flag}`" for flag in option.flags),
+            ", ".join(f"`{variable}`" for variable in option.variables),
+            f"`{'.'.join(option.path)}`" if in_file else "-",
+            f"`{_shown(value)}`",
+            option.help,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}s"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_every_option_has_a_place_in_the_settings() -> None:
+    assert Settings.model_fields.keys() >= {option.path[0] for option in OPTIONS}
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs/configuration.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{options_table()}\n{END}{rest.partition(END)[2]}")
