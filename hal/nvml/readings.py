@@ -84,7 +84,7 @@ def _action(number: int | None) -> RecoveryAction:
     if number is None:
         return RecoveryAction.UNKNOWN
     # An action of a newer driver: not UNKNOWN, which says that nothing speaks against the GPU.
-    return _ACTIONS.get(number, RecoveryAction.DRAIN_AND_RESET)
+    return _ACTIONS.get(number, RecoveryAction.OTHER)
 
 
 def read_epoch(gpu: Gpu, driver_version: str, sysfs_root: Path, procfs_root: Path) -> str:

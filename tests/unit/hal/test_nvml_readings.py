@@ -49,8 +49,8 @@ def write_boot_id(root: Path, text: str) -> None:
         (6, RecoveryAction.RESET, False),
         (7, RecoveryAction.REBOOT, False),
         # Actions of drivers to come never pass for a usable GPU.
-        (5, RecoveryAction.DRAIN_AND_RESET, False),
-        (99, RecoveryAction.DRAIN_AND_RESET, False),
+        (5, RecoveryAction.OTHER, False),
+        (99, RecoveryAction.OTHER, False),
     ],
 )
 def test_probe_tells_the_recovery_action(
