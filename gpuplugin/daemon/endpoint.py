@@ -18,6 +18,7 @@ from gpuplugin.daemon.sockets import identity, new_socket_path
 from gpuplugin.kubelet.observe import observed
 from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.register import RegistrationFailed, register
+from gpuplugin.kubelet.rpc import SocketError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,10 +89,19 @@ class Endpoint:
 
     async def _serve_one_socket(self) -> str:
         """Serve a new socket until it is of no use; returns why that is."""
-        folder = self._folder()
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        path = new_socket_path(folder, self._resource)
-        server = await asyncio.to_thread(self._around.engine.serve, path, self._services())
+        path = new_socket_path(self._folder(), self._resource)
+        try:
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            server = await asyncio.to_thread(self._around.engine.serve, path, self._services())
+        except (OSError, SocketError) as error:
+            log.error(  # noqa: TRY400 - the text says it all
+                "no socket for %s in %s: %s; the plugin must be able to write there",
+                self._resource,
+                path.parent,
+                error,
+                extra={"event": "no-socket", "resource": self._resource},
+            )
+            return "no-socket"
         own = identity(path)
         log.info(
             "serving %s on %s",

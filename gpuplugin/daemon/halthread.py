@@ -63,19 +63,24 @@ class HalThread:
             ) from None
 
     def close(self) -> None:
-        """Let the thread end after the running call; nothing waits for it."""
+        """Let the thread end after the running call; nothing waits for it, another may follow."""
         if self._thread is not None:
             self._jobs.put(None)
+            self._thread = None
+            self._jobs = queue.SimpleQueue()
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread = threading.Thread(
+                target=_work, args=(self._jobs,), name=self._name, daemon=True
+            )
             self._thread.start()
         self._jobs.put(job)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
+
+def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
 
 
 def _run(future: Future[_T], function: Callable[[], _T]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.sharing import TimeSlicing
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.vitals import Vitals
+    from gpuplugin.kubelet.snapshot import ResourceSnapshot
     from hal import Event, Gpu, Probe
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Node:
         self._board = HealthBoard()
         self._inventory = Inventory()
         self._plugins: dict[str, DevicePlugin] = {}
+        self._snapshots: dict[str, ResourceSnapshot] = {}
         self.resources_changed = asyncio.Event()
         vitals.set("inventory", "no GPU was listed yet", ok=False)
 
@@ -118,15 +120,17 @@ class Node:
     def _rebuild(self) -> None:
         """Make snapshots of a changed inventory; a resource that cannot be served is left out."""
         self._inventory = build_inventory(self._gpus.values(), self._sharing)
-        plugins: dict[str, DevicePlugin] = {}
-        for resource in self._inventory.resources:
-            plugin = self._plugin_of(resource)
-            if plugin is not None:
-                plugins[resource.name] = plugin
-        self._plugins = plugins
+        snapshots = (self._snapshot_of(resource) for resource in self._inventory.resources)
+        self._snapshots = {one.resource.name: one for one in snapshots if one is not None}
+        for name in self._plugins.keys() - self._snapshots.keys():
+            self._forget(name)
+        self._plugins = {
+            name: self._plugins.get(name) or DevicePlugin(snapshot)
+            for name, snapshot in self._snapshots.items()
+        }
         self.resources_changed.set()
 
-    def _plugin_of(self, resource: Resource) -> DevicePlugin | None:
+    def _snapshot_of(self, resource: Resource) -> ResourceSnapshot | None:
         try:
             snapshot = snapshot_of(resource)
         except ListTooLarge as error:
@@ -134,28 +138,30 @@ class Node:
                 log.error(str(error), extra={"event": "list-too-large", "resource": resource.name})  # noqa: TRY400 - the text says it all
             return None
         self._vitals.remove(f"list:{resource.name}")
-        plugin = self._plugins.get(resource.name) or DevicePlugin(snapshot)
-        plugin.update(snapshot, self._board.healthy)
-        return plugin
+        return snapshot
+
+    def _forget(self, resource: str) -> None:
+        """A resource is served no more: its series end."""
+        for health in ("Healthy", "Unhealthy"):
+            self._metrics.devices.remove(resource, health)
+        self._metrics.list_bytes.remove(resource)
 
     def _publish(self) -> None:
         """Send new lists where they changed and refresh what is shown."""
         for name, plugin in self._plugins.items():
-            if plugin.update(plugin.snapshot, self._board.healthy):
+            if plugin.update(self._snapshots[name], self._board.healthy):
                 self._metrics.list_updates.labels(resource=name).inc()
         self._show()
 
     def _show(self) -> None:
         devices = self._metrics.devices
-        devices.clear()
-        total = healthy = 0
+        healthy = 0
         for name, plugin in self._plugins.items():
-            listed = plugin.snapshot.resource.devices
-            good = sum(self._board.healthy(device.gpu_uuid) for device in listed)
+            good = plugin.snapshot.healthy_count(self._board.healthy)
+            bad = len(plugin.snapshot.resource.devices) - good
             devices.labels(resource=name, health="Healthy").set(good)
-            devices.labels(resource=name, health="Unhealthy").set(len(listed) - good)
+            devices.labels(resource=name, health="Unhealthy").set(bad)
             self._metrics.list_bytes.labels(resource=name).set(plugin.devices.size_bytes)
-            total += len(listed)
             healthy += good
         for uuid, health in self._board.gpus.items():
             for status in Status:
@@ -163,6 +169,7 @@ class Node:
                     health.status is status
                 )
         if self._gpus:
+            total = self._inventory.device_count
             text = f"{len(self._gpus)} GPUs, {healthy} of {total} devices healthy"
             self._vitals.set("inventory", text, ok=bool(self._plugins))
 

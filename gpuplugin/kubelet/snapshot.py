@@ -43,6 +43,7 @@ class ListPart:
     """The devices of one GPU as a piece of the list: serialised lists can be concatenated."""
 
     gpu_uuid: str
+    device_count: int
     healthy: bytes
     unhealthy: bytes
 
@@ -61,6 +62,10 @@ class ResourceSnapshot:
         return b"".join(
             part.healthy if is_healthy(part.gpu_uuid) else part.unhealthy for part in self.parts
         )
+
+    def healthy_count(self, is_healthy: Callable[[str], bool]) -> int:
+        """Devices that such a list calls Healthy."""
+        return sum(part.device_count for part in self.parts if is_healthy(part.gpu_uuid))
 
 
 def snapshot_of(resource: Resource) -> ResourceSnapshot:
@@ -99,7 +104,7 @@ def _container_answer(injection: Injection) -> pb.ContainerAllocateResponse:
 
 
 def _list_part(uuid: str, devices: Sequence[Device]) -> ListPart:
-    return ListPart(uuid, _devices(devices, HEALTHY), _devices(devices, UNHEALTHY))
+    return ListPart(uuid, len(devices), _devices(devices, HEALTHY), _devices(devices, UNHEALTHY))
 
 
 def _devices(devices: Sequence[Device], health: str) -> bytes:
