@@ -50,13 +50,19 @@ class ThrottleReason(Flag):
 
 @dataclass(frozen=True, slots=True)
 class MigDevice:
-    """A MIG device of a GPU. `profile` is NVIDIA's spelling, for example `1g.10gb`."""
+    """A MIG device of a GPU, the `index`-th one there.
+
+    `profile` is NVIDIA's spelling, for example `1g.10gb`. `device_nodes` are the nodes that a
+    process needs for it: the GPU's own and those of its instances under /dev/nvidia-caps.
+    """
 
     uuid: str
+    index: int
     gpu_instance: int
     compute_instance: int
     profile: str
     memory_bytes: int
+    device_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,11 @@ class Gpu:
     state: GpuState = GpuState.OK
     mig_enabled: bool = False
     mig_devices: tuple[MigDevice, ...] = ()
+
+    @property
+    def device_nodes(self) -> tuple[str, ...]:
+        """The device nodes of the GPU; none where the minor number is not known."""
+        return () if self.minor is None else (f"/dev/nvidia{self.minor}",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import random
 import uuid as uuids
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import simpy
 
-from hal import Gpu, Link, LinkKind, UnknownGpu
+from hal import Gpu, Link, LinkKind, MigDevice, UnknownGpu
 from sim.gpu import SimulatedGpu
 from sim.profiles import load_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from hal import Event
     from sim.profiles import Profile
@@ -114,7 +115,10 @@ def _make_gpus(scenario: Scenario) -> Iterator[SimulatedGpu]:
         numa_nodes = group.numa_nodes or min(2, group.count)
         for position in range(group.count):
             numa_node = position * numa_nodes // group.count
-            yield SimulatedGpu(_identity(profile, index, numa_node, generator), profile)
+            identity = _identity(profile, index, numa_node, generator)
+            if group.mig is not None:
+                identity = _partitioned(identity, group.mig, profile, generator)
+            yield SimulatedGpu(identity, profile)
             index += 1
 
 
@@ -129,6 +133,35 @@ def _identity(profile: Profile, index: int, numa_node: int, generator: random.Ra
         product=profile.product,
         memory_bytes=profile.memory_bytes,
         compute_capability=profile.compute_capability,
+    )
+
+
+def _partitioned(
+    gpu: Gpu, mig_profiles: Sequence[str], profile: Profile, generator: random.Random
+) -> Gpu:
+    memory_mib = {one.profile: one.memory_mib or 0 for one in profile.mig}
+    devices = tuple(
+        MigDevice(
+            uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
+            index=index,
+            gpu_instance=index + 1,
+            compute_instance=0,
+            profile=name,
+            memory_bytes=memory_mib[name] * 1024**2,
+            device_nodes=_mig_nodes(gpu.index, index + 1),
+        )
+        for index, name in enumerate(mig_profiles)
+    )
+    return replace(gpu, mig_enabled=True, mig_devices=devices)
+
+
+def _mig_nodes(gpu_minor: int, gpu_instance: int) -> tuple[str, ...]:
+    """The driver numbers capabilities so: 135 for each GPU, 9 for each GPU instance, from 3 on."""
+    access = 3 + 135 * gpu_minor + 9 * gpu_instance
+    return (
+        f"/dev/nvidia{gpu_minor}",
+        f"/dev/nvidia-caps/nvidia-cap{access}",
+        f"/dev/nvidia-caps/nvidia-cap{access + 1}",
     )
 
 

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from sim.profiles import UnknownModel, model_names
+from sim.profiles import UnknownModel, load_profile, model_names
+
+MIG_SLICES = 7
 
 
 class _Part(BaseModel):
@@ -17,11 +19,15 @@ class _Part(BaseModel):
 
 
 class GpuGroup(_Part):
-    """`count` GPUs of one model, spread evenly over `numa_nodes` (default: 2 from 2 GPUs on)."""
+    """`count` GPUs of one model, spread evenly over `numa_nodes` (default: 2 from 2 GPUs on).
+
+    `mig` puts each of them into MIG mode with devices of these profiles (an empty list: none).
+    """
 
     model: str
     count: Annotated[int, Field(ge=1, le=64)] = 1
     numa_nodes: Annotated[int, Field(ge=1)] | None = None
+    mig: list[str] | None = None
 
 
 class XidFault(_Part):
@@ -141,6 +147,7 @@ def _check_references(scenario: Scenario, name: str) -> None:
     for group in scenario.gpus:
         if group.model not in model_names():
             raise ScenarioError(f"scenario {name}: gpus: {UnknownModel(group.model)}")
+        _check_mig(group, name)
     count = scenario.gpu_count
     for part, indices in (
         ("tenants", [tenant.gpu for tenant in scenario.tenants]),
@@ -152,6 +159,25 @@ def _check_references(scenario: Scenario, name: str) -> None:
                     f"scenario {name}: {part}[{position}].gpu: {index}, but the node has GPUs "
                     f"0 to {count - 1}"
                 )
+
+
+def _check_mig(group: GpuGroup, name: str) -> None:
+    """Known profiles only, and no more slices than a GPU has."""
+    if group.mig is None:
+        return
+    known = [one.profile for one in load_profile(group.model).mig]
+    for profile in group.mig:
+        if profile not in known:
+            raise ScenarioError(
+                f"scenario {name}: gpus: {group.model} has no MIG profile {profile!r}; "
+                f"known: {', '.join(known) or 'none'}"
+            )
+    slices = sum(int(profile.partition("g.")[0]) for profile in group.mig)
+    if slices > MIG_SLICES:
+        raise ScenarioError(
+            f"scenario {name}: gpus: the MIG profiles of {group.model} take {slices} slices, "
+            f"a GPU has {MIG_SLICES}"
+        )
 
 
 def _folder() -> resources.abc.Traversable:

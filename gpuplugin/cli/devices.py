@@ -11,7 +11,8 @@ from gpuplugin.cli.backends import BackendError, make_backend
 from gpuplugin.cli.options import load
 from gpuplugin.cli.text import gib, table
 from gpuplugin.config.load import ConfigError
-from gpuplugin.core.inventory import Inventory, build_inventory
+from gpuplugin.config.plans import inventory_plan
+from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
 from hal import Gpu, HalError
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def devices(parsed: argparse.Namespace) -> int:
                 gpus = backend.gpus()
             finally:
                 backend.close()
-    except (ConfigError, BackendError, HalError) as error:
+        inventory = build_inventory(gpus, inventory_plan(settings))
+    except (ConfigError, BackendError, HalError, InventoryError) as error:
         print(f"gpuplugin: {error}", file=sys.stderr)
         return 1
-    inventory = build_inventory(gpus, settings.time_slicing())
     text = _as_json(gpus, inventory) if parsed.json else _as_text(gpus, inventory)
     print(text)
     return 0
@@ -45,7 +46,7 @@ def _as_json(gpus: Sequence[Gpu], inventory: Inventory) -> str:
             "resources": [
                 {
                     "name": resource.name,
-                    "replicas": resource.replicas,
+                    "replicas": resource.largest_replica_count,
                     "devices": [device.id for device in resource.devices],
                 }
                 for resource in inventory.resources
@@ -71,7 +72,8 @@ def _as_text(gpus: Sequence[Gpu], inventory: Inventory) -> str:
     lines = table(("GPU", "UUID", "PRODUCT", "MEMORY", "PCI BUS", "NUMA", "STATE"), rows)
     lines.append("")
     for resource in inventory.resources:
-        shared = f", {resource.replicas} replicas per GPU" if resource.shared else ", not shared"
+        count = resource.largest_replica_count
+        shared = f", {count} replicas per GPU" if resource.shared else ", not shared"
         lines.append(f"advertised: {resource.name}, {len(resource.devices)} devices{shared}")
         first, last = resource.devices[0].id, resource.devices[-1].id
         lines.append(f"            {first} to {last}" if first != last else f"            {first}")

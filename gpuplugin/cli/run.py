@@ -36,7 +36,7 @@ def run(parsed: argparse.Namespace) -> int:
         extra={
             "event": "start",
             "backend": settings.daemon.backend,
-            "registration": settings.daemon.registration,
+            "registration": settings.daemon.way_of_registration,
             "kubelet_dir": str(settings.daemon.kubelet_dir),
         },
     )
@@ -44,7 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
         log.warning("%s", warning, extra={"event": "config-warning"})
     try:
         with make_backend(settings, control=True) as backend:
-            return asyncio.run(run_daemon(settings, backend, VERSION))
+            return asyncio.run(run_daemon(loaded, lambda: load(parsed), backend, VERSION))
     except BackendError as error:
         log.error("%s", error, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
         return 1

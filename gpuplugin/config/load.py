@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, cast
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from gpuplugin.config.casing import canonical
 from gpuplugin.config.document import Document, DocumentError, parse_document
-from gpuplugin.config.options import DEFAULT_KUBELET_DIR, OPTIONS, Option, Value
+from gpuplugin.config.options import (
+    DEFAULT_CDI_ROOT,
+    DEFAULT_KUBELET_DIR,
+    OPTIONS,
+    Option,
+    Value,
+)
 from gpuplugin.config.schema import Settings
 from gpuplugin.config.unknown import unknown_keys
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from gpuplugin.config.document import KeyPath
 
 DEFAULT_FILE = "the built-in default.yaml"
+_DEFAULTS = {"daemon": {"kubeletDir": DEFAULT_KUBELET_DIR, "cdiRoot": DEFAULT_CDI_ROOT}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class Loaded:
 
     settings: Settings
     source: str
+    file: str | None
     warnings: tuple[Problem, ...]
 
 
@@ -104,16 +113,19 @@ def load_settings(
         ConfigError: with all problems, each naming its key and place.
     """
     document = read_config_file(Path(config_file)) if config_file else default_document()
+    document = canonical(document, Settings)
     problems: list[Problem] = []
     layers = (
         _flag_layer(flags, problems),
         _variable_layer(environment, problems),
         _Layer(_file_values(document), {}, document),
-        _Layer({"daemon": {"kubeletDir": DEFAULT_KUBELET_DIR}}, {}),
+        _Layer(_DEFAULTS, {}),
     )
     settings = _validate(layers, problems)
     warnings = _warnings(document)
-    return Loaded(settings, config_file or DEFAULT_FILE, warnings)
+    if settings.daemon.strict_config and warnings:
+        raise ConfigError(warnings)
+    return Loaded(settings, config_file or DEFAULT_FILE, config_file or None, warnings)
 
 
 def read_config_file(path: Path) -> Document:
@@ -259,7 +271,7 @@ def _message(details: ErrorDetails) -> str:
             return details["msg"].removeprefix("Value error, ")
         case "literal_error":
             expected = details.get("ctx", {}).get("expected", "")
-            return f"must be {expected} (in this version), found {found!r}"
+            return f"must be {expected}, found {found!r}"
     text = details["msg"].removeprefix("Input ")
     return f"{text[:1].lower()}{text[1:]}, found {found!r}"
 

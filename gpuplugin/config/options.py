@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from gpuplugin.config.values import parse_bool
 
-Value: TypeAlias = str | bool | list[str]
+Value: TypeAlias = str | bool | list[str] | list[int]
 
 
 class Kind(Enum):
@@ -22,6 +22,7 @@ class Kind(Enum):
     BOOL = "bool"
     LIST = "list"
     DURATION = "duration"
+    INTEGERS = "integers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ class Option:
         if self.kind is Kind.BOOL:
             return parse_bool(text)
         if self.kind is Kind.LIST:
-            return [item.strip() for item in text.split(",") if item.strip()]
+            return _items(text)
+        if self.kind is Kind.INTEGERS:
+            return [int(item) for item in _items(text)]
         return text
 
     def read_variable(self, text: str) -> Value | None:
@@ -56,13 +59,18 @@ class Option:
         return "" if self.kind is Kind.STRING else None
 
 
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
 OPTIONS: tuple[Option, ...] = (
     Option(
         ("--mig-strategy",),
         ("MIG_STRATEGY",),
         ("flags", "migStrategy"),
         Kind.STRING,
-        "how MIG devices are advertised; this version knows none",
+        "MIG devices: none (GPUs only), single (as nvidia.com/gpu) or mixed (by profile)",
+        ("none", "single", "mixed"),
     ),
     Option(
         ("--fail-on-init-error",),
@@ -79,6 +87,70 @@ OPTIONS: tuple[Option, ...] = (
         "where the driver is installed on the host",
     ),
     Option(
+        ("--dev-root", "--nvidia-dev-root"),
+        ("NVIDIA_DEV_ROOT",),
+        ("flags", "nvidiaDevRoot"),
+        Kind.STRING,
+        "where /dev is on the host; empty for the driver root",
+    ),
+    Option(
+        ("--pass-device-specs",),
+        ("PASS_DEVICE_SPECS",),
+        ("flags", "plugin", "passDeviceSpecs"),
+        Kind.BOOL,
+        "pass device nodes to the container, as the CPU manager needs it",
+    ),
+    Option(
+        ("--device-list-strategy",),
+        ("DEVICE_LIST_STRATEGY",),
+        ("flags", "plugin", "deviceListStrategy"),
+        Kind.LIST,
+        "how devices reach the container: envvar, volume-mounts, cdi-annotations, cdi-cri",
+    ),
+    Option(
+        ("--device-id-strategy",),
+        ("DEVICE_ID_STRATEGY",),
+        ("flags", "plugin", "deviceIDStrategy"),
+        Kind.STRING,
+        "how devices are named to the runtime",
+        ("uuid", "index"),
+    ),
+    Option(
+        ("--gdrcopy-enabled",),
+        ("GDRCOPY_ENABLED",),
+        ("flags", "gdrcopyEnabled"),
+        Kind.BOOL,
+        "give containers the GDRCopy device",
+    ),
+    Option(
+        ("--gds-enabled",),
+        ("GDS_ENABLED",),
+        ("flags", "gdsEnabled"),
+        Kind.BOOL,
+        "give containers GPUDirect Storage devices",
+    ),
+    Option(
+        ("--mofed-enabled",),
+        ("MOFED_ENABLED",),
+        ("flags", "mofedEnabled"),
+        Kind.BOOL,
+        "give containers InfiniBand devices",
+    ),
+    Option(
+        ("--cdi-annotation-prefix",),
+        ("CDI_ANNOTATION_PREFIX",),
+        ("flags", "plugin", "cdiAnnotationPrefix"),
+        Kind.STRING,
+        "prefix of CDI annotations",
+    ),
+    Option(
+        ("--nvidia-cdi-hook-path", "--nvidia-ctk-path"),
+        ("NVIDIA_CDI_HOOK_PATH", "NVIDIA_CTK_PATH"),
+        ("flags", "plugin", "nvidiaCTKPath"),
+        Kind.STRING,
+        "the CDI hook program on the host",
+    ),
+    Option(
         ("--driver-root-ctr-path", "--container-driver-root"),
         ("DRIVER_ROOT_CTR_PATH", "CONTAINER_DRIVER_ROOT"),
         ("flags", "plugin", "containerDriverRoot"),
@@ -86,32 +158,55 @@ OPTIONS: tuple[Option, ...] = (
         "where the driver's root is mounted in the plugin's container",
     ),
     Option(
-        ("--pass-device-specs",),
-        ("PASS_DEVICE_SPECS",),
-        ("flags", "plugin", "passDeviceSpecs"),
-        Kind.BOOL,
-        "pass device nodes to the container; this version cannot",
-    ),
-    Option(
-        ("--device-list-strategy",),
-        ("DEVICE_LIST_STRATEGY",),
-        ("flags", "plugin", "deviceListStrategy"),
-        Kind.LIST,
-        "how devices reach the container; this version knows envvar",
-    ),
-    Option(
-        ("--device-id-strategy",),
-        ("DEVICE_ID_STRATEGY",),
-        ("flags", "plugin", "deviceIDStrategy"),
+        ("--mps-root",),
+        ("MPS_ROOT",),
+        ("flags", "mpsRoot"),
         Kind.STRING,
-        "how devices are named to the runtime; this version knows uuid",
+        "read, and of no effect: MPS is not supported yet",
     ),
     Option(
         ("--shared-devices-allocation-policy",),
         ("SHARED_DEVICES_ALLOCATION_POLICY",),
         ("flags", "plugin", "sharedDevicesAllocationPolicy"),
         Kind.STRING,
-        "which replicas to prefer; this version knows distributed",
+        "which replicas to prefer",
+        ("distributed", "packed", "spread", "spread-strict"),
+    ),
+    Option(
+        ("--device-discovery-strategy",),
+        ("DEVICE_DISCOVERY_STRATEGY",),
+        ("flags", "deviceDiscoveryStrategy"),
+        Kind.STRING,
+        "auto or nvml; Tegra is not supported",
+        ("auto", "nvml"),
+    ),
+    Option(
+        ("--imex-channel-ids",),
+        ("IMEX_CHANNEL_IDS",),
+        ("imex", "channelIDs"),
+        Kind.INTEGERS,
+        "IMEX channels for every container: none or 0",
+    ),
+    Option(
+        ("--imex-required",),
+        ("IMEX_REQUIRED",),
+        ("imex", "required"),
+        Kind.BOOL,
+        "serve nothing if an IMEX channel has no device node",
+    ),
+    Option(
+        ("--include-gpus",),
+        ("GPUPLUGIN_INCLUDE_GPUS",),
+        ("gpus", "include"),
+        Kind.LIST,
+        "only these GPUs: index, UUID, PCI bus id or product pattern",
+    ),
+    Option(
+        ("--exclude-gpus",),
+        ("GPUPLUGIN_EXCLUDE_GPUS",),
+        ("gpus", "exclude"),
+        Kind.LIST,
+        "all but these GPUs: index, UUID, PCI bus id or product pattern",
     ),
     Option(
         ("--health-quiet-period",),
@@ -125,7 +220,7 @@ OPTIONS: tuple[Option, ...] = (
         ("GPUPLUGIN_HEALTH_PROBE_INTERVAL",),
         ("health", "probeInterval"),
         Kind.DURATION,
-        "how often the hardware is looked at, for example 5s",
+        "how often GPUs are listed and probed, for example 5s",
     ),
     Option(
         ("--backend",),
@@ -150,6 +245,13 @@ OPTIONS: tuple[Option, ...] = (
         "folder that holds device-plugins/, plugins_registry/ and pod-resources/",
     ),
     Option(
+        ("--kubelet-socket",),
+        ("KUBELET_SOCKET",),
+        ("daemon", "kubeletSocket"),
+        Kind.STRING,
+        "socket for classic registration; empty: serve and never register",
+    ),
+    Option(
         ("--registration",),
         ("GPUPLUGIN_REGISTRATION",),
         ("daemon", "registration"),
@@ -169,7 +271,7 @@ OPTIONS: tuple[Option, ...] = (
         ("GPUPLUGIN_LOG_LEVEL",),
         ("daemon", "logLevel"),
         Kind.STRING,
-        "debug, info, warning or error",
+        "how much to log",
         ("debug", "info", "warning", "error"),
     ),
     Option(
@@ -180,9 +282,38 @@ OPTIONS: tuple[Option, ...] = (
         "text for people, json for machines",
         ("text", "json"),
     ),
+    Option(
+        ("--strict-config",),
+        ("GPUPLUGIN_STRICT_CONFIG",),
+        ("daemon", "strictConfig"),
+        Kind.BOOL,
+        "an unknown key in the file is an error",
+    ),
+    Option(
+        ("--cdi-root",),
+        ("GPUPLUGIN_CDI_ROOT",),
+        ("daemon", "cdiRoot"),
+        Kind.STRING,
+        "folder for CDI specs",
+    ),
+    Option(
+        ("--cdi-feature-flags",),
+        ("CDI_FEATURE_FLAGS",),
+        ("daemon", "cdiFeatureFlags"),
+        Kind.LIST,
+        "read, and of no effect: flags of NVIDIA's own CDI generator",
+    ),
+    Option(
+        ("--cdi-disable-hooks",),
+        ("CDI_DISABLE_HOOKS",),
+        ("daemon", "cdiDisableHooks"),
+        Kind.LIST,
+        "CDI hooks to leave out of specs, or all",
+    ),
 )
 """All options, in the order in which documents list them."""
 
 CONFIG_FILE_FLAG = "--config-file"
 CONFIG_FILE_VARIABLE = "CONFIG_FILE"
 DEFAULT_KUBELET_DIR = "/var/lib/kubelet"
+DEFAULT_CDI_ROOT = "/var/run/cdi"

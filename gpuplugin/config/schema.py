@@ -1,106 +1,36 @@
 """What may be configured, with types and defaults. Names in the file are the aliases.
 
-`flags`, `sharing` and `health` can stand in the file; `daemon` comes from flags and variables only.
-Settings of NVIDIA's plugin that this version cannot honour are refused, never silently dropped.
+Everything but `daemon` can stand in the file; `daemon` comes from flags and variables only. What
+the values mean for devices is in `plans`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gpuplugin.config.values import full_resource_name, parse_duration_s
-from gpuplugin.core.health import HealthPolicy
-from gpuplugin.core.sharing import TimeSlicing
-
-
-class Section(BaseModel):
-    """A part of the configuration: camelCase in the file, strict types, immutable."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, extra="ignore", frozen=True, strict=True, validate_default=False
-    )
-
-
-def _integral(value: object) -> object:
-    """YAML's 2.0 counts as 2, as it does for NVIDIA's plugin."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _seconds(value: object) -> object:
-    return parse_duration_s(value) if isinstance(value, str) else value
-
-
-def _only_envvar(value: object) -> object:
-    """A string or a list of strings in the file; the one strategy that this version has."""
-    strategies = [value] if isinstance(value, str) else value
-    if strategies != ["envvar"]:
-        raise ValueError(f"must be 'envvar' (in this version), found {value!r}")
-    return ("envvar",)
-
-
-def _no_mps(value: object) -> object:
-    if value is not None:
-        raise ValueError("sharing by MPS is not supported yet; use sharing.timeSlicing")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-
-
-class TimeSlicingResource(Section):
-    """One entry of sharing.timeSlicing.resources."""
-
-    name: Annotated[str, AfterValidator(full_resource_name)]
-    replicas: Annotated[int, BeforeValidator(_integral), Field(ge=1)]
-
-
-class TimeSlicingSection(Section):
-    """sharing.timeSlicing."""
-
-    rename_by_default: bool = False
-    fail_requests_greater_than_one: bool = False
-    resources: Annotated[list[TimeSlicingResource], Field(min_length=1)]
-
-
-class SharingSection(Section):
-    """sharing."""
-
-    time_slicing: TimeSlicingSection | None = None
-    mps: Annotated[None, BeforeValidator(_no_mps)] = None
-
-
-class PluginFlags(Section):
-    """flags.plugin."""
-
-    container_driver_root: str = "/driver-root"
-    pass_device_specs: Literal[False] = False
-    device_list_strategy: Annotated[tuple[Literal["envvar"]], BeforeValidator(_only_envvar)] = (
-        "envvar",
-    )
-    device_id_strategy: Annotated[Literal["uuid"], Field(alias="deviceIDStrategy")] = "uuid"
-    shared_devices_allocation_policy: Literal["distributed"] = "distributed"
-
-
-class Flags(Section):
-    """flags."""
-
-    mig_strategy: Literal["none"] = "none"
-    fail_on_init_error: bool = False
-    nvidia_driver_root: str = "/"
-    plugin: PluginFlags = PluginFlags()
+from gpuplugin.config.flags import Flags, ImexSection
+from gpuplugin.config.section import Seconds, Section, Strings
+from gpuplugin.config.sharing import ResourcesSection, SharingSection
 
 
 class HealthSection(Section):
-    """health: how soon a GPU that failed is used again."""
+    """health: how soon a GPU that failed is used again, and how often GPUs are looked at."""
 
     quiet_period: Seconds = 30.0
     quiet_period_cap: Seconds = 1800.0
     probe_interval: Seconds = 5.0
+
+
+class GpusSection(Section):
+    """gpus: which GPUs take part, by index, UUID, PCI bus id or product pattern."""
+
+    include: Strings = []
+    exclude: Strings = []
 
 
 class DaemonOptions(Section):
@@ -109,10 +39,24 @@ class DaemonOptions(Section):
     backend: Literal["nvml", "sim"] = "nvml"
     scenario: str = "default"
     kubelet_dir: Annotated[Path, Field(strict=False)]
-    registration: Literal["watcher", "classic", "none"] = "watcher"
+    kubelet_socket: str | None = None
+    registration: Literal["watcher", "classic", "none"] | None = None
     listen_address: str = "0.0.0.0:2112"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    strict_config: bool = False
+    cdi_root: Annotated[Path, Field(strict=False)]
+    cdi_feature_flags: Strings = []
+    cdi_disable_hooks: Strings = []
+
+    @property
+    def way_of_registration(self) -> Literal["watcher", "classic", "none"]:
+        """As asked for; else what --kubelet-socket says: a path is classic, empty is none."""
+        if self.registration is not None:
+            return self.registration
+        if self.kubelet_socket is None:
+            return "watcher"
+        return "classic" if self.kubelet_socket else "none"
 
 
 class Settings(BaseSettings):
@@ -124,24 +68,9 @@ class Settings(BaseSettings):
 
     version: Literal["v1"] = "v1"
     flags: Flags = Flags()
+    resources: ResourcesSection = ResourcesSection()
     sharing: SharingSection = SharingSection()
+    imex: ImexSection = ImexSection()
     health: HealthSection = HealthSection()
+    gpus: GpusSection = GpusSection()
     daemon: DaemonOptions
-
-    def time_slicing(self) -> TimeSlicing:
-        """The sharing plan, as the inventory needs it."""
-        section = self.sharing.time_slicing
-        if section is None:
-            return TimeSlicing()
-        return TimeSlicing(
-            replicas={entry.name: entry.replicas for entry in section.resources},
-            rename_by_default=section.rename_by_default,
-            fail_requests_greater_than_one=section.fail_requests_greater_than_one,
-        )
-
-    def health_policy(self) -> HealthPolicy:
-        """The patience of the health machine."""
-        return HealthPolicy(
-            quiet_period_s=self.health.quiet_period,
-            quiet_period_cap_s=max(self.health.quiet_period_cap, self.health.quiet_period),
-        )

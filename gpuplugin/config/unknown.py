@@ -1,4 +1,4 @@
-"""Keys of a file that nothing reads: typing errors, and settings that this version lacks."""
+"""Keys of a file that nothing reads, each with the nearest one that something does."""
 
 from __future__ import annotations
 
@@ -16,25 +16,6 @@ if TYPE_CHECKING:
 
 _NOT_IN_FILE = frozenset({"daemon"})
 
-_KNOWN_ELSEWHERE = frozenset(
-    {
-        ("flags", "nvidiaDevRoot"),
-        ("flags", "gdrcopyEnabled"),
-        ("flags", "gdsEnabled"),
-        ("flags", "mofedEnabled"),
-        ("flags", "mpsRoot"),
-        ("flags", "deviceDiscoveryStrategy"),
-        ("flags", "gfd"),
-        ("flags", "plugin", "cdiAnnotationPrefix"),
-        ("flags", "plugin", "nvidiaCTKPath"),
-        ("imex",),
-        ("resources",),
-        ("sharing", "timeSlicing", "resources", "devices"),
-        ("sharing", "timeSlicing", "resources", "rename"),
-    }
-)
-"""Keys of NVIDIA's file, list positions left out, that this version does not act on."""
-
 
 def unknown_keys(
     data: Mapping[str, object], model: type[BaseModel]
@@ -47,7 +28,7 @@ def unknown_keys(
 def _walk(
     data: Mapping[str, object], model: type[BaseModel], path: KeyPath, known: tuple[str, ...]
 ) -> Iterator[tuple[KeyPath, str]]:
-    fields = _fields(model)
+    fields = fields_by_key(model)
     if not path:
         fields = {key: field for key, field in fields.items() if key not in _NOT_IN_FILE}
     for key, value in data.items():
@@ -56,7 +37,7 @@ def _walk(
         if field is None:
             yield here, _explain(here, known)
             continue
-        inner = _model_of(field)
+        inner = model_of(field)
         if inner is None:
             continue
         if isinstance(value, dict):
@@ -69,8 +50,6 @@ def _walk(
 
 def _explain(path: KeyPath, known: tuple[str, ...]) -> str:
     names = tuple(str(part) for part in path if not isinstance(part, int))
-    if names in _KNOWN_ELSEWHERE:
-        return "is not supported by this version and has no effect"
     wanted = ".".join(names)
     same_name = [path for path in known if path.rpartition(".")[2].lower() == names[-1].lower()]
     nearest = same_name or difflib.get_close_matches(wanted, known, n=1, cutoff=0.7)
@@ -79,21 +58,22 @@ def _explain(path: KeyPath, known: tuple[str, ...]) -> str:
 
 
 def _known_paths(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
-    for key, field in _fields(model).items():
+    for key, field in fields_by_key(model).items():
         if not path and key in _NOT_IN_FILE:
             continue
         here = (*path, key)
         yield ".".join(here)
-        inner = _model_of(field)
+        inner = model_of(field)
         if inner is not None:
             yield from _known_paths(inner, here)
 
 
-def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+def fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by their keys in the file."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+def model_of(field: FieldInfo) -> type[BaseModel] | None:
     """The model in an annotation such as `X`, `X | None` or `list[X]`."""
     for candidate in (field.annotation, *get_args(field.annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):

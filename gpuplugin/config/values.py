@@ -62,3 +62,23 @@ def full_resource_name(name: str) -> str:
     if len(full) > MAX_RESOURCE_NAME:
         raise ValueError(f"is {len(full)} characters long, the limit is {MAX_RESOURCE_NAME}")
     return full
+
+
+_UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_DEVICE_REFERENCE = re.compile(rf"\d+|\d+:\d+|GPU-{_UUID}|MIG-{_UUID}|MIG-GPU-{_UUID}/\d+/\d+")
+
+
+def device_reference(value: object) -> str:
+    """A device as a configuration names it: index, MIG index `i:j`, or a UUID of either.
+
+    Raises:
+        ValueError: anything else, a malformed UUID among them.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if isinstance(value, str) and _DEVICE_REFERENCE.fullmatch(value):
+        return value
+    raise ValueError(
+        "names no device: an index (0), a MIG index (0:1), GPU-<uuid>, MIG-<uuid> or "
+        f"MIG-GPU-<uuid>/<gi>/<ci>, found {value!r}"
+    )

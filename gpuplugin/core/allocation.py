@@ -5,14 +5,13 @@ What the container then gets is decided in `injection`; which ids to prefer in `
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.replicas import is_replica_id, uuid_of
-
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from gpuplugin.core.inventory import Resource
+    from gpuplugin.core.inventory import Device, Resource
 
 
 class AllocationError(Exception):
@@ -40,25 +39,49 @@ class SharedRequestTooLarge(AllocationError):
         self.found = found
 
 
+class NotDistinct(AllocationError):
+    """Replicas had to be on distinct GPUs, and are not."""
+
+    def __init__(self, resource: str, asked: int, gpu_uuid: str, found: int) -> None:
+        super().__init__(
+            resource,
+            f"{asked} replicas must be on distinct GPUs (policy spread-strict); "
+            f"found {found} on {gpu_uuid}",
+        )
+
+
 def check_request(
-    resource: Resource, known_ids: Container[str], device_ids: Sequence[str]
-) -> tuple[str, ...]:
-    """The UUIDs that the container gets: in the order of the request, without repeats.
+    resource: Resource,
+    devices: Mapping[str, Device],
+    device_ids: Sequence[str],
+    *,
+    distinct: bool = False,
+) -> tuple[Device, ...]:
+    """The devices of a request, in its order, without repeats; `devices` has all by id.
 
     Health is not looked at: the kubelet asks for healthy devices, and a device that failed a
-    moment ago must not fail a pod that was admitted. The texts are those of NVIDIA's plugin.
+    moment ago must not fail a pod that was admitted. The texts are those of NVIDIA's plugin,
+    where it has them.
 
     Raises:
-        UnknownDevice: an id is not one of `known_ids`.
+        UnknownDevice: an id is not one of `devices`.
         SharedRequestTooLarge: several replicas, and the configuration refuses that.
+        NotDistinct: `distinct` is set, and two replicas are on one GPU.
     """
     for device_id in device_ids:
-        if device_id not in known_ids:
+        if device_id not in devices:
             raise UnknownDevice(resource.name, device_id)
-    if (
-        resource.fail_requests_greater_than_one
-        and len(device_ids) > 1
-        and any(is_replica_id(device_id) for device_id in device_ids)
-    ):
-        raise SharedRequestTooLarge(resource.name, len(device_ids))
-    return tuple(dict.fromkeys(uuid_of(device_id) for device_id in device_ids))
+    found = [devices[device_id] for device_id in device_ids]
+    if len(found) > 1 and any(device.replica is not None for device in found):
+        if resource.fail_requests_greater_than_one:
+            raise SharedRequestTooLarge(resource.name, len(found))
+        if distinct:
+            _check_distinct(resource, found)
+    return tuple(found)
+
+
+def _check_distinct(resource: Resource, found: Sequence[Device]) -> None:
+    per_gpu = Counter(device.gpu_uuid for device in found if device.replica is not None)
+    for gpu_uuid, count in per_gpu.items():
+        if count > 1:
+            raise NotDistinct(resource.name, len(found), gpu_uuid, count)

@@ -1,23 +1,150 @@
-"""What a container gets for the devices it was allocated, independent of the wire format."""
+"""What a container gets for the devices it was allocated, independent of the wire format.
+
+The strategies, names and paths are those of NVIDIA's plugin and container toolkit. An answer names
+nothing but the devices that the request asked for.
+"""
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from gpuplugin.core.inventory import Device
+
+Strategy: TypeAlias = Literal["envvar", "volume-mounts", "cdi-annotations", "cdi-cri"]
+IdStrategy: TypeAlias = Literal["uuid", "index"]
 
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
+VISIBLE_IMEX_CHANNELS = "NVIDIA_IMEX_CHANNELS"
+DEVICE_MOUNT_ROOT = "/var/run/nvidia-container-devices"
+"""Where the container runtime looks for device names that come as mounts."""
+
+CDI_VENDOR = "k8s.device-plugin.nvidia.com"
+CDI_ANNOTATION_NAME = "nvidia-device-plugin_"
+IMEX_CHANNEL_FOLDER = "/dev/nvidia-caps-imex-channels"
+
+_CDI_STRATEGIES = frozenset({"cdi-annotations", "cdi-cri"})
+
+
+@dataclass(frozen=True, slots=True)
+class InjectionPlan:
+    """How devices reach a container.
+
+    `dev_root` is put before device nodes on the host. `control_nodes` are the nodes that every
+    container needs and that exist on this node. `features` are extra kernel modules that are
+    switched on, by their CDI class (`gdrcopy`, `gds`, `mofed`).
+    """
+
+    strategies: frozenset[Strategy] = frozenset({"envvar"})
+    id_strategy: IdStrategy = "uuid"
+    pass_device_specs: bool = False
+    dev_root: str = "/"
+    control_nodes: tuple[str, ...] = ()
+    imex_channels: tuple[int, ...] = ()
+    features: tuple[str, ...] = ()
+    cdi_annotation_prefix: str = "cdi.k8s.io/"
+
+    @property
+    def uses_cdi(self) -> bool:
+        """True if containers are given CDI names, so that specs must exist."""
+        return bool(self.strategies & _CDI_STRATEGIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A read-only mount."""
+
+    container_path: str
+    host_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device node, readable and writable."""
+
+    container_path: str
+    host_path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """Environment variables for one container, as (name, value) in a fixed order."""
+    """Everything for one container, in a fixed order; pairs are (name, value)."""
 
     envs: tuple[tuple[str, str], ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    nodes: tuple[DeviceNode, ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+    cdi_devices: tuple[str, ...] = ()
 
 
-def inject_envvar(uuids: Sequence[str]) -> Injection:
-    """The `envvar` strategy: the runtime reads the UUIDs from NVIDIA_VISIBLE_DEVICES."""
-    return Injection(envs=((VISIBLE_DEVICES, ",".join(uuids)),))
+def runtime_id(device: Device, plan: InjectionPlan) -> str:
+    """How the container runtime knows the device."""
+    return device.uuid if plan.id_strategy == "uuid" else device.index
+
+
+def inject(resource: str, devices: Sequence[Device], plan: InjectionPlan) -> Injection:
+    """What a container gets for `devices` of `resource`; repeats of a device count once."""
+    ids = tuple(dict.fromkeys(runtime_id(device, plan) for device in devices))
+    cdi_names = _cdi_names(ids, plan) if plan.uses_cdi else ()
+    annotations: tuple[tuple[str, str], ...] = ()
+    if "cdi-annotations" in plan.strategies:
+        annotations = ((_annotation_key(resource, ids, plan), ",".join(cdi_names)),)
+    envs = {f"NVIDIA_{feature.upper()}": "enabled" for feature in plan.features}
+    cdi_devices = cdi_names if "cdi-cri" in plan.strategies else ()
+    if plan.strategies <= _CDI_STRATEGIES:
+        return Injection(envs=tuple(envs.items()), annotations=annotations, cdi_devices=cdi_devices)
+    mounts: list[Mount] = []
+    channels = [str(channel) for channel in plan.imex_channels]
+    if "envvar" in plan.strategies:
+        envs[VISIBLE_DEVICES] = ",".join(ids)
+        if channels:
+            envs[VISIBLE_IMEX_CHANNELS] = ",".join(channels)
+    if "volume-mounts" in plan.strategies:
+        envs[VISIBLE_DEVICES] = DEVICE_MOUNT_ROOT
+        names = (*ids, *(f"imex/{channel}" for channel in channels))
+        mounts = [Mount(f"{DEVICE_MOUNT_ROOT}/{name}", "/dev/null") for name in names]
+    return Injection(
+        envs=tuple(envs.items()),
+        mounts=tuple(mounts),
+        nodes=tuple(_nodes(devices, plan)) if plan.pass_device_specs else (),
+        annotations=annotations,
+        cdi_devices=cdi_devices,
+    )
+
+
+def cdi_name(kind: str, name: str) -> str:
+    """A qualified CDI device name, for example `k8s.device-plugin.nvidia.com/gpu=GPU-...`."""
+    return f"{CDI_VENDOR}/{kind}={name}"
+
+
+def imex_channel_node(channel: int) -> str:
+    """The device node of an IMEX channel."""
+    return f"{IMEX_CHANNEL_FOLDER}/channel{channel}"
+
+
+def _cdi_names(ids: Sequence[str], plan: InjectionPlan) -> tuple[str, ...]:
+    return (
+        *(cdi_name("gpu", one) for one in ids),
+        *(cdi_name("imex-channel", str(channel)) for channel in plan.imex_channels),
+        *(cdi_name(feature, "all") for feature in plan.features),
+    )
+
+
+def _annotation_key(resource: str, ids: Sequence[str], plan: InjectionPlan) -> str:
+    """A key that two resources of one container do not share, the same for the same request."""
+    unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{resource}?{','.join(ids)}")
+    return f"{plan.cdi_annotation_prefix}{CDI_ANNOTATION_NAME}{unique}"
+
+
+def _nodes(devices: Sequence[Device], plan: InjectionPlan) -> Iterable[DeviceNode]:
+    paths = (
+        *plan.control_nodes,
+        *(node for device in devices for node in device.nodes),
+        *(imex_channel_node(channel) for channel in plan.imex_channels),
+    )
+    root = plan.dev_root.rstrip("/")
+    return (DeviceNode(path, root + path) for path in dict.fromkeys(paths))

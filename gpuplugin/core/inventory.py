@@ -1,56 +1,107 @@
-"""From GPUs and the sharing plan to what is advertised: resources and their device ids.
+"""From GPUs and the user's plan to what is advertised: resources and their device ids.
 
 Health is not here: an inventory says what there is, not in which state it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuplugin.core.replicas import replica_id
-from gpuplugin.core.sharing import GPU_RESOURCE, TimeSlicing
+from gpuplugin.core.selection import GpuFilter, NamePattern, first_match
+from gpuplugin.core.sharing import TimeSlicing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from hal import Gpu
+    from gpuplugin.core.sharing import SharedResource
+    from hal import Gpu, MigDevice
+
+GPU_RESOURCE = "nvidia.com/gpu"
+"""The resource that whole GPUs are advertised as, unless a pattern says otherwise."""
+
+MIG_RESOURCE_PREFIX = "nvidia.com/mig-"
+
+MigStrategy: TypeAlias = Literal["none", "single", "mixed"]
+
+
+class InventoryError(Exception):
+    """The GPUs cannot be advertised as the configuration wants it; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the user wants of the node's GPUs."""
+
+    sharing: TimeSlicing = TimeSlicing()
+    mig_strategy: MigStrategy = "none"
+    gpu_names: tuple[NamePattern, ...] = ()
+    mig_names: tuple[NamePattern, ...] = ()
+    gpu_filter: GpuFilter = GpuFilter()
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One advertised device: a GPU, or one of its time-sliced replicas.
+    """One advertised device: a GPU, a MIG device, or a time-sliced replica of either.
 
-    `gpu_uuid` is the physical GPU whose faults it shares; `replica` is None for a whole GPU.
+    `uuid` and `index` (`0`, MIG `0:1`) are how the container runtime knows it; `gpu_uuid` is the
+    physical GPU whose faults it shares; `nodes` are its device nodes; `replica` is None for a
+    device that is not shared.
     """
 
     id: str
+    uuid: str
+    index: str
     gpu_uuid: str
     gpu_index: int
-    replica: int | None
     numa_node: int | None
+    nodes: tuple[str, ...]
+    mig: MigDevice | None = None
+    replica: int | None = None
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """By GPU index, MIG device, replica: the order of everything that is listed."""
+        return self.gpu_index, self.mig.index if self.mig else -1, self.replica or 0
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every way in which a configuration may name the device."""
+        if self.mig is None:
+            return frozenset({self.index, self.uuid})
+        legacy = f"MIG-{self.gpu_uuid}/{self.mig.gpu_instance}/{self.mig.compute_instance}"
+        return frozenset({self.index, self.uuid, legacy})
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A resource name with its devices, ordered by GPU index and replica."""
+    """A resource name with its devices, in order."""
 
     name: str
     devices: tuple[Device, ...]
-    replicas: int
-    fail_requests_greater_than_one: bool
+    fail_requests_greater_than_one: bool = False
 
     @property
     def shared(self) -> bool:
-        """True if its devices are replicas."""
-        return self.replicas > 1
+        """True if any of its devices is a replica."""
+        return any(device.replica is not None for device in self.devices)
+
+    @property
+    def largest_replica_count(self) -> int:
+        """Replicas of the device that has most; 1 where nothing is shared."""
+        return 1 + max((device.replica or 0 for device in self.devices), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Everything that the node advertises, ordered by resource name."""
+    """Everything that the node advertises, ordered by resource name.
+
+    `notes` tells what was left out and why, for the log.
+    """
 
     resources: tuple[Resource, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def device_count(self) -> int:
@@ -58,25 +109,166 @@ class Inventory:
         return sum(len(resource.devices) for resource in self.resources)
 
 
-def build_inventory(gpus: Iterable[Gpu], sharing: TimeSlicing) -> Inventory:
-    """The inventory of a node; a lost GPU stays in it, for it may be in use."""
-    ordered = sorted(gpus, key=lambda gpu: (gpu.index, gpu.uuid))
-    if not ordered:
-        return Inventory()
-    replicas = sharing.replicas_of(GPU_RESOURCE)
-    devices = tuple(device for gpu in ordered for device in _devices_of(gpu, replicas))
-    resource = Resource(
-        name=sharing.advertised_name(GPU_RESOURCE),
-        devices=devices,
-        replicas=replicas,
-        fail_requests_greater_than_one=sharing.fail_requests_greater_than_one,
+def build_inventory(gpus: Iterable[Gpu], plan: Plan) -> Inventory:
+    """The inventory of a node; a lost GPU stays in it, for it may be in use.
+
+    Raises:
+        InventoryError: MIG strategy `single` on GPUs that are not alike.
+    """
+    admitted = sorted(
+        (gpu for gpu in gpus if plan.gpu_filter.admits(gpu)), key=lambda gpu: gpu.index
     )
-    return Inventory((resource,))
+    notes: list[str] = []
+    whole = _unshared(admitted, plan, notes)
+    advertised: dict[str, list[Device]] = {}
+    for name, devices in whole.items():
+        for target, device in _share(name, devices, plan.sharing, notes):
+            advertised.setdefault(target, []).append(device)
+    return Inventory(
+        resources=tuple(
+            Resource(
+                name,
+                tuple(sorted(devices, key=lambda device: device.order)),
+                plan.sharing.fail_requests_greater_than_one,
+            )
+            for name, devices in sorted(advertised.items())
+        ),
+        notes=tuple(notes),
+    )
 
 
-def _devices_of(gpu: Gpu, replicas: int) -> Iterable[Device]:
-    if replicas == 1:
-        yield Device(gpu.uuid, gpu.uuid, gpu.index, None, gpu.numa_node)
+def _unshared(gpus: Sequence[Gpu], plan: Plan, notes: list[str]) -> dict[str, list[Device]]:
+    """Whole devices by resource name, before anything is shared."""
+    if plan.mig_strategy == "single" and any(gpu.mig_enabled for gpu in gpus):
+        return {GPU_RESOURCE: _single_mig(gpus)}
+    devices: dict[str, list[Device]] = {}
+    for gpu in gpus:
+        if plan.mig_strategy == "mixed" and gpu.mig_enabled:
+            for name, device in _mixed_mig(gpu, plan, notes):
+                devices.setdefault(name, []).append(device)
+        else:
+            name = first_match(plan.gpu_names, gpu.product) or GPU_RESOURCE
+            devices.setdefault(name, []).append(_gpu_device(gpu))
+    return devices
+
+
+def _single_mig(gpus: Sequence[Gpu]) -> list[Device]:
+    """All MIG devices of the node, which must be alike, as plain GPUs."""
+    plain = [str(gpu.index) for gpu in gpus if not gpu.mig_enabled]
+    if plain:
+        raise InventoryError(
+            f"MIG strategy single: GPUs {', '.join(plain)} are not in MIG mode, the others are; "
+            "use the strategy mixed, or put all GPUs into the same mode"
+        )
+    empty = [str(gpu.index) for gpu in gpus if not gpu.mig_devices]
+    if empty:
+        raise InventoryError(
+            f"MIG strategy single: GPUs {', '.join(empty)} are in MIG mode without a MIG device; "
+            "create MIG devices, or use the strategy mixed"
+        )
+    profiles = sorted({mig.profile for gpu in gpus for mig in gpu.mig_devices})
+    if len(profiles) > 1:
+        raise InventoryError(
+            f"MIG strategy single: the MIG devices differ ({', '.join(profiles)}); "
+            "use the strategy mixed, or create devices of one profile"
+        )
+    return [_mig_device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices]
+
+
+def _mixed_mig(gpu: Gpu, plan: Plan, notes: list[str]) -> Iterable[tuple[str, Device]]:
+    if not gpu.mig_devices:
+        notes.append(f"GPU {gpu.index} is in MIG mode without a MIG device: nothing to advertise")
+    for mig in gpu.mig_devices:
+        name = first_match(plan.mig_names, mig.profile) or mig_resource_name(mig.profile)
+        if name is None:
+            notes.append(
+                f"MIG device {mig.uuid} of GPU {gpu.index} is left out: its profile {mig.profile} "
+                "has fewer compute than GPU slices, which has no resource name"
+            )
+            continue
+        yield name, _mig_device(gpu, mig)
+
+
+def mig_resource_name(profile: str) -> str | None:
+    """`nvidia.com/mig-1g.10gb.me` for `1g.10gb+me`; None for a compute instance (`1c.2g.10gb`)."""
+    if "c." in profile.partition("g.")[0]:
+        return None
+    return MIG_RESOURCE_PREFIX + profile.replace("+", ".")
+
+
+def _share(
+    name: str, devices: Sequence[Device], sharing: TimeSlicing, notes: list[str]
+) -> Iterable[tuple[str, Device]]:
+    """The devices of one resource as they are advertised, each with its resource name.
+
+    A device is shared by one entry at most: one that names it wins over one that counts, which
+    wins over one that means all; among equals the later one.
+    """
+    left = list(devices)
+    for entry in _by_precedence(sharing.resources, name):
+        chosen = _choose(entry, left)
+        if not chosen and not entry.selection.everything:
+            notes.append(f"sharing of {name}: no device is left for {_described(entry)}")
+        target = sharing.advertised_name(entry)
+        for device in chosen:
+            left.remove(device)
+            yield from ((target, replica) for replica in _replicas(device, entry.replicas))
+    yield from ((name, device) for device in left)
+
+
+def _by_precedence(entries: Iterable[SharedResource], name: str) -> list[SharedResource]:
+    mine = [entry for entry in entries if entry.name == name]
+    mine.reverse()
+
+    def rank(entry: SharedResource) -> int:
+        if entry.selection.ids is not None:
+            return 0
+        return 2 if entry.selection.everything else 1
+
+    return sorted(mine, key=rank)
+
+
+def _choose(entry: SharedResource, left: Sequence[Device]) -> list[Device]:
+    selection = entry.selection
+    if selection.ids is not None:
+        return [device for device in left if device.names & selection.ids]
+    return list(left if selection.count is None else left[: selection.count])
+
+
+def _described(entry: SharedResource) -> str:
+    if entry.selection.ids is not None:
+        return f"devices {', '.join(sorted(entry.selection.ids))}"
+    return f"the first {entry.selection.count}"
+
+
+def _replicas(device: Device, count: int) -> Iterable[Device]:
+    if count == 1:
+        yield device
         return
-    for replica in range(replicas):
-        yield Device(replica_id(gpu.uuid, replica), gpu.uuid, gpu.index, replica, gpu.numa_node)
+    for number in range(count):
+        yield replace(device, id=replica_id(device.uuid, number), replica=number)
+
+
+def _gpu_device(gpu: Gpu) -> Device:
+    return Device(
+        id=gpu.uuid,
+        uuid=gpu.uuid,
+        index=str(gpu.index),
+        gpu_uuid=gpu.uuid,
+        gpu_index=gpu.index,
+        numa_node=gpu.numa_node,
+        nodes=gpu.device_nodes,
+    )
+
+
+def _mig_device(gpu: Gpu, mig: MigDevice) -> Device:
+    return Device(
+        id=mig.uuid,
+        uuid=mig.uuid,
+        index=f"{gpu.index}:{mig.index}",
+        gpu_uuid=gpu.uuid,
+        gpu_index=gpu.index,
+        numa_node=gpu.numa_node,
+        nodes=mig.device_nodes,
+        mig=mig,
+    )

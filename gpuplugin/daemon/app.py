@@ -1,4 +1,4 @@
-"""Puts the daemon together and runs it until SIGTERM or SIGINT."""
+"""Puts the daemon together and runs it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from gpuplugin.daemon.endpoints import Endpoints
 from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
-from gpuplugin.daemon.node import Node
+from gpuplugin.daemon.node import ConfigurationMisfit, Node
+from gpuplugin.daemon.plans import node_plans
+from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
 from gpuplugin.daemon.vitals import Vitals
 from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
 
 if TYPE_CHECKING:
-    from gpuplugin.config.schema import Settings
+    from collections.abc import Callable
+
+    from gpuplugin.config.load import Loaded
     from hal import Backend
 
 HEARTBEAT_S = 1.0
@@ -27,62 +31,123 @@ HEARTBEAT_S = 1.0
 log = logging.getLogger(__name__)
 
 
-async def run(settings: Settings, backend: Backend, version: str) -> int:
-    """Run the daemon; the exit status is 0 after a signal, 1 after a fatal failure."""
-    vitals = Vitals()
-    metrics = Metrics()
-    metrics.build.info({"version": version, "backend": settings.daemon.backend})
-    try:
-        http = HttpServer(settings.daemon.listen_address, vitals, metrics)
-    except HttpError as error:
-        log.error(str(error), extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
-        return 1
-    work = asyncio.create_task(_work(settings, backend, vitals, metrics), name="work")
-    stop = _on_signals(work)
+async def run(loaded: Loaded, load: Callable[[], Loaded], backend: Backend, version: str) -> int:
+    """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration anew.
+
+    `load` reads the configuration as it was read for `loaded`. The exit status is 0 after a
+    signal, 1 after a fatal failure.
+    """
+    daemon = Daemon(loaded, load, backend, version)
+    work = asyncio.create_task(daemon.run(), name="daemon")
+    stopped_by = _on_signals(work, daemon.reload)
     try:
         await work
     except asyncio.CancelledError:
-        if not stop.is_set():
+        if not stopped_by:
             raise
         log.info("stopped", extra={"event": "stopped"})
         return 0
-    except ExceptionGroup as group:
-        fatal, others = group.split(Fatal)
-        if others is not None or fatal is None:
-            raise
-        for failure in fatal.exceptions:
-            log.error("%s", failure, extra={"event": "fatal"})  # noqa: TRY400 - as above
-    finally:
-        http.close()
+    except Fatal as fatal:
+        log.error("%s", fatal, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
     return 1
 
 
-async def _work(settings: Settings, backend: Backend, vitals: Vitals, metrics: Metrics) -> None:
-    dirs = KubeletDirs(settings.daemon.kubelet_dir)
-    for folder in (dirs.plugin_watcher, dirs.device_plugins):
-        for path in remove_leftovers(folder):
-            log.info("removed the old socket %s", path, extra={"event": "leftover-removed"})
-    node = Node(settings.time_slicing(), settings.health_policy(), vitals, metrics)
-    monitor = Monitor(
-        backend,
-        node,
-        vitals,
-        metrics,
-        probe_interval_s=settings.health.probe_interval,
-        fail_on_init_error=settings.flags.fail_on_init_error,
-    )
-    surroundings = Surroundings(
-        dirs=dirs,
-        registration=settings.daemon.registration,
-        engine=GrpcioEngine(),
-        vitals=vitals,
-        metrics=metrics,
-    )
-    endpoints = Endpoints(node, surroundings)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_heartbeat(vitals), name="heartbeat")
-        tasks.create_task(supervise("monitor", monitor.run, vitals, metrics), name="monitor")
-        tasks.create_task(supervise("endpoints", endpoints.run, vitals, metrics), name="endpoints")
+class Daemon:
+    """The whole plugin, without signals: for the command line, and for tests in process."""
+
+    def __init__(
+        self, loaded: Loaded, load: Callable[[], Loaded], backend: Backend, version: str
+    ) -> None:
+        self._loaded = loaded
+        self._load = load
+        self._backend = backend
+        self.vitals = Vitals()
+        self.metrics = Metrics()
+        backend_name = loaded.settings.daemon.backend
+        self.metrics.build.info({"version": version, "backend": backend_name})
+        self._reloader: Reloader | None = None
+
+    def reload(self) -> None:
+        """Read the configuration anew, changed or not."""
+        if self._reloader is not None:
+            self._reloader.ask()
+
+    async def run(self) -> None:
+        """Run until cancelled.
+
+        Raises:
+            Fatal: it cannot go on; the text says why.
+        """
+        address = self._loaded.settings.daemon.listen_address
+        try:
+            http = HttpServer(address, self.vitals, self.metrics)
+        except HttpError as error:
+            raise Fatal(str(error)) from error
+        try:
+            await self._serve()
+        except ExceptionGroup as group:
+            fatal, others = group.split(Fatal)
+            if fatal is None or others is not None:
+                raise
+            raise _leaf(fatal) from None
+        finally:
+            http.close()
+
+    async def _serve(self) -> None:
+        settings = self._loaded.settings
+        vitals, metrics = self.vitals, self.metrics
+        dirs = KubeletDirs(settings.daemon.kubelet_dir, settings.daemon.kubelet_socket)
+        for folder in (dirs.plugin_watcher, dirs.device_plugins):
+            for path in remove_leftovers(folder):
+                log.info("removed the old socket %s", path, extra={"event": "leftover-removed"})
+        try:
+            plans = node_plans(settings)
+        except ConfigurationMisfit as misfit:
+            raise Fatal(str(misfit)) from misfit
+        node = Node(plans, vitals, metrics)
+        monitor = Monitor(
+            self._backend,
+            node,
+            vitals,
+            metrics,
+            probe_interval_s=lambda: self._loaded.settings.health.probe_interval,
+            fail_on_init_error=settings.flags.fail_on_init_error,
+        )
+        surroundings = Surroundings(
+            dirs=dirs,
+            registration=settings.daemon.way_of_registration,
+            engine=GrpcioEngine(),
+            vitals=vitals,
+            metrics=metrics,
+        )
+        endpoints = Endpoints(node, surroundings)
+        self._reloader = Reloader(
+            self._loaded, self._load, lambda loaded: self._adopt(loaded, node), vitals, metrics
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_heartbeat(vitals), name="heartbeat")
+            for name, task in (
+                ("monitor", monitor.run),
+                ("endpoints", endpoints.run),
+                ("reload", self._reloader.run),
+            ):
+                tasks.create_task(supervise(name, task, vitals, metrics), name=name)
+
+    def _adopt(self, loaded: Loaded, node: Node) -> None:
+        """Put a configuration in force; what only counts at start is told, not applied."""
+        node.configure(node_plans(loaded.settings))
+        before, now = self._loaded.settings.flags, loaded.settings.flags
+        if before.nvidia_driver_root != now.nvidia_driver_root:
+            log.warning(
+                "flags.nvidiaDriverRoot counts from the next start on",
+                extra={"event": "config-needs-restart"},
+            )
+        self._loaded = loaded
+
+
+def _leaf(group: ExceptionGroup[Fatal]) -> Fatal:
+    first = group.exceptions[0]
+    return _leaf(first) if isinstance(first, ExceptionGroup) else first
 
 
 async def _heartbeat(vitals: Vitals) -> None:
@@ -91,16 +156,17 @@ async def _heartbeat(vitals: Vitals) -> None:
         await asyncio.sleep(HEARTBEAT_S)
 
 
-def _on_signals(work: asyncio.Task[None]) -> asyncio.Event:
-    """Cancel the work on SIGTERM or SIGINT; the event tells that it was a signal."""
-    stop = asyncio.Event()
+def _on_signals(work: asyncio.Task[None], reload: Callable[[], None]) -> list[str]:
+    """Cancel the work on SIGTERM or SIGINT, whose name is then in the list; reload on SIGHUP."""
+    received: list[str] = []
     loop = asyncio.get_running_loop()
 
-    def on_signal(name: str) -> None:
+    def stop(name: str) -> None:
         log.info("%s: draining", name, extra={"event": "signal", "signal": name})
-        stop.set()
+        received.append(name)
         work.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)
-    return stop
+        loop.add_signal_handler(number, stop, number.name)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    return received

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
 
 
+_FAREWELL_S = 0.5
+"""Time for an empty list to reach the kubelet before the resource's socket goes."""
+
+
 class Endpoints:
     """The task that keeps endpoints and resources the same."""
 
@@ -31,8 +35,7 @@ class Endpoints:
                 wanted = dict(self._node.plugins)
                 for name, (plugin, task) in list(running.items()):
                     if wanted.get(name) is not plugin:
-                        task.cancel()
-                        await asyncio.wait([task])
+                        await _leave(plugin, task)
                         del running[name]
                 for name, plugin in wanted.items():
                     if name not in running:
@@ -43,3 +46,11 @@ class Endpoints:
         endpoint = Endpoint(plugin, self._around)
         around = self._around
         await supervise(f"endpoint:{name}", partial(endpoint.run), around.vitals, around.metrics)
+
+
+async def _leave(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:
+    """Stop serving a resource: an empty list first, so that the kubelet forgets its capacity."""
+    plugin.devices.publish(b"")
+    await asyncio.sleep(_FAREWELL_S)
+    task.cancel()
+    await asyncio.wait([task])

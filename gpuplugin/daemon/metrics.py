@@ -115,6 +115,28 @@ class Metrics:
             "1 while the GPUs cannot be watched and are reported Unhealthy for that.",
             registry=registry,
         )
+        self.config_reloads = Counter(
+            "gpuplugin_config_reloads",
+            "Attempts to take over a changed configuration, by result.",
+            ["result"],
+            registry=registry,
+        )
+        self.config_good = Gauge(
+            "gpuplugin_config_last_reload_successful",
+            "0 while the configuration file is not the one in force, because it cannot be used.",
+            registry=registry,
+        )
+        self.config_good_since = Gauge(
+            "gpuplugin_config_last_good_timestamp_seconds",
+            "When the configuration in force was read.",
+            registry=registry,
+        )
+        self.preferences = Counter(
+            "gpuplugin_preferences",
+            "Choices of GetPreferredAllocation, by the method that found them.",
+            ["resource", "method"],
+            registry=registry,
+        )
         self.task_restarts = Counter(
             "gpuplugin_task_restarts",
             "Tasks of the daemon that failed and were started again.",

@@ -17,6 +17,8 @@ from gpuplugin.daemon.supervisor import Fatal
 from hal import HalError, Probe, UnknownGpu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.vitals import Vitals
@@ -46,7 +48,7 @@ class Monitor:
         vitals: Vitals,
         metrics: Metrics,
         *,
-        probe_interval_s: float,
+        probe_interval_s: Callable[[], float],
         fail_on_init_error: bool,
     ) -> None:
         self._backend = backend
@@ -112,6 +114,7 @@ class Monitor:
             self._opened_before = True
             self._node.enumerated(gpus)
             self._node.happened(events)
+            await self._read_links()
             self._node.blinded("")
             self._set_watching(len(gpus))
             return
@@ -156,9 +159,12 @@ class Monitor:
     async def _probe_and_rescan(self) -> None:
         failures = 0
         while True:
-            await asyncio.sleep(self._probe_interval_s)
+            await asyncio.sleep(self._probe_interval_s())
             try:
                 gpus = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.gpus)
+                if {gpu.uuid for gpu in gpus} != {gpu.uuid for gpu in self._node.gpus}:
+                    self._node.enumerated(gpus)
+                    await self._read_links()
                 self._node.enumerated(gpus)
                 self._node.probed(await self._probe_all())
             except HalError as error:
@@ -167,6 +173,15 @@ class Monitor:
                 continue
             failures = 0
             self._set_watching(len(gpus))
+
+    async def _read_links(self) -> None:
+        """How GPUs are connected only serves preferences: a failure costs nothing else."""
+        try:
+            links = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.links)
+        except HalError as error:
+            log.warning("links between GPUs cannot be read: %s", error, extra={"event": "links"})
+            return
+        self._node.linked(links)
 
     async def _probe_all(self) -> dict[str, Probe]:
         probes: dict[str, Probe] = {}

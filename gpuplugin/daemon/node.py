@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import Status
 from gpuplugin.core.healthboard import HealthBoard
-from gpuplugin.core.inventory import Inventory, build_inventory
+from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
-from gpuplugin.kubelet.snapshot import ListTooLarge, snapshot_of
+from gpuplugin.kubelet.snapshot import ListTooLarge, ServingPlan, snapshot_of
 from hal import EccError, GpuState, XidError, lookup_xid
 
 if TYPE_CHECKING:
@@ -24,31 +25,45 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.healthboard import Transition
-    from gpuplugin.core.inventory import Resource
-    from gpuplugin.core.sharing import TimeSlicing
+    from gpuplugin.core.injection import InjectionPlan
+    from gpuplugin.core.inventory import Plan
+    from gpuplugin.core.preference import PolicyName
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.vitals import Vitals
     from gpuplugin.kubelet.snapshot import ResourceSnapshot
-    from hal import Event, Gpu, Probe
+    from hal import Event, Gpu, Link, Probe
 
 log = logging.getLogger(__name__)
+
+
+class ConfigurationMisfit(Exception):
+    """The GPUs of this node cannot be advertised or listed as the configuration wants it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlans:
+    """Everything that a configuration means for the node."""
+
+    inventory: Plan
+    injection: InjectionPlan
+    policy: PolicyName
+    health: HealthPolicy
 
 
 class Node:
     """What the daemon knows; `plugins` has one entry per resource that is served."""
 
-    def __init__(
-        self, sharing: TimeSlicing, policy: HealthPolicy, vitals: Vitals, metrics: Metrics
-    ) -> None:
-        self._sharing = sharing
-        self._policy = policy
+    def __init__(self, plans: NodePlans, vitals: Vitals, metrics: Metrics) -> None:
+        self._plans = plans
         self._vitals = vitals
         self._metrics = metrics
         self._gpus: dict[str, Gpu] = {}
+        self._links: Mapping[tuple[str, str], Link] = MappingProxyType({})
         self._board = HealthBoard()
         self._inventory = Inventory()
         self._plugins: dict[str, DevicePlugin] = {}
         self._snapshots: dict[str, ResourceSnapshot] = {}
+        self._misfit = ""
         self.resources_changed = asyncio.Event()
         vitals.set("inventory", "no GPU was listed yet", ok=False)
 
@@ -84,6 +99,23 @@ class Node:
             self._rebuild()
         self._publish()
 
+    def configure(self, plans: NodePlans) -> None:
+        """Advertise as another configuration wants it; resources that stay keep their streams.
+
+        Raises:
+            ConfigurationMisfit: it does not suit these GPUs; everything stays as it was.
+        """
+        self._adopt(plans)
+        self._plans = plans
+        self._publish()
+
+    def linked(self, links: Mapping[tuple[str, str], Link]) -> None:
+        """The backend told how the GPUs are connected."""
+        if links != self._links:
+            self._links = links
+            self._rebuild()
+            self._publish()
+
     def happened(self, events: Iterable[Event]) -> None:
         """Events of one wait: applied together, published once."""
         now_s = time.monotonic()
@@ -99,7 +131,7 @@ class Node:
         now_s = time.monotonic()
         board = self._board
         for uuid, probe in probes.items():
-            board = board.with_probe(uuid, probe, now_s, self._policy)
+            board = board.with_probe(uuid, probe, now_s, self._plans.health)
         self._set_board(board)
         self._publish()
 
@@ -118,27 +150,42 @@ class Node:
             self._tell(transition)
 
     def _rebuild(self) -> None:
-        """Make snapshots of a changed inventory; a resource that cannot be served is left out."""
-        self._inventory = build_inventory(self._gpus.values(), self._sharing)
-        snapshots = (self._snapshot_of(resource) for resource in self._inventory.resources)
-        self._snapshots = {one.resource.name: one for one in snapshots if one is not None}
+        """Follow a change of the GPUs; if the configuration does not suit them, all is Unhealthy.
+
+        What was listed stays listed then: it may be in use.
+        """
+        try:
+            self._adopt(self._plans)
+        except ConfigurationMisfit as misfit:
+            if self._misfit != str(misfit):
+                log.error("%s", misfit, extra={"event": "configuration-misfit"})  # noqa: TRY400
+            self._misfit = str(misfit)
+
+    def _adopt(self, plans: NodePlans) -> None:
+        """Make inventory and snapshots anew; nothing changes if that fails."""
+        serving = ServingPlan(plans.injection, plans.policy, self._links)
+        try:
+            inventory = build_inventory(self._gpus.values(), plans.inventory)
+            snapshots = [snapshot_of(resource, serving) for resource in inventory.resources]
+        except (InventoryError, ListTooLarge) as error:
+            raise ConfigurationMisfit(str(error)) from error
+        for note in inventory.notes:
+            if note not in self._inventory.notes:
+                log.warning("%s", note, extra={"event": "inventory-note"})
+        self._misfit = ""
+        self._inventory = inventory
+        self._snapshots = {snapshot.resource.name: snapshot for snapshot in snapshots}
         for name in self._plugins.keys() - self._snapshots.keys():
             self._forget(name)
         self._plugins = {
-            name: self._plugins.get(name) or DevicePlugin(snapshot)
+            name: self._plugins.get(name) or self._new_plugin(name, snapshot)
             for name, snapshot in self._snapshots.items()
         }
         self.resources_changed.set()
 
-    def _snapshot_of(self, resource: Resource) -> ResourceSnapshot | None:
-        try:
-            snapshot = snapshot_of(resource)
-        except ListTooLarge as error:
-            if self._vitals.set(f"list:{resource.name}", str(error), ok=False):
-                log.error(str(error), extra={"event": "list-too-large", "resource": resource.name})  # noqa: TRY400 - the text says it all
-            return None
-        self._vitals.remove(f"list:{resource.name}")
-        return snapshot
+    def _new_plugin(self, resource: str, snapshot: ResourceSnapshot) -> DevicePlugin:
+        preferences = self._metrics.preferences
+        return DevicePlugin(snapshot, lambda method: preferences.labels(resource, method).inc())
 
     def _forget(self, resource: str) -> None:
         """A resource is served no more: its series end."""
@@ -149,15 +196,18 @@ class Node:
     def _publish(self) -> None:
         """Send new lists where they changed and refresh what is shown."""
         for name, plugin in self._plugins.items():
-            if plugin.update(self._snapshots[name], self._board.healthy):
+            if plugin.update(self._snapshots[name], self._is_healthy):
                 self._metrics.list_updates.labels(resource=name).inc()
         self._show()
+
+    def _is_healthy(self, gpu_uuid: str) -> bool:
+        return not self._misfit and self._board.healthy(gpu_uuid)
 
     def _show(self) -> None:
         devices = self._metrics.devices
         healthy = 0
         for name, plugin in self._plugins.items():
-            good = plugin.snapshot.healthy_count(self._board.healthy)
+            good = plugin.snapshot.healthy_count(self._is_healthy)
             bad = len(plugin.snapshot.resource.devices) - good
             devices.labels(resource=name, health="Healthy").set(good)
             devices.labels(resource=name, health="Unhealthy").set(bad)
@@ -168,7 +218,9 @@ class Node:
                 self._metrics.gpu_health.labels(uuid, self._index(uuid), status.value).set(
                     health.status is status
                 )
-        if self._gpus:
+        if self._misfit:
+            self._vitals.set("inventory", self._misfit, ok=False)
+        elif self._gpus:
             total = self._inventory.device_count
             text = f"{len(self._gpus)} GPUs, {healthy} of {total} devices healthy"
             self._vitals.set("inventory", text, ok=bool(self._plugins))

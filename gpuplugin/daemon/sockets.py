@@ -5,10 +5,8 @@ from __future__ import annotations
 import secrets
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import TypeAlias
 
 Identity: TypeAlias = tuple[int, int, int]
 """Device, inode and change time (ns) of a file: a file that was made anew differs."""
@@ -21,6 +19,7 @@ class KubeletDirs:
     """The kubelet's folder, `/var/lib/kubelet` on most systems."""
 
     root: Path
+    other_kubelet_socket: str | None = None
 
     @property
     def device_plugins(self) -> Path:
@@ -29,7 +28,9 @@ class KubeletDirs:
 
     @property
     def kubelet_socket(self) -> Path:
-        """Where Register is called."""
+        """Where Register is called: kubelet.sock, or what the user named instead."""
+        if self.other_kubelet_socket:
+            return Path(self.other_kubelet_socket)
         return self.device_plugins / "kubelet.sock"
 
     @property

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from gpuplugin.core.allocation import AllocationError, check_request
-from gpuplugin.core.preference import distributed
+from gpuplugin.core.preference import prefer
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.publication import Publication
 from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
-from gpuplugin.kubelet.snapshot import allocate_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,10 +38,18 @@ _M = TypeVar("_M", bound=Message)
 
 
 class DevicePlugin:
-    """Handlers for one resource; `devices` is the published device list."""
+    """Handlers for one resource; `devices` is the published device list.
 
-    def __init__(self, snapshot: ResourceSnapshot) -> None:
+    `on_choice` is told the method of every preferred allocation, in any thread.
+    """
+
+    def __init__(
+        self,
+        snapshot: ResourceSnapshot,
+        on_choice: Callable[[str], None] = lambda _method: None,
+    ) -> None:
         self._snapshot = snapshot
+        self._on_choice = on_choice
         self.devices = Publication()
 
     @property
@@ -99,31 +106,41 @@ class DevicePlugin:
         containers = _parse(pb.PreferredAllocationRequest, request).container_requests
         return pb.PreferredAllocationResponse(
             container_responses=[
-                pb.ContainerPreferredAllocationResponse(deviceIDs=_prefer(snapshot, container))
+                pb.ContainerPreferredAllocationResponse(deviceIDs=self._prefer(snapshot, container))
                 for container in containers
             ]
         ).SerializeToString()
+
+    def _prefer(
+        self, snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
+    ) -> tuple[str, ...]:
+        available = tuple(request.available_deviceIDs)
+        must_include = tuple(request.must_include_deviceIDs)
+        try:
+            choice = prefer(
+                snapshot.plan.policy,
+                snapshot.preference,
+                available,
+                must_include,
+                request.allocation_size,
+            )
+        except (
+            Exception
+        ):  # An error here would fail every new pod of the node: a plain choice serves.
+            log.exception("preference policy failed; answering with the first available devices")
+            plain = dict.fromkeys((*must_include, *available))
+            return tuple(plain)[: max(request.allocation_size, len(must_include))]
+        self._on_choice(choice.method)
+        return choice.ids
 
 
 def _allocate_container(snapshot: ResourceSnapshot, device_ids: Sequence[str]) -> bytes:
     """Serialised answers of containers concatenate to that of the request (proto3 encoding)."""
     if len(device_ids) == 1 and (answer := snapshot.single_answers.get(device_ids[0])):
         return answer
-    uuids = check_request(snapshot.resource, snapshot.single_answers, device_ids)
-    return allocate_answer([uuids])
-
-
-def _prefer(
-    snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
-) -> tuple[str, ...]:
-    available = tuple(request.available_deviceIDs)
-    must_include = tuple(request.must_include_deviceIDs)
-    try:
-        return distributed(snapshot.preference, available, must_include, request.allocation_size)
-    except Exception:  # An error here would fail every new pod of the node: a plain choice serves.
-        log.exception("preference policy failed; answering with the first available devices")
-        plain = dict.fromkeys((*must_include, *available))
-        return tuple(plain)[: max(request.allocation_size, len(must_include))]
+    distinct = snapshot.plan.policy == "spread-strict"
+    devices = check_request(snapshot.resource, snapshot.devices, device_ids, distinct=distinct)
+    return snapshot.allocate_answer(devices)
 
 
 def _parse(kind: type[_M], data: bytes) -> _M:

@@ -5,13 +5,13 @@ Made when the inventory changes; a change of health makes only a new list, from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.injection import inject_envvar
-from gpuplugin.core.preference import PreferenceIndex
+from gpuplugin.core.injection import InjectionPlan, inject
+from gpuplugin.core.preference import PolicyName, PreferenceIndex
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.rpc import MAX_MESSAGE_BYTES
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.injection import Injection
     from gpuplugin.core.inventory import Device, Resource
+    from hal import Link
 
 HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
@@ -29,13 +30,23 @@ class ListTooLarge(Exception):
     """The kubelet cannot receive the device list of this resource."""
 
     def __init__(self, resource: Resource, size_bytes: int) -> None:
-        fitting = resource.replicas * MAX_MESSAGE_BYTES // size_bytes
+        fitting = resource.largest_replica_count * MAX_MESSAGE_BYTES // size_bytes
         super().__init__(
             f"the device list of {resource.name} is {size_bytes} bytes for "
-            f"{resource.replicas} replicas, the kubelet receives at most {MAX_MESSAGE_BYTES}; "
-            f"set sharing.timeSlicing.resources[].replicas to at most {fitting}"
+            f"{resource.largest_replica_count} replicas, the kubelet receives at most "
+            f"{MAX_MESSAGE_BYTES}; set sharing.timeSlicing.resources[].replicas to at most "
+            f"{fitting}"
         )
         self.largest_replica_count = fitting
+
+
+@dataclass(frozen=True, slots=True)
+class ServingPlan:
+    """How requests are answered: what containers get, which devices are preferred."""
+
+    injection: InjectionPlan = InjectionPlan()
+    policy: PolicyName = "distributed"
+    links: Mapping[tuple[str, str], Link] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +61,11 @@ class ListPart:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSnapshot:
-    """Answers of one resource. `single_answers` holds the AllocateResponse of each lone device."""
+    """Answers of one resource; `single_answers` holds the AllocateResponse of each lone device."""
 
     resource: Resource
+    plan: ServingPlan
+    devices: Mapping[str, Device]
     parts: tuple[ListPart, ...]
     single_answers: Mapping[str, bytes]
     preference: PreferenceIndex
@@ -67,8 +80,12 @@ class ResourceSnapshot:
         """Devices that such a list calls Healthy."""
         return sum(part.device_count for part in self.parts if is_healthy(part.gpu_uuid))
 
+    def allocate_answer(self, devices: Sequence[Device]) -> bytes:
+        """A serialised AllocateResponse for one container that gets these devices."""
+        return _allocate_answer(self.resource, devices, self.plan.injection)
 
-def snapshot_of(resource: Resource) -> ResourceSnapshot:
+
+def snapshot_of(resource: Resource, plan: ServingPlan) -> ResourceSnapshot:
     """Serialise a resource.
 
     Raises:
@@ -81,33 +98,55 @@ def snapshot_of(resource: Resource) -> ResourceSnapshot:
     size_bytes = sum(len(part.unhealthy) for part in parts)
     if size_bytes > MAX_MESSAGE_BYTES:
         raise ListTooLarge(resource, size_bytes)
-    by_gpu = {part.gpu_uuid: allocate_answer([(part.gpu_uuid,)]) for part in parts}
+    # Replicas of a device are the same to a container, so they share one answer.
+    by_uuid = {
+        device.uuid: _allocate_answer(resource, [device], plan.injection)
+        for device in {device.uuid: device for device in resource.devices}.values()
+    }
     return ResourceSnapshot(
         resource=resource,
+        plan=plan,
+        devices=MappingProxyType({device.id: device for device in resource.devices}),
         parts=parts,
         single_answers=MappingProxyType(
-            {device.id: by_gpu[device.gpu_uuid] for device in resource.devices}
+            {device.id: by_uuid[device.uuid] for device in resource.devices}
         ),
-        preference=PreferenceIndex.of(resource),
+        preference=PreferenceIndex.of(resource, plan.links),
     )
 
 
-def allocate_answer(containers: Iterable[Sequence[str]]) -> bytes:
-    """A serialised AllocateResponse; each container is given by the UUIDs that it gets."""
-    return pb.AllocateResponse(
-        container_responses=[_container_answer(inject_envvar(uuids)) for uuids in containers]
-    ).SerializeToString(deterministic=True)
+def _allocate_answer(
+    resource: Resource, devices: Sequence[Device], injection: InjectionPlan
+) -> bytes:
+    granted = inject(resource.name, devices, injection)
+    return pb.AllocateResponse(container_responses=[_container(granted)]).SerializeToString(
+        deterministic=True
+    )
 
 
-def _container_answer(injection: Injection) -> pb.ContainerAllocateResponse:
-    return pb.ContainerAllocateResponse(envs=dict(injection.envs))
+def _container(injection: Injection) -> pb.ContainerAllocateResponse:
+    return pb.ContainerAllocateResponse(
+        envs=dict(injection.envs),
+        mounts=[
+            pb.Mount(container_path=one.container_path, host_path=one.host_path, read_only=True)
+            for one in injection.mounts
+        ],
+        devices=[
+            pb.DeviceSpec(
+                container_path=one.container_path, host_path=one.host_path, permissions="rw"
+            )
+            for one in injection.nodes
+        ],
+        annotations=dict(injection.annotations),
+        cdi_devices=[pb.CDIDevice(name=name) for name in injection.cdi_devices],
+    )
 
 
 def _list_part(uuid: str, devices: Sequence[Device]) -> ListPart:
     return ListPart(uuid, len(devices), _devices(devices, HEALTHY), _devices(devices, UNHEALTHY))
 
 
-def _devices(devices: Sequence[Device], health: str) -> bytes:
+def _devices(devices: Iterable[Device], health: str) -> bytes:
     return pb.ListAndWatchResponse(
         devices=[
             pb.Device(ID=device.id, health=health, topology=_topology(device.numa_node))

@@ -78,7 +78,7 @@ class NvmlBackend:
         self._procfs_root = procfs_root
         self._rescan_s = rescan_s
         self._clock = clock
-        self._inventory = Inventory(sysfs_root)
+        self._inventory = Inventory(sysfs_root, procfs_root)
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None

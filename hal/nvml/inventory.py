@@ -10,11 +10,12 @@ import logging
 import math
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from hal.errors import UnknownGpu
 from hal.nvml.api import Code, Handle, NvmlError, hal_error
+from hal.nvml.migminors import mig_device_nodes, read_mig_minors
 from hal.types import Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ class Snapshot:
 class Inventory:
     """The GPUs that were ever seen. Safe to use from several threads."""
 
-    def __init__(self, sysfs_root: Path) -> None:
+    def __init__(self, sysfs_root: Path, procfs_root: Path) -> None:
         self._sysfs_root = sysfs_root
+        self._procfs_root = procfs_root
         self._lock = threading.Lock()
         self._known: dict[str, Gpu] = {}
         self._warned: set[str] = set()
@@ -220,18 +222,29 @@ class Inventory:
         bus_id = canonical_bus_id(api.pci_bus_id(handle))
         # Chips that share the host's memory have none of their own to report.
         memory = supported(lambda: api.memory(handle).total, 0)
+        minor = supported(lambda: api.minor(handle), None)
         mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
+        mig_devices = self._mig_devices(api, handle, uuid, memory) if mig_enabled else ()
+        minors = read_mig_minors(self._procfs_root) if mig_devices else {}
         return Gpu(
             uuid=uuid,
             index=index,
-            minor=supported(lambda: api.minor(handle), None),
+            minor=minor,
             pci_bus_id=bus_id,
             numa_node=numa_node(self._sysfs_root, bus_id, self._warn_once),
             product=name,
             memory_bytes=memory,
             compute_capability=supported(lambda: api.compute_capability(handle), None),
             mig_enabled=mig_enabled,
-            mig_devices=self._mig_devices(api, handle, uuid, memory) if mig_enabled else (),
+            mig_devices=tuple(
+                replace(
+                    mig,
+                    device_nodes=mig_device_nodes(
+                        minor, mig.gpu_instance, mig.compute_instance, minors
+                    ),
+                )
+                for mig in mig_devices
+            ),
         )
 
     def _mig_devices(
@@ -246,7 +259,7 @@ class Inventory:
                     continue
                 raise
             try:
-                devices.append(_read_mig(api, mig, gpu_bytes))
+                devices.append(_read_mig(api, mig, index, gpu_bytes))
             except NvmlError as err:
                 if err.is_lost or err.is_driver_gone:
                     raise
@@ -271,11 +284,12 @@ class Inventory:
         _log.warning("%s", text)
 
 
-def _read_mig(api: NvmlApi, mig: Handle, gpu_bytes: int) -> MigDevice:
+def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevice:
     name = optional(lambda: api.name(mig), "")
     attributes = api.mig_attributes(mig)
     return MigDevice(
         uuid=api.uuid(mig),
+        index=index,
         gpu_instance=api.gpu_instance(mig),
         compute_instance=api.compute_instance(mig),
         profile=mig_profile(

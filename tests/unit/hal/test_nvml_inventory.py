@@ -169,8 +169,24 @@ def test_mig_devices(tmp_path: Path) -> None:
     (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
     assert listed.mig_enabled
     assert listed.mig_devices == (
-        MigDevice("MIG-0", 1, 0, "1g.10gb+me", 9856 * 1024**2),
-        MigDevice("MIG-1", 2, 1, "1c.3g.40gb", 40320 * 1024**2),
+        MigDevice("MIG-0", 0, 1, 0, "1g.10gb+me", 9856 * 1024**2, ("/dev/nvidia0",)),
+        MigDevice("MIG-1", 3, 2, 1, "1c.3g.40gb", 40320 * 1024**2, ("/dev/nvidia0",)),
+    )
+
+
+def test_mig_devices_have_the_nodes_that_the_driver_lists(tmp_path: Path) -> None:
+    minors = tmp_path / "proc/driver/nvidia-caps/mig-minors"
+    minors.parent.mkdir(parents=True)
+    minors.write_text(
+        "config 1\nmonitor 2\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\n"
+        "gpu1/gi1/access 147\ngpu1/gi1/ci0/access 148\n"
+    )
+    gpu = FakeGpu("GPU-a", mig_mode=True, migs={0: FakeMig("MIG-0", 1, 0, "MIG 1g.10gb")})
+    (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
+    assert listed.mig_devices[0].device_nodes == (
+        "/dev/nvidia0",
+        "/dev/nvidia-caps/nvidia-cap12",
+        "/dev/nvidia-caps/nvidia-cap13",
     )
 
 

@@ -1,0 +1,67 @@
+"""From settings to the plans of the core: what the configuration means for devices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.health import HealthPolicy
+from gpuplugin.core.injection import InjectionPlan, imex_channel_node
+from gpuplugin.core.inventory import Plan
+from gpuplugin.core.selection import GpuFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from gpuplugin.config.schema import Settings
+
+CONTROL_NODES = (
+    "/dev/nvidiactl",
+    "/dev/nvidia-uvm",
+    "/dev/nvidia-uvm-tools",
+    "/dev/nvidia-modeset",
+)
+"""Nodes that every container with a GPU needs, as far as the node has them."""
+
+
+def inventory_plan(settings: Settings) -> Plan:
+    """What is advertised."""
+    return Plan(
+        sharing=settings.sharing.plan(),
+        mig_strategy=settings.flags.mig_strategy,
+        gpu_names=settings.resources.gpu_names(),
+        mig_names=settings.resources.mig_names(),
+        gpu_filter=GpuFilter(tuple(settings.gpus.include), tuple(settings.gpus.exclude)),
+    )
+
+
+def injection_plan(settings: Settings, existing_nodes: Collection[str]) -> InjectionPlan:
+    """What containers get; `existing_nodes` are the device nodes that this node has."""
+    flags = settings.flags
+    features = {
+        "gdrcopy": flags.gdrcopy_enabled,
+        "gds": flags.gds_enabled,
+        "mofed": flags.mofed_enabled,
+    }
+    return InjectionPlan(
+        strategies=frozenset(flags.plugin.device_list_strategy),
+        id_strategy=flags.plugin.device_id_strategy,
+        pass_device_specs=flags.plugin.pass_device_specs,
+        dev_root=flags.nvidia_dev_root or flags.nvidia_driver_root,
+        control_nodes=tuple(node for node in CONTROL_NODES if node in existing_nodes),
+        imex_channels=tuple(
+            channel
+            for channel in settings.imex.channel_ids
+            if imex_channel_node(channel) in existing_nodes
+        ),
+        features=tuple(name for name, enabled in features.items() if enabled),
+        cdi_annotation_prefix=flags.plugin.cdi_annotation_prefix,
+    )
+
+
+def health_policy(settings: Settings) -> HealthPolicy:
+    """The patience of the health machine."""
+    health = settings.health
+    return HealthPolicy(
+        quiet_period_s=health.quiet_period,
+        quiet_period_cap_s=max(health.quiet_period_cap, health.quiet_period),
+    )

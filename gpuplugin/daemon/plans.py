@@ -1,0 +1,53 @@
+"""What a configuration means on this very machine: plans, and the device nodes that there are."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
+from gpuplugin.core.injection import imex_channel_node
+from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
+
+if TYPE_CHECKING:
+    from gpuplugin.config.schema import Settings
+
+log = logging.getLogger(__name__)
+
+
+def node_plans(settings: Settings) -> NodePlans:
+    """The plans of a configuration.
+
+    Raises:
+        ConfigurationMisfit: an IMEX channel is required and this machine has none.
+    """
+    nodes = existing_nodes(settings)
+    plan = injection_plan(settings, nodes)
+    missing = [one for one in settings.imex.channel_ids if imex_channel_node(one) not in nodes]
+    if missing:
+        text = f"IMEX channel {missing[0]} has no device node {imex_channel_node(missing[0])}"
+        if settings.imex.required:
+            raise ConfigurationMisfit(f"{text}; start the IMEX service, or unset imex.required")
+        log.warning("%s: it is left out", text, extra={"event": "imex-missing"})
+    if "envvar" in plan.strategies:
+        log.warning(
+            "device list strategy envvar: a container that asks for no GPU may still see all of "
+            "them if its image sets NVIDIA_VISIBLE_DEVICES; use cdi-cri, or volume-mounts with "
+            "accept-nvidia-visible-devices-envvar-when-unprivileged=false in the runtime",
+            extra={"event": "envvar-exposure"},
+        )
+    return NodePlans(
+        inventory=inventory_plan(settings),
+        injection=plan,
+        policy=settings.flags.plugin.shared_devices_allocation_policy,
+        health=health_policy(settings),
+    )
+
+
+def existing_nodes(settings: Settings) -> frozenset[str]:
+    """The driver's device nodes that this machine has; a simulated node has all of them."""
+    wanted = (*CONTROL_NODES, *(imex_channel_node(one) for one in settings.imex.channel_ids))
+    if settings.daemon.backend == "sim":
+        return frozenset(wanted)
+    return frozenset(node for node in wanted if Path(node).exists())

@@ -1,0 +1,123 @@
+"""Follows the configuration file: a good change is taken over, a bad one is told and ignored.
+
+The content is compared, not names or times, so a swapped ConfigMap link is a change and a touched
+file is none. SIGHUP reads the file at once, changed or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuplugin.daemon.node import ConfigurationMisfit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuplugin.config.load import Loaded
+    from gpuplugin.daemon.metrics import Metrics
+    from gpuplugin.daemon.vitals import Vitals
+
+POLL_S = 1.0
+PART = "config"
+
+log = logging.getLogger(__name__)
+
+
+class Reloader:
+    """The task that takes over changed configurations.
+
+    `load` reads all layers anew and raises `ConfigError`; `adopt` puts settings in force and
+    raises `ConfigurationMisfit` if the node cannot have them.
+    """
+
+    def __init__(
+        self,
+        first: Loaded,
+        load: Callable[[], Loaded],
+        adopt: Callable[[Loaded], None],
+        vitals: Vitals,
+        metrics: Metrics,
+    ) -> None:
+        self._in_force = first
+        self._load = load
+        self._adopt = adopt
+        self._vitals = vitals
+        self._metrics = metrics
+        self._asked = asyncio.Event()
+        self._accepted()
+
+    def ask(self) -> None:
+        """Read the file at the next turn of the loop, changed or not (SIGHUP)."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Follow the file until cancelled."""
+        seen = self._fingerprint()
+        while True:
+            asked = await self._pause()
+            now = self._fingerprint()
+            if asked or now != seen:
+                seen = now
+                self._reload()
+
+    async def _pause(self) -> bool:
+        """Wait for the next look; True if somebody asked for it."""
+        try:
+            await asyncio.wait_for(self._asked.wait(), POLL_S)
+        except TimeoutError:
+            return False
+        self._asked.clear()
+        return True
+
+    def _fingerprint(self) -> bytes | None:
+        """Of the file's content; None where there is no file, or none that can be read."""
+        path = self._in_force.file
+        if path is None:
+            return None
+        try:
+            return hashlib.sha256(Path(path).read_bytes()).digest()
+        except OSError:
+            return None
+
+    def _reload(self) -> None:
+        from gpuplugin.config.load import ConfigError
+
+        try:
+            loaded = self._load()
+            self._adopt(loaded)
+        except (ConfigError, ConfigurationMisfit) as error:
+            self._refused(str(error))
+            return
+        self._in_force = loaded
+        self._accepted()
+        self._metrics.config_reloads.labels("accepted").inc()
+        for warning in loaded.warnings:
+            log.warning("%s", warning, extra={"event": "config-warning"})
+        log.info(
+            "the configuration from %s is in force",
+            loaded.source,
+            extra={"event": "config-reloaded"},
+        )
+
+    def _accepted(self) -> None:
+        self._metrics.config_good.set(1)
+        self._metrics.config_good_since.set_to_current_time()
+        self._vitals.set(PART, f"in force: {self._in_force.source}", ok=True)
+
+    def _refused(self, why: str) -> None:
+        """The node goes on with what it has: ready, with a text that says so."""
+        self._metrics.config_reloads.labels("refused").inc()
+        self._metrics.config_good.set(0)
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        text = f"a change was refused at {when}, the last good one stays in force: {why}"
+        self._vitals.set(PART, text, ok=True)
+        log.error(
+            "the changed configuration cannot be used, the last good one stays in force: %s",
+            why,
+            extra={"event": "config-refused"},
+        )
