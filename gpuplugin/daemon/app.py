@@ -13,7 +13,7 @@ from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
-from gpuplugin.daemon.plans import node_plans
+from gpuplugin.daemon.plans import node_plans, warn_of_exposure
 from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
@@ -102,6 +102,7 @@ class Daemon:
                 log.info("removed the old socket %s", path, extra={"event": "leftover-removed"})
         try:
             plans = node_plans(settings)
+            warn_of_exposure(settings)
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
         node = Node(plans, vitals, metrics)

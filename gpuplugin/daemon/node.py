@@ -21,7 +21,7 @@ from gpuplugin.kubelet.snapshot import ListTooLarge, ServingPlan, snapshot_of
 from hal import EccError, GpuState, XidError, lookup_xid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.healthboard import Transition
@@ -48,6 +48,8 @@ class NodePlans:
     injection: InjectionPlan
     policy: PolicyName
     health: HealthPolicy
+    write_specs: Callable[[Inventory], None] = lambda _inventory: None
+    """Makes the container runtime know the devices, before the kubelet does; raises OSError."""
 
 
 class Node:
@@ -167,8 +169,14 @@ class Node:
         try:
             inventory = build_inventory(self._gpus.values(), plans.inventory)
             snapshots = [snapshot_of(resource, serving) for resource in inventory.resources]
+            plans.write_specs(inventory)
         except (InventoryError, ListTooLarge) as error:
             raise ConfigurationMisfit(str(error)) from error
+        except OSError as error:
+            raise ConfigurationMisfit(
+                f"CDI specs cannot be written: {error}; mount the folder, choose another "
+                "--cdi-root, or use a device list strategy without CDI"
+            ) from error
         for note in inventory.notes:
             if note not in self._inventory.notes:
                 log.warning("%s", note, extra={"event": "inventory-note"})

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
 from gpuplugin.core.injection import imex_channel_node
+from gpuplugin.daemon.cdifiles import cdi_writer, remove_specs
 from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuplugin.config.schema import Settings
+    from gpuplugin.core.inventory import Inventory
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +34,33 @@ def node_plans(settings: Settings) -> NodePlans:
         if settings.imex.required:
             raise ConfigurationMisfit(f"{text}; start the IMEX service, or unset imex.required")
         log.warning("%s: it is left out", text, extra={"event": "imex-missing"})
-    if "envvar" in plan.strategies:
+    return NodePlans(
+        inventory=inventory_plan(settings),
+        injection=plan,
+        policy=settings.flags.plugin.shared_devices_allocation_policy,
+        health=health_policy(settings),
+        write_specs=cdi_writer(settings, plan).write if plan.uses_cdi else _remove(settings),
+    )
+
+
+def warn_of_exposure(settings: Settings) -> None:
+    """Say once what the envvar strategy leaves open."""
+    if "envvar" in settings.flags.plugin.device_list_strategy:
         log.warning(
             "device list strategy envvar: a container that asks for no GPU may still see all of "
             "them if its image sets NVIDIA_VISIBLE_DEVICES; use cdi-cri, or volume-mounts with "
             "accept-nvidia-visible-devices-envvar-when-unprivileged=false in the runtime",
             extra={"event": "envvar-exposure"},
         )
-    return NodePlans(
-        inventory=inventory_plan(settings),
-        injection=plan,
-        policy=settings.flags.plugin.shared_devices_allocation_policy,
-        health=health_policy(settings),
-    )
+
+
+def _remove(settings: Settings) -> Callable[[Inventory], None]:
+    """Without CDI, specs of an earlier configuration go."""
+
+    def remove(_inventory: Inventory) -> None:
+        remove_specs(settings.daemon.cdi_root)
+
+    return remove
 
 
 def existing_nodes(settings: Settings) -> frozenset[str]:

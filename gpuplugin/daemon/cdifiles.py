@@ -1,0 +1,122 @@
+"""CDI specs as files: written atomically when they change, removed when they are not wanted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.cdi import CdiHost, cdi_specs, spec_file_name
+from gpuplugin.core.injection import CDI_VENDOR
+from hal.driverfiles import DriverFiles, find_driver_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuplugin.config.schema import Settings
+    from gpuplugin.core.injection import InjectionPlan
+    from gpuplugin.core.inventory import Inventory
+
+_MODE = 0o644
+_FEATURE_NODES = {
+    "gdrcopy": ("dev/gdrdrv",),
+    "gds": ("dev/nvidia-fs*",),
+    "mofed": ("dev/infiniband/uverbs*", "dev/infiniband/rdma_cm"),
+}
+
+log = logging.getLogger(__name__)
+
+
+class CdiWriter:
+    """Keeps the specs in one folder true to an inventory."""
+
+    def __init__(self, folder: Path, host: CdiHost, plan: InjectionPlan) -> None:
+        self._folder = folder
+        self._host = host
+        self._plan = plan
+
+    def specs(self, inventory: Inventory) -> dict[str, dict[str, object]]:
+        """The specs by file name."""
+        return cdi_specs(inventory, self._plan, self._host)
+
+    def write(self, inventory: Inventory) -> None:
+        """Make the folder say what the inventory says; files that are right are left alone.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
+        wanted = self.specs(inventory)
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name, spec in wanted.items():
+            if _write_if_changed(self._folder / name, spec):
+                log.info("wrote %s", self._folder / name, extra={"event": "cdi-written"})
+        remove_specs(self._folder, keep=wanted)
+
+
+def cdi_writer(settings: Settings, plan: InjectionPlan) -> CdiWriter:
+    """A writer for this machine; a simulated node has no driver files to mount."""
+    flags = settings.flags
+    mounted = Path(flags.plugin.container_driver_root)
+    root = mounted if mounted.is_dir() else Path(flags.nvidia_driver_root)
+    simulated = settings.daemon.backend == "sim"
+    host = CdiHost(
+        driver_root=flags.nvidia_driver_root,
+        driver=DriverFiles() if simulated else find_driver_files(root),
+        hook=_hook(settings, root),
+        feature_nodes=tuple((one, _feature_nodes(root, one)) for one in plan.features),
+    )
+    return CdiWriter(settings.daemon.cdi_root, host, plan)
+
+
+def remove_specs(folder: Path, keep: Mapping[str, object] | None = None) -> tuple[Path, ...]:
+    """Remove this plugin's specs but those in `keep`; returns what was removed.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    stale = [
+        path for path in sorted(folder.glob(spec_file_name("*"))) if path.name not in (keep or {})
+    ]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return tuple(stale)
+
+
+def _write_if_changed(path: Path, spec: Mapping[str, object]) -> bool:
+    text = json.dumps(spec, indent=2) + "\n"
+    try:
+        if path.read_text() == text:
+            return False
+    except OSError:
+        pass  # not there, or not readable: written anew
+    # Runtimes read every file in the folder that ends in .json: the temporary one must not.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{CDI_VENDOR}-", dir=path.parent)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text)
+        os.fchmod(stream.fileno(), _MODE)
+    Path(temporary).replace(path)
+    return True
+
+
+def _hook(settings: Settings, root: Path) -> str | None:
+    """The hook program, if it is on the host and the user wants hooks."""
+    path = settings.flags.plugin.nvidia_ctk_path
+    disabled = {"all", "update-ldcache"} & set(settings.daemon.cdi_disable_hooks)
+    there = any((base / path.lstrip("/")).is_file() for base in (Path("/"), root))
+    return path if there and not disabled else None
+
+
+def _feature_nodes(root: Path, feature: str) -> tuple[str, ...]:
+    bases = (root, Path("/"))
+    for base in bases:
+        found = [
+            f"/{path.relative_to(base)}"
+            for pattern in _FEATURE_NODES[feature]
+            for path in sorted(base.glob(pattern))
+        ]
+        if found:
+            return tuple(found)
+    return ()

@@ -1,0 +1,86 @@
+"""The driver's files that a container needs: libraries, programs, sockets. Found, not loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hal.nvml.library import LIBRARY_DIRS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_VERSIONED = re.compile(r"libcuda\.so\.(\d+\.\d+(?:\.\d+)?)")
+_PROGRAM_DIRS = ("usr/bin", "bin", "opt/bin", "usr/local/bin", "usr/local/nvidia/bin")
+_PROGRAMS = (
+    "nvidia-smi",
+    "nvidia-debugdump",
+    "nvidia-persistenced",
+    "nvidia-cuda-mps-control",
+    "nvidia-cuda-mps-server",
+)
+_SOCKETS = ("run/nvidia-persistenced/socket", "run/nvidia-fabricmanager/socket")
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFiles:
+    """Paths below the driver's root, without a leading slash.
+
+    `libraries` maps each file to its other names in the same folder (`libcuda.so.1`), which a
+    container without a linker cache of its own needs too.
+    """
+
+    version: str = ""
+    libraries: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    programs: tuple[str, ...] = ()
+    sockets: tuple[str, ...] = ()
+
+    @property
+    def library_folders(self) -> tuple[str, ...]:
+        """Folders that hold libraries."""
+        return tuple(dict.fromkeys(str(Path(path).parent) for path, _ in self.libraries))
+
+
+def find_driver_files(root: Path) -> DriverFiles:
+    """The files of the driver below `root`; empty if there is none.
+
+    The version in the name of libcuda tells which other libraries belong to the driver.
+    """
+    for folder in LIBRARY_DIRS:
+        version = _version(root / folder)
+        if version:
+            return DriverFiles(
+                version=version,
+                libraries=tuple(_libraries(root, folder, version)),
+                programs=tuple(_first_of_each(root)),
+                sockets=tuple(path for path in _SOCKETS if (root / path).is_socket()),
+            )
+    return DriverFiles()
+
+
+def _version(folder: Path) -> str:
+    for path in sorted(folder.glob("libcuda.so.*")):
+        if found := _VERSIONED.fullmatch(path.name):
+            return found[1]
+    return ""
+
+
+def _libraries(root: Path, folder: str, version: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for path in sorted((root / folder).glob(f"lib*.so.{version}")):
+        stem = path.name.removesuffix(f".{version}")
+        names = sorted(
+            other.name
+            for other in path.parent.glob(f"{stem}*")
+            if other.is_symlink() and other.resolve().name == path.name
+        )
+        yield f"{folder}/{path.name}", tuple(f"{folder}/{name}" for name in names)
+
+
+def _first_of_each(root: Path) -> Iterator[str]:
+    for program in _PROGRAMS:
+        for folder in _PROGRAM_DIRS:
+            if (root / folder / program).is_file():
+                yield f"{folder}/{program}"
+                break
