@@ -1,0 +1,106 @@
+"""Files with the line of every value."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuplugin.config.document import DocumentError, parse_document
+
+TEXT = """\
+version: v1
+sharing:
+  timeSlicing:
+    resources:
+    - name: nvidia.com/gpu
+      replicas: 4
+    -
+      name: other
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        (("version",), "f.yaml:1"),
+        (("sharing", "timeSlicing", "resources", 0, "replicas"), "f.yaml:6"),
+        (("sharing", "timeSlicing", "resources", 1), "f.yaml:8"),
+        (("sharing", "timeSlicing", "resources", 1, "replicas"), "f.yaml:8"),
+        (("sharing", "mps"), "f.yaml:2"),
+        (("health",), "f.yaml"),
+        ((), "f.yaml"),
+    ],
+)
+def test_where_a_value_or_its_nearest_parent_stands(
+    path: tuple[str | int, ...], where: str
+) -> None:
+    assert parse_document(TEXT, "f.yaml").where(path) == where
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n\n", "# a comment\n", "---\n", "~", "null", "--- \n...\n"],
+)
+def test_an_empty_document_has_no_keys(text: str) -> None:
+    assert dict(parse_document(text, "f").data) == {}
+
+
+def test_json_is_read_with_lines() -> None:
+    text = json.dumps({"version": "v1", "flags": {"migStrategy": "none"}}, indent=1)
+    document = parse_document(text, "f.json")
+
+    assert document.data["version"] == "v1"
+    assert document.where(("flags", "migStrategy")) == "f.json:4"
+
+
+def test_words_of_yaml_1_1_are_booleans() -> None:
+    assert parse_document("a: on\nb: no\n", "f").data == {"a": True, "b": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("- a\n", "f:1: must be a mapping", id="list"),
+        pytest.param("word", "f:1: must be a mapping", id="scalar"),
+        pytest.param("a: 1\nb: [\n", "f:3: ", id="unclosed list"),
+        pytest.param("a: 1\n\tb: 2\n", "f:2: ", id="tab"),
+        pytest.param("a: 1\nb: 2\na: 3\n", "f:3: the key 'a' is given twice", id="repeated key"),
+        pytest.param(
+            "s:\n  x: 1\n  x: 2\n", "f:3: the key 'x' is given twice", id="repeated inner key"
+        ),
+        pytest.param("a: &x [*x]\n", "f:1: a value contains itself", id="loop"),
+        pytest.param("a: 1\n---\nb: 2\n", "f:2: ", id="two documents"),
+        pytest.param("[1]: 2\n", "f:1: ", id="list as key"),
+        pytest.param("a: !!python/name:os.system\n", "f:1: ", id="python tag"),
+        pytest.param("a: \x00", "f: ", id="control character"),
+        pytest.param("a: 2001-99-99", "f: ", id="impossible date"),
+        pytest.param("a: " + "[" * 3000, "f: ", id="too deep"),
+        pytest.param("a: !!bool maybe", "f", id="no boolean behind a boolean tag"),
+        pytest.param("a: !!timestamp soon", "f", id="no time behind a time tag"),
+        pytest.param("a: !!int x", "f", id="no number behind a number tag"),
+        pytest.param("a: " + "9" * 5000, "f", id="a number beyond reading"),
+    ],
+)
+def test_what_is_no_document_says_where(text: str, said: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        parse_document(text, "f")
+    assert str(caught.value).startswith(said)
+
+
+PIECES = (
+    "a|version|v1|: |:\n|\n|  |- |[|]|{|}|, |&x |*x|<<: |? |!!set |!!bool |!!int |"
+    "!!timestamp |!!binary |'|~|1|1.5|0x|2001-01-01|12:30|#|%|@|\t|\ufeff|.inf"
+)
+YAML_PIECES = st.lists(st.sampled_from(PIECES.split("|")), max_size=25).map("".join)
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.text(max_size=40), YAML_PIECES))
+def test_any_text_is_a_document_or_a_document_error(text: str) -> None:
+    with contextlib.suppress(DocumentError):
+        document = parse_document(text, "f")
+        assert document.where(("sharing", 0)).startswith("f")

@@ -1,0 +1,135 @@
+"""Tasks that are kept running."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.supervisor import Fatal, supervise
+from gpuplugin.daemon.vitals import Vitals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Pauses:
+    """Stands in for asyncio.sleep: notes how long, and what the vitals said meanwhile."""
+
+    def __init__(self, vitals: Vitals) -> None:
+        self._vitals = vitals
+        self.delays: list[float] = []
+        self.told: list[dict[str, str]] = []
+
+    async def __call__(self, delay_s: float) -> None:
+        self.delays.append(delay_s)
+        parts = self._vitals.readiness().parts
+        self.told.append({name: part.text for name, part in parts.items() if not part.ok})
+
+
+@pytest.fixture
+def vitals() -> Vitals:
+    vitals = Vitals()
+    vitals.set("monitor", "fine", ok=True)
+    return vitals
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch, vitals: Vitals) -> Pauses:
+    pauses = Pauses(vitals)
+    monkeypatch.setattr("gpuplugin.daemon.supervisor.asyncio.sleep", pauses)
+    return pauses
+
+
+def failing(times: int, error: Exception | None) -> Callable[[], Awaitable[None]]:
+    """A task that fails (None: ends) so many times and then ends the daemon."""
+    runs = 0
+
+    async def task() -> None:
+        nonlocal runs
+        runs += 1
+        if runs > times:
+            raise Fatal("enough")
+        if error is not None:
+            raise error
+
+    return task
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(ValueError("broken"), "ValueError: broken", id="failed"),
+        pytest.param(None, "it ended", id="ended"),
+        pytest.param(
+            ExceptionGroup("many", [OSError("x")]), "ExceptionGroup: many", id="failed in a group"
+        ),
+    ],
+)
+def test_a_task_is_started_again_and_shows_meanwhile(
+    vitals: Vitals, pauses: Pauses, error: Exception | None, reason: str
+) -> None:
+    metrics = Metrics()
+
+    with pytest.raises(Fatal, match="enough"):
+        asyncio.run(supervise("watch", failing(3, error), vitals, metrics))
+
+    assert pauses.delays == pytest.approx([0.2, 0.4, 0.8])
+    assert all(reason in told["task:watch"] for told in pauses.told)
+    assert vitals.readiness().ok, "a task that runs again is no news"
+    restarts = metrics.registry.get_sample_value("gpuplugin_task_restarts_total", {"task": "watch"})
+    assert restarts == 3
+
+
+def test_the_delay_is_capped(vitals: Vitals, pauses: Pauses) -> None:
+    with pytest.raises(Fatal):
+        asyncio.run(supervise("watch", failing(12, OSError("x")), vitals, Metrics()))
+
+    assert max(pauses.delays) == pauses.delays[-1] == 30.0
+
+
+def test_a_task_that_ran_long_starts_again_quickly(
+    monkeypatch: pytest.MonkeyPatch, vitals: Vitals, pauses: Pauses
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("gpuplugin.daemon.supervisor.time.monotonic", lambda: now_s)
+    runs = 0
+
+    async def task() -> None:
+        nonlocal runs, now_s
+        runs += 1
+        now_s += 1.0 if runs != 4 else 3600.0
+        if runs == 6:
+            raise Fatal("enough")
+        raise OSError("x")
+
+    with pytest.raises(Fatal):
+        asyncio.run(supervise("watch", task, vitals, Metrics()))
+
+    assert pauses.delays == pytest.approx([0.2, 0.4, 0.8, 0.2, 0.4])
+
+
+def test_a_fatal_failure_is_passed_on_at_once(vitals: Vitals, pauses: Pauses) -> None:
+    with pytest.raises(Fatal, match="enough"):
+        asyncio.run(supervise("watch", failing(0, None), vitals, Metrics()))
+
+    assert pauses.delays == []
+
+
+def test_cancelling_ends_it(vitals: Vitals) -> None:
+    async def main() -> None:
+        started = asyncio.Event()
+
+        async def task() -> None:
+            started.set()
+            await asyncio.Event().wait()
+
+        running = asyncio.create_task(supervise("watch", task, vitals, Metrics()))
+        await started.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())

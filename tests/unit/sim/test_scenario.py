@@ -1,0 +1,133 @@
+"""Scenarios, and the words of their errors."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.scenario import (
+    Scenario,
+    ScenarioError,
+    load_scenario,
+    parse_scenario,
+    scenario_names,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GPUS = "gpus: [{model: t4, count: 2}]\n"
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_every_shipped_scenario_loads_under_its_own_name(name: str) -> None:
+    scenario = load_scenario(name)
+
+    assert scenario.name == name
+    assert scenario.description
+    assert scenario.gpu_count >= 1
+
+
+def test_a_scenario_of_the_user_is_read_from_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\n" + GPUS)
+
+    assert load_scenario(str(path)).gpu_count == 2
+
+
+def test_defaults() -> None:
+    scenario = parse_scenario(GPUS, "x")
+
+    assert (scenario.seed, scenario.tenants, scenario.happenings) == (1, [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("", "", id="empty"),
+        pytest.param("[]", "", id="a list"),
+        pytest.param("{}", "gpus: Field required", id="no GPUs"),
+        pytest.param("gpus: []", "gpus: ", id="an empty list of GPUs"),
+        pytest.param("gpus: [{model: none}]", "gpus: no GPU model is called 'none'", id="model"),
+        pytest.param("gpus: [{model: t4, count: 0}]", "gpus.0.count: ", id="count"),
+        pytest.param("gpus: [{model: t4, number: 1}]", "gpus.0.number: ", id="unknown key"),
+        pytest.param(GPUS + "sede: 1", "sede: ", id="unknown key at the top"),
+        pytest.param(
+            GPUS + "tenants: [{name: a, gpu: 2}]",
+            "tenants[0].gpu: 2, but the node has GPUs 0 to 1",
+            id="tenant of no GPU",
+        ),
+        pytest.param(
+            GPUS + "tenants: [{name: a, gpu: 0, utilization: 1.5}]",
+            "tenants.0.utilization: ",
+            id="more than full load",
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: 7, what: {kind: lost}}]",
+            "happenings[0].gpu: 7",
+            id="happening to no GPU",
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: -1, gpu: 0, what: {kind: lost}}]",
+            "happenings.0.at_s: ",
+            id="before the start",
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: meteor}}]",
+            "happenings.0.what: ",
+            id="unknown kind",
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: xid, xid: 0}}]",
+            "happenings.0.what.xid.xid: ",
+            id="no Xid",
+        ),
+        pytest.param("gpus: [", "is not YAML", id="not YAML"),
+        pytest.param(GPUS + "seed: 2001-99-99", "", id="impossible date"),
+        pytest.param(GPUS + "seed: !!bool maybe", "", id="no boolean behind its tag"),
+        pytest.param(GPUS + "name: " + "[" * 3000, "", id="too deep"),
+    ],
+)
+def test_an_error_names_the_scenario_and_the_key(text: str, said: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(text, "mine")
+    assert str(caught.value).startswith("scenario mine")
+    assert said in str(caught.value)
+
+
+def test_all_wrong_keys_are_told_at_once() -> None:
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario("gpus: [{model: t4, count: 99}]\nseed: x\nother: 1\n", "mine")
+
+    assert all(key in str(caught.value) for key in ("gpus.0.count", "seed", "other"))
+
+
+@pytest.mark.parametrize("name", ["no-such-scenario", "/", "/dev/null/x"])
+def test_a_scenario_that_is_not_there_is_told_with_those_that_are(name: str) -> None:
+    with pytest.raises(ScenarioError, match="homelab") as caught:
+        load_scenario(name)
+    assert name in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_a_scenario_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ScenarioError):
+        load_scenario(str(path))
+
+
+def test_a_nul_in_a_name_is_a_scenario_error() -> None:
+    with pytest.raises(ScenarioError):
+        load_scenario("a\x00b")
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=40))
+def test_any_text_is_a_scenario_or_a_scenario_error(text: str) -> None:
+    with contextlib.suppress(ScenarioError):
+        assert isinstance(parse_scenario(text, "x"), Scenario)
