@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-quick lint format bench proto install clean
+.PHONY: demo test lint format bench docs proto install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -24,6 +24,9 @@ format: $(VENV)/.dev ## Rewrite the code in the project's style
 
 bench: $(VENV)/.cli ## Measure allocation latency over a real socket
 	$(BIN)/python -m benchmarks.allocate
+
+docs: $(VENV)/.dev ## Write the generated parts of the documents
+	PYTHONPATH=. $(BIN)/python tests/unit/docs/test_docs.py
 
 proto: $(VENV)/.dev ## Generate the messages from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gpuplugin/kubelet/proto/*.proto

@@ -73,14 +73,18 @@ class SimulatedGpu:
     def suffer(
         self, what: XidFault | EccFault | LostFault | Recovery, now_s: float
     ) -> tuple[Event, ...]:
-        """Let something befall the GPU; returns what the driver reports of it."""
+        """Let something befall the GPU; returns what the driver reports of it.
+
+        Until its recovery nothing changes a lost GPU any more.
+        """
         uuid = self.identity.uuid
         match what:
             case XidFault(xid=code):
                 return (XidError(uuid, code), *self._suffer_xid(code, now_s))
             case EccFault(uncorrectable=uncorrectable):
-                self.uncorrectable_ecc += uncorrectable
-                self.corrected_ecc += not uncorrectable
+                if not self.lost:
+                    self.uncorrectable_ecc += uncorrectable
+                    self.corrected_ecc += not uncorrectable
                 return (EccError(uuid, uncorrectable),)
             case LostFault():
                 return self._lose(now_s)
@@ -130,6 +134,8 @@ class SimulatedGpu:
         )
 
     def _suffer_xid(self, code: int, now_s: float) -> tuple[Event, ...]:
+        if self.lost:
+            return ()
         xid = lookup_xid(code)
         if xid.scope is XidScope.PROCESS and self.tenants:
             self._settle(now_s)

@@ -6,6 +6,7 @@ who looks (`sim.backend`) is elsewhere; nothing here locks or sleeps.
 
 from __future__ import annotations
 
+import itertools
 import random
 import uuid as uuids
 from dataclasses import replace
@@ -14,17 +15,20 @@ from typing import TYPE_CHECKING
 import simpy
 
 from hal import Gpu, Link, LinkKind, MigDevice, UnknownGpu
-from sim.gpu import SimulatedGpu
+from sim.gpu import GIB, SimulatedGpu
 from sim.profiles import load_profile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from hal import Event
-    from sim.profiles import Profile
+    from sim.profiles import MigProfile, Profile
     from sim.scenario import EccFault, LostFault, Recovery, Scenario, TimedHappening, XidFault
 
 FIRST_PID = 4001
+MIB = 1024**2
+MEMORY_SLICES = 8
+"""Of every GPU that can be partitioned, as NVIDIA's MIG user guide counts them."""
 
 
 class SimulatedNode:
@@ -109,26 +113,29 @@ class SimulatedNode:
 
 def _make_gpus(scenario: Scenario) -> Iterator[SimulatedGpu]:
     generator = random.Random(f"gpuplugin/{scenario.seed}")
+    groups = [(group, load_profile(group.model)) for group in scenario.gpus]
+    bus_ids = _bus_ids([profile for group, profile in groups for _ in range(group.count)])
     index = 0
-    for group in scenario.gpus:
-        profile = load_profile(group.model)
+    for group, profile in groups:
         numa_nodes = group.numa_nodes or min(2, group.count)
         for position in range(group.count):
             numa_node = position * numa_nodes // group.count
-            identity = _identity(profile, index, numa_node, generator)
+            identity = _identity(profile, index, next(bus_ids), numa_node, generator)
             if group.mig is not None:
                 identity = _partitioned(identity, group.mig, profile, generator)
             yield SimulatedGpu(identity, profile)
             index += 1
 
 
-def _identity(profile: Profile, index: int, numa_node: int, generator: random.Random) -> Gpu:
+def _identity(
+    profile: Profile, index: int, bus_id: str, numa_node: int, generator: random.Random
+) -> Gpu:
     unique = uuids.UUID(int=generator.getrandbits(128), version=4)
     return Gpu(
         uuid=f"GPU-{unique}",
         index=index,
         minor=index,
-        pci_bus_id=_bus_id(profile, index),
+        pci_bus_id=bus_id,
         numa_node=numa_node,
         product=profile.product,
         memory_bytes=profile.memory_bytes,
@@ -139,7 +146,7 @@ def _identity(profile: Profile, index: int, numa_node: int, generator: random.Ra
 def _partitioned(
     gpu: Gpu, mig_profiles: Sequence[str], profile: Profile, generator: random.Random
 ) -> Gpu:
-    memory_mib = {one.profile: one.memory_mib or 0 for one in profile.mig}
+    memory_bytes = {one.profile: _mig_memory_bytes(one, profile) for one in profile.mig}
     devices = tuple(
         MigDevice(
             uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
@@ -147,12 +154,24 @@ def _partitioned(
             gpu_instance=index + 1,
             compute_instance=0,
             profile=name,
-            memory_bytes=memory_mib[name] * 1024**2,
+            memory_bytes=memory_bytes[name],
             device_nodes=_mig_nodes(gpu.index, index + 1),
         )
         for index, name in enumerate(mig_profiles)
     )
     return replace(gpu, mig_enabled=True, mig_devices=devices)
+
+
+def _mig_memory_bytes(mig: MigProfile, profile: Profile) -> int:
+    """Memory of an instance; where no source gives it, its memory slices' share of the GPU's.
+
+    A GPU has eight memory slices. How many an instance has is derived from the GB in its name.
+    """
+    if mig.memory_mib is not None:
+        return mig.memory_mib * MIB
+    named_gib = int(mig.profile.partition(".")[2].partition("gb")[0])
+    slices = round(MEMORY_SLICES * named_gib * GIB / profile.memory_bytes)
+    return profile.memory_bytes * slices // MEMORY_SLICES
 
 
 def _mig_nodes(gpu_minor: int, gpu_instance: int) -> tuple[str, ...]:
@@ -165,8 +184,21 @@ def _mig_nodes(gpu_minor: int, gpu_instance: int) -> tuple[str, ...]:
     )
 
 
-def _bus_id(profile: Profile, index: int) -> str:
-    """The bus id of a real node of this model where one was captured, else a made-up one."""
-    if index < len(profile.bus_ids):
-        return profile.bus_ids[index]
-    return f"{index // 32:08X}:{(index % 32) * 8 + 1:02X}:00.0"
+def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
+    """A bus id for each GPU of a node, all different.
+
+    Those of a real node of the model, where they were captured, come first, then made-up ones.
+    """
+    captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
+    made_up = (bus_id for bus_id in _made_up_bus_ids() if bus_id not in captured)
+    given: set[str] = set()
+    for profile in profiles:
+        free = (bus_id for bus_id in profile.bus_ids if bus_id not in given)
+        bus_id = next(free, None) or next(made_up)
+        given.add(bus_id)
+        yield bus_id
+
+
+def _made_up_bus_ids() -> Iterator[str]:
+    for number in itertools.count():
+        yield f"{number // 32:08X}:{(number % 32) * 8 + 1:02X}:00.0"

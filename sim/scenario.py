@@ -6,16 +6,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from gpuplugin.config.yamltext import YamlError, read_yaml
 from sim.profiles import UnknownModel, load_profile, model_names
 
 MIG_SLICES = 7
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GpuGroup(_Part):
@@ -117,7 +117,7 @@ def load_scenario(name_or_path: str) -> Scenario:
         return parse_scenario(text, name_or_path)
     try:
         text = Path(name_or_path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ScenarioError(
             f"scenario {name_or_path}: {error}; shipped scenarios: {', '.join(scenario_names())}"
         ) from error
@@ -131,8 +131,8 @@ def parse_scenario(text: str, name: str) -> Scenario:
         ScenarioError: with every key that is wrong.
     """
     try:
-        scenario = Scenario.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+        scenario = Scenario.model_validate(read_yaml(text))
+    except YamlError as error:
         raise ScenarioError(f"scenario {name} is not YAML: {error}") from error
     except ValidationError as error:
         problems = "; ".join(

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def check(parsed: argparse.Namespace) -> int:
     """Check a file by itself, without flags and variables; 1 if it cannot be used."""
     try:
-        loaded = load_settings({}, {}, parsed.file)
+        environment = {"GPUPLUGIN_STRICT_CONFIG": "true"} if parsed.strict else {}
+        loaded = load_settings({}, environment, parsed.file)
     except ConfigError as error:
         if parsed.json:
             _print_json({"ok": False, "errors": _problems(error.problems)})

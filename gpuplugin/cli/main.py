@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options
+from gpuplugin.config.options import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_DEVICES_SECTIONS = ("flags",)
+_DEVICES_SECTIONS = ("flags", "gpus", "imex")
 _DEVICES_NAMES = ("--backend", "--scenario")
 
 
@@ -56,6 +57,18 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(module="config", function="check")
     check.add_argument("file", metavar="FILE")
     check.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument("--strict", action="store_true", help="an unknown key is an error")
+
+    cdi = commands.add_parser("cdi", help="CDI specs of the GPUs")
+    cdi_commands = cdi.add_subparsers(metavar="COMMAND", required=True)
+    show = cdi_commands.add_parser("show", help="print the specs that would be written")
+    show.set_defaults(module="cdi", function="show")
+    add_options(show, sections=_DEVICES_SECTIONS, names=_DEVICES_NAMES)
+    remove = cdi_commands.add_parser("remove", help="remove the specs that were written")
+    remove.set_defaults(module="cdi", function="remove")
+    remove.add_argument(
+        "--cdi-root", default=DEFAULT_CDI_ROOT, metavar="DIR", help=f"default {DEFAULT_CDI_ROOT}"
+    )
 
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
     demo.set_defaults(module="demo", function="demo")

@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 def canonical(document: Document, model: type[BaseModel]) -> Document:
     """The document with the model's spelling of its keys; lines stay with their values."""
     renamed: dict[KeyPath, KeyPath] = {}
-    data = _renamed(document.data, model, (), (), renamed)
+    data = _renamed(_with_text_keys(document.data), model, (), (), renamed)
     lines = {_moved(path, renamed): line for path, line in document.lines.items()}
     return Document(document.name, cast("Mapping[str, object]", data), MappingProxyType(lines))
+
+
+def _with_text_keys(data: Mapping[str, object]) -> dict[str, object]:
+    """YAML has numbers and booleans as keys; they become text, as in JSON."""
+    return {str(key): _text_keys_within(value) for key, value in data.items()}
+
+
+def _text_keys_within(value: object) -> object:
+    if isinstance(value, dict):
+        return _with_text_keys(value)
+    return [_text_keys_within(item) for item in value] if isinstance(value, list) else value
 
 
 def _renamed(

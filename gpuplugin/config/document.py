@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 import yaml
 
+from gpuplugin.config.yamltext import YamlError, compose_yaml, read_yaml
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -42,12 +44,10 @@ def parse_document(text: str, name: str) -> Document:
         DocumentError: not YAML, a repeated key, or something else than a mapping at the top.
     """
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data: object = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DocumentError(_yaml_error(name, error)) from error
-    except (ValueError, RecursionError) as error:
-        raise DocumentError(f"{name}: cannot be read as YAML: {error}") from error
+        node, data = compose_yaml(text), read_yaml(text)
+    except YamlError as error:
+        where = name if error.line is None else f"{name}:{error.line}"
+        raise DocumentError(f"{where}: {error.problem}") from error
     if node is None or data is None:
         return Document(name, MappingProxyType({}), MappingProxyType({}))
     if not isinstance(data, dict):
@@ -78,9 +78,3 @@ def _collect_lines(
         for position, value in enumerate(node.value):
             lines[(*path, position)] = value.start_mark.line + 1
             _collect_lines(name, value, (*path, position), lines, (*active, node))
-
-
-def _yaml_error(name: str, error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{name}:{error.problem_mark.line + 1}: {error.problem or 'not valid YAML'}"
-    return f"{name}: not valid YAML: {error}"

@@ -44,11 +44,17 @@ class GfdFlags(Section):
     """flags.gfd: options of GPU feature discovery, which is not part of this plugin."""
 
     oneshot: bool = False
+    """read, and of no effect here"""
     no_timestamp: bool = False
+    """read, and of no effect here"""
     sleep_interval: SecondsOrInfinite = 60.0
+    """read, and of no effect here"""
     output_file: str = "/etc/kubernetes/node-feature-discovery/features.d/gfd"
+    """read, and of no effect here"""
     machine_type_file: str = "/sys/class/dmi/id/product_name"
+    """read, and of no effect here"""
     use_node_feature_api: Annotated[bool, Field(alias="useNodeFeatureAPI")] = True
+    """read, and of no effect here"""
 
 
 class Flags(Section):

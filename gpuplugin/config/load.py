@@ -24,7 +24,7 @@ from gpuplugin.config.options import (
     Value,
 )
 from gpuplugin.config.schema import Settings
-from gpuplugin.config.unknown import unknown_keys
+from gpuplugin.config.unknown import misshapen, unknown_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,11 +114,12 @@ def load_settings(
     """
     document = read_config_file(Path(config_file)) if config_file else default_document()
     document = canonical(document, Settings)
-    problems: list[Problem] = []
+    wrong_shapes = tuple(misshapen(document.data, Settings))
+    problems = [_misshapen(document, path) for path in wrong_shapes]
     layers = (
         _flag_layer(flags, problems),
         _variable_layer(environment, problems),
-        _Layer(_file_values(document), {}, document),
+        _Layer(_without(_file_values(document), wrong_shapes), {}, document),
         _Layer(_DEFAULTS, {}),
     )
     settings = _validate(layers, problems)
@@ -126,6 +127,28 @@ def load_settings(
     if settings.daemon.strict_config and warnings:
         raise ConfigError(warnings)
     return Loaded(settings, config_file or DEFAULT_FILE, config_file or None, warnings)
+
+
+def _misshapen(document: Document, path: KeyPath) -> Problem:
+    """A section that is no mapping."""
+    value: object = document.data
+    for key in path:
+        value = _child(value, key)
+    text = f"must be a mapping of keys, found {value!r}"
+    return Problem(document.where(path), dotted(path), text)
+
+
+def _without(values: Mapping[str, object], paths: Sequence[KeyPath]) -> Mapping[str, object]:
+    """The values without those at `paths`, which are told already."""
+    firsts = {path[0]: [other[1:] for other in paths if other[0] == path[0]] for path in paths}
+    kept: dict[str, object] = {}
+    for key, value in values.items():
+        rest = firsts.get(key)
+        if rest is None:
+            kept[key] = value
+        elif all(rest) and isinstance(value, dict):
+            kept[key] = _without(value, rest)
+    return kept
 
 
 def read_config_file(path: Path) -> Document:

@@ -23,6 +23,7 @@ class HealthSection(Section):
 
     quiet_period: Seconds = 30.0
     quiet_period_cap: Seconds = 1800.0
+    """the longest that relapses make of the quiet period, each of which doubles it"""
     probe_interval: Seconds = 5.0
 
 
@@ -63,10 +64,15 @@ class Settings(BaseSettings):
     """The whole configuration, after all layers."""
 
     model_config = SettingsConfigDict(
-        alias_generator=to_camel, extra="ignore", frozen=True, strict=True
+        alias_generator=to_camel,
+        extra="ignore",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
     )
 
     version: Literal["v1"] = "v1"
+    """the version of the file's format"""
     flags: Flags = Flags()
     resources: ResourcesSection = ResourcesSection()
     sharing: SharingSection = SharingSection()

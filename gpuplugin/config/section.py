@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
 from pydantic.alias_generators import to_camel
 
 from gpuplugin.config.values import full_resource_name, parse_duration_s
@@ -13,7 +20,13 @@ from gpuplugin.config.values import full_resource_name, parse_duration_s
 class Section(BaseModel):
     """A part of the configuration: camelCase in the file, strict types, immutable."""
 
-    model_config = ConfigDict(alias_generator=to_camel, extra="ignore", frozen=True, strict=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="ignore",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
 
 
 def _integral(value: object) -> object:
@@ -35,7 +48,23 @@ def _listed(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integral)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-SecondsOrInfinite = Annotated[float, BeforeValidator(_seconds_or_infinite), Field(gt=0)]
+
+
+def _written(seconds: float) -> str:
+    return "infinite" if seconds == float("inf") else f"{seconds:g}s"
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0, allow_inf_nan=False),
+    PlainSerializer(_written, when_used="json"),
+]
+SecondsOrInfinite = Annotated[
+    float,
+    BeforeValidator(_seconds_or_infinite),
+    Field(gt=0),
+    PlainSerializer(_written, when_used="json"),
+]
 ResourceName = Annotated[str, AfterValidator(full_resource_name)]
 Strings = Annotated[list[str], BeforeValidator(_listed)]

@@ -1,9 +1,9 @@
-"""Keys of a file that nothing reads, each with the nearest one that something does."""
+"""Keys that nothing reads, each with the nearest one that something does; misshapen sections."""
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -23,6 +23,19 @@ def unknown_keys(
     """Every key that `model` does not read, with what to tell the user."""
     known = tuple(_known_paths(model, ()))
     return tuple(_walk(data, model, (), known))
+
+
+def misshapen(data: Mapping[str, object], model: type[BaseModel]) -> Iterator[KeyPath]:
+    """Sections that are no mappings; null counts as absent."""
+    for key, value in data.items():
+        field = fields_by_key(model).get(key)
+        inner = None if field is None else model_of(field)
+        if inner is None or value is None or (field is not None and _is_list(field)):
+            continue
+        if isinstance(value, dict):
+            yield from ((key, *path) for path in misshapen(value, inner))
+        else:
+            yield (key,)
 
 
 def _walk(
@@ -79,3 +92,7 @@ def model_of(field: FieldInfo) -> type[BaseModel] | None:
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is list

@@ -43,8 +43,8 @@ class GpuHealth:
     """Health of one GPU since `since_s`.
 
     `reason` and `action` are short texts, empty while healthy; `xid` is the code that caused the
-    state, if one did. `faults` counts recent faults; `epoch` is the probe's epoch when the GPU
-    was last known good; `down_seen` is true once the hardware was seen down since the fault.
+    state, if one did. `faults` counts recent faults; `epoch` is that of the last probe; `down_seen`
+    is true once the hardware was seen down, or under another epoch, since the fault.
     """
 
     since_s: float
@@ -103,23 +103,23 @@ def on_event(health: GpuHealth, event: Event, now_s: float) -> GpuHealth:
 
 def on_probe(health: GpuHealth, probe: Probe, now_s: float, policy: HealthPolicy) -> GpuHealth:
     """The state after looking at the hardware."""
+    restarted = health.epoch is not None and probe.epoch != health.epoch
+    health = replace(health, epoch=probe.epoch, down_seen=health.down_seen or restarted)
     if not probe.clean:
         reason, action = _why_not_clean(probe)
         return _fault(health, now_s, reason, action, needs_reset=False, down_seen=True)
     match health.status:
         case Status.HEALTHY:
             forgiven = health.faults and now_s - health.since_s >= policy.flap_memory_s
-            return replace(health, epoch=probe.epoch, faults=0 if forgiven else health.faults)
+            return replace(health, down_seen=False, faults=0 if forgiven else health.faults)
         case Status.UNHEALTHY:
-            reset_seen = health.down_seen or (
-                health.epoch is not None and probe.epoch != health.epoch
-            )
-            if health.needs_reset and not reset_seen:
+            if health.needs_reset and not health.down_seen:
                 return health
-            return replace(health, status=Status.RECOVERING, since_s=now_s)
+            # What answered this fault must not count for the next one.
+            return replace(health, status=Status.RECOVERING, since_s=now_s, down_seen=False)
         case Status.RECOVERING:
             if now_s - health.since_s < quiet_period_s(health, policy):
-                return health
+                return replace(health, down_seen=False)
             return GpuHealth(since_s=now_s, faults=health.faults, epoch=probe.epoch)
 
 
@@ -140,10 +140,14 @@ def _fault(
     xid: int | None = None,
     down_seen: bool = False,
 ) -> GpuHealth:
-    """Enter or stay in Unhealthy; the first reason stays, the need of a reset only grows."""
+    """Enter or stay in Unhealthy; there, only a fault that needs a reset takes over the reason."""
     if health.status is Status.UNHEALTHY:
+        graver = needs_reset and not health.needs_reset
         return replace(
             health,
+            reason=reason if graver else health.reason,
+            action=action if graver else health.action,
+            xid=xid if graver else health.xid,
             needs_reset=health.needs_reset or needs_reset,
             down_seen=(health.down_seen and not needs_reset) or down_seen,
         )

@@ -6,6 +6,7 @@ Health is not here: an inventory says what there is, not in which state it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuplugin.core.replicas import replica_id
@@ -13,7 +14,7 @@ from gpuplugin.core.selection import GpuFilter, NamePattern, first_match
 from gpuplugin.core.sharing import TimeSlicing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gpuplugin.core.sharing import SharedResource
     from hal import Gpu, MigDevice
@@ -109,8 +110,28 @@ class Inventory:
         return sum(len(resource.devices) for resource in self.resources)
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What will be advertised, not expanded yet: whole devices with their replicas, by name."""
+
+    resources: Mapping[str, tuple[tuple[Device, int], ...]]
+    fail_requests_greater_than_one: bool
+    notes: tuple[str, ...]
+
+
 def build_inventory(gpus: Iterable[Gpu], plan: Plan) -> Inventory:
-    """The inventory of a node; a lost GPU stays in it, for it may be in use.
+    """The inventory of a node; see `plan_devices` and `expand`.
+
+    Raises:
+        InventoryError: MIG strategy `single` on GPUs that are not alike.
+    """
+    return expand(plan_devices(gpus, plan))
+
+
+def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
+    """Which devices are advertised under which names, and how often each.
+
+    A lost GPU stays in the plan, for it may be in use. The work does not grow with replicas.
 
     Raises:
         InventoryError: MIG strategy `single` on GPUs that are not alike.
@@ -119,21 +140,34 @@ def build_inventory(gpus: Iterable[Gpu], plan: Plan) -> Inventory:
         (gpu for gpu in gpus if plan.gpu_filter.admits(gpu)), key=lambda gpu: gpu.index
     )
     notes: list[str] = []
-    whole = _unshared(admitted, plan, notes)
-    advertised: dict[str, list[Device]] = {}
-    for name, devices in whole.items():
-        for target, device in _share(name, devices, plan.sharing, notes):
-            advertised.setdefault(target, []).append(device)
+    advertised: dict[str, list[tuple[Device, int]]] = {}
+    for name, devices in _unshared(admitted, plan, notes).items():
+        for target, device, replicas in _share(name, devices, plan.sharing, notes):
+            advertised.setdefault(target, []).append((device, replicas))
+    return Planned(
+        resources=MappingProxyType(
+            {
+                name: tuple(sorted(devices, key=lambda entry: entry[0].order))
+                for name, devices in sorted(advertised.items())
+            }
+        ),
+        fail_requests_greater_than_one=plan.sharing.fail_requests_greater_than_one,
+        notes=tuple(notes),
+    )
+
+
+def expand(planned: Planned) -> Inventory:
+    """The inventory with every replica."""
     return Inventory(
         resources=tuple(
             Resource(
                 name,
-                tuple(sorted(devices, key=lambda device: device.order)),
-                plan.sharing.fail_requests_greater_than_one,
+                tuple(one for device, count in devices for one in _replicas(device, count)),
+                planned.fail_requests_greater_than_one,
             )
-            for name, devices in sorted(advertised.items())
+            for name, devices in planned.resources.items()
         ),
-        notes=tuple(notes),
+        notes=planned.notes,
     )
 
 
@@ -198,8 +232,8 @@ def mig_resource_name(profile: str) -> str | None:
 
 def _share(
     name: str, devices: Sequence[Device], sharing: TimeSlicing, notes: list[str]
-) -> Iterable[tuple[str, Device]]:
-    """The devices of one resource as they are advertised, each with its resource name.
+) -> Iterable[tuple[str, Device, int]]:
+    """The devices of one resource with the names under which they are advertised, and replicas.
 
     A device is shared by one entry at most: one that names it wins over one that counts, which
     wins over one that means all; among equals the later one.
@@ -212,8 +246,8 @@ def _share(
         target = sharing.advertised_name(entry)
         for device in chosen:
             left.remove(device)
-            yield from ((target, replica) for replica in _replicas(device, entry.replicas))
-    yield from ((name, device) for device in left)
+            yield target, device, entry.replicas
+    yield from ((name, device, 1) for device in left)
 
 
 def _by_precedence(entries: Iterable[SharedResource], name: str) -> list[SharedResource]:

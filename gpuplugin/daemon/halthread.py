@@ -55,7 +55,7 @@ class HalThread:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), deadline_s)
         except TimeoutError:
             if future.done():
-                raise
+                return future.result()
             self._hung = future  # type: ignore[assignment] # only whether it is done is asked
             raise HalHung(
                 f"{name} did not return within {deadline_s:g} s",
@@ -67,6 +67,7 @@ class HalThread:
         if self._thread is not None:
             self._jobs.put(None)
             self._thread = None
+            self._hung = None
             self._jobs = queue.SimpleQueue()
 
     def _submit(self, job: Callable[[], None]) -> None:

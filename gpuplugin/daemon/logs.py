@@ -24,13 +24,14 @@ class TextFormatter(logging.Formatter):
     """`time level message key=value ...`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; a traceback, where there is one, follows it."""
+        """One line, with control characters escaped; a traceback, if there is one, follows it."""
         extras = "".join(
             f" {key}={_quoted(value)}"
             for key, value in _extras(record).items()
             if value not in (None, "")
         )
-        line = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}{extras}"
+        message = _escaped(record.getMessage())
+        line = f"{_time(record)} {record.levelname.lower():7} {message}{extras}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -63,5 +64,13 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _quoted(value: object) -> str:
+    """The value as it is, or as a JSON string where a reader would split or misread it."""
     text = str(value)
-    return json.dumps(text) if " " in text or "=" in text else text
+    plain = text.isprintable() and not any(character in text for character in ' ="')
+    return text if plain else json.dumps(text)
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import Status
 from gpuplugin.core.healthboard import HealthBoard
-from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
+from gpuplugin.core.inventory import Inventory, InventoryError, expand, plan_devices
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
-from gpuplugin.kubelet.snapshot import ListTooLarge, ServingPlan, snapshot_of
+from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
+from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
 from hal import EccError, GpuState, XidError, lookup_xid
 
 if TYPE_CHECKING:
@@ -167,7 +168,10 @@ class Node:
         """Make inventory and snapshots anew; nothing changes if that fails."""
         serving = ServingPlan(plans.injection, plans.policy, self._links)
         try:
-            inventory = build_inventory(self._gpus.values(), plans.inventory)
+            planned = plan_devices(self._gpus.values(), plans.inventory)
+            for name, devices in planned.resources.items():
+                check_list_size(name, devices)
+            inventory = expand(planned)
             snapshots = [snapshot_of(resource, serving) for resource in inventory.resources]
             plans.write_specs(inventory)
         except (InventoryError, ListTooLarge) as error:

@@ -57,9 +57,12 @@ def remove_leftovers(folder: Path) -> tuple[Path, ...]:
     """
     removed = []
     for path in sorted(folder.glob(f"{_PREFIX}*.sock")):
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink(missing_ok=True)
-            removed.append(path)
+        try:
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
+                removed.append(path)
+        except FileNotFoundError:
+            continue  # somebody else removed it meanwhile, which is as good
     return tuple(removed)
 
 

@@ -41,6 +41,8 @@ async def supervise(
         except Fatal:
             raise
         except Exception as error:
+            if isinstance(error, ExceptionGroup) and error.subgroup(Fatal) is not None:
+                raise
             log.exception("task failed", extra={"event": "task-failed", "task": name})
             reason = f"{type(error).__name__}: {error}"
         if time.monotonic() - started_s > _STABLE_AFTER_S:

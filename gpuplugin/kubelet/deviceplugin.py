@@ -129,7 +129,7 @@ class DevicePlugin:
         ):  # An error here would fail every new pod of the node: a plain choice serves.
             log.exception("preference policy failed; answering with the first available devices")
             plain = dict.fromkeys((*must_include, *available))
-            return tuple(plain)[: max(request.allocation_size, len(must_include))]
+            return tuple(plain)[: max(request.allocation_size, len(set(must_include)))]
         self._on_choice(choice.method)
         return choice.ids
 

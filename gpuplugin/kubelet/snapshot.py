@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.preference import PolicyName, PreferenceIndex
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from gpuplugin.kubelet.rpc import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,20 +25,6 @@ HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
 
 
-class ListTooLarge(Exception):
-    """The kubelet cannot receive the device list of this resource."""
-
-    def __init__(self, resource: Resource, size_bytes: int) -> None:
-        fitting = resource.largest_replica_count * MAX_MESSAGE_BYTES // size_bytes
-        super().__init__(
-            f"the device list of {resource.name} is {size_bytes} bytes for "
-            f"{resource.largest_replica_count} replicas, the kubelet receives at most "
-            f"{MAX_MESSAGE_BYTES}; set sharing.timeSlicing.resources[].replicas to at most "
-            f"{fitting}"
-        )
-        self.largest_replica_count = fitting
-
-
 @dataclass(frozen=True, slots=True)
 class ServingPlan:
     """How requests are answered: what containers get, which devices are preferred."""
@@ -47,6 +32,9 @@ class ServingPlan:
     injection: InjectionPlan = InjectionPlan()
     policy: PolicyName = "distributed"
     links: Mapping[tuple[str, str], Link] = field(default_factory=lambda: MappingProxyType({}))
+
+
+_PLAIN = ServingPlan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +73,12 @@ class ResourceSnapshot:
         return _allocate_answer(self.resource, devices, self.plan.injection)
 
 
-def snapshot_of(resource: Resource, plan: ServingPlan) -> ResourceSnapshot:
-    """Serialise a resource.
-
-    Raises:
-        ListTooLarge: the list could pass the kubelet's limit; names the largest replica count.
-    """
+def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnapshot:
+    """Serialise a resource; that its list fits is checked in `listsize`."""
     parts = tuple(
         _list_part(uuid, tuple(devices))
         for uuid, devices in groupby(resource.devices, key=lambda device: device.gpu_uuid)
     )
-    size_bytes = sum(len(part.unhealthy) for part in parts)
-    if size_bytes > MAX_MESSAGE_BYTES:
-        raise ListTooLarge(resource, size_bytes)
     # Replicas of a device are the same to a container, so they share one answer.
     by_uuid = {
         device.uuid: _allocate_answer(resource, [device], plan.injection)

@@ -1,8 +1,8 @@
 """Admission of a pod: scheduling by numbers, then one preference and one Allocate per container.
 
-Pure: `admit` is a generator that yields the calls that a kubelet would make to plugins and is sent
-their answers, so sockets and virtual time drive the same logic. The words of refusals are the
-kubelet's and the scheduler's.
+Pure: `admit` and `start` are generators that yield the calls that a kubelet would make to plugins
+and are sent their answers, so sockets and virtual time drive the same logic. The words of refusals
+are the kubelet's and the scheduler's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sim.kubelet.pods import Container, Pod
 
 UNEXPECTED = "UnexpectedAdmissionError"
+CONFIG_ERROR = "CreateContainerConfigError"
 UNSCHEDULABLE = "Unschedulable"
 
 
@@ -57,7 +58,7 @@ Answer: TypeAlias = "Sequence[str] | Grant | None"
 
 
 class CallFailed(Exception):
-    """Thrown into `admit` where a call failed; the text is `rpc error: code = ... desc = ...`."""
+    """Thrown into a generator whose call failed; the text is `rpc error: code = ... desc = ...`."""
 
 
 def does_not_fit(pod: Pod, amounts: Mapping[str, Amount], requested: Mapping[str, int]) -> str:
@@ -77,7 +78,7 @@ def does_not_fit(pod: Pod, amounts: Mapping[str, Amount], requested: Mapping[str
 def admit(
     pod: Pod, manager: DeviceManager, generator: random.Random
 ) -> Generator[Call, Answer, PodStatus]:
-    """Admit or refuse a pod; what it holds is in `manager` only if it runs.
+    """Refuse a pod, or admit and `start` it; what it holds is in `manager` only if it is admitted.
 
     Ids go to plugins in random order, as a kubelet's sets do; `generator` makes that repeatable.
     """
@@ -88,11 +89,25 @@ def admit(
                 if count > 0 and manager.is_device_resource(resource):
                     grant = yield from _grant(pod, container, resource, count, manager, generator)
                     grants.append(grant)
-        yield from _pre_start(grants, manager)
     except (CallFailed, DeviceShortage) as error:
         manager.release(pod.uid)
         message = f"Allocate failed due to {error}, which is unexpected"
         return PodStatus(Phase.FAILED, UNEXPECTED, message)
+    return (yield from start(grants, manager))
+
+
+def start(grants: Sequence[Grant], manager: DeviceManager) -> Generator[Call, Answer, PodStatus]:
+    """Start the containers of an admitted pod: one PreStartContainer for each of its grants.
+
+    Where one fails the pod stays Pending with its grants and can be started again, from the first.
+    """
+    try:
+        for grant in grants:
+            if manager.wants_pre_start(grant.resource):
+                yield PreStartCall(grant.resource, grant.device_ids)
+    except CallFailed as error:
+        message = f"device plugin PreStartContainer rpc failed with err: {error}"
+        return PodStatus(Phase.PENDING, CONFIG_ERROR, message, tuple(grants))
     return PodStatus(Phase.RUNNING, grants=tuple(grants))
 
 
@@ -115,12 +130,6 @@ def _grant(
         raise CallFailed(f"no containers return in allocation response {answer!r}")
     manager.hold(pod.uid, container.name, resource, device_ids, answer.raw)
     return answer
-
-
-def _pre_start(grants: Sequence[Grant], manager: DeviceManager) -> Generator[Call, Answer, None]:
-    for grant in grants:
-        if manager.wants_pre_start(grant.resource):
-            yield PreStartCall(grant.resource, grant.device_ids)
 
 
 def _choose(available: Sequence[str], preferred: Sequence[str], count: int) -> tuple[str, ...]:

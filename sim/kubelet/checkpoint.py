@@ -50,8 +50,8 @@ def read_checkpoint(text: str) -> tuple[tuple[Holding, ...], tuple[str, ...]]:
         if checksum != _checksum(data):
             raise CheckpointDamaged("the checkpoint's checksum is wrong")
         holdings = tuple(_holding(entry) for entry in data["PodDeviceEntries"])
-        return holdings, tuple(data["RegisteredDevices"])
-    except (ValueError, KeyError, TypeError) as error:
+        return holdings, tuple(_mapping(data["RegisteredDevices"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointDamaged(f"not a device manager checkpoint: {error}") from error
 
 
@@ -74,11 +74,8 @@ def _nodes(numa_nodes: Iterable[int]) -> list[str]:
 
 
 def _holding(entry: dict[str, object]) -> Holding:
-    by_node = entry["DeviceIDs"]
-    if not isinstance(by_node, dict):
-        raise TypeError("DeviceIDs is not a mapping")
     numa: dict[str, tuple[int, ...]] = {}
-    for node, device_ids in by_node.items():
+    for node, device_ids in _mapping(entry["DeviceIDs"]).items():
         for device_id in device_ids:
             numa[device_id] = () if node == _NO_NUMA_NODE else (*numa.get(device_id, ()), int(node))
     return Holding(
@@ -89,6 +86,20 @@ def _holding(entry: dict[str, object]) -> Holding:
         numa=numa,
         raw=base64.b64decode(str(entry["AllocResp"])),
     )
+
+
+def _mapping(value: object) -> dict[str, list[str]]:
+    """Lists of device ids by resource or by NUMA node.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(value, dict):
+        raise TypeError("a mapping of device ids is missing")
+    for device_ids in value.values():
+        if not isinstance(device_ids, list) or not all(isinstance(one, str) for one in device_ids):
+            raise TypeError("device ids are not a list of names")
+    return value
 
 
 def _checksum(data: object) -> int:

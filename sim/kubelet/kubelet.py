@@ -25,6 +25,7 @@ from sim.kubelet.admission import (
     PreferCall,
     admit,
     does_not_fit,
+    start,
 )
 from sim.kubelet.checkpoint import (
     FILE_NAME,
@@ -195,7 +196,7 @@ class Kubelet:
                 self._changed.wait(min(left_s, GRACE_CHECK_S))
 
     def _sync_loop(self) -> None:
-        """Admit pending pods, one at a time, in the order in which they were created."""
+        """Admit and start pending pods, one at a time, in the order in which they were created."""
         with self._changed:
             while self._running:
                 busy = [
@@ -207,19 +208,27 @@ class Kubelet:
                     self._changed.wait(GRACE_CHECK_S)
 
     def _sync(self, view: PodView) -> bool:
-        """Take one pending pod a step further; True if its status changed."""
+        """Take one pending pod a step further; True if it is pending no more."""
         pod = view.pod
-        if pod.key not in self._pods:
+        if self._pods.get(pod.key) is not view:
             return False
-        why = "" if pod.static else does_not_fit(pod, self.view().amounts, self._requested())
-        if why:
-            return self._set_status(pod, PodStatus(Phase.PENDING, UNSCHEDULABLE, why))
-        status = self._drive(admit(pod, self._manager, self._generator))
-        if pod.key not in self._pods:
+        if _admitted(view.status):
+            status = self._drive(start(view.status.grants, self._manager))
+        elif why := self._does_not_fit(pod):
+            self._set_status(pod, PodStatus(Phase.PENDING, UNSCHEDULABLE, why))
+            return False
+        else:
+            status = self._drive(admit(pod, self._manager, self._generator))
+        if self._pods.get(pod.key) is not view:
             self._manager.release(pod.uid)  # deleted while a plugin was asked
             return True
         self._save()
-        return self._set_status(pod, status)
+        self._set_status(pod, status)
+        return status.phase is not Phase.PENDING
+
+    def _does_not_fit(self, pod: Pod) -> str:
+        """Why a pod has to wait, "" if it fits; a static one never waits."""
+        return "" if pod.static else does_not_fit(pod, self.view().amounts, self._requested())
 
     def _drive(self, admission: Generator[Call, Answer, PodStatus]) -> PodStatus:
         """Make the calls that admission asks for; the lock is free while a plugin works."""
@@ -251,19 +260,18 @@ class Kubelet:
         finally:
             self._changed.acquire()
 
-    def _set_status(self, pod: Pod, status: PodStatus) -> bool:
+    def _set_status(self, pod: Pod, status: PodStatus) -> None:
         if self._pods[pod.key].status == status:
-            return False
+            return
         self._pods[pod.key] = PodView(pod, status)
         reason = f" {status.reason}: {status.message}" if status.reason else ""
         self._tell("pod", f"{pod.key} {status.phase.value}{reason}")
         self._changed.notify_all()
-        return True
 
     def _requested(self) -> Counter[str]:
         requested: Counter[str] = Counter()
         for view in self._pods.values():
-            if view.status.phase is Phase.RUNNING:
+            if _admitted(view.status):
                 requested.update(view.pod.requests())
         return requested
 
@@ -335,7 +343,7 @@ class Kubelet:
             return [
                 (view.pod, tuple(held for held in holdings if held.pod_uid == view.pod.uid))
                 for view in self._pods.values()
-                if view.status.phase is Phase.RUNNING
+                if _admitted(view.status)
             ]
 
     def _allocatable(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -362,7 +370,7 @@ class Kubelet:
             holdings, registered = read_checkpoint(text)
         except FileNotFoundError:
             return
-        except CheckpointDamaged as error:
+        except (CheckpointDamaged, UnicodeDecodeError) as error:
             self._tell("refused", f"{FILE_NAME}: {error}; starting without it")
             return
         alive = {view.pod.uid for view in self._pods.values()}
@@ -379,6 +387,11 @@ class Kubelet:
 
 def _decided(status: PodStatus) -> bool:
     return status.phase is not Phase.PENDING or bool(status.reason)
+
+
+def _admitted(status: PodStatus) -> bool:
+    """True if the pod holds what it asked for, even if it could not be started yet."""
+    return status.phase is Phase.RUNNING or bool(status.grants)
 
 
 def _summary(node: NodeView) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gpuplugin.config.yamltext import YamlError, read_yaml_documents
 from sim.kubelet.pods import Container, Pod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_DIGITS = re.compile(r"[0-9]{1,19}")
+_MOST = 2**63 - 1
+"""The largest amount that Kubernetes can write down."""
 
 
 class ManifestError(Exception):
@@ -25,7 +30,7 @@ class _Loose(BaseModel):
 
 
 class _Resources(_Loose):
-    limits: dict[str, int | str] = Field(default_factory=dict)
+    limits: dict[str, object] = Field(default_factory=dict)
 
 
 class _Container(_Loose):
@@ -52,12 +57,12 @@ def pods_from_yaml(text: str) -> tuple[Pod, ...]:
     """The pods of a (multi-document) YAML text; other kinds are refused.
 
     Raises:
-        ManifestError: not YAML, or something else than Pods.
+        ManifestError: not YAML, something else than Pods, or no whole number of devices.
     """
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = [one for one in read_yaml_documents(text) if one is not None]
         return tuple(_pod(_Manifest.model_validate(document)) for document in documents)
-    except (yaml.YAMLError, ValidationError) as error:
+    except (YamlError, ValidationError) as error:
         raise ManifestError(f"not a Pod manifest: {error}") from error
 
 
@@ -69,10 +74,11 @@ def parse_limits(texts: list[str]) -> Mapping[str, int]:
     """
     limits: dict[str, int] = {}
     for text in texts:
-        resource, _, count = text.rpartition("=")
-        if not resource or not count.isdecimal():
+        resource, _, amount = text.rpartition("=")
+        count = _whole(amount)
+        if not resource or count is None:
             raise ManifestError(f"a limit is RESOURCE=N, found {text!r}")
-        limits[resource] = int(count)
+        limits[resource] = count
     return MappingProxyType(limits)
 
 
@@ -89,6 +95,22 @@ def _pod(manifest: _Manifest) -> Pod:
     )
 
 
-def _device_limits(limits: Mapping[str, int | str]) -> dict[str, int]:
+def _device_limits(limits: Mapping[str, object]) -> dict[str, int]:
     """Extended resources only: their names have a slash and their amounts are whole numbers."""
-    return {name: int(amount) for name, amount in limits.items() if "/" in name}
+    counts: dict[str, int] = {}
+    for name, amount in limits.items():
+        if "/" in name:
+            count = _whole(amount)
+            if count is None:
+                raise ManifestError(f"the limit of {name} must be a whole number, 0 or more")
+            counts[name] = count
+    return counts
+
+
+def _whole(amount: object) -> int | None:
+    """The count that `2` or `"2"` stands for; None for anything else."""
+    if isinstance(amount, str) and _DIGITS.fullmatch(amount):
+        amount = int(amount)
+    if isinstance(amount, int) and not isinstance(amount, bool) and 0 <= amount <= _MOST:
+        return amount
+    return None

@@ -90,7 +90,7 @@ def test_config_check_prints_the_effective_configuration(tmp_path: Path) -> None
     assert answer["config"]["sharing"]["timeSlicing"] == {
         "renameByDefault": False,
         "failRequestsGreaterThanOne": False,
-        "resources": [{"name": "nvidia.com/gpu", "replicas": 4}],
+        "resources": [{"name": "nvidia.com/gpu", "devices": "all", "replicas": 4}],
     }
     again = tmp_path / "again.yaml"
     again.write_text(gpuplugin("config", "check", str(file)).stdout)

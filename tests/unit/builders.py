@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.inventory import Resource, build_inventory
-from gpuplugin.core.sharing import GPU_RESOURCE, TimeSlicing
+from gpuplugin.core.inventory import GPU_RESOURCE, Device, Plan, Resource, build_inventory
+from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from hal import Gpu, GpuState, Probe, RecoveryAction
 
 if TYPE_CHECKING:
@@ -41,11 +41,14 @@ def gpus(count: int, *, numa_nodes: int = 0) -> tuple[Gpu, ...]:
     )
 
 
-def sharing(replicas: int, *, rename: bool = False, fail: bool = False) -> TimeSlicing:
-    return TimeSlicing(
-        replicas={GPU_RESOURCE: replicas},
-        rename_by_default=rename,
-        fail_requests_greater_than_one=fail,
+def sharing(replicas: int, *, rename: bool = False, fail: bool = False) -> Plan:
+    """A plan that shares every GPU alike."""
+    return Plan(
+        TimeSlicing(
+            resources=(SharedResource(GPU_RESOURCE, replicas),),
+            rename_by_default=rename,
+            fail_requests_greater_than_one=fail,
+        )
     )
 
 
@@ -70,6 +73,10 @@ def uneven_resource(sizes: Sequence[int]) -> Resource:
 
 def ids(resource: Resource) -> tuple[str, ...]:
     return tuple(device.id for device in resource.devices)
+
+
+def by_id(resource: Resource) -> dict[str, Device]:
+    return {device.id: device for device in resource.devices}
 
 
 def a_probe(

@@ -16,6 +16,7 @@ from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options
 from gpuplugin.config.load import ConfigError, Loaded, load_settings
 from gpuplugin.config.options import OPTIONS, Kind, Option
+from gpuplugin.config.plans import health_policy
 
 if TYPE_CHECKING:
     import argparse
@@ -132,30 +133,34 @@ def test_command_line_over_environment_over_file_over_default(
 
 
 @pytest.mark.parametrize(
-    ("file", "variable", "flag", "complaint_about"),
+    ("file", "variable", "flag", "strategies"),
     [
-        pytest.param("[a, b]", None, None, "['a', 'b']", id="file"),
-        pytest.param("[a, b]", "c, d", None, "['c', 'd']", id="variable over file"),
-        pytest.param("[a, b]", "c, d", "e", "['e']", id="flag over variable"),
-        pytest.param("[a, b]", "", None, "['a', 'b']", id="empty variable is ignored"),
-        pytest.param("[a, b]", "c", "envvar", None, id="a list replaces, it never adds up"),
-        pytest.param("envvar", None, None, None, id="one word stands for a list"),
+        pytest.param(
+            "[envvar, cdi-cri]", None, None, ["envvar", "cdi-cri"], id="file"
+        ),
+        pytest.param(
+            "[envvar]", "cdi-cri, volume-mounts", None, ["cdi-cri", "volume-mounts"],
+            id="variable over file",
+        ),
+        pytest.param(
+            "[envvar]", "cdi-cri,volume-mounts", "cdi-annotations", ["cdi-annotations"],
+            id="flag over variable",
+        ),
+        pytest.param("[cdi-cri]", "", None, ["cdi-cri"], id="empty variable is ignored"),
+        pytest.param("envvar", None, None, ["envvar"], id="one word stands for a list"),
+        pytest.param("[]", None, None, [], id="none at all"),
     ],
-)
+)  # fmt: skip
 def test_a_list_is_taken_whole_from_the_highest_layer(
-    load: Load, file: str, variable: str | None, flag: str | None, complaint_about: str | None
+    load: Load, file: str, variable: str | None, flag: str | None, strategies: list[str]
 ) -> None:
     text = f"flags:\n  plugin:\n    deviceListStrategy: {file}\n"
     arguments = [] if flag is None else [f"--device-list-strategy={flag}"]
     environment = {} if variable is None else {"DEVICE_LIST_STRATEGY": variable}
 
-    if complaint_about is None:
-        found = load(text, *arguments, **environment).settings.flags.plugin.device_list_strategy
-        assert found == ("envvar",)
-        return
-    (problem,) = problems(load, text, *arguments, **environment)
-    assert complaint_about in problem
-    assert "flags.plugin.deviceListStrategy" in problem
+    found = load(text, *arguments, **environment).settings.flags.plugin.device_list_strategy
+
+    assert found == strategies
 
 
 def test_layers_are_merged_key_by_key(load: Load) -> None:
@@ -272,7 +277,7 @@ def test_all_errors_are_told_at_once_each_with_key_and_place(load: Load) -> None
     text = """\
 version: v2
 flags:
-  migStrategy: mixed
+  migStrategy: other
 sharing:
   timeSlicing:
     renameByDefault: 7
@@ -288,7 +293,7 @@ health:
         text,
         "--registration=other",
         FAIL_ON_INIT_ERROR="maybe",
-        DEVICE_ID_STRATEGY="index",
+        DEVICE_ID_STRATEGY="name",
     )
 
     assert {tuple(problem.split(": ")[:2]) for problem in found} == {
@@ -309,10 +314,10 @@ health:
 def test_the_place_of_an_error_is_the_layer_that_won(load: Load) -> None:
     text = "flags: {migStrategy: single}"
 
-    (problem,) = problems(load, text, "--mig-strategy=mixed", MIG_STRATEGY="other")
+    (problem,) = problems(load, text, "--mig-strategy=triple", MIG_STRATEGY="other")
 
     assert problem.startswith("--mig-strategy: flags.migStrategy: ")
-    assert "mixed" in problem
+    assert "triple" in problem
 
 
 @pytest.mark.parametrize("wrong", ["flags: 5", "flags: [a]", "flags: {plugin: text}"])
@@ -365,28 +370,28 @@ def test_a_repeated_key_is_an_error_with_its_line(load: Load) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}", "version:\n"])
 def test_an_empty_file_is_valid_and_shares_nothing(load: Load, text: str) -> None:
-    assert load(text).settings.time_slicing().replicas == {}
+    assert replica_counts(load(text)) == {}
 
 
 def test_the_null_device_is_a_valid_file() -> None:
-    assert loaded("/dev/null").settings.time_slicing().replicas == {}
+    assert replica_counts(loaded("/dev/null")) == {}
 
 
 def test_json_is_a_valid_file(load: Load) -> None:
     entries = [{"name": "gpu", "replicas": 3}]
     text = json.dumps({"version": "v1", "sharing": {"timeSlicing": {"resources": entries}}})
 
-    assert load(text).settings.time_slicing().replicas == {"nvidia.com/gpu": 3}
+    assert replica_counts(load(text)) == {"nvidia.com/gpu": 3}
 
 
 @pytest.mark.parametrize("config_file", [None, ""])
 def test_without_a_file_every_gpu_is_shared_by_ten(config_file: str | None) -> None:
     found = loaded(config_file)
-    plan = found.settings.time_slicing()
+    plan = found.settings.sharing.plan()
 
-    assert plan.replicas == {"nvidia.com/gpu": 10}
+    assert {one.name: one.replicas for one in plan.resources} == {"nvidia.com/gpu": 10}
     assert plan.fail_requests_greater_than_one
-    assert plan.advertised_name("nvidia.com/gpu") == "nvidia.com/gpu"
+    assert not plan.rename_by_default
     assert found.warnings == ()
 
 
@@ -436,9 +441,9 @@ def test_mps_is_refused(load: Load, value: str) -> None:
     ("value", "replicas"), [("1", 1), ("2", 2), ("2.0", 2), ("16384", 16384), ("0x10", 16)]
 )
 def test_replica_counts(load: Load, value: str, replicas: int) -> None:
-    plan = load(shared(f"{{name: gpu, replicas: {value}}}")).settings.time_slicing()
+    plan = load(shared(f"{{name: gpu, replicas: {value}}}")).settings.sharing.plan()
 
-    assert plan.replicas_of("nvidia.com/gpu") == replicas
+    assert [one.replicas for one in plan.resources] == [replicas]
 
 
 @pytest.mark.parametrize(
@@ -491,15 +496,21 @@ def test_the_whole_time_slicing_section_reaches_the_plan(load: Load) -> None:
         "    failRequestsGreaterThanOne: true\n"
         "    resources: [{name: nvidia.com/gpu, replicas: 4}, {name: mig-1g.5gb, replicas: 2}]\n"
     )
-    plan = load(text).settings.time_slicing()
+    plan = load(text).settings.sharing.plan()
 
-    assert plan.replicas == {"nvidia.com/gpu": 4, "nvidia.com/mig-1g.5gb": 2}
-    assert plan.advertised_name("nvidia.com/gpu") == "nvidia.com/gpu.shared"
+    assert {one.name: one.replicas for one in plan.resources} == {
+        "nvidia.com/gpu": 4,
+        "nvidia.com/mig-1g.5gb": 2,
+    }
+    assert [plan.advertised_name(one) for one in plan.resources] == [
+        "nvidia.com/gpu.shared",
+        "nvidia.com/mig-1g.5gb.shared",
+    ]
     assert plan.fail_requests_greater_than_one
 
 
 def test_in_a_file_requests_greater_than_one_pass_unless_it_says_otherwise(load: Load) -> None:
-    plan = load(shared("{name: gpu, replicas: 2}")).settings.time_slicing()
+    plan = load(shared("{name: gpu, replicas: 2}")).settings.sharing.plan()
 
     assert not plan.fail_requests_greater_than_one
 
@@ -507,29 +518,52 @@ def test_in_a_file_requests_greater_than_one_pass_unless_it_says_otherwise(load:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("flags: {migStrategy: mixed}", "flags.migStrategy"),
-        ("flags: {plugin: {passDeviceSpecs: true}}", "flags.plugin.passDeviceSpecs"),
-        ("flags: {plugin: {deviceIDStrategy: index}}", "flags.plugin.deviceIDStrategy"),
+        ("flags: {migStrategy: triple}", "flags.migStrategy"),
+        ("flags: {migStrategy: ''}", "flags.migStrategy"),
+        ("flags: {deviceDiscoveryStrategy: vfio}", "flags.deviceDiscoveryStrategy"),
+        ("flags: {plugin: {deviceIDStrategy: name}}", "flags.plugin.deviceIDStrategy"),
+        ("flags: {plugin: {deviceListStrategy: cdi}}", "flags.plugin.deviceListStrategy[0]"),
         (
-            "flags: {plugin: {deviceListStrategy: volume-mounts}}",
-            "flags.plugin.deviceListStrategy",
+            "flags: {plugin: {deviceListStrategy: [envvar, '']}}",
+            "flags.plugin.deviceListStrategy[1]",
         ),
         (
-            "flags: {plugin: {sharedDevicesAllocationPolicy: packed}}",
+            "flags: {plugin: {sharedDevicesAllocationPolicy: random}}",
             "flags.plugin.sharedDevicesAllocationPolicy",
         ),
+        ("imex: {channelIDs: [1]}", "imex.channelIDs"),
+        ("imex: {channelIDs: [0, 0]}", "imex.channelIDs"),
     ],
 )
-def test_what_this_version_cannot_do_is_refused(load: Load, text: str, key: str) -> None:
+def test_a_choice_that_there_is_not_is_refused(load: Load, text: str, key: str) -> None:
     (problem,) = problems(load, text)
 
     assert problem.startswith(f"f.yaml:1: {key}: must be ")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("flags: {deviceDiscoveryStrategy: tegra}", "Tegra is not supported"),
+        ("sharing: {mps: {resources: [{name: gpu, replicas: 2}]}}", "MPS is not supported yet"),
+    ],
+)
+def test_what_this_plugin_cannot_do_is_refused_in_so_many_words(
+    load: Load, text: str, reason: str
+) -> None:
+    (problem,) = problems(load, text)
+
+    assert reason in problem
+
+
 def test_the_cap_of_the_quiet_period_is_never_below_it(load: Load) -> None:
-    policy = load("health: {quietPeriod: 2h, quietPeriodCap: 1m}").settings.health_policy()
+    policy = health_policy(load("health: {quietPeriod: 2h, quietPeriodCap: 1m}").settings)
 
     assert (policy.quiet_period_s, policy.quiet_period_cap_s) == (7200, 7200)
+
+
+def replica_counts(found: Loaded) -> dict[str, int]:
+    return {one.name: one.replicas for one in found.settings.sharing.plan().resources}
 
 
 # Warnings
@@ -539,10 +573,10 @@ def test_the_cap_of_the_quiet_period_is_never_below_it(load: Load) -> None:
     ("text", "warning"),
     [
         pytest.param(
-            "sharing:\n  timeslicing: {}\n",
-            "f.yaml:2: sharing.timeslicing: is not a known key and has no effect; "
+            "sharing:\n  time_slicing: {}\n",
+            "f.yaml:2: sharing.time_slicing: is not a known key and has no effect; "
             "did you mean sharing.timeSlicing?",
-            id="case",
+            id="spelling",
         ),
         pytest.param(
             "sharring: {}\n",
@@ -571,17 +605,6 @@ def test_the_cap_of_the_quiet_period_is_never_below_it(load: Load) -> None:
             "xyzzy: 1\n",
             "f.yaml:1: xyzzy: is not a known key and has no effect",
             id="nothing like it",
-        ),
-        pytest.param(
-            shared("{name: gpu, replicas: 2, devices: all}"),
-            "f.yaml:4: sharing.timeSlicing.resources[0].devices: is not supported by this version "
-            "and has no effect",
-            id="NVIDIA's, without effect",
-        ),
-        pytest.param(
-            "imex: {required: false}\n",
-            "f.yaml:1: imex: is not supported by this version and has no effect",
-            id="NVIDIA's section",
         ),
         pytest.param(
             "daemon: {logLevel: debug}\n",
@@ -672,7 +695,7 @@ def test_any_structure_is_a_configuration_or_a_config_error(
         assert all(messages)
         return
     assert found.settings.version == "v1"
-    assert all(count >= 1 for count in found.settings.time_slicing().replicas.values())
+    assert all(one.replicas >= 1 for one in found.settings.sharing.plan().resources)
 
 
 @settings(max_examples=200)

@@ -9,15 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.core.allocation import (
+    NotDistinct,
     SharedRequestTooLarge,
     UnknownDevice,
     check_request,
 )
-from gpuplugin.core.injection import inject_envvar
-from tests.unit.builders import a_resource, ids, uuid_of_gpu
+from gpuplugin.core.injection import InjectionPlan, inject
+from tests.unit.builders import a_resource, by_id, ids, uuid_of_gpu
 
 if TYPE_CHECKING:
-    from gpuplugin.core.inventory import Resource
+    from collections.abc import Sequence
+
+    from gpuplugin.core.inventory import Device, Resource
 
 A, B, C = (uuid_of_gpu(index) for index in range(3))
 SHARED = a_resource(3, 4)
@@ -27,7 +30,7 @@ WHOLE = a_resource(3, 1, fail=True)
 
 def test_two_replicas_are_refused_in_nvidias_words() -> None:
     with pytest.raises(SharedRequestTooLarge) as caught:
-        check_request(STRICT, ids(STRICT), [f"{A}::0", f"{B}::1"])
+        check_request(STRICT, by_id(STRICT), [f"{A}::0", f"{B}::1"])
 
     assert str(caught.value) == (
         'invalid allocation request for "nvidia.com/gpu": invalid request: '
@@ -39,7 +42,7 @@ def test_the_refusal_names_the_renamed_resource_and_the_real_number() -> None:
     resource = a_resource(1, 4, fail=True, rename=True)
 
     with pytest.raises(SharedRequestTooLarge) as caught:
-        check_request(resource, ids(resource), ids(resource))
+        check_request(resource, by_id(resource), ids(resource))
 
     assert str(caught.value) == (
         'invalid allocation request for "nvidia.com/gpu.shared": invalid request: '
@@ -59,7 +62,7 @@ def test_the_refusal_names_the_renamed_resource_and_the_real_number() -> None:
 )
 def test_an_unknown_device_is_refused_in_nvidias_words(resource: Resource, unknown: str) -> None:
     with pytest.raises(UnknownDevice) as caught:
-        check_request(resource, ids(resource), [ids(resource)[0], unknown])
+        check_request(resource, by_id(resource), [ids(resource)[0], unknown])
 
     assert str(caught.value) == (
         'invalid allocation request for "nvidia.com/gpu": invalid request: '
@@ -69,7 +72,7 @@ def test_an_unknown_device_is_refused_in_nvidias_words(resource: Resource, unkno
 
 def test_an_unknown_device_is_told_before_the_size() -> None:
     with pytest.raises(UnknownDevice, match="unknown device: GPU-x"):
-        check_request(STRICT, ids(STRICT), [f"{A}::0", "GPU-x", "GPU-y"])
+        check_request(STRICT, by_id(STRICT), [f"{A}::0", "GPU-x", "GPU-y"])
 
 
 @pytest.mark.parametrize(
@@ -85,33 +88,48 @@ def test_an_unknown_device_is_told_before_the_size() -> None:
 def test_order_is_kept_and_repeats_are_removed(
     requested: list[str], expected: tuple[str, ...]
 ) -> None:
-    assert check_request(SHARED, ids(SHARED), requested) == expected
+    granted = check_request(SHARED, by_id(SHARED), requested)
+    assert [device.id for device in granted] == requested
+    assert _visible(granted) == ",".join(expected)
 
 
 def test_one_replica_passes_where_two_are_refused() -> None:
-    assert check_request(STRICT, ids(STRICT), [f"{B}::3"]) == (B,)
+    assert _visible(check_request(STRICT, by_id(STRICT), [f"{B}::3"])) == B
 
 
 def test_whole_gpus_may_be_several_even_if_shared_ones_may_not() -> None:
-    assert check_request(WHOLE, ids(WHOLE), [C, A]) == (C, A)
+    assert _visible(check_request(WHOLE, by_id(WHOLE), [C, A])) == f"{C},{A}"
 
 
 @given(st.lists(st.sampled_from((*ids(SHARED), "GPU-x", "GPU-x::0", A)), max_size=6))
 def test_a_request_is_granted_exactly_if_every_device_is_known(requested: list[str]) -> None:
-    known = set(ids(SHARED))
+    known = by_id(SHARED)
     unknown = [one for one in requested if one not in known]
     if unknown:
         with pytest.raises(UnknownDevice) as caught:
             check_request(SHARED, known, requested)
         assert caught.value.device_id == unknown[0]
         return
-    uuids = check_request(SHARED, known, requested)
-    assert set(uuids) == {one.split("::")[0] for one in requested}
-    assert len(uuids) == len(set(uuids))
+    granted = check_request(SHARED, known, requested)
+    assert [device.id for device in granted] == requested
 
 
-@pytest.mark.parametrize(
-    ("uuids", "text"), [((), ""), (("GPU-a",), "GPU-a"), (("GPU-b", "GPU-a"), "GPU-b,GPU-a")]
-)
-def test_the_container_sees_its_gpus_in_order(uuids: tuple[str, ...], text: str) -> None:
-    assert inject_envvar(uuids).envs == (("NVIDIA_VISIBLE_DEVICES", text),)
+def test_replicas_on_one_gpu_are_refused_where_they_must_be_distinct() -> None:
+    with pytest.raises(NotDistinct) as caught:
+        check_request(SHARED, by_id(SHARED), [f"{A}::0", f"{B}::0", f"{A}::1"], distinct=True)
+
+    assert str(caught.value) == (
+        'invalid allocation request for "nvidia.com/gpu": invalid request: 3 replicas must be '
+        f"on distinct GPUs (policy spread-strict); found 2 on {A}"
+    )
+
+
+def test_replicas_on_distinct_gpus_pass_where_they_must_be_distinct() -> None:
+    requested = [f"{A}::0", f"{B}::0", f"{C}::3"]
+    granted = check_request(SHARED, by_id(SHARED), requested, distinct=True)
+    assert [device.id for device in granted] == requested
+
+
+def _visible(granted: Sequence[Device]) -> str:
+    """What the container sees of them."""
+    return dict(inject("nvidia.com/gpu", granted, InjectionPlan()).envs)["NVIDIA_VISIBLE_DEVICES"]

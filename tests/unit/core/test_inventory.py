@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from gpuplugin.core.inventory import Inventory, build_inventory
+from gpuplugin.core.inventory import GPU_RESOURCE, Inventory, Plan, build_inventory
 from gpuplugin.core.replicas import is_replica_id, replica_id, uuid_of
-from gpuplugin.core.sharing import GPU_RESOURCE, TimeSlicing
+from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from tests.unit.builders import a_gpu, a_resource, gpus, ids, sharing, uuid_of_gpu
 
 
@@ -34,7 +34,7 @@ def test_the_order_is_that_of_the_indices_whatever_the_order_of_enumeration() ->
 def test_the_order_is_that_of_the_indices_whatever_the_uuids() -> None:
     first, second = replace(a_gpu(0), uuid="GPU-z"), replace(a_gpu(1), uuid="GPU-a")
 
-    (resource,) = build_inventory([second, first], TimeSlicing()).resources
+    (resource,) = build_inventory([second, first], Plan()).resources
 
     assert ids(resource) == ("GPU-z", "GPU-a")
 
@@ -42,13 +42,15 @@ def test_the_order_is_that_of_the_indices_whatever_the_uuids() -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        pytest.param(TimeSlicing(), id="nothing shared"),
+        pytest.param(Plan(), id="nothing shared"),
         pytest.param(sharing(1), id="one replica"),
         pytest.param(sharing(1, rename=True), id="one replica, renamed if it were shared"),
-        pytest.param(TimeSlicing({"nvidia.com/other": 4}), id="another resource"),
+        pytest.param(
+            Plan(TimeSlicing((SharedResource("nvidia.com/other", 4),))), id="another resource"
+        ),
     ],
 )
-def test_an_unshared_gpu_keeps_its_uuid_and_the_plain_name(plan: TimeSlicing) -> None:
+def test_an_unshared_gpu_keeps_its_uuid_and_the_plain_name(plan: Plan) -> None:
     (resource,) = build_inventory(gpus(2), plan).resources
 
     assert resource.name == GPU_RESOURCE

@@ -87,6 +87,14 @@ def test_a_message_of_several_lines_is_one_line_of_text() -> None:
     assert len(line.splitlines()) == 1
 
 
+@given(st.text(), st.text())
+def test_any_fact_is_one_line_of_text(message: str, value: str) -> None:
+    line = TextFormatter().format(a_record("%s", args=(message,), key=value))
+
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+
+
 def test_a_traceback_follows_the_line_in_text() -> None:
     first, *others = TextFormatter().format(a_failure()).splitlines()
 

@@ -1,6 +1,6 @@
 """Documents: their commands exist, their links lead somewhere, generated parts are up to date.
 
-`python tests/unit/docs/test_docs.py` writes the generated parts anew.
+`make docs` writes the generated parts anew.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import pytest
 
 from gpuplugin.cli.main import build_parser
 from gpuplugin.config.document import parse_document
-from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
+from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from sim.scenario import parse_scenario
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-BEGIN, END = "<!-- options: written by tests/unit/docs/test_docs.py -->", "<!-- end of options -->"
+PAGE = ROOT / "docs/configuration.md"
+END = "<!-- end -->"
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -68,39 +69,19 @@ def test_the_scenario_in_the_documentation_is_one() -> None:
     assert parse_scenario(shown, "shown").gpu_count == 2
 
 
-def test_the_table_of_options_is_up_to_date() -> None:
-    text = (ROOT / "docs/configuration.md").read_text()
-    assert BEGIN in text
-    assert text.partition(BEGIN)[2].partition(END)[0].strip() == options_table()
+def test_generated_tables_are_up_to_date() -> None:
+    text = PAGE.read_text()
+    assert with_tables(text) == text
 
 
-def options_table() -> str:
-    """The flags and variables as a Markdown table, from the code."""
-    defaults = load_settings({}, {}, "/dev/null").settings.model_dump(mode="json", by_alias=True)
-    lines = ["| flag | variable | file key | default | meaning |", "|---|---|---|---|---|"]
-    for option in OPTIONS:
-        value: object = defaults
-        for key in option.path:
-            assert isinstance(value, dict)
-            value = value[key]
-        in_file = option.path[0] != "daemon"
-        cells = (
-            ", ".join(f"`{flag}`" for flag in option.flags),
-            ", ".join(f"`{variable}`" for variable in option.variables),
-            f"`{'.'.join(option.path)}`" if in_file else "-",
-            f"`{_shown(value)}`",
-            option.help,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}s"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def with_tables(text: str) -> str:
+    """The page with its tables made anew from the code."""
+    for name, table in (("keys", file_table()), ("options", option_table())):
+        begin = f"<!-- {name}: make docs -->"
+        before, found, rest = text.partition(begin)
+        assert found, begin
+        text = f"{before}{begin}\n{table}\n{END}{rest.partition(END)[2]}"
+    return text
 
 
 def test_every_option_has_a_place_in_the_settings() -> None:
@@ -108,6 +89,4 @@ def test_every_option_has_a_place_in_the_settings() -> None:
 
 
 if __name__ == "__main__":
-    page = ROOT / "docs/configuration.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{options_table()}\n{END}{rest.partition(END)[2]}")
+    PAGE.write_text(with_tables(PAGE.read_text()))

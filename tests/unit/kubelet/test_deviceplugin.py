@@ -182,7 +182,7 @@ def test_a_policy_that_raises_is_replaced_by_a_plain_choice(
     def broken(*_: object) -> tuple[str, ...]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(deviceplugin, "distributed", broken)
+    monkeypatch.setattr(deviceplugin, "prefer", broken)
     with caplog.at_level(logging.ERROR):
         assert prefer(PLUGIN, (available, must_include, size)) == [expected]
     assert "preference policy failed" in caplog.text

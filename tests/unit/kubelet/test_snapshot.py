@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.kubelet import snapshot as snapshot_module
+from gpuplugin.core.inventory import plan_devices
+from gpuplugin.kubelet import listsize
+from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from gpuplugin.kubelet.snapshot import ListTooLarge, allocate_answer, snapshot_of
-from tests.unit.builders import a_resource, uuid_of_gpu
+from gpuplugin.kubelet.snapshot import snapshot_of
+from tests.unit.builders import a_resource, gpus, sharing, uuid_of_gpu
 
 
 def whole_list(
@@ -72,6 +74,12 @@ def test_health_is_asked_once_per_gpu() -> None:
     assert asked == [uuid_of_gpu(0), uuid_of_gpu(1), uuid_of_gpu(2)]
 
 
+def check(count: int, replicas: int, numa_nodes: int) -> None:
+    planned = plan_devices(gpus(count, numa_nodes=numa_nodes), sharing(replicas))
+    for name, devices in planned.resources.items():
+        check_list_size(name, devices)
+
+
 def largest_list_bytes(count: int, replicas: int, numa_nodes: int) -> int:
     return whole_list(count, replicas, numa_nodes, set(range(count))).ByteSize()
 
@@ -88,39 +96,35 @@ def largest_list_bytes(count: int, replicas: int, numa_nodes: int) -> int:
 def test_a_list_that_is_too_large_is_refused_with_the_largest_count_that_fits(
     monkeypatch: pytest.MonkeyPatch, count: int, replicas: int, numa_nodes: int, limit: int
 ) -> None:
-    monkeypatch.setattr(snapshot_module, "MAX_MESSAGE_BYTES", limit)
+    monkeypatch.setattr(listsize, "MAX_MESSAGE_BYTES", limit)
     assert largest_list_bytes(count, replicas, numa_nodes) > limit
 
     with pytest.raises(ListTooLarge) as caught:
-        snapshot_of(a_resource(count, replicas, numa_nodes=numa_nodes))
+        check(count, replicas, numa_nodes)
 
     fitting = caught.value.largest_replica_count
     assert f"at most {fitting}" in str(caught.value)
     assert "nvidia.com/gpu" in str(caught.value)
     assert fitting >= 2
-    snapshot_of(a_resource(count, fitting, numa_nodes=numa_nodes))
+    check(count, fitting, numa_nodes)
     assert largest_list_bytes(count, fitting, numa_nodes) <= limit
     with pytest.raises(ListTooLarge):
-        snapshot_of(a_resource(count, fitting + 1, numa_nodes=numa_nodes))
+        check(count, fitting + 1, numa_nodes)
     assert largest_list_bytes(count, fitting + 1, numa_nodes) > limit
 
 
 def test_the_limit_is_that_of_the_kubelet_with_everything_unhealthy() -> None:
     with pytest.raises(ListTooLarge, match="4194304") as caught:
-        snapshot_of(a_resource(8, 20_000))
+        check(8, 20_000, 0)
 
     fitting = caught.value.largest_replica_count
     assert largest_list_bytes(8, fitting, 0) <= 4 * 1024 * 1024
     assert largest_list_bytes(8, fitting + 1, 0) > 4 * 1024 * 1024
 
 
-@given(st.lists(st.lists(st.sampled_from(["GPU-a", "GPU-b", "GPU-c"]), max_size=3), max_size=4))
-def test_an_answer_has_one_container_after_the_other(containers: list[list[str]]) -> None:
-    answer = pb.AllocateResponse.FromString(allocate_answer(containers))
-
-    assert [dict(one.envs) for one in answer.container_responses] == [
-        {"NVIDIA_VISIBLE_DEVICES": ",".join(uuids)} for uuids in containers
-    ]
+def test_an_absurd_count_is_refused_without_being_built() -> None:
+    with pytest.raises(ListTooLarge):
+        check(8, 10**12, 2)
 
 
 @pytest.mark.parametrize("replicas", [1, 4])

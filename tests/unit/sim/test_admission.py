@@ -20,12 +20,13 @@ from sim.kubelet.admission import (
     PreStartCall,
     admit,
     does_not_fit,
+    start,
 )
 from sim.kubelet.devices import Amount, DeviceManager, Listed
 from sim.kubelet.pods import Container, Grant, Phase, Pod, PodStatus, simple_pod
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 GPU = "nvidia.com/gpu"
 
@@ -80,7 +81,10 @@ class Plugin:
 
 def run(pod: Pod, manager: DeviceManager, plugin: Plugin, seed: int = 0) -> PodStatus:
     """Drive an admission to its end, as the kubelet does."""
-    steps = admit(pod, manager, random.Random(seed))
+    return drive(admit(pod, manager, random.Random(seed)), plugin)
+
+
+def drive(steps: Generator[Call, Answer, PodStatus], plugin: Plugin) -> PodStatus:
     try:
         call = next(steps)
         while True:
@@ -311,6 +315,27 @@ def test_pre_start_is_called_for_each_grant_after_all_of_them() -> None:
     assert [
         call.device_ids for call in plugin.calls if isinstance(call, PreStartCall)
     ] == plugin.allocated
+
+
+def test_a_failed_pre_start_leaves_the_pod_pending_with_its_devices_until_it_succeeds() -> None:
+    manager = a_manager(wants_pre_start=True)
+    text = "rpc error: code = Unknown desc = not yet"
+    broken = Plugin(fail=lambda call: text if isinstance(call, PreStartCall) else None)
+
+    waiting = run(a_pod({GPU: 2}), manager, broken)
+
+    assert (waiting.phase, waiting.reason) == (Phase.PENDING, "CreateContainerConfigError")
+    assert waiting.message == f"device plugin PreStartContainer rpc failed with err: {text}"
+    held = manager.holdings
+    assert [set(one.device_ids) for one in held] == [set(waiting.grants[0].device_ids)]
+    assert drive(start(waiting.grants, manager), broken) == waiting
+
+    plugin = Plugin()
+    running = drive(start(waiting.grants, manager), plugin)
+
+    assert running == PodStatus(Phase.RUNNING, grants=waiting.grants)
+    assert [type(call) for call in plugin.calls] == [PreStartCall]
+    assert manager.holdings == held
 
 
 @settings(max_examples=150)

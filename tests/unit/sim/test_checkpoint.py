@@ -108,6 +108,12 @@ def signed(data: object) -> str:
             signed({"PodDeviceEntries": [], "RegisteredDevices": [[]]}), id="a list in it"
         ),
         pytest.param(signed({"PodDeviceEntries": [], "RegisteredDevices": [7]}), id="no name"),
+        pytest.param(
+            signed({"PodDeviceEntries": [], "RegisteredDevices": "gpu"}), id="a word for a mapping"
+        ),
+        pytest.param(
+            signed({"PodDeviceEntries": [], "RegisteredDevices": {GPU: [7]}}), id="a number as id"
+        ),
         pytest.param("[" * 100_000, id="too deep"),
     ],
 )

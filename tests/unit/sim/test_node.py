@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid as uuids
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -37,6 +38,9 @@ from sim.scenario import (
     load_scenario,
     scenario_names,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TENANTS = [
     Tenant(name="one", gpu=0, utilization=0.6, memory_gib=3),
@@ -126,6 +130,41 @@ def test_gpus_are_spread_evenly_over_numa_nodes(
     node = SimulatedNode(Scenario(gpus=[GpuGroup(model="t4", count=count, numa_nodes=numa_nodes)]))
 
     assert [gpu.identity.numa_node for gpu in node.gpus.values()] == expected
+
+
+@pytest.mark.parametrize("model", [name for name in model_names() if load_profile(name).mig])
+def test_mig_devices_have_memory_and_together_fit_the_gpu(model: str) -> None:
+    for mig in load_profile(model).mig:
+        group = GpuGroup(model=model, mig=[mig.profile] * mig.instances)
+        (gpu,) = SimulatedNode(Scenario(gpus=[group])).gpus.values()
+        sizes = [device.memory_bytes for device in gpu.identity.mig_devices]
+
+        assert len(sizes) == mig.instances
+        assert 0 < sum(sizes) <= gpu.identity.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "mig", "eighths"),
+    [("b200", "7g.180gb", 8), ("b200", "1g.45gb", 2), ("h200", "3g.71gb", 4)],
+)
+def test_mig_memory_that_no_source_gives_is_a_share_of_the_gpu(
+    model: str, mig: str, eighths: int
+) -> None:
+    node = SimulatedNode(Scenario(gpus=[GpuGroup(model=model, mig=[mig])]))
+    (gpu,) = (one.identity for one in node.gpus.values())
+    (device,) = gpu.mig_devices
+
+    assert device.memory_bytes == gpu.memory_bytes * eighths // 8
+
+
+def test_captured_buses_come_first() -> None:
+    captured = load_profile("h100-sxm5-80gb").bus_ids
+    groups = [GpuGroup(model="t4"), GpuGroup(model="h100-sxm5-80gb", count=9)]
+    node = SimulatedNode(Scenario(gpus=groups))
+
+    _, *buses, last = (gpu.identity.pci_bus_id for gpu in node.gpus.values())
+    assert tuple(buses) == captured
+    assert last not in captured
 
 
 def test_a_gpu_is_found_by_index_and_by_uuid() -> None:
@@ -307,6 +346,31 @@ def test_ecc_errors_are_counted_and_reported(uncorrectable: bool) -> None:
         (0, 3) if uncorrectable else (3, 0)
     )
     assert node.take_events() == (EccError(a.identity.uuid, uncorrectable),) * 3
+
+
+@pytest.mark.parametrize(
+    ("what", "event"),
+    [
+        pytest.param(XidFault(xid=code), lambda uuid, code=code: XidError(uuid, code), id=str(code))
+        for code in (46, 48, 63, 64, 79)
+    ]
+    + [pytest.param(EccFault(uncorrectable=True), lambda uuid: EccError(uuid, True), id="ECC")],
+)
+@pytest.mark.parametrize("loss", [XidFault(xid=79), LostFault()], ids=str)
+def test_only_the_event_happens_to_a_lost_gpu(
+    loss: XidFault | LostFault,
+    what: XidFault | EccFault,
+    event: Callable[[str], Event],
+) -> None:
+    node, (a, *_) = a_node()
+    node.befall(a, loss)
+    node.take_events()
+    before = a.probe()
+
+    node.befall(a, what)
+
+    assert a.probe() == before
+    assert node.take_events() == (event(a.identity.uuid),)
 
 
 def test_a_gpu_is_lost_once() -> None:

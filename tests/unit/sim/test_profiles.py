@@ -70,7 +70,7 @@ def test_mig_profiles_fit_the_gpu(profile: Profile) -> None:
     for mig in profile.mig:
         assert re.fullmatch(r"[1-7]g\.\d+gb(\+[a-z.]+)?", mig.profile)
         assert 1 <= mig.instances <= 7
-        assert (mig.memory_mib or 0) * 1024**2 <= profile.memory_bytes
+        assert (mig.memory_mib or 0) * 1024**2 * mig.instances <= profile.memory_bytes
         if mig.sm is not None and profile.sm_count is not None:
             assert mig.sm <= profile.sm_count
 

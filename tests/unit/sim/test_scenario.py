@@ -86,7 +86,12 @@ def test_defaults() -> None:
             "happenings.0.what.xid.xid: ",
             id="no Xid",
         ),
-        pytest.param("gpus: [", "is not YAML", id="not YAML"),
+        pytest.param(
+            GPUS + "tenants: [{name: a, gpu: 0, memory_gib: .inf}]",
+            "tenants.0.memory_gib: ",
+            id="endless memory",
+        ),
+        pytest.param("gpus: [", "is not YAML: line 1: ", id="not YAML"),
         pytest.param(GPUS + "seed: 2001-99-99", "", id="impossible date"),
         pytest.param(GPUS + "seed: !!bool maybe", "", id="no boolean behind its tag"),
         pytest.param(GPUS + "name: " + "[" * 3000, "", id="too deep"),
