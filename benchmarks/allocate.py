@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from gpuplugin.core.inventory import build_inventory
-from gpuplugin.core.sharing import GPU_RESOURCE, TimeSlicing
+from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
+from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
 from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
@@ -128,7 +128,7 @@ def _serve(socket: Path, replicas: int, ready: EventType, stop: EventType) -> No
 
 def _plugin(replicas: int) -> DevicePlugin:
     gpus = [gpu.identity for gpu in SimulatedNode(load_scenario("default")).gpus.values()]
-    inventory = build_inventory(gpus, TimeSlicing({GPU_RESOURCE: replicas}))
+    inventory = build_inventory(gpus, Plan(TimeSlicing((SharedResource(GPU_RESOURCE, replicas),))))
     return DevicePlugin(snapshot_of(inventory.resources[0]))
 
 

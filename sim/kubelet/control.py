@@ -123,6 +123,10 @@ def pod_as_json(view: PodView) -> dict[str, object]:
                 "resource": grant.resource,
                 "device_ids": list(grant.device_ids),
                 "envs": dict(grant.envs),
+                "annotations": dict(grant.annotations),
+                "mounts": list(grant.mounts),
+                "devices": list(grant.devices),
+                "cdi_devices": list(grant.cdi_devices),
             }
             for grant in status.grants
         ],

@@ -117,7 +117,7 @@ def test_config_check_names_every_error_with_its_key_and_line(tmp_path: Path) ->
 def test_run_with_a_wrong_configuration_says_everything_and_ends(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sharing:\n  mps: {}\n")
-    result = gpuplugin("run", "--config-file", str(file), "--mig-strategy", "single")
+    result = gpuplugin("run", "--config-file", str(file), "--mig-strategy", "triple")
     assert result.returncode == 1
     assert f"{file}:2: sharing.mps" in result.stderr
     assert "--mig-strategy: flags.migStrategy" in result.stderr

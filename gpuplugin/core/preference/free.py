@@ -1,0 +1,79 @@
+"""Taking free devices GPU by GPU: what the policies for replicas have in common."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gpuplugin.core.preference.index import PreferenceIndex
+
+Turn: TypeAlias = tuple[int, ...]
+"""Sorts the GPUs: the lowest is the next to be taken from."""
+
+TurnOf: TypeAlias = "Callable[[int, int, int], Turn]"
+"""The turn of a GPU from its allocated devices, those that `must_include` has of it, and those
+that this call took from it.
+
+A device counts as allocated if it is not available for this choice, so unhealthy ones and those
+in `must_include` do, and what the call takes does.
+"""
+
+
+def take(
+    index: PreferenceIndex,
+    available: Sequence[str],
+    must_include: Sequence[str],
+    size: int,
+    turn_of: TurnOf,
+) -> tuple[str, ...]:
+    """Fill a request one device at a time, each from the GPU whose turn it is.
+
+    GPUs that are level go by their index, devices of a GPU by their replica number. The cost is
+    linear in the number of available ids, and a heap operation for each device that is taken.
+    """
+    chosen = list(dict.fromkeys(must_include))
+    missing = size - len(chosen)
+    if missing <= 0:
+        return tuple(chosen)
+    free, included = _marked(index, available, chosen)
+    start = index.gpu_start
+    left = [free.count(1, start[gpu], start[gpu + 1]) for gpu in range(len(index.gpu_size))]
+    used = [index.gpu_size[gpu] - count for gpu, count in enumerate(left)]
+    taken = [0] * len(left)
+    heap = [(turn_of(used[gpu], included[gpu], 0), gpu) for gpu, count in enumerate(left) if count]
+    heapq.heapify(heap)
+    while heap and missing > 0:
+        gpu = heap[0][1]
+        rank = free.find(1, start[gpu])
+        free[rank] = 0
+        chosen.append(index.ids[rank])
+        missing -= 1
+        taken[gpu] += 1
+        if taken[gpu] < left[gpu]:
+            turn = turn_of(used[gpu] + taken[gpu], included[gpu], taken[gpu])
+            heapq.heapreplace(heap, (turn, gpu))
+        else:
+            heapq.heappop(heap)
+    return tuple(chosen)
+
+
+def _marked(
+    index: PreferenceIndex, available: Sequence[str], chosen: Sequence[str]
+) -> tuple[bytearray, list[int]]:
+    """A byte per device that is 1 where it is free, and how many devices of each GPU are chosen.
+
+    Bytes, because counting and finding in them is much faster than sorting thousands of ids.
+    """
+    free = bytearray(len(index.ids))
+    for rank in map(index.rank.get, available):
+        if rank is not None:
+            free[rank] = 1
+    included = [0] * len(index.gpu_size)
+    for rank in map(index.rank.get, chosen):
+        if rank is not None:
+            free[rank] = 0
+            included[index.gpu_of[rank]] += 1
+    return free, included

@@ -1,0 +1,136 @@
+"""Which policy answers a request, and that one always does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuplugin.core.inventory import Resource
+from gpuplugin.core.preference import (
+    PolicyName,
+    PreferenceIndex,
+    aligned,
+    distributed,
+    packed,
+    prefer,
+    spread,
+)
+from hal import MigDevice
+from tests.unit.builders import a_resource, ids, uuid_of_gpu
+from tests.unit.core.preference.topologies import islands, links_of, wired
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("distributed", distributed),
+        ("packed", packed),
+        ("spread", spread),
+        ("spread-strict", spread),
+        ("a name that is none", distributed),
+    ],
+)
+def test_replicas_go_by_the_policy(
+    name: str,
+    policy: Callable[[PreferenceIndex, Sequence[str], Sequence[str], int], tuple[str, ...]],
+) -> None:
+    resource = a_resource(3, 4)
+    index = PreferenceIndex.of(resource)
+    available = ids(resource)[1:10]
+
+    choice = prefer(cast("PolicyName", name), index, available, (), 4)
+
+    assert choice.ids == policy(index, available, (), 4)
+    assert choice.method == "plain"
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_whole_gpus_go_by_their_links_whatever_the_policy(name: PolicyName) -> None:
+    index = wired(8, islands(4))
+    available = index.ids[1:]
+
+    choice = prefer(name, index, available, (), 4)
+
+    assert choice == aligned(index, available, (), 4)
+    assert choice.ids == tuple(map(uuid_of_gpu, (4, 5, 6, 7)))
+
+
+def test_one_replica_among_the_available_ids_is_enough_for_the_policy() -> None:
+    index = wired(8, islands(4))
+
+    choice = prefer("distributed", index, (*index.ids[1:], "GPU-x::0"), (), 4)
+
+    assert choice.method == "plain"
+    assert choice.ids == tuple(map(uuid_of_gpu, (1, 2, 3, 4)))
+
+
+def test_whole_gpus_of_a_resource_that_has_replicas_too_go_by_their_links() -> None:
+    shared, whole = a_resource(2, 2), a_resource(8, 1)
+    resource = replace(whole, devices=(*shared.devices, *whole.devices[2:]))
+    index = PreferenceIndex.of(resource, links_of(8, islands(4)))
+    available = tuple(map(uuid_of_gpu, range(2, 8)))
+
+    choice = prefer("packed", index, available, (f"{uuid_of_gpu(0)}::1",), 3)
+
+    assert choice.ids == (f"{uuid_of_gpu(0)}::1", uuid_of_gpu(2), uuid_of_gpu(3))
+    assert choice.method == "exact"
+
+
+def test_mig_devices_go_by_the_policy() -> None:
+    mig = MigDevice("MIG-a", 0, 1, 0, "1g.10gb", 10)
+    whole = a_resource(2, 1)
+    devices = tuple(
+        replace(one, id=f"MIG-{one.gpu_index}-{number}", mig=replace(mig, index=number))
+        for one in whole.devices
+        for number in range(3)
+    )
+    index = PreferenceIndex.of(replace(whole, devices=devices))
+
+    packed_choice = prefer("packed", index, index.ids, (), 2)
+    spread_choice = prefer("spread", index, index.ids, (), 2)
+
+    assert packed_choice.ids == ("MIG-0-0", "MIG-0-1")
+    assert spread_choice.ids == ("MIG-0-0", "MIG-1-0")
+
+
+@st.composite
+def resources(draw: st.DrawFn) -> Resource:
+    count = draw(st.integers(0, 6))
+    if count == 0:
+        return Resource("nvidia.com/gpu", ())
+    return a_resource(count, draw(st.integers(1, 3)))
+
+
+@given(resources(), st.sampled_from(POLICY_NAMES), st.data())
+def test_there_is_an_answer_whatever_is_asked(
+    resource: Resource, name: PolicyName, data: st.DataObject
+) -> None:
+    some_ids = st.lists(
+        st.one_of(
+            st.sampled_from([*ids(resource), "GPU-x", f"{uuid_of_gpu(0)}::99", "::", ""]),
+            st.text(max_size=5),
+        ),
+        max_size=12,
+    )
+    available, must_include = data.draw(some_ids), data.draw(some_ids)
+    size = data.draw(st.one_of(st.integers(-3, 15), st.integers(-(2**70), 2**70)))
+    index = PreferenceIndex.of(resource, links_of(6, islands(2)))
+
+    choice = prefer(name, index, available, must_include, size)
+
+    wanted = tuple(dict.fromkeys(must_include))
+    usable = set(available) & set(ids(resource))
+    assert choice.ids[: len(wanted)] == wanted
+    assert set(choice.ids[len(wanted) :]) <= usable
+    assert len(set(choice.ids)) == len(choice.ids)
+    assert len(choice.ids) == max(len(wanted), min(size, len(usable | set(wanted))))
+    assert choice == prefer(name, index, sorted(available), must_include, size)
