@@ -20,7 +20,7 @@ class SimBackend:
 
     def __init__(self, node: RealTimeNode) -> None:
         self._node = node
-        self._links: Mapping[tuple[str, str], Link] | None = None
+        self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
         with node.present() as model:
             self._driver_version = model.scenario.driver_version
 
@@ -62,11 +62,12 @@ class SimBackend:
             return _reachable(model, uuid).processes()
 
     def links(self) -> Mapping[tuple[str, str], Link]:
-        """Connections, read once."""
-        if self._links is None:
-            with self._node.present() as model:
-                self._links = model.links()
-        return self._links
+        """Connections, made anew only when other GPUs answer."""
+        with self._node.present() as model:
+            answering = frozenset(uuid for uuid, gpu in model.gpus.items() if not gpu.lost)
+            if self._links is None or self._links[0] != answering:
+                self._links = (answering, model.links())
+        return self._links[1]
 
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
         """Remembered; no simulated work depends on it yet."""

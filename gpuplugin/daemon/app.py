@@ -66,6 +66,12 @@ class Daemon:
         backend_name = loaded.settings.daemon.backend
         self.metrics.build.info({"version": version, "backend": backend_name})
         self._reloader: Reloader | None = None
+        self._http: HttpServer | None = None
+
+    @property
+    def port(self) -> int | None:
+        """The port of /metrics, /health and /ready; None while nothing is listened on."""
+        return None if self._http is None else self._http.port
 
     def reload(self) -> None:
         """Read the configuration anew, changed or not."""
@@ -80,7 +86,7 @@ class Daemon:
         """
         address = self._loaded.settings.daemon.listen_address
         try:
-            http = HttpServer(address, self.vitals, self.metrics)
+            http = self._http = HttpServer(address, self.vitals, self.metrics)
         except HttpError as error:
             raise Fatal(str(error)) from error
         try:
@@ -91,6 +97,7 @@ class Daemon:
                 raise
             raise _leaf(fatal) from None
         finally:
+            self._http = None
             http.close()
 
     async def _serve(self) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.sockets import Identity, KubeletDirs
     from gpuplugin.daemon.vitals import Vitals
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
-    from gpuplugin.kubelet.rpc import Engine, Service
+    from gpuplugin.kubelet.rpc import Engine, Server, Service
 
 POLL_S = 0.25
 STREAM_GRACE_S = 2.0
@@ -54,6 +54,20 @@ class Surroundings:
     metrics: Metrics
 
 
+@dataclass(frozen=True, slots=True)
+class _Socket:
+    """A socket that is served: its file, and the streams that were opened before it."""
+
+    path: Path
+    file: Identity
+    opened_before: int
+
+    @property
+    def removed(self) -> bool:
+        """True if the file is gone, or is another one."""
+        return identity(self.path) != self.file
+
+
 class Endpoint:
     """Serves one device plugin to the kubelet until cancelled."""
 
@@ -63,6 +77,7 @@ class Endpoint:
         self._resource = plugin.snapshot.resource.name
         self._part = f"kubelet:{self._resource}"
         self._loop = asyncio.get_running_loop()
+        self._say(self._waiting_text(), ok=surroundings.registration == "none")
 
     async def run(self) -> None:
         """Serve one socket after the other."""
@@ -90,9 +105,10 @@ class Endpoint:
     async def _serve_one_socket(self) -> str:
         """Serve a new socket until it is of no use; returns why that is."""
         path = new_socket_path(self._folder(), self._resource)
+        opened_before = self._plugin.devices.opened_streams
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            server = await asyncio.to_thread(self._around.engine.serve, path, self._services())
+            server = await self._start_server(path)
         except (OSError, SocketError) as error:
             log.error(  # noqa: TRY400 - the text says it all
                 "no socket for %s in %s: %s; the plugin must be able to write there",
@@ -102,23 +118,40 @@ class Endpoint:
                 extra={"event": "no-socket", "resource": self._resource},
             )
             return "no-socket"
-        own = identity(path)
-        log.info(
-            "serving %s on %s",
-            self._resource,
-            path,
-            extra={"event": "serving", "resource": self._resource, "socket": str(path)},
-        )
         try:
-            if self._around.registration == "classic":
-                return await self._register_and_watch(path, own)
-            self._say(self._waiting_text(), ok=self._around.registration == "none")
-            return await self._watch(path, own, kubelet=None, must_connect=False)
+            file = identity(path)
+            if file is None:
+                return "socket-removed"
+            return await self._serve(_Socket(path, file, opened_before))
         finally:
             self._plugin.devices.end_streams()
             await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
             path.unlink(missing_ok=True)
             self._around.metrics.streams.labels(self._resource).set(0)
+
+    async def _start_server(self, path: Path) -> Server:
+        """Start serving in a thread; a cancellation meanwhile leaves no server behind."""
+        starting = asyncio.ensure_future(
+            asyncio.to_thread(self._around.engine.serve, path, self._services())
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            server = await starting
+            await asyncio.to_thread(server.stop, STOP_GRACE_S)  # which removes the socket
+            raise
+
+    async def _serve(self, socket: _Socket) -> str:
+        log.info(
+            "serving %s on %s",
+            self._resource,
+            socket.path,
+            extra={"event": "serving", "resource": self._resource, "socket": str(socket.path)},
+        )
+        self._say(self._waiting_text(), ok=self._around.registration == "none")
+        if self._around.registration == "classic":
+            return await self._register_and_watch(socket)
+        return await self._watch(socket, kubelet=None)
 
     def _folder(self) -> Path:
         dirs = self._around.dirs
@@ -132,19 +165,19 @@ class Endpoint:
             services.append(registration_service(self._resource, self._status_from_thread))
         return services
 
-    async def _register_and_watch(self, path: Path, own: Identity | None) -> str:
+    async def _register_and_watch(self, socket: _Socket) -> str:
         """Classic: call Register until the kubelet accepts, then watch."""
         backoff = Backoff(0.5, 30.0)
         while True:
-            if identity(path) != own:
+            if socket.removed:
                 return "socket-removed"
             kubelet = identity(self._around.dirs.kubelet_socket)
             if kubelet is None:
                 self._say(f"waiting for {self._around.dirs.kubelet_socket}", ok=False)
                 await asyncio.sleep(POLL_S)
                 continue
-            if await self._register(path):
-                return await self._watch(path, own, kubelet, must_connect=True)
+            if await self._register(socket.path):
+                return await self._watch(socket, kubelet)
             await self._wait_for_another_kubelet(kubelet, backoff.next_s())
 
     async def _register(self, path: Path) -> bool:
@@ -170,30 +203,30 @@ class Endpoint:
             if identity(self._around.dirs.kubelet_socket) != kubelet:
                 return
 
-    async def _watch(
-        self, path: Path, own: Identity | None, kubelet: Identity | None, *, must_connect: bool
-    ) -> str:
-        """Watch the socket, its streams and the kubelet; returns why the socket must be renewed."""
+    async def _watch(self, socket: _Socket, kubelet: Identity | None) -> str:
+        """Watch the socket, its streams and the kubelet; returns why the socket must be renewed.
+
+        A `kubelet` that was told of the socket, by its socket's identity, must connect soon.
+        """
         devices = self._plugin.devices
-        opened_before = devices.opened_streams
         alone_since_s = time.monotonic()
         while True:
             await asyncio.sleep(POLL_S)
-            connected = devices.opened_streams > opened_before
+            connected = devices.opened_streams > socket.opened_before
             if devices.open_streams:
                 alone_since_s = time.monotonic()
                 self._say("the kubelet watches the device list", ok=True)
             elif connected:
                 self._say("the kubelet's stream has ended", ok=False)
             self._around.metrics.streams.labels(self._resource).set(devices.open_streams)
-            if identity(path) != own:
+            if socket.removed:
                 return "socket-removed"
             if kubelet and identity(self._around.dirs.kubelet_socket) not in (None, kubelet):
                 return "kubelet-restarted"
             alone_s = time.monotonic() - alone_since_s
             if connected and alone_s > STREAM_GRACE_S:
                 return "stream-lost"
-            if must_connect and alone_s > CONNECT_GRACE_S:
+            if kubelet and not connected and alone_s > CONNECT_GRACE_S:
                 return "kubelet-did-not-connect"
 
     def _status_from_thread(self, registered: bool, error: str) -> None:
@@ -225,4 +258,6 @@ class Endpoint:
     def _waiting_text(self) -> str:
         if self._around.registration == "none":
             return "serving without registration"
+        if self._around.registration == "classic":
+            return "waiting for the kubelet to connect"
         return "waiting for the kubelet's plugin watcher"

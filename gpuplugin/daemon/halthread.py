@@ -51,8 +51,13 @@ class HalThread:
         self._hung = None
         future: Future[_T] = Future()
         self._submit(lambda: _run(future, lambda: function(*args, **kwargs)))
+        answer = asyncio.wrap_future(future)
+        # A caller that was cancelled never asks for the failure; it is no news to anybody else.
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), deadline_s)
+            # Not wait_for: in Python 3.11 it loses a cancellation that meets the answer.
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.shield(answer)
         except TimeoutError:
             if future.done():
                 return future.result()

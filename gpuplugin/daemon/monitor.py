@@ -69,6 +69,9 @@ class Monitor:
         """
         try:
             await self._run()
+        except Exception as error:
+            self._node.blinded(f"the monitor failed: {error}")
+            raise
         finally:
             await self._close()
             self._events_thread.close()

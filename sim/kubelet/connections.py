@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from sim.kubelet.admission import CallFailed
 from sim.kubelet.pluginclient import PluginClient
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Connections:
         self._on_end = on_end
         self._lock = threading.Lock()
         self._current: dict[str, PluginClient] = {}
+        self._dialled: set[PluginClient] = set()
         self._streams: list[tuple[PluginClient, threading.Thread]] = []
 
     def dial(self, resource: str, socket: Path) -> PluginClient:
@@ -42,13 +44,26 @@ class Connections:
             CallFailed: the plugin does not answer.
         """
         client = PluginClient(resource, socket, self._record)
-        client.dial()
+        with self._lock:
+            self._dialled.add(client)
+        try:
+            client.dial()
+        except CallFailed:
+            self.give_up(client)
+            raise
         return client
+
+    def give_up(self, client: PluginClient) -> None:
+        """Close a connection that will not be put in charge."""
+        with self._lock:
+            self._dialled.discard(client)
+        client.close()
 
     def put_in_charge(self, client: PluginClient) -> None:
         """Send calls for its resource to this client, and follow its list."""
         resource = client.resource
         with self._lock:
+            self._dialled.discard(client)
             self._current[resource] = client
             self._streams = [(one, thread) for one, thread in self._streams if thread.is_alive()]
             thread = client.watch(
@@ -72,11 +87,13 @@ class Connections:
         return True
 
     def close_all(self) -> None:
-        """Disconnect everything, streams of replaced plugins too, and wait for their threads."""
+        """Disconnect everything, half-made connections too, and wait for streams to end."""
         with self._lock:
             self._current.clear()
             streams, self._streams = self._streams, []
-        for client, _ in streams:
+            clients = {*self._dialled, *(client for client, _ in streams)}
+            self._dialled.clear()
+        for client in clients:
             client.close()
         for _, thread in streams:
             thread.join()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
     from sim.kubelet.devices import Holding, Listed
+    from sim.kubelet.pluginclient import PluginClient
 
 GRACE_CHECK_S = 1.0
 """How often the sync loop turns when nothing happens, for what only time changes."""
@@ -124,6 +125,8 @@ class Kubelet:
             self._watcher.stop()
         self._services.stop()
         self._connections.close_all()
+        if self._watcher is not None:
+            self._watcher.join_workers()
         if self._sync_thread is not None:
             self._sync_thread.join()
         self._tell("stopped", "kubelet stopped")
@@ -277,39 +280,30 @@ class Kubelet:
 
     def _register_classic(self, request: dp.RegisterRequest) -> None:
         socket = self._device_plugins / request.endpoint
-        self._connect(
-            request.resource_name,
-            socket,
-            has_preference=request.options.get_preferred_allocation_available,
-            wants_pre_start=request.options.pre_start_required,
-        )
+        client = self._connections.dial(request.resource_name, socket)
+        self._put_in_charge(client, request.options)
 
     def _connect_watched(self, resource: str, socket: Path) -> None:
         client = self._connections.dial(resource, socket)
         try:
             options = client.options()
-        finally:
-            client.close()
-        self._connect(
-            resource,
-            socket,
-            has_preference=options.get_preferred_allocation_available,
-            wants_pre_start=options.pre_start_required,
-        )
+        except CallFailed:
+            self._connections.give_up(client)
+            raise
+        self._put_in_charge(client, options)
 
-    def _connect(
-        self, resource: str, socket: Path, *, has_preference: bool, wants_pre_start: bool
-    ) -> None:
-        client = self._connections.dial(resource, socket)
+    def _put_in_charge(self, client: PluginClient, options: dp.DevicePluginOptions) -> None:
         with self._changed:
             if not self._running:
-                client.close()
+                self._connections.give_up(client)
                 return
             self._manager.connected(
-                resource, has_preference=has_preference, wants_pre_start=wants_pre_start
+                client.resource,
+                has_preference=options.get_preferred_allocation_available,
+                wants_pre_start=options.pre_start_required,
             )
             self._connections.put_in_charge(client)
-        self._tell("registered", f"{resource} at {socket.name}")
+        self._tell("registered", f"{client.resource} at {client.socket.name}")
 
     def _listed(self, resource: str, devices: tuple[Listed, ...], size_bytes: int) -> None:
         healthy = sum(device.healthy for device in devices)

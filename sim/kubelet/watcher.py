@@ -50,9 +50,17 @@ def is_extended_resource(name: str) -> bool:
 
 @dataclass(slots=True)
 class _Known:
+    """A socket that was seen; `resource` is set once it is registered."""
+
     identity: Identity
     resource: str = ""
-    """Set once registered."""
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class _Failures:
+    """The back-off of a path, whatever socket is there by now."""
+
     retry_at_s: float = 0.0
     delay_s: float = FIRST_RETRY_S
 
@@ -76,6 +84,8 @@ class PluginWatcher:
         self._removed = removed
         self._refused = refused
         self._known: dict[Path, _Known] = {}
+        self._failures: dict[Path, _Failures] = {}
+        self._workers: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="plugin-watcher", daemon=True)
 
@@ -87,6 +97,11 @@ class PluginWatcher:
         """Stop watching; registered plugins are left alone."""
         self._stopping.set()
         self._thread.join()
+
+    def join_workers(self) -> None:
+        """Wait for registrations that were under way; close their connections before."""
+        for worker in self._workers:
+            worker.join()
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
@@ -100,25 +115,39 @@ class PluginWatcher:
                 del self._known[path]
                 if known.resource:
                     self._removed(known.resource)
+        self._workers = [worker for worker in self._workers if worker.is_alive()]
         for path, identity in found.items():
             known = self._known.setdefault(path, _Known(identity))
-            if not known.resource and time.monotonic() >= known.retry_at_s:
-                self._register(path, known)
+            failures = self._failures.setdefault(path, _Failures())
+            if not (known.resource or known.busy) and time.monotonic() >= failures.retry_at_s:
+                self._begin(path, known, failures)
 
-    def _register(self, path: Path, known: _Known) -> None:
+    def _begin(self, path: Path, known: _Known, failures: _Failures) -> None:
+        """Register in a thread of its own: a plugin that hangs must not hold up the others."""
+        known.busy = True
+        worker = threading.Thread(
+            target=self._register, args=(path, known, failures), name="register", daemon=True
+        )
+        self._workers.append(worker)
+        worker.start()
+
+    def _register(self, path: Path, known: _Known, failures: _Failures) -> None:
         with grpc.insecure_channel(f"unix://{path}") as channel:
             try:
                 info = _get_info(channel)
                 resource, endpoint = _check(info, path)
                 self._connect(resource, endpoint)
             except CallFailed as error:
-                known.retry_at_s = time.monotonic() + known.delay_s
-                known.delay_s = min(known.delay_s * 2, LAST_RETRY_S)
+                failures.retry_at_s = time.monotonic() + failures.delay_s
+                failures.delay_s = min(failures.delay_s * 2, LAST_RETRY_S)
                 self._refused(path, str(error))
                 _notify(channel, registered=False, error=str(error))
-                return
-            known.resource = resource
-            _notify(channel, registered=True, error="")
+            else:
+                known.resource = resource
+                self._failures.pop(path, None)
+                _notify(channel, registered=True, error="")
+            finally:
+                known.busy = False
 
 
 def _sockets(folder: Path) -> Iterator[tuple[Path, Identity]]:

@@ -1,0 +1,150 @@
+"""Fixtures: short folders, a kubelet stand-in, daemons and simulated GPUs that are cleaned up."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from gpuplugin.daemon.backoff import Backoff
+from sim.kubelet import Kubelet
+from tests.component.running import Hardware, PluginProcess, settings_for
+from tests.component.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from hal import Backend
+
+BOTH_WAYS = ("watcher", "classic")
+
+
+class StartPlugin(Protocol):
+    """Starts a daemon that is stopped when the test ends."""
+
+    def __call__(
+        self,
+        backend: Backend,
+        registration: str = "watcher",
+        flags: Mapping[str, str] | None = None,
+        *,
+        config_file: Path | None = None,
+    ) -> PluginProcess: ...
+
+
+class MakeHardware(Protocol):
+    """Makes a simulated node whose clock is stopped when the test ends."""
+
+    def __call__(self, count: int = 8, **scenario: object) -> Hardware: ...
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_polls() -> Iterator[None]:
+    """Both sides look and try again sooner than in earnest, so that tests wait less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sim.kubelet.watcher.POLL_S", 0.05)
+        patch.setattr("gpuplugin.daemon.endpoint.POLL_S", 0.05)
+        patch.setattr("gpuplugin.daemon.endpoint.STREAM_GRACE_S", 1.0)
+        patch.setattr(
+            "gpuplugin.daemon.monitor.Backoff",
+            lambda first_s, cap_s: Backoff(first_s / 10, cap_s / 10),
+        )
+        yield
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path: a unix socket's path may have 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="gp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def kubelet_dir() -> Iterator[Path]:
+    """The kubelet's folder of one test."""
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def lone_hardware() -> Iterator[Hardware]:
+    """Eight GPUs that nothing befalls, for all tests of a module."""
+    hardware = Hardware(8)
+    yield hardware
+    hardware.stop()
+
+
+@pytest.fixture(scope="module")
+def lone_plugin(lone_hardware: Hardware) -> Iterator[PluginProcess]:
+    """A plugin that no kubelet knows, for tests that only ask: they leave no trace in it."""
+    with short_folder() as folder:
+        settings = settings_for(folder, {"--registration": "none"})
+        with PluginProcess(settings, lone_hardware.backend) as plugin:
+            eventually(plugin.sockets)
+            eventually(lambda: plugin.ready)
+            yield plugin
+
+
+@pytest.fixture
+def kubelet(kubelet_dir: Path) -> Iterator[Kubelet]:
+    """A kubelet stand-in that runs."""
+    with Kubelet(kubelet_dir) as running:
+        yield running
+
+
+@pytest.fixture(params=BOTH_WAYS)
+def registration(request: pytest.FixtureRequest) -> str:
+    """Each way of registration in turn."""
+    way: str = request.param
+    return way
+
+
+@pytest.fixture
+def make_hardware() -> Iterator[MakeHardware]:
+    with ExitStack() as stack:
+
+        def make(count: int = 8, **scenario: object) -> Hardware:
+            hardware = Hardware(count, **scenario)
+            stack.callback(hardware.stop)
+            return hardware
+
+        yield make
+
+
+@pytest.fixture
+def hardware(make_hardware: MakeHardware) -> Hardware:
+    """Eight simulated GPUs."""
+    return make_hardware(8)
+
+
+@pytest.fixture
+def start_plugin(kubelet_dir: Path) -> Iterator[StartPlugin]:
+    with ExitStack() as stack:
+
+        def start(
+            backend: Backend,
+            registration: str = "watcher",
+            flags: Mapping[str, str] | None = None,
+            *,
+            config_file: Path | None = None,
+        ) -> PluginProcess:
+            given = {
+                "--registration": registration,
+                "--health-quiet-period": "150ms",
+                "--health-probe-interval": "40ms",
+                **(flags or {}),
+            }
+            settings = settings_for(kubelet_dir, given, config_file=config_file)
+            plugin = PluginProcess(settings, backend)
+            stack.callback(plugin.stop)
+            plugin.start()
+            return plugin
+
+        yield start

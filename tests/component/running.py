@@ -1,0 +1,281 @@
+"""The daemon in a thread of its own, and what a test looks at: its HTTP answers and its sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from gpuplugin.config.load import Loaded, load_settings
+from gpuplugin.config.options import OPTIONS
+from gpuplugin.daemon.app import Daemon, run
+from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
+from sim.backend import SimBackend
+from sim.node import SimulatedNode
+from sim.realtime import RealTimeNode
+from sim.scenario import (
+    EccFault,
+    GpuGroup,
+    LostFault,
+    Recovery,
+    Scenario,
+    XidFault,
+)
+from tests.component.waiting import DEADLINE_S, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+    from pathlib import Path
+
+    from gpuplugin.config.schema import Settings
+    from hal import Backend, Probe
+
+RESOURCE = "nvidia.com/gpu"
+STOP_TIMEOUT_S = 5.0
+
+_BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
+
+
+def settings_for(
+    kubelet_dir: Path,
+    flags: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    config_file: Path | None = None,
+) -> Settings:
+    """Settings as the command line makes them; the HTTP port is a free one."""
+    given = {
+        "--kubelet-dir": str(kubelet_dir),
+        "--listen-address": "127.0.0.1:0",
+        "--backend": "sim",
+        **(flags or {}),
+    }
+    return load_settings(
+        {_BY_FLAG[flag]: text for flag, text in given.items()},
+        environment or {},
+        str(config_file) if config_file else None,
+    ).settings
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer over HTTP."""
+
+    status: int
+    content_type: str
+    body: str
+
+    @property
+    def parts(self) -> dict[str, dict[str, object]]:
+        """The parts of /health or /ready by name."""
+        parts: dict[str, dict[str, object]] = json.loads(self.body)["parts"]
+        return parts
+
+
+def http_get(host: str, port: int, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """One GET request."""
+    connection = http.client.HTTPConnection(host, port, timeout=DEADLINE_S)
+    try:
+        connection.request("GET", path, headers=dict(headers or {}))
+        response = connection.getresponse()
+        body = response.read().decode()
+        return Answer(response.status, response.headers.get("Content-Type", ""), body)
+    finally:
+        connection.close()
+
+
+class PluginProcess:
+    """The daemon's work on a loop in a thread; `stop` ends it as SIGTERM does."""
+
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self.settings = settings
+        loaded = Loaded(settings, "a test", None, ())
+        self._daemon = Daemon(loaded, lambda: loaded, backend, "test")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="plugin", daemon=True)
+        self.failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start; nothing is registered yet when this returns."""
+        self._thread.start()
+        assert self._ready.wait(DEADLINE_S)
+        eventually(lambda: self._daemon.port or not self._thread.is_alive())
+
+    def stop(self) -> None:
+        """Stop and wait until the sockets are gone. Safe to call twice."""
+        self._cancel()
+        self._thread.join(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._cancel()  # so that it does no harm to other tests
+            self._thread.join(STOP_TIMEOUT_S)
+            raise AssertionError("the daemon did not stop when it was told to")
+
+    def _cancel(self) -> None:
+        if self._loop is not None and self._work is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._work.cancel)
+
+    def join(self) -> BaseException | None:
+        """Wait until the daemon ends by itself; returns what ended it."""
+        self._thread.join(STOP_TIMEOUT_S)
+        assert not self._thread.is_alive(), "the daemon does not end"
+        return self.failure
+
+    @property
+    def port(self) -> int:
+        """The daemon's own port."""
+        port = self._daemon.port
+        assert port is not None
+        return port
+
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """GET from the daemon's own port."""
+        return http_get("127.0.0.1", self.port, path, headers)
+
+    @property
+    def ready(self) -> bool:
+        """Whether /ready says 200."""
+        return self.get("/ready").status == 200
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry `labels`; 0 if there is none."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.get("/metrics").body)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the plugin's socket is."""
+        dirs = KubeletDirs(self.settings.daemon.kubelet_dir)
+        classic = self.settings.daemon.way_of_registration == "classic"
+        return dirs.device_plugins if classic else dirs.plugin_watcher
+
+    def sockets(self) -> tuple[Path, ...]:
+        """The plugin's sockets at this moment."""
+        return tuple(sorted(self.folder.glob("gpuplugin-*.sock")))
+
+    def call(self, method: str, request: bytes) -> bytes:
+        """Call a method of the plugin with raw bytes, as any client of its socket can."""
+        (socket,) = eventually(self.sockets)
+        return raw_call(socket, f"/v1beta1.DevicePlugin/{method}", request)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - kept for whoever asks
+            self.failure = error
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._work = asyncio.create_task(self._daemon.run())
+        self._ready.set()
+        await self._work
+
+
+def run_as_loaded(settings: Settings, backend: Backend) -> Coroutine[object, object, int]:
+    """The daemon's own entry, signals included, with settings that never change."""
+    loaded = Loaded(settings, "a test", None, ())
+    return run(loaded, lambda: loaded, backend, "test")
+
+
+def raw_call(socket: Path, method: str, request: bytes) -> bytes:
+    """A unary call with bytes for messages."""
+    with grpc.insecure_channel(f"unix://{socket}") as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        return call(request, timeout=DEADLINE_S)
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Code and text of a failed call: grpcio raises errors that are calls at the same time."""
+    assert isinstance(error, grpc.Call)
+    return error.code(), error.details() or ""
+
+
+def allocate_request(*containers: tuple[str, ...]) -> bytes:
+    """An AllocateRequest, serialised."""
+    return dp.AllocateRequest(
+        container_requests=[dp.ContainerAllocateRequest(devices_ids=ids) for ids in containers]
+    ).SerializeToString()
+
+
+class CountingBackend(SimBackend):
+    """A simulated node that counts how often each GPU was probed."""
+
+    def __init__(self, node: RealTimeNode) -> None:
+        super().__init__(node)
+        self.probes: dict[str, int] = {}
+
+    def probe(self, uuid: str) -> Probe:
+        answer = super().probe(uuid)
+        self.probes[uuid] = self.probes.get(uuid, 0) + 1
+        return answer
+
+
+class Hardware:
+    """A simulated node with its backend, and a hand for what befalls its GPUs."""
+
+    def __init__(self, count: int = 8, **scenario: object) -> None:
+        self.scenario = Scenario.model_validate(
+            {"gpus": [GpuGroup(model="h100-sxm5-80gb", count=count)], **scenario}
+        )
+        self.node = RealTimeNode(SimulatedNode(self.scenario))
+        self.backend = CountingBackend(self.node)
+        with self.node.present() as model_node:
+            self.uuids = tuple(model_node.gpus)
+
+    def replicas(self, gpu: int, count: int = 10) -> tuple[str, ...]:
+        """The device ids of a GPU."""
+        return tuple(f"{self.uuids[gpu]}::{number}" for number in range(count))
+
+    def xid(self, gpu: int, code: int, times: int = 1) -> None:
+        """Let an Xid befall a GPU, `times` times at one instant."""
+        self._befall(gpu, *[XidFault(xid=code)] * times)
+
+    def ecc(self, gpu: int, *, uncorrectable: bool) -> None:
+        """Let an ECC error befall a GPU."""
+        self._befall(gpu, EccFault(uncorrectable=uncorrectable))
+
+    def lose(self, gpu: int) -> None:
+        """Let a GPU stop answering."""
+        self._befall(gpu, LostFault())
+
+    def recover(self, gpu: int) -> None:
+        """Reset a GPU."""
+        self._befall(gpu, Recovery())
+
+    def wait_for_probes(self, gpu: int, rounds: int) -> None:
+        """Wait until the GPU was probed `rounds` more times, and what came of it was dealt with.
+
+        The daemon acts on a round after its last probe, so one round more is waited for.
+        """
+        uuid = self.uuids[gpu]
+        wanted = self.backend.probes.get(uuid, 0) + rounds + 2
+        eventually(lambda: self.backend.probes.get(uuid, 0) >= wanted)
+
+    def stop(self) -> None:
+        """Stop the node's clock."""
+        self.node.stop()
+
+    def _befall(self, gpu: int, *what: XidFault | EccFault | LostFault | Recovery) -> None:
+        with self.node.present() as model:
+            for one in what:
+                model.befall(model.gpus[self.uuids[gpu]], one)

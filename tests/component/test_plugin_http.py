@@ -1,0 +1,170 @@
+"""The daemon's HTTP port: metrics in both formats, liveness, readiness, and clear failures."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
+
+from gpuplugin.daemon.http import HttpError, HttpServer
+from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.vitals import Vitals
+from tests.component.fakedriver import FakeDriver
+from tests.component.running import (
+    RESOURCE,
+    allocate_request,
+    http_get,
+    run_as_loaded,
+    settings_for,
+)
+from tests.component.waiting import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.component.running import Hardware, PluginProcess
+
+OPENMETRICS = "application/openmetrics-text"
+
+
+def test_metrics_are_prometheus_text(lone_plugin: PluginProcess) -> None:
+    answer = lone_plugin.get("/metrics")
+    assert answer.status == 200
+    assert answer.content_type.startswith("text/plain")
+    families = {family.name: family for family in parse_prometheus(answer.body)}
+    own = {name for name in families if name.startswith("gpuplugin_")}
+    assert {"gpuplugin_devices", "gpuplugin_gpu_health", "gpuplugin_monitor_blind"} <= own
+    assert all(families[name].documentation for name in own)
+    assert "process_resident_memory_bytes" in families
+
+
+def test_metrics_are_openmetrics_for_who_asks(lone_plugin: PluginProcess) -> None:
+    answer = lone_plugin.get("/metrics", {"Accept": f"{OPENMETRICS};version=1.0.0"})
+    assert answer.status == 200
+    assert answer.content_type.startswith(OPENMETRICS)
+    assert answer.body.endswith("# EOF\n")
+    names = {family.name for family in parse_openmetrics(answer.body)}  # type: ignore[no-untyped-call]
+    assert {"gpuplugin_devices", "gpuplugin_rpc_duration_seconds"} <= names
+
+
+def test_metrics_count_what_there_is(lone_plugin: PluginProcess, lone_hardware: Hardware) -> None:
+    assert lone_plugin.metric("gpuplugin_devices", resource=RESOURCE, health="Healthy") == 80
+    assert lone_plugin.metric("gpuplugin_devices", resource=RESOURCE, health="Unhealthy") == 0
+    assert lone_plugin.metric("gpuplugin_gpu_health", state="Healthy") == 8
+    assert lone_plugin.metric("gpuplugin_list_bytes", resource=RESOURCE) > 80 * 40
+    for uuid in lone_hardware.uuids:
+        assert lone_plugin.metric("gpuplugin_gpu_health", uuid=uuid, state="Healthy") == 1
+
+
+def test_calls_are_measured_by_method_and_code(
+    lone_plugin: PluginProcess, lone_hardware: Hardware
+) -> None:
+    name = "gpuplugin_rpc_duration_seconds_count"
+    labels = {"resource": RESOURCE, "method": "Allocate"}
+    ok = lone_plugin.metric(name, **labels, code="OK")
+    bad = lone_plugin.metric(name, **labels, code="INVALID_ARGUMENT")
+    lone_plugin.call("Allocate", allocate_request(lone_hardware.replicas(0)[:1]))
+    with pytest.raises(Exception, match="unknown device"):
+        lone_plugin.call("Allocate", allocate_request(("GPU-none::0",)))
+    assert lone_plugin.metric(name, **labels, code="OK") == ok + 1
+    assert lone_plugin.metric(name, **labels, code="INVALID_ARGUMENT") == bad + 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/healthz"])
+def test_health_tells_the_parts(lone_plugin: PluginProcess, path: str) -> None:
+    answer = lone_plugin.get(path)
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    parts = answer.parts
+    assert {"event-loop", "monitor", "inventory", f"kubelet:{RESOURCE}"} <= set(parts)
+    for part in parts.values():
+        assert set(part) == {"ok", "text", "for_s"}
+    assert "watching 8 GPUs" in str(parts["monitor"]["text"])
+
+
+@pytest.mark.parametrize("path", ["/ready", "/readyz"])
+def test_ready_tells_the_parts(lone_plugin: PluginProcess, path: str) -> None:
+    answer = lone_plugin.get(path)
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    assert all(part["ok"] for part in answer.parts.values())
+
+
+def test_other_paths_are_not_found_and_the_right_ones_are_named(
+    lone_plugin: PluginProcess,
+) -> None:
+    for path in ("/", "/metrics/x", "/..", "/health%20"):
+        answer = lone_plugin.get(path)
+        assert answer.status == 404
+        assert "/metrics, /health and /ready" in answer.body
+
+
+def test_a_query_does_not_matter(lone_plugin: PluginProcess) -> None:
+    assert lone_plugin.get("/ready?verbose=1").status == 200
+
+
+def test_a_client_that_sends_nothing_does_not_hold_up_others(lone_plugin: PluginProcess) -> None:
+    with socket.create_connection(("127.0.0.1", lone_plugin.port)):
+        assert lone_plugin.get("/health").status == 200
+
+
+def test_a_loop_that_does_not_turn_is_not_alive() -> None:
+    vitals = Vitals()
+    vitals.set("monitor", "fine", ok=True)
+    assert vitals.liveness().ok
+    vitals._beat_s -= Vitals.LOOP_DEAD_AFTER_S + 1
+    server = HttpServer("127.0.0.1:0", vitals, Metrics())
+    try:
+        answer = http_get("127.0.0.1", server.port, "/health")
+        assert answer.status == 503
+        assert answer.parts["event-loop"]["ok"] is False
+        assert http_get("127.0.0.1", server.port, "/ready").status == 200
+    finally:
+        server.close()
+
+
+def test_a_port_in_use_is_named_and_ends_the_start(
+    kubelet_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = settings_for(kubelet_dir, {"--listen-address": address})
+        assert asyncio.run(run_as_loaded(settings, FakeDriver())) == 1
+    (record,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert address in record.getMessage()
+    assert "in use" in record.getMessage()
+    assert "--listen-address" in record.getMessage()
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", "127.0.0.1:http", "", ":99999"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(HttpError, match="--listen-address"):
+        HttpServer(address, Vitals(), Metrics())
+
+
+def test_ipv6_is_served_where_there_is_any() -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    server = HttpServer("[::1]:0", Vitals(), Metrics())
+    try:
+        assert http_get("::1", server.port, "/metrics").status == 200
+    finally:
+        server.close()
+
+
+def test_the_port_is_free_after_the_end() -> None:
+    server = HttpServer("127.0.0.1:0", Vitals(), Metrics())
+    port = server.port
+    server.close()
+    again = HttpServer(f"127.0.0.1:{port}", Vitals(), Metrics())
+    try:
+        assert eventually(lambda: http_get("127.0.0.1", port, "/metrics").status) == 200
+    finally:
+        again.close()
