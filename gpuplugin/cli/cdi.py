@@ -7,14 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.backends import BackendError, make_backend
-from gpuplugin.cli.options import load
-from gpuplugin.config.load import ConfigError
-from gpuplugin.config.plans import injection_plan, inventory_plan
-from gpuplugin.core.inventory import InventoryError, build_inventory
+from gpuplugin.cli.look import CannotLook, look
+from gpuplugin.config.plans import injection_plan
 from gpuplugin.daemon.cdifiles import cdi_writer, remove_specs
 from gpuplugin.daemon.plans import existing_nodes
-from hal import HalError
 
 if TYPE_CHECKING:
     import argparse
@@ -23,18 +19,11 @@ if TYPE_CHECKING:
 def show(parsed: argparse.Namespace) -> int:
     """Print every spec with its file name; 1 if the configuration or the driver cannot be used."""
     try:
-        settings = load(parsed).settings
-        with make_backend(settings, control=False) as backend:
-            backend.open()
-            try:
-                gpus = backend.gpus()
-            finally:
-                backend.close()
-        inventory = build_inventory(gpus, inventory_plan(settings))
-    except (ConfigError, BackendError, HalError, InventoryError) as error:
+        seen = look(parsed)
+    except CannotLook as error:
         return _fail(error)
-    plan = injection_plan(settings, existing_nodes(settings))
-    print(json.dumps(cdi_writer(settings, plan).specs(inventory), indent=2))
+    plan = injection_plan(seen.settings, existing_nodes(seen.settings))
+    print(json.dumps(cdi_writer(seen.settings, plan).specs(seen.inventory), indent=2))
     return 0
 
 

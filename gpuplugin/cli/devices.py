@@ -7,35 +7,26 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.backends import BackendError, make_backend
-from gpuplugin.cli.options import load
+from gpuplugin.cli.look import CannotLook, look
 from gpuplugin.cli.text import gib, table
-from gpuplugin.config.load import ConfigError
-from gpuplugin.config.plans import inventory_plan
-from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
-from hal import Gpu, HalError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from gpuplugin.core.inventory import Inventory
+    from hal import Gpu
+
 
 def devices(parsed: argparse.Namespace) -> int:
     """Print them; 1 if the configuration or the driver cannot be used."""
     try:
-        settings = load(parsed).settings
-        with make_backend(settings, control=False) as backend:
-            backend.open()
-            try:
-                gpus = backend.gpus()
-            finally:
-                backend.close()
-        inventory = build_inventory(gpus, inventory_plan(settings))
-    except (ConfigError, BackendError, HalError, InventoryError) as error:
+        seen = look(parsed)
+    except CannotLook as error:
         print(f"gpuplugin: {error}", file=sys.stderr)
         return 1
-    text = _as_json(gpus, inventory) if parsed.json else _as_text(gpus, inventory)
-    print(text)
+    show = _as_json if parsed.json else _as_text
+    print(show(seen.gpus, seen.inventory))
     return 0
 
 

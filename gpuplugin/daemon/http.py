@@ -52,7 +52,7 @@ class HttpServer:
                 f"cannot listen on {address}: {error}; choose another --listen-address"
             ) from error
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="http"
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.5}, name="http"
         )
         self._thread.start()
         log.info(
