@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from gpuplugin.core.inventory import Inventory
+    from gpuplugin.core.inventory import Inventory, Resource
     from hal import Gpu
 
 
@@ -48,26 +49,44 @@ def _as_json(gpus: Sequence[Gpu], inventory: Inventory) -> str:
 
 
 def _as_text(gpus: Sequence[Gpu], inventory: Inventory) -> str:
-    rows = [
-        (
-            str(gpu.index),
-            gpu.uuid,
-            gpu.product,
-            gib(gpu.memory_bytes),
-            gpu.pci_bus_id,
-            "-" if gpu.numa_node is None else str(gpu.numa_node),
-            gpu.state.value,
-        )
-        for gpu in gpus
-    ]
-    lines = table(("GPU", "UUID", "PRODUCT", "MEMORY", "PCI BUS", "NUMA", "STATE"), rows)
+    header = ("GPU", "UUID", "PRODUCT", "MEMORY", "PCI BUS", "NUMA", "STATE")
+    lines = table(header, [row for gpu in gpus for row in _rows(gpu)])
     lines.append("")
     for resource in inventory.resources:
-        count = resource.largest_replica_count
-        shared = f", {count} replicas per GPU" if resource.shared else ", not shared"
-        lines.append(f"advertised: {resource.name}, {len(resource.devices)} devices{shared}")
+        lines.append(f"advertised: {resource.name}, {_amount(resource)}")
         first, last = resource.devices[0].id, resource.devices[-1].id
         lines.append(f"            {first} to {last}" if first != last else f"            {first}")
     if not inventory.resources:
         lines.append("advertised: nothing, for there is no GPU")
+    lines.extend(f"note: {note}" for note in inventory.notes)
     return "\n".join(lines)
+
+
+def _rows(gpu: Gpu) -> list[tuple[str, ...]]:
+    """A GPU, and its MIG devices below it."""
+    numa_node = "-" if gpu.numa_node is None else str(gpu.numa_node)
+    memory = gib(gpu.memory_bytes)
+    whole = (gpu.uuid, gpu.product, memory, gpu.pci_bus_id, numa_node, gpu.state.value)
+    parts = [
+        (
+            f"{gpu.index}:{mig.index}",
+            mig.uuid,
+            f"MIG {mig.profile}",
+            gib(mig.memory_bytes),
+            "",
+            "",
+            "",
+        )
+        for mig in gpu.mig_devices
+    ]
+    return [(str(gpu.index), *whole), *parts]
+
+
+def _amount(resource: Resource) -> str:
+    count = len(resource.devices)
+    devices = "1 device" if count == 1 else f"{count} devices"
+    replicas = sorted(Counter(device.uuid for device in resource.devices).values())
+    if not resource.shared:
+        return f"{devices}, not shared"
+    each = str(replicas[0]) if replicas[0] == replicas[-1] else f"{replicas[0]} to {replicas[-1]}"
+    return f"{devices}, {each} replicas per GPU"
