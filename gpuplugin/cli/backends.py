@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gpuplugin.config.plans import driver_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,12 +32,6 @@ def make_backend(settings: Settings, *, control: bool) -> Iterator[Backend]:
             yield NvmlBackend(driver_root(settings))
         else:
             yield _simulated(settings, stack, control=control)
-
-
-def driver_root(settings: Settings) -> Path:
-    """Where to look for the driver's files: in a container, where the host's root is mounted."""
-    mounted = Path(settings.flags.plugin.container_driver_root)
-    return mounted if mounted.is_dir() else Path(settings.flags.nvidia_driver_root)
 
 
 def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backend:

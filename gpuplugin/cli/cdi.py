@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.look import CannotLook, look
 from gpuplugin.config.plans import injection_plan
-from gpuplugin.daemon.cdifiles import cdi_writer, remove_specs
+from gpuplugin.daemon.cdifiles import cdi_writer, present_features, remove_specs
 from gpuplugin.daemon.plans import existing_nodes
 
 if TYPE_CHECKING:
@@ -22,8 +22,11 @@ def show(parsed: argparse.Namespace) -> int:
         seen = look(parsed)
     except CannotLook as error:
         return _fail(error)
-    plan = injection_plan(seen.settings, existing_nodes(seen.settings))
-    print(json.dumps(cdi_writer(seen.settings, plan).specs(seen.inventory), indent=2))
+    settings = seen.settings
+    plan = injection_plan(
+        settings, existing_nodes(settings), features_present=present_features(settings)
+    )
+    print(json.dumps(cdi_writer(settings, plan).specs(seen.inventory), indent=2))
     return 0
 
 

@@ -27,13 +27,15 @@ from gpuplugin.config.schema import Settings
 from gpuplugin.config.unknown import misshapen, unknown_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from gpuplugin.config.document import KeyPath
 
+_STRATEGY = ("flags", "plugin", "deviceListStrategy")
+_UNSUPPORTED_VARIABLES = ("DP_DISABLE_HEALTHCHECKS", "DP_ENABLE_HEALTHCHECKS")
 DEFAULT_FILE = "the built-in default.yaml"
 _DEFAULTS = {"daemon": {"kubeletDir": DEFAULT_KUBELET_DIR, "cdiRoot": DEFAULT_CDI_ROOT}}
 
@@ -77,8 +79,12 @@ class _Layer:
     document: Document | None = None
 
     def where(self, path: KeyPath) -> str:
-        """Where the value at `path` was written; this layer has it."""
-        return self.document.where(path) if self.document else self.origins.get(path, "")
+        """Where the value at `path`, or the closest one that encloses it, was written."""
+        if self.document:
+            return self.document.where(path)
+        # A flag or variable gives a whole list, in which an item may be what is wrong.
+        beginnings = (path[:length] for length in range(len(path), 0, -1))
+        return next((self.origins[one] for one in beginnings if one in self.origins), "")
 
     def depth(self, path: KeyPath) -> int:
         """How many of the leading keys of `path` this layer has."""
@@ -123,9 +129,10 @@ def load_settings(
         _Layer(_DEFAULTS, {}),
     )
     settings = _validate(layers, problems)
-    warnings = _warnings(document)
-    if settings.daemon.strict_config and warnings:
-        raise ConfigError(warnings)
+    unknown = _unknown(document)
+    if settings.daemon.strict_config and unknown:
+        raise ConfigError(unknown)
+    warnings = (*unknown, *_without_strategy(settings, layers), *_unsupported(environment))
     return Loaded(settings, config_file or DEFAULT_FILE, config_file or None, warnings)
 
 
@@ -190,6 +197,8 @@ def _file_values(document: Document) -> Mapping[str, object]:
 
 def _without_nulls(value: object) -> object:
     """A null in the file counts as absent, except where it stands for a whole strategy."""
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
@@ -271,8 +280,13 @@ def _validate(layers: Sequence[_Layer], problems: list[Problem]) -> Settings:
 
 def _problem(details: ErrorDetails, layers: Sequence[_Layer]) -> Problem:
     path = tuple(details["loc"])
+    return Problem(_where(path, layers), dotted(path), _message(details))
+
+
+def _where(path: KeyPath, layers: Sequence[_Layer]) -> str:
+    """Where the value in force at `path` was written, or what should have held it."""
     layer = max(layers, key=lambda layer: layer.depth(path))
-    return Problem(layer.where(path[: layer.depth(path)]), dotted(path), _message(details))
+    return layer.where(path[: layer.depth(path)])
 
 
 def dotted(path: KeyPath) -> str:
@@ -299,8 +313,22 @@ def _message(details: ErrorDetails) -> str:
     return f"{text[:1].lower()}{text[1:]}, found {found!r}"
 
 
-def _warnings(document: Document) -> tuple[Problem, ...]:
+def _unknown(document: Document) -> tuple[Problem, ...]:
     return tuple(
         Problem(document.where(path), dotted(path), message)
         for path, message in unknown_keys(document.data, Settings)
     )
+
+
+def _without_strategy(settings: Settings, layers: Sequence[_Layer]) -> Iterator[Problem]:
+    """No strategy at all is NVIDIA's to accept, but hardly what anybody wants."""
+    if not settings.flags.plugin.device_list_strategy:
+        text = "is empty: containers will be told of no device"
+        yield Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text)
+
+
+def _unsupported(environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Variables of NVIDIA's plugin that nothing reads here; empty ones mean nothing there too."""
+    for variable in _UNSUPPORTED_VARIABLES:
+        if environment.get(variable):
+            yield Problem(variable, "", "is not supported yet and has no effect")

@@ -47,7 +47,7 @@ class Option:
         if self.kind is Kind.LIST:
             return _items(text)
         if self.kind is Kind.INTEGERS:
-            return [int(item) for item in _items(text)]
+            return _integers(text)
         return text
 
     def read_variable(self, text: str) -> Value | None:
@@ -61,6 +61,14 @@ class Option:
 
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _integers(text: str) -> list[int]:
+    items = _items(text)
+    if not all(item.isascii() and item.isdecimal() for item in items):
+        # IMEX channels are the only numbers, and channel 0 is the only one that is supported.
+        raise ValueError(f"must be 0 or empty, found {text!r}")
+    return [int(item) for item in items]
 
 
 OPTIONS: tuple[Option, ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import HealthPolicy
@@ -34,14 +35,25 @@ def inventory_plan(settings: Settings) -> Plan:
     )
 
 
-def injection_plan(settings: Settings, existing_nodes: Collection[str]) -> InjectionPlan:
-    """What containers get; `existing_nodes` are the device nodes that this node has."""
+def injection_plan(
+    settings: Settings,
+    existing_nodes: Collection[str],
+    *,
+    features_present: Collection[str] | None = None,
+) -> InjectionPlan:
+    """What containers get.
+
+    `existing_nodes` are the device nodes that this node has; `features_present` the features
+    (`gdrcopy`, `gds`, `mofed`) that have some, None for all of them.
+    """
     flags = settings.flags
     features = {
         "gdrcopy": flags.gdrcopy_enabled,
         "gds": flags.gds_enabled,
         "mofed": flags.mofed_enabled,
     }
+    enabled = tuple(name for name, on in features.items() if on)
+    present = enabled if features_present is None else features_present
     return InjectionPlan(
         strategies=frozenset(flags.plugin.device_list_strategy),
         id_strategy=flags.plugin.device_id_strategy,
@@ -53,9 +65,16 @@ def injection_plan(settings: Settings, existing_nodes: Collection[str]) -> Injec
             for channel in settings.imex.channel_ids
             if imex_channel_node(channel) in existing_nodes
         ),
-        features=tuple(name for name, enabled in features.items() if enabled),
+        features=enabled,
+        absent_features=frozenset(enabled).difference(present),
         cdi_annotation_prefix=flags.plugin.cdi_annotation_prefix,
     )
+
+
+def driver_root(settings: Settings) -> Path:
+    """Where to look for the driver's files: in a container, where the host's root is mounted."""
+    mounted = Path(settings.flags.plugin.container_driver_root)
+    return mounted if mounted.is_dir() else Path(settings.flags.nvidia_driver_root)
 
 
 def health_policy(settings: Settings) -> HealthPolicy:

@@ -6,32 +6,38 @@ the values mean for devices is in `plans`.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuplugin.config.flags import Flags, ImexSection
-from gpuplugin.config.section import Seconds, Section, Strings
+from gpuplugin.config.section import (
+    DeviceTerms,
+    Folder,
+    ListenAddress,
+    Period,
+    Seconds,
+    Section,
+    Strings,
+)
 from gpuplugin.config.sharing import ResourcesSection, SharingSection
 
 
 class HealthSection(Section):
     """health: how soon a GPU that failed is used again, and how often GPUs are looked at."""
 
-    quiet_period: Seconds = 30.0
+    quiet_period: Period = 30.0
     quiet_period_cap: Seconds = 1800.0
     """the longest that relapses make of the quiet period, each of which doubles it"""
-    probe_interval: Seconds = 5.0
+    probe_interval: Period = 5.0
 
 
 class GpusSection(Section):
     """gpus: which GPUs take part, by index, UUID, PCI bus id or product pattern."""
 
-    include: Strings = []
-    exclude: Strings = []
+    include: DeviceTerms = []
+    exclude: DeviceTerms = []
 
 
 class DaemonOptions(Section):
@@ -39,14 +45,14 @@ class DaemonOptions(Section):
 
     backend: Literal["nvml", "sim"] = "nvml"
     scenario: str = "default"
-    kubelet_dir: Annotated[Path, Field(strict=False)]
+    kubelet_dir: Folder
     kubelet_socket: str | None = None
     registration: Literal["watcher", "classic", "none"] | None = None
-    listen_address: str = "0.0.0.0:2112"
+    listen_address: ListenAddress = "0.0.0.0:2112"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     strict_config: bool = False
-    cdi_root: Annotated[Path, Field(strict=False)]
+    cdi_root: Folder
     cdi_feature_flags: Strings = []
     cdi_disable_hooks: Strings = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import (
@@ -14,7 +15,9 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from gpuplugin.config.values import full_resource_name, parse_duration_s
+from gpuplugin.config.values import full_resource_name, listen_address, parse_duration_s
+
+_SHORTEST_PERIOD_S = 0.01
 
 
 class Section(BaseModel):
@@ -47,6 +50,32 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _device_terms(value: object) -> object:
+    """Indices may be written as numbers; one term counts as a list of one."""
+    if isinstance(value, list):
+        return [_index_text(item) for item in value]
+    return _listed(_index_text(value))
+
+
+def _index_text(value: object) -> object:
+    number = _integral(value)
+    is_index = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    return str(number) if is_index else value
+
+
+def _folder(value: object) -> object:
+    """An empty text would be the working directory, which nobody means by it."""
+    if value == "":
+        raise ValueError("must not be empty")
+    return value
+
+
+def _at_least_10ms(seconds: float) -> float:
+    if seconds < _SHORTEST_PERIOD_S:
+        raise ValueError(f"must be at least 10ms, found {_written(seconds)}")
+    return seconds
+
+
 Integer = Annotated[int, BeforeValidator(_integral)]
 
 
@@ -60,6 +89,14 @@ Seconds = Annotated[
     Field(gt=0, allow_inf_nan=False),
     PlainSerializer(_written, when_used="json"),
 ]
+Period = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(allow_inf_nan=False),
+    AfterValidator(_at_least_10ms),
+    PlainSerializer(_written, when_used="json"),
+]
+"""How often something is done, or how long it is waited for: not so short that it is all load."""
 SecondsOrInfinite = Annotated[
     float,
     BeforeValidator(_seconds_or_infinite),
@@ -67,4 +104,10 @@ SecondsOrInfinite = Annotated[
     PlainSerializer(_written, when_used="json"),
 ]
 ResourceName = Annotated[str, AfterValidator(full_resource_name)]
+Folder = Annotated[
+    Path, Field(strict=False), BeforeValidator(_folder), AfterValidator(Path.absolute)
+]
+"""A folder by its absolute path."""
+DeviceTerms = Annotated[list[str], BeforeValidator(_device_terms)]
+ListenAddress = Annotated[str, AfterValidator(listen_address)]
 Strings = Annotated[list[str], BeforeValidator(_listed)]

@@ -6,9 +6,11 @@ The spellings are those of NVIDIA's plugin, so that its files and variables keep
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 
 RESOURCE_PREFIX = "nvidia.com/"
 MAX_RESOURCE_NAME = 63
+MAX_PORT = 65535
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -64,6 +66,28 @@ def full_resource_name(name: str) -> str:
     return full
 
 
+def listen_address(text: str) -> str:
+    """HOST:PORT; an IPv6 host is in brackets.
+
+    Raises:
+        ValueError: no host, no port, or a port beyond 65535.
+    """
+    host, _, port = text.rpartition(":")
+    if not _is_host(host) or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > MAX_PORT:
+        raise ValueError(f"must be HOST:PORT such as 0.0.0.0:2112 or [::1]:2112, found {text!r}")
+    return text
+
+
+def _is_host(text: str) -> bool:
+    if not text.startswith("["):
+        return re.fullmatch(r"[^\s:\[\]]+", text) is not None
+    try:
+        IPv6Address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return text.endswith("]")
+
+
 _UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _DEVICE_REFERENCE = re.compile(
     rf"\d+|\d+:\d+|GPU-{_UUID}|MIG-{_UUID}|MIG-GPU-{_UUID}/\d+/\d+", re.ASCII
@@ -73,13 +97,15 @@ _DEVICE_REFERENCE = re.compile(
 def device_reference(value: object) -> str:
     """A device as a configuration names it: index, MIG index `i:j`, or a UUID of either.
 
+    UUIDs come back in lower case, as the driver writes them.
+
     Raises:
         ValueError: anything else, a malformed UUID among them.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return str(value)
     if isinstance(value, str) and _DEVICE_REFERENCE.fullmatch(value):
-        return value
+        return re.sub(_UUID, lambda uuid: uuid[0].lower(), value)
     raise ValueError(
         "names no device: an index (0), a MIG index (0:1), GPU-<uuid>, MIG-<uuid> or "
         f"MIG-GPU-<uuid>/<gi>/<ci>, found {value!r}"

@@ -47,26 +47,31 @@ def spec_file_name(kind: str) -> str:
 def cdi_specs(
     inventory: Inventory, plan: InjectionPlan, host: CdiHost
 ) -> dict[str, dict[str, object]]:
-    """Specs by file name: the GPUs, and what else the plan gives to containers."""
-    specs = {spec_file_name("gpu"): _gpu_spec(inventory, plan, host)}
-    if plan.imex_channels:
-        devices = [
-            _device(str(channel), [imex_channel_node(channel)], plan)
-            for channel in plan.imex_channels
-        ]
-        specs[spec_file_name("imex-channel")] = _spec("imex-channel", devices, {})
-    for feature, nodes in host.feature_nodes:
-        specs[spec_file_name(feature)] = _spec(feature, [_device("all", nodes, plan)], {})
-    return specs
+    """Specs by file name: the GPUs, and what else the plan gives to containers.
+
+    A runtime refuses a whole file for a device without edits, and a file without devices. So what
+    has no device node is left out, and so is a class of which nothing is left.
+    """
+    nodes: dict[str, dict[str, tuple[str, ...]]] = {
+        "gpu": _gpu_nodes(inventory, plan),
+        "imex-channel": {str(one): (imex_channel_node(one),) for one in plan.imex_channels},
+        **{feature: {"all": paths} for feature, paths in host.feature_nodes},
+    }
+    edits = {"gpu": _common_edits(plan, host)}
+    return {
+        spec_file_name(kind): _spec(kind, devices, edits.get(kind, {}))
+        for kind, by_name in nodes.items()
+        if (devices := [_device(name, paths, plan) for name, paths in by_name.items() if paths])
+    }
 
 
-def _gpu_spec(inventory: Inventory, plan: InjectionPlan, host: CdiHost) -> dict[str, object]:
+def _gpu_nodes(inventory: Inventory, plan: InjectionPlan) -> dict[str, tuple[str, ...]]:
+    """The device nodes of every distinct GPU or MIG device, by its name for the runtime."""
     distinct: dict[str, Device] = {}
     for resource in inventory.resources:
         for device in resource.devices:
             distinct.setdefault(runtime_id(device, plan), device)
-    devices = [_device(name, device.nodes, plan) for name, device in sorted(distinct.items())]
-    return _spec("gpu", devices, _common_edits(plan, host))
+    return {name: device.nodes for name, device in sorted(distinct.items())}
 
 
 def _common_edits(plan: InjectionPlan, host: CdiHost) -> dict[str, object]:

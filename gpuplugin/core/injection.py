@@ -36,7 +36,8 @@ class InjectionPlan:
 
     `dev_root` is put before device nodes on the host. `control_nodes` are the nodes that every
     container needs and that exist on this node. `features` are extra kernel modules that are
-    switched on, by their CDI class (`gdrcopy`, `gds`, `mofed`).
+    switched on, by their CDI class (`gdrcopy`, `gds`, `mofed`); `absent_features` are those of
+    them without a device node here, for which there is no CDI device.
     """
 
     strategies: frozenset[Strategy] = frozenset({"envvar"})
@@ -46,6 +47,7 @@ class InjectionPlan:
     control_nodes: tuple[str, ...] = ()
     imex_channels: tuple[int, ...] = ()
     features: tuple[str, ...] = ()
+    absent_features: frozenset[str] = frozenset()
     cdi_annotation_prefix: str = "cdi.k8s.io/"
 
     @property
@@ -130,7 +132,11 @@ def _cdi_names(ids: Sequence[str], plan: InjectionPlan) -> tuple[str, ...]:
     return (
         *(cdi_name("gpu", one) for one in ids),
         *(cdi_name("imex-channel", str(channel)) for channel in plan.imex_channels),
-        *(cdi_name(feature, "all") for feature in plan.features),
+        *(
+            cdi_name(feature, "all")
+            for feature in plan.features
+            if feature not in plan.absent_features
+        ),
     )
 
 

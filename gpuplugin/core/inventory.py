@@ -136,10 +136,9 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
     Raises:
         InventoryError: MIG strategy `single` on GPUs that are not alike.
     """
-    admitted = sorted(
-        (gpu for gpu in gpus if plan.gpu_filter.admits(gpu)), key=lambda gpu: gpu.index
-    )
-    notes: list[str] = []
+    present = sorted(gpus, key=lambda gpu: gpu.index)
+    admitted = [gpu for gpu in present if plan.gpu_filter.admits(gpu)]
+    notes = list(plan.gpu_filter.notes(present)) if present else []
     advertised: dict[str, list[tuple[Device, int]]] = {}
     for name, devices in _unshared(admitted, plan, notes).items():
         for target, device, replicas in _share(name, devices, plan.sharing, notes):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from hal import Gpu
 
 
@@ -44,11 +46,20 @@ class GpuFilter:
             return False
         return not any(_names(term, gpu) for term in self.exclude)
 
+    def notes(self, gpus: Sequence[Gpu]) -> Iterator[str]:
+        """What the user may have meant otherwise, given all GPUs of a node that has some."""
+        for key, terms in (("include", self.include), ("exclude", self.exclude)):
+            for term in terms:
+                if not any(_names(term, gpu) for gpu in gpus):
+                    yield f"gpus.{key}: {term} names no GPU of this node"
+        if not any(self.admits(gpu) for gpu in gpus):
+            yield "gpus.include and gpus.exclude leave no GPU"
+
 
 def _names(term: str, gpu: Gpu) -> bool:
     return (
         term == str(gpu.index)
-        or term == gpu.uuid
+        or term.lower() == gpu.uuid.lower()
         or _bus_id(term) == _bus_id(gpu.pci_bus_id)
         or matches(term, gpu.product)
     )

@@ -13,7 +13,7 @@ from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
-from gpuplugin.daemon.plans import node_plans, warn_of_exposure
+from gpuplugin.daemon.plans import node_plans, remove_unwanted_specs, warn_of_exposure
 from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
@@ -110,6 +110,7 @@ class Daemon:
         try:
             plans = node_plans(settings)
             warn_of_exposure(settings)
+            remove_unwanted_specs(settings)
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
         node = Node(plans, vitals, metrics)
@@ -144,10 +145,12 @@ class Daemon:
     def _adopt(self, loaded: Loaded, node: Node) -> None:
         """Put a configuration in force; what only counts at start is told, not applied."""
         node.configure(node_plans(loaded.settings))
+        remove_unwanted_specs(loaded.settings)
         before, now = self._loaded.settings.flags, loaded.settings.flags
-        if before.nvidia_driver_root != now.nvidia_driver_root:
+        roots = (before.nvidia_driver_root, before.plugin.container_driver_root)
+        if roots != (now.nvidia_driver_root, now.plugin.container_driver_root):
             log.warning(
-                "flags.nvidiaDriverRoot counts from the next start on",
+                "the driver's root counts from the next start on",
                 extra={"event": "config-needs-restart"},
             )
         self._loaded = loaded

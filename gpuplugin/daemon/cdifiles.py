@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.config.plans import driver_root
 from gpuplugin.core.cdi import CdiHost, cdi_specs, spec_file_name
 from gpuplugin.core.injection import CDI_VENDOR
 from hal.driverfiles import DriverFiles, find_driver_files
@@ -58,17 +59,21 @@ class CdiWriter:
 
 def cdi_writer(settings: Settings, plan: InjectionPlan) -> CdiWriter:
     """A writer for this machine; a simulated node has no driver files to mount."""
-    flags = settings.flags
-    mounted = Path(flags.plugin.container_driver_root)
-    root = mounted if mounted.is_dir() else Path(flags.nvidia_driver_root)
+    root = driver_root(settings)
     simulated = settings.daemon.backend == "sim"
     host = CdiHost(
-        driver_root=flags.nvidia_driver_root,
+        driver_root=settings.flags.nvidia_driver_root,
         driver=DriverFiles() if simulated else find_driver_files(root),
         hook=_hook(settings, root),
         feature_nodes=tuple((one, _feature_nodes(root, one)) for one in plan.features),
     )
     return CdiWriter(settings.daemon.cdi_root, host, plan)
+
+
+def present_features(settings: Settings) -> frozenset[str]:
+    """The features that this machine has device nodes of, switched on or not."""
+    root = driver_root(settings)
+    return frozenset(feature for feature in _FEATURE_NODES if _feature_nodes(root, feature))
 
 
 def remove_specs(folder: Path, keep: Mapping[str, object] | None = None) -> tuple[Path, ...]:
@@ -92,13 +97,23 @@ def _write_if_changed(path: Path, spec: Mapping[str, object]) -> bool:
             return False
     except OSError:
         pass  # not there, or not readable: written anew
-    # Runtimes read every file in the folder that ends in .json: the temporary one must not.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{CDI_VENDOR}-", dir=path.parent)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-        os.fchmod(stream.fileno(), _MODE)
-    Path(temporary).replace(path)
+    _write_whole(path, text)
     return True
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the new one; a failure leaves nothing behind."""
+    # Runtimes read every file in the folder that ends in .json: the temporary one must not.
+    descriptor, name = tempfile.mkstemp(prefix=f".{CDI_VENDOR}-", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            os.fchmod(stream.fileno(), _MODE)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _hook(settings: Settings, root: Path) -> str | None:

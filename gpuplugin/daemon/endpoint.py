@@ -38,7 +38,8 @@ CONNECT_GRACE_S = 10.0
 
 REGISTER_TIMEOUT_S = 5.0
 STOP_GRACE_S = 1.0
-_STABLE_AFTER_S = 30.0
+_STABLE_AFTER_S = 5.0
+"""A socket that a kubelet watched for this long was good: its end is no reason to wait longer."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Endpoint:
         self._resource = plugin.snapshot.resource.name
         self._part = f"kubelet:{self._resource}"
         self._loop = asyncio.get_running_loop()
+        self._watched_s = 0.0
+        self._refused = False
         self._say(self._waiting_text(), ok=surroundings.registration == "none")
 
     async def run(self) -> None:
@@ -84,9 +87,10 @@ class Endpoint:
         backoff = Backoff(0.1, 30.0)
         try:
             while True:
-                started_s = time.monotonic()
+                self._watched_s = 0.0
+                self._refused = False
                 reason = await self._serve_one_socket()
-                if time.monotonic() - started_s > _STABLE_AFTER_S:
+                if self._watched_s > _STABLE_AFTER_S:
                     backoff.reset()
                 delay_s = backoff.next_s()
                 self._around.metrics.socket_renewals.labels(self._resource, reason).inc()
@@ -111,7 +115,7 @@ class Endpoint:
             server = await self._start_server(path)
         except (OSError, SocketError) as error:
             log.error(  # noqa: TRY400 - the text says it all
-                "no socket for %s in %s: %s; the plugin must be able to write there",
+                "no socket for %s in %s: %s; the folder must be local and writable",
                 self._resource,
                 path.parent,
                 error,
@@ -211,16 +215,20 @@ class Endpoint:
         devices = self._plugin.devices
         alone_since_s = time.monotonic()
         while True:
-            await asyncio.sleep(POLL_S)
+            pause_s = POLL_S * (4 if devices.open_streams else 1)
+            await asyncio.sleep(pause_s)
             connected = devices.opened_streams > socket.opened_before
             if devices.open_streams:
                 alone_since_s = time.monotonic()
+                self._watched_s += pause_s
                 self._say("the kubelet watches the device list", ok=True)
             elif connected:
                 self._say("the kubelet's stream has ended", ok=False)
             self._around.metrics.streams.labels(self._resource).set(devices.open_streams)
             if socket.removed:
                 return "socket-removed"
+            if self._refused:
+                return "registration-refused"
             if kubelet and identity(self._around.dirs.kubelet_socket) not in (None, kubelet):
                 return "kubelet-restarted"
             alone_s = time.monotonic() - alone_since_s
@@ -244,6 +252,8 @@ class Endpoint:
                 extra={"event": "registered", "resource": self._resource},
             )
             return
+        if self._around.registration == "watcher":
+            self._refused = True  # its path is in the kubelet's back-off now; another one is not
         if self._say(f"the kubelet refused the plugin: {error}", ok=False):
             log.error(
                 "the kubelet did not register %s: %s",

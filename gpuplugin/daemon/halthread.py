@@ -43,7 +43,7 @@ class HalThread:
             HalHung: it did not return in time, or an earlier call still has not returned.
         """
         name = getattr(function, "__name__", "call")
-        if self._hung is not None and not self._hung.done():
+        if self.hanging:
             raise HalHung(
                 f"{name} was not tried: an earlier call still hangs in the driver",
                 "Look for a stuck driver in dmesg; a hung GPU often needs a reboot",
@@ -66,6 +66,11 @@ class HalThread:
                 f"{name} did not return within {deadline_s:g} s",
                 "Look for a stuck driver in dmesg; a hung GPU often needs a reboot",
             ) from None
+
+    @property
+    def hanging(self) -> bool:
+        """True while a call that missed its deadline has not returned."""
+        return self._hung is not None and not self._hung.done()
 
     def close(self) -> None:
         """Let the thread end after the running call; nothing waits for it, another may follow."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import socketserver
 import threading
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -52,7 +54,7 @@ class HttpServer:
                 f"cannot listen on {address}: {error}; choose another --listen-address"
             ) from error
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.5}, name="http"
+            target=self._server.serve_forever, kwargs={"poll_interval": 1.0}, name="http"
         )
         self._thread.start()
         log.info(
@@ -78,10 +80,15 @@ class _Server(ThreadingWSGIServer):
     daemon_threads = True
     block_on_close = False
 
+    def server_bind(self) -> None:
+        """Bind without asking DNS for the host's name, as the standard class does."""
+        socketserver.TCPServer.server_bind(self)
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
+        self.setup_environ()
+
 
 class _ServerV6(_Server):
-    import socket
-
     address_family = socket.AF_INET6
 
 

@@ -12,6 +12,8 @@ from prometheus_client.process_collector import ProcessCollector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prometheus_client.metrics import MetricWrapperBase
+
 RPC_BUCKETS_S = (
     50e-6,
     100e-6,
@@ -142,6 +144,20 @@ class Metrics:
             "Tasks of the daemon that failed and were started again.",
             ["task"],
             registry=registry,
+        )
+
+    @property
+    def by_resource(self) -> tuple[MetricWrapperBase, ...]:
+        """Everything that has the label `resource`."""
+        return (
+            self.rpc_seconds,
+            self.devices,
+            self.list_updates,
+            self.list_bytes,
+            self.streams,
+            self.registrations,
+            self.socket_renewals,
+            self.preferences,
         )
 
     def rpc_observer(self, resource: str) -> Callable[[str, str, float], None]:

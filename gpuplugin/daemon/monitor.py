@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.daemon.backoff import Backoff
 from gpuplugin.daemon.halthread import HalHung, HalThread
 from gpuplugin.daemon.supervisor import Fatal
-from hal import HalError, Probe, UnknownGpu
+from hal import DriverUnavailable, HalError, Probe, RecoveryAction, UnknownGpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.vitals import Vitals
-    from hal import Backend
+    from hal import Backend, Gpu
 
 FAILURES_UNTIL_BLIND = 3
 _OPEN_DEADLINE_S = 60.0
 _CALL_DEADLINE_S = 20.0
+_PROBE_DEADLINE_S = 10.0
+_MAX_STUCK_THREADS = 8
 _WAIT_S = 5.0
 _CLOSE_DEADLINE_S = 3.0
 _STABLE_AFTER_S = 60.0
@@ -59,6 +61,7 @@ class Monitor:
         self._fail_on_init_error = fail_on_init_error
         self._events_thread = HalThread("hal-events")
         self._query_thread = HalThread("hal-query")
+        self._stuck: dict[str, HalThread] = {}
         self._opened_before = False
 
     async def run(self) -> None:
@@ -105,20 +108,20 @@ class Monitor:
         while True:
             try:
                 await self._query_thread.call(_OPEN_DEADLINE_S, self._backend.open)
-                gpus = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.gpus)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
                 events = await self._events_thread.call(
                     _CALL_DEADLINE_S, self._backend.wait_events, 0.0
                 )
+                gpus, probes = await self._look()
             except HalError as error:
                 self._open_failed(error)
                 await asyncio.sleep(backoff.next_s())
                 continue
             self._opened_before = True
-            self._node.enumerated(gpus)
+            self._node.saw(gpus, probes)
             self._node.happened(events)
-            await self._read_links()
             self._node.blinded("")
+            await self._read_links()
             self._set_watching(len(gpus))
             return
 
@@ -164,16 +167,15 @@ class Monitor:
         while True:
             await asyncio.sleep(self._probe_interval_s())
             try:
-                gpus = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.gpus)
-                if {gpu.uuid for gpu in gpus} != {gpu.uuid for gpu in self._node.gpus}:
-                    self._node.enumerated(gpus)
-                    await self._read_links()
-                self._node.enumerated(gpus)
-                self._node.probed(await self._probe_all())
+                known = {gpu.uuid for gpu in self._node.gpus}
+                gpus, probes = await self._look()
             except HalError as error:
                 failures += 1
                 self._failed("probe", failures, error)
                 continue
+            self._node.saw(gpus, probes)
+            if {gpu.uuid for gpu in gpus} != known:
+                await self._read_links()
             failures = 0
             self._set_watching(len(gpus))
 
@@ -186,16 +188,63 @@ class Monitor:
             return
         self._node.linked(links)
 
-    async def _probe_all(self) -> dict[str, Probe]:
+    async def _look(self) -> tuple[tuple[Gpu, ...], dict[str, Probe]]:
+        """List and probe all GPUs; one that cannot be probed counts as unreachable.
+
+        Raises:
+            HalError: no GPU can be listed, or none of them probed.
+        """
+        gpus = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.gpus)
         probes: dict[str, Probe] = {}
-        for gpu in self._node.gpus:
+        failure: HalError | None = None
+        answered = 0
+        for uuid in dict.fromkeys((*(gpu.uuid for gpu in gpus), *self._node.board.gpus)):
             try:
-                probes[gpu.uuid] = await self._query_thread.call(
-                    _CALL_DEADLINE_S, self._backend.probe, gpu.uuid
-                )
+                probes[uuid] = await self._probe(uuid)
+                answered += 1
             except UnknownGpu:
-                continue  # listed by an earlier driver; the board already has it as lost
-        return probes
+                continue  # listed by an earlier driver; the board has it as lost
+            except DriverUnavailable:
+                raise
+            except HalError as error:
+                failure = error
+                probes[uuid] = self._unreachable(uuid, error)
+        if failure is not None and not answered:
+            raise failure
+        return gpus, probes
+
+    async def _probe(self, uuid: str) -> Probe:
+        """Probe one GPU; one whose last probe still hangs is not asked again."""
+        stuck = self._stuck.get(uuid)
+        if stuck is not None and stuck.hanging:
+            raise HalHung(f"the last probe of GPU {uuid} still hangs in the driver")
+        self._stuck.pop(uuid, None)
+        try:
+            return await self._query_thread.call(_PROBE_DEADLINE_S, self._backend.probe, uuid)
+        except HalHung:
+            if len(self._stuck) < _MAX_STUCK_THREADS:
+                # The hang belongs to this GPU: the others are asked in another thread.
+                self._stuck[uuid] = self._query_thread
+                self._query_thread = HalThread("hal-query")
+            raise
+
+    def _unreachable(self, uuid: str, error: HalError) -> Probe:
+        self._metrics.monitor_failures.labels(stage="probe").inc()
+        log.warning(
+            "GPU %s cannot be probed and counts as unreachable: %s",
+            uuid,
+            error,
+            extra={"event": "probe-failure", "uuid": uuid},
+        )
+        health = self._node.board.gpus.get(uuid)
+        return Probe(
+            reachable=False,
+            recovery_action=RecoveryAction.UNKNOWN,
+            row_remap_pending=False,
+            row_remap_failed=False,
+            uncorrectable_ecc=0,
+            epoch=(health.epoch if health else None) or "",
+        )
 
     def _failed(self, stage: str, failures: int, error: HalError) -> None:
         self._metrics.monitor_failures.labels(stage=stage).inc()

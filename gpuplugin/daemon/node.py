@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class SpecsUnwritten(Exception):
+    """The container runtime cannot be told of the devices."""
+
+
 class ConfigurationMisfit(Exception):
     """The GPUs of this node cannot be advertised or listed as the configuration wants it."""
 
@@ -67,6 +71,7 @@ class Node:
         self._plugins: dict[str, DevicePlugin] = {}
         self._snapshots: dict[str, ResourceSnapshot] = {}
         self._misfit = ""
+        self._specs_unwritten = ""
         self.resources_changed = asyncio.Event()
         vitals.set("inventory", "no GPU was listed yet", ok=False)
 
@@ -85,8 +90,8 @@ class Node:
         """The device plugin of each resource, by name."""
         return self._plugins
 
-    def enumerated(self, gpus: Iterable[Gpu]) -> None:
-        """The backend listed its GPUs."""
+    def saw(self, gpus: Iterable[Gpu], probes: Mapping[str, Probe]) -> None:
+        """The backend listed its GPUs and probed them: applied together, published once."""
         found = {gpu.uuid: gpu for gpu in gpus}
         # A GPU that may be in use is never dropped: the kubelet would call it Healthy.
         missing = {
@@ -97,9 +102,15 @@ class Node:
         listed = found | missing
         changed = listed != self._gpus
         self._gpus = listed
-        self._set_board(self._board.with_gpus(listed.values(), time.monotonic()))
-        if changed:
+        now_s = time.monotonic()
+        board = self._board.with_gpus(listed.values(), now_s)
+        for uuid, probe in probes.items():
+            board = board.with_probe(uuid, probe, now_s, self._plans.health)
+        self._set_board(board)
+        if changed or self._misfit or self._specs_unwritten:
             self._rebuild()
+        else:
+            self._keep_specs()
         self._publish()
 
     def configure(self, plans: NodePlans) -> None:
@@ -108,7 +119,10 @@ class Node:
         Raises:
             ConfigurationMisfit: it does not suit these GPUs; everything stays as it was.
         """
-        self._adopt(plans)
+        try:
+            self._adopt(plans)
+        except SpecsUnwritten as error:
+            raise ConfigurationMisfit(str(error)) from error
         self._plans = plans
         self._publish()
 
@@ -129,15 +143,6 @@ class Node:
         self._set_board(board)
         self._publish()
 
-    def probed(self, probes: Mapping[str, Probe]) -> None:
-        """Probes of one round: applied together, published once."""
-        now_s = time.monotonic()
-        board = self._board
-        for uuid, probe in probes.items():
-            board = board.with_probe(uuid, probe, now_s, self._plans.health)
-        self._set_board(board)
-        self._publish()
-
     def blinded(self, why: str) -> None:
         """The GPUs cannot be watched (`why`), or can be again (empty text)."""
         if why == self._board.blind:
@@ -155,7 +160,8 @@ class Node:
     def _rebuild(self) -> None:
         """Follow a change of the GPUs; if the configuration does not suit them, all is Unhealthy.
 
-        What was listed stays listed then: it may be in use.
+        What was listed stays listed then: it may be in use. If only the specs cannot be written,
+        everything stays as it was, for the devices that it names are still right.
         """
         try:
             self._adopt(self._plans)
@@ -163,6 +169,36 @@ class Node:
             if self._misfit != str(misfit):
                 log.error("%s", misfit, extra={"event": "configuration-misfit"})  # noqa: TRY400
             self._misfit = str(misfit)
+        except SpecsUnwritten as error:
+            self._note_specs(str(error))
+
+    def _keep_specs(self) -> None:
+        """Specs that somebody removed are written again."""
+        try:
+            self._write_specs(self._plans, self._inventory)
+        except SpecsUnwritten as error:
+            self._note_specs(str(error))
+
+    def _write_specs(self, plans: NodePlans, inventory: Inventory) -> None:
+        try:
+            plans.write_specs(inventory)
+        except OSError as error:
+            raise SpecsUnwritten(
+                f"CDI specs cannot be written: {error}; mount the folder, choose another "
+                "--cdi-root, or use a device list strategy without CDI"
+            ) from error
+        self._note_specs("")
+
+    def _note_specs(self, problem: str) -> None:
+        """Tell that specs cannot be written, or (empty text) that they are."""
+        if problem == self._specs_unwritten:
+            return
+        self._specs_unwritten = problem
+        if problem:
+            log.error("%s", problem, extra={"event": "cdi-unwritten"})
+            self._vitals.set("cdi", problem, ok=False)
+        else:
+            self._vitals.remove("cdi")
 
     def _adopt(self, plans: NodePlans) -> None:
         """Make inventory and snapshots anew; nothing changes if that fails."""
@@ -173,14 +209,9 @@ class Node:
                 check_list_size(name, devices)
             inventory = expand(planned)
             snapshots = [snapshot_of(resource, serving) for resource in inventory.resources]
-            plans.write_specs(inventory)
         except (InventoryError, ListTooLarge) as error:
             raise ConfigurationMisfit(str(error)) from error
-        except OSError as error:
-            raise ConfigurationMisfit(
-                f"CDI specs cannot be written: {error}; mount the folder, choose another "
-                "--cdi-root, or use a device list strategy without CDI"
-            ) from error
+        self._write_specs(plans, inventory)
         for note in inventory.notes:
             if note not in self._inventory.notes:
                 log.warning("%s", note, extra={"event": "inventory-note"})
@@ -201,9 +232,8 @@ class Node:
 
     def _forget(self, resource: str) -> None:
         """A resource is served no more: its series end."""
-        for health in ("Healthy", "Unhealthy"):
-            self._metrics.devices.remove(resource, health)
-        self._metrics.list_bytes.remove(resource)
+        for metric in self._metrics.by_resource:
+            metric.remove_by_labels({"resource": resource})
 
     def _publish(self) -> None:
         """Send new lists where they changed and refresh what is shown."""

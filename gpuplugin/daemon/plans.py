@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
 from gpuplugin.core.injection import imex_channel_node
-from gpuplugin.daemon.cdifiles import cdi_writer, remove_specs
+from gpuplugin.daemon.cdifiles import cdi_writer, present_features, remove_specs
 from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gpuplugin.config.schema import Settings
     from gpuplugin.core.inventory import Inventory
 
@@ -27,7 +25,7 @@ def node_plans(settings: Settings) -> NodePlans:
         ConfigurationMisfit: an IMEX channel is required and this machine has none.
     """
     nodes = existing_nodes(settings)
-    plan = injection_plan(settings, nodes)
+    plan = injection_plan(settings, nodes, features_present=present_features(settings))
     missing = [one for one in settings.imex.channel_ids if imex_channel_node(one) not in nodes]
     if missing:
         text = f"IMEX channel {missing[0]} has no device node {imex_channel_node(missing[0])}"
@@ -39,7 +37,7 @@ def node_plans(settings: Settings) -> NodePlans:
         injection=plan,
         policy=settings.flags.plugin.shared_devices_allocation_policy,
         health=health_policy(settings),
-        write_specs=cdi_writer(settings, plan).write if plan.uses_cdi else _remove(settings),
+        write_specs=cdi_writer(settings, plan).write if plan.uses_cdi else _no_specs,
     )
 
 
@@ -54,13 +52,18 @@ def warn_of_exposure(settings: Settings) -> None:
         )
 
 
-def _remove(settings: Settings) -> Callable[[Inventory], None]:
-    """Without CDI, specs of an earlier configuration go."""
-
-    def remove(_inventory: Inventory) -> None:
+def remove_unwanted_specs(settings: Settings) -> None:
+    """Without CDI, specs of an earlier configuration go; if they cannot, they do no harm."""
+    if {"cdi-cri", "cdi-annotations"} & set(settings.flags.plugin.device_list_strategy):
+        return
+    try:
         remove_specs(settings.daemon.cdi_root)
+    except OSError as error:
+        log.warning("old CDI specs cannot be removed: %s", error, extra={"event": "cdi-stale"})
 
-    return remove
+
+def _no_specs(_inventory: Inventory) -> None:
+    """Containers are not given CDI names."""
 
 
 def existing_nodes(settings: Settings) -> frozenset[str]:

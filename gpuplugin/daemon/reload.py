@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.config.load import ConfigError
 from gpuplugin.daemon.node import ConfigurationMisfit
 
 if TYPE_CHECKING:
@@ -56,14 +57,21 @@ class Reloader:
         self._asked.set()
 
     async def run(self) -> None:
-        """Follow the file until cancelled."""
+        """Follow the file until cancelled.
+
+        A change counts once it stood still for a poll: a file is often emptied before it is
+        written, and an empty one is valid.
+        """
         seen = self._fingerprint()
+        await self._reload(only_if_other=True)  # what changed since it was read for the start
+        moving = seen
         while True:
             asked = await self._pause()
             now = self._fingerprint()
-            if asked or now != seen:
+            if asked or (now != seen and now == moving):
                 seen = now
-                self._reload()
+                await self._reload()
+            moving = now
 
     async def _pause(self) -> bool:
         """Wait for the next look; True if somebody asked for it."""
@@ -84,14 +92,18 @@ class Reloader:
         except OSError:
             return None
 
-    def _reload(self) -> None:
-        from gpuplugin.config.load import ConfigError
-
+    async def _reload(self, *, only_if_other: bool = False) -> None:
         try:
-            loaded = self._load()
+            loaded = await asyncio.to_thread(self._load)
+            if only_if_other and _same(loaded, self._in_force):
+                return
             self._adopt(loaded)
         except (ConfigError, ConfigurationMisfit) as error:
             self._refused(str(error))
+            return
+        except Exception as error:  # whatever it is, the node must go on with what it has
+            log.exception("reading the configuration failed", extra={"event": "config-failed"})
+            self._refused(f"{type(error).__name__}: {error}")
             return
         self._in_force = loaded
         self._accepted()
@@ -121,3 +133,8 @@ class Reloader:
             why,
             extra={"event": "config-refused"},
         )
+
+
+def _same(one: Loaded, other: Loaded) -> bool:
+    """True if both mean the same; every loading has a settings class of its own."""
+    return one.settings.model_dump() == other.settings.model_dump()

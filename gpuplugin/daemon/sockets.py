@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import stat
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ Identity: TypeAlias = tuple[int, int, int]
 """Device, inode and change time (ns) of a file: a file that was made anew differs."""
 
 _PREFIX = "gpuplugin-"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,13 @@ def remove_leftovers(folder: Path) -> tuple[Path, ...]:
                 removed.append(path)
         except FileNotFoundError:
             continue  # somebody else removed it meanwhile, which is as good
+        except OSError as error:
+            log.warning(
+                "the old socket %s cannot be removed: %s; remove it by hand",
+                path,
+                error,
+                extra={"event": "leftover-stays", "owner_uid": path.stat().st_uid},
+            )
     return tuple(removed)
 
 

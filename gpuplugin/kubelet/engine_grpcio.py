@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service, SocketError, check_socket_path
+from gpuplugin.kubelet.rpc import (
+    RpcCode,
+    RpcError,
+    Service,
+    SocketError,
+    check_socket_path,
+    grpc_target,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +51,7 @@ class GrpcioEngine:
         for service in services:
             server.add_generic_rpc_handlers((_generic_handler(service),))
         try:
-            server.add_insecure_port(f"unix://{socket_path}")
+            server.add_insecure_port(grpc_target(socket_path))
         except RuntimeError as error:
             pool.shutdown(wait=False)
             raise SocketError(f"cannot listen on {socket_path}: {error}") from error

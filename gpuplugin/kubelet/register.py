@@ -8,6 +8,7 @@ import grpc
 
 from gpuplugin.kubelet.deviceplugin import API_VERSION, OPTIONS
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.rpc import grpc_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s: floa
     request = pb.RegisterRequest(
         version=API_VERSION, endpoint=endpoint, resource_name=resource, options=OPTIONS
     )
-    with grpc.insecure_channel(f"unix://{kubelet_socket}") as channel:
+    with grpc.insecure_channel(grpc_target(kubelet_socket)) as channel:
         call = channel.unary_unary(
             METHOD, pb.RegisterRequest.SerializeToString, pb.Empty.FromString
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,11 @@ class Engine(Protocol):
 
 class SocketError(Exception):
     """A socket that cannot be served on."""
+
+
+def grpc_target(socket: Path) -> str:
+    """How gRPC is told of a unix socket; it decodes percent signs, so they are encoded."""
+    return f"unix:{quote(str(socket))}"
 
 
 def check_socket_path(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.rpc import grpc_target
 from sim.kubelet.admission import CallFailed
 from sim.kubelet.devices import Listed
 from sim.kubelet.pods import Grant
@@ -47,7 +48,7 @@ class PluginClient:
         self.socket = socket
         self._record = record
         # The kubelet keeps gRPC's default receive limit of 4 MiB; so does this channel.
-        self._channel = grpc.insecure_channel(f"unix://{socket}")
+        self._channel = grpc.insecure_channel(grpc_target(socket))
         self._closed = False
 
     def dial(self) -> None:

@@ -9,6 +9,7 @@ import grpc
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import podresources_pb2 as pr
+from gpuplugin.kubelet.rpc import grpc_target
 from sim.kubelet.admission import CallFailed
 from sim.kubelet.watcher import API_VERSION, is_extended_resource
 
@@ -58,7 +59,7 @@ class Services:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, dict(handlers)),)
         )
-        server.add_insecure_port(f"unix://{socket}")
+        server.add_insecure_port(grpc_target(socket))
         server.start()
         self._servers.append(server)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import grpc
 
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pb
+from gpuplugin.kubelet.rpc import grpc_target
 from sim.kubelet.admission import CallFailed
 from sim.kubelet.pluginclient import go_error
 
@@ -132,7 +133,7 @@ class PluginWatcher:
         worker.start()
 
     def _register(self, path: Path, known: _Known, failures: _Failures) -> None:
-        with grpc.insecure_channel(f"unix://{path}") as channel:
+        with grpc.insecure_channel(grpc_target(path)) as channel:
             try:
                 info = _get_info(channel)
                 resource, endpoint = _check(info, path)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.config.document import DocumentError, parse_document
+from gpuplugin.config.load import ConfigError, load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = """\
 version: v1
@@ -85,6 +91,7 @@ def test_words_of_yaml_1_1_are_booleans() -> None:
         pytest.param("a: " + "9" * 5000, "f:1: ", id="a number beyond reading"),
         pytest.param("a: " + "9:" * 200 + "0.5", "f:1: ", id="a time beyond reading"),
         pytest.param("a: !!int ''", "f:1: ", id="an empty number"),
+        pytest.param("a: " + "{b: " * 120 + "1" + "}" * 120, "f:1: nested too deeply", id="deep"),
         pytest.param("a: !!timestamp {=: []}", "f:1: ", id="a mapping behind a time tag"),
     ],
 )
@@ -92,6 +99,44 @@ def test_what_is_no_document_says_where(text: str, said: str) -> None:
     with pytest.raises(DocumentError) as caught:
         parse_document(text, "f")
     assert str(caught.value).startswith(said)
+
+
+LEVELS = "abcdefghijkl"
+
+
+def bomb(first: str, level: str) -> str:
+    """Twelve levels, each of which names the one before nine times: 9^11 values."""
+    lines = [f"a: &a {first}"]
+    for before, name in pairwise(LEVELS):
+        lines.append(f"{name}: &{name} {level.replace('X', ', '.join([f'*{before}'] * 9))}")
+    return "\n".join(lines) + "\n"
+
+
+BOMBS = {
+    "lists": bomb("[x]", "[X]"),
+    "mappings": bomb("{x: y}", "{z: [X]}"),
+    "merged mappings": bomb("{x: y}", "{<<: [X]}"),
+    "a key": bomb("[x]", "[X]") + "? *l\n: z\n",
+    "nothing but a key": "? " + bomb("[x]", "[X]").replace("\n", "\n  ") + "\n: z\n",
+    "depth": "a: &a x\n"
+    + "".join(f"{b}: &{b} {'[' * 20}*{a}{']' * 20}\n" for a, b in pairwise(LEVELS)),
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_aliases_within_aliases_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=r"too many values|nested too deeply|must be a word"):
+        load_settings({}, {}, str(path))
+
+
+def test_aliases_as_people_use_them() -> None:
+    document = parse_document("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}\n", "f")
+
+    assert document.data["b"] == {"x": [1, 2]}
+    assert document.data["c"] == {"x": [1, 2], "y": 3}
 
 
 PIECES = (

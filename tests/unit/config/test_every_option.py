@@ -52,7 +52,7 @@ from tests.unit.builders import gpus, uuid_of_gpu
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gpuplugin.config.load import Problem
 
@@ -169,7 +169,7 @@ OWN = (
     daemon("registration", "GPUPLUGIN_REGISTRATION", "registration", None,
            ("classic", "classic"), ("none", "none")),
     daemon("listen-address", "GPUPLUGIN_LISTEN_ADDRESS", "listen_address", "0.0.0.0:2112",
-           (":1", ":1"), (":2", ":2")),
+           ("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:2112", "[::1]:2112")),
     daemon("log-level", "GPUPLUGIN_LOG_LEVEL", "log_level", "info", ("debug", "debug"),
            ("error", "error")),
     daemon("log-format", "GPUPLUGIN_LOG_FORMAT", "log_format", "text", ("json", "json"),
@@ -333,6 +333,14 @@ def test_variables_that_have_no_effect(files: Files, variable: str, value: str) 
     assert got.settings.model_dump() == files.load("").settings.model_dump()
 
 
+@pytest.mark.parametrize("variable", ["DP_DISABLE_HEALTHCHECKS", "DP_ENABLE_HEALTHCHECKS"])
+def test_variables_of_health_checks_are_told_to_have_no_effect(files: Files, variable: str) -> None:
+    (warning,) = files.load("", "--strict-config", **{variable: "all"}).warnings
+
+    assert str(warning) == f"{variable}: is not supported yet and has no effect"
+    assert files.load("", **{variable: ""}).warnings == ()
+
+
 def test_the_section_of_feature_discovery_is_read(files: Files) -> None:
     values = {
         "oneshot": True,
@@ -358,6 +366,7 @@ CLOSED = {
     "device-discovery-strategy", "backend", "registration", "log-level", "log-format",
 }  # fmt: skip
 """Options whose text is one of a few words: the empty one is not among them."""
+NEVER_EMPTY = {"kubelet-dir", "cdi-root", "listen-address"}
 KIND = {option.flags[0].removeprefix("--"): option.kind for option in OPTIONS}
 
 
@@ -371,12 +380,15 @@ def test_a_variable_that_is_set_but_empty(files: Files, row: Row) -> None:
         assert problem.where == row.variables[0]
         assert "found ''" in problem.message
         return
+    if row.name in NEVER_EMPTY:
+        assert files.problem(text, **environment).where == row.variables[0]
+        return
     found = row.found(files.load(text, **environment))
     match KIND[row.name]:
         case Kind.BOOL:
             assert found is False
         case Kind.STRING:
-            assert str(found) in ("", ".")
+            assert found == ""
         case _:
             assert found == below
 
@@ -418,10 +430,33 @@ INVALID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("cdi-annotation-prefix", (), ("5",)),
     ("nvidia-cdi-hook-path", (), ("[a]",)),
     ("driver-root-ctr-path", (), ("{a: b}",)),
-    ("health-quiet-period", ("0s", "30", "-1s", "soon"), ("0", "soon", "'30'", "[1s]")),
-    ("health-probe-interval", ("0s", "5"), ("-1s", "true")),
-    ("include-gpus", (), ("5.5", "[0.5]", "{a: b}")),
+    ("health-quiet-period", ("0s", "9ms", "30", "-1s", "soon"), ("0", "soon", "'30'", "[1s]")),
+    ("health-probe-interval", ("0s", "9ms", "5"), ("-1s", "0.005", ".inf", "true")),
+    ("include-gpus", (), ("5.5", "[0.5]", "[-1]", "[true]", "{a: b}")),
     ("exclude-gpus", (), ("true",)),
+    ("kubelet-dir", ("",), ()),
+    ("cdi-root", ("",), ()),
+    (
+        "listen-address",
+        (
+            "",
+            "0",
+            ":0",
+            "nowhere",
+            "host:",
+            "host:x",
+            "host:70000",
+            "::1:0",
+            "[::1]",
+            "[]:1",
+            "[x]:1",
+            "[::1:2",
+            "::1]:2",
+            "a b:1",
+            "host:\u0661",
+        ),
+        (),
+    ),
     ("registration", ("x",), ()),
     ("backend", ("x",), ()),
     ("log-level", ("x", "INFO"), ()),
@@ -478,10 +513,51 @@ def test_the_kubelet_socket_says_how_to_register(
     assert files.load("", *arguments).settings.daemon.way_of_registration == way
 
 
-def test_an_empty_device_list_strategy_is_accepted(files: Files) -> None:
-    got = files.load("flags: {plugin: {deviceListStrategy: []}}")
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("flags: {plugin: {deviceListStrategy: []}}", ()),
+        ("", ("--device-list-strategy=",)),
+        ("", ("--device-list-strategy=", "--strict-config")),
+    ],
+)
+def test_an_empty_device_list_strategy_is_accepted_with_a_warning(
+    files: Files, text: str, arguments: Sequence[str]
+) -> None:
+    got = files.load(text, *arguments)
+    (warning,) = got.warnings
 
     assert got.settings.flags.plugin.device_list_strategy == []
+    assert warning.where == (arguments[0].rstrip("=") if arguments else f"{files.path}:1")
+    assert warning.key == "flags.plugin.deviceListStrategy"
+    assert "containers will be told of no device" in warning.message
+
+
+@pytest.mark.parametrize("text", ["x", "0,x", "-1", "0.5", "0_0", "\u0660"])
+def test_words_for_imex_channels_that_are_no_numbers(files: Files, text: str) -> None:
+    message = files.problem("", f"--imex-channel-ids={text}").message
+
+    assert message == f"must be 0 or empty, found {text!r}"
+
+
+@pytest.mark.parametrize("key", ["quietPeriod", "probeInterval"])
+def test_periods_have_a_floor(files: Files, key: str) -> None:
+    problem = files.problem(f"health: {{{key}: 9ms}}")
+    got = files.load(f"health: {{{key}: 10ms}}").settings.health
+
+    assert problem.message == "must be at least 10ms, found 0.009s"
+    assert 0.01 in (got.quiet_period, got.probe_interval)
+
+
+@pytest.mark.parametrize("name", ["kubelet-dir", "cdi-root"])
+def test_folders_are_absolute_and_never_empty(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    found = BY_NAME[name].found(files.load("", f"--{name}=a/b"))
+    assert found == tmp_path / "a/b"
+    assert files.problem("", f"--{name}=").message == "must not be empty"
 
 
 # 1.3: entries of sharing.timeSlicing.resources
@@ -602,6 +678,18 @@ def test_a_uuid_means_the_same_device_in_either_case(files: Files) -> None:
 def test_an_index_may_be_written_as_a_number_where_gpus_are_included(files: Files) -> None:
     """As in `devices` of a shared resource."""
     assert sizes(files.load("gpus: {include: [0, 2]}")) == {"nvidia.com/gpu": 2}
+    assert sizes(files.load("gpus: {exclude: 1.0}")) == {"nvidia.com/gpu": 2}
+
+
+@pytest.mark.parametrize("change", [str.upper, str.lower])
+def test_a_uuid_in_either_case_names_the_gpu_that_is_included(
+    files: Files, change: Callable[[str], str]
+) -> None:
+    got = files.load(f"gpus: {{include: [{change(uuid_of_gpu(10))}]}}")
+    found = inventory(got, 11)
+
+    assert [device.gpu_index for one in found.resources for device in one.devices] == [10]
+    assert found.notes == ()
 
 
 @pytest.mark.parametrize("key", ["rename", "devices"])

@@ -203,3 +203,31 @@ def test_gpus_take_part_by_index_uuid_bus_and_product(
     inventory = build_inventory((a_gpu(0), a_gpu(1), a_gpu(2)), plan)
     found = [device.gpu_index for one in inventory.resources for device in one.devices]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "notes"),
+    [
+        ([], [], []),
+        (["0"], ["1"], []),
+        (["0", "99"], [], ["gpus.include: 99 names no GPU of this node"]),
+        (["Test*"], ["Other*"], ["gpus.exclude: Other* names no GPU of this node"]),
+        ([], ["*"], ["gpus.include and gpus.exclude leave no GPU"]),
+        (["0"], ["0"], ["gpus.include and gpus.exclude leave no GPU"]),
+        (
+            ["9"],
+            [],
+            [
+                "gpus.include: 9 names no GPU of this node",
+                "gpus.include and gpus.exclude leave no GPU",
+            ],
+        ),
+    ],
+)
+def test_terms_that_name_no_gpu_are_noted(
+    include: list[str], exclude: list[str], notes: list[str]
+) -> None:
+    plan = Plan(gpu_filter=GpuFilter(tuple(include), tuple(exclude)))
+
+    assert build_inventory((a_gpu(0), a_gpu(1)), plan).notes == tuple(notes)
+    assert build_inventory((), plan).notes == ()

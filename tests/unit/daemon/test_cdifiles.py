@@ -11,12 +11,13 @@ import pytest
 
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
+from gpuplugin.config.plans import injection_plan
 from gpuplugin.core.cdi import CdiHost
-from gpuplugin.core.injection import InjectionPlan
+from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.inventory import Inventory, Plan, build_inventory
-from gpuplugin.daemon.cdifiles import CdiWriter, cdi_writer, remove_specs
+from gpuplugin.daemon.cdifiles import CdiWriter, cdi_writer, present_features, remove_specs
 from gpuplugin.daemon.node import ConfigurationMisfit
-from gpuplugin.daemon.plans import existing_nodes, node_plans
+from gpuplugin.daemon.plans import existing_nodes, node_plans, remove_unwanted_specs
 from hal.driverfiles import DriverFiles
 from tests.unit.builders import gpus
 
@@ -141,6 +142,14 @@ def test_a_spec_that_somebody_spoilt_is_mended(writer: CdiWriter, folder: Path) 
     assert len(json.loads((folder / GPU_FILE).read_text())["devices"]) == 1
 
 
+def test_a_spec_that_somebody_removed_is_written_again(writer: CdiWriter, folder: Path) -> None:
+    writer.write(node(1))
+    (folder / GPU_FILE).unlink()
+    writer.write(node(1))
+
+    assert names(folder) == {GPU_FILE}
+
+
 def test_own_specs_that_are_not_wanted_any_more_go_and_others_stay(folder: Path) -> None:
     foreign = {
         "nvidia.yaml", "nvidia.com-gpu.json", f"{VENDOR}-gpu.yaml", f"x-{VENDOR}-gpu.json",
@@ -263,6 +272,27 @@ def test_nodes_of_a_feature_are_those_of_the_machine(tmp_path: Path) -> None:
     assert positions == sorted(positions)
 
 
+def test_a_feature_without_nodes_is_not_named_to_a_container(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia-fs0").write_text("")
+    wanted = settings(
+        driver_root_ctr_path=str(tmp_path),
+        device_list_strategy="cdi-cri",
+        gds_enabled="true",
+        mofed_enabled="true",
+    )
+    present = present_features(wanted) - {"mofed"}  # whatever the machine of this test has
+    plan = injection_plan(wanted, (), features_present=present)
+    (resource,) = node(1).resources
+    given = inject(resource.name, resource.devices, plan)
+
+    assert "gds" in present
+    kinds = {name.partition("=")[0].rpartition("/")[2] for name in given.cdi_devices}
+    assert kinds == {"gpu", "gds"}
+    assert dict(given.envs) == {"NVIDIA_GDS": "enabled", "NVIDIA_MOFED": "enabled"}
+    assert injection_plan(wanted, ()).absent_features == frozenset()
+
+
 CONTROL = {
     "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset",
 }  # fmt: skip
@@ -320,7 +350,9 @@ def test_the_plans_write_specs_with_cdi_and_remove_them_without(tmp_path: Path) 
     node_plans(settings(device_list_strategy="cdi-cri", **flags)).write_specs(node(1))
     assert names(tmp_path) == {GPU_FILE}
 
-    node_plans(settings(device_list_strategy="envvar", **flags)).write_specs(node(1))
+    without = settings(device_list_strategy="envvar", **flags)
+    node_plans(without).write_specs(node(1))
+    remove_unwanted_specs(without)
     assert names(tmp_path) == set()
 
 

@@ -11,18 +11,36 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
 from gpuplugin.cli.main import build_parser
 from gpuplugin.config.document import parse_document
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
+from gpuplugin.daemon.metrics import Metrics
 from sim.scenario import parse_scenario
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-PAGE = ROOT / "docs/configuration.md"
+GENERATED = (ROOT / "docs/configuration.md", ROOT / "docs/operations.md")
 END = "<!-- end -->"
+
+
+def metrics_table() -> str:
+    """Every series of the daemon, from the code."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "-"
+            name = f"`{family.name}{suffix}`"
+            lines.append(f"| {name} | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines)
+
+
+TABLES = {"keys": file_table, "options": option_table, "metrics": metrics_table}
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -69,19 +87,28 @@ def test_the_scenario_in_the_documentation_is_one() -> None:
     assert parse_scenario(shown, "shown").gpu_count == 2
 
 
-def test_generated_tables_are_up_to_date() -> None:
-    text = PAGE.read_text()
+@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
+def test_generated_tables_are_up_to_date(page: Path) -> None:
+    text = page.read_text()
     assert with_tables(text) == text
 
 
+def test_every_table_is_on_a_page() -> None:
+    text = "".join(page.read_text() for page in GENERATED)
+    assert all(_begin(name) in text for name in TABLES)
+
+
 def with_tables(text: str) -> str:
-    """The page with its tables made anew from the code."""
-    for name, table in (("keys", file_table()), ("options", option_table())):
-        begin = f"<!-- {name}: make docs -->"
-        before, found, rest = text.partition(begin)
-        assert found, begin
-        text = f"{before}{begin}\n{table}\n{END}{rest.partition(END)[2]}"
+    """A page with its tables made anew from the code."""
+    for name, table in TABLES.items():
+        before, found, rest = text.partition(_begin(name))
+        if found:
+            text = f"{before}{found}\n{table()}\n{END}{rest.partition(END)[2]}"
     return text
+
+
+def _begin(name: str) -> str:
+    return f"<!-- {name}: make docs -->"
 
 
 def test_every_option_has_a_place_in_the_settings() -> None:
@@ -89,4 +116,5 @@ def test_every_option_has_a_place_in_the_settings() -> None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text()))
+    for generated in GENERATED:
+        generated.write_text(with_tables(generated.read_text()))

@@ -1,0 +1,162 @@
+"""One bad GPU is the misfortune of that GPU alone, and is never called Healthy for a moment."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hal import GpuLost, HalError, Probe, RecoveryAction
+from sim.kubelet import Amount
+from tests.component.fakedriver import FakeDriver
+from tests.component.running import RESOURCE
+from tests.component.waiting import DEADLINE_S, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sim.kubelet import Kubelet, NodeView
+    from tests.component.conftest import MakeHardware, StartPlugin
+
+REPLICAS = 10
+
+
+class PickyDriver(FakeDriver):
+    """A driver that can fail, hang or complain when it is asked about one GPU."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.failing: dict[str, HalError] = {}
+        self.sick: set[str] = set()
+        self.hanging: set[str] = set()
+        self.released = threading.Event()
+
+    def probe(self, uuid: str) -> Probe:
+        if uuid in self.hanging:
+            self.released.wait(DEADLINE_S)
+        if uuid in self.failing:
+            raise self.failing[uuid]
+        healthy = super().probe(uuid)
+        if uuid not in self.sick:
+            return healthy
+        return replace(healthy, recovery_action=RecoveryAction.RESET)
+
+
+@pytest.fixture
+def driver() -> Iterator[PickyDriver]:
+    driver = PickyDriver(3)
+    yield driver
+    driver.released.set()
+    driver.release()
+
+
+def wait_for(kubelet: Kubelet, allocatable: int) -> NodeView:
+    amount = Amount(3 * REPLICAS, allocatable)
+    return kubelet.wait_until(lambda node: node.amounts.get(RESOURCE) == amount, DEADLINE_S)
+
+
+def test_a_sick_gpu_is_not_healthy_even_in_the_first_list(
+    kubelet: Kubelet, driver: PickyDriver, start_plugin: StartPlugin
+) -> None:
+    driver.sick.add(driver.listed[1].uuid)
+    plugin = start_plugin(driver)
+    node = wait_for(kubelet, 2 * REPLICAS)
+    assert node.list_updates[RESOURCE] == 1
+    transitions = "gpuplugin_gpu_health_transitions_total"
+    assert plugin.metric(transitions, gpu="1", state="Unhealthy") == 1
+    driver.sick.clear()
+    wait_for(kubelet, 3 * REPLICAS)
+
+
+def test_a_gpu_that_cannot_be_probed_does_not_blind_the_others(
+    kubelet: Kubelet, driver: PickyDriver, start_plugin: StartPlugin
+) -> None:
+    plugin = start_plugin(driver)
+    wait_for(kubelet, 3 * REPLICAS)
+    broken = driver.listed[0].uuid
+    driver.failing[broken] = GpuLost(broken)
+    node = wait_for(kubelet, 2 * REPLICAS)
+    assert {one.partition("::")[0] for one in node.unhealthy(RESOURCE)} == {broken}
+    failures = plugin.metric("gpuplugin_monitor_failures_total", stage="probe")
+    eventually(
+        lambda: plugin.metric("gpuplugin_monitor_failures_total", stage="probe") > failures + 5
+    )
+    assert plugin.metric("gpuplugin_monitor_blind") == 0
+    assert kubelet.view().allocatable(RESOURCE) == 2 * REPLICAS
+    driver.failing.clear()
+    wait_for(kubelet, 3 * REPLICAS)
+
+
+def test_no_gpu_that_can_be_probed_is_a_monitor_that_is_blind(
+    kubelet: Kubelet, driver: PickyDriver, start_plugin: StartPlugin
+) -> None:
+    plugin = start_plugin(driver)
+    wait_for(kubelet, 3 * REPLICAS)
+    driver.failing = {gpu.uuid: HalError("no answer") for gpu in driver.listed}
+    wait_for(kubelet, 0)
+    eventually(lambda: plugin.metric("gpuplugin_monitor_blind") == 1)
+    driver.failing.clear()
+    wait_for(kubelet, 3 * REPLICAS)
+
+
+def test_a_probe_that_hangs_costs_its_own_gpu_only(
+    kubelet: Kubelet,
+    driver: PickyDriver,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gpuplugin.daemon.monitor._PROBE_DEADLINE_S", 0.2)
+    plugin = start_plugin(driver)
+    wait_for(kubelet, 3 * REPLICAS)
+    stuck = driver.listed[2].uuid
+    driver.hanging.add(stuck)
+    node = wait_for(kubelet, 2 * REPLICAS)
+    assert {one.partition("::")[0] for one in node.unhealthy(RESOURCE)} == {stuck}
+    listings = driver.listings
+    eventually(lambda: driver.listings > listings + 5)
+    assert plugin.metric("gpuplugin_monitor_blind") == 0
+    driver.hanging.clear()
+    driver.released.set()
+    wait_for(kubelet, 3 * REPLICAS)
+
+
+def test_specs_that_can_no_longer_be_written_take_no_gpu_away(
+    kubelet: Kubelet, make_hardware: MakeHardware, start_plugin: StartPlugin, tmp_path: Path
+) -> None:
+    hardware = make_hardware(3)
+    folder = tmp_path / "cdi"
+    flags = {"--device-list-strategy": "cdi-cri", "--cdi-root": str(folder)}
+    plugin = start_plugin(hardware.backend, flags=flags)
+    wait_for(kubelet, 3 * REPLICAS)
+    spec = folder / "k8s.device-plugin.nvidia.com-gpu.json"
+    text = spec.read_text()
+
+    spec.unlink()
+    folder.rmdir()
+    folder.write_text("in the way")
+    eventually(lambda: "cdi" in plugin.get("/ready").parts)
+    hardware.lose(1)
+    wait_for(kubelet, 2 * REPLICAS)
+    assert plugin.get("/ready").status == 503
+
+    folder.unlink()
+    eventually(spec.exists)
+    assert spec.read_text() == text
+    eventually(lambda: plugin.ready)
+
+
+def test_specs_that_cannot_be_written_at_first_are_tried_again(
+    kubelet: Kubelet, make_hardware: MakeHardware, start_plugin: StartPlugin, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cdi"
+    folder.write_text("in the way")
+    flags = {"--device-list-strategy": "cdi-cri", "--cdi-root": str(folder)}
+    plugin = start_plugin(make_hardware(3).backend, flags=flags)
+    eventually(lambda: "cdi" in plugin.get("/ready").parts)
+    assert plugin.sockets() == ()
+    folder.unlink()
+    wait_for(kubelet, 3 * REPLICAS)
+    eventually(lambda: plugin.ready)

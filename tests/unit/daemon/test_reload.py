@@ -1,0 +1,127 @@
+"""Which changes of a file are taken over, and when: a file that still moves is not read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.config.load import Loaded, load_settings
+from gpuplugin.daemon import reload as reload_module
+from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.reload import Reloader
+from gpuplugin.daemon.vitals import Vitals
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Watch:
+    """A reloader whose polls are turned by hand."""
+
+    def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.adopted: list[int] = []
+        self.vitals = Vitals()
+        self._file = file
+
+        def load() -> Loaded:
+            return load_settings({}, {}, str(file))
+
+        def adopt(loaded: Loaded) -> None:
+            plan = loaded.settings.sharing.plan()
+            self.adopted.append(plan.resources[0].replicas if plan.resources else 1)
+
+        self._polls: asyncio.Queue[None] = asyncio.Queue()
+        self._paused = asyncio.Event()
+
+        async def pause(_reloader: Reloader) -> bool:
+            self._paused.set()
+            await self._polls.get()
+            return False
+
+        monkeypatch.setattr(reload_module.Reloader, "_pause", pause)
+        self.reloader = Reloader(load(), load, adopt, self.vitals, Metrics())
+
+    def write(self, replicas: int | None) -> None:
+        text = "" if replicas is None else f"[{{name: gpu, replicas: {replicas}}}]"
+        self._file.write_text(text and f"sharing: {{timeSlicing: {{resources: {text}}}}}\n")
+
+    async def poll(self, times: int = 1) -> None:
+        for _ in range(times):
+            await self._paused.wait()
+            self._paused.clear()
+            self._polls.put_nowait(None)
+        await self._paused.wait()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text("sharing: {timeSlicing: {resources: [{name: gpu, replicas: 10}]}}\n")
+    return path
+
+
+def test_a_file_that_is_emptied_before_it_is_written_is_never_read_empty(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[int]:
+        watch = Watch(file, monkeypatch)
+        task = asyncio.create_task(watch.reloader.run())
+        await watch.poll()
+        watch.write(None)
+        await watch.poll()
+        watch.write(4)
+        await watch.poll(3)
+        task.cancel()
+        return watch.adopted
+
+    assert asyncio.run(main()) == [4]
+
+
+def test_an_unchanged_file_is_read_for_nobody(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> list[int]:
+        watch = Watch(file, monkeypatch)
+        task = asyncio.create_task(watch.reloader.run())
+        await watch.poll(3)
+        await asyncio.to_thread(file.touch)
+        await watch.poll(3)
+        task.cancel()
+        return watch.adopted
+
+    assert asyncio.run(main()) == []
+
+
+def test_what_changed_between_reading_and_watching_is_taken_over(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[int]:
+        watch = Watch(file, monkeypatch)
+        watch.write(3)
+        task = asyncio.create_task(watch.reloader.run())
+        await watch.poll(3)
+        task.cancel()
+        return watch.adopted
+
+    assert asyncio.run(main()) == [3]
+
+
+def test_an_unforeseen_failure_is_a_refusal_that_shows(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> str:
+        watch = Watch(file, monkeypatch)
+        task = asyncio.create_task(watch.reloader.run())
+        await watch.poll()
+
+        def broken(*_: object) -> Loaded:
+            raise ZeroDivisionError("no idea")
+
+        monkeypatch.setattr(watch.reloader, "_load", broken)
+        watch.write(4)
+        await watch.poll(3)
+        task.cancel()
+        return watch.vitals.readiness().parts["config"].text
+
+    text = asyncio.run(main())
+    assert "the last good one stays in force: ZeroDivisionError: no idea" in text
