@@ -11,6 +11,7 @@ import logging
 import socket
 import socketserver
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.vitals import Report, Vitals
 
 REQUEST_TIMEOUT_S = 10
+_CLOSE_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +55,8 @@ class HttpServer:
             raise HttpError(
                 f"cannot listen on {address}: {error}; choose another --listen-address"
             ) from error
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 1.0}, name="http"
-        )
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._accept, name="http", daemon=True)
         self._thread.start()
         log.info(
             "metrics, health and readiness on http://%s:%d",
@@ -71,9 +72,16 @@ class HttpServer:
 
     def close(self) -> None:
         """Stop listening; running answers end by themselves."""
-        self._server.shutdown()
-        self._thread.join()
+        self._closing.set()
+        with suppress(OSError):  # wakes the thread that waits for a connection
+            socket.create_connection((self._server.server_name, self.port), timeout=1).close()
+        self._thread.join(_CLOSE_TIMEOUT_S)
         self._server.server_close()
+
+    def _accept(self) -> None:
+        """Wait for connections without polling, so that an idle plugin is idle."""
+        while not self._closing.is_set():
+            self._server.handle_request()
 
 
 class _Server(ThreadingWSGIServer):
