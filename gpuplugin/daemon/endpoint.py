@@ -214,16 +214,17 @@ class Endpoint:
         """
         devices = self._plugin.devices
         alone_since_s = time.monotonic()
+        was_open = False
         while True:
-            pause_s = POLL_S * (4 if devices.open_streams else 1)
-            await asyncio.sleep(pause_s)
+            is_open = devices.open_streams > 0
             connected = devices.opened_streams > socket.opened_before
-            if devices.open_streams:
-                alone_since_s = time.monotonic()
-                self._watched_s += pause_s
+            if is_open:
                 self._say("the kubelet watches the device list", ok=True)
             elif connected:
                 self._say("the kubelet's stream has ended", ok=False)
+            if is_open or was_open:
+                alone_since_s = time.monotonic()
+            was_open = is_open
             self._around.metrics.streams.labels(self._resource).set(devices.open_streams)
             if socket.removed:
                 return "socket-removed"
@@ -236,6 +237,10 @@ class Endpoint:
                 return "stream-lost"
             if kubelet and not connected and alone_s > CONNECT_GRACE_S:
                 return "kubelet-did-not-connect"
+            # While a kubelet watches, nothing is urgent.
+            pause_s = POLL_S * (4 if is_open else 1)
+            self._watched_s += pause_s if is_open else 0.0
+            await asyncio.sleep(pause_s)
 
     def _status_from_thread(self, registered: bool, error: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self._registered(accepted=registered, error=error))
