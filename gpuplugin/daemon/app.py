@@ -121,6 +121,7 @@ class Daemon:
             metrics,
             probe_interval_s=lambda: self._loaded.settings.health.probe_interval,
             fail_on_init_error=settings.flags.fail_on_init_error,
+            on_open=lambda: self._look_again(node),
         )
         surroundings = Surroundings(
             dirs=dirs,
@@ -141,6 +142,13 @@ class Daemon:
                 ("reload", self._reloader.run),
             ):
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)
+
+    def _look_again(self, node: Node) -> None:
+        """A driver that comes late brings its files and device nodes with it."""
+        try:
+            node.replanned(node_plans(self._loaded.settings))
+        except ConfigurationMisfit as misfit:
+            log.error("%s", misfit, extra={"event": "configuration-misfit"})  # noqa: TRY400
 
     def _adopt(self, loaded: Loaded, node: Node) -> None:
         """Put a configuration in force; what only counts at start is told, not applied."""

@@ -52,6 +52,7 @@ class Monitor:
         *,
         probe_interval_s: Callable[[], float],
         fail_on_init_error: bool,
+        on_open: Callable[[], None],
     ) -> None:
         self._backend = backend
         self._node = node
@@ -59,6 +60,7 @@ class Monitor:
         self._metrics = metrics
         self._probe_interval_s = probe_interval_s
         self._fail_on_init_error = fail_on_init_error
+        self._on_open = on_open
         self._events_thread = HalThread("hal-events")
         self._query_thread = HalThread("hal-query")
         self._stuck: dict[str, HalThread] = {}
@@ -118,6 +120,7 @@ class Monitor:
                 await asyncio.sleep(backoff.next_s())
                 continue
             self._opened_before = True
+            self._on_open()
             self._node.saw(gpus, probes)
             self._node.happened(events)
             self._node.blinded("")

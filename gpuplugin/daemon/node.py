@@ -72,6 +72,7 @@ class Node:
         self._snapshots: dict[str, ResourceSnapshot] = {}
         self._misfit = ""
         self._specs_unwritten = ""
+        self._replanned = False
         self.resources_changed = asyncio.Event()
         vitals.set("inventory", "no GPU was listed yet", ok=False)
 
@@ -107,7 +108,7 @@ class Node:
         for uuid, probe in probes.items():
             board = board.with_probe(uuid, probe, now_s, self._plans.health)
         self._set_board(board)
-        if changed or self._misfit or self._specs_unwritten:
+        if changed or self._replanned or self._misfit or self._specs_unwritten:
             self._rebuild()
         else:
             self._keep_specs()
@@ -125,6 +126,11 @@ class Node:
             raise ConfigurationMisfit(str(error)) from error
         self._plans = plans
         self._publish()
+
+    def replanned(self, plans: NodePlans) -> None:
+        """The same configuration means something else on this machine now, from `saw` on."""
+        self._plans = plans
+        self._replanned = True
 
     def linked(self, links: Mapping[tuple[str, str], Link]) -> None:
         """The backend told how the GPUs are connected."""
@@ -216,6 +222,7 @@ class Node:
             if note not in self._inventory.notes:
                 log.warning("%s", note, extra={"event": "inventory-note"})
         self._misfit = ""
+        self._replanned = False
         self._inventory = inventory
         self._snapshots = {snapshot.resource.name: snapshot for snapshot in snapshots}
         for name in self._plugins.keys() - self._snapshots.keys():

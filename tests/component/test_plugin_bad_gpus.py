@@ -160,3 +160,26 @@ def test_specs_that_cannot_be_written_at_first_are_tried_again(
     folder.unlink()
     wait_for(kubelet, 3 * REPLICAS)
     eventually(lambda: plugin.ready)
+
+
+def test_a_driver_that_comes_late_has_its_files_in_the_specs(
+    kubelet: Kubelet, driver: PickyDriver, start_plugin: StartPlugin, tmp_path: Path
+) -> None:
+    root, folder = tmp_path / "driver", tmp_path / "cdi"
+    libraries = root / "usr/lib64"
+    libraries.mkdir(parents=True)
+    driver.on_open = HalError("no driver yet")
+    flags = {
+        "--backend": "nvml",
+        "--driver-root-ctr-path": str(root),
+        "--device-list-strategy": "cdi-cri",
+        "--cdi-root": str(folder),
+    }
+    plugin = start_plugin(driver, flags=flags)
+    eventually(lambda: plugin.metric("gpuplugin_monitor_failures_total", stage="open") >= 1)
+
+    (libraries / "libcuda.so.580.1").write_text("")
+    driver.on_open = None
+    wait_for(kubelet, 3 * REPLICAS)
+    spec = (folder / "k8s.device-plugin.nvidia.com-gpu.json").read_text()
+    assert '"/usr/lib64/libcuda.so.580.1"' in spec
