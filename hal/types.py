@@ -105,6 +105,8 @@ class Probe:
     row_remap_failed: bool
     uncorrectable_ecc: int
     epoch: str
+    thermal_shutdown: bool = False
+    """At or above the temperature at which the GPU shuts itself down; hot alone is not it."""
 
     @property
     def clean(self) -> bool:
@@ -112,6 +114,7 @@ class Probe:
         return (
             self.reachable
             and not self.row_remap_failed
+            and not self.thermal_shutdown
             and self.recovery_action in (RecoveryAction.NONE, RecoveryAction.UNKNOWN)
         )
 
