@@ -103,7 +103,8 @@ class Probe:
     recovery_action: RecoveryAction
     row_remap_pending: bool
     row_remap_failed: bool
-    uncorrectable_ecc: int
+    uncorrectable_ecc: int | None
+    """Errors since the driver was loaded or the GPU was reset; None where it cannot be read."""
     epoch: str
     thermal_shutdown: bool = False
     """At or above the temperature at which the GPU shuts itself down; hot alone is not it."""

@@ -70,6 +70,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--cdi-root", default=DEFAULT_CDI_ROOT, metavar="DIR", help=f"default {DEFAULT_CDI_ROOT}"
     )
 
+    health = commands.add_parser("health", help="health of the GPUs, as the running plugin sees it")
+    health.set_defaults(module="health", function="show")
+    health.add_argument("--json", action="store_true", help="print JSON")
+    add_options(health, sections=(), names=("--kubelet-dir",))
+    health_commands = health.add_subparsers(metavar="COMMAND")
+    clear = health_commands.add_parser("clear", help="say that a fault is over")
+    clear.set_defaults(module="health", function="clear")
+    clear.add_argument("unit", metavar="UUID|INDEX|all", help="a GPU or MIG device")
+    add_options(clear, sections=(), names=("--kubelet-dir",))
+
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
     demo.set_defaults(module="demo", function="demo")
     demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")

@@ -70,6 +70,7 @@ def _add(parser: argparse.ArgumentParser, option: Option) -> None:
         return
     metavar = "|".join(option.choices) or {
         Kind.LIST: "A,B",
+        Kind.XIDS: "N,M",
         Kind.DURATION: "DURATION",
         Kind.STRING: "VALUE",
     }.get(option.kind, "VALUE")

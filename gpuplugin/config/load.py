@@ -25,6 +25,7 @@ from gpuplugin.config.options import (
 )
 from gpuplugin.config.schema import Settings
 from gpuplugin.config.unknown import misshapen, unknown_keys
+from gpuplugin.config.values import XID_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from gpuplugin.config.document import KeyPath
 
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
-_UNSUPPORTED_VARIABLES = ("DP_DISABLE_HEALTHCHECKS", "DP_ENABLE_HEALTHCHECKS")
 DEFAULT_FILE = "the built-in default.yaml"
 _DEFAULTS = {"daemon": {"kubeletDir": DEFAULT_KUBELET_DIR, "cdiRoot": DEFAULT_CDI_ROOT}}
 
@@ -132,7 +132,7 @@ def load_settings(
     unknown = _unknown(document)
     if settings.daemon.strict_config and unknown:
         raise ConfigError(unknown)
-    warnings = (*unknown, *_without_strategy(settings, layers), *_unsupported(environment))
+    warnings = (*unknown, *_without_strategy(settings, layers), *_malformed(environment))
     return Loaded(settings, config_file or DEFAULT_FILE, config_file or None, warnings)
 
 
@@ -327,8 +327,13 @@ def _without_strategy(settings: Settings, layers: Sequence[_Layer]) -> Iterator[
         yield Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text)
 
 
-def _unsupported(environment: Mapping[str, str]) -> Iterator[Problem]:
-    """Variables of NVIDIA's plugin that nothing reads here; empty ones mean nothing there too."""
-    for variable in _UNSUPPORTED_VARIABLES:
-        if environment.get(variable):
-            yield Problem(variable, "", "is not supported yet and has no effect")
+def _malformed(environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Parts of variables that nobody can make sense of, and that take nothing else along."""
+    for option in OPTIONS:
+        variable = next((name for name in option.variables if name in environment), None)
+        for token in option.malformed(environment[variable]) if variable else ():
+            yield Problem(
+                variable or "",
+                dotted(option.path),
+                f"{token!r} is left out: it is no Xid, nor one of {', '.join(sorted(XID_WORDS))}",
+            )

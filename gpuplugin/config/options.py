@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from gpuplugin.config.values import parse_bool
+from gpuplugin.config.values import parse_bool, parse_xids
 
-Value: TypeAlias = str | bool | list[str] | list[int]
+Value: TypeAlias = str | bool | list[str] | list[int] | list[int | str]
 
 
 class Kind(Enum):
@@ -23,6 +23,7 @@ class Kind(Enum):
     LIST = "list"
     DURATION = "duration"
     INTEGERS = "integers"
+    XIDS = "xids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,21 @@ class Option:
         return text
 
     def read_variable(self, text: str) -> Value | None:
-        """As `read`; a variable that is set but empty is "", false, or (None) as if not set."""
+        """As `read`; a variable that is set but empty is "", false, or (None) as if not set.
+
+        Xids that are none are left out, as NVIDIA's plugin does; `malformed` names them.
+        """
+        if self.kind is Kind.XIDS:
+            return parse_xids(text)[0] or None
         if text:
             return self.read(text)
         if self.kind is Kind.BOOL:
             return False
         return "" if self.kind is Kind.STRING else None
+
+    def malformed(self, text: str) -> list[str]:
+        """What `read_variable` leaves out of a variable's text."""
+        return parse_xids(text)[1] if self.kind is Kind.XIDS else []
 
 
 def _items(text: str) -> list[str]:
@@ -229,6 +239,27 @@ OPTIONS: tuple[Option, ...] = (
         ("health", "probeInterval"),
         Kind.DURATION,
         "how often GPUs are listed and probed, for example 5s",
+    ),
+    Option(
+        ("--health-blind-after",),
+        ("GPUPLUGIN_HEALTH_BLIND_AFTER",),
+        ("health", "blindAfter"),
+        Kind.DURATION,
+        "GPUs that cannot be watched for this long count as Unhealthy, for example 10s",
+    ),
+    Option(
+        ("--health-ignore-xids",),
+        ("DP_DISABLE_HEALTHCHECKS",),
+        ("health", "ignoreXids"),
+        Kind.XIDS,
+        "Xids that leave a GPU healthy; xids: all of them; all: no health check but an answer",
+    ),
+    Option(
+        ("--health-fatal-xids",),
+        ("DP_ENABLE_HEALTHCHECKS",),
+        ("health", "fatalXids"),
+        Kind.XIDS,
+        "Xids that make a GPU Unhealthy, whatever else is ignored; all: every Xid",
     ),
     Option(
         ("--backend",),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.config.values import XID_WORDS
+from gpuplugin.core.faults import XidPolicy
 from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.injection import InjectionPlan, imex_channel_node
 from gpuplugin.core.inventory import Plan
 from gpuplugin.core.selection import GpuFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from gpuplugin.config.schema import Settings
 
@@ -78,9 +80,22 @@ def driver_root(settings: Settings) -> Path:
 
 
 def health_policy(settings: Settings) -> HealthPolicy:
-    """The patience of the health machine."""
+    """What the health machine minds, and its patience."""
     health = settings.health
+    ignored, fatal = health.ignore_xids, health.fatal_xids
     return HealthPolicy(
         quiet_period_s=health.quiet_period,
         quiet_period_cap_s=max(health.quiet_period_cap, health.quiet_period),
+        flap_memory_s=health.flap_memory,
+        xids=XidPolicy(
+            ignored=_numbers(ignored),
+            fatal=_numbers(fatal),
+            all_ignored=not XID_WORDS.isdisjoint(ignored),
+            all_fatal=not XID_WORDS.isdisjoint(fatal),
+        ),
+        hardware_checks="all" not in ignored,
     )
+
+
+def _numbers(terms: Iterable[int | str]) -> frozenset[int]:
+    return frozenset(term for term in terms if isinstance(term, int))

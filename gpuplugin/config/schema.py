@@ -20,17 +20,26 @@ from gpuplugin.config.section import (
     Seconds,
     Section,
     Strings,
+    XidTerms,
 )
 from gpuplugin.config.sharing import ResourcesSection, SharingSection
 
 
 class HealthSection(Section):
-    """health: how soon a GPU that failed is used again, and how often GPUs are looked at."""
+    """health: what makes a GPU Unhealthy, how soon it is used again, how often it is looked at."""
 
     quiet_period: Period = 30.0
     quiet_period_cap: Seconds = 1800.0
     """the longest that relapses make of the quiet period, each of which doubles it"""
+    flap_memory: Seconds = 3600.0
+    """healthy for this long, a GPU's earlier faults no longer lengthen its quiet period"""
     probe_interval: Period = 5.0
+    blind_after: Period = 10.0
+    """GPUs that cannot be watched for this long count as Unhealthy"""
+    ignore_xids: XidTerms = []
+    """Xids that leave a GPU healthy; `xids`: all of them; `all`: no health check but an answer"""
+    fatal_xids: XidTerms = []
+    """Xids that make a GPU Unhealthy, whatever ignoreXids says; `all`: every Xid"""
 
 
 class GpusSection(Section):

@@ -15,7 +15,13 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from gpuplugin.config.values import full_resource_name, listen_address, parse_duration_s
+from gpuplugin.config.values import (
+    XID_WORDS,
+    full_resource_name,
+    listen_address,
+    parse_duration_s,
+    parse_xids,
+)
 
 _SHORTEST_PERIOD_S = 0.01
 
@@ -76,6 +82,22 @@ def _at_least_10ms(seconds: float) -> float:
     return seconds
 
 
+def _xid_terms(value: object) -> object:
+    """A number, a word, a comma list or a list of these; all of it must be right."""
+    if isinstance(value, list):
+        return [term for item in value for term in _xids(item)]
+    return _xids(value)
+
+
+def _xids(item: object) -> list[int | str]:
+    is_text = isinstance(item, int | float | str) and not isinstance(item, bool)
+    good, bad = parse_xids(str(_integral(item))) if is_text else ([], [""])
+    if bad or not good:
+        words = ", ".join(sorted(XID_WORDS))
+        raise ValueError(f"must be Xid numbers or one of {words}, found {item!r}")
+    return good
+
+
 Integer = Annotated[int, BeforeValidator(_integral)]
 
 
@@ -109,5 +131,7 @@ Folder = Annotated[
 ]
 """A folder by its absolute path."""
 DeviceTerms = Annotated[list[str], BeforeValidator(_device_terms)]
+XidTerms = Annotated[list[int | str], BeforeValidator(_xid_terms)]
+"""Xids by number; `all` or `xids` for all of them."""
 ListenAddress = Annotated[str, AfterValidator(listen_address)]
 Strings = Annotated[list[str], BeforeValidator(_listed)]

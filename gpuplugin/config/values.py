@@ -11,6 +11,8 @@ from ipaddress import IPv6Address
 RESOURCE_PREFIX = "nvidia.com/"
 MAX_RESOURCE_NAME = 63
 MAX_PORT = 65535
+XID_WORDS = frozenset({"all", "xids"})
+"""What stands for every Xid; as an exception, `all` means checks of every other kind too."""
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -110,3 +112,20 @@ def device_reference(value: object) -> str:
         "names no device: an index (0), a MIG index (0:1), GPU-<uuid>, MIG-<uuid> or "
         f"MIG-GPU-<uuid>/<gi>/<ci>, found {value!r}"
     )
+
+
+def parse_xids(text: str) -> tuple[list[int | str], list[str]]:
+    """Xids of a comma list, `all` and `xids` among them in any case, and the tokens that are none.
+
+    The shape of DP_DISABLE_HEALTHCHECKS, in which a wrong token takes nothing else along.
+    """
+    good: list[int | str] = []
+    bad: list[str] = []
+    for token in (part.strip().lower() for part in text.split(",")):
+        if token in XID_WORDS:
+            good.append(token)
+        elif token.isascii() and token.isdecimal() and int(token) > 0:
+            good.append(int(token))
+        elif token:
+            bad.append(token)
+    return good, bad

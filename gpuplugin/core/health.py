@@ -1,20 +1,32 @@
-"""The health machine of one GPU: Healthy -> Unhealthy -> Recovering -> Healthy.
+"""The health machine of one GPU or MIG device: Healthy -> Unhealthy -> Recovering -> Healthy.
 
-Pure transitions over events, probes and `now_s` (seconds of any monotonic clock). The states of all
-GPUs of a node, and what an unnamed event does to them, are in `healthboard`.
+Pure transitions over events, probes and `now_s` (seconds of any monotonic clock). What counts as a
+fault is in `faults`; the states of all GPUs of a node are in `healthboard`.
 
-A fault makes a GPU Unhealthy. A clean probe makes it Recovering; where the Xid asks for a reset or
-a reboot, only once there is evidence of one: the probe's epoch changed, or the hardware was seen
-down (unreachable, or with a recovery action pending) since the fault. After the quiet period, and
-with another clean probe, it is Healthy again. Each relapse doubles the quiet period, up to a cap.
+A fault makes it Unhealthy. A clean probe makes it Recovering, once what the fault's cure asks for
+was seen: for a reset, that the probe's epoch changed, that a counter of the driver fell back, or
+that the hardware was down (unreachable, or with a recovery action pending) since the fault. After
+the quiet period, and with another clean probe, it is Healthy again. Each relapse doubles the quiet
+period, up to a cap.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from hal import EccError, Event, GpuAppeared, GpuDisappeared, Probe, XidAction, XidError, lookup_xid
+from gpuplugin.core.faults import (
+    CONTAINED_MEMORY_ERROR,
+    Cause,
+    Cure,
+    Fault,
+    XidPolicy,
+    fault_of_ecc_count,
+    fault_of_event,
+    fault_of_probe,
+)
+from hal import Event, Probe, RecoveryAction, XidError
 
 
 class Status(Enum):
@@ -27,146 +39,180 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """How patient the machine is.
+    """What the machine minds, and how patient it is.
 
     `quiet_period_s`: without a fault before a GPU is used again; doubled by each relapse up to
     `quiet_period_cap_s`. `flap_memory_s`: healthy for this long, earlier faults are forgotten.
+    `hardware_checks`: whether ECC, row remapping, temperature and the driver's recovery action
+    count; a GPU that does not answer always does.
     """
 
     quiet_period_s: float = 30.0
     quiet_period_cap_s: float = 1800.0
     flap_memory_s: float = 3600.0
+    xids: XidPolicy = field(default_factory=XidPolicy)
+    hardware_checks: bool = True
+
+    @property
+    def needs_events(self) -> bool:
+        """False if nothing that the driver could report would change anything."""
+        return self.hardware_checks or not self.xids.none_fatal
+
+
+CONTAINED_WINDOW_S = 5.0
+"""An uncorrectable ECC event and the Xid that calls it contained come within this time."""
 
 
 @dataclass(frozen=True, slots=True)
-class GpuHealth:
-    """Health of one GPU since `since_s`.
+class Health:
+    """Health since `since_s`; `fault` is why it is not healthy.
 
-    `reason` and `action` are short texts, empty while healthy; `xid` is the code that caused the
-    state, if one did. `faults` counts recent faults; `epoch` is that of the last probe; `down_seen`
-    is true once the hardware was seen down, or under another epoch, since the fault.
+    `faults` counts recent faults; `epoch` and `ecc_count` are those of the last probe;
+    `reset_seen` is true once there was evidence of a reset since the fault; `obstacle` is what the
+    last look found wrong, None if it was clean; `contained_s` is when the driver last called a
+    memory error contained, `ecc_told` whether an event told of one since the last probe.
     """
 
     since_s: float
     status: Status = Status.HEALTHY
-    reason: str = ""
-    action: str = ""
-    xid: int | None = None
-    needs_reset: bool = False
+    fault: Fault | None = None
     faults: int = 0
     epoch: str | None = None
-    down_seen: bool = False
+    ecc_count: int | None = None
+    reset_seen: bool = False
+    obstacle: Fault | None = None
+    contained_s: float = -math.inf
+    ecc_told: bool = False
 
     @property
     def healthy(self) -> bool:
         """True if its devices may be given out."""
         return self.status is Status.HEALTHY
 
-
-_RESET_ACTIONS = frozenset(
-    {
-        XidAction.RESET_GPU,
-        XidAction.ECC_WORKFLOW,
-        XidAction.REBOOT_NODE,
-        XidAction.RESTART_VM,
-    }
-)
+    @property
+    def needs_reset(self) -> bool:
+        """True if only a reset, a reboot or a person can end the fault."""
+        return self.fault is not None and self.fault.cure is Cure.RESET
 
 
-def on_event(health: GpuHealth, event: Event, now_s: float) -> GpuHealth:
-    """The state after an event of this GPU.
+class StillFaulty(Exception):
+    """A state cannot be cleared: the hardware itself reports a fault now."""
 
-    Application Xids, ECC events (the Xid or the probe says whether they matter) and the return of
-    a GPU change nothing by themselves.
+
+def on_event(health: Health, event: Event, now_s: float, policy: HealthPolicy) -> Health:
+    """The state after an event.
+
+    Application Xids, corrected ECC events and the return of a GPU change nothing by themselves.
     """
-    match event:
-        case XidError(xid=code):
-            xid = lookup_xid(code)
-            if xid.action.application_error:
+    if isinstance(event, XidError) and event.xid == CONTAINED_MEMORY_ERROR:
+        health = _contained(health, now_s)
+    fault = fault_of_event(event, policy.xids, hardware_checks=policy.hardware_checks)
+    if fault is None:
+        return health
+    match fault.cause:
+        case Cause.ECC:
+            health = replace(health, ecc_told=True)
+            if now_s - health.contained_s < CONTAINED_WINDOW_S:
                 return health
-            reason = f"Xid {code}: {xid.meaning}"
-            needs_reset = xid.action in _RESET_ACTIONS
-            action = xid.action.value
-            return _fault(health, now_s, reason, action, needs_reset=needs_reset, xid=code)
-        case GpuDisappeared():
-            return _fault(
-                replace(health, down_seen=True),
-                now_s,
-                "GPU lost",
-                "reset-or-reboot",
-                needs_reset=True,
-                down_seen=True,
-            )
-        case EccError() | GpuAppeared():
-            return health
+        case Cause.LOST:
+            return _fault(replace(health, obstacle=fault), fault, now_s, down=True)
+    return _fault(health, fault, now_s, down=False)
 
 
-def on_probe(health: GpuHealth, probe: Probe, now_s: float, policy: HealthPolicy) -> GpuHealth:
+def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -> Health:
     """The state after looking at the hardware."""
-    restarted = health.epoch is not None and probe.epoch != health.epoch
-    health = replace(health, epoch=probe.epoch, down_seen=health.down_seen or restarted)
-    if not probe.clean:
-        reason, action = _why_not_clean(probe)
-        return _fault(health, now_s, reason, action, needs_reset=False, down_seen=True)
+    obstacle = fault_of_probe(probe, hardware_checks=policy.hardware_checks)
+    missed = None if health.ecc_told else fault_of_ecc_count(health.ecc_count, probe)
+    health = replace(_noted(health, probe), obstacle=obstacle, ecc_told=False)
+    if obstacle is not None:
+        return _fault(health, obstacle, now_s, down=True)
+    if missed is not None and policy.hardware_checks:
+        return _fault(health, missed, now_s, down=False)
     match health.status:
         case Status.HEALTHY:
             forgiven = health.faults and now_s - health.since_s >= policy.flap_memory_s
-            return replace(health, down_seen=False, faults=0 if forgiven else health.faults)
+            faults = 0 if forgiven else health.faults
+            return replace(health, reset_seen=False, faults=faults)
         case Status.UNHEALTHY:
-            if health.needs_reset and not health.down_seen:
+            if not _cured(health, probe):
                 return health
             # What answered this fault must not count for the next one.
-            return replace(health, status=Status.RECOVERING, since_s=now_s, down_seen=False)
+            return replace(health, status=Status.RECOVERING, since_s=now_s, reset_seen=False)
         case Status.RECOVERING:
             if now_s - health.since_s < quiet_period_s(health, policy):
-                return replace(health, down_seen=False)
-            return GpuHealth(since_s=now_s, faults=health.faults, epoch=probe.epoch)
+                return replace(health, reset_seen=False)
+            return Health(
+                now_s, faults=health.faults, epoch=probe.epoch, ecc_count=health.ecc_count
+            )
 
 
-def quiet_period_s(health: GpuHealth, policy: HealthPolicy) -> float:
-    """How long the GPU must stay without a fault, given how often it failed lately."""
+def cleared(health: Health, now_s: float) -> Health:
+    """The state after a person said that the fault is over: Healthy, with nothing held against it.
+
+    Raises:
+        StillFaulty: the last probe was not clean; the text is what it found.
+    """
+    if health.obstacle is not None:
+        raise StillFaulty(health.obstacle.reason)
+    return Health(now_s, epoch=health.epoch, ecc_count=health.ecc_count)
+
+
+def quiet_period_s(health: Health, policy: HealthPolicy) -> float:
+    """How long there must be no fault, given how often there was one lately."""
     doublings = min(max(health.faults - 1, 0), 32)
     period_s = policy.quiet_period_s * float(2**doublings)
     return min(period_s, policy.quiet_period_cap_s)
 
 
-def _fault(
-    health: GpuHealth,
-    now_s: float,
-    reason: str,
-    action: str,
-    *,
-    needs_reset: bool,
-    xid: int | None = None,
-    down_seen: bool = False,
-) -> GpuHealth:
-    """Enter or stay in Unhealthy; there, only a fault that needs a reset takes over the reason."""
-    if health.status is Status.UNHEALTHY:
-        graver = needs_reset and not health.needs_reset
-        return replace(
-            health,
-            reason=reason if graver else health.reason,
-            action=action if graver else health.action,
-            xid=xid if graver else health.xid,
-            needs_reset=health.needs_reset or needs_reset,
-            down_seen=(health.down_seen and not needs_reset) or down_seen,
-        )
+def _noted(health: Health, probe: Probe) -> Health:
+    """What a probe tells besides faults: its epoch, and whether there was a reset before it."""
+    restarted = health.epoch is not None and probe.epoch != health.epoch
+    count = probe.uncorrectable_ecc
+    # The driver counts from its load or the GPU's reset on: a count that fell began anew.
+    fell_back = count is not None and health.ecc_count is not None and count < health.ecc_count
     return replace(
         health,
-        status=Status.UNHEALTHY,
-        since_s=now_s,
-        reason=reason,
-        action=action,
-        xid=xid,
-        needs_reset=needs_reset,
-        faults=health.faults + 1,
-        down_seen=down_seen,
+        epoch=probe.epoch,
+        ecc_count=health.ecc_count if count is None else count,
+        reset_seen=health.reset_seen or restarted or (probe.reachable and fell_back),
     )
 
 
-def _why_not_clean(probe: Probe) -> tuple[str, str]:
-    if not probe.reachable:
-        return "GPU does not answer", "reset-or-reboot"
-    if probe.row_remap_failed:
-        return "memory row remapping failed", "contact-support"
-    return "the driver asks for a recovery action", probe.recovery_action.value
+def _cured(health: Health, probe: Probe) -> bool:
+    if health.reset_seen or health.fault is None:
+        return True
+    match health.fault.cure:
+        case Cure.CLEAN_PROBE:
+            return True
+        case Cure.DRIVERS_WORD:
+            return probe.recovery_action is RecoveryAction.NONE
+        case Cure.RESET:
+            return False
+
+
+def _contained(health: Health, now_s: float) -> Health:
+    """The driver calls a memory error contained: an ECC event alone is then no fault."""
+    fault = health.fault
+    doubted = fault is not None and fault.cause is Cause.ECC
+    recent = now_s - health.since_s < CONTAINED_WINDOW_S
+    if health.status is Status.UNHEALTHY and doubted and recent and health.obstacle is None:
+        faults = max(0, health.faults - 1)
+        health = replace(health, status=Status.HEALTHY, since_s=now_s, fault=None, faults=faults)
+    return replace(health, contained_s=now_s, ecc_told=True)
+
+
+def _fault(health: Health, fault: Fault, now_s: float, *, down: bool) -> Health:
+    """Enter or stay in Unhealthy; there, only a fault of a graver cure takes over the reason."""
+    if health.status is not Status.UNHEALTHY or health.fault is None:
+        return replace(
+            health,
+            status=Status.UNHEALTHY,
+            since_s=now_s,
+            fault=fault,
+            faults=health.faults + 1,
+            reset_seen=down,
+        )
+    graver = fault.cure > health.fault.cure
+    # A reset that was seen before a fault which needs one says nothing of that fault.
+    answered = health.reset_seen and fault.cure is Cure.CLEAN_PROBE
+    return replace(health, fault=fault if graver else health.fault, reset_seen=answered or down)

@@ -1,108 +1,222 @@
-"""The health of all GPUs of a node as one immutable value, and what changed between two of them."""
+"""The health of all GPUs and MIG devices of a node as one immutable value, and what changed.
+
+A MIG device has a state of its own, for faults that name its instance; a fault of its GPU concerns
+it all the same. The machine behind each state is in `health`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from gpuplugin.core.health import GpuHealth, on_event, on_probe
-from hal import GpuAppeared, GpuDisappeared, GpuState
+from gpuplugin.core.health import Health, cleared, on_event, on_probe
+from hal import GpuAppeared, GpuDisappeared, GpuState, XidError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
+    from gpuplugin.core.faults import Fault
     from gpuplugin.core.health import HealthPolicy, Status
-    from hal import Event, Gpu, Probe
+    from hal import Event, Gpu, MigDevice, Probe
+
+
+States: TypeAlias = Mapping[str, Health]
+"""Health by UUID."""
+
+
+def _none() -> States:
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One GPU changed its status."""
+    """A GPU, or MIG device of it, changed its status; `fault` is why it is not healthy."""
 
     uuid: str
+    gpu_uuid: str
     before: Status | None
     after: Status
-    reason: str
-    action: str
-    xid: int | None
+    fault: Fault | None
+
+
+class UnknownUnit(Exception):
+    """No GPU or MIG device of that UUID is on the board."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthBoard:
-    """Health by UUID. `blind` is why nothing can be watched now, empty if all is well.
+    """Health of GPUs, and of the MIG devices of each GPU, by UUID.
 
-    While the monitor is blind no device counts as healthy, whatever its last known state.
+    `blind` is why nothing can be watched now, empty if all is well: meanwhile nothing counts as
+    healthy, whatever its last known state.
     """
 
-    gpus: Mapping[str, GpuHealth] = field(default_factory=lambda: MappingProxyType({}))
+    gpus: States = field(default_factory=_none)
+    instances: Mapping[str, tuple[MigDevice, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """MIG devices by the UUID of their GPU."""
+    mig: States = field(default_factory=_none)
     blind: str = ""
 
-    def healthy(self, uuid: str) -> bool:
-        """True if the GPU is known, healthy and watched."""
-        health = self.gpus.get(uuid)
-        return health is not None and health.healthy and not self.blind
+    def healthy(self, gpu_uuid: str, mig_uuid: str | None = None) -> bool:
+        """True if a device may be given out: known, watched, without a fault.
+
+        Without `mig_uuid` the whole GPU is meant, which is no healthier than its MIG devices.
+        """
+        health = self.gpus.get(gpu_uuid)
+        if health is None or not health.healthy or self.blind:
+            return False
+        if mig_uuid is None:
+            return all(self.mig[one.uuid].healthy for one in self.instances.get(gpu_uuid, ()))
+        instance = self.mig.get(mig_uuid)
+        return instance is not None and instance.healthy
+
+    @property
+    def units(self) -> States:
+        """GPUs and MIG devices alike."""
+        return {**self.gpus, **self.mig}
 
     def status_of(self, uuid: str) -> Status | None:
-        """The status of a GPU, None if it is not on the board."""
-        health = self.gpus.get(uuid)
+        """The status of a GPU or MIG device, None if it is not on the board."""
+        health = self.gpus.get(uuid) or self.mig.get(uuid)
         return health.status if health else None
 
-    def with_gpus(self, gpus: Iterable[Gpu], now_s: float) -> HealthBoard:
-        """The board after an enumeration: new GPUs enter, known ones stay.
+    def gpu_of(self, uuid: str) -> str:
+        """The GPU that a GPU or MIG device belongs to.
 
-        A GPU that is found lost, or that is missing, counts as disappeared.
+        Raises:
+            UnknownUnit: there is none.
+        """
+        if uuid in self.gpus:
+            return uuid
+        for gpu_uuid, devices in self.instances.items():
+            if any(device.uuid == uuid for device in devices):
+                return gpu_uuid
+        raise UnknownUnit(uuid)
+
+    def with_gpus(self, gpus: Iterable[Gpu], now_s: float, policy: HealthPolicy) -> HealthBoard:
+        """The board after an enumeration: what is new enters, what is known stays.
+
+        A GPU that is found lost, or that is missing, counts as disappeared, with the MIG devices
+        that it had. A MIG device that a GPU no longer has leaves the board.
         """
         states = dict(self.gpus)
+        instances = dict(self.instances)
         seen: set[str] = set()
         for gpu in gpus:
             seen.add(gpu.uuid)
-            states.setdefault(gpu.uuid, GpuHealth(since_s=now_s))
+            states.setdefault(gpu.uuid, Health(now_s))
             if gpu.state is GpuState.LOST:
-                states[gpu.uuid] = on_event(states[gpu.uuid], GpuDisappeared(gpu.uuid), now_s)
+                states[gpu.uuid] = _gone(states[gpu.uuid], gpu.uuid, now_s, policy)
+            instances[gpu.uuid] = gpu.mig_devices
         for uuid in states.keys() - seen:
-            states[uuid] = on_event(states[uuid], GpuDisappeared(uuid), now_s)
-        return replace(self, gpus=MappingProxyType(states))
+            states[uuid] = _gone(states[uuid], uuid, now_s, policy)
+        mig = {
+            device.uuid: self.mig.get(device.uuid) or Health(now_s, epoch=states[uuid].epoch)
+            for uuid, devices in instances.items()
+            for device in devices
+        }
+        return replace(
+            self,
+            gpus=MappingProxyType(states),
+            instances=MappingProxyType(instances),
+            mig=MappingProxyType(mig),
+        )
 
-    def with_event(self, event: Event, now_s: float) -> HealthBoard:
+    def with_event(self, event: Event, now_s: float, policy: HealthPolicy) -> HealthBoard:
         """The board after an event; one that names no GPU, or an unknown one, concerns all.
 
-        Arrivals and departures are the exception: an unknown GPU is nobody's fault.
+        Arrivals and departures are the exception: an unknown GPU is nobody's fault. An Xid that
+        names MIG instances of a GPU concerns those alone.
         """
         if event.uuid not in self.gpus and isinstance(event, GpuAppeared | GpuDisappeared):
             return self
+        named = self._named_instances(event)
+        if named:
+            return replace(self, mig=_changed(self.mig, named, event, now_s, policy))
         uuid = event.uuid
         touched = [uuid] if uuid is not None and uuid in self.gpus else list(self.gpus)
-        states = dict(self.gpus)
-        for uuid in touched:
-            states[uuid] = on_event(states[uuid], event, now_s)
-        return replace(self, gpus=MappingProxyType(states))
+        return replace(self, gpus=_changed(self.gpus, touched, event, now_s, policy))
 
     def with_probe(
         self, uuid: str, probe: Probe, now_s: float, policy: HealthPolicy
     ) -> HealthBoard:
-        """The board after a probe of one GPU; a probe of an unknown GPU changes nothing."""
+        """The board after a probe of one GPU; a probe of an unknown GPU changes nothing.
+
+        Its MIG devices recover by it too. What it finds wrong is the GPU's fault, not theirs.
+        """
         if uuid not in self.gpus:
             return self
-        states = dict(self.gpus)
-        states[uuid] = on_probe(states[uuid], probe, now_s, policy)
-        return replace(self, gpus=MappingProxyType(states))
+        states = {**self.gpus, uuid: on_probe(self.gpus[uuid], probe, now_s, policy)}
+        mig = dict(self.mig)
+        for device in self.instances.get(uuid, ()):
+            health = mig[device.uuid]
+            mig[device.uuid] = (
+                replace(health, epoch=probe.epoch)
+                if health.healthy
+                else on_probe(health, probe, now_s, policy)
+            )
+        return replace(self, gpus=MappingProxyType(states), mig=MappingProxyType(mig))
+
+    def cleared(self, uuid: str, now_s: float) -> HealthBoard:
+        """The board after a person cleared a GPU with its MIG devices, or one MIG device.
+
+        Raises:
+            UnknownUnit: there is no such GPU or MIG device.
+            StillFaulty: the hardware itself reports a fault now.
+        """
+        if uuid in self.mig:
+            return replace(
+                self, mig=MappingProxyType({**self.mig, uuid: cleared(self.mig[uuid], now_s)})
+            )
+        if uuid not in self.gpus:
+            raise UnknownUnit(uuid)
+        mine = {device.uuid for device in self.instances.get(uuid, ())}
+        gpus = {**self.gpus, uuid: cleared(self.gpus[uuid], now_s)}
+        mig = {
+            one: Health(now_s, epoch=health.epoch) if one in mine else health
+            for one, health in self.mig.items()
+        }
+        return replace(self, gpus=MappingProxyType(gpus), mig=MappingProxyType(mig))
 
     def blinded(self, why: str) -> HealthBoard:
         """The board while the monitor cannot watch; an empty text says that it can again."""
         return replace(self, blind=why)
 
     def transitions_from(self, before: HealthBoard) -> tuple[Transition, ...]:
-        """Status changes from `before` to this board, by UUID."""
+        """Status changes from `before` to this board: GPUs, then MIG devices, by UUID."""
         return tuple(
-            Transition(
-                uuid,
-                before.status_of(uuid),
-                health.status,
-                health.reason,
-                health.action,
-                health.xid,
-            )
-            for uuid, health in sorted(self.gpus.items())
+            Transition(uuid, self.gpu_of(uuid), before.status_of(uuid), health.status, health.fault)
+            for states in (self.gpus, self.mig)
+            for uuid, health in sorted(states.items())
             if before.status_of(uuid) is not health.status
         )
+
+    def _named_instances(self, event: Event) -> list[str]:
+        """UUIDs of the MIG devices that an Xid names; one of GI and CI may be unknown."""
+        if not isinstance(event, XidError) or event.uuid is None:
+            return []
+        if event.gpu_instance is None and event.compute_instance is None:
+            return []
+        return [
+            device.uuid
+            for device in self.instances.get(event.uuid, ())
+            if event.gpu_instance in (None, device.gpu_instance)
+            and event.compute_instance in (None, device.compute_instance)
+        ]
+
+
+def _gone(health: Health, uuid: str, now_s: float, policy: HealthPolicy) -> Health:
+    return on_event(health, GpuDisappeared(uuid), now_s, policy)
+
+
+def _changed(
+    states: States, uuids: Iterable[str], event: Event, now_s: float, policy: HealthPolicy
+) -> States:
+    after = dict(states)
+    for uuid in uuids:
+        after[uuid] = on_event(after[uuid], event, now_s, policy)
+    return MappingProxyType(after)

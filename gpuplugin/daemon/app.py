@@ -7,13 +7,19 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
+from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.endpoint import Surroundings
 from gpuplugin.daemon.endpoints import Endpoints
 from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
-from gpuplugin.daemon.plans import node_plans, remove_unwanted_specs, warn_of_exposure
+from gpuplugin.daemon.plans import (
+    monitor_plan,
+    node_plans,
+    remove_unwanted_specs,
+    warn_of_exposure,
+)
 from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
@@ -84,6 +90,7 @@ class Daemon:
         Raises:
             Fatal: it cannot go on; the text says why.
         """
+        asyncio.get_running_loop().set_exception_handler(self._unforeseen)
         address = self._loaded.settings.daemon.listen_address
         try:
             http = self._http = HttpServer(address, self.vitals, self.metrics)
@@ -99,6 +106,17 @@ class Daemon:
         finally:
             self._http = None
             http.close()
+
+    def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
+        """A callback or a forgotten task failed: nobody else would tell of it."""
+        self.metrics.task_restarts.labels(task="callback").inc()
+        error = what.get("exception")
+        log.error(
+            "%s",
+            what.get("message", "a callback failed"),
+            exc_info=error if isinstance(error, BaseException) else None,
+            extra={"event": "unforeseen"},
+        )
 
     async def _serve(self) -> None:
         settings = self._loaded.settings
@@ -119,7 +137,7 @@ class Daemon:
             node,
             vitals,
             metrics,
-            probe_interval_s=lambda: self._loaded.settings.health.probe_interval,
+            plan=lambda: monitor_plan(self._loaded.settings),
             fail_on_init_error=settings.flags.fail_on_init_error,
             on_open=lambda: self._look_again(node),
         )
@@ -134,12 +152,14 @@ class Daemon:
         self._reloader = Reloader(
             self._loaded, self._load, lambda loaded: self._adopt(loaded, node), vitals, metrics
         )
+        control = ControlServer(dirs.of(settings.daemon.way_of_registration), node)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_heartbeat(vitals), name="heartbeat")
             for name, task in (
                 ("monitor", monitor.run),
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
+                ("control", control.run),
             ):
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)
 

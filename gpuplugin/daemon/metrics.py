@@ -54,7 +54,7 @@ class Metrics:
         )
         self.gpu_health = Gauge(
             "gpuplugin_gpu_health",
-            "1 for the state that the GPU is in, 0 for the others.",
+            "1 for the state that the GPU or MIG device is in, 0 for the others.",
             ["uuid", "gpu", "state"],
             registry=registry,
         )
@@ -72,8 +72,8 @@ class Metrics:
         )
         self.health_transitions = Counter(
             "gpuplugin_gpu_health_transitions",
-            "Changes of a GPU's health state.",
-            ["uuid", "gpu", "state"],
+            "Changes of the health state of a GPU or MIG device, with what caused them.",
+            ["uuid", "gpu", "state", "cause", "xid", "action"],
             registry=registry,
         )
         self.list_updates = Counter(

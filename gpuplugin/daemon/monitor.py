@@ -1,7 +1,7 @@
 """Watches the hardware: opens the driver, waits for events, probes and rescans at a period.
 
 Every hardware call runs in a thread of its own with a deadline; results go to the `Node`. A monitor
-that cannot watch says so: after some failures in a row the GPUs count as Unhealthy.
+that cannot watch says so: when it could not for some time, the GPUs count as Unhealthy.
 """
 
 from __future__ import annotations
@@ -9,27 +9,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.daemon.backoff import Backoff
 from gpuplugin.daemon.halthread import HalHung, HalThread
 from gpuplugin.daemon.supervisor import Fatal
-from hal import DriverUnavailable, HalError, Probe, RecoveryAction, UnknownGpu
+from hal import (
+    DriverUnavailable,
+    GpuAppeared,
+    HalError,
+    Probe,
+    RecoveryAction,
+    UnknownGpu,
+    XidAction,
+    XidError,
+    lookup_xid,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.vitals import Vitals
-    from hal import Backend, Gpu
+    from hal import Backend, Event, Gpu
 
-FAILURES_UNTIL_BLIND = 3
 _OPEN_DEADLINE_S = 60.0
 _CALL_DEADLINE_S = 20.0
 _PROBE_DEADLINE_S = 10.0
 _MAX_STUCK_THREADS = 8
 _WAIT_S = 5.0
+_SOON_S = 0.1
 _CLOSE_DEADLINE_S = 3.0
 _STABLE_AFTER_S = 60.0
 
@@ -38,6 +50,18 @@ log = logging.getLogger(__name__)
 
 class MonitorFailed(Exception):
     """The hardware cannot be watched any more; the driver must be opened anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorPlan:
+    """How the hardware is watched: how often it is probed, and for how long watching may fail.
+
+    `watch_events` is false where no event could change anything: some platforms have none.
+    """
+
+    probe_interval_s: float
+    blind_after_s: float
+    watch_events: bool = True
 
 
 class Monitor:
@@ -50,7 +74,7 @@ class Monitor:
         vitals: Vitals,
         metrics: Metrics,
         *,
-        probe_interval_s: Callable[[], float],
+        plan: Callable[[], MonitorPlan],
         fail_on_init_error: bool,
         on_open: Callable[[], None],
     ) -> None:
@@ -58,13 +82,14 @@ class Monitor:
         self._node = node
         self._vitals = vitals
         self._metrics = metrics
-        self._probe_interval_s = probe_interval_s
+        self._plan = plan
         self._fail_on_init_error = fail_on_init_error
         self._on_open = on_open
         self._events_thread = HalThread("hal-events")
         self._query_thread = HalThread("hal-query")
         self._stuck: dict[str, HalThread] = {}
         self._opened_before = False
+        self._look_now = asyncio.Event()
 
     async def run(self) -> None:
         """Open, watch, and open again when watching fails. Never returns.
@@ -111,9 +136,11 @@ class Monitor:
             try:
                 await self._query_thread.call(_OPEN_DEADLINE_S, self._backend.open)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
-                events = await self._events_thread.call(
-                    _CALL_DEADLINE_S, self._backend.wait_events, 0.0
-                )
+                events: Iterable[Event] = ()
+                if self._plan().watch_events:
+                    events = await self._events_thread.call(
+                        _CALL_DEADLINE_S, self._backend.wait_events, 0.0
+                    )
                 gpus, probes = await self._look()
             except HalError as error:
                 self._open_failed(error)
@@ -149,38 +176,61 @@ class Monitor:
 
     async def _watch_events(self) -> None:
         backoff = Backoff(0.1, 5.0)
-        failures = 0
+        patience = self._patience("events")
         while True:
+            plan = self._plan()
+            if not plan.watch_events:
+                await asyncio.sleep(_WAIT_S)
+                patience.renew()
+                continue
             try:
                 events = await self._events_thread.call(
-                    _WAIT_S + _CALL_DEADLINE_S, self._backend.wait_events, _WAIT_S
+                    _WAIT_S + plan.blind_after_s, self._backend.wait_events, _WAIT_S
                 )
             except HalError as error:
-                failures += 1
-                self._failed("events", failures, error)
+                patience.lose(error, plan.blind_after_s)
                 await asyncio.sleep(backoff.next_s())
                 continue
-            failures = 0
+            patience.renew()
             backoff.reset()
             if events:
                 self._node.happened(events)
+            if any(_calls_for_a_look(event) for event in events):
+                self._look_now.set()
 
     async def _probe_and_rescan(self) -> None:
-        failures = 0
+        backoff = Backoff(0.5, 5.0)
+        patience = self._patience("probe")
+        pause_s = self._plan().probe_interval_s
         while True:
-            await asyncio.sleep(self._probe_interval_s())
+            await self._pause(pause_s)
+            plan = self._plan()
+            pause_s = plan.probe_interval_s
             try:
                 known = {gpu.uuid for gpu in self._node.gpus}
                 gpus, probes = await self._look()
             except HalError as error:
-                failures += 1
-                self._failed("probe", failures, error)
+                patience.lose(error, plan.blind_after_s)
+                pause_s = min(pause_s, backoff.next_s())
                 continue
+            patience.renew()
+            backoff.reset()
             self._node.saw(gpus, probes)
             if {gpu.uuid for gpu in gpus} != known:
                 await self._read_links()
-            failures = 0
             self._set_watching(len(gpus))
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait for the next look; an event may call for it sooner, but not all the time."""
+        await asyncio.sleep(min(pause_s, _SOON_S))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, pause_s - _SOON_S)):
+                await self._look_now.wait()
+        self._look_now.clear()
+
+    def _patience(self, stage: str) -> _Patience:
+        counter = self._metrics.monitor_failures.labels(stage=stage)
+        return _Patience(stage, counter.inc)
 
     async def _read_links(self) -> None:
         """How GPUs are connected only serves preferences: a failure costs nothing else."""
@@ -249,18 +299,6 @@ class Monitor:
             epoch=(health.epoch if health else None) or "",
         )
 
-    def _failed(self, stage: str, failures: int, error: HalError) -> None:
-        self._metrics.monitor_failures.labels(stage=stage).inc()
-        log.warning(
-            "%s failed (%d in a row): %s",
-            stage,
-            failures,
-            error,
-            extra={"event": "monitor-failure", "stage": stage},
-        )
-        if failures >= FAILURES_UNTIL_BLIND:
-            raise MonitorFailed(f"{stage} failed {failures} times in a row: {error}")
-
     async def _close(self) -> None:
         closer = HalThread("hal-close")  # the others may hang in the driver
         try:
@@ -269,3 +307,44 @@ class Monitor:
             log.warning("the driver did not close in time", extra={"event": "close-timeout"})
         finally:
             closer.close()
+
+
+class _Patience:
+    """Bears failures of one kind of watching until they have lasted too long."""
+
+    def __init__(self, stage: str, count: Callable[[], None]) -> None:
+        self._stage = stage
+        self._count = count
+        self._failures = 0
+        self._good_s = time.monotonic()
+
+    def renew(self) -> None:
+        """Watching worked."""
+        self._failures = 0
+        self._good_s = time.monotonic()
+
+    def lose(self, error: HalError, at_most_s: float) -> None:
+        """Watching failed.
+
+        Raises:
+            MonitorFailed: it has failed for `at_most_s`.
+        """
+        self._count()
+        self._failures += 1
+        failing_s = time.monotonic() - self._good_s
+        log.warning(
+            "%s failed (%d in a row): %s",
+            self._stage,
+            self._failures,
+            error,
+            extra={"event": "monitor-failure", "stage": self._stage},
+        )
+        if failing_s >= at_most_s:
+            raise MonitorFailed(f"{self._stage} failed for {failing_s:.1f} s: {error}")
+
+
+def _calls_for_a_look(event: Event) -> bool:
+    """True if only a probe can tell what the event means."""
+    if isinstance(event, XidError):
+        return lookup_xid(event.xid).action is XidAction.RECOVERY_ACTION_CHANGED
+    return isinstance(event, GpuAppeared)

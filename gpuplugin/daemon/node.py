@@ -13,19 +13,18 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.health import Status
 from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.inventory import Inventory, InventoryError, expand, plan_devices
+from gpuplugin.daemon.healthnews import HealthNews
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
-from hal import EccError, GpuState, XidError, lookup_xid
+from hal import GpuState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from gpuplugin.core.health import HealthPolicy
-    from gpuplugin.core.healthboard import Transition
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.inventory import Plan
     from gpuplugin.core.preference import PolicyName
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.vitals import Vitals
     from gpuplugin.kubelet.snapshot import ResourceSnapshot
     from hal import Event, Gpu, Link, Probe
+
+DEBOUNCE_S = 0.02
+"""Changes of health within this time are told to the kubelet in one list."""
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class Node:
         self._misfit = ""
         self._specs_unwritten = ""
         self._replanned = False
+        self._news = HealthNews(metrics)
+        self._publishing: asyncio.TimerHandle | None = None
         self.resources_changed = asyncio.Event()
         vitals.set("inventory", "no GPU was listed yet", ok=False)
 
@@ -85,6 +89,10 @@ class Node:
     def board(self) -> HealthBoard:
         """Health of the GPUs."""
         return self._board
+
+    def index(self, uuid: str) -> str:
+        """The index by which people know a GPU (`0`) or MIG device (`0:1`)."""
+        return self._news.index(uuid)
 
     @property
     def plugins(self) -> Mapping[str, DevicePlugin]:
@@ -103,16 +111,18 @@ class Node:
         listed = found | missing
         changed = listed != self._gpus
         self._gpus = listed
-        now_s = time.monotonic()
-        board = self._board.with_gpus(listed.values(), now_s)
+        self._news.learn(listed)
+        now_s, policy = time.monotonic(), self._plans.health
+        board = self._board.with_gpus(listed.values(), now_s, policy)
         for uuid, probe in probes.items():
-            board = board.with_probe(uuid, probe, now_s, self._plans.health)
+            board = board.with_probe(uuid, probe, now_s, policy)
         self._set_board(board)
         if changed or self._replanned or self._misfit or self._specs_unwritten:
             self._rebuild()
+            self._publish()
         else:
             self._keep_specs()
-        self._publish()
+            self._publish_soon()
 
     def configure(self, plans: NodePlans) -> None:
         """Advertise as another configuration wants it; resources that stay keep their streams.
@@ -140,14 +150,24 @@ class Node:
             self._publish()
 
     def happened(self, events: Iterable[Event]) -> None:
-        """Events of one wait: applied together, published once."""
-        now_s = time.monotonic()
+        """Events of one wait: applied together, published with those of the next moment."""
+        now_s, policy = time.monotonic(), self._plans.health
         board = self._board
         for event in events:
-            self._count(event)
-            board = board.with_event(event, now_s)
+            self._news.happened(event, policy)
+            board = board.with_event(event, now_s, policy)
         self._set_board(board)
-        self._publish()
+        self._publish_soon()
+
+    def clear(self, uuid: str) -> None:
+        """A person says that the fault of a GPU or MIG device is over.
+
+        Raises:
+            UnknownUnit: there is none of that UUID.
+            StillFaulty: the hardware itself reports a fault now.
+        """
+        self._set_board(self._board.cleared(uuid, time.monotonic()), by_hand=True)
+        self._publish_soon()
 
     def blinded(self, why: str) -> None:
         """The GPUs cannot be watched (`why`), or can be again (empty text)."""
@@ -155,13 +175,13 @@ class Node:
             return
         self._metrics.monitor_blind.set(1 if why else 0)
         self._board = self._board.blinded(why)
-        self._publish()
+        self._publish_soon()
 
-    def _set_board(self, board: HealthBoard) -> None:
+    def _set_board(self, board: HealthBoard, *, by_hand: bool = False) -> None:
         transitions = board.transitions_from(self._board)
         self._board = board
         for transition in transitions:
-            self._tell(transition)
+            self._news.changed(transition, by_hand=by_hand)
 
     def _rebuild(self) -> None:
         """Follow a change of the GPUs; if the configuration does not suit them, all is Unhealthy.
@@ -242,15 +262,24 @@ class Node:
         for metric in self._metrics.by_resource:
             metric.remove_by_labels({"resource": resource})
 
+    def _publish_soon(self) -> None:
+        """Publish a moment later, so that a storm of changes is one list and not many."""
+        if self._publishing is None:
+            loop = asyncio.get_running_loop()
+            self._publishing = loop.call_later(DEBOUNCE_S, self._publish)
+
     def _publish(self) -> None:
         """Send new lists where they changed and refresh what is shown."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
         for name, plugin in self._plugins.items():
             if plugin.update(self._snapshots[name], self._is_healthy):
                 self._metrics.list_updates.labels(resource=name).inc()
         self._show()
 
-    def _is_healthy(self, gpu_uuid: str) -> bool:
-        return not self._misfit and self._board.healthy(gpu_uuid)
+    def _is_healthy(self, gpu_uuid: str, mig_uuid: str | None) -> bool:
+        return not self._misfit and self._board.healthy(gpu_uuid, mig_uuid)
 
     def _show(self) -> None:
         devices = self._metrics.devices
@@ -262,69 +291,10 @@ class Node:
             devices.labels(resource=name, health="Unhealthy").set(bad)
             self._metrics.list_bytes.labels(resource=name).set(plugin.devices.size_bytes)
             healthy += good
-        for uuid, health in self._board.gpus.items():
-            for status in Status:
-                self._metrics.gpu_health.labels(uuid, self._index(uuid), status.value).set(
-                    health.status is status
-                )
+        self._news.show(self._board)
         if self._misfit:
             self._vitals.set("inventory", self._misfit, ok=False)
         elif self._gpus:
             total = self._inventory.device_count
             text = f"{len(self._gpus)} GPUs, {healthy} of {total} devices healthy"
             self._vitals.set("inventory", text, ok=bool(self._plugins))
-
-    def _count(self, event: Event) -> None:
-        uuid = event.uuid or ""
-        match event:
-            case XidError(xid=code):
-                xid = lookup_xid(code)
-                self._metrics.xids.labels(uuid, self._index(uuid), code, xid.action.value).inc()
-                log.warning(
-                    "Xid %d on GPU %s: %s",
-                    code,
-                    self._index(uuid) or "unknown",
-                    xid.meaning,
-                    extra={
-                        "event": "xid",
-                        "uuid": uuid,
-                        "xid": code,
-                        "action": xid.action.value,
-                        "fatal": not xid.action.application_error,
-                    },
-                )
-            case EccError(uncorrectable=uncorrectable):
-                kind = "uncorrectable" if uncorrectable else "corrected"
-                self._metrics.ecc_errors.labels(uuid, self._index(uuid), kind).inc()
-
-    def _tell(self, transition: Transition) -> None:
-        uuid, after = transition.uuid, transition.after
-        if transition.before is None and after is Status.HEALTHY:
-            log.info(
-                "GPU %s is listed",
-                self._index(uuid),
-                extra={"event": "gpu-listed", "uuid": uuid},
-            )
-            return
-        self._metrics.health_transitions.labels(uuid, self._index(uuid), after.value).inc()
-        level = logging.INFO if after is Status.HEALTHY else logging.WARNING
-        reason = f": {transition.reason}" if transition.reason else ""
-        log.log(
-            level,
-            "GPU %s is %s%s",
-            self._index(uuid),
-            after.value,
-            reason,
-            extra={
-                "event": "gpu-health",
-                "uuid": uuid,
-                "state": after.value,
-                "reason": transition.reason,
-                "action": transition.action,
-                "xid": transition.xid,
-            },
-        )
-
-    def _index(self, uuid: str) -> str:
-        gpu = self._gpus.get(uuid)
-        return str(gpu.index) if gpu else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
 from gpuplugin.core.injection import imex_channel_node
 from gpuplugin.daemon.cdifiles import cdi_writer, present_features, remove_specs
+from gpuplugin.daemon.monitor import MonitorPlan
 from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ def node_plans(settings: Settings) -> NodePlans:
         policy=settings.flags.plugin.shared_devices_allocation_policy,
         health=health_policy(settings),
         write_specs=cdi_writer(settings, plan).write if plan.uses_cdi else _no_specs,
+    )
+
+
+def monitor_plan(settings: Settings) -> MonitorPlan:
+    """How the hardware is watched."""
+    return MonitorPlan(
+        probe_interval_s=settings.health.probe_interval,
+        blind_after_s=settings.health.blind_after,
+        watch_events=health_policy(settings).needs_events,
     )
 
 

@@ -7,7 +7,7 @@ import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 Identity: TypeAlias = tuple[int, int, int]
 """Device, inode and change time (ns) of a file: a file that was made anew differs."""
@@ -40,6 +40,10 @@ class KubeletDirs:
     def plugin_watcher(self) -> Path:
         """This plugin's own sub-directory of the folder that the kubelet's watcher looks at."""
         return self.root / "plugins_registry" / "gpuplugin"
+
+    def of(self, registration: Literal["watcher", "classic", "none"]) -> Path:
+        """Where this plugin's sockets are, by its way of registration."""
+        return self.device_plugins if registration == "classic" else self.plugin_watcher
 
 
 def new_socket_path(folder: Path, resource: str) -> Path:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gpuplugin.kubelet.rpc import Subscription
-    from gpuplugin.kubelet.snapshot import ResourceSnapshot
+    from gpuplugin.kubelet.snapshot import IsHealthy, ResourceSnapshot
 
 SERVICE_NAME = "v1beta1.DevicePlugin"
 API_VERSION = "v1beta1"
@@ -57,7 +57,7 @@ class DevicePlugin:
         """What the handlers answer from at this moment."""
         return self._snapshot
 
-    def update(self, snapshot: ResourceSnapshot, is_healthy: Callable[[str], bool]) -> bool:
+    def update(self, snapshot: ResourceSnapshot, is_healthy: IsHealthy) -> bool:
         """Answer from `snapshot` from now on; True if the list changed and streams get it."""
         self._snapshot = snapshot
         return self.devices.publish(snapshot.device_list(is_healthy))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.preference import PolicyName, PreferenceIndex
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
+
+IsHealthy: TypeAlias = "Callable[[str, str | None], bool]"
+"""Whether a GPU, or a MIG device of it, may be given out: asked by the UUIDs of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,10 @@ _PLAIN = ServingPlan()
 
 @dataclass(frozen=True, slots=True)
 class ListPart:
-    """The devices of one GPU as a piece of the list: serialised lists can be concatenated."""
+    """The replicas of one GPU or MIG device as a piece of the list: pieces can be concatenated."""
 
     gpu_uuid: str
+    mig_uuid: str | None
     device_count: int
     healthy: bytes
     unhealthy: bytes
@@ -58,15 +62,18 @@ class ResourceSnapshot:
     single_answers: Mapping[str, bytes]
     preference: PreferenceIndex
 
-    def device_list(self, is_healthy: Callable[[str], bool]) -> bytes:
-        """A serialised ListAndWatchResponse; `is_healthy` is asked once per GPU UUID."""
+    def device_list(self, is_healthy: IsHealthy) -> bytes:
+        """A serialised ListAndWatchResponse; `is_healthy` is asked once per GPU or MIG device."""
         return b"".join(
-            part.healthy if is_healthy(part.gpu_uuid) else part.unhealthy for part in self.parts
+            part.healthy if is_healthy(part.gpu_uuid, part.mig_uuid) else part.unhealthy
+            for part in self.parts
         )
 
-    def healthy_count(self, is_healthy: Callable[[str], bool]) -> int:
+    def healthy_count(self, is_healthy: IsHealthy) -> int:
         """Devices that such a list calls Healthy."""
-        return sum(part.device_count for part in self.parts if is_healthy(part.gpu_uuid))
+        return sum(
+            part.device_count for part in self.parts if is_healthy(part.gpu_uuid, part.mig_uuid)
+        )
 
     def allocate_answer(self, devices: Sequence[Device]) -> bytes:
         """A serialised AllocateResponse for one container that gets these devices."""
@@ -76,8 +83,8 @@ class ResourceSnapshot:
 def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnapshot:
     """Serialise a resource; that its list fits is checked in `listsize`."""
     parts = tuple(
-        _list_part(uuid, tuple(devices))
-        for uuid, devices in groupby(resource.devices, key=lambda device: device.gpu_uuid)
+        _list_part(gpu_uuid, mig_uuid, tuple(devices))
+        for (gpu_uuid, mig_uuid), devices in groupby(resource.devices, key=_unit)
     )
     # Replicas of a device are the same to a container, so they share one answer.
     by_uuid = {
@@ -123,8 +130,19 @@ def _container(injection: Injection) -> pb.ContainerAllocateResponse:
     )
 
 
-def _list_part(uuid: str, devices: Sequence[Device]) -> ListPart:
-    return ListPart(uuid, len(devices), _devices(devices, HEALTHY), _devices(devices, UNHEALTHY))
+def _unit(device: Device) -> tuple[str, str | None]:
+    """What decides on the device's health: its GPU, and its MIG device if it has one."""
+    return device.gpu_uuid, device.mig.uuid if device.mig else None
+
+
+def _list_part(gpu_uuid: str, mig_uuid: str | None, devices: Sequence[Device]) -> ListPart:
+    return ListPart(
+        gpu_uuid,
+        mig_uuid,
+        len(devices),
+        _devices(devices, HEALTHY),
+        _devices(devices, UNHEALTHY),
+    )
 
 
 def _devices(devices: Iterable[Device], health: str) -> bytes:

@@ -129,6 +129,7 @@ class EccKind(IntEnum):
 class Field(IntEnum):
     """NVML's field ids that the backend reads."""
 
+    SHUTDOWN_MARGIN_C = 193
     RECOVERY_ACTION = 230
 
 
@@ -302,6 +303,14 @@ class NvmlApi(Protocol):
 
     def temperature_c(self, device: Handle) -> int:
         """The temperature of the GPU's die."""
+        ...
+
+    def shutdown_temperature_c(self, device: Handle) -> int:
+        """The temperature at which the GPU shuts itself down; not supported since Hopper."""
+        ...
+
+    def temperature_margin_c(self, device: Handle) -> int:
+        """Degrees to the temperature at which the GPU slows itself down; negative above it."""
         ...
 
     def power_mw(self, device: Handle) -> int:

@@ -229,6 +229,15 @@ class _PynvmlApi:
         return int(pynvml.nvmlDeviceGetTemperature(_device(device), pynvml.NVML_TEMPERATURE_GPU))
 
     @_translated
+    def shutdown_temperature_c(self, device: Handle) -> int:
+        kind = pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN
+        return int(pynvml.nvmlDeviceGetTemperatureThreshold(_device(device), kind))
+
+    @_translated
+    def temperature_margin_c(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetMarginTemperature(_device(device)))
+
+    @_translated
     def power_mw(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetPowerUsage(_device(device)))
 

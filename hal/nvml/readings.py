@@ -62,7 +62,7 @@ def read_probe(api: NvmlApi, find: Callable[[], Handle], epoch: str) -> Probe:
             recovery_action=RecoveryAction.RESET if reset else RecoveryAction.UNKNOWN,
             row_remap_pending=False,
             row_remap_failed=False,
-            uncorrectable_ecc=0,
+            uncorrectable_ecc=None,
             epoch=epoch,
         )
 
@@ -75,9 +75,32 @@ def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str) -> Probe:
         recovery_action=_action(action),
         row_remap_pending=rows is not None and rows.pending,
         row_remap_failed=rows is not None and rows.failure,
-        uncorrectable_ecc=optional(lambda: api.volatile_ecc(handle, EccKind.UNCORRECTED), 0),
+        uncorrectable_ecc=optional(lambda: api.volatile_ecc(handle, EccKind.UNCORRECTED), None),
         epoch=epoch,
+        thermal_shutdown=_at_shutdown_temperature(api, handle),
     )
+
+
+def _at_shutdown_temperature(api: NvmlApi, handle: Handle) -> bool:
+    """Whether the die is as hot as the limit at which the GPU shuts itself down.
+
+    Up to Ampere the limit is a temperature; since then it is a margin below the slowdown.
+    """
+    limit_c = optional(lambda: api.shutdown_temperature_c(handle), None)
+    if limit_c:
+        temperature_c = optional(lambda: api.temperature_c(handle), None)
+        return temperature_c is not None and temperature_c >= limit_c
+    margin_limit_c = optional(lambda: _signed(api.field(handle, Field.SHUTDOWN_MARGIN_C)), None)
+    if margin_limit_c is None or margin_limit_c >= 0:
+        # Slowing down begins at a margin of 0: a limit there would call every hot GPU dead.
+        return False
+    margin_c = optional(lambda: api.temperature_margin_c(handle), None)
+    return margin_c is not None and margin_c <= margin_limit_c
+
+
+def _signed(number: int) -> int:
+    # Drivers do not agree on whether the field's type is signed.
+    return number - 2**32 if number >= 2**31 else number
 
 
 def _action(number: int | None) -> RecoveryAction:

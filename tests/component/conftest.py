@@ -139,6 +139,7 @@ def start_plugin(kubelet_dir: Path) -> Iterator[StartPlugin]:
                 "--registration": registration,
                 "--health-quiet-period": "150ms",
                 "--health-probe-interval": "40ms",
+                "--health-blind-after": "200ms",
                 **(flags or {}),
             }
             settings = settings_for(kubelet_dir, given, config_file=config_file)

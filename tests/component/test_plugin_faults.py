@@ -92,18 +92,26 @@ def test_an_application_error_is_counted_and_nothing_else(
     assert kubelet.view().amounts[RESOURCE] == Amount(80, 80)
 
 
-def test_ecc_events_are_only_counted(
+def test_corrected_ecc_errors_are_only_counted(
     kubelet: Kubelet, hardware: Hardware, plugin: PluginProcess
 ) -> None:
     before = updates(kubelet)
     hardware.ecc(4, uncorrectable=False)
-    hardware.ecc(4, uncorrectable=True)
-    hardware.ecc(4, uncorrectable=True)
-    eventually(lambda: plugin.metric("gpuplugin_ecc_events_total", gpu="4") == 3)
-    assert plugin.metric("gpuplugin_ecc_events_total", gpu="4", kind="uncorrectable") == 2
+    hardware.ecc(4, uncorrectable=False)
+    eventually(lambda: plugin.metric("gpuplugin_ecc_events_total", gpu="4", kind="corrected") == 2)
     hardware.wait_for_probes(4, 2)
     assert updates(kubelet) == before
     assert kubelet.view().amounts[RESOURCE] == Amount(80, 80)
+
+
+def test_an_uncorrectable_ecc_error_is_a_fault_until_the_driver_says_it_was_none(
+    kubelet: Kubelet, hardware: Hardware, plugin: PluginProcess
+) -> None:
+    hardware.ecc(4, uncorrectable=True)
+    wait_allocatable(kubelet, 70)
+    faults = {"uuid": hardware.uuids[4], "state": "Unhealthy", "cause": "ecc"}
+    assert plugin.metric("gpuplugin_gpu_health_transitions_total", **faults) == 1
+    wait_allocatable(kubelet, 80)
 
 
 def test_a_storm_on_one_gpu_is_one_update(
@@ -117,16 +125,16 @@ def test_a_storm_on_one_gpu_is_one_update(
     assert updates(kubelet) == before + 1
 
 
-def test_a_storm_over_all_gpus_is_at_most_one_update_per_gpu(
+def test_a_storm_of_a_thousand_events_over_all_gpus_is_a_few_updates(
     kubelet: Kubelet, hardware: Hardware, plugin: PluginProcess
 ) -> None:
     before = updates(kubelet)
-    for number in range(200):
+    for number in range(1000):
         hardware.xid(number % 8, 95)
-    eventually(lambda: plugin.metric("gpuplugin_xid_events_total", xid="95") == 200)
+    eventually(lambda: plugin.metric("gpuplugin_xid_events_total", xid="95") == 1000)
     wait_allocatable(kubelet, 0)
     hardware.wait_for_probes(0, 2)
-    assert 1 <= updates(kubelet) - before <= 8
+    assert 1 <= updates(kubelet) - before <= 3
     assert kubelet.view().amounts[RESOURCE] == Amount(80, 0)
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | 1.1 flag, alias, variable, file key, default | a row of ROWS, named after the flag |
 | 1.1 config-file | test_the_config_file_flag_and_variable |
-| 1.1 DP_DISABLE_HEALTHCHECKS, DP_ENABLE_HEALTHCHECKS | test_variables_that_have_no_effect |
+| 1.1 DP_DISABLE_HEALTHCHECKS, DP_ENABLE_HEALTHCHECKS | rows of OWN, test_health_options.py |
 | 1.1 rule column | INVALID, named after the flag |
 | 1.1 GFD, file section flags.gfd | test_the_section_of_feature_discovery_is_read |
 | 1.1 GFD, variables GFD_* | test_variables_that_have_no_effect |
@@ -162,6 +162,13 @@ OWN = (
         "health.quiet_period", 30, (("1m", 60), ("500ms", 0.5), ("1m30s", 90))),
     Row(("health-probe-interval",), ("GPUPLUGIN_HEALTH_PROBE_INTERVAL",), "health.probeInterval",
         "health.probe_interval", 5, (("1", 1), ("2s", 2), (".5h", 1800))),
+    Row(("health-blind-after",), ("GPUPLUGIN_HEALTH_BLIND_AFTER",), "health.blindAfter",
+        "health.blind_after", 10, (("1m", 60), ("500ms", 0.5), ("3s", 3))),
+    Row(("health-ignore-xids",), ("DP_DISABLE_HEALTHCHECKS",), "health.ignoreXids",
+        "health.ignore_xids", [],
+        (("[13, all]", [13, "all"]), ("74, XIDS", [74, "xids"]), ("79", [79]))),
+    Row(("health-fatal-xids",), ("DP_ENABLE_HEALTHCHECKS",), "health.fatalXids",
+        "health.fatal_xids", [], (("79", [79]), ("all", ["all"]), ("1,2", [1, 2]))),
     daemon("backend", "GPUPLUGIN_BACKEND", "backend", "nvml", ("sim", "sim"), ("nvml", "nvml")),
     daemon("scenario", "GPUPLUGIN_SCENARIO", "scenario", "default", ("mig", "mig"), ("a", "a")),
     daemon("kubelet-dir", "GPUPLUGIN_KUBELET_DIR", "kubelet_dir", Path("/var/lib/kubelet"),
@@ -321,8 +328,6 @@ def test_the_config_file_flag_and_variable(
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("DP_DISABLE_HEALTHCHECKS", "all"),
-        ("DP_ENABLE_HEALTHCHECKS", "79"),
         ("GFD_MIG_STRATEGY", "mixed"),
         ("GFD_SLEEP_INTERVAL", "nonsense"),
     ],
@@ -331,14 +336,6 @@ def test_variables_that_have_no_effect(files: Files, variable: str, value: str) 
     got = files.load("", **{variable: value})
 
     assert got.settings.model_dump() == files.load("").settings.model_dump()
-
-
-@pytest.mark.parametrize("variable", ["DP_DISABLE_HEALTHCHECKS", "DP_ENABLE_HEALTHCHECKS"])
-def test_variables_of_health_checks_are_told_to_have_no_effect(files: Files, variable: str) -> None:
-    (warning,) = files.load("", "--strict-config", **{variable: "all"}).warnings
-
-    assert str(warning) == f"{variable}: is not supported yet and has no effect"
-    assert files.load("", **{variable: ""}).warnings == ()
 
 
 def test_the_section_of_feature_discovery_is_read(files: Files) -> None:

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuplugin.core.faults import Cause, Fault, XidPolicy
 from gpuplugin.core.health import (
-    GpuHealth,
+    Health,
     HealthPolicy,
     Status,
+    StillFaulty,
+    cleared,
     on_event,
     on_probe,
     quiet_period_s,
@@ -47,21 +50,34 @@ AFTER_SECOND_RESET = a_probe(epoch="three")
 DOWN = a_probe(reachable=False, epoch="one")
 WANTS_RESET = a_probe(action=RecoveryAction.RESET, epoch="one")
 REMAP_FAILED = a_probe(remap_failed=True, epoch="one")
+TOO_HOT = replace(OK, thermal_shutdown=True)
 LOST = GpuDisappeared(UUID)
+DOUBLE_BIT = EccError(UUID, uncorrectable=True)
+CANNOT_SAY = replace(OK, recovery_action=RecoveryAction.UNKNOWN)
+"""A clean probe of a driver that is too old to name a recovery action."""
+
+
+def counting(errors: int | None, probe: Probe = CANNOT_SAY) -> Probe:
+    return replace(probe, uncorrectable_ecc=errors)
 
 
 def xid(code: int) -> XidError:
     return XidError(UUID, code)
 
 
-def see(health: GpuHealth, what: Event | Probe, now_s: float) -> GpuHealth:
+def fault_in(health: Health) -> Fault:
+    assert health.fault is not None
+    return health.fault
+
+
+def see(health: Health, what: Event | Probe, now_s: float) -> Health:
     if isinstance(what, Probe):
         return on_probe(health, what, now_s, POLICY)
-    return on_event(health, what, now_s)
+    return on_event(health, what, now_s, POLICY)
 
 
-def after(*seen: tuple[float, Event | Probe]) -> GpuHealth:
-    health = GpuHealth(since_s=0)
+def after(*seen: tuple[float, Event | Probe]) -> Health:
+    health = Health(since_s=0)
     for now_s, what in seen:
         health = see(health, what, now_s)
     return health
@@ -70,11 +86,72 @@ def after(*seen: tuple[float, Event | Probe]) -> GpuHealth:
 SEQUENCES: dict[str, Sequence[Step]] = {
     "nothing wrong": [(0, OK, H), (5, OK, H)],
     "application error": [(0, OK, H), (1, xid(31), H), (2, OK, H)],
-    "corrected and uncorrected ECC events": [
+    "a corrected ECC error": [(0, OK, H), (1, EccError(UUID, uncorrectable=False), H)],
+    "an uncorrectable ECC error of which the driver says that nothing is to be done": [
         (0, OK, H),
-        (1, EccError(UUID, uncorrectable=False), H),
-        (2, EccError(UUID, uncorrectable=True), H),
+        (1, DOUBLE_BIT, U),
+        (5, OK, R),
+        (35, OK, H),
     ],
+    "an uncorrectable ECC error of which the driver says that a reset is due": [
+        (0, OK, H),
+        (1, DOUBLE_BIT, U),
+        (5, WANTS_RESET, U),
+        (10, OK, R),
+    ],
+    "an uncorrectable ECC error of which the driver cannot say anything": [
+        (0, CANNOT_SAY, H),
+        (1, DOUBLE_BIT, U),
+        (5, CANNOT_SAY, U),
+        (10, replace(CANNOT_SAY, epoch="two"), R),
+    ],
+    "an uncorrectable ECC error that the driver then calls contained": [
+        (0, OK, H),
+        (1, DOUBLE_BIT, U),
+        (1.1, xid(94), H),
+    ],
+    "an uncorrectable ECC error that the driver has called contained": [
+        (0, OK, H),
+        (1, xid(94), H),
+        (1.1, DOUBLE_BIT, H),
+        (60, DOUBLE_BIT, U),
+    ],
+    "contained, long after an ECC error that was not": [
+        (0, OK, H),
+        (1, DOUBLE_BIT, U),
+        (60, xid(94), U),
+    ],
+    "contained, while another fault is there": [
+        (0, OK, H),
+        (1, xid(46), U),
+        (1.1, DOUBLE_BIT, U),
+        (1.2, xid(94), U),
+    ],
+    "uncorrectable errors that no event told of": [
+        (0, counting(0), H),
+        (5, counting(2), U),
+        (10, counting(2), U),
+        (15, counting(0), R),
+    ],
+    "uncorrectable errors that no event told of, of which the driver says nothing is to be done": [
+        (0, counting(0, OK), H),
+        (5, counting(2, OK), H),
+    ],
+    "uncorrectable errors that were contained": [
+        (0, counting(0), H),
+        (1, xid(94), H),
+        (5, counting(1), H),
+        (10, counting(1), H),
+        (15, counting(2), U),
+    ],
+    "a count that cannot be read for once is no reset": [
+        (0, counting(3), H),
+        (1, xid(46), U),
+        (5, counting(None), U),
+        (10, counting(3), U),
+        (15, counting(0), R),
+    ],
+    "too hot, until it is not": [(0, OK, H), (5, TOO_HOT, U), (10, OK, R), (40, OK, H)],
     "the return of a GPU is no fault and no recovery": [
         (0, OK, H),
         (1, GpuAppeared(UUID), H),
@@ -191,7 +268,7 @@ SEQUENCES: dict[str, Sequence[Step]] = {
 
 @pytest.mark.parametrize("steps", SEQUENCES.values(), ids=SEQUENCES.keys())
 def test_sequence(steps: Sequence[Step]) -> None:
-    health = GpuHealth(since_s=0)
+    health = Health(since_s=0)
     seen = []
     for now_s, what, _ in steps:
         health = see(health, what, now_s)
@@ -204,15 +281,17 @@ def test_sequence(steps: Sequence[Step]) -> None:
 def test_every_xid_does_what_the_catalogue_says(code: int) -> None:
     before = after((0, OK))
 
-    health = on_event(before, xid(code), 1)
+    health = on_event(before, xid(code), 1, POLICY)
 
     if lookup_xid(code).action.application_error:
-        assert health == before
+        assert health.status is H
+        assert health.fault is None
         return
     assert health.status is U
-    assert health.xid == code
-    assert f"Xid {code}" in health.reason
-    assert health.action == lookup_xid(code).action.value
+    fault = fault_in(health)
+    assert (fault.cause, fault.xid) == (Cause.XID, code)
+    assert f"Xid {code}" in fault.reason
+    assert fault.action == lookup_xid(code).action.value
     needs_reset = lookup_xid(code).action in {
         XidAction.RESET_GPU,
         XidAction.REBOOT_NODE,
@@ -224,33 +303,40 @@ def test_every_xid_does_what_the_catalogue_says(code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("probe", "reason", "action"),
+    ("probe", "cause", "reason", "action"),
     [
-        (DOWN, "does not answer", "reset-or-reboot"),
-        (REMAP_FAILED, "row remapping failed", "contact-support"),
-        (WANTS_RESET, "recovery action", "reset"),
-        (a_probe(action=RecoveryAction.DRAIN_AND_RESET), "recovery action", "drain-and-reset"),
+        (DOWN, Cause.UNREACHABLE, "does not answer", "reset-or-reboot"),
+        (REMAP_FAILED, Cause.ROW_REMAP, "row remapping failed", "contact-support"),
+        (WANTS_RESET, Cause.RECOVERY_ACTION, "recovery action", "reset"),
+        (
+            a_probe(action=RecoveryAction.DRAIN_AND_RESET),
+            Cause.RECOVERY_ACTION,
+            "recovery action",
+            "drain-and-reset",
+        ),
+        (TOO_HOT, Cause.THERMAL, "shutdown temperature", "check-cooling"),
     ],
 )
-def test_an_unclean_probe_says_why(probe: Probe, reason: str, action: str) -> None:
+def test_an_unclean_probe_says_why(probe: Probe, cause: Cause, reason: str, action: str) -> None:
     health = after((0, OK), (1, probe))
 
-    assert reason in health.reason
-    assert health.action == action
+    fault = fault_in(health)
+    assert reason in fault.reason
+    assert (fault.cause, fault.action) == (cause, action)
     assert not health.healthy
 
 
 def test_the_first_reason_stays_while_faults_follow_each_other() -> None:
     health = after((0, OK), (1, xid(79)), (2, LOST), (3, DOWN), (4, xid(46)))
 
-    assert (health.xid, health.since_s, health.faults) == (79, 1, 1)
-    assert health.reason.startswith("Xid 79")
+    assert (fault_in(health).xid, health.since_s, health.faults) == (79, 1, 1)
+    assert fault_in(health).reason.startswith("Xid 79")
 
 
 def test_a_healthy_gpu_has_no_reason() -> None:
     health = after((0, OK), (10, xid(74)), (15, OK), (45, OK))
 
-    assert (health.status, health.reason, health.action, health.xid) == (H, "", "", None)
+    assert (health.status, health.fault) == (H, None)
     assert health.since_s == 45
 
 
@@ -283,7 +369,7 @@ def test_relapses_are_forgotten_after_a_long_time_in_health() -> None:
 @given(st.integers(0, 10_000), st.floats(0.001, 1e6), st.floats(0.001, 1e6))
 def test_the_quiet_period_never_passes_the_cap(faults: int, period_s: float, cap_s: float) -> None:
     policy = HealthPolicy(quiet_period_s=period_s, quiet_period_cap_s=cap_s)
-    health = GpuHealth(since_s=0, faults=faults)
+    health = Health(since_s=0, faults=faults)
 
     assert 0 < quiet_period_s(health, policy) <= cap_s
     more = quiet_period_s(replace(health, faults=faults + 1), policy)
@@ -329,7 +415,7 @@ def histories(draw: st.DrawFn) -> list[tuple[float, Event | Probe]]:
 @settings(max_examples=300)
 @given(histories())
 def test_invariants(history: list[tuple[float, Event | Probe]]) -> None:
-    health = GpuHealth(since_s=0)
+    health = Health(since_s=0)
     noted = Hardware()
     for now_s, what in history:
         before, health = health, see(health, what, now_s)
@@ -342,7 +428,7 @@ def test_invariants(history: list[tuple[float, Event | Probe]]) -> None:
         if before.status is not health.status:
             check_transition(before, health, noted, now_s)
         assert health.healthy == (health.status is H)
-        assert (health.reason == "") == health.healthy
+        assert (health.fault is None) == health.healthy
 
 
 def note_probe(noted: Hardware, probe: Probe) -> None:
@@ -357,12 +443,12 @@ def note_event(noted: Hardware, event: Event, now_s: float) -> None:
         noted.reset_missing = True
     if isinstance(event, GpuDisappeared):
         noted.reset_missing = False  # it was seen down
-    if isinstance(event, GpuDisappeared | XidError):
+    if isinstance(event, GpuDisappeared | XidError | EccError):
         noted.quiet_since_s = now_s
 
 
-def check_event(before: GpuHealth, health: GpuHealth, event: Event) -> None:
-    harmless = isinstance(event, EccError | GpuAppeared) or (
+def check_event(before: Health, health: Health, event: Event) -> None:
+    harmless = isinstance(event, GpuAppeared) or (
         isinstance(event, XidError) and event.xid in APPLICATION_XIDS
     )
     if harmless:
@@ -371,7 +457,7 @@ def check_event(before: GpuHealth, health: GpuHealth, event: Event) -> None:
         assert health.status is U
 
 
-def check_transition(before: GpuHealth, health: GpuHealth, noted: Hardware, now_s: float) -> None:
+def check_transition(before: Health, health: Health, noted: Hardware, now_s: float) -> None:
     assert (before.status, health.status) in {(H, U), (U, R), (R, H), (R, U)}
     assert health.since_s == now_s
     if health.status is R:
@@ -400,3 +486,82 @@ def test_a_repeated_unclean_probe_changes_nothing_more(
     once = see(after(*history), DOWN, now_s)
 
     assert see(once, DOWN, now_s + later_s) == once
+
+
+XID_POLICIES: dict[str, tuple[XidPolicy, set[int]]] = {
+    "nothing said: by the catalogue": (XidPolicy(), {46, 74, 79}),
+    "one ignored": (XidPolicy(ignored=frozenset({79})), {46, 74}),
+    "all ignored": (XidPolicy(all_ignored=True), set()),
+    "all ignored but one": (XidPolicy(all_ignored=True, fatal=frozenset({79})), {79}),
+    "one made fatal": (XidPolicy(fatal=frozenset({31})), {31, 46, 74, 79}),
+    "fatal wins over ignored": (
+        XidPolicy(ignored=frozenset({79, 46}), fatal=frozenset({79})),
+        {74, 79},
+    ),
+    "all fatal": (XidPolicy(all_fatal=True), {31, 43, 46, 74, 79}),
+    "all fatal wins over one ignored": (
+        XidPolicy(all_fatal=True, ignored=frozenset({79})),
+        {31, 43, 46, 74, 79},
+    ),
+}
+
+
+@pytest.mark.parametrize(("xids", "fatal"), XID_POLICIES.values(), ids=XID_POLICIES.keys())
+def test_which_xids_are_fatal(xids: XidPolicy, fatal: set[int]) -> None:
+    policy = replace(POLICY, xids=xids)
+    seen = {
+        code
+        for code in (31, 43, 46, 74, 79)
+        if not on_event(Health(since_s=0), xid(code), 1, policy).healthy
+    }
+
+    assert seen == fatal
+    assert policy.xids.none_fatal == (xids.all_ignored and not xids.fatal)
+
+
+@pytest.mark.parametrize("probe", [WANTS_RESET, REMAP_FAILED, TOO_HOT, DOWN])
+def test_without_hardware_checks_only_an_answer_counts(probe: Probe) -> None:
+    policy = replace(POLICY, hardware_checks=False)
+    health = on_event(Health(since_s=0), DOUBLE_BIT, 1, policy)
+    assert health.healthy
+
+    assert on_probe(health, probe, 2, policy).healthy == (probe is not DOWN)
+    assert not on_event(health, LOST, 2, policy).healthy
+
+
+def test_events_are_needless_only_if_none_could_matter() -> None:
+    nothing = XidPolicy(all_ignored=True)
+    assert POLICY.needs_events
+    assert replace(POLICY, xids=nothing).needs_events, "ECC events count all the same"
+    assert not replace(POLICY, xids=nothing, hardware_checks=False).needs_events
+    one = XidPolicy(all_ignored=True, fatal=frozenset({79}))
+    assert replace(POLICY, xids=one, hardware_checks=False).needs_events
+
+
+def test_a_person_can_clear_what_only_a_reset_would_end() -> None:
+    faulty = after((0, OK), (1, xid(46)), (5, OK), (6, xid(46)))
+    assert faulty.status is U
+
+    health = cleared(faulty, 10)
+
+    assert (health.status, health.fault, health.faults) == (H, None, 0)
+    assert see(health, OK, 11).healthy
+    assert see(health, xid(46), 12).status is U
+
+
+@pytest.mark.parametrize("what", [DOWN, WANTS_RESET, REMAP_FAILED, TOO_HOT, LOST])
+def test_what_the_hardware_reports_cannot_be_cleared(what: Event | Probe) -> None:
+    faulty = after((0, OK), (1, what))
+    with pytest.raises(StillFaulty, match=fault_in(faulty).reason):
+        cleared(faulty, 10)
+    assert cleared(see(faulty, OK, 11), 12).healthy
+
+
+@given(histories())
+def test_what_was_cleared_is_as_new(history: list[tuple[float, Event | Probe]]) -> None:
+    now_s = history[-1][0]
+    health = after(*history)
+    if health.obstacle is not None:
+        return
+    fresh = cleared(health, now_s)
+    assert quiet_period_s(see(fresh, xid(74), now_s), POLICY) == POLICY.quiet_period_s

@@ -61,6 +61,8 @@ class FakeGpu:
     ecc: dict[EccKind, int] = field(default_factory=lambda: dict.fromkeys(EccKind, 0))
     utilization: int = 0
     temperature: int = 40
+    shutdown_temperature: int | None = None
+    temperature_margin: int | None = None
     power_mw: int = 70_000
     power_limit_mw: int = 700_000
     clocks: dict[Clock, int] = field(default_factory=lambda: {Clock.SM: 345, Clock.MEMORY: 2619})
@@ -234,7 +236,10 @@ class FakeNvml:
         return event
 
     def field(self, device: Handle, field: Field) -> int:
-        return self._gpu("field", device).fields[field]
+        fields = self._gpu("field", device).fields
+        if field not in fields:
+            raise NvmlError(Code.NOT_SUPPORTED, "field")
+        return fields[field]
 
     def remapped_rows(self, device: Handle) -> RemappedRows:
         return self._gpu("remapped_rows", device).rows
@@ -247,6 +252,18 @@ class FakeNvml:
 
     def temperature_c(self, device: Handle) -> int:
         return self._gpu("temperature_c", device).temperature
+
+    def shutdown_temperature_c(self, device: Handle) -> int:
+        limit = self._gpu("shutdown_temperature_c", device).shutdown_temperature
+        if limit is None:
+            raise NvmlError(Code.NOT_SUPPORTED, "shutdown_temperature_c")
+        return limit
+
+    def temperature_margin_c(self, device: Handle) -> int:
+        margin = self._gpu("temperature_margin_c", device).temperature_margin
+        if margin is None:
+            raise NvmlError(Code.NOT_SUPPORTED, "temperature_margin_c")
+        return margin
 
     def power_mw(self, device: Handle) -> int:
         return self._gpu("power_mw", device).power_mw

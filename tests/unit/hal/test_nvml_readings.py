@@ -61,13 +61,47 @@ def test_probe_tells_the_recovery_action(
     assert (probe.reachable, probe.recovery_action, probe.clean) == (True, action, clean)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "shutdown", "margin", "margin_limit", "shut_down"),
+    [
+        pytest.param(91, 92, None, None, False, id="hot is not it"),
+        pytest.param(92, 92, None, None, True, id="at the limit"),
+        pytest.param(95, None, None, None, False, id="no limit is told"),
+        pytest.param(95, 0, None, None, False, id="a limit of 0 is none"),
+        pytest.param(95, None, -7, -8, False, id="slowed down is not it"),
+        pytest.param(95, None, -8, -8, True, id="at the margin's limit"),
+        pytest.param(95, None, -8, 2**32 - 8, True, id="a limit of the wrong sign"),
+        pytest.param(95, None, None, -8, False, id="no margin is told"),
+        pytest.param(95, None, -3, 0, False, id="a margin's limit of 0 is none"),
+    ],
+)
+def test_a_gpu_at_its_shutdown_temperature(
+    tmp_path: Path,
+    temperature: int,
+    shutdown: int | None,
+    margin: int | None,
+    margin_limit: int | None,
+    shut_down: bool,
+) -> None:
+    gpu = FakeGpu(
+        "GPU-a",
+        temperature=temperature,
+        shutdown_temperature=shutdown,
+        temperature_margin=margin,
+    )
+    if margin_limit is not None:
+        gpu.fields[Field.SHUTDOWN_MARGIN_C] = margin_limit
+    probe = opened(FakeNvml(gpu), tmp_path).probe("GPU-a")
+    assert (probe.thermal_shutdown, probe.clean) == (shut_down, not shut_down)
+
+
 def test_probe_on_a_driver_that_tells_nothing_more(tmp_path: Path) -> None:
     silent = dict.fromkeys(("field", "remapped_rows", "volatile_ecc"), Code.FUNCTION_NOT_FOUND)
     probe = opened(FakeNvml(FakeGpu("GPU-a", failing=silent)), tmp_path).probe("GPU-a")
     assert probe.reachable
     assert probe.recovery_action is RecoveryAction.UNKNOWN
     assert (probe.row_remap_pending, probe.row_remap_failed) == (False, False)
-    assert probe.uncorrectable_ecc == 0
+    assert probe.uncorrectable_ecc is None
     assert probe.clean
 
 

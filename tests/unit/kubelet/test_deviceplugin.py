@@ -114,14 +114,14 @@ def test_a_refusal_is_an_error_status_with_nvidias_text(
 
 def test_health_is_not_looked_at() -> None:
     plugin = DevicePlugin(snapshot_of(RESOURCE))
-    plugin.update(plugin.snapshot, lambda _: False)
+    plugin.update(plugin.snapshot, lambda _gpu, _mig: False)
 
     assert allocate(plugin, [f"{A}::0"]) == [{"NVIDIA_VISIBLE_DEVICES": A}]
 
 
 def test_a_new_snapshot_is_answered_from_at_once() -> None:
     plugin = DevicePlugin(snapshot_of(a_resource(1, 2)))
-    plugin.update(snapshot_of(a_resource(1, 3)), lambda _: True)
+    plugin.update(snapshot_of(a_resource(1, 3)), lambda _gpu, _mig: True)
 
     assert allocate(plugin, [f"{A}::2"]) == [{"NVIDIA_VISIBLE_DEVICES": A}]
 
@@ -280,12 +280,12 @@ def test_any_bytes_are_answered_or_are_an_invalid_argument(method: str, content:
 def test_a_stream_gets_the_list_and_its_changes() -> None:
     plugin = DevicePlugin(snapshot_of(RESOURCE))
     woken: list[None] = []
-    assert plugin.update(plugin.snapshot, lambda _: True)
+    assert plugin.update(plugin.snapshot, lambda _gpu, _mig: True)
     stream = plugin.list_and_watch(lambda: woken.append(None))
     first = stream.take()
 
-    assert not plugin.update(plugin.snapshot, lambda _: True), "nothing changed"
-    assert plugin.update(plugin.snapshot, lambda uuid: uuid != B)
+    assert not plugin.update(plugin.snapshot, lambda _gpu, _mig: True), "nothing changed"
+    assert plugin.update(plugin.snapshot, lambda uuid, _mig: uuid != B)
     second = stream.take()
 
     assert len(woken) == 2

@@ -32,7 +32,7 @@ def resource(wholes: Wholes) -> Resource:
 
 def message_bytes(wholes: Wholes) -> int:
     """The list as it goes over the wire, at its longest."""
-    return len(snapshot_of(resource(wholes)).device_list(lambda _uuid: False))
+    return len(snapshot_of(resource(wholes)).device_list(lambda _gpu, _mig: False))
 
 
 def at_most(wholes: Wholes, count: int) -> Wholes:
@@ -109,8 +109,8 @@ def test_a_gpu_with_a_real_uuid(numa_node: int | None, replicas: int) -> None:
 def test_a_healthy_list_is_no_longer_than_an_unhealthy_one() -> None:
     snapshot = snapshot_of(a_resource(2, 12, numa_nodes=2))
 
-    assert len(snapshot.device_list(lambda _uuid: True)) < len(
-        snapshot.device_list(lambda _uuid: False)
+    assert len(snapshot.device_list(lambda _gpu, _mig: True)) < len(
+        snapshot.device_list(lambda _gpu, _mig: False)
     )
 
 

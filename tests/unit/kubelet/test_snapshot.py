@@ -41,7 +41,7 @@ def test_the_list_is_what_protobuf_makes_of_the_whole(
     snapshot = snapshot_of(a_resource(count, replicas, numa_nodes=numa_nodes))
     bad = {uuid_of_gpu(gpu) for gpu in unhealthy}
 
-    content = snapshot.device_list(lambda uuid: uuid not in bad)
+    content = snapshot.device_list(lambda uuid, _mig: uuid not in bad)
 
     expected = whole_list(count, replicas, numa_nodes, unhealthy)
     assert content == expected.SerializeToString()
@@ -49,14 +49,14 @@ def test_the_list_is_what_protobuf_makes_of_the_whole(
 
 
 def test_numa_node_zero_is_not_left_out() -> None:
-    content = snapshot_of(a_resource(1, 1, numa_nodes=1)).device_list(lambda _: True)
+    content = snapshot_of(a_resource(1, 1, numa_nodes=1)).device_list(lambda _gpu, _mig: True)
 
     (device,) = pb.ListAndWatchResponse.FromString(content).devices
     assert [node.ID for node in device.topology.nodes] == [0]
 
 
 def test_without_numa_nodes_there_is_no_topology() -> None:
-    content = snapshot_of(a_resource(1, 1)).device_list(lambda _: True)
+    content = snapshot_of(a_resource(1, 1)).device_list(lambda _gpu, _mig: True)
 
     (device,) = pb.ListAndWatchResponse.FromString(content).devices
     assert not device.HasField("topology")
@@ -65,7 +65,7 @@ def test_without_numa_nodes_there_is_no_topology() -> None:
 def test_health_is_asked_once_per_gpu() -> None:
     asked: list[str] = []
 
-    def is_healthy(uuid: str) -> bool:
+    def is_healthy(uuid: str, _mig: str | None) -> bool:
         asked.append(uuid)
         return True
 

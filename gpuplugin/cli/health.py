@@ -1,0 +1,122 @@
+"""`gpuplugin health`: the health of GPUs as the running daemon sees it, and clearing it by hand."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from gpuplugin.cli.options import load
+from gpuplugin.cli.text import table
+from gpuplugin.config.load import ConfigError
+from gpuplugin.daemon.control import SOCKET_NAME
+from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.linesocket import ControlError, ask
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+ANSWER_TIMEOUT_S = 10.0
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class _Unit(_Answer):
+    """A GPU or MIG device as the daemon tells of it."""
+
+    uuid: str
+    index: str
+    state: str
+    for_s: float
+    reason: str
+    action: str
+    xid: int | None
+    needs_reset: bool
+
+    @property
+    def why(self) -> str:
+        """Why it is not healthy, for a person; empty if it is."""
+        if not self.reason:
+            return ""
+        waits = "; waits for a reset" if self.needs_reset and self.state == "Unhealthy" else ""
+        return f"{self.reason} (action: {self.action}{waits})"
+
+
+class _Report(_Answer):
+    blind: str
+    units: list[_Unit]
+
+
+class _Cleared(_Answer):
+    cleared: list[str]
+    refused: list[str]
+
+
+def show(parsed: argparse.Namespace) -> int:
+    """Print the state of every GPU and MIG device; 1 if one is not healthy or nobody answers."""
+    answer = _ask(parsed, {"report": True})
+    if answer is None:
+        return 1
+    report = _Report.model_validate(answer)
+    if parsed.json:
+        print(report.model_dump_json(indent=2))
+    else:
+        if report.blind:
+            print(f"The GPUs cannot be watched: {report.blind}\n")
+        rows = [
+            (unit.index, unit.uuid, unit.state, f"{unit.for_s:.0f} s", unit.why)
+            for unit in report.units
+        ]
+        print("\n".join(table(("GPU", "UUID", "STATE", "FOR", "REASON"), rows)))
+    all_healthy = all(unit.state == "Healthy" for unit in report.units)
+    return 0 if all_healthy and not report.blind else 1
+
+
+def clear(parsed: argparse.Namespace) -> int:
+    """Say that the fault of a GPU or MIG device is over; 1 if the daemon refuses."""
+    answer = _ask(parsed, {"clear": parsed.unit})
+    if answer is None:
+        return 1
+    outcome = _Cleared.model_validate(answer)
+    for uuid in outcome.cleared:
+        print(f"{uuid}: cleared")
+    for text in outcome.refused:
+        print(f"gpuplugin: {text}", file=sys.stderr)
+    if not outcome.cleared and not outcome.refused:
+        print("all are healthy: nothing to clear")
+    return 1 if outcome.refused else 0
+
+
+def _ask(parsed: argparse.Namespace, request: Mapping[str, object]) -> Mapping[str, object] | None:
+    """The daemon's answer; None if there is none, which was told."""
+    try:
+        dirs = KubeletDirs(load(parsed).settings.daemon.kubelet_dir)
+        return _ask_daemon(dirs, request)
+    except (ConfigError, ControlError) as error:
+        print(f"gpuplugin: {error}", file=sys.stderr)
+        return None
+
+
+def _ask_daemon(dirs: KubeletDirs, request: Mapping[str, object]) -> Mapping[str, object]:
+    """Ask at the socket of either way of registration; one may be left of a killed daemon.
+
+    Raises:
+        ControlError: no daemon is there, or it refuses.
+    """
+    places = [folder / SOCKET_NAME for folder in (dirs.plugin_watcher, dirs.device_plugins)]
+    found = [place for place in places if place.exists()]
+    if not found:
+        raise ControlError(
+            f"no plugin runs here: there is neither {places[0]} nor {places[1]}; name the folder "
+            "that it serves with --kubelet-dir, and run this where it runs (kubectl exec)"
+        )
+    for place in found[:-1]:
+        try:
+            return ask(place, request, ANSWER_TIMEOUT_S)
+        except ControlError:
+            continue
+    return ask(found[-1], request, ANSWER_TIMEOUT_S)

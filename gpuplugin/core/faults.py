@@ -1,0 +1,135 @@
+"""What counts as a fault, how grave it is, and what ends it: events and probes in, faults out.
+
+What a fault does to a GPU's state over time is in `health`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING
+
+from hal import EccError, GpuDisappeared, RecoveryAction, XidAction, XidError, lookup_xid
+
+if TYPE_CHECKING:
+    from hal import Event, Probe
+
+RESET_OR_REBOOT = "reset-or-reboot"
+CONTAINED_MEMORY_ERROR = 94
+"""The Xid that says of an uncorrectable ECC error that it hit one process only."""
+
+
+class Cause(Enum):
+    """Where a fault was seen: a bounded set, for labels of metrics."""
+
+    XID = "xid"
+    ECC = "ecc"
+    LOST = "lost"
+    UNREACHABLE = "unreachable"
+    RECOVERY_ACTION = "recovery-action"
+    ROW_REMAP = "row-remap"
+    THERMAL = "thermal"
+
+
+class Cure(IntEnum):
+    """What must be seen before the quiet period may begin; a graver one replaces a lesser one."""
+
+    CLEAN_PROBE = 0
+    DRIVERS_WORD = 1
+    """The driver says that no recovery action is needed; one that cannot say: a reset."""
+    RESET = 2
+    """A reset, a reboot or a new load of the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault; `reason` and `action` are short texts for people, `xid` the code if it was one."""
+
+    cause: Cause
+    reason: str
+    action: str
+    cure: Cure = Cure.CLEAN_PROBE
+    xid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class XidPolicy:
+    """Which Xids make a GPU Unhealthy; what is not named follows the catalogue's action.
+
+    `fatal` wins over `ignored`, and a code that is named over `all_fatal` and `all_ignored`.
+    """
+
+    ignored: frozenset[int] = frozenset()
+    fatal: frozenset[int] = frozenset()
+    all_ignored: bool = False
+    all_fatal: bool = False
+
+    def is_fatal(self, code: int) -> bool:
+        """True if the Xid makes its GPU Unhealthy."""
+        if code in self.fatal or self.all_fatal:
+            return True
+        if code in self.ignored or self.all_ignored:
+            return False
+        return not lookup_xid(code).action.application_error
+
+    @property
+    def none_fatal(self) -> bool:
+        """True if no Xid at all can make a GPU Unhealthy."""
+        return self.all_ignored and not self.fatal and not self.all_fatal
+
+
+_RESET_ACTIONS = frozenset(
+    {
+        XidAction.RESET_GPU,
+        XidAction.ECC_WORKFLOW,
+        XidAction.REBOOT_NODE,
+        XidAction.RESTART_VM,
+    }
+)
+
+
+def fault_of_event(event: Event, xids: XidPolicy, *, hardware_checks: bool = True) -> Fault | None:
+    """The fault that an event means, if any.
+
+    `hardware_checks` false leaves out what the driver reports besides Xids; a lost GPU counts
+    all the same, for nothing can run on it.
+    """
+    match event:
+        case XidError(xid=code) if xids.is_fatal(code):
+            xid = lookup_xid(code)
+            cure = Cure.RESET if xid.action in _RESET_ACTIONS else Cure.CLEAN_PROBE
+            return Fault(Cause.XID, f"Xid {code}: {xid.meaning}", xid.action.value, cure, code)
+        case EccError(uncorrectable=True) if hardware_checks:
+            # Whether it was contained is for the driver to say; Xid 94 says so at once.
+            reason = "uncorrectable ECC error"
+            return Fault(Cause.ECC, reason, XidAction.ECC_WORKFLOW.value, Cure.DRIVERS_WORD)
+        case GpuDisappeared():
+            return Fault(Cause.LOST, "GPU lost", RESET_OR_REBOOT, Cure.RESET)
+    return None
+
+
+def fault_of_probe(probe: Probe, *, hardware_checks: bool = True) -> Fault | None:
+    """The fault that a probe shows, if any; `hardware_checks` false asks only if it answers."""
+    if not probe.reachable:
+        return Fault(Cause.UNREACHABLE, "GPU does not answer", RESET_OR_REBOOT)
+    if probe.clean or not hardware_checks:
+        return None
+    if probe.thermal_shutdown:
+        return Fault(Cause.THERMAL, "GPU is at its shutdown temperature", "check-cooling")
+    if probe.row_remap_failed:
+        return Fault(Cause.ROW_REMAP, "memory row remapping failed", "contact-support")
+    reason = "the driver asks for a recovery action"
+    return Fault(Cause.RECOVERY_ACTION, reason, probe.recovery_action.value)
+
+
+def fault_of_ecc_count(before: int | None, probe: Probe) -> Fault | None:
+    """The fault in a count of uncorrectable ECC errors that grew although no event told.
+
+    Only where the driver cannot say what is to be done: one that can is believed.
+    """
+    if before is None or probe.uncorrectable_ecc is None:
+        return None
+    if probe.uncorrectable_ecc <= before or probe.recovery_action is not RecoveryAction.UNKNOWN:
+        return None
+    reason = f"{probe.uncorrectable_ecc - before} more uncorrectable ECC errors"
+    return Fault(Cause.ECC, reason, XidAction.ECC_WORKFLOW.value, Cure.DRIVERS_WORD)

@@ -1,0 +1,167 @@
+"""The daemon's local socket: a person asks for the health of GPUs, or clears it.
+
+Only root and the daemon's own user are answered. What clearing means is in `core.health`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.health import StillFaulty
+from gpuplugin.core.healthboard import UnknownUnit
+from gpuplugin.daemon.sockets import identity
+from gpuplugin.linesocket import ControlError, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from gpuplugin.daemon.node import Node
+
+SOCKET_NAME = ".gpuplugin-control.sock"
+"""Hidden, so that the kubelet's plugin watcher passes it over."""
+
+POLL_S = 1.0
+_RETRY_S = 30.0
+_REQUEST_TIMEOUT_S = 5.0
+_LINE_LIMIT_BYTES = 64 * 1024
+_CREDENTIALS = struct.Struct("3i")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is at the other end of a connection."""
+
+    pid: int
+    uid: int
+
+
+class ControlServer:
+    """Keeps a socket in `folder` and answers there; a socket that vanishes is made again."""
+
+    def __init__(self, folder: Path, node: Node) -> None:
+        self._path = folder / SOCKET_NAME
+        self._node = node
+        self._problem = ""
+
+    async def run(self) -> None:
+        """Serve until cancelled; the socket is gone when this returns."""
+        while True:
+            try:
+                await self._serve()
+                self._problem = ""
+            except OSError as error:
+                self._complain(error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _serve(self) -> None:
+        """Serve until the socket is no longer there."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(
+            self._answer_one, self._path, limit=_LINE_LIMIT_BYTES
+        )
+        try:
+            self._path.chmod(0o600)
+            made = identity(self._path)
+            async with server:
+                while identity(self._path) == made:  # noqa: ASYNC110 - a file tells nobody
+                    await asyncio.sleep(POLL_S)
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    def _complain(self, error: OSError) -> None:
+        if self._problem != str(error):
+            self._problem = str(error)
+            log.warning(
+                "gpuplugin health will find no socket: %s",
+                error,
+                extra={"event": "control-unavailable", "socket": str(self._path)},
+            )
+
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                line = await reader.readline()
+                writer.write(encode(self._answer(line, _caller(writer))))
+                await writer.drain()
+        except (OSError, ValueError, TimeoutError) as error:
+            log.debug("control: %s", error, extra={"event": "control-dropped"})
+        finally:
+            writer.close()
+
+    def _answer(self, line: bytes, caller: Caller) -> Mapping[str, object]:
+        own_uid = os.geteuid()
+        if caller.uid not in (0, own_uid):
+            return {"error": f"user {caller.uid} may not: only root and user {own_uid} may"}
+        try:
+            request = decode(line)
+            if "clear" in request:
+                return self._clear(str(request["clear"]), caller)
+        except ControlError as error:
+            return {"error": str(error)}
+        return self._report()
+
+    def _report(self) -> Mapping[str, object]:
+        now_s = time.monotonic()
+        board = self._node.board
+        return {
+            "blind": board.blind,
+            "units": [
+                {
+                    "uuid": uuid,
+                    "index": self._node.index(uuid),
+                    "state": health.status.value,
+                    "for_s": round(now_s - health.since_s, 1),
+                    "reason": health.fault.reason if health.fault else "",
+                    "action": health.fault.action if health.fault else "",
+                    "xid": health.fault.xid if health.fault else None,
+                    "needs_reset": health.needs_reset,
+                }
+                for uuid, health in board.units.items()
+            ],
+        }
+
+    def _clear(self, name: str, caller: Caller) -> Mapping[str, object]:
+        """Clear a GPU or MIG device by UUID or index; `all` clears all that can be."""
+        units = self._node.board.units
+        chosen = [uuid for uuid in units if name in (uuid, self._node.index(uuid))]
+        if name == "all":
+            chosen = [uuid for uuid, health in units.items() if not health.healthy]
+        elif not chosen:
+            known = ", ".join(self._node.index(uuid) for uuid in units) or "none"
+            raise ControlError(f"no GPU or MIG device is {name!r}; known by index: {known}")
+        cleared: list[str] = []
+        refused: list[str] = []
+        for uuid in chosen:
+            try:
+                self._node.clear(uuid)
+            except (StillFaulty, UnknownUnit) as error:
+                refused.append(f"{self._node.index(uuid)} ({uuid}) is still faulty: {error}")
+                continue
+            cleared.append(uuid)
+            log.warning(
+                "%s was cleared by user %d",
+                uuid,
+                caller.uid,
+                extra={"event": "health-cleared", "uuid": uuid, "uid": caller.uid},
+            )
+        if refused and not cleared:
+            raise ControlError("; ".join(refused) + "; mend it first, then it comes back by itself")
+        return {"cleared": cleared, "refused": refused}
+
+
+def _caller(writer: asyncio.StreamWriter) -> Caller:
+    connection: socket.socket = writer.get_extra_info("socket")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    return Caller(pid, uid)
