@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from gpuplugin.config.options import Option
 
 _BY_PATH = {option.path: option for option in OPTIONS}
-_DURATIONS = ("quietPeriod", "quietPeriodCap", "probeInterval", "sleepInterval")
+_DURATIONS = (
+    "quietPeriod", "quietPeriodCap", "flapMemory", "probeInterval", "blindAfter", "sleepInterval"
+)  # fmt: skip
+_XIDS = ("ignoreXids", "fatalXids")
 _RESOURCE_NAMES = frozenset({"name", "rename"})
 
 
@@ -73,6 +76,8 @@ def _type(key: str, field: FieldInfo) -> str:
         return "duration"
     if key in _RESOURCE_NAMES:
         return "resource name"
+    if key in _XIDS:
+        return "list of Xids, `xids` or `all`"
     if key == "devices":
         return "`all`, int or list"
     return _spelled(field.annotation)

@@ -15,6 +15,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from gpuplugin.cli.main import build_parser
 from gpuplugin.config.document import parse_document
+from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
@@ -85,6 +86,14 @@ def test_the_readme_shows_the_default_configuration() -> None:
 def test_the_scenario_in_the_documentation_is_one() -> None:
     (shown,) = _blocks(ROOT / "docs/simulation.md", "yaml")
     assert parse_scenario(shown, "shown").gpu_count == 2
+
+
+def test_the_health_options_in_the_documentation_are_accepted(tmp_path: Path) -> None:
+    (shown,) = _blocks(ROOT / "docs/health.md", "yaml")
+    file = tmp_path / "config.yaml"
+    file.write_text(shown)
+    loaded = load_settings({}, {"GPUPLUGIN_STRICT_CONFIG": "true"}, str(file))
+    assert loaded.settings.health.ignore_xids == [74]
 
 
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
