@@ -155,7 +155,7 @@ def test_without_a_driver_the_plugin_says_what_to_set_and_goes_on_trying(node: N
         assert status == 503
         assert "libnvidia-ml.so.1 was not found" in json.loads(body)["parts"]["monitor"]["text"]
         assert plugin.get("/health")[0] == 200
-        assert not list(node.dir.rglob("*.sock"))
+        assert not list(node.dir.rglob("gpuplugin-*.sock"))
         assert plugin.running
         assert plugin.stop() == 0
 
