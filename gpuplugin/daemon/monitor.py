@@ -188,8 +188,8 @@ class Monitor:
                     _WAIT_S + plan.blind_after_s, self._backend.wait_events, _WAIT_S
                 )
             except HalError as error:
-                patience.lose(error, plan.blind_after_s)
-                await asyncio.sleep(backoff.next_s())
+                left_s = patience.lose(error, plan.blind_after_s)
+                await asyncio.sleep(min(left_s, backoff.next_s()))
                 continue
             patience.renew()
             backoff.reset()
@@ -210,8 +210,8 @@ class Monitor:
                 known = {gpu.uuid for gpu in self._node.gpus}
                 gpus, probes = await self._look()
             except HalError as error:
-                patience.lose(error, plan.blind_after_s)
-                pause_s = min(pause_s, backoff.next_s())
+                left_s = patience.lose(error, plan.blind_after_s)
+                pause_s = min(pause_s, left_s, backoff.next_s())
                 continue
             patience.renew()
             backoff.reset()
@@ -323,8 +323,8 @@ class _Patience:
         self._failures = 0
         self._good_s = time.monotonic()
 
-    def lose(self, error: HalError, at_most_s: float) -> None:
-        """Watching failed.
+    def lose(self, error: HalError, at_most_s: float) -> float:
+        """Watching failed; how many seconds it still may.
 
         Raises:
             MonitorFailed: it has failed for `at_most_s`.
@@ -341,6 +341,7 @@ class _Patience:
         )
         if failing_s >= at_most_s:
             raise MonitorFailed(f"{self._stage} failed for {failing_s:.1f} s: {error}")
+        return at_most_s - failing_s
 
 
 def _calls_for_a_look(event: Event) -> bool:
