@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 _UNSUPPORTED_VARIABLES = ("DP_DISABLE_HEALTHCHECKS", "DP_ENABLE_HEALTHCHECKS")
 DEFAULT_FILE = "the built-in default.yaml"
-_DEFAULTS = {"daemon": {"kubeletDir": DEFAULT_KUBELET_DIR, "cdiRoot": DEFAULT_CDI_ROOT}}
+_DEFAULTS = {
+    "daemon": {
+        "kubeletDir": DEFAULT_KUBELET_DIR,
+        "cdiRoot": DEFAULT_CDI_ROOT,
+        # Given, for only what is given is validated: reports need a name.
+        "nodeName": "",
+    }
+}
 
 
 @dataclass(frozen=True, slots=True)
