@@ -13,6 +13,7 @@ from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
+from gpuplugin.daemon.nodereports import make_reporter
 from gpuplugin.daemon.plans import node_plans, remove_unwanted_specs, warn_of_exposure
 from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
@@ -113,6 +114,7 @@ class Daemon:
             remove_unwanted_specs(settings)
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
+        reporter = make_reporter(settings, metrics)
         node = Node(plans, vitals, metrics)
         monitor = Monitor(
             self._backend,
@@ -140,6 +142,7 @@ class Daemon:
                 ("monitor", monitor.run),
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
+                *([("node-reports", reporter.run)] if reporter else ()),
             ):
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)
 
