@@ -100,13 +100,18 @@ def _listed(head: str, entries: Sequence[str]) -> str:
     for count in range(len(entries), 0, -1):
         more = f", and {len(entries) - count} more" if count < len(entries) else ""
         text = f"{head}: {', '.join(entries[:count])}{more}"
-        if len(text.encode()) <= MESSAGE_BYTES:
-            return text
+        if len(_encoded(text)) <= MESSAGE_BYTES:
+            return _shortened(text)
     return _shortened(f"{head}: {entries[0]}")
 
 
 def _shortened(text: str) -> str:
-    data = text.encode()
+    data = _encoded(text)
     if len(data) <= MESSAGE_BYTES:
-        return text
+        return data.decode()
     return f"{data[: MESSAGE_BYTES - 3].decode(errors='ignore')}..."
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; names of files that are no text, which errors quote, must not be an error here."""
+    return text.encode(errors="replace")
