@@ -28,6 +28,12 @@ VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "PUT": "update", "DEL
 
 _EVENTS = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/events(?:/(?P<name>[^/]+))?")
 _STATUS = re.compile(r"/api/v1/nodes/(?P<name>[^/]+)/status")
+_READY = {
+    "type": "Ready",
+    "status": "False",
+    "lastTransitionTime": "2026-01-01T00:00:00Z",
+    "lastHeartbeatTime": "2026-01-01T00:00:00Z",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class ApiServer:
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": node},
-            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            "status": {"conditions": [_READY]},
         }
         self.events: dict[str, dict[str, Any]] = {}
         self.requests: list[Request] = []

@@ -17,7 +17,7 @@ from gpuplugin.daemon import nodereports
 from gpuplugin.daemon.backoff import Backoff
 from gpuplugin.daemon.kubeapi import KubeApi, NoCluster
 from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.daemon.nodereports import NodeReporter
+from gpuplugin.daemon.nodereports import NodeReporter, ReportFailed
 from tests.component.apiserver import JSON, STRATEGIC, TOKEN, ApiServer
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import run_as_loaded, settings_for
@@ -182,6 +182,8 @@ def test_the_condition_is_merged_into_the_nodes_status(
         "lastTransitionTime": sent["lastTransitionTime"],
     }
     assert len(server.node["status"]["conditions"]) == 2
+    (ready, _) = server.node["status"]["conditions"]
+    assert sent["lastTransitionTime"] != ready["lastTransitionTime"]
 
 
 @pytest.mark.parametrize(("condition", "kept"), [(BAD, True), (GOOD, False)])
@@ -250,6 +252,17 @@ def test_a_server_in_trouble_is_asked_again(
         assert failed == 3
     assert [one["count"] for one in server.events.values()] == [1]
     assert server.condition is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "wait_s"), [("7", 7), ("100000", 300), ("Thu, 01 Jan 2026 00:00:00 GMT", 0), ("", 0)]
+)
+def test_the_servers_wish_to_wait_is_read(server: ApiServer, text: str, wait_s: float) -> None:
+    server.fail(429, headers={"Retry-After": text})
+    with pytest.raises(ReportFailed) as caught:
+        KubeApi(NODE).patch_condition(None)
+
+    assert (caught.value.retryable, caught.value.wait_s) == (True, wait_s)
 
 
 def test_a_server_that_is_not_there_is_asked_again(server: ApiServer) -> None:

@@ -121,6 +121,16 @@ def test_the_order_of_gpus_does_not_matter(news: list[GpuNews]) -> None:
     assert condition_for(news, 12, "") == condition_for(ordered, 12, "")
 
 
+def test_a_message_that_is_too_long_is_cut_between_characters() -> None:
+    for text in (
+        condition_for([], 8, "é" * 2000).message,
+        GpuNews("GPU-a", "10", "Unhealthy", "é" * 2000).event_message,
+        condition_for([GpuNews("GPU-a", "10", "Unhealthy", "é" * 2000)], 8, "").message,
+    ):
+        assert MESSAGE_BYTES - 1 <= len(text.encode()) <= MESSAGE_BYTES
+        assert text.endswith("é...")
+
+
 def test_text_that_is_no_text_is_no_error() -> None:
     assert condition_for([], 8, "/lib/\udcff.so").message == "GPUs cannot be watched: /lib/?.so"
     assert GpuNews("GPU-a", "0", "Unhealthy", "\udcff").event_message.endswith(": ?")

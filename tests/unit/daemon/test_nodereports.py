@@ -227,6 +227,16 @@ def test_the_transition_time_is_when_it_happened_not_when_it_was_sent(bench: Ben
     assert bench.api.conditions[-1].seen == START + timedelta(seconds=8)
 
 
+def test_other_words_for_an_unsent_status_are_no_transition(bench: Bench) -> None:
+    bench.report(condition=BAD)
+    bench.now_s += 5
+    bench.report(condition=Condition(False, BAD.reason, "two"))
+    bench.after(0)
+
+    assert bench.api.conditions[-1].since == START + timedelta(seconds=7)
+    assert bench.api.conditions[-1].message == "two"
+
+
 def test_a_status_that_came_and_went_unsent_is_no_transition(bench: Bench) -> None:
     bench.report(condition=GOOD)
     bench.after(0)
@@ -314,6 +324,14 @@ def test_a_refused_event_is_not_tried_again(bench: Bench) -> None:
 
     assert bench.api.tries.count("event") == 1
     assert bench.count("event", "refused") == 1
+
+
+def test_refused_events_have_a_pace_too(bench: Bench) -> None:
+    bench.api.event_trouble = NEVER
+    bench.report(*range(BURST + 3), condition=GOOD)
+    assert bench.after(0) == EVERY_S
+
+    assert bench.api.tries.count("event") == BURST
 
 
 def test_a_refused_condition_is_tried_with_the_next_change_or_heartbeat(bench: Bench) -> None:
