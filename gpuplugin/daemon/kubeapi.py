@@ -6,6 +6,7 @@ docs/operations.md.
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -52,6 +53,9 @@ class KubeApi:
         self._node = node
         self._timeout_s = timeout_s
         self._config = _cluster()
+        for name in ("httpx2", "httpcore2"):
+            # They have a line for each request; what comes of them is logged by the reporter.
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def post_event(self, event: NodeEvent) -> None:
         """Make an Event on the node, or count up one that is known.

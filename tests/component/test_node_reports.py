@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import threading
 from contextlib import contextmanager, suppress
@@ -130,6 +131,16 @@ def test_an_event_has_the_shape_that_kubectl_describe_node_looks_for(
         "reportingComponent": "gpuplugin",
         "reportingInstance": NODE,
     }
+
+
+def test_reports_that_are_sent_are_not_logged(
+    server: ApiServer, reporter: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    reporter.report(SICK, condition=BAD)
+    reporter.wait_for("event", "sent")
+
+    assert [one.name for one in caplog.records if one.name != "asyncio"] == []
 
 
 def test_a_repeated_event_is_counted_up(server: ApiServer, reporter: Running) -> None:
