@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 DEFAULT_FILE = "the built-in default.yaml"
-_DEFAULTS = {"daemon": {"kubeletDir": DEFAULT_KUBELET_DIR, "cdiRoot": DEFAULT_CDI_ROOT}}
+_DEFAULTS = {
+    "daemon": {
+        "kubeletDir": DEFAULT_KUBELET_DIR,
+        "cdiRoot": DEFAULT_CDI_ROOT,
+        # Given, for only what is given is validated: reports need a name.
+        "nodeName": "",
+    }
+}
 
 
 @dataclass(frozen=True, slots=True)

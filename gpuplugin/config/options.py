@@ -349,6 +349,20 @@ OPTIONS: tuple[Option, ...] = (
         Kind.LIST,
         "CDI hooks to leave out of specs, or all",
     ),
+    Option(
+        ("--kubernetes-reports",),
+        ("GPUPLUGIN_KUBERNETES_REPORTS",),
+        ("daemon", "kubernetesReports"),
+        Kind.BOOL,
+        "tell the API server of GPUs' health: Events and the node condition GPUHealthy",
+    ),
+    Option(
+        ("--node-name",),
+        ("NODE_NAME",),
+        ("daemon", "nodeName"),
+        Kind.STRING,
+        "this node's name in Kubernetes; needed for --kubernetes-reports",
+    ),
 )
 """All options, in the order in which documents list them."""
 

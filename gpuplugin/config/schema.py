@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -23,6 +24,7 @@ from gpuplugin.config.section import (
     XidTerms,
 )
 from gpuplugin.config.sharing import ResourcesSection, SharingSection
+from gpuplugin.config.values import node_name
 
 
 class HealthSection(Section):
@@ -64,6 +66,14 @@ class DaemonOptions(Section):
     cdi_root: Folder
     cdi_feature_flags: Strings = []
     cdi_disable_hooks: Strings = []
+    kubernetes_reports: bool = False
+    node_name: str = ""
+
+    @field_validator("node_name")
+    @classmethod
+    def _named_for_reports(cls, name: str, info: ValidationInfo) -> str:
+        """Without reports nobody asks for the name, so nobody is told that it is wrong."""
+        return node_name(name) if info.data.get("kubernetes_reports") else name
 
     @property
     def way_of_registration(self) -> Literal["watcher", "classic", "none"]:

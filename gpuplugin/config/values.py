@@ -1,4 +1,4 @@
-"""How single values are spelled: Go booleans, Go durations, resource names.
+"""How single values are spelled: Go booleans, Go durations, names, addresses.
 
 The spellings are those of NVIDIA's plugin, so that its files and variables keep their meaning.
 """
@@ -13,6 +13,7 @@ MAX_RESOURCE_NAME = 63
 MAX_PORT = 65535
 XID_WORDS = frozenset({"all", "xids"})
 """What stands for every Xid; as an exception, `all` means checks of every other kind too."""
+MAX_NODE_NAME = 253
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -77,6 +78,22 @@ def listen_address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not _is_host(host) or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > MAX_PORT:
         raise ValueError(f"must be HOST:PORT such as 0.0.0.0:2112 or [::1]:2112, found {text!r}")
+    return text
+
+
+def node_name(text: str) -> str:
+    """A node's name in Kubernetes.
+
+    Raises:
+        ValueError: empty, or not a DNS-1123 subdomain.
+    """
+    if not text:
+        raise ValueError(
+            "is required by --kubernetes-reports: set NODE_NAME in the container's env with "
+            "valueFrom: {fieldRef: {fieldPath: spec.nodeName}}, or give --node-name"
+        )
+    if len(text) > MAX_NODE_NAME or not _SUBDOMAIN.fullmatch(text):
+        raise ValueError(f"must be the name of a node as kubectl get nodes has it, found {text!r}")
     return text
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.endpoint import Surroundings
 from gpuplugin.daemon.endpoints import Endpoints
+from gpuplugin.daemon.healthnews import HealthNews
 from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
+from gpuplugin.daemon.nodereports import make_reporter
 from gpuplugin.daemon.plans import (
     monitor_plan,
     node_plans,
@@ -131,7 +133,10 @@ class Daemon:
             remove_unwanted_specs(settings)
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
-        node = Node(plans, vitals, metrics)
+        reporter = make_reporter(settings, metrics)
+        node = Node(
+            plans, vitals, metrics, HealthNews(metrics, reporter.report if reporter else None)
+        )
         monitor = Monitor(
             self._backend,
             node,
@@ -160,6 +165,7 @@ class Daemon:
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
                 ("control", control.run),
+                *([("node-reports", reporter.run)] if reporter else ()),
             ):
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)
 

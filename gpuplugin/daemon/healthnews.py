@@ -1,6 +1,6 @@
-"""Tells people of health: log lines and metrics for events, changes and the state of things.
+"""Tells people of health: log lines, metrics and reports of events, changes and states.
 
-What the kubelet is told is in `node`.
+What the kubelet is told is in `node`; where reports go is in `nodereports`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import logging
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import Status
+from gpuplugin.core.news import GpuNews, condition_for
 from hal import EccError, XidError, lookup_xid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from gpuplugin.core.faults import Fault
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.healthboard import HealthBoard, Transition
+    from gpuplugin.core.news import Condition
     from gpuplugin.daemon.metrics import Metrics
     from hal import Event, Gpu
 
@@ -26,10 +29,19 @@ CLEARED = "cleared"
 
 
 class HealthNews:
-    """One line and one count per fact; event loop only."""
+    """One line and one count per fact; event loop only.
 
-    def __init__(self, metrics: Metrics) -> None:
+    `report` is told the changes of a moment, and what the node's condition is after them.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        report: Callable[[Iterable[GpuNews], Condition], None] | None = None,
+    ) -> None:
         self._metrics = metrics
+        self._report = report
+        self._unreported: list[GpuNews] = []
         self._indices: Mapping[str, str] = {}
         self._shown: set[tuple[str, str]] = set()
 
@@ -108,6 +120,8 @@ class HealthNews:
                 "xid": xid,
             },
         )
+        if self._report is not None:
+            self._unreported.append(self._gpu_news(uuid, after, fault))
 
     def show(self, board: HealthBoard) -> None:
         """The state of everything on the board; series of what left it end."""
@@ -120,3 +134,20 @@ class HealthNews:
         for uuid, index in self._shown - shown:
             gauge.remove_by_labels({"uuid": uuid, "gpu": index})
         self._shown = shown
+        if self._report is not None and (board.gpus or board.blind):
+            news, self._unreported = self._unreported, []
+            self._report(news, self._condition(board))
+
+    def _condition(self, board: HealthBoard) -> Condition:
+        sick = [
+            self._gpu_news(uuid, health.status, health.fault)
+            for uuid, health in board.units.items()
+            if not health.healthy
+        ]
+        return condition_for(sick, len(board.units), board.blind)
+
+    def _gpu_news(self, uuid: str, status: Status, fault: Fault | None) -> GpuNews:
+        index = self.index(uuid)
+        if fault is None:
+            return GpuNews(uuid, index, status.value)
+        return GpuNews(uuid, index, status.value, fault.reason, fault.action, fault.xid)

@@ -145,6 +145,13 @@ class Metrics:
             ["task"],
             registry=registry,
         )
+        self.node_reports = Counter(
+            "gpuplugin_node_reports",
+            "Events and node conditions for the API server: sent, failed (tried again), refused, "
+            "dropped.",
+            ["kind", "result"],
+            registry=registry,
+        )
 
     @property
     def by_resource(self) -> tuple[MetricWrapperBase, ...]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.inventory import Inventory, InventoryError, expand, plan_devices
-from gpuplugin.daemon.healthnews import HealthNews
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.inventory import Plan
     from gpuplugin.core.preference import PolicyName
+    from gpuplugin.daemon.healthnews import HealthNews
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.vitals import Vitals
     from gpuplugin.kubelet.snapshot import ResourceSnapshot
@@ -62,7 +62,9 @@ class NodePlans:
 class Node:
     """What the daemon knows; `plugins` has one entry per resource that is served."""
 
-    def __init__(self, plans: NodePlans, vitals: Vitals, metrics: Metrics) -> None:
+    def __init__(
+        self, plans: NodePlans, vitals: Vitals, metrics: Metrics, news: HealthNews
+    ) -> None:
         self._plans = plans
         self._vitals = vitals
         self._metrics = metrics
@@ -75,7 +77,7 @@ class Node:
         self._misfit = ""
         self._specs_unwritten = ""
         self._replanned = False
-        self._news = HealthNews(metrics)
+        self._news = news
         self._publishing: asyncio.TimerHandle | None = None
         self.resources_changed = asyncio.Event()
         vitals.set("inventory", "no GPU was listed yet", ok=False)

@@ -64,7 +64,8 @@ Sample = tuple[str, object]
 class Row:
     """An option: its names, where its value ends up, and a sample for each layer.
 
-    `samples` are for the file, the variable and the flag, in this order.
+    `samples` are for the file, the variable and the flag, in this order. `needs` are arguments
+    without which the samples are refused.
     """
 
     flags: tuple[str, ...]
@@ -73,6 +74,7 @@ class Row:
     lands: str
     default: object
     samples: tuple[Sample, Sample, Sample]
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -99,10 +101,13 @@ def words(*texts: str) -> tuple[Sample, Sample, Sample]:
     return (one, one), (two, two), (three, three)
 
 
-def daemon(flag: str, variable: str, lands: str, default: object, *samples: Sample) -> Row:
+def daemon(
+    flag: str, variable: str, lands: str, default: object, *samples: Sample, needs: str = ""
+) -> Row:
     """An option of the daemon, which has no key in the file; its first sample is of no use."""
     two, three = samples
-    return Row((flag,), (variable,), None, f"daemon.{lands}", default, (two, two, three))
+    own = (two, two, three)
+    return Row((flag,), (variable,), None, f"daemon.{lands}", default, own, tuple(needs.split()))
 
 
 PLUGIN = "flags.plugin"
@@ -185,6 +190,9 @@ OWN = (
            ("0", False)),
     daemon("cdi-root", "GPUPLUGIN_CDI_ROOT", "cdi_root", Path("/var/run/cdi"), ("/v", Path("/v")),
            ("/c", Path("/c"))),
+    daemon("kubernetes-reports", "GPUPLUGIN_KUBERNETES_REPORTS", "kubernetes_reports", False,
+           ("t", True), ("F", False), needs="--node-name=gpu-1"),
+    daemon("node-name", "NODE_NAME", "node_name", "", ("a-1.b", "a-1.b"), ("c", "c")),
 )  # fmt: skip
 ROWS = (*NVIDIA, *OWN)
 
@@ -255,8 +263,8 @@ def test_the_default(files: Files, row: Row) -> None:
 )
 def test_every_flag_and_alias(files: Files, row: Row, flag: str) -> None:
     for text, value in row.samples[1:]:
-        assert row.found(files.load("", f"--{flag}", text)) == value
-        assert row.found(files.load("", f"--{flag}={text}")) == value
+        assert row.found(files.load("", f"--{flag}", text, *row.needs)) == value
+        assert row.found(files.load("", f"--{flag}={text}", *row.needs)) == value
 
 
 @pytest.mark.parametrize(
@@ -264,7 +272,7 @@ def test_every_flag_and_alias(files: Files, row: Row, flag: str) -> None:
 )
 def test_every_variable_and_alias(files: Files, row: Row, variable: str) -> None:
     for text, value in row.samples[1:]:
-        assert row.found(files.load("", **{variable: text})) == value
+        assert row.found(files.load("", *row.needs, **{variable: text})) == value
 
 
 WITH_KEY = [row for row in ROWS if row.key is not None]
@@ -301,8 +309,9 @@ def test_layers(files: Files, row: Row) -> None:
     text = row.file(file[0]) if row.key else ""
     environment = {row.variables[0]: variable[0]}
 
-    assert row.found(files.load(text, **environment)) == variable[1]
-    assert row.found(files.load(text, f"--{row.name}={flag[0]}", **environment)) == flag[1]
+    assert row.found(files.load(text, *row.needs, **environment)) == variable[1]
+    given = (f"--{row.name}={flag[0]}", *row.needs)
+    assert row.found(files.load(text, *given, **environment)) == flag[1]
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if len(row.variables) > 1], ids=str)
@@ -396,10 +405,10 @@ BOOL_ROWS = [row for row in ROWS if KIND[row.name] is Kind.BOOL]
 @pytest.mark.parametrize("row", BOOL_ROWS, ids=lambda row: row.name)
 def test_only_the_spellings_of_go_are_booleans(files: Files, row: Row) -> None:
     for text in ("1", "t", "T", "TRUE", "true", "True"):
-        assert row.found(files.load("", **{row.variables[0]: text})) is True
-        assert row.found(files.load("", f"--{row.name}={text}")) is True
+        assert row.found(files.load("", *row.needs, **{row.variables[0]: text})) is True
+        assert row.found(files.load("", f"--{row.name}={text}", *row.needs)) is True
     for text in ("0", "f", "F", "FALSE", "false", "False"):
-        assert row.found(files.load("", **{row.variables[0]: text})) is False
+        assert row.found(files.load("", *row.needs, **{row.variables[0]: text})) is False
     for text in ("yes", "no", "on", "tRUE", "2", "true "):
         assert files.problem("", **{row.variables[0]: text}).where == row.variables[0]
         assert files.problem("", f"--{row.name}={text}").where == f"--{row.name}"
@@ -555,6 +564,31 @@ def test_folders_are_absolute_and_never_empty(
     found = BY_NAME[name].found(files.load("", f"--{name}=a/b"))
     assert found == tmp_path / "a/b"
     assert files.problem("", f"--{name}=").message == "must not be empty"
+
+
+REPORTS = "--kubernetes-reports"
+
+
+@pytest.mark.parametrize(
+    ("environment", "where"), [({}, ""), ({"NODE_NAME": ""}, "NODE_NAME")], ids=["unset", "empty"]
+)
+def test_reports_need_the_name_of_the_node(
+    files: Files, environment: dict[str, str], where: str
+) -> None:
+    problem = files.problem("", REPORTS, **environment)
+
+    assert (problem.where, problem.key) == (where, "daemon.nodeName")
+    for remedy in (REPORTS, "NODE_NAME", "fieldPath: spec.nodeName", "--node-name"):
+        assert remedy in problem.message
+
+
+@pytest.mark.parametrize("name", ["a/b", "Node", "..", "a b", "-a", "a.", "\u0660", "a" * 254])
+def test_the_name_of_the_node_is_looked_at_where_it_is_needed(files: Files, name: str) -> None:
+    problem = files.problem("", REPORTS, NODE_NAME=name)
+
+    assert (problem.where, problem.key) == ("NODE_NAME", "daemon.nodeName")
+    assert problem.message.endswith(f"found {name!r}")
+    assert files.load("", NODE_NAME=name).settings.daemon.node_name == name
 
 
 # 1.3: entries of sharing.timeSlicing.resources

@@ -1,0 +1,148 @@
+"""Events that wait to be sent: bounded, with repetitions counted, no faster than a bucket allows.
+
+No clock and no I/O: time is an argument. Who sends them is `nodereports`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from gpuplugin.core.news import GpuNews
+
+CAPACITY = 100
+SAME_WITHIN_S = 600.0
+"""How long an Event is counted up before a repetition is a new one; so long as kubelet's."""
+WORTH_TELLING_S = 3600.0
+"""After an hour the API server would have dropped the Event (its --event-ttl)."""
+
+_NAME_LENGTH = 253
+_SUFFIX_LENGTH = 20
+
+
+class TokenBucket:
+    """`burst` tokens at first; a new one every `every_s` seconds, up to `burst`."""
+
+    def __init__(self, burst: int, every_s: float) -> None:
+        self._ahead_s = (burst - 1) * every_s
+        self._every_s = every_s
+        self._paid_until_s = float("-inf")
+
+    def take(self, now_s: float) -> None:
+        """Use up a token, whether or not there is one."""
+        self._paid_until_s = max(self._paid_until_s, now_s) + self._every_s
+
+    def due_s(self, now_s: float) -> float:
+        """When there is a token: `now_s`, or later."""
+        return max(now_s, self._paid_until_s - self._ahead_s)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """An Event to be sent: seen `count` times from `first` to `last`; `type` Normal or Warning.
+
+    `known` is true if the API server has it already, with a smaller count.
+    """
+
+    name: str
+    reason: str
+    type: str
+    message: str
+    count: int
+    first: datetime
+    last: datetime
+    known: bool
+
+
+_Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Series:
+    """An Event and its repetitions."""
+
+    name: str
+    type: str
+    first: datetime
+    last: datetime
+    first_s: float
+    last_s: float
+    count: int = 0
+    known: bool = False
+
+
+class EventQueue:
+    """Events of one node, the oldest first. `node` begins their names."""
+
+    def __init__(self, node: str, capacity: int = CAPACITY) -> None:
+        self._node = node[: _NAME_LENGTH - _SUFFIX_LENGTH].rstrip("-.")
+        self._capacity = capacity
+        self._series: dict[_Key, _Series] = {}
+        self._waiting: dict[_Key, _Series] = {}
+        self._made = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, news: GpuNews, now_s: float, now: datetime) -> int:
+        """Let an Event wait, or count up the same one; returns how many others gave way."""
+        self._forget_old(now_s)
+        key = (news.event_reason, news.event_message)
+        series = self._series.get(key)
+        if series is None:
+            name = self._new_name(now)
+            series = _Series(name, news.event_type, now, now, now_s, now_s)
+            self._series[key] = series
+        series.count += 1
+        series.last, series.last_s = now, now_s
+        self._waiting.setdefault(key, series)
+        dropped = len(self._waiting) - self._capacity
+        if dropped > 0:
+            self._drop(next(iter(self._waiting)))
+        return max(dropped, 0)
+
+    def drop_stale(self, now_s: float) -> int:
+        """Drop what nobody wants to know any more; returns how many."""
+        stale = [key for key, one in self._waiting.items() if now_s - one.last_s > WORTH_TELLING_S]
+        for key in stale:
+            self._drop(key)
+        return len(stale)
+
+    def next(self) -> NodeEvent | None:
+        """The Event to send next; it waits on until it is `settled`."""
+        for (reason, message), one in self._waiting.items():
+            return NodeEvent(
+                one.name, reason, one.type, message, one.count, one.first, one.last, one.known
+            )
+        return None
+
+    def settled(self, event: NodeEvent, *, sent: bool) -> None:
+        """The API server took it, or (not `sent`) never will; what came meanwhile still waits."""
+        key = (event.reason, event.message)
+        series = self._series.get(key)
+        if series is None or series.name != event.name:
+            return
+        series.known = series.known or sent
+        if not sent:
+            self._drop(key)
+        elif series.count == event.count:
+            self._waiting.pop(key, None)
+
+    def _drop(self, key: _Key) -> None:
+        series = self._waiting.pop(key, None)
+        if series is not None and not series.known:
+            del self._series[key]
+
+    def _forget_old(self, now_s: float) -> None:
+        for key, one in list(self._series.items()):
+            if key not in self._waiting and now_s - one.first_s >= SAME_WITHIN_S:
+                del self._series[key]
+
+    def _new_name(self, now: datetime) -> str:
+        """Unique, as kubelet makes them: the node and a time, in nanoseconds."""
+        self._made += 1
+        number = int(now.timestamp() * 1e6) * 1000 + self._made % 1000
+        return f"{self._node}.{number:x}"
