@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
 from sim.kubelet import Amount, Phase, simple_pod
-from tests.component.running import RESOURCE
+from tests.component.running import RESOURCE, allocate_request
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
@@ -216,3 +217,66 @@ def test_a_pod_on_a_bad_gpu_keeps_its_device(
     assert node.pods["default/worker"].status == status
     assert status.grants[0].device_ids[0] in node.unhealthy(RESOURCE)
     assert status.phase is Phase.RUNNING
+
+
+def test_a_gpu_falls_off_the_bus_under_load(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin, registration: str
+) -> None:
+    """No call for another GPU fails, one list tells it, and a reset brings it back."""
+    plugin = start_plugin(hardware.backend, registration)
+    wait_allocatable(kubelet, 80)
+    hardware.wait_for_probes(0, 1)
+    (socket,) = plugin.sockets()
+    before = updates(kubelet)
+    others = [one for gpu in range(8) if gpu != 3 for one in hardware.replicas(gpu)]
+    with Load(plugin, others) as load:
+        load.wait_for_calls(100)
+        hardware.xid(3, 79)
+        wait_allocatable(kubelet, 70)
+        assert updates(kubelet) == before + 1
+        assert set(kubelet.view().unhealthy(RESOURCE)) == set(hardware.replicas(3))
+        load.wait_for_calls(100)
+        hardware.recover(3)
+        wait_allocatable(kubelet, 80)
+        load.wait_for_calls(100)
+    assert load.failures == []
+    assert plugin.sockets() == (socket,), "nothing was restarted"
+    assert plugin.metric("gpuplugin_task_restarts_total") == 0
+
+
+class Load:
+    """Threads that allocate the given devices in turn, until the block ends."""
+
+    def __init__(self, plugin: PluginProcess, device_ids: list[str], threads: int = 3) -> None:
+        self._plugin = plugin
+        self._requests = [allocate_request((one,)) for one in device_ids]
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._call, args=(number,)) for number in range(threads)
+        ]
+        self._calls = [0] * threads
+        self.failures: list[Exception] = []
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+
+    def wait_for_calls(self, count: int) -> None:
+        """Wait until that many more calls were answered."""
+        wanted = sum(self._calls) + count
+        eventually(lambda: sum(self._calls) >= wanted)
+
+    def _call(self, number: int) -> None:
+        while not self._stop.is_set():
+            request = self._requests[self._calls[number] % len(self._requests)]
+            try:
+                self._plugin.call("Allocate", request)
+            except Exception as error:  # noqa: BLE001 - every failure is what is looked for
+                self.failures.append(error)
+            self._calls[number] += 1
