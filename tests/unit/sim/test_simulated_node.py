@@ -23,24 +23,16 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.gpu import GIB, SimulatedGpu
+from sim.faults import EccFault, LostFault, Recovery, TimedHappening, XidFault
 from sim.node import SimulatedNode
+from sim.partition import GIB
 from sim.profiles import load_profile, model_names
-from sim.scenario import (
-    EccFault,
-    GpuGroup,
-    LostFault,
-    Recovery,
-    Scenario,
-    Tenant,
-    TimedHappening,
-    XidFault,
-    load_scenario,
-    scenario_names,
-)
+from sim.scenario import GpuGroup, Scenario, Tenant, load_scenario, scenario_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sim.gpu import SimulatedGpu
 
 TENANTS = [
     Tenant(name="one", gpu=0, utilization=0.6, memory_gib=3),
