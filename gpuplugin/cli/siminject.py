@@ -61,6 +61,8 @@ def _wrong_usage(parsed: argparse.Namespace, what: dict[str, object]) -> str:
         return "--mig goes with --xid"
     if parsed.count is not None and parsed.ecc is None:
         return "--count goes with --ecc"
+    if parsed.for_s is not None and parsed.hang is not None:
+        return "give the seconds of a hang as --hang SECONDS"
     if parsed.for_s is not None and "for_s" not in what:
         return "--for goes with --driver hang and --watch broken"
     return ""
