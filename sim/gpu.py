@@ -139,7 +139,7 @@ class SimulatedGpu:
 
     def replace(self, successor: str, now_s: float) -> tuple[Event, ...]:
         """Another GPU took its place for ever; returns what the driver reports of this one."""
-        self.plugged, self.replaced_by = False, successor
+        self.replaced_by = successor
         return self._lose(now_s)
 
     def driver_loaded(self) -> None:

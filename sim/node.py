@@ -24,7 +24,6 @@ from sim.faults import (
     Repartition,
     Replacement,
     ThermalShutdown,
-    WatchBroken,
     XidFault,
 )
 from sim.gpu import SimulatedGpu
@@ -138,7 +137,7 @@ class SimulatedNode:
             case DriverUp():
                 for gpu in self.gpus.values():
                     gpu.driver_loaded()
-            case DriverHang(for_s=float(for_s)) | WatchBroken(for_s=float(for_s)):
+            case DriverHang(for_s=float(for_s)):
                 self._look_again_after(for_s)
 
     def hangs(self, uuid: str | None = None) -> bool:

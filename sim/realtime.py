@@ -79,7 +79,7 @@ class RealTimeNode:
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
         """Driver events, waiting at most `timeout_s` or until `interrupt`.
 
-        A driver that hangs holds it up for longer, and `interrupt` does not help then.
+        A driver that hangs at its end holds it up for longer; `interrupt` does not help then.
 
         Raises:
             DriverUnavailable: events cannot be waited for, as it turns out now or while waiting.
@@ -92,7 +92,6 @@ class RealTimeNode:
                 lambda: (
                     node.has_events
                     or self._interrupts != seen
-                    or node.hangs()
                     or node.driver.watch_failure(node.env.now) is not None
                 ),
                 timeout_s,

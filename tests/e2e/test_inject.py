@@ -12,7 +12,7 @@ import pytest
 
 from hal import DriverUnavailable, EccError, GpuState, RecoveryAction, XidError
 from sim.backend import SimBackend
-from sim.control import serve_control
+from sim.control import serve_control, status
 from sim.node import SimulatedNode
 from sim.realtime import RealTimeNode
 from sim.scenario import parse_scenario
@@ -28,7 +28,7 @@ class Target:
     """A simulated node in this process; its model time does not go on."""
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
         self.model = SimulatedNode(parse_scenario(SCENARIO, "target"))
         self.node = RealTimeNode(self.model)
         self.hal = SimBackend(self.node)
@@ -37,13 +37,13 @@ class Target:
 
     def inject(self, *arguments: str) -> str:
         """Inject; returns what was printed."""
-        result = gpuplugin("sim", "inject", "--control", str(self._socket), *arguments)
+        result = gpuplugin("sim", "inject", "--control", str(self.socket), *arguments)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
     def refuse(self, *arguments: str, status: int = 1) -> str:
         """Try to inject; returns the error."""
-        result = gpuplugin("sim", "inject", "--control", str(self._socket), *arguments)
+        result = gpuplugin("sim", "inject", "--control", str(self.socket), *arguments)
         assert result.returncode == status, result.stdout + result.stderr
         assert result.stdout == ""
         return result.stderr
@@ -93,6 +93,7 @@ def test_gpus_that_go_come_and_change(target: Target) -> None:
     new = target.hal.gpus()[1]
     assert said == f"GPU 1 ({second}): taken out, {new.uuid} is in its place\n"
     assert target.hal.gpus()[2].uuid == second
+    assert [gpu.uuid for gpu in status(target.socket)] == [first, new.uuid]
 
     target.inject("--gpu", "0", "--repartition", "3g.40gb,2g.20gb")
     profiles = [device.profile for device in target.hal.gpus()[0].mig_devices]
