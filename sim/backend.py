@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class SimBackend:
-    """See `hal.Backend`; the node's time starts with the first `open` and goes on after `close`."""
+    """See `hal.Backend`; the node's time starts with the first `open` and goes on after `close`.
+
+    A call to a driver or about a GPU that hangs does not return, whatever `close` does; the node's
+    `stop` ends it with `DriverUnavailable`.
+    """
 
     def __init__(self, node: RealTimeNode) -> None:
         self._node = node
@@ -25,8 +29,10 @@ class SimBackend:
             self._driver_version = model.scenario.driver_version
 
     def open(self) -> None:
-        """Start the node's clock."""
+        """Start the node's clock; the driver may hang or be unavailable from the first moment."""
         self._node.start()
+        with self._node.called():
+            pass
 
     def close(self) -> None:
         """Make a blocked `wait_events` return."""
@@ -34,13 +40,13 @@ class SimBackend:
 
     @property
     def driver_version(self) -> str:
-        """The version that the scenario names."""
+        """The version that the scenario names; known even while the driver does not answer."""
         return self._driver_version
 
     def gpus(self) -> tuple[Gpu, ...]:
         """All GPUs, lost ones included."""
-        with self._node.present() as model:
-            return tuple(gpu.listed() for gpu in model.gpus.values())
+        with self._node.called() as model:
+            return model.listed()
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
         """Events since the last call."""
@@ -48,22 +54,22 @@ class SimBackend:
 
     def probe(self, uuid: str) -> Probe:
         """Whether the GPU can be used now."""
-        with self._node.present() as model:
+        with self._node.called(uuid) as model:
             return model.gpu(uuid).probe()
 
     def telemetry(self, uuid: str) -> Telemetry:
         """A fresh reading."""
-        with self._node.present() as model:
+        with self._node.called(uuid) as model:
             return _reachable(model, uuid).telemetry(model.env.now)
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
         """Tenants of the GPU."""
-        with self._node.present() as model:
+        with self._node.called(uuid) as model:
             return _reachable(model, uuid).processes()
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         """Connections, made anew only when other GPUs answer."""
-        with self._node.present() as model:
+        with self._node.called() as model:
             answering = frozenset(uuid for uuid, gpu in model.gpus.items() if not gpu.lost)
             if self._links is None or self._links[0] != answering:
                 self._links = (answering, model.links())
@@ -71,7 +77,7 @@ class SimBackend:
 
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
         """Remembered; no simulated work depends on it yet."""
-        with self._node.present() as model:
+        with self._node.called(uuid) as model:
             _reachable(model, uuid).time_slice = level
 
 

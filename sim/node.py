@@ -6,29 +6,42 @@ who looks (`sim.backend`) is elsewhere; nothing here locks or sleeps.
 
 from __future__ import annotations
 
-import itertools
-import random
-import uuid as uuids
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import simpy
 
-from hal import Gpu, Link, LinkKind, MigDevice, UnknownGpu
-from sim.gpu import GIB, SimulatedGpu
-from sim.profiles import load_profile
+from hal import EccError, GpuAppeared, Link, LinkKind, UnknownGpu, XidError
+from sim.driver import SimulatedDriver
+from sim.faults import (
+    DriverDown,
+    DriverHang,
+    DriverUp,
+    GpuHappening,
+    Hang,
+    NodeHappening,
+    Plug,
+    Repartition,
+    Replacement,
+    ThermalShutdown,
+    XidFault,
+)
+from sim.gpu import SimulatedGpu
+from sim.identities import Identities
+from sim.partition import CannotPartition, check_partition
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable
 
-    from hal import Event
-    from sim.profiles import MigProfile, Profile
-    from sim.scenario import EccFault, LostFault, Recovery, Scenario, TimedHappening, XidFault
+    from hal import Event, Gpu
+    from sim.faults import TimedHappening
+    from sim.scenario import Scenario
 
 FIRST_PID = 4001
-MIB = 1024**2
-MEMORY_SLICES = 8
-"""Of every GPU that can be partitioned, as NVIDIA's MIG user guide counts them."""
+
+
+class CannotBefall(Exception):
+    """This cannot happen to the GPU as it is now; the text says why and what can."""
 
 
 class SimulatedNode:
@@ -37,16 +50,18 @@ class SimulatedNode:
     def __init__(self, scenario: Scenario) -> None:
         self.env = simpy.Environment()
         self.scenario = scenario
-        self.gpus: dict[str, SimulatedGpu] = {
-            gpu.identity.uuid: gpu for gpu in _make_gpus(scenario)
-        }
+        self.driver = SimulatedDriver()
+        self._identities = Identities(scenario)
+        self._present = [
+            SimulatedGpu(identity, profile) for identity, profile in self._identities.of_the_node()
+        ]
+        self.gpus: dict[str, SimulatedGpu] = {gpu.identity.uuid: gpu for gpu in self._present}
+        """Every GPU that ever was in the node, by UUID; `present` has those that are."""
         self._events: list[Event] = []
-        by_index = list(self.gpus.values())
         for number, tenant in enumerate(scenario.tenants):
-            by_index[tenant.gpu].tenants.append((FIRST_PID + number, tenant))
+            self._present[tenant.gpu].tenants.append((FIRST_PID + number, tenant))
         for happening in scenario.happenings:
-            gpu = by_index[happening.gpu]
-            self.env.process(self._happen_later(gpu, happening))
+            self.env.process(self._happen_later(happening))
 
     def advance(self, now_s: float) -> None:
         """Let everything happen that is due by `now_s`, which becomes the present."""
@@ -55,6 +70,18 @@ class SimulatedNode:
         # run() leaves its own stop event scheduled for the present; peek() would show it for ever.
         while self.env.peek() <= self.env.now:
             self.env.step()
+
+    @property
+    def present(self) -> tuple[SimulatedGpu, ...]:
+        """The GPUs by index, without those that were replaced; an unplugged one keeps its index."""
+        return tuple(self._present)
+
+    def listed(self) -> tuple[Gpu, ...]:
+        """All GPUs as an enumeration shows them, by index; one that was replaced comes second."""
+        order = sorted(
+            self.gpus.values(), key=lambda gpu: (gpu.identity.index, gpu.replaced_by is not None)
+        )
+        return tuple(gpu.listed() for gpu in order)
 
     def gpu(self, uuid: str) -> SimulatedGpu:
         """The GPU of a UUID.
@@ -68,19 +95,57 @@ class SimulatedNode:
             raise UnknownGpu(uuid) from None
 
     def find(self, index_or_uuid: str) -> SimulatedGpu:
-        """The GPU that a person named, by index or UUID.
+        """The GPU that a person named, by UUID or by the index that it has now.
 
         Raises:
             UnknownGpu: this node has none.
         """
-        for gpu in self.gpus.values():
-            if index_or_uuid in (gpu.identity.uuid, str(gpu.identity.index)):
+        for gpu in self._present:
+            if index_or_uuid == str(gpu.identity.index):
                 return gpu
-        raise UnknownGpu(index_or_uuid)
+        return self.gpu(index_or_uuid)
 
-    def befall(self, gpu: SimulatedGpu, what: XidFault | EccFault | LostFault | Recovery) -> None:
-        """Let something befall a GPU now."""
-        self._events.extend(gpu.suffer(what, self.env.now))
+    def befall(self, gpu: SimulatedGpu, what: GpuHappening) -> None:
+        """Let something befall a GPU now.
+
+        Raises:
+            CannotBefall: not as the GPU is now; nothing has changed.
+        """
+        _check(gpu, what)
+        now_s = self.env.now
+        match what:
+            case Replacement():
+                self._replace(gpu)
+            case Repartition(mig=mig):
+                gpu.evict(now_s)
+                gpu.identity = self._identities.partitioned(gpu.identity, mig, gpu.profile)
+            case _:
+                self._report(gpu.suffer(what, now_s))
+        match what:
+            case Hang(for_s=float(for_s)):
+                self._look_again_after(for_s)
+            case ThermalShutdown(lost_after_s=lost_after_s):
+                self.env.process(self._elapse_later(gpu, lost_after_s))
+
+    def befall_node(self, what: NodeHappening) -> None:
+        """Let something befall the node as a whole now."""
+        self.driver.suffer(what, self.env.now)
+        match what:
+            case DriverDown():
+                for gpu in self._present:
+                    gpu.evict(self.env.now)
+            case DriverUp():
+                for gpu in self.gpus.values():
+                    gpu.driver_loaded()
+            case DriverHang(for_s=float(for_s)):
+                self._look_again_after(for_s)
+
+    def hangs(self, uuid: str | None = None) -> bool:
+        """True while calls do not return: about the GPU of this UUID, or (None) of any kind."""
+        if self.driver.hangs(self.env.now):
+            return True
+        gpu = self.gpus.get(uuid) if uuid is not None else None
+        return gpu is not None and self.driver.loaded and gpu.hangs(self.env.now)
 
     def take_events(self) -> tuple[Event, ...]:
         """What the driver reported since the last call."""
@@ -94,7 +159,7 @@ class SimulatedNode:
 
     def links(self) -> dict[tuple[str, str], Link]:
         """PCIe paths by NUMA node. GPUs behind an NVSwitch have no direct NVLink to each other."""
-        listed = [gpu.identity for gpu in self.gpus.values() if not gpu.lost]
+        listed = [gpu.identity for gpu in self._present if not gpu.lost]
         return {
             (one.uuid, other.uuid): Link(
                 LinkKind.SAME_CPU if one.numa_node == other.numa_node else LinkKind.CROSS_CPU
@@ -104,101 +169,70 @@ class SimulatedNode:
             if one.uuid != other.uuid
         }
 
-    def _happen_later(
-        self, gpu: SimulatedGpu, happening: TimedHappening
-    ) -> Generator[simpy.Event, object, None]:
+    def _happen_later(self, happening: TimedHappening) -> Generator[simpy.Event, object, None]:
         yield self.env.timeout(happening.at_s)
-        self.befall(gpu, happening.what)
+        self._happen(happening)
+        if happening.repeat is not None:
+            for _ in range(happening.repeat.times - 1):
+                yield self.env.timeout(happening.repeat.every_s)
+                self._happen(happening)
 
+    def _happen(self, happening: TimedHappening) -> None:
+        what = happening.what
+        if isinstance(what, NodeHappening):
+            self.befall_node(what)
+            return
+        for index in happening.indices(len(self._present)):
+            with suppress(CannotBefall):
+                self.befall(self._present[index], what)
 
-def _make_gpus(scenario: Scenario) -> Iterator[SimulatedGpu]:
-    generator = random.Random(f"gpuplugin/{scenario.seed}")
-    groups = [(group, load_profile(group.model)) for group in scenario.gpus]
-    bus_ids = _bus_ids([profile for group, profile in groups for _ in range(group.count)])
-    index = 0
-    for group, profile in groups:
-        numa_nodes = group.numa_nodes or min(2, group.count)
-        for position in range(group.count):
-            numa_node = position * numa_nodes // group.count
-            identity = _identity(profile, index, next(bus_ids), numa_node, generator)
-            if group.mig is not None:
-                identity = _partitioned(identity, group.mig, profile, generator)
-            yield SimulatedGpu(identity, profile)
-            index += 1
+    def _look_again_after(self, delay_s: float) -> None:
+        """Have something scheduled then, so that whoever paces the node wakes those who wait."""
+        self.env.timeout(delay_s)
 
+    def _elapse_later(
+        self, gpu: SimulatedGpu, delay_s: float
+    ) -> Generator[simpy.Event, object, None]:
+        yield self.env.timeout(delay_s)
+        self._report(gpu.elapse(self.env.now))
 
-def _identity(
-    profile: Profile, index: int, bus_id: str, numa_node: int, generator: random.Random
-) -> Gpu:
-    unique = uuids.UUID(int=generator.getrandbits(128), version=4)
-    return Gpu(
-        uuid=f"GPU-{unique}",
-        index=index,
-        minor=index,
-        pci_bus_id=bus_id,
-        numa_node=numa_node,
-        product=profile.product,
-        memory_bytes=profile.memory_bytes,
-        compute_capability=profile.compute_capability,
-    )
+    def _replace(self, old: SimulatedGpu) -> None:
+        new = SimulatedGpu(self._identities.another(old.identity, old.profile), old.profile)
+        uuid = new.identity.uuid
+        self._report(old.replace(uuid, self.env.now))
+        self._present[old.identity.index] = new
+        self.gpus[uuid] = new
+        self._report([GpuAppeared(uuid)])
 
-
-def _partitioned(
-    gpu: Gpu, mig_profiles: Sequence[str], profile: Profile, generator: random.Random
-) -> Gpu:
-    memory_bytes = {one.profile: _mig_memory_bytes(one, profile) for one in profile.mig}
-    devices = tuple(
-        MigDevice(
-            uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
-            index=index,
-            gpu_instance=index + 1,
-            compute_instance=0,
-            profile=name,
-            memory_bytes=memory_bytes[name],
-            device_nodes=_mig_nodes(gpu.index, index + 1),
+    def _report(self, events: Iterable[Event]) -> None:
+        """Xids and ECC events that nobody can wait for are lost; that GPUs came or went is not."""
+        deaf = self.driver.watch_failure(self.env.now) is not None
+        self._events.extend(
+            event for event in events if not (deaf and isinstance(event, XidError | EccError))
         )
-        for index, name in enumerate(mig_profiles)
-    )
-    return replace(gpu, mig_enabled=True, mig_devices=devices)
 
 
-def _mig_memory_bytes(mig: MigProfile, profile: Profile) -> int:
-    """Memory of an instance; where no source gives it, its memory slices' share of the GPU's.
-
-    A GPU has eight memory slices. How many an instance has is derived from the GB in its name.
-    """
-    if mig.memory_mib is not None:
-        return mig.memory_mib * MIB
-    named_gib = int(mig.profile.partition(".")[2].partition("gb")[0])
-    slices = round(MEMORY_SLICES * named_gib * GIB / profile.memory_bytes)
-    return profile.memory_bytes * slices // MEMORY_SLICES
-
-
-def _mig_nodes(gpu_minor: int, gpu_instance: int) -> tuple[str, ...]:
-    """The driver numbers capabilities so: 135 for each GPU, 9 for each GPU instance, from 3 on."""
-    access = 3 + 135 * gpu_minor + 9 * gpu_instance
-    return (
-        f"/dev/nvidia{gpu_minor}",
-        f"/dev/nvidia-caps/nvidia-cap{access}",
-        f"/dev/nvidia-caps/nvidia-cap{access + 1}",
-    )
-
-
-def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
-    """A bus id for each GPU of a node, all different.
-
-    Those of a real node of the model, where they were captured, come first, then made-up ones.
-    """
-    captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
-    made_up = (bus_id for bus_id in _made_up_bus_ids() if bus_id not in captured)
-    given: set[str] = set()
-    for profile in profiles:
-        free = (bus_id for bus_id in profile.bus_ids if bus_id not in given)
-        bus_id = next(free, None) or next(made_up)
-        given.add(bus_id)
-        yield bus_id
-
-
-def _made_up_bus_ids() -> Iterator[str]:
-    for number in itertools.count():
-        yield f"{number // 32:08X}:{(number % 32) * 8 + 1:02X}:00.0"
+def _check(gpu: SimulatedGpu, what: GpuHappening) -> None:
+    """Raises CannotBefall if this cannot happen to the GPU as it is."""
+    index = gpu.identity.index
+    if gpu.replaced_by is not None:
+        raise CannotBefall(
+            f"GPU {gpu.identity.uuid} was replaced by {gpu.replaced_by}: name that one, or {index}"
+        )
+    if not gpu.plugged and not isinstance(what, Plug | Replacement):
+        raise CannotBefall(f"GPU {index} is unplugged: plug it or replace it first")
+    match what:
+        case Plug() if gpu.plugged:
+            raise CannotBefall(f"GPU {index} is not unplugged; 'recover' brings a lost GPU back")
+        case Repartition() if gpu.lost:
+            raise CannotBefall(f"GPU {index} is lost: let it recover first")
+        case Repartition(mig=list(mig)):
+            try:
+                check_partition(gpu.identity.product, gpu.profile, mig)
+            except CannotPartition as error:
+                raise CannotBefall(str(error)) from error
+        case XidFault(mig=int(mig_index)) if mig_index >= len(gpu.identity.mig_devices):
+            raise CannotBefall(
+                f"GPU {index} has no MIG device {mig_index}, "
+                f"only {len(gpu.identity.mig_devices)}, counted from 0"
+            )

@@ -44,6 +44,13 @@ class Thermal(_Facts):
     slowdown: int | None
     shutdown: int | None
 
+    @property
+    def shutdown_c(self) -> float | None:
+        """The temperature at which the GPU shuts itself down; None where no source says."""
+        if self.shutdown is None or self.style == "absolute":
+            return self.shutdown
+        return None if self.max_operating is None else self.max_operating - self.shutdown
+
 
 class NvLink(_Facts):
     """NVLink of one GPU; `mb_s_per_link` is per direction."""

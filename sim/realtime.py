@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from hal import DriverUnavailable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -40,7 +42,7 @@ class RealTimeNode:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop the clock's thread; the node stays as it is."""
+        """Stop the clock's thread and end calls that hang; the node stays as it is."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -51,18 +53,54 @@ class RealTimeNode:
     def present(self) -> Iterator[SimulatedNode]:
         """The node, advanced to the present and held still; changes wake whoever waits."""
         with self._changed:
-            self._node.advance(self._model_time_s())
+            self._advance()
+            try:
+                yield self._node
+            finally:
+                self._changed.notify_all()
+
+    @contextmanager
+    def called(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
+        """The node as a call to its driver finds it; `uuid` is the GPU that the call is about.
+
+        While the driver or that GPU hangs this waits, and lets go of the lock; `stop` ends it.
+
+        Raises:
+            DriverUnavailable: the driver is not loaded, or the node was stopped during a hang.
+        """
+        with self._changed:
+            self._advance()
+            self._wait_while_hanging(uuid)
+            failure = self._node.driver.failure()
+            if failure is not None:
+                raise failure
             yield self._node
-            self._changed.notify_all()
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
-        """Driver events, waiting at most `timeout_s` or until `interrupt`."""
+        """Driver events, waiting at most `timeout_s` or until `interrupt`.
+
+        A driver that hangs at its end holds it up for longer; `interrupt` does not help then.
+
+        Raises:
+            DriverUnavailable: events cannot be waited for, as it turns out now or while waiting.
+        """
+        node = self._node
         with self._changed:
+            self._advance()
             seen = self._interrupts
             self._changed.wait_for(
-                lambda: self._node.has_events or self._interrupts != seen, timeout_s
+                lambda: (
+                    node.has_events
+                    or self._interrupts != seen
+                    or node.driver.watch_failure(node.env.now) is not None
+                ),
+                timeout_s,
             )
-            return self._node.take_events()
+            self._wait_while_hanging(None)
+            failure = node.driver.watch_failure(node.env.now)
+            if failure is not None:
+                raise failure
+            return node.take_events()
 
     def interrupt(self) -> None:
         """Make running `wait_events` calls return."""
@@ -73,12 +111,26 @@ class RealTimeNode:
     def _pace(self) -> None:
         with self._changed:
             while not self._stopping:
-                self._node.advance(self._model_time_s())
-                if self._node.has_events:
-                    self._changed.notify_all()
+                self._advance()
                 pause_s = (self._node.env.peek() - self._model_time_s()) / self._speed
                 # An idle model has nothing scheduled: wait for a change, not for ever.
                 self._changed.wait(min(max(pause_s, 0.0), 3600.0))
+
+    def _advance(self) -> None:
+        """To the present; wakes whoever waits if something was due (an event, or a hang's end)."""
+        now_s = self._model_time_s()
+        due = self._node.env.peek() <= now_s
+        self._node.advance(now_s)
+        if due:
+            self._changed.notify_all()
+
+    def _wait_while_hanging(self, uuid: str | None) -> None:
+        self._changed.wait_for(lambda: self._stopping or not self._node.hangs(uuid))
+        if self._node.hangs(uuid):
+            raise DriverUnavailable(
+                "the simulated node was stopped while a call to its driver hung",
+                "Start the node again",
+            )
 
     def _model_time_s(self) -> float:
         if self._started_s is None:

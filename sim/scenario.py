@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from gpuplugin.config.yamltext import YamlError, read_yaml
+from sim.faults import Part, Repartition, TimedHappening, XidFault, problems
+from sim.partition import CannotPartition, check_partition
 from sim.profiles import UnknownModel, load_profile, model_names
 
-MIG_SLICES = 7
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class GpuGroup(_Part):
+class GpuGroup(Part):
     """`count` GPUs of one model, spread evenly over `numa_nodes` (default: 2 from 2 GPUs on).
 
     `mig` puts each of them into MIG mode with devices of these profiles (an empty list: none).
@@ -30,47 +29,7 @@ class GpuGroup(_Part):
     mig: list[str] | None = None
 
 
-class XidFault(_Part):
-    """The driver reports an Xid, and the GPU suffers what the catalogue says."""
-
-    kind: Literal["xid"] = "xid"
-    xid: Annotated[int, Field(ge=1, le=999)]
-
-
-class EccFault(_Part):
-    """An ECC event without an Xid."""
-
-    kind: Literal["ecc"] = "ecc"
-    uncorrectable: bool = False
-
-
-class LostFault(_Part):
-    """The GPU stops answering, without an Xid."""
-
-    kind: Literal["lost"] = "lost"
-
-
-class Recovery(_Part):
-    """The GPU was reset, or the node rebooted: it answers again and all is as new."""
-
-    kind: Literal["recover"] = "recover"
-
-
-Happening = Annotated[XidFault | EccFault | LostFault | Recovery, Field(discriminator="kind")]
-"""What can befall a GPU."""
-
-HAPPENING: TypeAdapter[XidFault | EccFault | LostFault | Recovery] = TypeAdapter(Happening)
-
-
-class TimedHappening(_Part):
-    """`what` befalls the GPU with index `gpu`, `at_s` seconds after the start."""
-
-    at_s: Annotated[float, Field(ge=0)]
-    gpu: Annotated[int, Field(ge=0)]
-    what: Happening
-
-
-class Tenant(_Part):
+class Tenant(Part):
     """A process on a GPU: constant load (`utilization`, 0 to 1) and memory, until the end."""
 
     name: str
@@ -79,7 +38,7 @@ class Tenant(_Part):
     memory_gib: Annotated[float, Field(ge=0)] = 1.0
 
 
-class Scenario(_Part):
+class Scenario(Part):
     """A node and its fate; the same scenario and seed give the same node."""
 
     name: str = "unnamed"
@@ -87,8 +46,8 @@ class Scenario(_Part):
     seed: int = 1
     driver_version: str = "580.105.08"
     gpus: Annotated[list[GpuGroup], Field(min_length=1)]
-    tenants: list[Tenant] = []
-    happenings: list[TimedHappening] = []
+    tenants: list[Tenant] = Field(default_factory=list)
+    happenings: list[TimedHappening] = Field(default_factory=list)
 
     @property
     def gpu_count(self) -> int:
@@ -135,49 +94,55 @@ def parse_scenario(text: str, name: str) -> Scenario:
     except YamlError as error:
         raise ScenarioError(f"scenario {name} is not YAML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, details['loc']))}: {details['msg']}" for details in error.errors()
-        )
-        raise ScenarioError(f"scenario {name}: {problems}") from None
-    _check_references(scenario, name)
+        raise ScenarioError(f"scenario {name}: {problems(error)}") from None
+    try:
+        _check_gpus(scenario)
+        _check_references(scenario)
+    except ScenarioError as error:
+        raise ScenarioError(f"scenario {name}: {error}") from None
     return scenario
 
 
-def _check_references(scenario: Scenario, name: str) -> None:
+def _check_gpus(scenario: Scenario) -> None:
     for group in scenario.gpus:
         if group.model not in model_names():
-            raise ScenarioError(f"scenario {name}: gpus: {UnknownModel(group.model)}")
-        _check_mig(group, name)
-    count = scenario.gpu_count
-    for part, indices in (
-        ("tenants", [tenant.gpu for tenant in scenario.tenants]),
-        ("happenings", [happening.gpu for happening in scenario.happenings]),
-    ):
-        for position, index in enumerate(indices):
-            if index >= count:
+            raise ScenarioError(f"gpus: {UnknownModel(group.model)}")
+        _check_mig("gpus", group, group.mig or ())
+
+
+def _check_references(scenario: Scenario) -> None:
+    groups = [group for group in scenario.gpus for _ in range(group.count)]
+    most_mig = [len(group.mig or ()) for group in groups]
+    for position, tenant in enumerate(scenario.tenants):
+        _check_index(f"tenants[{position}]", tenant.gpu, len(groups))
+    for position, happening in enumerate(scenario.happenings):
+        where = f"happenings[{position}]"
+        for index in happening.indices(len(groups)):
+            _check_index(where, index, len(groups))
+            if isinstance(happening.what, Repartition):
+                mig = happening.what.mig or ()
+                _check_mig(f"{where}.what.mig", groups[index], mig)
+                most_mig[index] = max(most_mig[index], len(mig))
+    for position, happening in enumerate(scenario.happenings):
+        wanted = happening.what.mig if isinstance(happening.what, XidFault) else None
+        for index in happening.indices(len(groups)):
+            if wanted is not None and wanted >= most_mig[index]:
                 raise ScenarioError(
-                    f"scenario {name}: {part}[{position}].gpu: {index}, but the node has GPUs "
-                    f"0 to {count - 1}"
+                    f"happenings[{position}].what.mig: {wanted}, but GPU {index} never has more "
+                    f"than {most_mig[index]} MIG devices, counted from 0"
                 )
 
 
-def _check_mig(group: GpuGroup, name: str) -> None:
-    """Known profiles only, and no more slices than a GPU has."""
-    if group.mig is None:
-        return
-    known = [one.profile for one in load_profile(group.model).mig]
-    for profile in group.mig:
-        if profile not in known:
-            raise ScenarioError(
-                f"scenario {name}: gpus: {group.model} has no MIG profile {profile!r}; "
-                f"known: {', '.join(known) or 'none'}"
-            )
-    slices = sum(int(profile.partition("g.")[0]) for profile in group.mig)
-    if slices > MIG_SLICES:
-        raise ScenarioError(
-            f"scenario {name}: gpus: the MIG profiles of {group.model} take {slices} slices, "
-            f"a GPU has {MIG_SLICES}"
-        )
+def _check_index(where: str, index: int, count: int) -> None:
+    if index >= count:
+        raise ScenarioError(f"{where}.gpu: {index}, but the node has GPUs 0 to {count - 1}")
+
+
+def _check_mig(where: str, group: GpuGroup, wanted: Sequence[str]) -> None:
+    try:
+        check_partition(group.model, load_profile(group.model), wanted)
+    except CannotPartition as error:
+        raise ScenarioError(f"{where}: {error}") from error
 
 
 def _folder() -> resources.abc.Traversable:

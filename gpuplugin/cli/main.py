@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
 from gpuplugin.config.options import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
@@ -153,17 +154,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         _add_kubelet_dir(command)
         command.add_argument("--json", action="store_true", help="print JSON")
 
-    inject = sim_commands.add_parser("inject", help="let a fault befall a simulated GPU")
-    inject.set_defaults(module="siminject", function="inject")
-    where = inject.add_mutually_exclusive_group(required=True)
-    where.add_argument("--kubelet-dir", metavar="DIR", help="folder that the node serves")
-    where.add_argument("--control", metavar="SOCKET", help="the node's control socket itself")
-    inject.add_argument("--gpu", required=True, metavar="INDEX|UUID")
-    what = inject.add_mutually_exclusive_group(required=True)
-    what.add_argument("--xid", type=int, metavar="N", help="the driver reports Xid N")
-    what.add_argument("--ecc", choices=("corrected", "uncorrectable"), help="an ECC event")
-    what.add_argument("--lost", action="store_true", help="the GPU stops answering")
-    what.add_argument("--recover", action="store_true", help="the GPU was reset and is as new")
+    add_inject(sim_commands)
 
 
 def _add_kubelet_dir(parser: argparse.ArgumentParser) -> None:

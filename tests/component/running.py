@@ -18,24 +18,36 @@ from gpuplugin.daemon.app import Daemon, run
 from gpuplugin.daemon.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from sim.backend import SimBackend
-from sim.node import SimulatedNode
-from sim.realtime import RealTimeNode
-from sim.scenario import (
+from sim.faults import (
+    DriverDown,
+    DriverHang,
+    DriverUp,
     EccFault,
-    GpuGroup,
+    Hang,
     LostFault,
+    Plug,
     Recovery,
-    Scenario,
+    Repartition,
+    Replacement,
+    RowRemap,
+    ThermalShutdown,
+    Unplug,
+    WatchBroken,
+    WatchMended,
     XidFault,
 )
+from sim.node import SimulatedNode
+from sim.realtime import RealTimeNode
+from sim.scenario import GpuGroup, Scenario
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from gpuplugin.config.schema import Settings
     from hal import Backend, Probe
+    from sim.faults import GpuHappening, NodeHappening
 
 RESOURCE = "nvidia.com/gpu"
 STOP_TIMEOUT_S = 5.0
@@ -231,7 +243,10 @@ class CountingBackend(SimBackend):
 
 
 class Hardware:
-    """A simulated node with its backend, and a hand for what befalls its GPUs."""
+    """A simulated node with its backend, and a hand for what befalls its GPUs.
+
+    `uuids` are those of the GPUs that are in the node, by index: `replace` changes one.
+    """
 
     def __init__(self, count: int = 8, **scenario: object) -> None:
         self.scenario = Scenario.model_validate(
@@ -240,27 +255,78 @@ class Hardware:
         self.node = RealTimeNode(SimulatedNode(self.scenario))
         self.backend = CountingBackend(self.node)
         with self.node.present() as model_node:
-            self.uuids = tuple(model_node.gpus)
+            self.uuids = _uuids(model_node)
 
     def replicas(self, gpu: int, count: int = 10) -> tuple[str, ...]:
         """The device ids of a GPU."""
         return tuple(f"{self.uuids[gpu]}::{number}" for number in range(count))
 
-    def xid(self, gpu: int, code: int, times: int = 1) -> None:
-        """Let an Xid befall a GPU, `times` times at one instant."""
-        self._befall(gpu, *[XidFault(xid=code)] * times)
+    def xid(self, gpu: int, code: int, times: int = 1, mig: int | None = None) -> None:
+        """Let an Xid befall a GPU, or a MIG device of it, `times` times at one instant."""
+        self._befall(gpu, *[XidFault(xid=code, mig=mig)] * times)
 
-    def ecc(self, gpu: int, *, uncorrectable: bool) -> None:
-        """Let an ECC error befall a GPU."""
-        self._befall(gpu, EccFault(uncorrectable=uncorrectable))
+    def ecc(self, gpu: int, *, uncorrectable: bool, count: int = 1) -> None:
+        """Let ECC errors befall a GPU; it is one event."""
+        self._befall(gpu, EccFault(uncorrectable=uncorrectable, count=count))
+
+    def row_remap(self, gpu: int, *, failed: bool) -> None:
+        """Let a row remap be pending or failed on a GPU, without an event."""
+        self._befall(gpu, RowRemap(failed=failed))
 
     def lose(self, gpu: int) -> None:
         """Let a GPU stop answering."""
         self._befall(gpu, LostFault())
 
+    def hang(self, gpu: int, for_s: float | None = None) -> None:
+        """Let calls about a GPU not return, for some seconds or until `recover`."""
+        self._befall(gpu, Hang(for_s=for_s))
+
+    def thermal_shutdown(self, gpu: int, lost_after_s: float = 2.0) -> None:
+        """Let a GPU overheat, and be lost `lost_after_s` later."""
+        self._befall(gpu, ThermalShutdown(lost_after_s=lost_after_s))
+
+    def unplug(self, gpu: int) -> None:
+        """Remove a GPU from the bus."""
+        self._befall(gpu, Unplug())
+
+    def plug(self, gpu: int) -> None:
+        """Put the GPU that was removed back."""
+        self._befall(gpu, Plug())
+
+    def replace(self, gpu: int) -> str:
+        """Put another GPU in the place of this one; returns its UUID."""
+        self._befall(gpu, Replacement())
+        with self.node.present() as model:
+            self.uuids = _uuids(model)
+        return self.uuids[gpu]
+
+    def repartition(self, gpu: int, mig: Sequence[str] | None) -> None:
+        """Partition a GPU anew; None turns MIG off."""
+        self._befall(gpu, Repartition(mig=None if mig is None else list(mig)))
+
     def recover(self, gpu: int) -> None:
         """Reset a GPU."""
         self._befall(gpu, Recovery())
+
+    def driver_down(self) -> None:
+        """Unload the driver: every call fails."""
+        self._befall_node(DriverDown())
+
+    def driver_up(self) -> None:
+        """Load the driver anew."""
+        self._befall_node(DriverUp())
+
+    def driver_hang(self, for_s: float | None = None) -> None:
+        """Let no call return, for some seconds or until `driver_up`."""
+        self._befall_node(DriverHang(for_s=for_s))
+
+    def break_watching(self, for_s: float | None = None) -> None:
+        """Let waiting for events fail, for some seconds or until `mend_watching`."""
+        self._befall_node(WatchBroken(for_s=for_s))
+
+    def mend_watching(self) -> None:
+        """Let events be waited for again."""
+        self._befall_node(WatchMended())
 
     def wait_for_probes(self, gpu: int, rounds: int) -> None:
         """Wait until the GPU was probed `rounds` more times, and what came of it was dealt with.
@@ -275,7 +341,15 @@ class Hardware:
         """Stop the node's clock."""
         self.node.stop()
 
-    def _befall(self, gpu: int, *what: XidFault | EccFault | LostFault | Recovery) -> None:
+    def _befall(self, gpu: int, *what: GpuHappening) -> None:
         with self.node.present() as model:
             for one in what:
-                model.befall(model.gpus[self.uuids[gpu]], one)
+                model.befall(model.present[gpu], one)
+
+    def _befall_node(self, what: NodeHappening) -> None:
+        with self.node.present() as model:
+            model.befall_node(what)
+
+
+def _uuids(model: SimulatedNode) -> tuple[str, ...]:
+    return tuple(gpu.identity.uuid for gpu in model.present)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,14 +13,13 @@ from hal.nvml import NvmlBackend
 from sim.backend import SimBackend
 from sim.node import SimulatedNode
 from sim.realtime import RealTimeNode
-from sim.scenario import EccFault, GpuGroup, LostFault, Recovery, Scenario, Tenant, XidFault
+from sim.scenario import GpuGroup, Scenario, Tenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hal import Backend
-
-Happening: TypeAlias = XidFault | EccFault | LostFault | Recovery
+    from sim.faults import GpuHappening
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,14 @@ class Subject:
     """
 
     backend: Backend
-    befall: Callable[[int, Happening], None] | None = None
+    befall: Callable[[int, GpuHappening], None] | None = None
 
     @property
     def uuids(self) -> tuple[str, ...]:
         """UUIDs by index."""
         return tuple(gpu.uuid for gpu in self.backend.gpus())
 
-    def let(self, gpu: int, what: Happening) -> None:
+    def let(self, gpu: int, what: GpuHappening) -> None:
         """Let something befall a GPU, or skip the test where that cannot be done."""
         if self.befall is None:
             pytest.skip("nothing can be made to happen to real GPUs")
@@ -79,7 +78,7 @@ def _simulated(model: str, count: int) -> Iterator[Subject]:
     node = RealTimeNode(SimulatedNode(scenario))
     backend = SimBackend(node)
 
-    def befall(gpu: int, what: Happening) -> None:
+    def befall(gpu: int, what: GpuHappening) -> None:
         with node.present() as model_node:
             model_node.befall(model_node.find(str(gpu)), what)
 

@@ -18,17 +18,10 @@ from hal import (
     XidError,
 )
 from sim.backend import SimBackend
+from sim.faults import LostFault, Recovery, TimedHappening, XidFault
 from sim.node import SimulatedNode
 from sim.realtime import RealTimeNode
-from sim.scenario import (
-    GpuGroup,
-    LostFault,
-    Recovery,
-    Scenario,
-    Tenant,
-    TimedHappening,
-    XidFault,
-)
+from sim.scenario import GpuGroup, Scenario, Tenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -91,6 +91,67 @@ def test_defaults() -> None:
             "tenants.0.memory_gib: ",
             id="endless memory",
         ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, what: {kind: hang}}]",
+            "happenings.0.gpu: hang befalls a GPU: an index, a list of them, or 'all'",
+            id="no GPU",
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: driver-down}}]",
+            "happenings.0.gpu: driver-down befalls the whole node: leave this key out",
+            id="a GPU too many",
+        ),
+        *(
+            pytest.param(
+                GPUS + f"happenings: [{{at_s: 1, gpu: {gpu}, what: {{kind: lost}}}}]",
+                "happenings.0.gpu: an index, a list of different indices, or 'all'",
+                id=f"GPU {gpu}",
+            )
+            for gpu in ("-1", "none", "[]", "[0, 0]", "[0, x]", "1.5", "true")
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: [0, 2], what: {kind: lost}}]",
+            "happenings[0].gpu: 2, but the node has GPUs 0 to 1",
+            id="happening to no GPU of a list",
+        ),
+        *(
+            pytest.param(
+                GPUS + f"happenings: [{{at_s: 1, what: {{kind: {kind}, for_s: 0}}}}]",
+                f"happenings.0.what.{kind}.for_s: ",
+                id=f"{kind} without duration",
+            )
+            for kind in ("driver-hang", "watch-broken")
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: repartition}}]",
+            "happenings.0.what.repartition.mig: Field required",
+            id="no partitions",
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: 1, what: {kind: repartition, mig: [1g.5gb]}}]",
+            "happenings[0].what.mig: t4 has no MIG profile '1g.5gb'; known: none",
+            id="partitions that cannot be",
+        ),
+        pytest.param(
+            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: xid, xid: 31, mig: 0}}]",
+            "happenings[0].what.mig: 0, but GPU 0 never has more than 0 MIG devices",
+            id="Xid of no MIG device",
+        ),
+        *(
+            pytest.param(
+                GPUS
+                + "happenings: [{at_s: 1, gpu: 0, what: {kind: lost}, repeat: "
+                + repeat
+                + "}]",
+                said,
+                id=f"repeat {repeat}",
+            )
+            for repeat, said in (
+                ("{every_s: 0, times: 2}", "happenings.0.repeat.every_s: "),
+                ("{every_s: 1, times: 0}", "happenings.0.repeat.times: "),
+                ("{every_s: 1}", "happenings.0.repeat.times: Field required"),
+            )
+        ),
         pytest.param("gpus: [", "is not YAML: line 1: ", id="not YAML"),
         pytest.param(GPUS + "seed: 2001-99-99", "", id="impossible date"),
         pytest.param(GPUS + "seed: !!bool maybe", "", id="no boolean behind its tag"),
@@ -102,6 +163,16 @@ def test_an_error_names_the_scenario_and_the_key(text: str, said: str) -> None:
         parse_scenario(text, "mine")
     assert str(caught.value).startswith("scenario mine")
     assert said in str(caught.value)
+
+
+def test_an_xid_may_name_a_mig_device_that_a_repartition_makes() -> None:
+    happenings = (
+        "happenings: [{at_s: 2, gpu: 1, what: {kind: xid, xid: 31, mig: 1}},"
+        " {at_s: 1, gpu: all, what: {kind: repartition, mig: [1g.10gb, 1g.10gb]}}]"
+    )
+    gpus = "gpus: [{model: h100-sxm5-80gb, count: 2}]\n"
+
+    assert len(parse_scenario(gpus + happenings, "x").happenings) == 2
 
 
 def test_all_wrong_keys_are_told_at_once() -> None:
