@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from gpuplugin.linesocket import ControlError, ask
 from hal import UnknownGpu
 from sim.faults import HAPPENING, GpuHappening, NodeHappening, problems
-from sim.lineserver import ControlError, LineServer, ask
+from sim.lineserver import LineServer
 from sim.node import CannotBefall
 
 if TYPE_CHECKING:

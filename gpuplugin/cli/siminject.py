@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.linesocket import ControlError
 from hal import lookup_xid
 from sim.control import control_socket
 from sim.control import inject as inject_into
-from sim.lineserver import ControlError
 
 if TYPE_CHECKING:
     import argparse

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet.pods import Container, Pod
-from sim.lineserver import ControlError, LineServer, ask
+from sim.lineserver import LineServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
