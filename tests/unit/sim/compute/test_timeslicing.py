@@ -1,0 +1,259 @@
+"""Time slicing: the skipping implementation against the one that follows every slice, and laws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.compute.engine import ContextId, Ended
+from sim.compute.parameters import SliceParameters
+from sim.compute.stepwise import StepwiseTimeSlicing
+from sim.compute.timeslicing import TimeSlicing
+
+T, C = 1000, 70
+PARAMETERS = SliceParameters(slice_ns=T, switch_base_ns=C, switch_occupancy_ns=150)
+PLAIN = SliceParameters(slice_ns=T, switch_base_ns=C, switch_occupancy_ns=0)
+
+
+@dataclass(frozen=True)
+class Submit:
+    context: int
+    work_ns: int
+    occupancy: float
+
+
+@dataclass(frozen=True)
+class Cancel:
+    context: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    ppm: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Time passes: so long, or until the next work ends (and so much longer)."""
+
+    duration_ns: int
+    from_next_end: bool
+
+
+WORKS = st.one_of(
+    st.integers(1, 5 * T), st.integers(1, 200 * T), st.integers(1, 5).map(lambda n: n * T)
+)
+ACTIONS = st.one_of(
+    st.builds(Submit, st.integers(0, 5), WORKS, st.sampled_from([0.0, 0.25, 1.0])),
+    st.builds(Wait, st.one_of(st.just(0), WORKS), st.booleans()),
+    st.builds(Wait, st.sampled_from([0, 1, T, T + C]), st.booleans()),
+    st.builds(Cancel, st.integers(0, 5)),
+    st.builds(Speed, st.integers(100_000, 1_000_000)),
+)
+
+
+class Pair:
+    """Both implementations, which must agree at every moment."""
+
+    def __init__(self, parameters: SliceParameters) -> None:
+        self.fast, self.plain = TimeSlicing(parameters), StepwiseTimeSlicing(parameters)
+        self.busy: set[int] = set()
+        self.ended: list[Ended] = []
+
+    def do(self, action: Submit | Cancel | Speed | Wait) -> None:
+        match action:
+            case Submit(context, work_ns, occupancy) if context not in self.busy:
+                self.busy.add(context)
+                for engine in (self.fast, self.plain):
+                    engine.submit(ContextId(context), work_ns, occupancy)
+            case Cancel(context):
+                self.busy.discard(context)
+                for engine in (self.fast, self.plain):
+                    engine.cancel(ContextId(context))
+            case Speed(ppm):
+                for engine in (self.fast, self.plain):
+                    engine.set_speed(ppm)
+            case Wait(duration_ns, from_next_end):
+                next_end_ns = self.fast.next_end_ns()
+                start_ns = next_end_ns if from_next_end and next_end_ns else self.fast.now_ns
+                self.advance(start_ns + duration_ns)
+        self.check()
+
+    def advance(self, to_ns: int) -> None:
+        ended = list(self.fast.advance(to_ns))
+        assert ended == list(self.plain.advance(to_ns))
+        self.busy -= {one.context for one in ended}
+        self.ended += ended
+
+    def check(self) -> None:
+        assert self.fast.state == self.plain.state
+        assert self.fast.usage == self.plain.usage
+        assert self.fast.next_end_ns() == self.plain.next_end_ns()
+        assert self.fast.runnable == self.plain.runnable == len(self.busy)
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from([PARAMETERS, PLAIN, SliceParameters(T, 0, 0)]), st.lists(ACTIONS, max_size=40)
+)
+def test_skipping_rounds_changes_nothing(
+    parameters: SliceParameters, actions: list[Submit | Cancel | Speed | Wait]
+) -> None:
+    pair = Pair(parameters)
+    for action in actions:
+        pair.do(action)
+    pair.advance(pair.fast.now_ns + 300 * T)
+    pair.check()
+
+
+@settings(max_examples=80)
+@given(st.lists(ACTIONS, max_size=30))
+def test_no_time_is_made_or_lost(actions: list[Submit | Cancel | Speed | Wait]) -> None:
+    """What went by was work, switching or idleness; without a waiting context nothing idles."""
+    pair = Pair(PARAMETERS)
+    for action in actions:
+        pair.do(action)
+        usage = pair.fast.usage
+        assert usage.active_ns == sum(usage.busy_ns.values())
+        assert usage.active_ns + usage.switching_ns <= pair.fast.now_ns
+
+
+def saturate(engine: TimeSlicing, clients: int, work_ns: int, until_ns: int) -> list[list[int]]:
+    """Closed-loop clients that submit again at once; when each of their works ended."""
+    ends: list[list[int]] = [[] for _ in range(clients)]
+    for client in range(clients):
+        engine.submit(ContextId(client), work_ns, 0.5)
+    while (end_ns := engine.next_end_ns()) is not None and end_ns <= until_ns:
+        for ended in engine.advance(end_ns):
+            ends[ended.context].append(ended.at_ns)
+            engine.submit(ended.context, work_ns, 0.5)
+    engine.advance(until_ns)
+    return ends
+
+
+@given(st.integers(2, 12), st.integers(1, 20 * T))
+def test_saturating_clients_get_an_equal_share_and_pay_for_switches(
+    clients: int, work_ns: int
+) -> None:
+    """Each takes N(1 + c/T) times as long as alone: the factor does not grow with N."""
+    rounds = 60
+    engine = TimeSlicing(PLAIN)
+    saturate(engine, clients, work_ns, rounds * clients * (T + C))
+    for client in range(clients):
+        done_ns = engine.usage.busy_ns[ContextId(client)]
+        assert abs(done_ns - rounds * T) <= 2 * T
+
+
+@given(st.integers(1, 10), st.integers(1, T))
+def test_a_short_job_behind_busy_ones_waits_a_slice_and_a_switch_for_each(
+    busy: int, work_ns: int
+) -> None:
+    engine = TimeSlicing(PLAIN)
+    for context in range(busy):
+        engine.submit(ContextId(context), 1000 * T, 1.0)
+    # It comes at the very moment at which one of them begins its slice.
+    moment_ns = busy * (T + C) + C
+    engine.advance(moment_ns)
+    assert busy == 1 or engine.state.slice_left_ns == T
+    left_ns = engine.state.slice_left_ns
+    engine.submit(ContextId(99), work_ns, 1.0)
+    end_ns = engine.next_end_ns()
+    assert end_ns == moment_ns + left_ns + C + (busy - 1) * (T + C) + work_ns
+
+
+@given(st.integers(1, 50 * T), st.integers(2, 8))
+def test_an_idle_context_costs_nothing(work_ns: int, others: int) -> None:
+    alone, crowded = TimeSlicing(PLAIN), TimeSlicing(PLAIN)
+    for context in range(1, others):
+        crowded.submit(ContextId(context), 1, 0.0)
+    start_ns = 10 * T
+    for engine in (alone, crowded):
+        engine.submit(ContextId(0), 1, 0.0)
+        engine.advance(start_ns)
+        engine.submit(ContextId(0), work_ns, 0.0)
+    alone_ns, crowded_ns = alone.next_end_ns(), crowded.next_end_ns()
+    assert alone_ns == start_ns + work_ns
+    assert crowded_ns in (alone_ns, start_ns + C + work_ns), "at most the switch back to it"
+
+
+def test_below_saturation_nothing_is_lost_but_time_waited() -> None:
+    """Two clients that are busy for a third of the time each get all their work done."""
+    engine = TimeSlicing(PLAIN)
+    done = [0, 0]
+    for period in range(100):
+        engine.advance(period * 3 * T)
+        for client in range(2):
+            engine.submit(ContextId(client), T - C, 1.0)
+        while (end_ns := engine.next_end_ns()) is not None:
+            for ended in engine.advance(end_ns):
+                done[ended.context] += 1
+        assert engine.now_ns <= (period + 1) * 3 * T
+    assert done == [100, 100]
+
+
+def test_work_that_follows_at_once_goes_on_in_the_rest_of_the_slice() -> None:
+    engine = TimeSlicing(PLAIN)
+    engine.submit(ContextId(0), T // 2, 1.0)
+    engine.submit(ContextId(1), 10 * T, 1.0)
+    (first,) = engine.advance(C + T // 2)
+    engine.submit(ContextId(0), T, 1.0)
+    assert engine.next_end_ns() == C + T + (C + T) + C + T // 2
+    assert first.at_ns == C + T // 2
+
+
+def test_work_that_follows_later_waits_for_its_turn() -> None:
+    engine = TimeSlicing(PLAIN)
+    engine.submit(ContextId(0), T // 2, 1.0)
+    engine.submit(ContextId(1), 10 * T, 1.0)
+    engine.advance(C + T // 2 + 1)
+    engine.submit(ContextId(0), 1, 1.0)
+    assert engine.next_end_ns() == C + T // 2 + C + T + C + 1
+
+
+def test_throttled_clocks_make_work_longer() -> None:
+    engine = TimeSlicing(PLAIN)
+    engine.submit(ContextId(0), 10 * T, 1.0)
+    engine.advance(C + 4 * T)
+    engine.set_speed(500_000)
+    assert engine.next_end_ns() == C + 4 * T + 12 * T
+    engine.set_speed(1_000_000)
+    assert engine.next_end_ns() == C + 10 * T
+
+
+def test_a_context_that_is_killed_makes_room_at_once() -> None:
+    engine = TimeSlicing(PLAIN)
+    for context in range(3):
+        engine.submit(ContextId(context), 10 * T, 1.0)
+    engine.advance(C + T // 2)
+    engine.cancel(ContextId(0))
+    engine.cancel(ContextId(2))
+    assert engine.next_end_ns() == C + T // 2 + C + 10 * T
+    assert engine.runnable == 1
+
+
+def test_the_cost_does_not_grow_with_the_slices() -> None:
+    """A million slices are skipped in a handful of steps."""
+    engine = TimeSlicing(PLAIN)
+    for context in range(10):
+        engine.submit(ContextId(context), 10**6 * T + context, 1.0)
+    steps = 0
+    decide = engine._decide
+
+    def counted() -> None:
+        nonlocal steps
+        steps += 1
+        decide()
+
+    engine._decide = counted  # type: ignore[method-assign]
+    end_ns = engine.next_end_ns()
+    assert end_ns is not None
+    assert len(engine.advance(end_ns)) == 1
+    assert steps < 100
+
+
+@pytest.mark.parametrize("work_ns", [0, -1])
+def test_work_takes_time(work_ns: int) -> None:
+    with pytest.raises(ValueError, match="at least 1 ns"):
+        TimeSlicing().submit(ContextId(0), work_ns, 1.0)
