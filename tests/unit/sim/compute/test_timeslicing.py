@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,9 +95,10 @@ class Pair:
         assert self.fast.runnable == self.plain.runnable == len(self.busy)
 
 
-@settings(max_examples=150)
+@settings(max_examples=600)
 @given(
-    st.sampled_from([PARAMETERS, PLAIN, SliceParameters(T, 0, 0)]), st.lists(ACTIONS, max_size=40)
+    st.sampled_from([PARAMETERS, PLAIN, SliceParameters(T, 0, 0)]),
+    st.lists(ACTIONS, min_size=5, max_size=60),
 )
 def test_skipping_rounds_changes_nothing(
     parameters: SliceParameters, actions: list[Submit | Cancel | Speed | Wait]
@@ -108,7 +110,7 @@ def test_skipping_rounds_changes_nothing(
     pair.check()
 
 
-@settings(max_examples=80)
+@settings(max_examples=200)
 @given(st.lists(ACTIONS, max_size=30))
 def test_no_time_is_made_or_lost(actions: list[Submit | Cancel | Speed | Wait]) -> None:
     """What went by was work, switching or idleness; without a waiting context nothing idles."""
@@ -133,7 +135,8 @@ def saturate(engine: TimeSlicing, clients: int, work_ns: int, until_ns: int) -> 
     return ends
 
 
-@given(st.integers(2, 12), st.integers(1, 20 * T))
+@settings(max_examples=40)
+@given(st.integers(2, 12), st.integers(T // 8, 20 * T))
 def test_saturating_clients_get_an_equal_share_and_pay_for_switches(
     clients: int, work_ns: int
 ) -> None:
