@@ -225,14 +225,10 @@ class Endpoint:
     async def _register_and_watch(self, socket: _Socket) -> str:
         """Classic: call Register until the kubelet accepts, then watch."""
         backoff = Backoff(0.5, 30.0)
-        asked: Identity | None = None
         while True:
             if socket.removed:
                 return "socket-removed"
             kubelet = self._kubelet()
-            if kubelet != asked:
-                asked = kubelet
-                backoff.reset()
             if kubelet is None:
                 self._say(f"waiting for {self._around.dirs.kubelet_socket}", ok=False)
                 await asyncio.sleep(POLL_S)
