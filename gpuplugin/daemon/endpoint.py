@@ -116,7 +116,7 @@ class Endpoint:
         self._part = f"kubelet:{self._resource}"
         self._loop = asyncio.get_running_loop()
         self._watched_s = 0.0
-        self._refused = False
+        self._refusal = ""
         self._known_since_s: float | None = None
         self._say(self._waiting_text(), ok=surroundings.registration == "none")
 
@@ -126,7 +126,7 @@ class Endpoint:
         try:
             while True:
                 self._watched_s = 0.0
-                self._refused = False
+                self._refusal = ""
                 self._known_since_s = None
                 kubelet = self._kubelet()
                 reason = await self._serve_one_socket()
@@ -135,7 +135,8 @@ class Endpoint:
                     backoff.reset()
                 delay_s = backoff.next_s()
                 self._around.metrics.socket_renewals.labels(self._resource, reason).inc()
-                self._say(f"no kubelet: {reason}", ok=False)
+                words = f": {self._refusal}" if self._refusal else ""
+                self._say(f"no kubelet: {reason}{words}", ok=False)
                 log.warning(
                     "renewing the socket of %s in %g s: %s",
                     self._resource,
@@ -298,7 +299,7 @@ class Endpoint:
         """Why the socket is of no use whatever its streams do; "" if it is not."""
         if socket.removed:
             return "socket-removed"
-        if self._refused:
+        if self._refusal:
             return "registration-refused"
         if kubelet and self._kubelet() not in (None, kubelet):
             return "kubelet-restarted"
@@ -331,7 +332,8 @@ class Endpoint:
             )
             return
         if self._around.registration == "watcher":
-            self._refused = True  # its path is in the kubelet's back-off now; another one is not
+            # Its path is in the kubelet's back-off now; another one is not.
+            self._refusal = error or "no reason given"
         if self._say(f"the kubelet refused the plugin: {error}", ok=False):
             log.error(
                 "the kubelet did not register %s: %s",

@@ -87,8 +87,7 @@ def test_a_dead_kubelet_socket_does_not_delay_the_next_kubelet(
     plugin = start_plugin(hardware.backend, "classic")
     refused = {"result": "refused", "mode": "classic"}
     eventually(lambda: plugin.metric("gpuplugin_registrations_total", **refused) == 1)
-    text = str(plugin.get("/ready").parts[f"kubelet:{RESOURCE}"]["text"])
-    assert "UNAVAILABLE" in text
+    assert "UNAVAILABLE" in part_text(plugin)
     with Kubelet(kubelet_dir) as kubelet:
         wait_for(kubelet, 80, 80)
         eventually(lambda: plugin.ready)
@@ -191,14 +190,27 @@ def test_a_plugin_that_was_refused_is_accepted_as_soon_as_the_kubelet_wants_it(
     plugin = start_plugin(hardware.backend, registration)
     refused = {"result": "refused", "mode": registration}
     eventually(lambda: plugin.metric("gpuplugin_registrations_total", **refused) >= 3)
-    ready = plugin.get("/ready")
-    assert ready.status == 503
-    assert "nvid" in str(ready.parts[f"kubelet:{RESOURCE}"]["text"])
+    words = "invalid name" if registration == "watcher" else "is invalid"
+    eventually(lambda: words in part_text(plugin))
+    assert plugin.get("/ready").status == 503
     assert kubelet.view().amounts == {}
     accepting.set()
     wait_for(kubelet, 80, 80)
     eventually(lambda: plugin.ready)
     assert len(plugin.sockets()) == 1
+
+
+def part_text(plugin: PluginProcess) -> str:
+    """What /ready says of the kubelet."""
+    return str(plugin.get("/ready").parts[f"kubelet:{RESOURCE}"]["text"])
+
+
+def test_a_refusal_shows_while_the_next_socket_is_waited_for(
+    accepting: threading.Event, kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
+) -> None:
+    """That is most of the time, if the kubelet refuses for good."""
+    plugin = start_plugin(hardware.backend, "watcher")
+    eventually(lambda: "registration-refused: invalid name" in part_text(plugin))
 
 
 def test_the_kubelets_back_off_of_a_path_is_left_behind(
@@ -291,7 +303,7 @@ def test_two_plugins_at_once_do_not_chase_each_other(
 
 
 def sees_company(plugin: PluginProcess) -> bool:
-    return "another plugin" in str(plugin.get("/ready").parts[f"kubelet:{RESOURCE}"]["text"])
+    return "another plugin" in part_text(plugin)
 
 
 def test_the_plugin_that_stays_has_the_node_though_the_other_one_was_in_charge(
