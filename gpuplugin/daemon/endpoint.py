@@ -1,8 +1,9 @@
 """The life of one resource's socket: make, register, watch, and renew it when it is of no use.
 
 A socket is renewed under another name when its file vanished, when the kubelet's stream ended and
-none came back, when the kubelet restarted (classic registration), or when it was told of the
-socket and never came. Facts behind this: docs/registration.md.
+none came back, when the kubelet restarted (classic registration), when it was told of the socket
+and never came, or when another plugin of the resource left. Facts behind this:
+docs/registration.md.
 """
 
 from __future__ import annotations
@@ -10,11 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gpuplugin.daemon.backoff import Backoff
-from gpuplugin.daemon.sockets import identity, new_socket_path
+from gpuplugin.daemon.sockets import (
+    identity,
+    new_socket_path,
+    others_serve,
+    remove_leftovers,
+    remove_socket,
+)
 from gpuplugin.kubelet.observe import observed
 from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.register import RegistrationFailed, register
@@ -34,12 +42,14 @@ STREAM_GRACE_S = 2.0
 """Without a stream for this long after one was open, the socket is renewed."""
 
 CONNECT_GRACE_S = 10.0
-"""Time that the kubelet has to connect after it accepted a Register call."""
+"""Time that the kubelet has to connect after it accepted a Register call or asked GetInfo."""
 
 REGISTER_TIMEOUT_S = 5.0
 STOP_GRACE_S = 1.0
 _STABLE_AFTER_S = 5.0
 """A socket that a kubelet watched for this long was good: its end is no reason to wait longer."""
+
+_LEFT_ALONE = "other-plugin-left"
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +63,33 @@ class Surroundings:
     engine: Engine
     vitals: Vitals
     metrics: Metrics
+
+
+class _Company:
+    """Whether another plugin serves the resource too, as while one is being replaced.
+
+    The kubelet knows plugins by resource alone. If the one that leaves was in charge, the kubelet
+    has none from then on, while the stream of the one that stays is open as ever.
+    """
+
+    def __init__(self, dirs: KubeletDirs, resource: str, own: Path) -> None:
+        self._folders = (dirs.plugin_watcher, dirs.device_plugins)
+        self._resource = resource
+        self._own = own
+        self._seen_at_s: float | None = None
+        self.present = False
+
+    def look(self) -> None:
+        """See who is there."""
+        self.present = others_serve(self._folders, self._resource, self._own)
+        if self.present:
+            self._seen_at_s = time.monotonic()
+
+    @property
+    def has_left(self) -> bool:
+        """True once there was company and is none for longer than a renewal of its socket takes."""
+        seen_at_s = self._seen_at_s
+        return seen_at_s is not None and time.monotonic() - seen_at_s > STREAM_GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +116,8 @@ class Endpoint:
         self._part = f"kubelet:{self._resource}"
         self._loop = asyncio.get_running_loop()
         self._watched_s = 0.0
-        self._refused = False
+        self._refusal = ""
+        self._known_since_s: float | None = None
         self._say(self._waiting_text(), ok=surroundings.registration == "none")
 
     async def run(self) -> None:
@@ -88,13 +126,17 @@ class Endpoint:
         try:
             while True:
                 self._watched_s = 0.0
-                self._refused = False
+                self._refusal = ""
+                self._known_since_s = None
+                kubelet = self._kubelet()
                 reason = await self._serve_one_socket()
-                if self._watched_s > _STABLE_AFTER_S:
+                good = self._watched_s > _STABLE_AFTER_S or reason == _LEFT_ALONE
+                if good or self._kubelet() != kubelet:
                     backoff.reset()
                 delay_s = backoff.next_s()
                 self._around.metrics.socket_renewals.labels(self._resource, reason).inc()
-                self._say(f"no kubelet: {reason}", ok=False)
+                words = f": {self._refusal}" if self._refusal else ""
+                self._say(f"no kubelet: {reason}{words}", ok=False)
                 log.warning(
                     "renewing the socket of %s in %g s: %s",
                     self._resource,
@@ -112,6 +154,7 @@ class Endpoint:
         opened_before = self._plugin.devices.opened_streams
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            remove_leftovers(path.parent, self._resource)
             server = await self._start_server(path)
         except (OSError, SocketError) as error:
             log.error(  # noqa: TRY400 - the text says it all
@@ -130,7 +173,7 @@ class Endpoint:
         finally:
             self._plugin.devices.end_streams()
             await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
-            path.unlink(missing_ok=True)
+            remove_socket(path)
             self._around.metrics.streams.labels(self._resource).set(0)
 
     async def _start_server(self, path: Path) -> Server:
@@ -141,8 +184,9 @@ class Endpoint:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            server = await starting
-            await asyncio.to_thread(server.stop, STOP_GRACE_S)  # which removes the socket
+            with suppress(OSError, SocketError):  # no server then, and the end of the task counts
+                server = await starting
+                await asyncio.to_thread(server.stop, STOP_GRACE_S)  # which removes the socket
             raise
 
     async def _serve(self, socket: _Socket) -> str:
@@ -157,6 +201,12 @@ class Endpoint:
             return await self._register_and_watch(socket)
         return await self._watch(socket, kubelet=None)
 
+    def _kubelet(self) -> Identity | None:
+        """Which kubelet there is; None if there is none, or only its own watcher can tell."""
+        if self._around.registration != "classic":
+            return None
+        return identity(self._around.dirs.kubelet_socket)
+
     def _folder(self) -> Path:
         dirs = self._around.dirs
         classic = self._around.registration == "classic"
@@ -166,7 +216,11 @@ class Endpoint:
         observer = self._around.metrics.rpc_observer(self._resource)
         services = [observed(self._plugin.service(), observer)]
         if self._around.registration == "watcher":
-            services.append(registration_service(self._resource, self._status_from_thread))
+            services.append(
+                registration_service(
+                    self._resource, self._asked_from_thread, self._status_from_thread
+                )
+            )
         return services
 
     async def _register_and_watch(self, socket: _Socket) -> str:
@@ -175,12 +229,13 @@ class Endpoint:
         while True:
             if socket.removed:
                 return "socket-removed"
-            kubelet = identity(self._around.dirs.kubelet_socket)
+            kubelet = self._kubelet()
             if kubelet is None:
                 self._say(f"waiting for {self._around.dirs.kubelet_socket}", ok=False)
                 await asyncio.sleep(POLL_S)
                 continue
             if await self._register(socket.path):
+                self._known_since_s = time.monotonic()
                 return await self._watch(socket, kubelet)
             await self._wait_for_another_kubelet(kubelet, backoff.next_s())
 
@@ -204,43 +259,62 @@ class Endpoint:
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            if identity(self._around.dirs.kubelet_socket) != kubelet:
+            if self._kubelet() != kubelet:
                 return
 
     async def _watch(self, socket: _Socket, kubelet: Identity | None) -> str:
         """Watch the socket, its streams and the kubelet; returns why the socket must be renewed.
 
-        A `kubelet` that was told of the socket, by its socket's identity, must connect soon.
+        `kubelet` is the one that was told of the socket, if it was told.
         """
         devices = self._plugin.devices
+        company = _Company(self._around.dirs, self._resource, socket.path)
         alone_since_s = time.monotonic()
         was_open = False
         while True:
             is_open = devices.open_streams > 0
             connected = devices.opened_streams > socket.opened_before
+            company.look()
             if is_open:
-                self._say("the kubelet watches the device list", ok=True)
+                others = "; so it does with another plugin's" if company.present else ""
+                self._say(f"the kubelet watches the device list{others}", ok=True)
             elif connected:
                 self._say("the kubelet's stream has ended", ok=False)
             if is_open or was_open:
                 alone_since_s = time.monotonic()
             was_open = is_open
             self._around.metrics.streams.labels(self._resource).set(devices.open_streams)
-            if socket.removed:
-                return "socket-removed"
-            if self._refused:
-                return "registration-refused"
-            if kubelet and identity(self._around.dirs.kubelet_socket) not in (None, kubelet):
-                return "kubelet-restarted"
-            alone_s = time.monotonic() - alone_since_s
-            if connected and alone_s > STREAM_GRACE_S:
+            if reason := self._outdated(socket, kubelet, company):
+                return reason
+            if connected and time.monotonic() - alone_since_s > STREAM_GRACE_S:
                 return "stream-lost"
-            if kubelet and not connected and alone_s > CONNECT_GRACE_S:
+            if not connected and self._known_for_s() > CONNECT_GRACE_S:
                 return "kubelet-did-not-connect"
             # While a kubelet watches, nothing is urgent.
             pause_s = POLL_S * (4 if is_open else 1)
             self._watched_s += pause_s if is_open else 0.0
             await asyncio.sleep(pause_s)
+
+    def _outdated(self, socket: _Socket, kubelet: Identity | None, company: _Company) -> str:
+        """Why the socket is of no use whatever its streams do; "" if it is not."""
+        if socket.removed:
+            return "socket-removed"
+        if self._refusal:
+            return "registration-refused"
+        if kubelet and self._kubelet() not in (None, kubelet):
+            return "kubelet-restarted"
+        if company.has_left:
+            return _LEFT_ALONE
+        return ""
+
+    def _known_for_s(self) -> float:
+        """How long a kubelet has known the socket, in seconds."""
+        return 0.0 if self._known_since_s is None else time.monotonic() - self._known_since_s
+
+    def _asked_from_thread(self) -> None:
+        """GetInfo was called: a kubelet that fails after it says nothing, and backs off."""
+        if self._known_since_s is None:
+            self._known_since_s = time.monotonic()
 
     def _status_from_thread(self, registered: bool, error: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self._registered(accepted=registered, error=error))
@@ -258,7 +332,8 @@ class Endpoint:
             )
             return
         if self._around.registration == "watcher":
-            self._refused = True  # its path is in the kubelet's back-off now; another one is not
+            # Its path is in the kubelet's back-off now; another one is not.
+            self._refusal = error or "no reason given"
         if self._say(f"the kubelet refused the plugin: {error}", ok=False):
             log.error(
                 "the kubelet did not register %s: %s",

@@ -37,10 +37,18 @@ class Endpoints:
                     if wanted.get(name) is not plugin:
                         await _leave(plugin, task)
                         del running[name]
+                        self._forget(name)
                 for name, plugin in wanted.items():
                     if name not in running:
                         running[name] = (plugin, tasks.create_task(self._serve(name, plugin)))
                 await self._node.resources_changed.wait()
+
+    def _forget(self, name: str) -> None:
+        """End the series that the endpoint wrote to until its end."""
+        if name in self._node.plugins:
+            return  # the resource is back meanwhile
+        for metric in self._around.metrics.by_resource:
+            metric.remove_by_labels({"resource": name})
 
     async def _serve(self, name: str, plugin: DevicePlugin) -> None:
         endpoint = Endpoint(plugin, self._around)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
+import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+from typing import Literal
 
 Identity: TypeAlias = tuple[int, int, int]
 """Device, inode and change time (ns) of a file: a file that was made anew differs."""
 
 _PREFIX = "gpuplugin-"
+_TOKEN_BYTES = 4
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +59,23 @@ def new_socket_path(folder: Path, resource: str) -> Path:
     The kubelet's back-off belongs to a path, and gRPC unlinks by path when a server stops, so a
     name must not come back.
     """
-    stem = resource.replace("/", "-")
-    return folder / f"{_PREFIX}{stem}-{secrets.token_hex(4)}.sock"
+    return folder / f"{_stem(resource)}{secrets.token_hex(_TOKEN_BYTES)}.sock"
 
 
-def remove_leftovers(folder: Path) -> tuple[Path, ...]:
-    """Remove this plugin's sockets of earlier runs and return them; a missing folder has none.
+def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, ...]:
+    """Remove dead sockets of this plugin (of one resource) and return them; no folder has none.
 
     A dead socket would put its path into the kubelet's back-off, and removing it later would make
-    the kubelet drop the resource, whichever plugin serves it by then.
+    the kubelet drop the resource, whichever plugin serves it by then. A socket that somebody
+    listens on is left alone: a plugin that is being replaced takes it along itself.
     """
     removed = []
-    for path in sorted(folder.glob(f"{_PREFIX}*.sock")):
+    for path in _sockets(folder, resource):
+        if _listened_on(path):
+            continue
         try:
-            if stat.S_ISSOCK(path.lstat().st_mode):
-                path.unlink()
-                removed.append(path)
+            path.unlink()
+            removed.append(path)
         except FileNotFoundError:
             continue  # somebody else removed it meanwhile, which is as good
         except OSError as error:
@@ -75,15 +83,64 @@ def remove_leftovers(folder: Path) -> tuple[Path, ...]:
                 "the old socket %s cannot be removed: %s; remove it by hand",
                 path,
                 error,
-                extra={"event": "leftover-stays", "owner_uid": path.stat().st_uid},
+                extra={"event": "leftover-stays", "folder_owner_uid": folder.stat().st_uid},
             )
     return tuple(removed)
 
 
+def others_serve(folders: Iterable[Path], resource: str, own: Path) -> bool:
+    """True if another process serves the resource too, as while a plugin is being replaced."""
+    return any(
+        path != own and _listened_on(path)
+        for folder in folders
+        for path in _sockets(folder, resource)
+    )
+
+
+def _stem(resource: str) -> str:
+    return f"{_PREFIX}{resource.replace('/', '-')}-"
+
+
+def _sockets(folder: Path, resource: str | None) -> list[Path]:
+    """This plugin's sockets in a folder; those of one resource, if one is named."""
+    random = "?" * _TOKEN_BYTES * 2
+    pattern = f"{_PREFIX}*.sock" if resource is None else f"{_stem(resource)}{random}.sock"
+    return sorted(path for path in folder.glob(pattern) if _is_socket(path))
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _listened_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        # Anything but 0 and EAGAIN (a full backlog) means that nobody accepts there.
+        return client.connect_ex(str(path)) in (0, errno.EAGAIN)
+
+
+def remove_socket(path: Path) -> None:
+    """Remove a socket that is served no more; what prevents it is told, and ends nothing."""
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return  # its folder is gone, and a file has taken the name
+    except OSError as error:
+        log.warning(
+            "the socket %s cannot be removed: %s",
+            path,
+            error,
+            extra={"event": "socket-stays"},
+        )
+
+
 def identity(path: Path) -> Identity | None:
-    """The identity of a file, None if there is none."""
+    """The identity of a file, None if there is none, or none that may be looked at."""
     try:
         status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_ctime_ns

@@ -20,11 +20,14 @@ SERVICE_NAME = "pluginregistration.Registration"
 PLUGIN_TYPE = "DevicePlugin"
 
 
-def registration_service(resource: str, on_status: Callable[[bool, str], None]) -> Service:
-    """The service for one resource.
+def registration_service(
+    resource: str, on_asked: Callable[[], None], on_status: Callable[[bool, str], None]
+) -> Service:
+    """The service for one resource; both callables are called in any thread.
 
-    `on_status` gets (registered, error text), in any thread. Registered is no proof of a working
-    list: the kubelet says so even when ListAndWatch breaks right after.
+    `on_asked` is told of each GetInfo: one that is answered too late for the kubelet is all that
+    there is to see of it. `on_status` gets (registered, error text). Registered is no proof of a
+    working list: the kubelet says so even when ListAndWatch breaks right after.
     """
     # An empty endpoint means "this socket": in a container the path differs from the host's.
     info = pb.PluginInfo(
@@ -32,6 +35,7 @@ def registration_service(resource: str, on_status: Callable[[bool, str], None]) 
     ).SerializeToString()
 
     def get_info(_request: bytes) -> bytes:
+        on_asked()
         return info
 
     def notify(request: bytes) -> bytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hal import (
     Gpu,
+    MigDevice,
     NotSupported,
     Probe,
     RecoveryAction,
@@ -33,6 +35,22 @@ def made_up_gpu(index: int) -> Gpu:
         memory_bytes=16 * 1024**3,
         compute_capability=(9, 0),
     )
+
+
+def with_mig(gpu: Gpu, *profiles: str) -> Gpu:
+    """The GPU in MIG mode, with devices of these profiles."""
+    devices = tuple(
+        MigDevice(
+            uuid=f"MIG-{gpu.index:08d}-0000-4000-8000-{index:04d}{profile:0>8}",
+            index=index,
+            gpu_instance=index + 1,
+            compute_instance=0,
+            profile=profile,
+            memory_bytes=10 * 1024**3,
+        )
+        for index, profile in enumerate(profiles)
+    )
+    return replace(gpu, mig_enabled=True, mig_devices=devices)
 
 
 class FakeDriver:

@@ -100,14 +100,18 @@ def test_a_killed_kubelet_process_comes_back(node: Node) -> None:
         assert plugin.running
 
 
-def test_a_killed_plugin_is_replaced_by_a_new_one(node: Node, kubelet: Process) -> None:
-    with Plugin("--backend", "sim", *node.at) as first:
+@pytest.mark.parametrize("registration", ["watcher", "classic"])
+def test_a_killed_plugin_is_replaced_by_a_new_one(
+    node: Node, kubelet: Process, registration: str
+) -> None:
+    command = ("--backend", "sim", *node.at, "--registration", registration)
+    with Plugin(*command) as first:
         node.wait_allocatable(80)
         assert node.create("survivor")["phase"] == "Running"
         first.signal(signal.SIGKILL)
         first.exit_status()
     assert node.wait_allocatable(0)["capacity"] == 80
-    with Plugin("--backend", "sim", *node.at) as second:
+    with Plugin(*command) as second:
         node.wait_allocatable(80)
         assert "removed the old socket" in second.output
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from gpuplugin.daemon.sockets import KubeletDirs, identity, new_socket_path, remove_leftovers
+from gpuplugin.daemon.sockets import (
+    KubeletDirs,
+    identity,
+    new_socket_path,
+    others_serve,
+    remove_leftovers,
+    remove_socket,
+)
 from gpuplugin.kubelet.rpc import SocketError, check_socket_path
 
 
@@ -96,3 +103,40 @@ def test_a_file_that_was_made_anew_has_another_identity(tmp_path: Path) -> None:
 
     assert identity(path) not in (None, first)
     assert identity(path / "below") is None
+
+
+def test_a_socket_that_is_listened_on_is_no_leftover(tmp_path: Path) -> None:
+    """A plugin that is being replaced serves until it is stopped."""
+    path = new_socket_path(tmp_path, "nvidia.com/gpu")
+    dead = new_socket_path(tmp_path, "nvidia.com/gpu")
+    bind(dead)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        assert remove_leftovers(tmp_path) == (dead,)
+        assert others_serve([tmp_path], "nvidia.com/gpu", own=dead)
+        assert not others_serve([tmp_path], "nvidia.com/gpu", own=path)
+    assert not others_serve([tmp_path], "nvidia.com/gpu", own=dead)
+
+
+def test_leftovers_and_others_are_those_of_the_resource(tmp_path: Path) -> None:
+    """A resource's name may begin with another's."""
+    path = new_socket_path(tmp_path, "a/b.shared")
+    longer = new_socket_path(tmp_path, "a/b-0badcafe")
+    bind(path)
+    bind(longer)
+    assert remove_leftovers(tmp_path, "a/b") == ()
+    assert remove_leftovers(tmp_path, "a/b.shared") == (path,)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        assert not others_serve([tmp_path], "a/b", own=longer)
+
+
+def test_what_cannot_be_removed_or_looked_at_ends_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.touch()
+    remove_socket(folder / "one.sock")
+    assert identity(folder / "one.sock") is None
+    remove_socket(tmp_path)
+    assert tmp_path.is_dir()

@@ -239,7 +239,7 @@ def test_malformed_requests_are_invalid_arguments(method: str, content: bytes) -
 
 
 def watcher(on_status: Callable[[bool, str], None] = lambda _ok, _text: None) -> Service:
-    return registration_service("nvidia.com/gpu", on_status)
+    return registration_service("nvidia.com/gpu", lambda: None, on_status)
 
 
 PARSERS: dict[str, tuple[Callable[[bytes], bytes], type[Message]]] = {
