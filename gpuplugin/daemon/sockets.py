@@ -9,11 +9,10 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-from typing import Literal
 
 Identity: TypeAlias = tuple[int, int, int]
 """Device, inode and change time (ns) of a file: a file that was made anew differs."""

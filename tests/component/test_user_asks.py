@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from hal import DriverNotFound
 from hal.nvml import NvmlBackend
 from hal.nvml.library import LIBRARY, LIBRARY_DIRS, load_library
 from sim.kubelet import Amount, Kubelet, Phase, simple_pod
 from tests.component.fakedriver import FakeDriver, made_up_gpu, with_mig
-from tests.component.running import RESOURCE
+from tests.component.running import RESOURCE, allocate_request
 from tests.component.waiting import DEADLINE_S, eventually
 from tests.unit.deploy.manifests import can_be_scheduled, plugin_container, pod_spec
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.kubelet import Happened
-    from tests.component.conftest import StartPlugin
+    from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware
 
 UNSHARED = "version: v1\nflags: {migStrategy: mixed}\n"
@@ -45,6 +46,134 @@ def unshared(kubelet_dir: Path) -> Path:
     config = kubelet_dir / "config.yaml"
     config.write_text(UNSHARED)
     return config
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends_by_itself"),
+    [("application", True), ("other", True), ("reset", False), ("lost", False), ("hot", False)],
+)
+def test_ask_01_an_unhealthy_gpu_comes_back_and_not_too_soon(
+    kubelet: Kubelet,
+    hardware: Hardware,
+    start_plugin: StartPlugin,
+    fault: str,
+    ends_by_itself: bool,
+) -> None:
+    """#189, #234, #415, #111, #1014, #426, PR #1211; HAMi #2200 (a probe alone is too soon)."""
+    plugin = start_plugin(hardware.backend)
+    wait_for(kubelet, RESOURCE, 80, 80)
+    (socket,) = plugin.sockets()
+    befall = {
+        "application": lambda: hardware.xid(2, 31),
+        "other": lambda: hardware.xid(2, 74),
+        "reset": lambda: hardware.xid(2, 95),
+        "lost": lambda: hardware.lose(2),
+        "hot": lambda: hardware.thermal_shutdown(2),
+    }
+    befall[fault]()
+    if fault == "application":
+        eventually(lambda: plugin.metric("gpuplugin_xid_events_total", gpu="2", xid="31") == 1)
+        assert kubelet.view().amounts[RESOURCE] == Amount(80, 80), "the GPU was never in doubt"
+        return
+    wait_for(kubelet, RESOURCE, 80, 70)
+    if not ends_by_itself:
+        hardware.wait_for_probes(2, 8)  # more than twice the quiet period
+        assert kubelet.view().amounts[RESOURCE] == Amount(80, 70), "its cause is still there"
+        hardware.recover(2)
+    wait_for(kubelet, RESOURCE, 80, 80)
+    assert plugin.sockets() == (socket,), "nothing was restarted"
+    for state in ("Unhealthy", "Recovering", "Healthy"):
+        seen = {"uuid": hardware.uuids[2], "state": state}
+        assert plugin.metric("gpuplugin_gpu_health_transitions_total", **seen) == 1
+
+
+def test_ask_02_an_xid_marks_all_replicas_of_its_gpu(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
+) -> None:
+    """#1929, PR #1930, PR #1992; HAMi #3025."""
+    start_plugin(hardware.backend, flags={"--health-quiet-period": "10m"})
+    wait_for(kubelet, RESOURCE, 80, 80)
+    hardware.xid(5, 79)
+    wait_for(kubelet, RESOURCE, 80, 70)
+    assert set(kubelet.view().unhealthy(RESOURCE)) == set(hardware.replicas(5))
+
+
+def test_ask_02_an_xid_of_a_mig_device_marks_that_one_and_one_of_the_gpu_marks_all(
+    kubelet: Kubelet, make_hardware: MakeHardware, start_plugin: StartPlugin, unshared: Path
+) -> None:
+    """#1929, PR #1930: by GPU instance and compute instance."""
+    mig = ["1g.10gb", "1g.10gb", "3g.40gb"]
+    hardware = make_hardware(
+        gpus=[{"model": "h100-sxm5-80gb", "count": 2, "mig": mig}],
+    )
+    plugin = start_plugin(
+        hardware.backend, flags={"--health-quiet-period": "10m"}, config_file=unshared
+    )
+    wait_for(kubelet, SMALL, 4, 4)
+    wait_for(kubelet, LARGE, 2, 2)
+    hardware.xid(0, 95, mig=1)
+    wait_for(kubelet, SMALL, 4, 3)
+    with hardware.node.present() as model:
+        devices = model.present[0].identity.mig_devices
+    assert kubelet.view().unhealthy(SMALL) == (devices[1].uuid,)
+    assert kubelet.view().amounts[LARGE] == Amount(2, 2)
+    hardware.xid(0, 95)
+    wait_for(kubelet, SMALL, 4, 2)
+    wait_for(kubelet, LARGE, 2, 1)
+    assert plugin.metric("gpuplugin_gpu_health", gpu="0:1", state="Unhealthy") == 1
+
+
+def test_ask_03_a_gpu_off_the_bus_fails_no_pod_of_the_others(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
+) -> None:
+    """#231 (12,000 failed pods), #2038, PR #2039, #1223 (5000 pods); kubernetes #97131."""
+    plugin = start_plugin(hardware.backend)
+    wait_for(kubelet, RESOURCE, 80, 80)
+    hardware.xid(3, 79)
+    wait_for(kubelet, RESOURCE, 80, 70)
+    for number in range(70):
+        status = kubelet.run_pod(simple_pod(f"pod-{number}", {RESOURCE: 1}))
+        assert status.phase is Phase.RUNNING, status
+        assert status.grants[0].envs["NVIDIA_VISIBLE_DEVICES"] != hardware.uuids[3]
+    # Asked for the lost GPU's devices all the same, the plugin has an answer, too.
+    wanted = dp.PreferredAllocationRequest(
+        container_requests=[
+            dp.ContainerPreferredAllocationRequest(
+                available_deviceIDs=[*hardware.replicas(3), *hardware.replicas(4)],
+                must_include_deviceIDs=hardware.replicas(3)[:1],
+                allocation_size=2,
+            )
+        ]
+    )
+    answer = plugin.call("GetPreferredAllocation", wanted.SerializeToString())
+    (chosen,) = dp.PreferredAllocationResponse.FromString(answer).container_responses
+    assert len(chosen.deviceIDs) == 2
+    assert plugin.call("Allocate", allocate_request(hardware.replicas(3)[:1]))
+
+
+@pytest.mark.parametrize("what", ["events", "driver", "hang"])
+def test_ask_04_a_plugin_that_cannot_watch_never_says_healthy(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin, what: str
+) -> None:
+    """#1640 "Zombie Node", PR #1641, PR #2037, PR #1553; HAMi PR #2322 (busy loop)."""
+    plugin = start_plugin(hardware.backend)
+    wait_for(kubelet, RESOURCE, 80, 80)
+    eventually(lambda: plugin.ready)
+    fail, mend = {
+        "events": (hardware.break_watching, hardware.mend_watching),
+        "driver": (hardware.driver_down, hardware.driver_up),
+        "hang": (hardware.driver_hang, hardware.driver_up),
+    }[what]
+    fail()
+    wait_for(kubelet, RESOURCE, 80, 0)
+    eventually(lambda: plugin.get("/ready").status == 503)
+    assert plugin.get("/health").status == 200, "a restart would not help"
+    assert plugin.metric("gpuplugin_monitor_blind") == 1
+    failures = plugin.metric("gpuplugin_monitor_failures_total")
+    assert failures < 50, "it does not turn in circles"
+    mend()
+    wait_for(kubelet, RESOURCE, 80, 80)
+    eventually(lambda: plugin.ready)
 
 
 def test_ask_12_metrics_tell_allocations_health_and_latency(
