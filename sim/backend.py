@@ -60,7 +60,7 @@ class SimBackend:
     def telemetry(self, uuid: str) -> Telemetry:
         """A fresh reading."""
         with self._node.called(uuid) as model:
-            return _reachable(model, uuid).telemetry(model.env.now)
+            return _reachable(model, uuid).telemetry(model.now_s)
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
         """Tenants of the GPU."""

@@ -119,7 +119,7 @@ def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, o
             )
             for gpu in met
         ]
-        return Befallen(gpus=gpus, at_s=model.env.now).model_dump()
+        return Befallen(gpus=gpus, at_s=model.now_s).model_dump()
 
 
 def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[SimulatedGpu]:
@@ -147,7 +147,7 @@ def _status(node: RealTimeNode) -> Mapping[str, object]:
     with node.present() as model:
         return {
             "scenario": model.scenario.name,
-            "model_time_s": model.env.now,
+            "model_time_s": model.now_s,
             "gpus": [
                 GpuStatus(
                     index=gpu.identity.index,

@@ -1,6 +1,7 @@
 """The simulated node: GPUs on one simpy environment, driven by a scenario and one seed.
 
-Model time is the environment's clock in seconds. Who advances it (real time: `sim.realtime`) and
+Model time is the environment's clock, in integer nanoseconds from 0 on, so that it adds up exactly;
+people and happenings count in seconds. Who advances it (real time: `sim.realtime`) and
 who looks (`sim.backend`) is elsewhere; nothing here locks or sleeps.
 """
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from hal import EccError, GpuAppeared, Link, LinkKind, UnknownGpu, XidError
+from sim.compute.parameters import NS_PER_S, to_ns
 from sim.driver import SimulatedDriver
 from sim.faults import (
     DriverDown,
@@ -45,7 +47,7 @@ class CannotBefall(Exception):
 
 
 class SimulatedNode:
-    """GPUs, tenants and faults; `env.now` is the model time."""
+    """GPUs, tenants and faults; `now_s` is the model time, `env.now` the same in nanoseconds."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.env = simpy.Environment()
@@ -65,11 +67,22 @@ class SimulatedNode:
 
     def advance(self, now_s: float) -> None:
         """Let everything happen that is due by `now_s`, which becomes the present."""
-        if now_s > self.env.now:
-            self.env.run(until=now_s)
+        now_ns = to_ns(now_s)
+        if now_ns > self.env.now:
+            self.env.run(until=now_ns)
         # run() leaves its own stop event scheduled for the present; peek() would show it for ever.
         while self.env.peek() <= self.env.now:
             self.env.step()
+
+    @property
+    def now_s(self) -> float:
+        """The model time in seconds."""
+        return self.env.now / NS_PER_S
+
+    @property
+    def next_s(self) -> float:
+        """When the next scheduled event is due, in seconds; infinity if none is."""
+        return self.env.peek() / NS_PER_S
 
     @property
     def present(self) -> tuple[SimulatedGpu, ...]:
@@ -112,7 +125,7 @@ class SimulatedNode:
             CannotBefall: not as the GPU is now; nothing has changed.
         """
         _check(gpu, what)
-        now_s = self.env.now
+        now_s = self.now_s
         match what:
             case Replacement():
                 self._replace(gpu)
@@ -129,11 +142,11 @@ class SimulatedNode:
 
     def befall_node(self, what: NodeHappening) -> None:
         """Let something befall the node as a whole now."""
-        self.driver.suffer(what, self.env.now)
+        self.driver.suffer(what, self.now_s)
         match what:
             case DriverDown():
                 for gpu in self._present:
-                    gpu.evict(self.env.now)
+                    gpu.evict(self.now_s)
             case DriverUp():
                 for gpu in self.gpus.values():
                     gpu.driver_loaded()
@@ -142,10 +155,10 @@ class SimulatedNode:
 
     def hangs(self, uuid: str | None = None) -> bool:
         """True while calls do not return: about the GPU of this UUID, or (None) of any kind."""
-        if self.driver.hangs(self.env.now):
+        if self.driver.hangs(self.now_s):
             return True
         gpu = self.gpus.get(uuid) if uuid is not None else None
-        return gpu is not None and self.driver.loaded and gpu.hangs(self.env.now)
+        return gpu is not None and self.driver.loaded and gpu.hangs(self.now_s)
 
     def take_events(self) -> tuple[Event, ...]:
         """What the driver reported since the last call."""
@@ -170,11 +183,11 @@ class SimulatedNode:
         }
 
     def _happen_later(self, happening: TimedHappening) -> Generator[simpy.Event, object, None]:
-        yield self.env.timeout(happening.at_s)
+        yield self.env.timeout(to_ns(happening.at_s))
         self._happen(happening)
         if happening.repeat is not None:
             for _ in range(happening.repeat.times - 1):
-                yield self.env.timeout(happening.repeat.every_s)
+                yield self.env.timeout(to_ns(happening.repeat.every_s))
                 self._happen(happening)
 
     def _happen(self, happening: TimedHappening) -> None:
@@ -188,25 +201,25 @@ class SimulatedNode:
 
     def _look_again_after(self, delay_s: float) -> None:
         """Have something scheduled then, so that whoever paces the node wakes those who wait."""
-        self.env.timeout(delay_s)
+        self.env.timeout(to_ns(delay_s))
 
     def _elapse_later(
         self, gpu: SimulatedGpu, delay_s: float
     ) -> Generator[simpy.Event, object, None]:
-        yield self.env.timeout(delay_s)
-        self._report(gpu.elapse(self.env.now))
+        yield self.env.timeout(to_ns(delay_s))
+        self._report(gpu.elapse(self.now_s))
 
     def _replace(self, old: SimulatedGpu) -> None:
         new = SimulatedGpu(self._identities.another(old.identity, old.profile), old.profile)
         uuid = new.identity.uuid
-        self._report(old.replace(uuid, self.env.now))
+        self._report(old.replace(uuid, self.now_s))
         self._present[old.identity.index] = new
         self.gpus[uuid] = new
         self._report([GpuAppeared(uuid)])
 
     def _report(self, events: Iterable[Event]) -> None:
         """Xids and ECC events that nobody can wait for are lost; that GPUs came or went is not."""
-        deaf = self.driver.watch_failure(self.env.now) is not None
+        deaf = self.driver.watch_failure(self.now_s) is not None
         self._events.extend(
             event for event in events if not (deaf and isinstance(event, XidError | EccError))
         )

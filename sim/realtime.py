@@ -92,12 +92,12 @@ class RealTimeNode:
                 lambda: (
                     node.has_events
                     or self._interrupts != seen
-                    or node.driver.watch_failure(node.env.now) is not None
+                    or node.driver.watch_failure(node.now_s) is not None
                 ),
                 timeout_s,
             )
             self._wait_while_hanging(None)
-            failure = node.driver.watch_failure(node.env.now)
+            failure = node.driver.watch_failure(node.now_s)
             if failure is not None:
                 raise failure
             return node.take_events()
@@ -112,14 +112,14 @@ class RealTimeNode:
         with self._changed:
             while not self._stopping:
                 self._advance()
-                pause_s = (self._node.env.peek() - self._model_time_s()) / self._speed
+                pause_s = (self._node.next_s - self._model_time_s()) / self._speed
                 # An idle model has nothing scheduled: wait for a change, not for ever.
                 self._changed.wait(min(max(pause_s, 0.0), 3600.0))
 
     def _advance(self) -> None:
         """To the present; wakes whoever waits if something was due (an event, or a hang's end)."""
         now_s = self._model_time_s()
-        due = self._node.env.peek() <= now_s
+        due = self._node.next_s <= now_s
         self._node.advance(now_s)
         if due:
             self._changed.notify_all()

@@ -38,6 +38,11 @@ LEVEL_SLICES_NS: Mapping[TimeSliceLevel, int] = MappingProxyType(
 durations: all but the default are assumed."""
 
 
+def to_ns(seconds: float) -> int:
+    """Nanoseconds, rounded."""
+    return round(seconds * NS_PER_S)
+
+
 @dataclass(frozen=True, slots=True)
 class SliceParameters:
     """Slice length, and cost of a switch between contexts of given occupancies, in nanoseconds."""

@@ -82,7 +82,7 @@ class Story:
 
     def next(self) -> Sequence[Event]:
         """Go on to the next happening; returns what was reported by then."""
-        self.at(self.model.env.now // 10 * 10 + 10)
+        self.at(self.model.now_s // 10 * 10 + 10)
         if self._by_hand:
             self.let(self._by_hand.pop(0), self._gpu)
         return self.model.take_events()

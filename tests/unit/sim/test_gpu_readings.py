@@ -61,11 +61,11 @@ def test_readings_agree_with_each_other_whatever_happened(
     node = SimulatedNode(scenario)
     (gpu,) = node.gpus.values()
     for wait_s, what in happened:
-        node.advance(node.env.now + wait_s)
+        node.advance(node.now_s + wait_s)
         with suppress(CannotBefall):
             node.befall(gpu, what)
-        check_readings(gpu, node.env.now)
-    check_readings(gpu, node.env.now + 10)
+        check_readings(gpu, node.now_s)
+    check_readings(gpu, node.now_s + 10)
 
 
 def check_readings(gpu: SimulatedGpu, now_s: float) -> None:

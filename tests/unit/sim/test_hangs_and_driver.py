@@ -187,7 +187,7 @@ def test_a_timed_hang_ends_in_real_time_without_anybody_asking(hang: str) -> Non
         def hung_until_s() -> float | None:
             Call(lambda: backend.probe(uuid)).result()
             with node.present() as model:
-                return model.env.now if model.env.now >= 50 else None
+                return model.now_s if model.now_s >= 50 else None
 
         assert eventually(hung_until_s) >= 1050
     finally:
@@ -222,7 +222,7 @@ def test_no_call_returns_while_the_driver_hangs(name: str, by_hand: bool) -> Non
 
     def ask() -> None:
         EVERY_CALL[name](story.hal, story.uuids[0])
-        returned_at_s.append(story.model.env.now)
+        returned_at_s.append(story.model.now_s)
 
     call = Call(ask)
     story.at(13.9)

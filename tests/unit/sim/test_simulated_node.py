@@ -17,6 +17,7 @@ from hal import (
     UnknownGpu,
     XidError,
 )
+from sim.compute.parameters import to_ns
 from sim.faults import (
     EccFault,
     GpuHappening,
@@ -77,7 +78,7 @@ def test_happenings_come_at_their_model_time() -> None:
 
     seen: dict[float, tuple[Event, ...]] = {}
     for until_s in (4.0, 6.0, 19.0, 21.0, 79.0, 81.0):
-        node.env.run(until=until_s)
+        node.env.run(until=to_ns(until_s))
         seen[until_s] = node.take_events()
 
     assert seen == {
@@ -99,8 +100,8 @@ def test_what_is_due_now_has_happened_when_the_present_is_reached() -> None:
         lost.append(a.lost)
 
     assert lost == [False, True]
-    assert node.env.now == 20
-    assert node.env.peek() == float("inf"), "nothing is left to wait for"
+    assert node.now_s == 20
+    assert node.next_s == float("inf"), "nothing is left to wait for"
 
 
 def test_what_is_due_at_the_start_happens_without_time_going_on() -> None:
@@ -116,7 +117,7 @@ def test_time_never_goes_back() -> None:
     node.advance(10)
     node.advance(5)
 
-    assert node.env.now == 10
+    assert node.now_s == 10
 
 
 def test_events_are_taken_once() -> None:
@@ -139,7 +140,7 @@ def test_the_same_scenario_gives_the_same_events(name: str) -> None:
         found = []
         for second in range(1, 200):
             node.advance(float(second))
-            found.append((node.env.now, node.take_events()))
+            found.append((node.now_s, node.take_events()))
         return found
 
     assert history() == history()
