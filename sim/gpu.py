@@ -36,14 +36,15 @@ from sim.faults import (
     Unplug,
     XidFault,
 )
-from sim.heat import Heat
 from sim.partition import GIB
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from sim.physics import Physics
     from sim.profiles import Profile
     from sim.scenario import Tenant
+    from sim.tenancy import Tenancy
 
     Suffered: TypeAlias = (
         XidFault
@@ -58,12 +59,6 @@ if TYPE_CHECKING:
     )
     """What befalls a GPU that stays the one it is."""
 
-IDLE_POWER_SHARE = 0.1
-"""Assumed where the profile has no measured idle power: share of the power limit."""
-
-SHUTDOWN_TEMPERATURE_C = 95.0
-"""Assumed where the profile does not say when the GPU shuts itself down: as an H100 SXM does."""
-
 _DOUBLE_BIT_XIDS = frozenset({48, 95, 171, 172})
 _ROW_REMAPPED, _ROW_REMAP_FAILED, _OFF_THE_BUS = 63, 64, 79
 
@@ -74,8 +69,11 @@ class SimulatedGpu:
 
     identity: Gpu
     profile: Profile
+    physics: Physics
     tenants: list[tuple[int, Tenant]] = field(default_factory=list)
-    """Processes as (pid, tenant)."""
+    """Processes of constant load, as (pid, tenant)."""
+    tenancies: dict[str, Tenancy] = field(default_factory=dict)
+    """Tenants whose kernels compete, by the UUID of the GPU or of its MIG device."""
     lost: bool = False
     plugged: bool = True
     replaced_by: str | None = None
@@ -90,7 +88,6 @@ class SimulatedGpu:
     time_slice: TimeSliceLevel = TimeSliceLevel.DEFAULT
     _hung_until_s: float = -math.inf
     _loss_due_s: float = math.inf
-    _heat: Heat = field(default_factory=Heat)
 
     def listed(self) -> Gpu:
         """The GPU as an enumeration shows it."""
@@ -132,10 +129,25 @@ class SimulatedGpu:
         """True while calls about it do not return; a lost GPU fails them at once."""
         return not self.lost and now_s < self._hung_until_s
 
-    def evict(self, now_s: float) -> None:
+    def evict(self, now_s: float, why: str = "reset") -> None:
         """End all its processes."""
-        self._settle(now_s)
+        self.settle(now_s)
         self.tenants.clear()
+        for tenancy in self.tenancies.values():
+            tenancy.kill_all(why)
+
+    def settle(self, now_s: float) -> None:
+        """Bring temperature and utilisation to the present."""
+        for tenancy in self.tenancies.values():
+            tenancy.sample()
+        self.physics.settle(self.load, now_s)
+
+    def govern(self, now_s: float) -> None:
+        """Let the temperature move the clocks, and the clocks the tenants' speed."""
+        self.settle(now_s)
+        self.physics.govern()
+        for tenancy in self.tenancies.values():
+            tenancy.set_clock(self.physics.clock_ppm)
 
     def replace(self, successor: str, now_s: float) -> tuple[Event, ...]:
         """Another GPU took its place for ever; returns what the driver reports of this one."""
@@ -162,8 +174,8 @@ class SimulatedGpu:
 
     def telemetry(self, now_s: float) -> Telemetry:
         """A reading at `now_s`."""
-        load = self._load()
-        self._settle(now_s)
+        self.settle(now_s)
+        load = self.load
         clocks, power = self.profile.clocks_mhz, self.profile.power_w
         busy = load > 0
         return Telemetry(
@@ -171,9 +183,9 @@ class SimulatedGpu:
             memory_used_bytes=self._memory_used_bytes(),
             memory_total_bytes=self.identity.memory_bytes,
             temperature_c=self._temperature_c(),
-            power_w=self._power_w(load),
+            power_w=self.physics.power_w(load),
             power_limit_w=power.default_limit,
-            sm_clock_mhz=clocks.sm_max if busy else clocks.sm_idle,
+            sm_clock_mhz=self._sm_clock_mhz(clocks.sm_max) if busy else clocks.sm_idle,
             memory_clock_mhz=clocks.memory,
             throttle_reasons=self._throttle_reasons(busy=busy),
             corrected_ecc=self.corrected_ecc if self.profile.ecc else None,
@@ -181,24 +193,36 @@ class SimulatedGpu:
         )
 
     def processes(self) -> tuple[ComputeProcess, ...]:
-        """Tenants as the driver lists them; each gets its share of a saturated GPU."""
+        """Tenants as the driver lists them; constant loads share a saturated GPU evenly."""
         demand = sum(tenant.utilization for _, tenant in self.tenants)
         scale = 1 / demand if demand > 1 else 1.0
-        return tuple(
+        constant = (
             ComputeProcess(
                 pid, tenant.name, int(tenant.memory_gib * GIB), tenant.utilization * scale
             )
-            for pid, tenant in sorted(self.tenants, key=lambda entry: entry[0])
+            for pid, tenant in self.tenants
         )
+        competing = (
+            ComputeProcess(
+                pid,
+                tenant.spec.name,
+                tenancy.memory.held_bytes.get(tenant.context, 0),
+                tenancy.sm_share(pid),
+                None if uuid == self.identity.uuid else uuid,
+            )
+            for uuid, tenancy in self.tenancies.items()
+            for pid, tenant in tenancy.tenants.items()
+        )
+        return tuple(sorted((*constant, *competing), key=lambda process: process.pid))
 
     def _suffer_xid(self, what: XidFault, now_s: float) -> tuple[Event, ...]:
         code, uuid = what.xid, self.identity.uuid
         if self.lost:
             return (XidError(uuid, code),)
         xid = lookup_xid(code)
-        if xid.scope is XidScope.PROCESS and self.tenants:
-            self._settle(now_s)
-            self.tenants.pop(0)
+        if xid.scope is XidScope.PROCESS:
+            self.settle(now_s)
+            self._kill_one(what)
         if what.mig is not None:
             device = self.identity.mig_devices[what.mig]
             return (XidError(uuid, code, device.gpu_instance, device.compute_instance),)
@@ -210,7 +234,7 @@ class SimulatedGpu:
             self.recovery_action = RecoveryAction.REBOOT
             return (reported, *self._lose(now_s))
         if xid.action in (XidAction.RESET_GPU, XidAction.ECC_WORKFLOW):
-            self.evict(now_s)
+            self.evict(now_s, f"xid {code}")
             self.recovery_action = RecoveryAction.RESET
         return (reported,)
 
@@ -228,14 +252,14 @@ class SimulatedGpu:
             case Hang(for_s=for_s):
                 self._hung_until_s = until_s(now_s, for_s)
             case ThermalShutdown(lost_after_s=lost_after_s):
-                self.evict(now_s)
+                self.evict(now_s, "thermal shutdown")
                 self.overheated = True
                 self._loss_due_s = now_s + lost_after_s
 
     def _lose(self, now_s: float) -> tuple[Event, ...]:
         if self.lost:
             return ()
-        self.evict(now_s)
+        self.evict(now_s, "GPU lost")
         self.lost = True
         return (GpuDisappeared(self.identity.uuid),)
 
@@ -253,32 +277,45 @@ class SimulatedGpu:
         self.row_remap_pending = False
         self.corrected_ecc = self.uncorrectable_ecc = 0
 
-    def _load(self) -> float:
-        return min(1.0, sum(tenant.utilization for _, tenant in self.tenants))
+    def _kill_one(self, what: XidFault) -> None:
+        """An application error ends one process; under MPS all clients of the server."""
+        why = f"xid {what.xid}"
+        uuid = self.identity.uuid
+        if what.mig is not None:
+            uuid = self.identity.mig_devices[what.mig].uuid
+        tenancy = self.tenancies.get(uuid)
+        if tenancy is not None and tenancy.tenants:
+            if tenancy.shares_faults:
+                tenancy.kill_all(why)
+            else:
+                tenancy.kill_running(why)
+        elif self.tenants:
+            self.tenants.pop(0)
+
+    @property
+    def load(self) -> float:
+        """Share of the last sample in which a kernel ran, 0 to 1."""
+        constant = sum(tenant.utilization for _, tenant in self.tenants)
+        shares = sum(
+            tenancy.utilization * tenancy.compute_share for tenancy in self.tenancies.values()
+        )
+        return min(1.0, constant + shares)
 
     def _memory_used_bytes(self) -> int:
         reserved = self.profile.memory_reserved_bytes or 0
         used = reserved + sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
+        used += sum(sum(tenancy.memory.held_bytes.values()) for tenancy in self.tenancies.values())
         return min(used, self.identity.memory_bytes)
 
+    def _sm_clock_mhz(self, maximum_mhz: int | None) -> int | None:
+        if maximum_mhz is None:
+            return None
+        return maximum_mhz * self.physics.clock_ppm // 1_000_000
+
     def _temperature_c(self) -> float:
-        if not self.overheated:
-            return self._heat.temperature_c
-        thermal = self.profile.thermal_c
-        shutdown_c = thermal.shutdown_c if thermal else None
-        return SHUTDOWN_TEMPERATURE_C if shutdown_c is None else shutdown_c
+        return self.physics.shutdown_c if self.overheated else self.physics.temperature_c
 
     def _throttle_reasons(self, *, busy: bool) -> ThrottleReason:
         if self.overheated:
             return ThrottleReason.THERMAL_HARDWARE
-        return ThrottleReason.NONE if busy else ThrottleReason.IDLE
-
-    def _power_w(self, load: float) -> float | None:
-        limit_w = self.profile.power_w.default_limit
-        if limit_w is None:
-            return None
-        idle_w = self.profile.power_w.idle or limit_w * IDLE_POWER_SHARE
-        return round(idle_w + load * (limit_w - idle_w), 1)
-
-    def _settle(self, now_s: float) -> None:
-        self._heat.settle(self._load(), now_s)
+        return self.physics.throttle_reasons(busy=busy)

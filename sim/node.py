@@ -7,7 +7,9 @@ who looks (`sim.backend`) is elsewhere; nothing here locks or sleeps.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
+from random import Random
 from typing import TYPE_CHECKING
 
 import simpy
@@ -31,15 +33,23 @@ from sim.faults import (
 from sim.gpu import SimulatedGpu
 from sim.identities import Identities
 from sim.partition import CannotPartition, check_partition
+from sim.population import physics_of, tenancies_of
+from sim.tenancy import TenantSpec
+from sim.workloads.models import MemoryUse
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
     from hal import Event, Gpu
     from sim.faults import TimedHappening
-    from sim.scenario import Scenario
+    from sim.population import Log
+    from sim.profiles import Profile
+    from sim.scenario import Scenario, Tenant
+    from sim.tenancy import Tenancy, TenantRecord
 
 FIRST_PID = 4001
+GOVERN_S = 5.0
+"""How often clocks follow the temperature: often against its lag of 30 s."""
 
 
 class CannotBefall(Exception):
@@ -49,19 +59,27 @@ class CannotBefall(Exception):
 class SimulatedNode:
     """GPUs, tenants and faults; `now_s` is the model time, `env.now` the same in nanoseconds."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, log: Log = lambda _kind, _facts: None) -> None:
         self.env = simpy.Environment()
+        self.log = log
         self.scenario = scenario
         self.driver = SimulatedDriver()
         self._identities = Identities(scenario)
+        self._groups = [group for group in scenario.gpus for _ in range(group.count)]
         self._present = [
-            SimulatedGpu(identity, profile) for identity, profile in self._identities.of_the_node()
+            self._make_gpu(identity, profile)
+            for identity, profile in self._identities.of_the_node()
         ]
         self.gpus: dict[str, SimulatedGpu] = {gpu.identity.uuid: gpu for gpu in self._present}
         """Every GPU that ever was in the node, by UUID; `present` has those that are."""
         self._events: list[Event] = []
-        for number, tenant in enumerate(scenario.tenants):
-            self._present[tenant.gpu].tenants.append((FIRST_PID + number, tenant))
+        self.records: list[TenantRecord] = []
+        """What came of every tenant that was started, in that order."""
+        self._pids = itertools.count(FIRST_PID)
+        for tenant in scenario.tenants:
+            self._bring(tenant)
+        if scenario.has_workloads:
+            self.env.process(self._govern())
         for happening in scenario.happenings:
             self.env.process(self._happen_later(happening))
 
@@ -130,8 +148,9 @@ class SimulatedNode:
             case Replacement():
                 self._replace(gpu)
             case Repartition(mig=mig):
-                gpu.evict(now_s)
+                gpu.evict(now_s, "repartitioned")
                 gpu.identity = self._identities.partitioned(gpu.identity, mig, gpu.profile)
+                gpu.tenancies = self._tenancies(gpu.identity, gpu.profile)
             case _:
                 self._report(gpu.suffer(what, now_s))
         match what:
@@ -182,6 +201,54 @@ class SimulatedNode:
             if one.uuid != other.uuid
         }
 
+    def start_tenant(
+        self, gpu: SimulatedGpu, spec: TenantSpec, mig: int | None = None
+    ) -> TenantRecord | None:
+        """Start a tenant on a GPU, or on a MIG device of it; None if there is nothing to run on."""
+        uuid = gpu.identity.uuid
+        if mig is not None:
+            devices = gpu.identity.mig_devices
+            uuid = devices[mig].uuid if mig < len(devices) else ""
+        tenancy = gpu.tenancies.get(uuid)
+        if gpu.lost or tenancy is None:
+            return None
+        pid = next(self._pids)
+        random = Random(f"{self.scenario.seed}/{spec.name}/{pid}")
+        record = tenancy.start(pid, spec, random)
+        self.records.append(record)
+        return record
+
+    def _bring(self, tenant: Tenant) -> None:
+        gpu = self._present[tenant.gpu]
+        if tenant.workload is None:
+            gpu.tenants.append((next(self._pids), tenant))
+            return
+        memory = tenant.memory or MemoryUse(start_gib=tenant.memory_gib)
+        spec = TenantSpec(tenant.name, tenant.workload, memory, tenant.occupancy)
+        self.env.process(self._start_later(tenant, spec))
+
+    def _start_later(
+        self, tenant: Tenant, spec: TenantSpec
+    ) -> Generator[simpy.Event, object, None]:
+        yield self.env.timeout(to_ns(tenant.start_s))
+        self.start_tenant(self._present[tenant.gpu], spec, tenant.mig)
+
+    def _govern(self) -> Generator[simpy.Event, object, None]:
+        """Temperatures and clocks follow the load; nothing of it matters without workloads."""
+        while True:
+            yield self.env.timeout(to_ns(GOVERN_S))
+            for gpu in self._present:
+                gpu.govern(self.now_s)
+
+    def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
+        group = self._groups[identity.index]
+        gpu = SimulatedGpu(identity, profile, physics_of(profile, group))
+        gpu.tenancies = self._tenancies(identity, profile)
+        return gpu
+
+    def _tenancies(self, identity: Gpu, profile: Profile) -> dict[str, Tenancy]:
+        return tenancies_of(self.env, identity, profile, self._groups[identity.index], self.log)
+
     def _happen_later(self, happening: TimedHappening) -> Generator[simpy.Event, object, None]:
         yield self.env.timeout(to_ns(happening.at_s))
         self._happen(happening)
@@ -210,7 +277,7 @@ class SimulatedNode:
         self._report(gpu.elapse(self.now_s))
 
     def _replace(self, old: SimulatedGpu) -> None:
-        new = SimulatedGpu(self._identities.another(old.identity, old.profile), old.profile)
+        new = self._make_gpu(self._identities.another(old.identity, old.profile), old.profile)
         uuid = new.identity.uuid
         self._report(old.replace(uuid, self.now_s))
         self._present[old.identity.index] = new

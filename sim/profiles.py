@@ -51,6 +51,13 @@ class Thermal(_Facts):
             return self.shutdown
         return None if self.max_operating is None else self.max_operating - self.shutdown
 
+    @property
+    def slowdown_c(self) -> float | None:
+        """The temperature at which the clocks go down; None where no source says."""
+        if self.slowdown is None or self.style == "absolute":
+            return self.slowdown
+        return None if self.max_operating is None else self.max_operating - self.slowdown
+
 
 class NvLink(_Facts):
     """NVLink of one GPU; `mb_s_per_link` is per direction."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from gpuplugin.config.yamltext import YamlError, read_yaml
 from sim.faults import Part, Repartition, TimedHappening, XidFault, problems
 from sim.partition import CannotPartition, check_partition
 from sim.profiles import UnknownModel, load_profile, model_names
+from sim.workloads.models import MemoryUse, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,21 +22,41 @@ class GpuGroup(Part):
     """`count` GPUs of one model, spread evenly over `numa_nodes` (default: 2 from 2 GPUs on).
 
     `mig` puts each of them into MIG mode with devices of these profiles (an empty list: none).
+    `cooling` below 1 is an airflow that is worse than it should be; `oversubscribe` lets memory
+    overflow to the host (managed memory); `mechanism` is how tenants share the compute.
     """
 
     model: str
     count: Annotated[int, Field(ge=1, le=64)] = 1
     numa_nodes: Annotated[int, Field(ge=1)] | None = None
     mig: list[str] | None = None
+    cooling: Annotated[float, Field(gt=0, le=2)] = 1.0
+    oversubscribe: bool = False
+    mechanism: Literal["time-slicing", "mps", "exclusive"] = "time-slicing"
 
 
 class Tenant(Part):
-    """A process on a GPU: constant load (`utilization`, 0 to 1) and memory, until the end."""
+    """A process on the GPU with index `gpu`, or on its MIG device `mig`.
+
+    With a `workload` its kernels compete for the GPU; `occupancy` (0 to 1) is how much of it they
+    fill. Without one it is a constant load (`utilization`, 0 to 1) that nothing slows down.
+    """
 
     name: str
     gpu: Annotated[int, Field(ge=0)]
+    mig: Annotated[int, Field(ge=0)] | None = None
+    start_s: Annotated[float, Field(ge=0)] = 0.0
+    workload: Workload | None = None
+    occupancy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    memory: MemoryUse | None = None
     utilization: Annotated[float, Field(ge=0, le=1)] = 0.5
     memory_gib: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _constant_or_not(self) -> Tenant:
+        if self.workload is None and (self.memory or self.start_s or self.mig is not None):
+            raise ValueError("memory, mig and start_s need a workload; without one use memory_gib")
+        return self
 
 
 class Scenario(Part):
@@ -53,6 +74,11 @@ class Scenario(Part):
     def gpu_count(self) -> int:
         """GPUs over all groups."""
         return sum(group.count for group in self.gpus)
+
+    @property
+    def has_workloads(self) -> bool:
+        """True if a tenant's kernels compete for a GPU."""
+        return any(tenant.workload is not None for tenant in self.tenants)
 
 
 class ScenarioError(Exception):
@@ -114,7 +140,9 @@ def _check_references(scenario: Scenario) -> None:
     groups = [group for group in scenario.gpus for _ in range(group.count)]
     most_mig = [len(group.mig or ()) for group in groups]
     for position, tenant in enumerate(scenario.tenants):
-        _check_index(f"tenants[{position}]", tenant.gpu, len(groups))
+        where = f"tenants[{position}]"
+        _check_index(where, tenant.gpu, len(groups))
+        _check_mig_index(where, tenant, groups[tenant.gpu])
     for position, happening in enumerate(scenario.happenings):
         where = f"happenings[{position}]"
         for index in happening.indices(len(groups)):
@@ -136,6 +164,19 @@ def _check_references(scenario: Scenario) -> None:
 def _check_index(where: str, index: int, count: int) -> None:
     if index >= count:
         raise ScenarioError(f"{where}.gpu: {index}, but the node has GPUs 0 to {count - 1}")
+
+
+def _check_mig_index(where: str, tenant: Tenant, group: GpuGroup) -> None:
+    if tenant.workload is None:
+        return
+    devices = group.mig
+    if tenant.mig is None and devices is not None:
+        raise ScenarioError(f"{where}.mig: GPU {tenant.gpu} is in MIG mode: name the MIG device")
+    if tenant.mig is not None and tenant.mig >= len(devices or ()):
+        raise ScenarioError(
+            f"{where}.mig: {tenant.mig}, but GPU {tenant.gpu} has {len(devices or ())} MIG "
+            "devices, counted from 0"
+        )
 
 
 def _check_mig(where: str, group: GpuGroup, wanted: Sequence[str]) -> None:

@@ -56,6 +56,10 @@ class Engine(Protocol):
         """How many contexts have work."""
         ...
 
+    def on_gpu(self, context: ContextId) -> bool:
+        """True if the context is being worked for at this very moment."""
+        ...
+
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
         """Give a context work now: `work_ns` (at least 1) alone on the GPU at full speed.
 

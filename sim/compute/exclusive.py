@@ -34,6 +34,10 @@ class Exclusive:
         """How many contexts have work."""
         return len(self._queue)
 
+    def on_gpu(self, context: ContextId) -> bool:
+        """See `Engine.on_gpu`."""
+        return bool(self._queue) and self._queue[0].context == context
+
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
         """See `Engine.submit`; occupancy makes no difference."""
         self._queue.append(Work(context, max(1, -(-work_ns * PPM // self._ppm)), occupancy))

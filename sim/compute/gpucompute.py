@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import simpy
 from simpy.events import EventPriority
 
+from sim.compute.engine import PPM
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -40,6 +42,7 @@ class GpuCompute:
         self._working: dict[ContextId, simpy.Event] = {}
         self._settling = False
         self._alarm = 0
+        self._ppm = PPM
 
     def run(self, context: ContextId, work_ns: int, occupancy: float) -> simpy.Event:
         """An event that succeeds when the work is done; it fails with `ContextGone` if cancelled.
@@ -49,7 +52,7 @@ class GpuCompute:
         """
         if context in self._working:
             raise ValueError(f"context {context} has work already")
-        self._catch_up()
+        self.catch_up()
         self.engine.submit(context, work_ns, occupancy)
         event = self._working[context] = self._env.event()
         self._settle()
@@ -57,20 +60,25 @@ class GpuCompute:
 
     def cancel(self, context: ContextId) -> None:
         """Take a context off the GPU; one without work needs it, too, for it may be resident."""
-        self._catch_up()
+        self.catch_up()
         self.engine.cancel(context)
         event = self._working.pop(context, None)
         if event is not None:
             event.fail(ContextGone())
+            event.defused = True  # who waited for it may be gone as well
         self._settle()
 
     def set_speed(self, ppm: int) -> None:
         """Run at `ppm` millionths of full speed from now on."""
-        self._catch_up()
+        if ppm == self._ppm:
+            return
+        self._ppm = ppm
+        self.catch_up()
         self.engine.set_speed(ppm)
         self._settle()
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Bring the engine to the present, so that what it tells is of now."""
         now_ns = int(self._env.now)
         if self.engine.now_ns < now_ns:
             self._tell(self.engine.advance(now_ns))
@@ -98,5 +106,5 @@ class GpuCompute:
 
     def _ring(self, number: int) -> None:
         if number == self._alarm:
-            self._catch_up()
+            self.catch_up()
             self._settle()

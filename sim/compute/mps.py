@@ -43,6 +43,10 @@ class Mps:
         """How many contexts have work."""
         return len(self._left_ns)
 
+    def on_gpu(self, context: ContextId) -> bool:
+        """See `Engine.on_gpu`."""
+        return context in self._left_ns
+
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
         """See `Engine.submit`."""
         self._left_ns[context] = float(work_ns)

@@ -70,6 +70,11 @@ class Slicing:
         """How many contexts have work."""
         return len(self.state.queue) + (self.state.running is not None)
 
+    def on_gpu(self, context: ContextId) -> bool:
+        """See `Engine.on_gpu`."""
+        running = self.state.running
+        return running is not None and running.context == context
+
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
         """See `Engine.submit`."""
         if work_ns < 1:
