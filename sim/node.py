@@ -17,6 +17,7 @@ import simpy
 from hal import EccError, GpuAppeared, Link, LinkKind, UnknownGpu, XidError
 from sim.compute.parameters import NS_PER_S, to_ns
 from sim.driver import SimulatedDriver
+from sim.failures import gaps_s, repair_time_s, victims_of
 from sim.faults import (
     DriverDown,
     DriverHang,
@@ -38,14 +39,16 @@ from sim.tenancy import TenantSpec
 from sim.workloads.models import MemoryUse
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
     from hal import Event, Gpu
+    from sim.failures import Failures, Victims
     from sim.faults import TimedHappening
     from sim.population import Log
     from sim.profiles import Profile
-    from sim.scenario import Scenario, Tenant
-    from sim.tenancy import Tenancy, TenantRecord
+    from sim.scenario import Scenario
+    from sim.scenario import Tenant as TenantOfScenario
+    from sim.tenancy import Tenancy, Tenant, TenantRecord
 
 FIRST_PID = 4001
 GOVERN_S = 5.0
@@ -62,6 +65,8 @@ class SimulatedNode:
     def __init__(self, scenario: Scenario, log: Log = lambda _kind, _facts: None) -> None:
         self.env = simpy.Environment()
         self.log = log
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when something befell the node or a GPU, or the driver has something to report."""
         self.scenario = scenario
         self.driver = SimulatedDriver()
         self._identities = Identities(scenario)
@@ -82,6 +87,8 @@ class SimulatedNode:
             self.env.process(self._govern())
         for happening in scenario.happenings:
             self.env.process(self._happen_later(happening))
+        for number, failures in enumerate(scenario.failures):
+            self._let_fail(failures, Random(f"{scenario.seed}/failures/{number}"))
 
     def advance(self, now_s: float) -> None:
         """Let everything happen that is due by `now_s`, which becomes the present."""
@@ -153,6 +160,8 @@ class SimulatedNode:
                 gpu.tenancies = self._tenancies(gpu.identity, gpu.profile)
             case _:
                 self._report(gpu.suffer(what, now_s))
+        self.log("happening", {"uuid": gpu.identity.uuid, **what.model_dump()})
+        self.on_change()
         match what:
             case Hang(for_s=float(for_s)):
                 self._look_again_after(for_s)
@@ -162,6 +171,8 @@ class SimulatedNode:
     def befall_node(self, what: NodeHappening) -> None:
         """Let something befall the node as a whole now."""
         self.driver.suffer(what, self.now_s)
+        self.log("happening", dict(what.model_dump()))
+        self.on_change()
         match what:
             case DriverDown():
                 for gpu in self._present:
@@ -201,24 +212,23 @@ class SimulatedNode:
             if one.uuid != other.uuid
         }
 
-    def start_tenant(
-        self, gpu: SimulatedGpu, spec: TenantSpec, mig: int | None = None
-    ) -> TenantRecord | None:
-        """Start a tenant on a GPU, or on a MIG device of it; None if there is nothing to run on."""
-        uuid = gpu.identity.uuid
-        if mig is not None:
-            devices = gpu.identity.mig_devices
-            uuid = devices[mig].uuid if mig < len(devices) else ""
-        tenancy = gpu.tenancies.get(uuid)
-        if gpu.lost or tenancy is None:
-            return None
-        pid = next(self._pids)
-        random = Random(f"{self.scenario.seed}/{spec.name}/{pid}")
-        record = tenancy.start(pid, spec, random)
-        self.records.append(record)
-        return record
+    def start_tenant(self, uuid: str, spec: TenantSpec) -> Tenant | None:
+        """Start a tenant on a GPU or MIG device; None if that cannot be used now.
 
-    def _bring(self, tenant: Tenant) -> None:
+        A GPU that is lost, hot or waits for a reset starts no process, nor does one that hangs.
+        """
+        for gpu in self._present:
+            tenancy = gpu.tenancies.get(uuid)
+            if tenancy is None or not gpu.probe().clean or self.hangs(gpu.identity.uuid):
+                continue
+            pid = next(self._pids)
+            random = Random(f"{self.scenario.seed}/{spec.name}/{pid}")
+            tenant = tenancy.start(pid, spec, random)
+            self.records.append(tenant.record)
+            return tenant
+        return None
+
+    def _bring(self, tenant: TenantOfScenario) -> None:
         gpu = self._present[tenant.gpu]
         if tenant.workload is None:
             gpu.tenants.append((next(self._pids), tenant))
@@ -228,10 +238,15 @@ class SimulatedNode:
         self.env.process(self._start_later(tenant, spec))
 
     def _start_later(
-        self, tenant: Tenant, spec: TenantSpec
+        self, tenant: TenantOfScenario, spec: TenantSpec
     ) -> Generator[simpy.Event, object, None]:
         yield self.env.timeout(to_ns(tenant.start_s))
-        self.start_tenant(self._present[tenant.gpu], spec, tenant.mig)
+        identity = self._present[tenant.gpu].identity
+        devices = identity.mig_devices
+        if tenant.mig is None:
+            self.start_tenant(identity.uuid, spec)
+        elif tenant.mig < len(devices):
+            self.start_tenant(devices[tenant.mig].uuid, spec)
 
     def _govern(self) -> Generator[simpy.Event, object, None]:
         """Temperatures and clocks follow the load; nothing of it matters without workloads."""
@@ -256,6 +271,27 @@ class SimulatedNode:
             for _ in range(happening.repeat.times - 1):
                 yield self.env.timeout(to_ns(happening.repeat.every_s))
                 self._happen(happening)
+
+    def _let_fail(self, failures: Failures, random: Random) -> None:
+        numa_nodes = [gpu.identity.numa_node for gpu in self._present]
+        for number, victims in enumerate(victims_of(failures, numa_nodes, random)):
+            own = Random(f"{self.scenario.seed}/{random.random()}/{number}")
+            self.env.process(self._fail(failures, victims, own))
+
+    def _fail(
+        self, failures: Failures, victims: Victims, random: Random
+    ) -> Generator[simpy.Event, object, None]:
+        """Break and mend in turn; what is being mended does not break."""
+        for gap_s in gaps_s(failures, victims.factor, random):
+            yield self.env.timeout(to_ns(gap_s))
+            for index in victims.indices:
+                with suppress(CannotBefall):
+                    self.befall(self._present[index], failures.what)
+            if failures.repair is not None:
+                yield self.env.timeout(to_ns(repair_time_s(failures.repair, random)))
+                for index in victims.indices:
+                    with suppress(CannotBefall):
+                        self.befall(self._present[index], failures.repair.what)
 
     def _happen(self, happening: TimedHappening) -> None:
         what = happening.what
@@ -290,6 +326,7 @@ class SimulatedNode:
         self._events.extend(
             event for event in events if not (deaf and isinstance(event, XidError | EccError))
         )
+        self.on_change()
 
 
 def _check(gpu: SimulatedGpu, what: GpuHappening) -> None:

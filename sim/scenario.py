@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from gpuplugin.config.yamltext import YamlError, read_yaml
+from sim.failures import Failures
 from sim.faults import Part, Repartition, TimedHappening, XidFault, problems
 from sim.partition import CannotPartition, check_partition
 from sim.profiles import UnknownModel, load_profile, model_names
@@ -59,6 +60,36 @@ class Tenant(Part):
         return self
 
 
+class Pods(Part):
+    """Pods of one kind, for a run in virtual time: the kubelet stand-in gives them devices.
+
+    `count` pods come at `start_s`, or, with `arrivals_per_hour`, one after the other (Poisson) from
+    then on without end (`count` is not used). Each asks for `devices` of `resource` and lives for
+    `lifetime_s` (exponential around it with `random_lifetime`; None: for ever). Its workload runs
+    on the GPU of the first device. With `restart` a container that ended begins anew, 10 s later
+    at first and at most 5 min, as a kubelet does.
+    """
+
+    name: str
+    count: Annotated[int, Field(ge=1, le=1000)] = 1
+    start_s: Annotated[float, Field(ge=0)] = 0.0
+    arrivals_per_hour: Annotated[float, Field(gt=0)] | None = None
+    lifetime_s: Annotated[float, Field(gt=0)] | None = None
+    random_lifetime: bool = False
+    resource: str = "nvidia.com/gpu"
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    restart: bool = True
+    workload: Workload
+    occupancy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    memory: MemoryUse = MemoryUse()
+
+    @model_validator(mode="after")
+    def _arrivals_end(self) -> Pods:
+        if self.arrivals_per_hour is not None and self.lifetime_s is None:
+            raise ValueError("arrivals_per_hour needs lifetime_s, or the node fills up for ever")
+        return self
+
+
 class Scenario(Part):
     """A node and its fate; the same scenario and seed give the same node."""
 
@@ -68,7 +99,9 @@ class Scenario(Part):
     driver_version: str = "580.105.08"
     gpus: Annotated[list[GpuGroup], Field(min_length=1)]
     tenants: list[Tenant] = Field(default_factory=list)
+    pods: list[Pods] = Field(default_factory=list)
     happenings: list[TimedHappening] = Field(default_factory=list)
+    failures: list[Failures] = Field(default_factory=list)
 
     @property
     def gpu_count(self) -> int:
@@ -78,7 +111,7 @@ class Scenario(Part):
     @property
     def has_workloads(self) -> bool:
         """True if a tenant's kernels compete for a GPU."""
-        return any(tenant.workload is not None for tenant in self.tenants)
+        return bool(self.pods) or any(tenant.workload is not None for tenant in self.tenants)
 
 
 class ScenarioError(Exception):

@@ -64,12 +64,13 @@ class TenantSpec:
 
 @dataclass(slots=True)
 class Tenant:
-    """A tenant that runs: its process id, context, spec and record."""
+    """A tenant: its process id, context, spec and record; `gone` succeeds when it has ended."""
 
     pid: int
     context: ContextId
     spec: TenantSpec
     record: TenantRecord
+    gone: simpy.Event
     process: simpy.Process | None = None
     growth: simpy.Process | None = None
 
@@ -134,23 +135,23 @@ class Tenancy:
         self._shares: dict[ContextId, float] = {}
         self._utilization = 0.0
 
-    def start(self, pid: int, spec: TenantSpec, random: Random) -> TenantRecord:
+    def start(self, pid: int, spec: TenantSpec, random: Random) -> Tenant:
         """Start a tenant now; one whose memory does not fit ends at once."""
         record = TenantRecord(spec.name, self.gpu, int(self.env.now))
-        tenant = Tenant(pid, ContextId(pid), spec, record)
+        tenant = Tenant(pid, ContextId(pid), spec, record, self.env.event())
         self.tenants[pid] = tenant
         if not self._allocate(tenant, round(spec.memory.context_mib * MIB), "context"):
             self._end(tenant, "oom")
-            return record
+            return tenant
         fits = self._allocate(tenant, round(spec.memory.start_gib * GIB), "start")
         if not fits and spec.memory.on_oom == "die":
             self._end(tenant, "oom")
-            return record
+            return tenant
         bench = _Bench(self.env, random, self, tenant)
         tenant.process = self.env.process(self._run(tenant, bench))
         if spec.memory.grow_gib:
             tenant.growth = self.env.process(self._grow(tenant))
-        return record
+        return tenant
 
     def kill(self, pid: int, why: str) -> None:
         """End a tenant now, as a fault or a person does; one that is gone already stays gone."""
@@ -259,6 +260,7 @@ class Tenancy:
             if process is not None and process.is_alive and process is not self.env.active_process:
                 process.interrupt(why)
         self._set_speed()
+        tenant.gone.succeed(why)
         self._log("tenant-ended", {"gpu": self.gpu, "tenant": tenant.spec.name, "why": why})
 
     def _set_speed(self) -> None:

@@ -34,6 +34,16 @@ class Work:
     occupancy: float
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of time on the GPU: a context that runs, or (`switching`) is switched to."""
+
+    start_ns: int
+    end_ns: int
+    context: ContextId
+    switching: bool
+
+
 @dataclass(slots=True)
 class SlicingState:
     """The scheduler's state at `now_ns`; decisions that are due at this moment are not made yet.
@@ -58,6 +68,8 @@ class Slicing:
         self.parameters = parameters or SliceParameters()
         self.state = SlicingState()
         self.usage = Usage({})
+        self.trace: list[Segment] | None = None
+        """Every segment from now on, while it is a list; each round is then a step of its own."""
         self._ppm = PPM
 
     @property
@@ -133,6 +145,9 @@ class Slicing:
     def _run(self, duration_ns: int) -> Sequence[Ended]:
         """Let the resident context switch in or run; it does not change within `duration_ns`."""
         state = self.state
+        if self.trace is not None and state.resident is not None and state.running is not None:
+            end_ns, switching = state.now_ns + duration_ns, state.switch_left_ns > 0
+            self.trace.append(Segment(state.now_ns, end_ns, state.resident, switching))
         state.now_ns += duration_ns
         if state.switch_left_ns:
             state.switch_left_ns -= duration_ns

@@ -32,7 +32,7 @@ class TimeSlicing(Slicing):
             if not state.queue:
                 ended.extend(self._run_alone(min(left_ns, running.left_ns)))
                 continue
-            if state.slice_left_ns == self.parameters.slice_ns:
+            if state.slice_left_ns == self.parameters.slice_ns and self.trace is None:
                 left_ns -= self._skip_rounds(running, left_ns)
             if left_ns:
                 ended.extend(self._run(min(left_ns, state.slice_left_ns, running.left_ns)))

@@ -1,0 +1,260 @@
+"""A scenario from beginning to end in virtual time, and everything that was noted on the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sim.compute.parameters import NS_PER_S, to_ns
+from sim.compute.slicing import Segment, Slicing
+from sim.node import SimulatedNode
+from sim.virtual.kubelet import VirtualKubelet
+from sim.virtual.plugin import VirtualPlugin
+from sim.virtual.pods import VirtualPods
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    import simpy
+
+    from gpuplugin.config.schema import Settings
+    from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from sim.scenario import Scenario
+    from sim.tenancy import TenantRecord
+
+SAMPLES = 400
+"""Readings of each GPU over the whole run, for curves."""
+
+WINDOW_S = 0.1
+"""How long every slice of each GPU is noted, from `window_at_s` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A GPU at a moment, as its telemetry shows it."""
+
+    at_s: float
+    utilization: float
+    memory_used_bytes: int
+    temperature_c: float
+    power_w: float | None
+    clock_ppm: int
+    tenants: int
+    memory_by_tenant: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A GPU or MIG device came to a health state."""
+
+    at_s: float
+    uuid: str
+    state: str
+    reason: str
+
+
+@dataclass(slots=True)
+class GpuNotes:
+    """What was noted of one GPU; `active_ns` and `switching_ns` are of its scheduler."""
+
+    uuid: str
+    index: int
+    product: str
+    memory_bytes: int
+    active_ns: int = 0
+    switching_ns: int = 0
+    unhealthy_ns: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    slices: list[tuple[str, Segment]] = field(default_factory=list)
+    """Slices of the window, with the tenant's name."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything that a run showed; `digest` of its log is the same for the same seed."""
+
+    scenario: str
+    seed: int
+    until_s: float
+    window_at_s: float
+    gpus: list[GpuNotes] = field(default_factory=list)
+    tenants: list[TenantRecord] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Facts of the log by kind."""
+    xids: dict[int, int] = field(default_factory=dict)
+    pods_waiting_ns: list[int] = field(default_factory=list)
+    pods_refused: int = 0
+    list_updates: int = 0
+    unavailable_replica_ns: int = 0
+    """Devices that were listed and not healthy, added up over time."""
+    capacity: int = 0
+    steps: int = 0
+    """Events of the simulation."""
+
+
+class VirtualRun:
+    """One run; `write` gets each line of the event log, in order, as JSON."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        settings: Settings,
+        until_s: float,
+        write: Callable[[str], object] = lambda _line: None,
+        window_at_s: float | None = None,
+    ) -> None:
+        self._write = write
+        window_s = min(until_s / 2, 10.0) if window_at_s is None else window_at_s
+        self.outcome = Outcome(scenario.name, scenario.seed, until_s, window_s)
+        self.node = SimulatedNode(scenario, self._log)
+        self._kubelet = VirtualKubelet(scenario.seed)
+        self._pods = VirtualPods(self.node, self._kubelet, self._log)
+        self._plugin = VirtualPlugin(self.node, settings, self._listed, self._log)
+        self._accounted_ns = 0
+        self._notes: dict[str, GpuNotes] = {}
+        self.node.env.process(self._take_samples())
+        self.node.env.process(self._note_slices())
+
+    def run(self, progress: Callable[[float], None] = lambda _share: None) -> Outcome:
+        """Run to the end; `progress` is told the share that is done now and then."""
+        env, outcome = self.node.env, self.outcome
+        end_ns = to_ns(outcome.until_s)
+        told_ns, every_ns = 0, max(1, end_ns // 200)
+        while env.peek() <= end_ns:
+            env.step()
+            outcome.steps += 1
+            if env.now - told_ns >= every_ns:
+                told_ns = int(env.now)
+                progress(told_ns / end_ns)
+        self.node.advance(outcome.until_s)
+        self._account()
+        self._sample()
+        self._finish()
+        progress(1.0)
+        return outcome
+
+    def _log(self, kind: str, facts: dict[str, object]) -> None:
+        outcome = self.outcome
+        outcome.counts[kind] = outcome.counts.get(kind, 0) + 1
+        now_ns = int(self.node.env.now) if hasattr(self, "node") else 0
+        if kind == "gpu-health":
+            change = Change(
+                now_ns / NS_PER_S, str(facts["uuid"]), str(facts["state"]), str(facts["reason"])
+            )
+            outcome.changes.append(change)
+        if kind == "happening" and isinstance(code := facts.get("xid"), int):
+            outcome.xids[code] = outcome.xids.get(code, 0) + 1
+        line = json.dumps({"t_ns": now_ns, "kind": kind, **facts}, separators=(",", ":"))
+        self._write(line)
+
+    def _listed(self, resource: str, plugin: DevicePlugin) -> None:
+        self._account()
+        self._kubelet.listed(resource, plugin)
+        amount = self._kubelet.amounts(self.node.now_s).get(resource)
+        if amount is not None:
+            self._log(
+                "list",
+                {
+                    "resource": resource,
+                    "capacity": amount.capacity,
+                    "allocatable": amount.allocatable,
+                },
+            )
+        self._pods.something_is_free()
+
+    def _account(self) -> None:
+        """Add up what was unavailable since the last time."""
+        now_ns = int(self.node.env.now)
+        span_ns = now_ns - self._accounted_ns
+        self._accounted_ns = now_ns
+        for amount in self._kubelet.amounts(self.node.now_s).values():
+            missing = amount.capacity - amount.allocatable
+            self.outcome.unavailable_replica_ns += missing * span_ns
+            self.outcome.capacity = max(self.outcome.capacity, amount.capacity)
+        for uuid, health in self._plugin.board.gpus.items() if hasattr(self, "_plugin") else ():
+            if not health.healthy and uuid in self._notes:
+                self._notes[uuid].unhealthy_ns += span_ns
+
+    def _take_samples(self) -> Generator[simpy.Event, object, None]:
+        every_ns = max(to_ns(self.outcome.until_s) // SAMPLES, to_ns(0.1))
+        while True:
+            yield self.node.env.timeout(every_ns)
+            self._account()
+            self._sample()
+
+    def _sample(self) -> None:
+        now_s = self.node.now_s
+        for gpu in self.node.present:
+            notes = self._notes_of(gpu.identity.uuid)
+            if gpu.lost:
+                continue
+            reading = gpu.telemetry(now_s)
+            memory = {process.name: process.memory_bytes or 0 for process in gpu.processes()}
+            notes.samples.append(
+                Sample(
+                    at_s=now_s,
+                    utilization=reading.utilization or 0.0,
+                    memory_used_bytes=reading.memory_used_bytes,
+                    temperature_c=reading.temperature_c or 0.0,
+                    power_w=reading.power_w,
+                    clock_ppm=gpu.physics.clock_ppm,
+                    tenants=len(memory),
+                    memory_by_tenant=memory,
+                )
+            )
+
+    def _notes_of(self, uuid: str) -> GpuNotes:
+        if uuid not in self._notes:
+            identity = self.node.gpus[uuid].identity
+            self._notes[uuid] = GpuNotes(
+                uuid, identity.index, identity.product, identity.memory_bytes
+            )
+        return self._notes[uuid]
+
+    def _note_slices(self) -> Generator[simpy.Event, object, None]:
+        """Note every slice of a short window; whole rounds are not skipped meanwhile."""
+        env = self.node.env
+        yield env.timeout(to_ns(self.outcome.window_at_s))
+        tenancies = [
+            (gpu.identity.uuid, tenancy)
+            for gpu in self.node.present
+            for tenancy in gpu.tenancies.values()
+        ]
+        for _, tenancy in tenancies:
+            if isinstance(tenancy.compute.engine, Slicing):
+                tenancy.compute.catch_up()
+                tenancy.compute.engine.trace = []
+        names = {
+            tenant.context: tenant.spec.name
+            for _, tenancy in tenancies
+            for tenant in tenancy.tenants.values()
+        }
+        yield env.timeout(to_ns(WINDOW_S))
+        for uuid, tenancy in tenancies:
+            tenancy.compute.catch_up()
+            engine = tenancy.compute.engine
+            if isinstance(engine, Slicing) and engine.trace is not None:
+                names |= {one.context: one.spec.name for one in tenancy.tenants.values()}
+                self._notes_of(uuid).slices.extend(
+                    (names.get(segment.context, "?"), segment) for segment in engine.trace
+                )
+                engine.trace = None
+
+    def _finish(self) -> None:
+        outcome = self.outcome
+        for uuid, gpu in self.node.gpus.items():
+            notes = self._notes_of(uuid)
+            for tenancy in gpu.tenancies.values():
+                tenancy.compute.catch_up()
+                usage = tenancy.compute.engine.usage
+                notes.active_ns += usage.active_ns
+                notes.switching_ns += usage.switching_ns
+                for tenant in tenancy.tenants.values():
+                    tenant.record.busy_ns = usage.busy_ns.get(tenant.context, 0)
+        outcome.gpus = sorted(self._notes.values(), key=lambda notes: (notes.index, notes.uuid))
+        outcome.tenants = self.node.records
+        outcome.pods_waiting_ns = self._pods.waiting_ns
+        outcome.pods_refused = self._pods.refused
+        outcome.list_updates = self._kubelet.list_updates
