@@ -102,6 +102,9 @@ class Scenario(Part):
     pods: list[Pods] = Field(default_factory=list)
     happenings: list[TimedHappening] = Field(default_factory=list)
     failures: list[Failures] = Field(default_factory=list)
+    config: dict[str, object] | None = None
+    """the plugin's configuration in a run in virtual time, in NVIDIA's format; without it the
+    built-in default"""
 
     @property
     def gpu_count(self) -> int:
