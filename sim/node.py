@@ -249,11 +249,12 @@ class SimulatedNode:
             self.start_tenant(devices[tenant.mig].uuid, spec)
 
     def _govern(self) -> Generator[simpy.Event, object, None]:
-        """Temperatures and clocks follow the load; nothing of it matters without workloads."""
+        """Clocks follow the temperature, where it can ever be too hot."""
         while True:
             yield self.env.timeout(to_ns(GOVERN_S))
             for gpu in self._present:
-                gpu.govern(self.now_s)
+                if gpu.physics.can_overheat:
+                    gpu.govern(self.now_s)
 
     def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
         group = self._groups[identity.index]

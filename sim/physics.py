@@ -96,6 +96,12 @@ class Physics:
         self._temperature_c = target_c + (self._temperature_c - target_c) * decay
         self.at_s = now_s
 
+    @property
+    def can_overheat(self) -> bool:
+        """True if full load for long enough would slow the clocks down."""
+        rise_c = (FULL_LOAD_TEMPERATURE_C - AMBIENT_C) / self.cooling
+        return AMBIENT_C + rise_c >= self.slowdown_c
+
     def govern(self) -> None:
         """Move the clocks one step, if the temperature asks for it."""
         if self._temperature_c >= self.slowdown_c:
