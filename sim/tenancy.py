@@ -94,7 +94,9 @@ class _Bench:
     tenant: Tenant
 
     def work(self, work_ns: int) -> simpy.Event:
-        return self.tenancy.compute.run(self.tenant.context, work_ns, self.tenant.spec.occupancy)
+        wanted, share = self.tenant.spec.occupancy, self.tenancy.compute_share
+        here_ns = round(work_ns * max(1.0, wanted / share))
+        return self.tenancy.compute.run(self.tenant.context, here_ns, min(1.0, wanted / share))
 
     def served(self, since_ns: int, work_ns: int) -> None:
         record = self.tenant.record
