@@ -1,0 +1,180 @@
+"""The whole stack in virtual time: what pods get, what faults cost, and that it repeats itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sim.scenario import parse_scenario, scenario_names
+from sim.virtual.run import Outcome, VirtualRun
+from sim.virtual.settings import settings_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOUR_NS = 3_600_000_000_000
+LOOP = "{kind: closed-loop, busy_ms: 20, idle_ms: 20}"
+
+
+class Ran:
+    """A run of a scenario's text, and its event log."""
+
+    def __init__(self, text: str, until_s: float, config_file: Path | None = None) -> None:
+        scenario = parse_scenario(text, "test")
+        self.lines: list[str] = []
+        settings = settings_for(scenario, {}, {}, str(config_file) if config_file else None)
+        self.run = VirtualRun(scenario, settings, until_s, self.lines.append)
+        self.outcome: Outcome = self.run.run()
+        self.facts: list[dict[str, Any]] = [json.loads(line) for line in self.lines]
+
+    def of(self, kind: str, **keys: object) -> list[dict[str, Any]]:
+        return [
+            fact
+            for fact in self.facts
+            if fact["kind"] == kind and all(fact.get(key) == value for key, value in keys.items())
+        ]
+
+    def allocatable(self) -> list[tuple[float, int]]:
+        """(seconds, allocatable) after each list."""
+        return [(fact["t_ns"] / 1e9, fact["allocatable"]) for fact in self.of("list")]
+
+
+def node(count: int, rest: str, model: str = "a100-sxm4-80gb") -> str:
+    return f"gpus: [{{model: {model}, count: {count}}}]\n{rest}"
+
+
+def pods(count: int, rest: str = "") -> str:
+    return f"pods: [{{name: p, count: {count}, workload: {LOOP}{rest}}}]\n"
+
+
+def test_pods_are_given_replicas_on_different_gpus() -> None:
+    ran = Ran(node(2, pods(6)), 10)
+    running = ran.of("pod", phase="Running")
+    gpus = [fact["devices"][0].partition("::")[0] for fact in running]
+    assert len(running) == 6
+    assert {gpus.count(gpu) for gpu in set(gpus)} == {3}, "the plugin's own policy spreads them"
+    assert ran.outcome.capacity == 20
+    assert ran.outcome.list_updates == 1
+    assert all(len(record.latency_ns) > 100 for record in ran.outcome.tenants)
+
+
+def test_who_does_not_fit_waits_until_there_is_room() -> None:
+    text = "pods:\n" + "".join(
+        f"- {{name: {name}, count: {count}, start_s: {start}, lifetime_s: 50, workload: {LOOP}, "
+        "memory: {start_gib: 1}}\n"
+        for name, count, start in (("first", 10, 0), ("late", 3, 5))
+    )
+    ran = Ran(node(1, text), 200)
+    late = [fact for fact in ran.of("pod", phase="Running") if fact["pod"].startswith("late")]
+    assert [round(fact["t_ns"] / 1e9) for fact in late] == [50, 50, 50]
+    assert max(ran.outcome.pods_waiting_ns) == pytest.approx(45e9, rel=0.01)
+    assert len(ran.of("pod", phase="Gone")) == 13
+
+
+def test_a_lost_gpu_costs_its_replicas_until_it_is_well_again() -> None:
+    faults = (
+        "happenings:\n- {at_s: 100, gpu: 1, what: {kind: xid, xid: 79}}\n"
+        "- {at_s: 700, gpu: 1, what: {kind: recover}}\n"
+    )
+    ran = Ran(node(4, pods(8) + faults), 1000)
+    (start, lost, back) = ran.allocatable()
+    assert (start[1], lost[1], back[1]) == (40, 30, 40)
+    assert lost[0] == pytest.approx(100.02), "20 ms of debouncing"
+    assert 730 <= back[0] <= 740, "seen by the next probe, then a quiet period of 30 s"
+    hours = ran.outcome.unavailable_replica_ns / HOUR_NS
+    assert hours == pytest.approx(10 * (back[0] - lost[0]) / 3600, rel=0.001)
+    states = [(change.state, round(change.at_s)) for change in ran.outcome.changes]
+    assert [state for state, _ in states] == ["Unhealthy", "Recovering", "Healthy"]
+    assert ran.outcome.xids == {79: 1}
+    ended = [record for record in ran.outcome.tenants if record.ended == "GPU lost"]
+    assert len(ended) == 2
+    again = [record for record in ran.outcome.tenants if record.started_ns > 700e9]
+    assert {record.name for record in again} == {record.name for record in ended}, (
+        "a pod keeps its device and begins anew when the GPU is back"
+    )
+
+
+def test_an_application_error_ends_one_tenant_and_changes_no_list() -> None:
+    ran = Ran(
+        node(1, pods(3) + "happenings: [{at_s: 50, gpu: 0, what: {kind: xid, xid: 31}}]"), 100
+    )
+    assert len(ran.allocatable()) == 1
+    ended = [record for record in ran.outcome.tenants if record.ended]
+    assert [record.ended for record in ended] == ["xid 31"]
+    (again,) = [one for one in ran.outcome.tenants if one.started_ns > 50e9]
+    assert again.started_ns == pytest.approx(60e9, rel=0.001), "restarted after 10 s"
+
+
+def test_a_driver_that_hangs_blinds_the_node_and_ends_no_pod() -> None:
+    ran = Ran(
+        node(2, pods(4) + "happenings: [{at_s: 60, what: {kind: driver-hang, for_s: 60}}]"), 300
+    )
+    assert [count for _, count in ran.allocatable()] == [20, 0, 20]
+    blind_s = ran.allocatable()[1][0]
+    assert 70 <= blind_s <= 80
+    assert all(not record.ended for record in ran.outcome.tenants)
+
+
+def test_a_replacement_is_listed_beside_the_lost_one() -> None:
+    ran = Ran(node(2, pods(2) + "happenings: [{at_s: 30, gpu: 0, what: {kind: replace}}]"), 100)
+    last = ran.of("list")[-1]
+    assert (last["capacity"], last["allocatable"]) == (30, 20)
+
+
+def test_repartitioning_is_found_by_looking() -> None:
+    text = (
+        "config: {version: v1, flags: {migStrategy: mixed}}\n"
+        "happenings: [{at_s: 31, gpu: 0, what: {kind: repartition, mig: [1g.10gb, 1g.10gb]}}]"
+    )
+    ran = Ran(node(1, text), 100)
+    small = ran.of("list", resource="nvidia.com/mig-1g.10gb")
+    assert [fact["capacity"] for fact in small] == [2]
+    assert small[0]["t_ns"] / 1e9 == pytest.approx(35.02)
+    assert ran.of("list", resource="nvidia.com/gpu")[-1]["capacity"] == 0
+
+
+def test_the_users_file_wins_over_the_scenarios(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 3}]}}\n")
+    text = node(2, "config: {version: v1, flags: {migStrategy: none}}")
+    assert Ran(text, 10).outcome.capacity == 2
+    assert Ran(text, 10, file).outcome.capacity == 6
+
+
+def test_slices_of_a_window_are_noted_without_changing_anything() -> None:
+    text = node(1, pods(3))
+    ran = Ran(text, 60)
+    (gpu,) = ran.outcome.gpus
+    assert gpu.slices
+    assert {name for name, _ in gpu.slices} == {"p-0", "p-1", "p-2"}
+    for (_, one), (_, other) in zip(gpu.slices, gpu.slices[1:], strict=False):
+        assert one.end_ns <= other.start_ns, "one at a time"
+    elsewhere = parse_scenario(text, "test")
+    quiet: list[str] = []
+    run = VirtualRun(elsewhere, settings_for(elsewhere, {}, {}, None), 60, quiet.append, 59.0)
+    outcome = run.run()
+    assert quiet == ran.lines
+    assert [one.latency_ns for one in outcome.tenants] == [
+        one.latency_ns for one in ran.outcome.tenants
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in scenario_names() if "week" not in name])
+def test_every_shipped_scenario_runs_and_repeats_itself(name: str) -> None:
+    def lines(seed: int) -> list[str]:
+        from sim.scenario import load_scenario
+
+        scenario = load_scenario(name).model_copy(update={"seed": seed})
+        log: list[str] = []
+        VirtualRun(scenario, settings_for(scenario, {}, {}, None), 90, log.append).run()
+        return log
+
+    assert lines(1) == lines(1)
+
+
+def test_another_seed_is_another_run() -> None:
+    text = node(1, "pods: [{name: p, workload: {kind: open-loop, busy_ms: 5, per_s: 10}}]\n")
+    one, other = (Ran(f"seed: {seed}\n{text}", 60).outcome for seed in (1, 2))
+    assert one.tenants[0].latency_ns != other.tenants[0].latency_ns
