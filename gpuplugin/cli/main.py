@@ -138,6 +138,8 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     listing = pod_commands.add_parser("list", help="list pods")
     listing.set_defaults(module="simkubelet", function="pod_list")
 
+    _add_replay(sim_commands)
+
     node = sim_commands.add_parser("node", help="the node of a running kubelet stand-in")
     node_commands = node.add_subparsers(metavar="COMMAND", required=True)
     show = node_commands.add_parser("show", help="capacity and allocatable")
@@ -155,6 +157,46 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command.add_argument("--json", action="store_true", help="print JSON")
 
     add_inject(sim_commands)
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    replay = commands.add_parser("replay", help="replay a cluster's trace on a fleet that shares")
+    replay.set_defaults(module="simreplay", function="replay")
+    replay.add_argument("--pods", required=True, metavar="CSV", help="pods of the openb trace")
+    replay.add_argument("--nodes", required=True, metavar="CSV", help="machines of the openb trace")
+    replay.add_argument(
+        "--replicas", type=_positive, default=4, metavar="N", help="of each GPU (default 4)"
+    )
+    replay.add_argument(
+        "--policy",
+        choices=("packed", "distributed"),
+        default="packed",
+        help="which GPU of a machine: the fullest, or the emptiest (default packed)",
+    )
+    replay.add_argument(
+        "--occupancy",
+        type=_share,
+        default=1.0,
+        metavar="0..1",
+        help="how much of a GPU the pods' kernels fill, for the cost of switches (default 1)",
+    )
+    replay.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, found {text!r}")
+    return value
 
 
 def _add_kubelet_dir(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,60 @@
+"""`gpuplugin sim replay`: the pods of a cluster's trace on a simulated fleet with sharing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from gpuplugin.cli.text import table
+from sim.fleet.openb import TraceError, read_nodes, read_pods
+from sim.fleet.replay import Replay
+from sim.fleet.report import FleetReport, Spread, fleet_report
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def replay(parsed: argparse.Namespace) -> int:
+    """Replay and print; 1 if the files are not such a trace."""
+    try:
+        nodes, pods = read_nodes(parsed.nodes), read_pods(parsed.pods)
+    except TraceError as error:
+        print(f"gpuplugin: {error}", file=sys.stderr)
+        return 1
+    if not nodes or not pods:
+        what = parsed.pods if nodes else parsed.nodes
+        print(f"gpuplugin: {what}: there is nothing with a GPU in it", file=sys.stderr)
+        return 1
+    outcome = Replay(nodes, pods, parsed.replicas, parsed.policy, parsed.occupancy).run()
+    report = fleet_report(outcome)
+    print(report.model_dump_json(indent=2) if parsed.json else _text(report, len(nodes)))
+    return 0
+
+
+def _text(report: FleetReport, machines: int) -> str:
+    rows = [
+        ("waited for a GPU, s", *_cells(report.wait_s)),
+        ("batch pods: times as long", *_cells(report.slowdown)),
+        ("other pods: demand met", *_cells(report.demand_met)),
+        ("neighbours at most", *_cells(report.neighbours_most)),
+    ]
+    total_h = report.gpus * report.span_h
+    head = [
+        f"{report.pods} pods on {machines} machines with {report.gpus} GPUs, {report.replicas} "
+        f"replicas of each, policy {report.policy}, {report.span_h / 24:.1f} days",
+        f"{report.pods_sharing} pods shared a GPU; {report.pods_never_placed} never found room",
+    ]
+    used = f"GPU time: {report.gpu_hours_busy:.0f} h of {total_h:.0f} h busy"
+    lost = f"{report.gpu_hours_switching:.1f} h lost to switching"
+    fairness = "-" if report.fairness is None else f"{report.fairness:.3f}"
+    foot = [
+        f"{used}, {lost}; at most {report.gpus_used_most} GPUs in use",
+        f"fairness among sharing pods: {fairness}",
+    ]
+    header = ("", "PODS", "MIN", "MEAN", "P50", "P95", "P99", "MAX")
+    return "\n".join([*head, "", *table(header, rows), "", *foot])
+
+
+def _cells(values: Spread) -> tuple[str, ...]:
+    numbers = (values.min, values.mean, values.p50, values.p95, values.p99, values.max)
+    return (str(values.count), *("-" if one is None else f"{one:.2f}" for one in numbers))
