@@ -138,6 +138,15 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     listing = pod_commands.add_parser("list", help="list pods")
     listing.set_defaults(module="simkubelet", function="pod_list")
 
+    scenario = sim_commands.add_parser("scenario", help="scenarios of simulated nodes")
+    scenario_commands = scenario.add_subparsers(metavar="COMMAND", required=True)
+    scenarios = scenario_commands.add_parser("list", help="list the shipped ones")
+    scenarios.set_defaults(module="simscenario", function="listing")
+    check = scenario_commands.add_parser("check", help="check a file, or a shipped one by name")
+    check.set_defaults(module="simscenario", function="check")
+    check.add_argument("scenario", metavar="FILE|NAME")
+    schema = scenario_commands.add_parser("schema", help="print the JSON schema of scenarios")
+    schema.set_defaults(module="simscenario", function="schema")
     _add_replay(sim_commands)
 
     node = sim_commands.add_parser("node", help="the node of a running kubelet stand-in")

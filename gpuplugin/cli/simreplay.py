@@ -39,9 +39,10 @@ def _text(report: FleetReport, machines: int) -> str:
         ("neighbours at most", *_cells(report.neighbours_most)),
     ]
     total_h = report.gpus * report.span_h
+    fleet = f"{report.pods} pods on {machines} machines with {report.gpus} GPUs"
+    sharing = f"{report.replicas} replicas of each, policy {report.policy}"
     head = [
-        f"{report.pods} pods on {machines} machines with {report.gpus} GPUs, {report.replicas} "
-        f"replicas of each, policy {report.policy}, {report.span_h / 24:.1f} days",
+        f"{fleet}, {sharing}, {report.span_h / 24:.1f} days",
         f"{report.pods_sharing} pods shared a GPU; {report.pods_never_placed} never found room",
     ]
     used = f"GPU time: {report.gpu_hours_busy:.0f} h of {total_h:.0f} h busy"

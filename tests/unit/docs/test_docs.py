@@ -10,7 +10,9 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from gpuplugin.cli.main import build_parser
@@ -20,11 +22,17 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
-from sim.scenario import parse_scenario
+from sim.reference import gallery, scenario_reference
+from sim.scenario import Scenario, parse_scenario
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-GENERATED = (ROOT / "docs/configuration.md", ROOT / "docs/operations.md")
+GENERATED = (
+    ROOT / "docs/configuration.md",
+    ROOT / "docs/operations.md",
+    ROOT / "docs/scenarios.md",
+    ROOT / "sim/scenarios/README.md",
+)
 END = "<!-- end -->"
 
 
@@ -41,7 +49,13 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"keys": file_table, "options": option_table, "metrics": metrics_table}
+TABLES = {
+    "keys": file_table,
+    "options": option_table,
+    "metrics": metrics_table,
+    "scenario": scenario_reference,
+    "gallery": gallery,
+}
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -86,6 +100,12 @@ def test_the_readme_shows_the_default_configuration() -> None:
 def test_the_scenario_in_the_documentation_is_one() -> None:
     (shown,) = _blocks(ROOT / "docs/simulation.md", "yaml")
     assert parse_scenario(shown, "shown").gpu_count == 2
+
+
+def test_the_scenarios_in_the_documentation_are_accepted_by_code_and_schema() -> None:
+    for shown in _blocks(ROOT / "docs/scenarios.md", "yaml"):
+        assert parse_scenario(shown, "shown").pods
+        jsonschema.validate(yaml.safe_load(shown), Scenario.model_json_schema())
 
 
 def test_the_health_options_in_the_documentation_are_accepted(tmp_path: Path) -> None:
