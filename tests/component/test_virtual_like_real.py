@@ -6,44 +6,47 @@ The same scenario and the same settings; what is compared is what the kubelet is
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.backend import SimBackend
-from sim.node import SimulatedNode
-from sim.realtime import RealTimeNode
+from sim.faults import NodeHappening
+from sim.kubelet import Kubelet
 from sim.scenario import Scenario
 from sim.virtual.run import VirtualRun
 from tests.component.running import RESOURCE, settings_for
-from tests.component.waiting import DEADLINE_S, eventually
+from tests.component.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sim.kubelet import Kubelet, NodeView
-    from tests.component.conftest import StartPlugin
+    from sim.faults import TimedHappening
+    from sim.kubelet import Happened
+    from tests.component.conftest import MakeHardware, StartPlugin
+    from tests.component.running import Hardware
 
 FLAGS = {
     "--health-quiet-period": "150ms",
     "--health-probe-interval": "50ms",
     "--health-blind-after": "200ms",
 }
-END_S = 1.5
+END_S = 2.0
 
 STORIES: dict[str, list[tuple[float, int | str | None, dict[str, object]]]] = {
-    "reset": [(0.5, 1, {"kind": "xid", "xid": 95}), (0.8, 1, {"kind": "recover"})],
-    "off the bus": [(0.5, 2, {"kind": "xid", "xid": 79}), (0.8, 2, {"kind": "recover"})],
-    "application": [(0.5, 0, {"kind": "xid", "xid": 31})],
-    "by itself": [(0.5, 0, {"kind": "xid", "xid": 74})],
+    "reset": [(0.2, 1, {"kind": "xid", "xid": 95}), (0.5, 1, {"kind": "recover"})],
+    "off the bus": [(0.2, 2, {"kind": "xid", "xid": 79}), (0.5, 2, {"kind": "recover"})],
+    "application": [(0.2, 0, {"kind": "xid", "xid": 31})],
+    "by itself": [(0.2, 0, {"kind": "xid", "xid": 74})],
     "no event tells": [
-        (0.5, 1, {"kind": "row-remap", "failed": True}), (0.8, 1, {"kind": "recover"})
+        (0.2, 1, {"kind": "row-remap", "failed": True}), (0.5, 1, {"kind": "recover"})
     ],
-    "two": [(0.5, 0, {"kind": "lost"}), (0.6, 1, {"kind": "xid", "xid": 46}),
-            (0.8, 0, {"kind": "recover"}), (1.0, 1, {"kind": "recover"})],
-    "all at once": [(0.5, "all", {"kind": "xid", "xid": 46}), (0.8, "all", {"kind": "recover"})],
-    "driver": [(0.5, None, {"kind": "driver-down"}), (1.0, None, {"kind": "driver-up"})],
-    "replaced": [(0.5, 2, {"kind": "replace"})],
+    "two": [(0.2, 0, {"kind": "lost"}), (0.3, 1, {"kind": "xid", "xid": 46}),
+            (0.5, 0, {"kind": "recover"}), (0.7, 1, {"kind": "recover"})],
+    "all at once": [(0.2, "all", {"kind": "xid", "xid": 46}), (0.5, "all", {"kind": "recover"})],
+    "driver": [(0.2, None, {"kind": "driver-down"}), (0.7, None, {"kind": "driver-up"})],
+    "replaced": [(0.2, 2, {"kind": "replace"})],
 }  # fmt: skip
 
 
@@ -67,34 +70,57 @@ def in_virtual_time(story: str, folder: Path) -> list[tuple[int, int]]:
     return [(fact["capacity"], fact["allocatable"]) for fact in facts if fact["kind"] == "list"]
 
 
+class Told:
+    """Every list that the kubelet was told, as (capacity, allocatable), without repetitions."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def __call__(self, happened: Happened) -> None:
+        found = re.search(rf"{RESOURCE}: (\d+) healthy, (\d+) not", happened.text)
+        if happened.kind == "list" and found:
+            healthy, unhealthy = map(int, found.groups())
+            told = (healthy + unhealthy, healthy)
+            if self.seen[-1:] != [told]:
+                self.seen.append(told)
+
+
 @pytest.mark.parametrize("story", STORIES)
 def test_the_kubelet_is_told_the_same(
-    story: str, kubelet: Kubelet, start_plugin: StartPlugin, kubelet_dir: Path
+    story: str, make_hardware: MakeHardware, start_plugin: StartPlugin, kubelet_dir: Path
 ) -> None:
     expected = in_virtual_time(story, kubelet_dir)
-    node = RealTimeNode(SimulatedNode(scenario_of(story)))
-    seen: list[tuple[int, int]] = []
-
-    def note(view: NodeView) -> bool:
-        amount = view.amounts.get(RESOURCE)
-        if amount and (amount.capacity or amount.allocatable):
-            told = (amount.capacity, amount.allocatable)
-            if not seen or seen[-1] != told:
-                seen.append(told)
-        return len(seen) >= len(expected)
-
-    try:
-        plugin = start_plugin(SimBackend(node), flags=FLAGS)
-        kubelet.wait_until(note, DEADLINE_S)
-        eventually(lambda: finished(node))
-        kubelet.wait_until(lambda view: note(view) and seen == expected, DEADLINE_S)
+    hardware, told = make_hardware(3), Told()
+    with Kubelet(kubelet_dir, listener=told):
+        plugin = start_plugin(hardware.backend, flags=FLAGS)
+        eventually(lambda: told.seen == expected[:1])
+        hardware.wait_for_probes(1, 1)
+        before_s = 0.0
+        for happening in scenario_of(story).happenings:
+            due_s = now_s(hardware) + happening.at_s - before_s
+            eventually(partial(is_past, hardware, due_s))
+            befall(hardware, happening)
+            before_s = happening.at_s
+        eventually(lambda: told.seen == expected)
+        hardware.wait_for_probes(1, 6)
+        assert told.seen == expected, "and nothing more"
         assert plugin.metric("gpuplugin_task_restarts_total") == 0
-    finally:
-        node.stop()
-    assert seen == expected
+        plugin.stop()
 
 
-def finished(node: RealTimeNode) -> bool:
-    """True when the story is over, and what follows from it has had its time."""
-    with node.present() as model:
-        return model.now_s > END_S
+def is_past(hardware: Hardware, due_s: float) -> bool:
+    return now_s(hardware) >= due_s
+
+
+def now_s(hardware: Hardware) -> float:
+    with hardware.node.present() as model:
+        return model.now_s
+
+
+def befall(hardware: Hardware, happening: TimedHappening) -> None:
+    with hardware.node.present() as model:
+        if isinstance(happening.what, NodeHappening):
+            model.befall_node(happening.what)
+            return
+        for index in happening.indices(len(model.present)):
+            model.befall(model.present[index], happening.what)
