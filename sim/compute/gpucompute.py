@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import simpy
@@ -10,7 +11,7 @@ from simpy.events import EventPriority
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sim.compute.engine import ContextId, Ended, Engine
+    from sim.compute.engine import ContextId, Ended, Engine, Usage
 
 _AFTER_ALL_ELSE = EventPriority(2)
 """simpy runs events of one moment by priority: 0 is urgent, 1 the usual one."""
@@ -69,6 +70,13 @@ class GpuCompute:
         self._catch_up()
         self.engine.set_speed(ppm)
         self._settle()
+
+    def usage(self) -> Usage:
+        """Where the time went up to now; a copy."""
+        self._catch_up()
+        self._settle()
+        usage = self.engine.usage
+        return replace(usage, busy_ns=dict(usage.busy_ns))
 
     def _catch_up(self) -> None:
         now_ns = int(self._env.now)
