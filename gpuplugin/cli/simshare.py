@@ -173,7 +173,13 @@ def _summary(plan: SharePlan, result: ShareResult) -> str:
     slowdown, running = result.slowdown_mean, plan.clients - result.oom
     if slowdown is None:
         return "No client ran: none got its memory."
-    who = f"Each of {running} clients" if running > 1 else "The one client"
+    who = (
+        f"Each of {running} clients"
+        if running > 1
+        else "The one client that ran"
+        if result.oom
+        else "The one client"
+    )
     if slowdown < _SAME:
         takes = "takes no longer than alone"
     else:
