@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -198,6 +199,7 @@ def test_a_mig_device_has_memory_of_its_own() -> None:
     plan = SharePlan(A100, 7, 10, memory_gib=9.5, mechanism=Mechanism.MIG)
     assert share(plan).oom == 7, "9.5 GiB and a context do not fit into 9856 MiB"
     assert divide(plan).parts[0].memory_bytes == 9856 * MIB
+    assert share(replace(plan, memory_gib=9.3)).oom == 0, "nothing of it is reserved"
 
 
 # MIG
