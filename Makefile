@@ -22,8 +22,9 @@ format: $(VENV)/.dev ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.cli ## Measure allocation latency over a real socket
+bench: $(VENV)/.cli ## Measure allocation latency over a real socket, and the simulator's speed
 	$(BIN)/python -m benchmarks.allocate
+	$(BIN)/python -m benchmarks.slices
 
 docs: $(VENV)/.dev ## Write the generated parts of the documents
 	PYTHONPATH=. $(BIN)/python tests/unit/docs/test_docs.py

@@ -54,7 +54,7 @@ def partitioned(
     """
     if wanted is None:
         return replace(gpu, mig_enabled=False, mig_devices=())
-    memory_bytes = {one.profile: _memory_bytes(one, profile) for one in profile.mig}
+    memory_bytes = {one.profile: instance_memory_bytes(one, profile) for one in profile.mig}
     devices = tuple(
         MigDevice(
             uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
@@ -70,7 +70,7 @@ def partitioned(
     return replace(gpu, mig_enabled=True, mig_devices=devices)
 
 
-def _memory_bytes(mig: MigProfile, profile: Profile) -> int:
+def instance_memory_bytes(mig: MigProfile, profile: Profile) -> int:
     """Memory of an instance; where no source gives it, its memory slices' share of the GPU's.
 
     A GPU has eight memory slices. How many an instance has is derived from the GB in its name.

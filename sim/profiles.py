@@ -8,6 +8,9 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from hal import TimeSliceLevel
+from sim.compute.parameters import LEVEL_SLICES_NS, NS_PER_US, SliceParameters
+
 
 class _Facts(BaseModel):
     """Immutable facts; an unknown key in a file is a mistake."""
@@ -78,6 +81,17 @@ class MigProfile(_Facts):
     gi_profile_id: int | None
 
 
+class TimeSlice(_Facts):
+    """What time slicing takes on this model, in microseconds, where it was measured on it.
+
+    None is the value of other models: see `sim.compute.parameters`.
+    """
+
+    slice_us: float | None = None
+    switch_base_us: float | None = None
+    switch_occupancy_us: float | None = None
+
+
 class Profile(_Facts):
     """A GPU model."""
 
@@ -95,6 +109,7 @@ class Profile(_Facts):
     thermal_c: Thermal | None
     nvlink: NvLink | None
     mig: tuple[MigProfile, ...]
+    time_slice: TimeSlice = TimeSlice()
     bus_ids: tuple[str, ...]
     sources: dict[str, str]
 
@@ -122,6 +137,23 @@ def load_profile(model: str) -> Profile:
         raise UnknownModel(model)
     text = _folder().joinpath(f"{model}.yaml").read_text("utf-8")
     return Profile.model_validate(yaml.safe_load(text))
+
+
+def slice_parameters(
+    profile: Profile, level: TimeSliceLevel = TimeSliceLevel.DEFAULT
+) -> SliceParameters:
+    """How a GPU of this model slices time at a level; only the default level was ever measured."""
+    usual, own = SliceParameters(), profile.time_slice
+    own_slice = own.slice_us if level is TimeSliceLevel.DEFAULT else None
+    return SliceParameters(
+        slice_ns=_ns(own_slice, LEVEL_SLICES_NS[level]),
+        switch_base_ns=_ns(own.switch_base_us, usual.switch_base_ns),
+        switch_occupancy_ns=_ns(own.switch_occupancy_us, usual.switch_occupancy_ns),
+    )
+
+
+def _ns(value_us: float | None, usual_ns: int) -> int:
+    return usual_ns if value_us is None else round(value_us * NS_PER_US)
 
 
 def _folder() -> resources.abc.Traversable:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
+from gpuplugin.cli.shareoptions import add_share
 from gpuplugin.config.options import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
@@ -95,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sim = commands.add_parser("sim", help="simulated nodes and the kubelet stand-in")
+    sim = commands.add_parser("sim", help="simulated nodes, shared GPUs and the kubelet stand-in")
     sim_commands = sim.add_subparsers(metavar="COMMAND", required=True)
 
     kubelet = sim_commands.add_parser("kubelet", help="run the kubelet stand-in")
@@ -166,6 +167,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command.add_argument("--json", action="store_true", help="print JSON")
 
     add_inject(sim_commands)
+    add_share(sim_commands)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

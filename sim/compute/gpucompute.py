@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import simpy
@@ -12,7 +13,7 @@ from sim.compute.engine import PPM
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sim.compute.engine import ContextId, Ended, Engine
+    from sim.compute.engine import ContextId, Ended, Engine, Usage
 
 _AFTER_ALL_ELSE = EventPriority(2)
 """simpy runs events of one moment by priority: 0 is urgent, 1 the usual one."""
@@ -76,6 +77,13 @@ class GpuCompute:
         self.catch_up()
         self.engine.set_speed(ppm)
         self._settle()
+
+    def usage(self) -> Usage:
+        """Where the time went up to now; a copy."""
+        self.catch_up()
+        self._settle()
+        usage = self.engine.usage
+        return replace(usage, busy_ns=dict(usage.busy_ns))
 
     def catch_up(self) -> None:
         """Bring the engine to the present, so that what it tells is of now."""

@@ -11,6 +11,7 @@ from hal import TimeSliceLevel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+NS_PER_US = 1_000
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 

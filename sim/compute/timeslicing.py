@@ -56,12 +56,16 @@ class TimeSlicing(Slicing):
         if running is not None:
             at_ns += state.switch_left_ns
             if running.left_ns <= state.slice_left_ns:
-                soonest = at_ns + running.left_ns
+                # Nobody else has the GPU before.
+                return at_ns + running.left_ns
             later = running
             at_ns += state.slice_left_ns
         for work in state.queue:
             if work.context != resident:
                 at_ns += self.parameters.switch_ns(previous, work.occupancy)
+            if work.left_ns <= slice_ns:
+                # Those before it have turns to come, and those behind it begin after it.
+                return at_ns + work.left_ns
             turns.append((at_ns, work))
             at_ns += slice_ns
             previous, resident = work.occupancy, work.context
@@ -72,8 +76,6 @@ class TimeSlicing(Slicing):
         round_ns = self._round_ns([work for _, work in turns])
         for starts_ns, work in turns:
             left_ns = work.left_ns - (state.slice_left_ns if work is later else 0)
-            if left_ns <= 0:
-                continue
             whole = (left_ns - 1) // slice_ns
             ends_ns = starts_ns + whole * round_ns + left_ns - whole * slice_ns
             soonest = ends_ns if soonest is None else min(soonest, ends_ns)
@@ -91,6 +93,9 @@ class TimeSlicing(Slicing):
     def _skip_rounds(self, running: Work, left_ns: int) -> int:
         """Skip whole rounds in which no work ends, at the begin of a slice; returns their time."""
         state, slice_ns = self.state, self.parameters.slice_ns
+        if running.left_ns <= slice_ns or left_ns < (len(state.queue) + 1) * slice_ns:
+            # The usual case, seen without a look at everybody: there is no such round.
+            return 0
         ring = (running, *state.queue)
         round_ns = self._round_ns(ring)
         rounds = min(left_ns // round_ns, *((work.left_ns - 1) // slice_ns for work in ring))

@@ -15,13 +15,15 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from gpuplugin.cli.main import build_parser
+from gpuplugin.cli.main import build_parser, main
 from gpuplugin.config.document import parse_document
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
+from sim.profiles import model_names
+from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
 from sim.scenario import Scenario, parse_scenario
 
@@ -29,6 +31,7 @@ ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 GENERATED = (
     ROOT / "docs/configuration.md",
+    ROOT / "docs/fidelity.md",
     ROOT / "docs/operations.md",
     ROOT / "docs/scenarios.md",
     ROOT / "sim/scenarios/README.md",
@@ -55,6 +58,7 @@ TABLES = {
     "metrics": metrics_table,
     "scenario": scenario_reference,
     "gallery": gallery,
+    "published": comparison_table,
 }
 
 
@@ -138,6 +142,41 @@ def with_tables(text: str) -> str:
 
 def _begin(name: str) -> str:
     return f"<!-- {name}: make docs -->"
+
+
+def _named_tests() -> list[str]:
+    return re.findall(r"`(tests/[\w/.]+::\w+)`", (ROOT / "docs/fidelity.md").read_text())
+
+
+def test_the_page_on_fidelity_names_a_test_for_every_claim() -> None:
+    text = (ROOT / "docs/fidelity.md").read_text()
+    claims = text.partition("## Faithful")[2].partition("## Not simulated")[0]
+    rows = [line for line in claims.splitlines() if re.match(r"\| (?!claim)", line)]
+    assert len(rows) == len(_named_tests()) > 10
+
+
+@pytest.mark.parametrize("name", _named_tests())
+def test_tests_that_the_page_on_fidelity_names_exist(name: str) -> None:
+    file, _, function = name.partition("::")
+    assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.MULTILINE)
+
+
+def test_the_output_of_sim_share_in_the_documentation_is_what_it_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (block,) = (
+        block
+        for block in _blocks(ROOT / "docs/simulation.md", "console")
+        if block.startswith("$ gpuplugin sim share")
+    )
+    command, _, shown = block.partition("\n")
+    assert main(shlex.split(command)[2:]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_the_number_of_models_in_the_documentation_is_right() -> None:
+    text = (ROOT / "docs/simulation.md").read_text()
+    assert f"Models are the {len(model_names())} files" in text
 
 
 def test_every_option_has_a_place_in_the_settings() -> None:

@@ -6,7 +6,14 @@ import re
 
 import pytest
 
-from sim.profiles import Profile, UnknownModel, load_profile, model_names
+from sim.profiles import (
+    Profile,
+    TimeSlice,
+    UnknownModel,
+    load_profile,
+    model_names,
+    slice_parameters,
+)
 
 NAMES = model_names()
 
@@ -18,6 +25,7 @@ def profile(request: pytest.FixtureRequest) -> Profile:
 
 def test_there_are_profiles() -> None:
     assert {"h100-sxm5-80gb", "a100-sxm4-80gb", "t4", "rtx3090"} <= set(NAMES)
+    assert {"rtx5090", "gb10"} <= set(NAMES)
     assert list(NAMES) == sorted(NAMES)
 
 
@@ -73,6 +81,24 @@ def test_mig_profiles_fit_the_gpu(profile: Profile) -> None:
         assert (mig.memory_mib or 0) * 1024**2 * mig.instances <= profile.memory_bytes
         if mig.sm is not None and profile.sm_count is not None:
             assert mig.sm <= profile.sm_count
+
+
+def test_slices_are_sane_and_have_a_source(profile: Profile) -> None:
+    parameters = slice_parameters(profile)
+    assert 500_000 <= parameters.slice_ns <= 5_000_000
+    assert 10_000 < parameters.switch_ns(0, 0) <= parameters.switch_ns(1, 1) < 1_000_000
+    assert ("time_slice" in profile.sources) == (profile.time_slice != TimeSlice())
+
+
+def test_consumer_and_desktop_blackwell() -> None:
+    rtx5090, gb10 = load_profile("rtx5090"), load_profile("gb10")
+    assert (rtx5090.sm_count, rtx5090.memory_bytes >> 20) == (170, 32607)
+    assert (rtx5090.compute_capability, rtx5090.pci_device_id) == ((12, 0), 0x2B8510DE)
+    assert (gb10.sm_count, gb10.compute_capability) == (48, (12, 1))
+    assert (gb10.memory_bytes >> 30, gb10.memory_bandwidth_gb_s) == (128, 273)
+    for profile in (rtx5090, gb10):
+        assert profile.mig == ()
+        assert profile.nvlink is None
 
 
 def test_bus_ids_are_nvmls_and_unique(profile: Profile) -> None:

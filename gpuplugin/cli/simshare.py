@@ -1,0 +1,200 @@
+"""`gpuplugin sim share`: what sharing a GPU costs, as a table and one sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from gpuplugin.cli.text import gib, table
+from hal import TimeSliceLevel
+from sim.compute.parameters import NS_PER_MS
+from sim.profiles import UnknownModel
+from sim.share import share as share_out
+from sim.shareplan import Mechanism, SharePlan, WrongPlan
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from sim.share import Refused, ShareResult
+
+_SAME = 1.005
+"""A slowdown below this is called none."""
+_LEAST = 0.005
+"""A share below this rounds to 0 %."""
+
+
+def share(parsed: argparse.Namespace) -> int:
+    """Simulate and print; values that make no plan are wrong usage."""
+    try:
+        plan = SharePlan(
+            model=parsed.model,
+            clients=parsed.clients,
+            busy_ms=parsed.busy_ms,
+            idle_ms=parsed.idle_ms,
+            occupancy=parsed.occupancy,
+            memory_gib=parsed.memory_gib,
+            mechanism=Mechanism(parsed.mechanism),
+            level=TimeSliceLevel[parsed.level.upper()] if parsed.level else None,
+            seed=parsed.seed,
+        )
+    except (WrongPlan, UnknownModel) as error:
+        parsed.wrong_usage(str(error))
+        raise AssertionError from error
+    result = share_out(plan)
+    if parsed.json:
+        print(json.dumps(as_json(plan, result), indent=2))
+        for line in _out_of_memory(result):
+            print(f"gpuplugin: {line}", file=sys.stderr)
+    else:
+        print("\n".join(as_text(plan, result)))
+    return 0
+
+
+def as_json(plan: SharePlan, result: ShareResult) -> dict[str, object]:
+    """The figures, rounded, and the plan under `inputs`; null where no client ran."""
+    inputs = asdict(plan)
+    inputs["mechanism"] = plan.mechanism.value
+    inputs["level"] = plan.level.name.lower() if plan.level is not None else None
+    return {
+        "inputs": inputs,
+        "slowdown_mean": _rounded(result.slowdown_mean),
+        "latency_ms": {name: _rounded(value) for name, value in asdict(result.latency_ms).items()},
+        "throughput_per_client_per_s": _rounded(result.throughput_per_client_per_s),
+        "gpu_utilization": _rounded(result.gpu_utilization),
+        "switch_loss": _rounded(result.switch_loss),
+        "oom": result.oom,
+    }
+
+
+def as_text(plan: SharePlan, result: ShareResult) -> list[str]:
+    """What was simulated, the figures beside those of a client alone, notes, one sentence."""
+    latency, cycle_ms = result.latency_ms, plan.busy_ms + plan.idle_ms
+    alone_ms = f"{plan.busy_ms:.2f}"
+    rows = [
+        ("slowdown", "1.00", _number(result.slowdown_mean)),
+        ("latency mean, ms", alone_ms, _number(latency.mean)),
+        ("latency p50, ms", alone_ms, _number(latency.p50)),
+        ("latency p95, ms", alone_ms, _number(latency.p95)),
+        ("latency p99, ms", alone_ms, _number(latency.p99)),
+        (
+            "throughput per client, 1/s",
+            _number(1000 / cycle_ms),
+            _number(result.throughput_per_client_per_s),
+        ),
+        (
+            "GPU utilisation, %",
+            f"{100 * plan.busy_ms / cycle_ms:.1f}",
+            f"{100 * result.gpu_utilization:.1f}",
+        ),
+        ("lost to switching, %", "0.0", f"{100 * result.switch_loss:.1f}"),
+        ("out of memory, clients", "0", str(result.oom)),
+    ]
+    notes = [*_notes(plan, result), *_out_of_memory(result)]
+    return [
+        _headline(plan),
+        "",
+        *table(("", "alone", "shared"), rows),
+        "",
+        *notes,
+        _summary(plan, result),
+    ]
+
+
+def _headline(plan: SharePlan) -> str:
+    many = f"{plan.clients} clients" if plan.clients > 1 else "1 client"
+    idle = f", then {plan.idle_ms:g} ms off the GPU" if plan.idle_ms else ", one after another"
+    text = f"{many} on {plan.model}, {plan.mechanism}: {plan.busy_ms:g} ms of GPU work{idle}"
+    if plan.mechanism is not Mechanism.TIME_SLICING:
+        return text
+    parameters = plan.slice_parameters
+    switch_ns = parameters.switch_ns(plan.occupancy, plan.occupancy)
+    return (
+        f"{text}; slices of {parameters.slice_ns / NS_PER_MS:.3f} ms, "
+        f"switches of {switch_ns / NS_PER_MS:.3f} ms"
+    )
+
+
+def _notes(plan: SharePlan, result: ShareResult) -> list[str]:
+    notes = []
+    if plan.level not in {None, TimeSliceLevel.DEFAULT}:
+        notes.append("The length of the slice is assumed: NVIDIA publishes none for this level.")
+    division = result.division
+    if division.mig is not None:
+        parts = len(division.parts)
+        devices = f"{parts} devices" if parts > 1 else "one device"
+        if len(division.parts[0].clients) == 1:
+            notes.append(f"MIG: {devices} of {division.mig}, one for each client.")
+        else:
+            notes.append(
+                f"MIG: there are no more than {devices} of {division.mig}: "
+                f"the {plan.clients} clients share them, by time slicing."
+            )
+        notes.append("Utilisation and switching are means over these devices.")
+    return notes
+
+
+def _out_of_memory(result: ShareResult) -> list[str]:
+    """One line for the first client that got no memory: what it asked for and who held it."""
+    if not result.refused:
+        return []
+    first, *others = result.refused
+    more = f", nor did {len(others)} more" if others else ""
+    text = (
+        f"Out of memory: client {first.client} asked for {gib(first.asked_bytes)}, "
+        f"{gib(first.free_bytes)} were free; {_holders(first)}. It did not run{more}."
+    )
+    return [text]
+
+
+def _holders(refused: Refused) -> str:
+    if not refused.holders:
+        return "nobody else held any"
+    each = gib(max(refused.holders.values()))
+    if len(refused.holders) == 1:
+        return f"client {min(refused.holders)} held {each}"
+    return f"clients {_ranges(sorted(refused.holders))} held {each} each"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in words, ascending: "0 to 3, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _summary(plan: SharePlan, result: ShareResult) -> str:
+    slowdown, running = result.slowdown_mean, plan.clients - result.oom
+    if slowdown is None:
+        return "No client ran: none got its memory."
+    who = (
+        f"Each of {running} clients"
+        if running > 1
+        else "The one client that ran"
+        if result.oom
+        else "The one client"
+    )
+    if slowdown < _SAME:
+        takes = "takes no longer than alone"
+    else:
+        takes = f"takes {slowdown:.{1 if slowdown >= 2 else 2}f} times as long as alone"
+    if not result.switch_loss:
+        return f"{who} {takes}; nothing goes into switching."
+    percent = f"{100 * result.switch_loss:.0f} %"
+    if result.switch_loss < _LEAST:
+        percent = "less than 1 %"
+    return f"{who} {takes}; {percent} of the GPU's time goes into switching."
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
