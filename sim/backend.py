@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hal import GpuLost
+from hal import GpuLost, NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,9 +76,15 @@ class SimBackend:
         return self._links[1]
 
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
-        """Remembered; no simulated work depends on it yet."""
+        """Slices of another length; NVIDIA publishes no durations, so those of levels are assumed.
+
+        Tenants that run feel it at once, although a real driver tells only those that come later.
+        """
         with self._node.called(uuid) as model:
-            _reachable(model, uuid).time_slice = level
+            gpu = _reachable(model, uuid)
+            if gpu.identity.mig_enabled:
+                raise NotSupported("a GPU in MIG mode has no time-slice level")
+            gpu.set_time_slice(level)
 
 
 def _reachable(model: SimulatedNode, uuid: str) -> SimulatedGpu:

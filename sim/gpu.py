@@ -37,6 +37,7 @@ from sim.faults import (
     XidFault,
 )
 from sim.partition import GIB
+from sim.profiles import slice_parameters
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -141,6 +142,12 @@ class SimulatedGpu:
         for tenancy in self.tenancies.values():
             tenancy.sample()
         self.physics.settle(self.load, now_s)
+
+    def set_time_slice(self, level: TimeSliceLevel) -> None:
+        """Slices of another length for all tenants, those that run included."""
+        self.time_slice = level
+        for tenancy in self.tenancies.values():
+            tenancy.set_slices(slice_parameters(self.profile, level))
 
     def govern(self, now_s: float) -> None:
         """Let the temperature move the clocks, and the clocks the tenants' speed."""

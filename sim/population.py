@@ -9,6 +9,7 @@ from sim.compute.mps import Mps
 from sim.compute.timeslicing import TimeSlicing
 from sim.memory import Memory
 from sim.physics import Physics
+from sim.profiles import slice_parameters
 from sim.tenancy import Tenancy
 from sim.workloads.models import MemoryUse
 
@@ -40,7 +41,7 @@ def tenancies_of(
         memory = Memory(
             gpu.memory_bytes, profile.memory_reserved_bytes or 0, oversubscribe=group.oversubscribe
         )
-        engine = _engine(group)
+        engine = _engine(group, profile)
         shares_faults = isinstance(engine, Mps)
         return {
             gpu.uuid: Tenancy(env, engine, memory, gpu.uuid, shares_faults=shares_faults, log=log)
@@ -49,7 +50,7 @@ def tenancies_of(
     return {
         device.uuid: Tenancy(
             env,
-            _engine(group),
+            _engine(group, profile),
             Memory(device.memory_bytes, oversubscribe=group.oversubscribe),
             device.uuid,
             compute_share=_share(sms.get(device.profile), profile.sm_count),
@@ -59,10 +60,10 @@ def tenancies_of(
     }
 
 
-def _engine(group: GpuGroup) -> Engine:
+def _engine(group: GpuGroup, profile: Profile) -> Engine:
     match group.mechanism:
         case "time-slicing":
-            return TimeSlicing()
+            return TimeSlicing(slice_parameters(profile))
         case "mps":
             return Mps()
         case "exclusive":

@@ -15,6 +15,7 @@ import simpy
 from sim.compute.engine import ContextId
 from sim.compute.gpucompute import ContextGone, GpuCompute
 from sim.compute.parameters import to_ns
+from sim.compute.slicing import Slicing
 from sim.memory import MIB, OutOfMemory
 from sim.partition import GIB
 from sim.workloads.drivers import drive
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from sim.compute.engine import Engine
+    from sim.compute.parameters import SliceParameters
     from sim.memory import Memory
     from sim.workloads.models import MemoryUse, Workload
 
@@ -171,6 +173,14 @@ class Tenancy:
         if ppm != self._clock_ppm:
             self._clock_ppm = ppm
             self._set_speed()
+
+    def set_slices(self, parameters: SliceParameters) -> None:
+        """Other slices and switches from now on, where the compute is sliced at all."""
+        self.compute.catch_up()
+        engine = self.compute.engine
+        if isinstance(engine, Slicing):
+            engine.parameters = parameters
+            self.compute.changed()
 
     def kill_running(self, why: str) -> str | None:
         """End the tenant whose kernel is on the GPU, or the first that there is; its name."""

@@ -85,6 +85,10 @@ class GpuCompute:
         usage = self.engine.usage
         return replace(usage, busy_ns=dict(usage.busy_ns))
 
+    def changed(self) -> None:
+        """The engine was changed from outside: ends come at other times now."""
+        self._settle()
+
     def catch_up(self) -> None:
         """Bring the engine to the present, so that what it tells is of now."""
         now_ns = int(self._env.now)
