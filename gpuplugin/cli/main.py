@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
+from gpuplugin.cli.simrunoptions import add_run
 from gpuplugin.config.options import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
@@ -155,6 +156,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command.add_argument("--json", action="store_true", help="print JSON")
 
     add_inject(sim_commands)
+    add_run(sim_commands)
 
 
 def _add_kubelet_dir(parser: argparse.ArgumentParser) -> None:

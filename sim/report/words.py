@@ -89,9 +89,9 @@ def _who_suffered(report: Report) -> list[str]:
         return ["Nobody was held up: requests took as long as alone on the GPU."]
     said = [_suffered(worst), _from_whom(worst)]
     if others:
-        rest = listed([f"{one.kind} {number(one.slowdown or 1)} times" for one in others[:3]])
+        rest = listed([f"{one.kind} took {number(one.slowdown or 1)} times" for one in others[:3]])
         left_out = f" ({len(others) - 3} more kinds are in the table)" if len(others) > 3 else ""
-        said.append(f"Against alone, the others took: {rest}{left_out}.")
+        said.append(f"Of the others, {rest} as long as alone{left_out}.")
     return said
 
 
@@ -149,7 +149,7 @@ def _what_broke(report: Report) -> str:
     if not ill and not report.xids:
         return f"{ooms[0].upper()}{ooms[1:]}, and no GPU failed."
     xids = sum(report.xids.values())
-    codes = listed([f"Xid {code}: {count}" for code, count in report.xids.items()][:4])
+    codes = listed([f"{count} x {code}" for code, count in report.xids.items()][:4])
     faults = f" {counted(xids, 'Xid')} ({codes})." if xids else ""
     lost = ""
     if ill:
