@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -109,8 +111,8 @@ class Curves:
         coloured = [(colour, *one) for colour, one in zip(GPU_COLOURS, shown, strict=False)]
         traces = [
             go.Scatter(
-                x=self._time.of([sample.at_s for sample in notes.samples]),
-                y=[value(sample) for sample in notes.samples],
+                x=self._time.of([at_s for at_s, _ in _readings(notes.samples)]),
+                y=[sample and value(sample) for _, sample in _readings(notes.samples)],
                 mode="lines",
                 name=f"GPU {label}",
                 line={"color": colour, "width": 1.8},
@@ -125,6 +127,7 @@ class Curves:
             plot(traces, 240, self._time.layout(), {"title": {"text": unit}, **yaxis}),
             and_left_out(len(shown), len(self._gpus), "GPUs", "the busiest"),
             [(colour, f"GPU {label}") for colour, _, label in coloured],
+            half=True,
         )
 
     def _memory(self) -> list[Figure]:
@@ -182,6 +185,7 @@ class Curves:
                 (NEUTRAL, _driver_and_others(layers)),
                 ("#d64545", "all there is"),
             ],
+            half=True,
         )
 
     def _colour(self, name: str) -> str:
@@ -254,6 +258,19 @@ class Curves:
             for (at_s, state, reason), end_s in zip(edges, ends, strict=True)
             if end_s > at_s
         ]
+
+
+def _readings(samples: Sequence[Sample]) -> list[tuple[float, Sample | None]]:
+    """Samples with their moments, and nothing in between where a GPU did not answer."""
+    readings: list[tuple[float, Sample | None]] = []
+    usual_s = min(
+        (after.at_s - before.at_s for before, after in pairwise(samples)), default=math.inf
+    )
+    for number, sample in enumerate(samples):
+        if number and sample.at_s - samples[number - 1].at_s > 1.5 * usual_s:
+            readings.append((samples[number - 1].at_s + usual_s, None))
+        readings.append((sample.at_s, sample))
+    return readings
 
 
 _DRIVER = "driver"

@@ -62,6 +62,7 @@ class Figure:
     plot: go.Figure | None
     note: str = ""
     legend: Sequence[tuple[str, str]] = field(default=())
+    half: bool = False
 
 
 class Colours:
@@ -80,7 +81,7 @@ class Colours:
         """Colours and kinds; those without a colour of their own together."""
         entries = [(colour, kind) for kind, colour in self._of.items()]
         if self.left_out:
-            entries.append((NEUTRAL, f"{self.left_out} more kinds"))
+            entries.append((NEUTRAL, "other kinds"))
         return entries
 
 

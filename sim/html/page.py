@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 from importlib import resources
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from plotly.offline import get_plotlyjs
@@ -18,6 +19,8 @@ from sim.report.build import labels
 from sim.report.words import number, percent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sim.report import Report
     from sim.virtual.run import Outcome
 
@@ -48,7 +51,7 @@ def page_of(outcome: Outcome, report: Report, description: str = "") -> str:
             f"<title>{title}</title>",
             f"<style>{_file('page.css')}</style></head><body><main>",
             _head(report, description),
-            *(_section(figure) for figure in figures),
+            *_sections(figures),
             *tables(report, colours),
             "</main>",
             f"<script>{get_plotlyjs()}</script>",
@@ -84,6 +87,15 @@ def _key_figures(report: Report) -> list[tuple[str, str]]:
         ("replica-hours not usable", report.unavailable_replica_hours, number),
     ]
     return [(what, show(value)) for what, value, show in figures if value is not None]
+
+
+def _sections(figures: Sequence[Figure]) -> list[str]:
+    """Figures one below the other; halves that follow each other side by side, if there is room."""
+    blocks = []
+    for half, group in groupby(figures, key=lambda figure: figure.half):
+        sections = "\n".join(_section(figure) for figure in group)
+        blocks.append(f'<div class="halves">{sections}</div>' if half else sections)
+    return blocks
 
 
 def _section(figure: Figure) -> str:

@@ -25,8 +25,8 @@ LANES_SHOWN = 10
 BARS_SHOWN = 3000
 """Of one GPU; a window of 0.1 s has some hundred slices, unless tenants submit in crumbs."""
 
-_MARKS = (1, 2, 5)
-_MANY_DECADES = 2.5
+_MARKS = ((1.2, (1, 2, 5)), (2.6, (1, 3)), (math.inf, (1,)))
+"""Marks of each decade, for axes of up to so many decades; more do not fit on a phone."""
 
 
 def latency(report: Report, colours: Colours) -> Figure | None:
@@ -175,7 +175,7 @@ def _joined(
 def _log_axis(least_ms: float, most_ms: float) -> dict[str, Any]:
     """A logarithmic axis with marks that people read: 10 ms, 20 ms, 1 s."""
     low, high = math.log10(least_ms) - 0.08, math.log10(most_ms) + 0.08
-    marks = _MARKS if high - low < _MANY_DECADES else (1,)
+    marks = next(marks for most, marks in _MARKS if high - low <= most)
     values = [
         mark * 10.0**decade
         for decade in range(math.floor(low), math.ceil(high) + 1)

@@ -34,6 +34,7 @@ def report_of(outcome: Outcome) -> Report:
         _gpu(outcome, notes, label, [one for one in reports if by_place.get(one.gpu) == notes.uuid])
         for notes, label in zip(outcome.gpus, labels(outcome.gpus), strict=True)
     ]
+    gpus.sort(key=lambda gpu: (gpu.index, gpu.label))
     active_ns = sum(notes.active_ns for notes in outcome.gpus)
     switching_ns = sum(notes.switching_ns for notes in outcome.gpus)
     return Report(

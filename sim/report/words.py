@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 UNDISTURBED = 1.1
 """Up to this slowdown nobody notices."""
 
-_SPEEDS = ((86400 * 2, 86400, "days"), (3600 * 3, 3600, "hours"), (180, 60, "minutes"))
+ENDLESS = 0.05
+"""Where half of the requests wait for more than this share of the run, a queue has no end."""
+
+_UNITS = ((86400 * 2, 86400, "days"), (3600 * 3, 3600, "hours"), (180, 60, "minutes"))
 
 
 def in_words(report: Report) -> list[str]:
@@ -29,16 +33,16 @@ def in_words(report: Report) -> list[str]:
 
 def duration(seconds: float) -> str:
     """A time as people say it: `45 s`, `10 minutes`, `7 days`."""
-    for least, unit_s, name in _SPEEDS:
+    for least, unit_s, name in _UNITS:
         if seconds >= least:
             return f"{number(seconds / unit_s)} {name}"
     return f"{number(seconds)} s"
 
 
 def number(value: float) -> str:
-    """Three digits at most, without zeros that say nothing: 1234, 56.7, 3.2, 0.04."""
+    """Three digits at most, without zeros that say nothing: 1,234, 56.7, 3.2, 0.04."""
     if abs(value) >= 100 or value == round(value):
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
@@ -65,9 +69,8 @@ def listed(items: Sequence[str]) -> str:
 
 
 def _what_ran(report: Report) -> str:
-    models: dict[str, int] = {}
-    for gpu in report.gpus:
-        models[gpu.product] = models.get(gpu.product, 0) + 1
+    # One that was replaced shares its index with its successor, and counts once.
+    models = Counter({gpu.index: gpu.product for gpu in report.gpus}.values())
     node = listed([f"{count} x {product}" for product, count in models.items()])
     who = ", ".join(f"{kind.tenants} x {kind.kind}" for kind in report.kinds[:6])
     more = f" and {len(report.kinds) - 6} more kinds" if len(report.kinds) > 6 else ""
@@ -87,7 +90,7 @@ def _who_suffered(report: Report) -> list[str]:
     worst, *others = served
     if (worst.slowdown or 0) < UNDISTURBED:
         return ["Nobody was held up: requests took as long as alone on the GPU."]
-    said = [_suffered(worst), _from_whom(worst)]
+    said = [_suffered(worst, report.until_s), _from_whom(worst)]
     if others:
         rest = listed([f"{one.kind} took {number(one.slowdown or 1)} times" for one in others[:3]])
         left_out = f" ({len(others) - 3} more kinds are in the table)" if len(others) > 3 else ""
@@ -95,13 +98,16 @@ def _who_suffered(report: Report) -> list[str]:
     return said
 
 
-def _suffered(kind: KindReport) -> str:
+def _suffered(kind: KindReport, until_s: float) -> str:
     latency, alone_ms = kind.latency_ms, kind.alone_ms
     assert latency is not None  # noqa: S101 - who has a slowdown was served
+    queue = ""
+    if latency.p50 > until_s * 1000 * ENDLESS:
+        queue = " Its queue only grew: more was asked of it than its part of the GPU could do."
     return (
         f"{kind.kind} suffered most: its requests took {number(kind.slowdown or 1)} times as long "
-        f"as alone on average; half took {milliseconds(latency.p50)} or less, 1 in 100 "
-        f"{milliseconds(latency.p99)} or more, against {milliseconds(alone_ms or 0)} alone."
+        f"as alone on average; half took {milliseconds(latency.p50)} or less and 1 in 100 took "
+        f"{milliseconds(latency.p99)} or more, against {milliseconds(alone_ms or 0)} alone.{queue}"
     )
 
 
