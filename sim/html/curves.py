@@ -263,9 +263,8 @@ class Curves:
 def _readings(samples: Sequence[Sample]) -> list[tuple[float, Sample | None]]:
     """Samples with their moments, and nothing in between where a GPU did not answer."""
     readings: list[tuple[float, Sample | None]] = []
-    usual_s = min(
-        (after.at_s - before.at_s for before, after in pairwise(samples)), default=math.inf
-    )
+    steps_s = sorted(after.at_s - before.at_s for before, after in pairwise(samples))
+    usual_s = steps_s[len(steps_s) // 2] if steps_s else math.inf
     for number, sample in enumerate(samples):
         if number and sample.at_s - samples[number - 1].at_s > 1.5 * usual_s:
             readings.append((samples[number - 1].at_s + usual_s, None))

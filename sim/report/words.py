@@ -48,8 +48,8 @@ def number(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share as a percentage; a small one is not called nothing."""
-    if 0 < share < 0.0005:
-        return "less than 0.1 %"
+    if share < 0.0005:
+        return "less than 0.1 %" if share else "0 %"
     return f"{share * 100:.0f} %" if share >= 0.0995 else f"{share * 100:.1f} %"
 
 
