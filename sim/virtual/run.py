@@ -150,7 +150,9 @@ class VirtualRun:
             outcome.changes.append(change)
         if kind == "happening" and isinstance(code := facts.get("xid"), int):
             outcome.xids[code] = outcome.xids.get(code, 0) + 1
-        line = json.dumps({"t_ns": now_ns, "kind": kind, **facts}, separators=(",", ":"))
+        # A happening has a kind of its own, which must not stand in for that of the fact.
+        named = {"what" if key == "kind" else key: value for key, value in facts.items()}
+        line = json.dumps({"t_ns": now_ns, "kind": kind, **named}, separators=(",", ":"))
         self._write(line)
 
     def _listed(self, resource: str, plugin: DevicePlugin) -> None:
