@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import gib, table
-from sim.report.words import in_words, number, percent
+from sim.report.words import duration, in_words, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,7 +103,7 @@ def _gpu_cells(gpu: GpuReport) -> tuple[str, ...]:
         _or_nothing(gpu.clock_min_share, percent),
         str(gpu.ooms),
         str(gpu.faults),
-        f"{number(gpu.unhealthy_s)} s",
+        duration(gpu.unhealthy_s),
     )
 
 

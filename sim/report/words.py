@@ -159,10 +159,10 @@ def _what_broke(report: Report) -> str:
     faults = f" {counted(xids, 'Xid')} ({codes})." if xids else ""
     lost = ""
     if ill:
-        who = listed([f"GPU {gpu.label} for {duration(gpu.unhealthy_s)}" for gpu in ill[:4]])
-        more = f" and {len(ill) - 4} more" if len(ill) > 4 else ""
+        who = [f"GPU {gpu.label} for {duration(gpu.unhealthy_s)}" for gpu in ill[:4]]
+        who += [f"{len(ill) - 4} more"] if len(ill) > 4 else []
         lost = (
-            f" Not usable: {who}{more}, together "
+            f" Not usable: {listed(who)}, together "
             f"{number(report.unavailable_replica_hours)} replica-hours."
         )
     restarts = (

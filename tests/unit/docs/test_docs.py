@@ -20,11 +20,14 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
+from sim.report.schema import key_table
 from sim.scenario import parse_scenario
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-GENERATED = (ROOT / "docs/configuration.md", ROOT / "docs/operations.md")
+GENERATED = tuple(
+    ROOT / "docs" / f"{page}.md" for page in ("configuration", "operations", "simulation")
+)
 END = "<!-- end -->"
 
 
@@ -41,7 +44,12 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"keys": file_table, "options": option_table, "metrics": metrics_table}
+TABLES = {
+    "keys": file_table,
+    "options": option_table,
+    "metrics": metrics_table,
+    "report": key_table,
+}
 
 
 def _blocks(page: Path, language: str) -> list[str]:
