@@ -134,12 +134,13 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Figure:
     ]
     lost = percent(switching_ns / (sum(busy.values()) + switching_ns or 1))
     at_s = start_ns / NS_PER_S
+    each = " on each MIG device" if len(notes.places) > 1 else ""
     note = f"{others} share the last lane." if len(by_time) > len(own) else ""
     kinds = [one for one in colours.legend() if any(colours.of(name) == one[0] for name in names)]
     return Figure(
         f"slices-{label}",
         f"Who ran when on GPU {label}, slice by slice",
-        f"0.1 s of the run, from {at_s:.3f} s on: one tenant at a time, for a slice of about 2 ms "
+        f"0.1 s of the run, from {at_s:.3f} s on: one tenant at a time{each}, for about 2 ms "
         f"while others wait, then a switch (the small red bars). Switches "
         f"took {lost} of the time with work.",
         plot(

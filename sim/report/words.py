@@ -93,7 +93,7 @@ def _who_suffered(report: Report) -> list[str]:
     said = [_suffered(worst, report.until_s), _from_whom(worst)]
     if others:
         rest = listed([f"{one.kind} took {number(one.slowdown or 1)} times" for one in others[:3]])
-        left_out = f" ({len(others) - 3} more kinds are in the table)" if len(others) > 3 else ""
+        left_out = f" (the table has {len(others) - 3} more)" if len(others) > 3 else ""
         said.append(f"Of the others, {rest} as long as alone{left_out}.")
     return said
 
