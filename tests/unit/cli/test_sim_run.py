@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from gpuplugin.cli import simrun
+from gpuplugin.cli.main import main
 from gpuplugin.cli.simreport import FEW, MOST_ROWS, as_text
 from gpuplugin.cli.simrun import busy_moment_s
 from gpuplugin.cli.simrunoptions import span_s
 from sim.report import report_of
 from sim.scenario import parse_scenario
 from tests.unit.sim.outcomes import gpu, outcome, record
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -61,3 +68,14 @@ def test_what_nobody_can_tell_is_a_dash() -> None:
 def test_tables_that_are_too_long_say_so() -> None:
     lines = as_text(report_of(outcome(*(record(f"k{n}x") for n in range(MOST_ROWS + 9)))))
     assert "... and 9 more kinds (all are in --report)" in lines
+
+
+def test_without_plotly_the_extra_is_named_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(simrun, "find_spec", lambda _name: None)
+    page = tmp_path / "page.html"
+    assert main(["sim", "run", "homelab", "--html", str(page)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "gpuplugin: --html needs plotly: pip install 'gpuplugin[report]'\n")
+    assert not page.exists()
