@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
 from gpuplugin.cli.shareoptions import add_share
+from gpuplugin.cli.simrunoptions import add_run
 from gpuplugin.config.options import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
@@ -168,6 +169,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
     add_inject(sim_commands)
     add_share(sim_commands)
+    add_run(sim_commands)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -42,6 +42,7 @@ class VirtualPods:
         self._room = node.env.event()
         self.waiting_ns: list[int] = []
         """How long each pod waited until it had its devices."""
+        self.created = 0
         self.refused = 0
         for group in node.scenario.pods:
             node.env.process(self._come(group))
@@ -78,6 +79,7 @@ class VirtualPods:
         env = self._node.env
         name = f"{group.name}-{number}"
         created_ns, attempt = int(env.now), 0
+        self.created += 1
         while True:
             pod = replace(
                 simple_pod(name, {group.resource: group.devices}), uid=f"{name}/{attempt}"

@@ -65,6 +65,8 @@ class GpuNotes:
     active_ns: int = 0
     switching_ns: int = 0
     unhealthy_ns: int = 0
+    places: set[str] = field(default_factory=set)
+    """UUIDs on which its tenants ran: its own, and those of its MIG devices."""
     samples: list[Sample] = field(default_factory=list)
     slices: list[tuple[str, Segment]] = field(default_factory=list)
     """Slices of the window, with the tenant's name."""
@@ -85,6 +87,8 @@ class Outcome:
     """Facts of the log by kind."""
     xids: dict[int, int] = field(default_factory=dict)
     pods_waiting_ns: list[int] = field(default_factory=list)
+    pods_created: int = 0
+    """Pods that came; those without an entry in `pods_waiting_ns` never got their devices."""
     pods_refused: int = 0
     list_updates: int = 0
     unavailable_replica_ns: int = 0
@@ -146,7 +150,9 @@ class VirtualRun:
             outcome.changes.append(change)
         if kind == "happening" and isinstance(code := facts.get("xid"), int):
             outcome.xids[code] = outcome.xids.get(code, 0) + 1
-        line = json.dumps({"t_ns": now_ns, "kind": kind, **facts}, separators=(",", ":"))
+        # A happening has a kind of its own, which must not stand in for that of the fact.
+        named = {"what" if key == "kind" else key: value for key, value in facts.items()}
+        line = json.dumps({"t_ns": now_ns, "kind": kind, **named}, separators=(",", ":"))
         self._write(line)
 
     def _listed(self, resource: str, plugin: DevicePlugin) -> None:
@@ -188,6 +194,7 @@ class VirtualRun:
         now_s = self.node.now_s
         for gpu in self.node.present:
             notes = self._notes_of(gpu.identity.uuid)
+            notes.places |= gpu.tenancies.keys()
             if gpu.lost:
                 continue
             reading = gpu.telemetry(now_s)
@@ -246,6 +253,7 @@ class VirtualRun:
         outcome = self.outcome
         for uuid, gpu in self.node.gpus.items():
             notes = self._notes_of(uuid)
+            notes.places |= gpu.tenancies.keys()
             for tenancy in gpu.tenancies.values():
                 tenancy.compute.catch_up()
                 usage = tenancy.compute.engine.usage
@@ -256,5 +264,6 @@ class VirtualRun:
         outcome.gpus = sorted(self._notes.values(), key=lambda notes: (notes.index, notes.uuid))
         outcome.tenants = self.node.records
         outcome.pods_waiting_ns = self._pods.waiting_ns
+        outcome.pods_created = self._pods.created
         outcome.pods_refused = self._pods.refused
         outcome.list_updates = self._kubelet.list_updates

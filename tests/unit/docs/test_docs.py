@@ -25,6 +25,7 @@ from gpuplugin.daemon.metrics import Metrics
 from sim.profiles import model_names
 from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
+from sim.report.schema import key_table
 from sim.scenario import Scenario, parse_scenario
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +35,7 @@ GENERATED = (
     ROOT / "docs/fidelity.md",
     ROOT / "docs/operations.md",
     ROOT / "docs/scenarios.md",
+    ROOT / "docs/simulation.md",
     ROOT / "sim/scenarios/README.md",
 )
 END = "<!-- end -->"
@@ -59,6 +61,7 @@ TABLES = {
     "scenario": scenario_reference,
     "gallery": gallery,
     "published": comparison_table,
+    "report": key_table,
 }
 
 

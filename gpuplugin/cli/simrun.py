@@ -1,0 +1,144 @@
+"""`gpuplugin sim run`: a scenario in virtual time, its event log, and what came out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuplugin.cli.options import load
+from gpuplugin.cli.progress import progress_bar
+from gpuplugin.cli.simreport import as_text
+from gpuplugin.cli.simrunoptions import span_s
+from gpuplugin.config.load import ConfigError
+from gpuplugin.core.inventory import InventoryError
+from sim.report import report_of
+from sim.report.words import duration
+from sim.scenario import ScenarioError, load_scenario
+from sim.virtual.run import WINDOW_S, VirtualRun
+from sim.workloads.drivers import TraceError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+    from typing import TextIO
+
+    from gpuplugin.config.schema import Settings
+    from sim.report import Report
+    from sim.scenario import Scenario
+    from sim.virtual.run import Outcome
+
+
+class CannotRun(Exception):
+    """The run cannot begin, or cannot go on; the text says why, in one line."""
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run, write the files that were asked for, print the report; 1 if something is wrong."""
+    try:
+        _run(parsed)
+    except (CannotRun, ScenarioError, TraceError, InventoryError) as error:
+        print(f"gpuplugin: {error}", file=sys.stderr)
+        return 1
+    except ConfigError as error:
+        print(f"gpuplugin: the configuration cannot be used:\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def busy_moment_s(scenario: Scenario, until_s: float) -> float:
+    """A moment of the run at which there is most to see: every tenant has begun by then."""
+    if any(group.arrivals_per_hour for group in scenario.pods):
+        return until_s / 2
+    starts = [group.start_s for group in scenario.pods]
+    starts += [tenant.start_s for tenant in scenario.tenants]
+    last_s = max((start_s for start_s in starts if start_s < until_s), default=0.0)
+    return min(last_s + 1.0, (last_s + until_s) / 2)
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    until_s = _duration("--until", parsed.until)
+    scenario = load_scenario(parsed.scenario)
+    if parsed.seed is not None:
+        scenario = scenario.model_copy(update={"seed": parsed.seed})
+    settings = load(parsed).settings
+    _check_files(parsed)
+    if parsed.slices_at is None:
+        window_at_s = busy_moment_s(scenario, until_s)
+    else:
+        window_at_s = _duration("--slices-at", parsed.slices_at)
+        if window_at_s + WINDOW_S > until_s:
+            raise CannotRun(f"--slices-at: {parsed.slices_at} is not within --until {parsed.until}")
+    started_s = time.monotonic()
+    outcome = _simulate(parsed, scenario, settings, until_s, window_at_s)
+    took_s = time.monotonic() - started_s
+    report = report_of(outcome)
+    _write_files(parsed, outcome, report, scenario.description)
+    if not parsed.quiet:
+        print("\n".join(as_text(report)))
+        print(f"{duration(until_s)} of model time took {took_s:.1f} s.", file=sys.stderr)
+
+
+def _duration(flag: str, text: str) -> float:
+    try:
+        return span_s(text)
+    except ValueError as error:
+        raise CannotRun(f"{flag}: {error}") from error
+
+
+def _check_files(parsed: argparse.Namespace) -> None:
+    """Say what cannot be written before a long run, not after it."""
+    wanted = [path for path in (parsed.events, parsed.report, parsed.html) if path is not None]
+    if len({Path(path).resolve() for path in wanted}) < len(wanted):
+        raise CannotRun("--events, --report and --html must be different files")
+    if parsed.html is not None and find_spec("plotly") is None:
+        raise CannotRun("--html needs plotly: pip install 'gpuplugin[report]'")
+    for path in wanted:
+        with _writing(path, "a"):
+            pass
+
+
+def _simulate(
+    parsed: argparse.Namespace,
+    scenario: Scenario,
+    settings: Settings,
+    until_s: float,
+    window_at_s: float,
+) -> Outcome:
+    with ExitStack() as stack:
+        if parsed.events is None:
+            run = VirtualRun(scenario, settings, until_s, window_at_s=window_at_s)
+        else:
+            stream = stack.enter_context(_writing(parsed.events))
+            run = VirtualRun(
+                scenario, settings, until_s, lambda line: stream.write(f"{line}\n"), window_at_s
+            )
+        tell = stack.enter_context(progress_bar(scenario.name, shown=not parsed.quiet))
+        return run.run(tell)
+
+
+def _write_files(
+    parsed: argparse.Namespace, outcome: Outcome, report: Report, description: str
+) -> None:
+    if parsed.report is not None:
+        with _writing(parsed.report) as stream:
+            stream.write(report.model_dump_json(indent=2) + "\n")
+    if parsed.html is not None:
+        from sim.html import page_of
+
+        page = page_of(outcome, report, description)
+        with _writing(parsed.html) as stream:
+            stream.write(page)
+
+
+@contextmanager
+def _writing(path: str, mode: str = "w") -> Iterator[TextIO]:
+    """A file to write to; what goes wrong with it, in the end too, is a `CannotRun`."""
+    try:
+        with Path(path).open(mode, encoding="utf-8", newline="\n") as stream:
+            yield stream  # type: ignore[misc]  # a text mode, which the checker cannot see
+    except OSError as error:
+        raise CannotRun(f"{path} cannot be written: {error.strerror or error}") from error

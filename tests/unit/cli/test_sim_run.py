@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.cli import simrun
+from gpuplugin.cli.main import main
+from gpuplugin.cli.simreport import FEW, MOST_ROWS, as_text
+from gpuplugin.cli.simrun import busy_moment_s
+from gpuplugin.cli.simrunoptions import span_s
+from sim.report import report_of
+from sim.scenario import parse_scenario
+from tests.unit.sim.outcomes import gpu, outcome, record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("7d", 604800.0),
+        ("1d12h", 129600.0),
+        ("0.5d", 43200.0),
+        ("90s", 90.0),
+        ("1m30s", 90.0),
+        ("250ms", 0.25),
+    ],
+)
+def test_durations_with_days(text: str, seconds: float) -> None:
+    assert span_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "0s", "-1d", "12h1d", "1d 2h", "forever", "1dd"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        span_s(text)
+
+
+def test_the_moment_of_the_slices_is_one_with_all_tenants() -> None:
+    text = """
+gpus: [{model: a100-sxm4-80gb}]
+pods:
+  - {name: a, start_s: 60, workload: {kind: closed-loop, busy_ms: 1}}
+  - {name: b, start_s: 5000, workload: {kind: closed-loop, busy_ms: 1}}
+"""
+    scenario = parse_scenario(text, "test")
+    assert busy_moment_s(scenario, 600) == 61.0
+    assert busy_moment_s(scenario, 10) == 1.0
+    assert busy_moment_s(scenario, 1) == 0.5
+    assert busy_moment_s(scenario, 6000) == 5001.0
+
+
+def test_few_tenants_have_rows_of_their_own_and_many_are_counted_by_kind() -> None:
+    few = as_text(report_of(outcome(*(record(f"a-{n}", latency_ms=[2]) for n in range(FEW)))))
+    assert sum(line.startswith("a-") for line in few) == FEW
+    many = as_text(report_of(outcome(*(record(f"a-{n}", latency_ms=[2]) for n in range(FEW + 1)))))
+    assert [line.split()[1] for line in many if line.startswith("a  ")] == [str(FEW + 1)]
+
+
+def test_what_nobody_can_tell_is_a_dash() -> None:
+    lines = as_text(report_of(outcome(record("a-0"), gpus=[gpu(samples=[])])))
+    (row,) = [line for line in lines if line.startswith("a-0")]
+    assert row.split()[1:] == ["0", "0", "0", *"-" * 7, "0", "%", "0", "0"]
+
+
+def test_tables_that_are_too_long_say_so() -> None:
+    lines = as_text(report_of(outcome(*(record(f"k{n}x") for n in range(MOST_ROWS + 9)))))
+    assert "... and 9 more kinds (all are in --report)" in lines
+
+
+def test_without_plotly_the_extra_is_named_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(simrun, "find_spec", lambda _name: None)
+    page = tmp_path / "page.html"
+    assert main(["sim", "run", "homelab", "--html", str(page)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "gpuplugin: --html needs plotly: pip install 'gpuplugin[report]'\n")
+    assert not page.exists()

@@ -1,0 +1,172 @@
+"""The page as text; that a browser draws it is tested in tests/e2e."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from sim.html import page_of
+from sim.html.figure import KIND_COLOURS, NEUTRAL, Colours
+from sim.html.sharing import LANES_SHOWN
+from sim.report import report_of
+from tests.unit.sim.outcomes import change, gpu, outcome, record, sample, segment
+
+
+def page(done: Any, description: str = "") -> str:
+    return page_of(done, report_of(done), description)
+
+
+def plots(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="plots">(.*?)</script>', text, re.DOTALL)
+    assert found
+    read: dict[str, Any] = json.loads(found[1])
+    return read
+
+
+def words(text: str) -> str:
+    """The page without its scripts and styles."""
+    return re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
+
+
+def shared() -> Any:
+    slices = [
+        ("a-0", segment(1000, 1002)),
+        ("b-0", segment(1002, 1002.2, switching=True)),
+        ("b-0", segment(1002.2, 1004)),
+        ("b-0", segment(1004, 1006)),
+    ]
+    return outcome(
+        record("a-0", latency_ms=[4, 8], busy_s=40),
+        record("b-0", latency_ms=[9], busy_s=30),
+        gpus=[gpu(slices=slices, samples=[sample(one, a_0=10, b_0=20) for one in range(1, 100)])],
+    )
+
+
+def test_the_page_has_a_plot_for_each_thing_that_people_look_at() -> None:
+    text = page(shared(), "Two of them")
+    assert set(plots(text)) == {"latency", "slices-0", "memory-0", "utilisation", "temperature"}
+    for title in (
+        "How long requests took",
+        "Who ran when on GPU 0, slice by slice",
+        "Who held the memory of GPU 0",
+        "How busy each GPU was",
+        "How warm each GPU was",
+        "At full clocks all the time",
+        "Never: every GPU was Healthy all the time.",
+        "Tenants in numbers",
+        "Two of them",
+    ):
+        assert title in words(text)
+
+
+def test_every_plot_has_titles_on_its_axes() -> None:
+    for name, figure in plots(page(shared())).items():
+        assert figure["layout"]["xaxis"]["title"]["text"], name
+        assert name.startswith("slices") or figure["layout"]["yaxis"]["title"]["text"], name
+
+
+def test_a_tenant_has_one_colour_everywhere() -> None:
+    drawn = plots(page(shared()))
+    seen: dict[str, set[str]] = {"a": set(), "b": set()}
+    for curve in drawn["latency"]["data"]:
+        seen[curve["name"][0]].add(curve["line"]["color"])
+    for bar in drawn["slices-0"]["data"]:
+        if bar["width"] > 0.5:  # a narrow one is a switch
+            seen[bar["y"][0][0]].add(bar["marker"]["color"])
+    for band in drawn["memory-0"]["data"]:
+        if "name" in band and band["name"] != "driver":
+            seen[band["name"][0]].add(band["line"]["color"])
+    assert seen == {"a": {KIND_COLOURS[0]}, "b": {KIND_COLOURS[1]}}
+
+
+def test_slices_are_joined_and_switches_are_bars_of_their_own() -> None:
+    bars = plots(page(shared()))["slices-0"]["data"]
+    lengths = {(bar["y"][0], bar["width"] < 0.5): bar["x"] for bar in bars}
+    assert lengths == {("a-0", False): [2], ("b-0", True): [0.2], ("b-0", False): [3.8]}
+
+
+def test_nothing_is_fetched_and_names_are_text() -> None:
+    done = shared()
+    done.scenario = "<img src=x onerror=alert(1)>"
+    done.tenants[0].name = "</script><b>-0"
+    text = page(done, "<i>about</i>")
+    own = words(text)
+    assert "<img" not in own
+    assert "<i>about" not in own
+    assert text.count("</script>") == 3
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", own)
+    assert "default-src 'none'" in own
+    assert plots(text)["latency"]["data"][0]["name"] == "</script><b>"
+
+
+def test_many_gpus_and_tenants_are_limited_and_the_page_says_what_it_left_out() -> None:
+    tenants, gpus = [], []
+    for index in range(12):
+        names = [f"kind{number}-{index}" for number in range(15)]
+        tenants += [record(name, f"GPU-{index}", [2.0, 3.0], busy_s=1) for name in names]
+        slices = [
+            (name, segment(1000 + 2 * turn, 1002 + 2 * turn)) for turn, name in enumerate(names)
+        ]
+        samples = [sample(at_s, **{name.replace("-", "_"): 1 for name in names}) for at_s in (1, 2)]
+        gpus.append(gpu(index, slices=slices, samples=samples))
+    done = outcome(*tenants, gpus=gpus)
+    text = page(done)
+    drawn, said = plots(text), words(text)
+    assert "8 of 15 kinds of tenants are shown" in said
+    assert "3 of 12 GPUs are shown" in said
+    assert "4 of 12 GPUs with tenants are shown: the fullest." in said
+    assert "8 of 12 GPUs are shown: the busiest." in said
+    assert "6 others share the last lane." in said
+    rows = {name for bar in drawn["slices-0"]["data"] for name in bar["y"]}
+    assert len(rows) == LANES_SHOWN
+    # Ten kinds, the driver, the others, and the line of all there is.
+    assert len(drawn["memory-0"]["data"]) == 13
+
+
+def test_health_has_a_lane_for_each_gpu_that_changed() -> None:
+    done = outcome(gpus=[gpu(0), gpu(1), gpu(2)])
+    done.changes = [
+        change(10, "Unhealthy", "GPU-1", "Xid 79"),
+        change(30, "Recovering", "GPU-1", "Xid 79"),
+        change(60, "Healthy", "GPU-1"),
+    ]
+    text = page(done)
+    healthy, recovering, unhealthy = plots(text)["health"]["data"]
+    assert (unhealthy["base"], unhealthy["x"]) == ([10], [20])
+    assert (recovering["base"], recovering["x"]) == ([30], [30])
+    assert (healthy["base"], healthy["x"]) == ([0, 60], [10, 40])
+    assert unhealthy["customdata"] == ["Xid 79"]
+    assert set(unhealthy["y"]) == {"GPU 1"}
+    assert "2 more GPUs were Healthy all the time." in words(text)
+
+
+def test_a_line_is_broken_where_the_gpu_did_not_answer() -> None:
+    samples = [sample(at_s) for at_s in (1, 2, 3, 60, 61, 61.5)]
+    (line,) = plots(page(outcome(gpus=[gpu(samples=samples)])))["temperature"]["data"]
+    assert line["y"] == [50, 50, 50, None, 50, 50, 50]
+    assert line["x"][3] == 4
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        outcome(gpus=[gpu(samples=[])]),
+        outcome(record("died-0", ended_s=0, ended="oom"), gpus=[gpu(samples=[sample(1)])]),
+        outcome(record("x-0", "gone", latency_ms=[1]), until_s=0.01),
+    ],
+)
+def test_a_run_with_next_to_nothing_has_a_page(done: Any) -> None:
+    text = page(done)
+    assert "NaN" not in json.dumps(plots(text))
+    assert "What came out" in text
+
+
+def test_kinds_beyond_the_colours_are_grey() -> None:
+    many = outcome(*(record(f"k{number}-0", busy_s=20 - number) for number in range(12)))
+    colours = Colours(report_of(many))
+    assert [colours.of(f"k{number}-7") for number in range(8)] == list(KIND_COLOURS)
+    assert colours.of("k8-0") == NEUTRAL
+    assert colours.legend()[-1] == (NEUTRAL, "other kinds")

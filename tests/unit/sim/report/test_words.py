@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from sim.report import in_words, report_of
+from sim.report.words import duration, listed, milliseconds, number, percent
+from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
+
+
+def test_who_suffered_from_whom_and_how_much() -> None:
+    done = outcome(
+        record("api-0", latency_ms=[10] * 99 + [40], work_ms=4, busy_s=8),
+        record("trainer-0", latency_ms=[300], work_ms=250, busy_s=80),
+        gpus=[gpu(active_ns=88 * 10**9, switching_ns=2 * 10**9, places={"GPU-0"})],
+    )
+    text = "\n".join(in_words(report_of(done)))
+    assert "For 100 s of model time 1 x NVIDIA Test" in text
+    assert "shared by 2 tenants (1 x trainer, 1 x api)" in text
+    assert "api suffered most: its requests took 2.6 times as long as alone on average" in text
+    assert "half took 10 ms or less and 1 in 100 took 10 ms or more, against 4 ms alone." in text
+    assert "It shared the GPU with trainer, which took 80 % of the time there." in text
+    assert "trainer took 1.2 times as long as alone" in text
+    assert "Switching between tenants took 2.2 % of the time with work." in text
+    assert "Memory never ran out, and no GPU failed." in text
+    assert "queue" not in text
+
+
+def test_a_queue_without_end_is_called_so() -> None:
+    done = outcome(record("asr-0", latency_ms=[6000.0] * 3, work_ms=20), until_s=100)
+    text = " ".join(in_words(report_of(done)))
+    assert "Its queue only grew" in text
+    assert "Nobody else used the GPU" in text
+
+
+def test_nobody_is_said_to_suffer_who_did_not() -> None:
+    text = " ".join(in_words(report_of(outcome(record("a-0", latency_ms=[1.01])))))
+    assert "Nobody was held up" in text
+    assert "suffered" not in text
+
+
+def test_faults_heat_and_memory_are_told() -> None:
+    hot = gpu(0, unhealthy_ns=400 * 10**9, samples=[sample(1)])
+    object.__setattr__(hot.samples[0], "clock_ppm", 600_000)
+    object.__setattr__(hot.samples[0], "temperature_c", 91.0)
+    done = outcome(record("a-0", ooms=3), gpus=[hot], until_s=7 * 86400)
+    done.changes = [change(1, "Unhealthy")]
+    done.xids = {95: 2}
+    done.unavailable_replica_ns = 9 * 3600 * 10**9
+    done.pods_created = 4
+    text = " ".join(in_words(report_of(done)))
+    assert "For 7 days" in text
+    assert "GPU 0 reached 91 °C and ran at 60 % of its clocks." in text
+    assert "Memory ran out 3 times. 2 Xids (2 x 95)." in text
+    assert "Not usable: GPU 0 for 6.7 minutes, together 9 replica-hours." in text
+    assert "Of 4 pods, 4 had none at the end." in text
+    assert "No request was finished." in text
+
+
+def test_a_node_without_tenants() -> None:
+    text = " ".join(in_words(report_of(outcome(gpus=[gpu(0), gpu(1)]))))
+    assert "2 x NVIDIA Test stood without tenants" in text
+    assert "suffered" not in text
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (duration(45), "45 s"),
+        (duration(600), "10 minutes"),
+        (duration(6 * 3600), "6 hours"),
+        (duration(7 * 86400), "7 days"),
+        (number(1234.4), "1,234"),
+        (number(0.042), "0.042"),
+        (percent(0.0), "0 %"),
+        (percent(0.0001), "less than 0.1 %"),
+        (percent(0.034), "3.4 %"),
+        (percent(0.5), "50 %"),
+        (milliseconds(12_345), "12.3 s"),
+        (listed(["a", "b", "c"]), "a, b and c"),
+        (listed(["a"]), "a"),
+    ],
+)
+def test_numbers_as_people_say_them(said: str, expected: str) -> None:
+    assert said == expected
