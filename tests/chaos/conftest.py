@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 _SHORTER = {
     "sim.kubelet.watcher.POLL_S": 0.05,
     "sim.kubelet.watcher.FIRST_RETRY_S": 0.1,
-    "gpuplugin.daemon.endpoint.POLL_S": 0.05,
-    "gpuplugin.daemon.endpoint.STREAM_GRACE_S": 0.5,
+    "sim.kubelet.pluginclient.DIAL_TIMEOUT_S": 1.0,
+    "gpuplugin.daemon.endpoint.POLL_S": 0.02,
+    "gpuplugin.daemon.endpoint.STREAM_GRACE_S": 0.4,
     "gpuplugin.daemon.control.POLL_S": 0.05,
     "gpuplugin.daemon.monitor._OPEN_DEADLINE_S": 0.5,
     "gpuplugin.daemon.monitor._CALL_DEADLINE_S": 0.5,
@@ -33,6 +34,6 @@ def short_deadlines() -> Iterator[None]:
         for module in ("monitor", "endpoint"):
             patch.setattr(
                 f"gpuplugin.daemon.{module}.Backoff",
-                lambda first_s, cap_s: Backoff(min(first_s / 10, 0.1), min(cap_s / 10, 0.3)),
+                lambda first_s, cap_s: Backoff(first_s / 20, min(cap_s / 10, 0.1)),
             )
         yield

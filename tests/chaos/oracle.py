@@ -62,6 +62,8 @@ class GpuModel:
     """The plugin was told of a fault that only a reset ends, and the hardware shows nothing."""
     perhaps_told: bool = False
     """The same, but the plugin may not have heard of it, or may take something for a reset."""
+    reset_unseen: bool = False
+    """It was reset, and perhaps not looked at since: a fault that comes now may count as ended."""
     contained: bool = False
     """The driver called a memory error contained: the next one may be taken for the same."""
 
@@ -85,6 +87,7 @@ class GpuModel:
     def reset(self) -> None:
         """A reset ends what only events tell, and what the driver asked for."""
         self.action_pending = self.told = self.perhaps_told = False
+        self.reset_unseen = True
 
 
 @dataclass(slots=True)
@@ -96,10 +99,8 @@ class Oracle:
     trouble: Trouble | None = None
     plugin_up: bool = True
     kubelet_up: bool = True
-    listed: bool = True
-    """The running plugin has listed GPUs at least once."""
     known: int = 0
-    """GPUs that it listed."""
+    """GPUs that the running plugin listed for certain."""
     ghost: bool = False
     """A plugin that ended while the driver hung left a call behind, which may take events."""
     passing: set[str] = field(default_factory=set)
@@ -121,7 +122,7 @@ class Oracle:
 
     def verdict(self, uuid: str) -> Verdict:
         """What the kubelet has to be told of a GPU now."""
-        if self.blind or not (self.plugin_up and self.listed):
+        if self.blind or not self.plugin_up:
             return Verdict.SICK
         return self.gpus[uuid].verdict
 
@@ -187,7 +188,9 @@ class Oracle:
 
     def replace(self, uuid: str, successor: str) -> None:
         """Another GPU takes its place; it stays listed, for ever Unhealthy."""
-        self.gpus[uuid].replaced = self.gpus[uuid].lost = True
+        gpu = self.gpus[uuid]
+        gpu.replaced = gpu.lost = True
+        gpu.reset_unseen = False
         self.gpus[successor] = GpuModel()
 
     def break_driver(self, trouble: Trouble) -> None:
@@ -201,6 +204,8 @@ class Oracle:
         """The driver works again; it was loaded anew unless only waiting for events failed."""
         if self.trouble in (Trouble.DOWN, Trouble.HANG):
             for gpu in self.gpus.values():
+                if gpu.replaced:
+                    continue
                 pending = gpu.action_pending and gpu.lost
                 gpu.reset()
                 gpu.action_pending = pending
@@ -209,7 +214,8 @@ class Oracle:
 
     def plugin_stopped(self) -> None:
         """A plugin that starts anew knows nothing of earlier events."""
-        self.plugin_up = self.listed = False
+        self.plugin_up = False
+        self.known = 0
         self.ghost = self.trouble is Trouble.HANG
         for gpu in self.gpus.values():
             gpu.told = gpu.contained = False
@@ -226,7 +232,6 @@ class Oracle:
         """The kubelet was told of everything."""
         self.passing.clear()
         if self.plugin_up and not self.blind:
-            self.listed = True
             self.known = len(self.gpus)
 
     def _passes(self, uuid: str) -> None:
@@ -237,7 +242,7 @@ class Oracle:
         """An event of a fault that asks for a reset: nobody hears it while nobody can wait."""
         if self.trouble in (Trouble.DOWN, Trouble.DEAF):
             return
-        if self.plugin_up and not self.ghost:
+        if self.plugin_up and not self.ghost and not gpu.reset_unseen:
             gpu.told = True
         else:
             gpu.perhaps_told = True

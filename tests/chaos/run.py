@@ -42,13 +42,13 @@ class Run:
 
     def let_rounds_pass(self, rounds: int) -> None:
         """Nothing happens until GPUs that can be probed were probed some more times."""
-        if not self.oracle.plugin_up or self.oracle.blind:
+        if self.oracle.blind:
             return
-        gpus = self.oracle.gpus
-        for index, uuid in enumerate(self.world.hardware.uuids):
-            if not gpus[uuid].hung:
-                self.world.hardware.wait_for_probes(index, rounds)
-                return
+        present = [self.oracle.gpus[uuid] for uuid in self.world.hardware.uuids]
+        answering = [index for index, gpu in enumerate(present) if not gpu.hung]
+        self.world.wait_for_probes(answering, rounds)
+        for index in answering:
+            present[index].reset_unseen = False
 
     def befall(self, index: int, kind: str) -> None:
         """Something befalls one GPU; what cannot happen to it as it is does not."""
@@ -163,8 +163,6 @@ class Run:
         for index, kind in inside:
             self.befall(index, kind)
         self.oracle.plugin_up = True
-        if not self.oracle.blind:
-            self.oracle.listed = True
         self._permit()
         self.world.start_plugin()
 
@@ -175,7 +173,11 @@ class Run:
         self.world.plugin.reload()
 
     def clear(self) -> None:
-        """A person clears all faults; in vain where the hardware shows one."""
+        """A person clears all faults; in vain where the hardware shows one.
+
+        A person is slow: what the hardware shows was seen by a probe since.
+        """
+        self.let_rounds_pass(0)
         self.oracle.clear()
         self._permit()
         self.world.clear_health()
@@ -198,8 +200,10 @@ class Run:
         except TimeoutError as error:
             raise AssertionError(f"{error}; {self._difference(kubelet.view())}") from None
         self.oracle.settled()
+        if any(gpu.reset_unseen for gpu in self.oracle.gpus.values()):
+            self.let_rounds_pass(0)
         kubelet.forbidden = self.oracle.uuids(Verdict.SICK)
-        assert kubelet.violations == []
+        assert not kubelet.violations, kubelet.violations
         well = [f"{uuid}::0" for uuid in self.oracle.uuids(Verdict.WELL)]
         if well:
             self.world.call_for(well)
@@ -263,9 +267,9 @@ class Run:
         oracle = self.oracle
         devices = node.devices.get(RESOURCE, {})
         expected = {f"{uuid}::{n}" for uuid in oracle.gpus for n in range(oracle.replicas)}
-        if oracle.listed and not oracle.blind and set(devices) != expected:
+        if oracle.plugin_up and not oracle.blind and set(devices) != expected:
             return f"{len(devices)} devices are listed and not {len(expected)}"
-        if oracle.listed and len(devices) < oracle.known * oracle.replicas:
+        if len(devices) < oracle.known * oracle.replicas:
             return f"{len(devices)} devices are left of {oracle.known * oracle.replicas}"
         unseen = oracle.passing - self.world.kubelet.sick_since(self._mark)
         if unseen:

@@ -149,6 +149,13 @@ class World:
         }
         return FollowingPlugin(self._file, flags, self.hardware.backend)
 
+    def wait_for_probes(self, gpus: Collection[int], rounds: int) -> None:
+        """As `Hardware.wait_for_probes`, for several GPUs at a time."""
+        probes = self.hardware.backend.probes
+        uuids = [self.hardware.uuids[index] for index in gpus]
+        wanted = {uuid: probes.get(uuid, 0) + rounds + 2 for uuid in uuids}
+        eventually(lambda: all(probes.get(uuid, 0) >= wanted[uuid] for uuid in uuids))
+
     # What befalls the sockets, the kubelet and the configuration
 
     def restart_kubelet(self) -> None:
@@ -198,7 +205,7 @@ class World:
         fresh = self._file.with_suffix(".new")
         fresh.write_text(
             f"sharing: {{timeSlicing: {{resources: [{{name: gpu, replicas: {replicas}}}]}}}}\n"
-            "health: {quietPeriod: 80ms, quietPeriodCap: 160ms}\n"
+            "health: {quietPeriod: 60ms, quietPeriodCap: 120ms}\n"
         )
         fresh.replace(self._file)
 
