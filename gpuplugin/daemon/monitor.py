@@ -30,7 +30,7 @@ from hal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.node import Node

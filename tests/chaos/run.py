@@ -54,26 +54,35 @@ class Run:
         """Something befalls one GPU; what cannot happen to it as it is does not."""
         hardware, oracle = self.world.hardware, self.oracle
         uuid = hardware.uuids[index]
-        if oracle.gpus[uuid].unplugged and kind not in ("replace", "plug"):
+        if oracle.gpus[uuid].unplugged and kind != "replace":
             return
-        name, _, code = kind.partition("-")
-        match name:
+        kind, _, detail = kind.partition("-")
+        match kind:
             case "xid":
-                oracle.xid(uuid, int(code))
-                hardware.xid(index, int(code))
+                oracle.xid(uuid, int(detail))
+                hardware.xid(index, int(detail))
             case "ecc":
-                uncorrectable = code == "uncorrectable"
+                uncorrectable = detail == "uncorrectable"
                 oracle.ecc(uuid, uncorrectable=uncorrectable)
                 hardware.ecc(index, uncorrectable=uncorrectable)
+            case "hiccup" if not oracle.gpus[uuid].hung:
+                oracle.hiccup(uuid)
+                hardware.hang(index, HICCUP_S)
+            case "replace" if len(oracle.gpus) < GPUS + MOST_REPLACEMENTS:
+                oracle.replace(uuid, hardware.replace(index))
+            case _:
+                self._befall_simply(index, uuid, kind)
+
+    def _befall_simply(self, index: int, uuid: str, kind: str) -> None:
+        """What needs no detail."""
+        hardware, oracle = self.world.hardware, self.oracle
+        match kind:
             case "lost":
                 oracle.lose(uuid)
                 hardware.lose(index)
             case "hang":
                 oracle.hang(uuid)
                 hardware.hang(index)
-            case "hiccup" if not oracle.gpus[uuid].hung:
-                oracle.hiccup(uuid)
-                hardware.hang(index, HICCUP_S)
             case "thermal":
                 oracle.overheat(uuid)
                 hardware.thermal_shutdown(index, OVERHEATED_FOR_S)
@@ -83,8 +92,6 @@ class Run:
             case "unplug":
                 oracle.unplug(uuid)
                 hardware.unplug(index)
-            case "replace" if len(oracle.gpus) < GPUS + MOST_REPLACEMENTS:
-                oracle.replace(uuid, hardware.replace(index))
 
     def all_report(self, code: int) -> None:
         """The same Xid on every GPU."""
