@@ -193,11 +193,12 @@ class Run:
 
     def before_step(self) -> None:
         """A driver is not left broken for ever."""
-        self._mark = self.world.kubelet.lists
         if self.oracle.trouble is not None:
             self._trouble_steps += 1
             if self._trouble_steps > STEPS_IN_TROUBLE:
                 self.mend_driver()
+                self.check()
+        self._mark = self.world.kubelet.lists
 
     def check(self) -> None:
         """Wait until the kubelet knows what it must; then see that calls for good GPUs work."""
