@@ -67,7 +67,8 @@ class Run:
                 hardware.ecc(index, uncorrectable=uncorrectable)
             case "hiccup" if not oracle.gpus[uuid].hung:
                 oracle.hiccup(uuid)
-                hardware.hang(index, HICCUP_S)
+                self.world.hiccup(index, HICCUP_S)
+                self.let_rounds_pass(0)
             case "replace" if len(oracle.gpus) < GPUS + MOST_REPLACEMENTS:
                 oracle.replace(uuid, hardware.replace(index))
             case _:
@@ -136,6 +137,7 @@ class Run:
                 hardware.driver_hang()
             case Trouble.DEAF:
                 hardware.break_watching()
+        self.world.wait_for_blindness()
 
     def mend_driver(self) -> None:
         """Whatever is wrong with the driver is over."""
@@ -208,6 +210,8 @@ class Run:
         except TimeoutError as error:
             raise AssertionError(f"{error}; {self._difference(kubelet.view())}") from None
         self.oracle.settled()
+        if not self.oracle.blind:
+            self.world.wait_for_deliveries()
         if any(gpu.reset_unseen for gpu in self.oracle.gpus.values()):
             self.let_rounds_pass(0)
         kubelet.forbidden = self.oracle.uuids(Verdict.SICK)

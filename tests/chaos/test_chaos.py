@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SEEDS = range(20)
-STEPS = 55
+STEPS = 52
 LEAST_STEPS = 1000
 TOLERATED_THREADS = 2
 TOLERATED_FILES = 6

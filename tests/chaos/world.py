@@ -156,6 +156,29 @@ class World:
         wanted = {uuid: probes.get(uuid, 0) + rounds + 2 for uuid in uuids}
         eventually(lambda: all(probes.get(uuid, 0) >= wanted[uuid] for uuid in uuids))
 
+    def wait_for_deliveries(self) -> None:
+        """Wait until the plugin has taken all events: a probe may have told of the fault sooner."""
+
+        def taken() -> bool:
+            with self.hardware.node.present() as node:
+                return not node.has_events
+
+        eventually(taken)
+
+    def wait_for_blindness(self) -> None:
+        """Wait until the plugin knows that it cannot watch: it is patient for a moment."""
+        eventually(lambda: not self.plugin.get("/ready").parts["monitor"]["ok"])
+
+    def hiccup(self, index: int, for_s: float) -> None:
+        """Let calls about a GPU not return for a while, and wait until they do."""
+        self.hardware.hang(index, for_s)
+
+        def over() -> bool:
+            with self.hardware.node.present() as node:
+                return not node.present[index].hangs(node.env.now)
+
+        eventually(over)
+
     # What befalls the sockets, the kubelet and the configuration
 
     def restart_kubelet(self) -> None:
