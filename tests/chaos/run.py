@@ -42,7 +42,7 @@ class Run:
 
     def let_rounds_pass(self, rounds: int) -> None:
         """Nothing happens until GPUs that can be probed were probed some more times."""
-        if self.oracle.blind:
+        if self.oracle.blind or not self.oracle.plugin_up:
             return
         present = [self.oracle.gpus[uuid] for uuid in self.world.hardware.uuids]
         answering = [index for index, gpu in enumerate(present) if not gpu.hung]
