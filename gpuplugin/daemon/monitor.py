@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from hal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.node import Node
@@ -87,6 +88,7 @@ class Monitor:
         self._on_open = on_open
         self._events_thread = HalThread("hal-events")
         self._query_thread = HalThread("hal-query")
+        self._events = _EventTap(backend)
         self._stuck: dict[str, HalThread] = {}
         self._opened_before = False
         self._look_now = asyncio.Event()
@@ -104,8 +106,9 @@ class Monitor:
             raise
         finally:
             await self._close()
-            self._events_thread.close()
-            self._query_thread.close()
+            for thread in (self._events_thread, self._query_thread, *self._stuck.values()):
+                thread.close()
+            self._stuck.clear()
 
     async def _run(self) -> None:
         backoff = Backoff(1.0, 30.0)
@@ -136,11 +139,8 @@ class Monitor:
             try:
                 await self._query_thread.call(_OPEN_DEADLINE_S, self._backend.open)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
-                events: Iterable[Event] = ()
                 if self._plan().watch_events:
-                    events = await self._events_thread.call(
-                        _CALL_DEADLINE_S, self._backend.wait_events, 0.0
-                    )
+                    await self._events_thread.call(_CALL_DEADLINE_S, self._events.wait_events, 0.0)
                 gpus, probes = await self._look()
             except HalError as error:
                 self._open_failed(error)
@@ -148,8 +148,7 @@ class Monitor:
                 continue
             self._opened_before = True
             self._on_open()
-            self._node.saw(gpus, probes)
-            self._node.happened(events)
+            self._node.saw(gpus, probes, self._events.taken())
             self._node.blinded("")
             await self._read_links()
             self._set_watching(len(gpus))
@@ -184,8 +183,8 @@ class Monitor:
                 patience.renew()
                 continue
             try:
-                events = await self._events_thread.call(
-                    _WAIT_S + plan.blind_after_s, self._backend.wait_events, _WAIT_S
+                await self._events_thread.call(
+                    _WAIT_S + plan.blind_after_s, self._events.wait_events, _WAIT_S
                 )
             except HalError as error:
                 left_s = patience.lose(error, plan.blind_after_s)
@@ -193,7 +192,7 @@ class Monitor:
                 continue
             patience.renew()
             backoff.reset()
-            if events:
+            if events := self._events.taken():
                 self._node.happened(events)
             if any(_calls_for_a_look(event) for event in events):
                 self._look_now.set()
@@ -271,7 +270,8 @@ class Monitor:
         stuck = self._stuck.get(uuid)
         if stuck is not None and stuck.hanging:
             raise HalHung(f"the last probe of GPU {uuid} still hangs in the driver")
-        self._stuck.pop(uuid, None)
+        if stuck is not None:
+            self._stuck.pop(uuid).close()
         try:
             return await self._query_thread.call(_PROBE_DEADLINE_S, self._backend.probe, uuid)
         except HalHung:
@@ -307,6 +307,26 @@ class Monitor:
             log.warning("the driver did not close in time", extra={"event": "close-timeout"})
         finally:
             closer.close()
+
+
+class _EventTap:
+    """Keeps events until they are asked for.
+
+    A call that was given up while the driver hung takes events all the same when it returns: they
+    wait here, and are not lost with its answer.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._taken: deque[Event] = deque()
+
+    def wait_events(self, timeout_s: float) -> None:
+        """In a thread: take what the driver reports within `timeout_s`."""
+        self._taken.extend(self._backend.wait_events(timeout_s))
+
+    def taken(self) -> tuple[Event, ...]:
+        """What was taken since the last call."""
+        return tuple(self._taken.popleft() for _ in range(len(self._taken)))
 
 
 class _Patience:

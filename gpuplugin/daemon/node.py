@@ -101,8 +101,14 @@ class Node:
         """The device plugin of each resource, by name."""
         return self._plugins
 
-    def saw(self, gpus: Iterable[Gpu], probes: Mapping[str, Probe]) -> None:
-        """The backend listed its GPUs and probed them: applied together, published once."""
+    def saw(
+        self, gpus: Iterable[Gpu], probes: Mapping[str, Probe], before: Iterable[Event] = ()
+    ) -> None:
+        """The backend listed its GPUs and probed them: applied together, published once.
+
+        `before` are events that nobody dealt with yet when the GPUs were probed: what the probes
+        show of a reset comes after them.
+        """
         found = {gpu.uuid: gpu for gpu in gpus}
         # A GPU that may be in use is never dropped: the kubelet would call it Healthy.
         missing = {
@@ -116,6 +122,7 @@ class Node:
         self._news.learn(listed)
         now_s, policy = time.monotonic(), self._plans.health
         board = self._board.with_gpus(listed.values(), now_s, policy)
+        board = self._with_events(board, before, now_s)
         for uuid, probe in probes.items():
             board = board.with_probe(uuid, probe, now_s, policy)
         self._set_board(board)
@@ -153,13 +160,17 @@ class Node:
 
     def happened(self, events: Iterable[Event]) -> None:
         """Events of one wait: applied together, published with those of the next moment."""
-        now_s, policy = time.monotonic(), self._plans.health
-        board = self._board
+        self._set_board(self._with_events(self._board, events, time.monotonic()))
+        self._publish_soon()
+
+    def _with_events(
+        self, board: HealthBoard, events: Iterable[Event], now_s: float
+    ) -> HealthBoard:
+        policy = self._plans.health
         for event in events:
             self._news.happened(event, policy)
             board = board.with_event(event, now_s, policy)
-        self._set_board(board)
-        self._publish_soon()
+        return board
 
     def clear(self, uuid: str) -> None:
         """A person says that the fault of a GPU or MIG device is over.

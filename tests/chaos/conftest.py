@@ -1,0 +1,39 @@
+"""Deadlines and pauses as short as the simulated node allows; nothing of the logic is changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.daemon.backoff import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHORTER = {
+    "sim.kubelet.watcher.POLL_S": 0.05,
+    "sim.kubelet.watcher.FIRST_RETRY_S": 0.1,
+    "sim.kubelet.pluginclient.DIAL_TIMEOUT_S": 1.0,
+    "gpuplugin.daemon.endpoint.POLL_S": 0.02,
+    "gpuplugin.daemon.endpoint.STREAM_GRACE_S": 0.4,
+    "gpuplugin.daemon.control.POLL_S": 0.05,
+    "gpuplugin.daemon.monitor._OPEN_DEADLINE_S": 0.5,
+    "gpuplugin.daemon.monitor._CALL_DEADLINE_S": 0.5,
+    "gpuplugin.daemon.monitor._PROBE_DEADLINE_S": 0.5,
+    "gpuplugin.daemon.monitor._CLOSE_DEADLINE_S": 0.5,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_deadlines() -> Iterator[None]:
+    """A hung call is given up after half a second, and what failed is soon tried again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _SHORTER.items():
+            patch.setattr(name, value)
+        for module in ("monitor", "endpoint"):
+            patch.setattr(
+                f"gpuplugin.daemon.{module}.Backoff",
+                lambda first_s, cap_s: Backoff(first_s / 20, min(cap_s / 10, 0.1)),
+            )
+        yield
