@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
-from gpuplugin.daemon.sockets import identity
+from gpuplugin.daemon.sockets import identity, remove_socket
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class ControlServer:
                 while identity(self._path) == made:  # noqa: ASYNC110 - a file tells nobody
                     await asyncio.sleep(POLL_S)
         finally:
-            self._path.unlink(missing_ok=True)
+            # Raises nothing: an error would take the place of the cancellation of this task.
+            remove_socket(self._path)
 
     def _complain(self, error: OSError) -> None:
         if self._problem != str(error):

@@ -44,6 +44,8 @@ async def supervise(
             if isinstance(error, ExceptionGroup) and error.subgroup(Fatal) is not None:
                 raise
             log.exception("task failed", extra={"event": "task-failed", "task": name})
+            if _is_cancelled():  # the failure took the place of the cancellation
+                raise asyncio.CancelledError from error
             reason = f"{type(error).__name__}: {error}"
         if time.monotonic() - started_s > _STABLE_AFTER_S:
             backoff.reset()
@@ -52,3 +54,8 @@ async def supervise(
         vitals.set(f"task:{name}", f"restarting in {delay_s:g} s: {reason}", ok=False)
         await asyncio.sleep(delay_s)
         vitals.remove(f"task:{name}")
+
+
+def _is_cancelled() -> bool:
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0

@@ -18,6 +18,7 @@ import pytest
 
 from gpuplugin.daemon import app
 from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.kubelet.engine_grpcio import GrpcioEngine, GrpcioServer
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
@@ -133,7 +134,7 @@ def test_it_stops_when_its_folder_became_a_file(
 ) -> None:
     """What cannot be tidied up must not keep the daemon from ending."""
     plugin = start_plugin(hardware.backend, "none")
-    eventually(plugin.sockets)
+    eventually(lambda: plugin.sockets() and (plugin.folder / SOCKET_NAME).exists())
     shutil.rmtree(plugin.folder)
     plugin.folder.touch()
     plugin.stop()
