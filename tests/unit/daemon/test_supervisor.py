@@ -133,3 +133,28 @@ def test_cancelling_ends_it(vitals: Vitals) -> None:
             await running
 
     asyncio.run(main())
+
+
+def test_a_failure_while_it_is_cancelled_does_not_start_it_again(
+    vitals: Vitals, pauses: Pauses
+) -> None:
+    """What fails while it tidies up puts its error in the place of the cancellation."""
+
+    async def main() -> None:
+        started = asyncio.Event()
+
+        async def task() -> None:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise OSError("cannot tidy up")
+
+        running = asyncio.create_task(supervise("watch", task, vitals, Metrics()))
+        await started.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert pauses.delays == []
