@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test lint format bench docs proto install clean
+.PHONY: demo test test-slow lint format bench docs proto install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
 
-test: $(VENV)/.dev ## Run all tests
-	$(BIN)/pytest
+test: $(VENV)/.dev ## Run the tests, on two cores
+	$(BIN)/pytest $(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtual time
+	$(BIN)/pytest $(PYTEST) -m slow
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

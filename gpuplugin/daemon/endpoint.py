@@ -241,12 +241,8 @@ class Endpoint:
 
     async def _register(self, path: Path) -> bool:
         try:
-            await asyncio.to_thread(
-                register,
-                self._around.dirs.kubelet_socket,
-                path.name,
-                self._resource,
-                REGISTER_TIMEOUT_S,
+            await register(
+                self._around.dirs.kubelet_socket, path.name, self._resource, REGISTER_TIMEOUT_S
             )
         except RegistrationFailed as error:
             self._registered(accepted=False, error=str(error))

@@ -36,7 +36,7 @@ async def supervise(
     while True:
         started_s = time.monotonic()
         try:
-            await task()
+            await _alone(task, name)
             reason = "it ended"
         except Fatal:
             raise
@@ -44,8 +44,6 @@ async def supervise(
             if isinstance(error, ExceptionGroup) and error.subgroup(Fatal) is not None:
                 raise
             log.exception("task failed", extra={"event": "task-failed", "task": name})
-            if _is_cancelled():  # the failure took the place of the cancellation
-                raise asyncio.CancelledError from error
             reason = f"{type(error).__name__}: {error}"
         if time.monotonic() - started_s > _STABLE_AFTER_S:
             backoff.reset()
@@ -56,6 +54,17 @@ async def supervise(
         vitals.remove(f"task:{name}")
 
 
-def _is_cancelled() -> bool:
-    current = asyncio.current_task()
-    return current is not None and current.cancelling() > 0
+async def _alone(task: Callable[[], Awaitable[None]], name: str) -> None:
+    """Run `task` so that a failure while it tidies up cannot take the place of a cancellation."""
+    running = asyncio.ensure_future(task())
+    try:
+        await asyncio.wait({running})
+    except asyncio.CancelledError:
+        running.cancel()
+        await asyncio.wait({running})
+        if not running.cancelled() and (error := running.exception()) is not None:
+            log.warning(
+                "%s ended with: %s", name, error, extra={"event": "task-untidy", "task": name}
+            )
+        raise
+    await running

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,8 +22,10 @@ class RegistrationFailed(Exception):
     """The kubelet did not accept the plugin, or could not be reached."""
 
 
-def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s: float) -> None:
-    """Tell the kubelet that `endpoint`, a socket name in its folder, serves `resource`. Blocks.
+async def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s: float) -> None:
+    """Tell the kubelet that `endpoint`, a socket name in its folder, serves `resource`.
+
+    The kubelet answers only after it has called the endpoint. A cancellation ends the call at once.
 
     Raises:
         RegistrationFailed: with the kubelet's words, or why the socket could not be used.
@@ -33,15 +37,26 @@ def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s: floa
         call = channel.unary_unary(
             METHOD, pb.RegisterRequest.SerializeToString, pb.Empty.FromString
         )
-        try:
-            call(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            reason = _reason(error)
-            text = f"Register of {resource} on {kubelet_socket} failed: {reason}"
+        answer = call.future(request, timeout=timeout_s)
+        await _done(answer)
+        if (error := answer.exception()) is not None:
+            text = f"Register of {resource} on {kubelet_socket} failed: {_reason(error)}"
             raise RegistrationFailed(text) from error
 
 
-def _reason(error: Exception) -> str:
+async def _done(answer: grpc.Future[pb.Empty]) -> None:
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def tell(_answer: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(done.set)
+
+    answer.add_done_callback(tell)
+    await done.wait()
+
+
+def _reason(error: BaseException) -> str:
     """The status of a call: grpcio raises errors that are calls at the same time."""
     if isinstance(error, grpc.Call):
         return f"{error.code().name}: {error.details()}"

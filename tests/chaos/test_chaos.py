@@ -31,6 +31,8 @@ from tests.component.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(20)
 STEPS = 52
 LEAST_STEPS = 1000

@@ -362,17 +362,34 @@ def test_a_kubelet_that_never_connects_makes_no_ready_plugin(
         assert plugin.get("/ready").status == 503
 
 
-class RegistrationOnly:
-    """A kubelet that accepts Register and never comes."""
+def test_a_plugin_stops_though_the_kubelet_never_answers_its_register(
+    kubelet_dir: Path, hardware: Hardware, start_plugin: StartPlugin
+) -> None:
+    """As a kubelet does that still dials the plugin, which is gone."""
+    with RegistrationOnly(kubelet_dir, answers=False) as kubelet:
+        plugin = start_plugin(hardware.backend, "classic")
+        assert kubelet.registered.wait(DEADLINE_S)
+        plugin.stop()
+        assert kubelet.hung_up.wait(DEADLINE_S)
+    assert plugin.failure is None
 
-    def __init__(self, kubelet_dir: Path) -> None:
+
+class RegistrationOnly:
+    """A kubelet that accepts Register, or never answers it, and never comes."""
+
+    def __init__(self, kubelet_dir: Path, *, answers: bool = True) -> None:
         self.registered = threading.Event()
+        self.hung_up = threading.Event()
+        self._answers = answers
         self._socket = kubelet_dir / "device-plugins" / "kubelet.sock"
         self._server = grpc.server(ThreadPoolExecutor(2))
 
     def __enter__(self) -> Self:
-        def register(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        def register(_request: bytes, context: grpc.ServicerContext) -> bytes:
+            context.add_callback(self.hung_up.set)
             self.registered.set()
+            if not self._answers:
+                self.hung_up.wait(DEADLINE_S)
             return b""
 
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +18,16 @@ from gpuplugin.daemon.sockets import (
     remove_socket,
 )
 from gpuplugin.kubelet.rpc import SocketError, check_socket_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short name, for the paths of sockets have a limit."""
+    with TemporaryDirectory(prefix="gp") as folder:
+        yield Path(folder)
 
 
 def bind(path: Path) -> None:
