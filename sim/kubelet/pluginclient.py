@@ -49,17 +49,18 @@ class PluginClient:
         self._record = record
         # The kubelet keeps gRPC's default receive limit of 4 MiB; so does this channel.
         self._channel = grpc.insecure_channel(grpc_target(socket))
+        self._ready = grpc.channel_ready_future(self._channel)
         self._closed = False
 
     def dial(self) -> None:
         """Wait until the plugin answers.
 
         Raises:
-            CallFailed: it does not within ten seconds.
+            CallFailed: it does not within ten seconds, or the connection was closed meanwhile.
         """
         try:
-            grpc.channel_ready_future(self._channel).result(DIAL_TIMEOUT_S)
-        except grpc.FutureTimeoutError:
+            self._ready.result(DIAL_TIMEOUT_S)
+        except (grpc.FutureTimeoutError, grpc.FutureCancelledError):
             self.close()
             raise CallFailed(f"failed to dial device plugin with {self.socket}") from None
 
@@ -140,6 +141,7 @@ class PluginClient:
         """Disconnect; the stream ends. Safe to call twice."""
         if not self._closed:
             self._closed = True
+            self._ready.cancel()
             self._channel.close()
 
     def _call(
