@@ -67,13 +67,15 @@ class ControlServer:
         """Serve until the socket is no longer there."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
+        # Nobody is listened to yet: a cancellation while it begins would lose the socket.
         server = await asyncio.start_unix_server(
-            self._answer_one, self._path, limit=_LINE_LIMIT_BYTES
+            self._answer_one, self._path, limit=_LINE_LIMIT_BYTES, start_serving=False
         )
         try:
-            self._path.chmod(0o600)
-            made = identity(self._path)
             async with server:
+                self._path.chmod(0o600)
+                made = identity(self._path)
+                await server.start_serving()
                 while identity(self._path) == made:  # noqa: ASYNC110 - a file tells nobody
                     await asyncio.sleep(POLL_S)
         finally:

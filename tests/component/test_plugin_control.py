@@ -42,8 +42,13 @@ def plugin(kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin) -> P
 def control(plugin: PluginProcess) -> Path:
     """The daemon's socket, once it is there and listens."""
     path = plugin.folder / SOCKET_NAME
-    eventually(lambda: path.exists() and path.stat().st_mode & 0o777 == 0o600)
+    eventually(lambda: listens(path) and path.stat().st_mode & 0o777 == 0o600)
     return path
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def command(plugin: PluginProcess, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,35 @@
+"""How the control server begins and ends; what it answers is tested on a whole plugin."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+import pytest
+
+from gpuplugin.daemon.control import SOCKET_NAME, ControlServer
+from gpuplugin.daemon.node import Node
+
+NO_NODE = cast("Node", None)
+"""Nobody asks anything here."""
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_cancelled_at_any_moment_it_leaves_no_socket(turns: int) -> None:
+    """An open one would be reported as this test's warning, and warnings are errors."""
+
+    async def main(folder: Path) -> None:
+        task = asyncio.create_task(ControlServer(folder, NO_NODE).run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with TemporaryDirectory(prefix="gp") as name:
+        asyncio.run(main(Path(name)))
+        gc.collect()
+        assert not (Path(name) / SOCKET_NAME).exists()
