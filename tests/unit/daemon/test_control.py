@@ -6,12 +6,14 @@ import asyncio
 import gc
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from gpuplugin.daemon.control import SOCKET_NAME, ControlServer
-from gpuplugin.daemon.node import Node
+
+if TYPE_CHECKING:
+    from gpuplugin.daemon.node import Node
 
 NO_NODE = cast("Node", None)
 """Nobody asks anything here."""
