@@ -8,7 +8,7 @@ import uuid as uuids
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hal import Gpu
+from hal import ComputeMode, Gpu
 from sim.partition import partitioned
 from sim.profiles import load_profile
 
@@ -43,6 +43,7 @@ class Identities:
                     product=profile.product,
                     memory_bytes=profile.memory_bytes,
                     compute_capability=profile.compute_capability,
+                    compute_mode=ComputeMode.DEFAULT,
                 )
                 yield self.partitioned(gpu, group.mig, profile), profile
                 index += 1

@@ -241,6 +241,10 @@ class NvmlApi(Protocol):
         """The CUDA compute capability, major and minor."""
         ...
 
+    def compute_mode(self, device: Handle) -> int:
+        """NVML's number of the compute mode."""
+        ...
+
     def mig_mode(self, device: Handle) -> bool:
         """Whether MIG is in force now."""
         ...

@@ -147,6 +147,10 @@ class _PynvmlApi:
         return int(major), int(minor)
 
     @_translated
+    def compute_mode(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetComputeMode(_device(device)))
+
+    @_translated
     def mig_mode(self, device: Handle) -> bool:
         return bool(pynvml.nvmlDeviceGetMigMode(_device(device))[0])
 

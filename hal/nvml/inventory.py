@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from hal.errors import UnknownGpu
 from hal.nvml.api import Code, Handle, NvmlError, hal_error
 from hal.nvml.migminors import mig_device_nodes, read_mig_minors
-from hal.types import Gpu, GpuState, MigDevice
+from hal.types import ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +33,13 @@ _MIB: Final = 1024**2
 _GIB: Final = 1024**3
 
 _NOT_FOR_COMPUTE: Final = frozenset({"DGX Display", "NVIDIA DGX Display"})
+_COMPUTE_MODES: Final = {
+    0: ComputeMode.DEFAULT,
+    # Exclusive to a thread: gone since CUDA 8, and as exclusive to other processes.
+    1: ComputeMode.EXCLUSIVE_PROCESS,
+    2: ComputeMode.PROHIBITED,
+    3: ComputeMode.EXCLUSIVE_PROCESS,
+}
 _BUS_ID: Final = re.compile(
     r"(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})\.(?P<function>[0-7])",
     re.IGNORECASE,
@@ -226,6 +233,7 @@ class Inventory:
         mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
         mig_devices = self._mig_devices(api, handle, uuid, memory) if mig_enabled else ()
         minors = read_mig_minors(self._procfs_root) if mig_devices else {}
+        mode = optional(lambda: api.compute_mode(handle), None)
         return Gpu(
             uuid=uuid,
             index=index,
@@ -245,6 +253,7 @@ class Inventory:
                 )
                 for mig in mig_devices
             ),
+            compute_mode=None if mode is None else _COMPUTE_MODES.get(mode),
         )
 
     def _mig_devices(

@@ -53,6 +53,7 @@ class FakeGpu:
     bus_id: str = "00000000:07:00.0"
     memory: Memory = _MEMORY
     compute_capability: tuple[int, int] = (9, 0)
+    compute_mode: int | None = 0
     mig_mode: bool = False
     migs: dict[int, FakeMig] = field(default_factory=dict)
     event_types: int = EventType.XID | EventType.SINGLE_BIT_ECC | EventType.DOUBLE_BIT_ECC | 0x10
@@ -177,6 +178,12 @@ class FakeNvml:
 
     def compute_capability(self, device: Handle) -> tuple[int, int]:
         return self._gpu("compute_capability", device).compute_capability
+
+    def compute_mode(self, device: Handle) -> int:
+        mode = self._gpu("compute_mode", device).compute_mode
+        if mode is None:
+            raise NvmlError(Code.FUNCTION_NOT_FOUND, "compute_mode")
+        return mode
 
     def mig_mode(self, device: Handle) -> bool:
         return self._gpu("mig_mode", device).mig_mode

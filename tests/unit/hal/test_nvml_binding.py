@@ -93,6 +93,7 @@ def number(value: Any) -> int:
     ("name", "call", "value"),
     [
         ("nvmlDeviceGetMinorNumber", lambda api: api.minor(GPU), 3),
+        ("nvmlDeviceGetComputeMode", lambda api: api.compute_mode(GPU), 3),
         ("nvmlDeviceGetMaxMigDeviceCount", lambda api: api.max_mig_devices(GPU), 7),
         ("nvmlDeviceGetGpuInstanceId", lambda api: api.gpu_instance(GPU), 9),
         ("nvmlDeviceGetComputeInstanceId", lambda api: api.compute_instance(GPU), 1),

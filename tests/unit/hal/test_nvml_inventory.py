@@ -10,7 +10,7 @@ from hal.errors import DriverNotFound, DriverUnavailable, HalError, UnknownGpu
 from hal.nvml.api import Code, Memory, MigAttributes
 from hal.nvml.backend import NvmlBackend
 from hal.nvml.inventory import canonical_bus_id, mig_profile, sysfs_bus_id
-from hal.types import Gpu, GpuState, MigDevice
+from hal.types import ComputeMode, Gpu, GpuState, MigDevice
 from tests.unit.hal.fake_nvml import GIB, FakeGpu, FakeMig, FakeNvml
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def test_gpus_come_in_order_with_all_their_fields(tmp_path: Path) -> None:
         product="NVIDIA H100 80GB HBM3",
         memory_bytes=80 * GIB,
         compute_capability=(9, 0),
+        compute_mode=ComputeMode.DEFAULT,
     )
     assert (second.index, second.product, second.memory_bytes) == (1, "Tesla T4", 15 * GIB)
     assert second.compute_capability == (7, 5)
@@ -102,6 +103,22 @@ def test_what_a_gpu_does_not_support_is_left_out(tmp_path: Path) -> None:
     (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
     assert (listed.minor, listed.compute_capability, listed.memory_bytes) == (None, None, 0)
     assert listed.state is GpuState.OK
+
+
+@pytest.mark.parametrize(
+    ("number", "mode"),
+    [
+        (0, ComputeMode.DEFAULT),
+        (1, ComputeMode.EXCLUSIVE_PROCESS),
+        (2, ComputeMode.PROHIBITED),
+        (3, ComputeMode.EXCLUSIVE_PROCESS),
+        (4, None),
+        (None, None),
+    ],
+)
+def test_the_compute_mode(tmp_path: Path, number: int | None, mode: ComputeMode | None) -> None:
+    (listed,) = opened(FakeNvml(FakeGpu("GPU-a", compute_mode=number)), tmp_path).gpus()
+    assert listed.compute_mode is mode
 
 
 @pytest.mark.parametrize("name", ["DGX Display", "NVIDIA DGX Display"])
