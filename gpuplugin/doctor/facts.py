@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpuplugin.config.schema import Settings
     from hal import Gpu, Probe
 
+
 @dataclass(frozen=True, slots=True)
 class Library:
     """A file named libnvidia-ml.so.1; `problem` is why it is none that could be loaded."""
@@ -240,7 +241,6 @@ class RuntimeFacts:
     """Container runtimes and CDI."""
 
     configs: tuple[RuntimeConfig, ...] = ()
-    looked_at: tuple[str, ...] = ()
     toolkit: ToolkitConfig | None = None
     cdi_folder: FileFact | None = None
     specs: tuple[CdiSpec, ...] = ()

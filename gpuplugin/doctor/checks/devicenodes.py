@@ -24,6 +24,8 @@ def device_nodes(facts: Facts) -> Verdict:
         return skipped(SIMULATED)
     if facts.driver.wsl:
         return skipped("WSL has /dev/dxg for all GPUs")
+    if facts.driver.pci == ():
+        return skipped("there is no GPU")
     modules = facts.driver.modules
     if modules is not None and "nvidia" not in modules:
         return skipped("the kernel module nvidia is not loaded")

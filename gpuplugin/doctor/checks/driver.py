@@ -208,7 +208,8 @@ def driver_versions(facts: Facts) -> Verdict:
 
 
 _CURES = {
-    Failure.NOT_FOUND: "See the check nvml-library",
+    Failure.NOT_FOUND: "See the check nvml-library; the plugin tries again by itself, and is not "
+    "ready until then",
     Failure.UNAVAILABLE: "Check 'lsmod | grep nvidia' and 'dmesg | grep -i nvrm'; the plugin tries "
     "again by itself, and is not ready until then",
     Failure.HUNG: "Look for a stuck driver in 'dmesg'. Drain the node; a GPU that hangs often "
@@ -224,8 +225,11 @@ def driver_answers(facts: Facts) -> Verdict:
         patience = ""
         if facts.settings.flags.fail_on_init_error and hardware.failure is not Failure.HUNG:
             patience = ". With fail-on-init-error the plugin ends instead of trying again"
-        do = hardware.remedy or _CURES[hardware.failure]
-        return Verdict(hardware.failure.value, (fail(hardware.cause, "NVML", f"{do}{patience}"),))
+        told_elsewhere = hardware.failure is Failure.NOT_FOUND
+        do = "" if told_elsewhere else hardware.remedy
+        what = hardware.failure.value if told_elsewhere else hardware.cause
+        problem = fail(what, "NVML", f"{do or _CURES[hardware.failure]}{patience}")
+        return Verdict(hardware.failure.value, (problem,))
     if not hardware.gpus:
         return found(
             [

@@ -27,8 +27,7 @@ def runtime(facts: Facts) -> Verdict:
     if problems:
         return found(problems, "")
     if not runtimes.configs:
-        looked_at = ", ".join(runtimes.looked_at)
-        return skipped(f"no configuration of a runtime is seen from here: {looked_at}")
+        return skipped("no configuration of containerd or CRI-O is seen from here (--root)")
     for config in runtimes.configs:
         problems += _of_runtime(facts, config)
     handlers = sorted({name for config in runtimes.configs for name in _nvidia(config)})

@@ -39,7 +39,6 @@ def look_at_runtime(host: HostRoot, cdi_folder: str) -> RuntimeFacts:
     places = {host.at(folder): folder for folder in reversed(folders)}
     return RuntimeFacts(
         configs=tuple(configs),
-        looked_at=(*CONTAINERD, CRIO),
         toolkit=_toolkit(host),
         cdi_folder=host.fact(cdi_folder),
         specs=tuple(spec for folder in sorted(places.values()) for spec in _specs(host, folder)),
@@ -48,6 +47,8 @@ def look_at_runtime(host: HostRoot, cdi_folder: str) -> RuntimeFacts:
 
 def _containerd(host: HostRoot) -> Iterator[RuntimeConfig]:
     for path in host.existing(CONTAINERD):
+        if "cri" in _words(_toml(host.text(path))[0], "disabled_plugins"):
+            continue  # Docker's own: it serves no kubelet
         # k3s, RKE2 and MicroK8s have no parts; those of others stand beside the file.
         parts = [
             part
