@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from hal.errors import UnknownGpu
-from hal.nvml.api import Code, Handle, NvmlError, hal_error
+from hal.nvml.api import Code, Handle, NvmlError
+from hal.nvml.failures import hal_error
 from hal.nvml.migminors import mig_device_nodes, read_mig_minors
 from hal.types import ComputeMode, Gpu, GpuState, MigDevice
 
@@ -84,6 +85,11 @@ def canonical_bus_id(text: str) -> str:
     return f"{domain:08X}:{match['bus']}:{match['device']}.{match['function']}".upper()
 
 
+def is_bus_id(text: str) -> bool:
+    """True if it is a PCI address."""
+    return _BUS_ID.fullmatch(text) is not None
+
+
 def sysfs_bus_id(bus_id: str) -> str:
     """The kernel's spelling of a canonical bus id, `0000:07:00.0`."""
     domain, rest = bus_id.lower().split(":", 1)
@@ -92,7 +98,7 @@ def sysfs_bus_id(bus_id: str) -> str:
 
 def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int | None:
     """The NUMA node of a PCI device; None where the platform names none, or no sensible one."""
-    if _BUS_ID.fullmatch(bus_id) is None:
+    if not is_bus_id(bus_id):
         return None
     path = sysfs_root / "bus" / "pci" / "devices" / sysfs_bus_id(bus_id) / "numa_node"
     try:
@@ -226,7 +232,8 @@ class Inventory:
         if name in _NOT_FOR_COMPUTE:
             return None
         uuid = api.uuid(handle)
-        bus_id = canonical_bus_id(api.pci_bus_id(handle))
+        # A GPU that is part of the processor's chip may be on no bus.
+        bus_id = canonical_bus_id(supported(lambda: api.pci_bus_id(handle), ""))
         # Chips that share the host's memory have none of their own to report.
         memory = supported(lambda: api.memory(handle).total, 0)
         minor = supported(lambda: api.minor(handle), None)
@@ -266,6 +273,9 @@ class Inventory:
             except NvmlError as err:
                 if err.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
                     continue
+                if err.is_unsupported:
+                    self._warn_once(f"MIG devices of GPU {uuid} cannot be listed: {err}")
+                    break
                 raise
             try:
                 devices.append(_read_mig(api, mig, index, gpu_bytes))
@@ -295,18 +305,27 @@ class Inventory:
 
 def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevice:
     name = optional(lambda: api.name(mig), "")
-    attributes = api.mig_attributes(mig)
-    return MigDevice(
-        uuid=api.uuid(mig),
-        index=index,
-        gpu_instance=api.gpu_instance(mig),
-        compute_instance=api.compute_instance(mig),
-        profile=mig_profile(
+    match = _MIG_PROFILE.search(name)
+    try:
+        attributes = api.mig_attributes(mig)
+    except NvmlError as err:
+        if match is None or not err.is_unsupported:
+            raise
+        profile, memory_bytes = match["profile"], supported(lambda: api.memory(mig).total, 0)
+    else:
+        profile = mig_profile(
             name,
             attributes.gpu_slices,
             attributes.compute_slices,
             attributes.memory_mib,
             gpu_bytes,
-        ),
-        memory_bytes=attributes.memory_mib * _MIB,
+        )
+        memory_bytes = attributes.memory_mib * _MIB
+    return MigDevice(
+        uuid=api.uuid(mig),
+        index=index,
+        gpu_instance=api.gpu_instance(mig),
+        compute_instance=api.compute_instance(mig),
+        profile=profile,
+        memory_bytes=memory_bytes,
     )
