@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(clear, sections=(), names=("--kubelet-dir",))
 
     _add_doctor(commands)
+    _add_record(commands)
 
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
     demo.set_defaults(module="demo", function="demo")
@@ -126,6 +127,23 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="how long the driver may take to answer (default 10)",
     )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    record = commands.add_parser("record", help="write this node's GPUs and load as a scenario")
+    record.set_defaults(module="record", function="record")
+    add_options(record, sections=("flags",), names=_DEVICES_NAMES)
+    record.add_argument(
+        "--for", dest="length", default="10s", metavar="DURATION", help="how long (default 10s)"
+    )
+    record.add_argument(
+        "--interval", default="1s", metavar="DURATION", help="between two looks (default 1s)"
+    )
+    record.add_argument(
+        "--scrub", action="store_true", help="leave out what identifies hardware and programs"
+    )
+    record.add_argument("--name", default="recorded", help="of the scenario (default recorded)")
+    record.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
 
 
 def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
