@@ -116,7 +116,7 @@ def test_the_bus_the_modules_and_their_version(host: Host) -> None:
         PciGpu("0000:08:00.0", "0300", "nouveau"),
         PciGpu("0000:0a:00.0", "0302", ""),
     )
-    assert facts.modules == {"nvidia", "nvidia_uvm"}
+    assert facts.modules == frozenset({"nvidia", "nvidia_uvm"})
     assert facts.module_version == "580.105.08"
 
 
