@@ -139,6 +139,7 @@ class KubeletFacts:
 
     `elsewhere` are other folders with a kubelet's socket, `told_root` is what a running kubelet
     was told with --root-dir. `registered` counts devices by resource in the kubelet's checkpoint.
+    `hidden` tells that the folder is there, and whoever asks may not look into it.
     """
 
     root: str = "/var/lib/kubelet"
@@ -146,6 +147,7 @@ class KubeletFacts:
     device_plugins: FileFact | None = None
     registry: FileFact | None = None
     own_folder: FileFact | None = None
+    hidden: bool = False
     socket: SocketFact = SocketFact("", SocketState.MISSING)
     elsewhere: tuple[str, ...] = ()
     told_root: str = ""

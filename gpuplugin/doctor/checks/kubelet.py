@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpuplugin.doctor.verdict import Problem
 
 _WRITE_AND_ENTER = 3
+_HIDDEN = "the kubelet's folder may not be looked into: run the doctor as root"
 
 
 def kubelet_folder(facts: Facts) -> Verdict:
@@ -37,7 +38,7 @@ def kubelet_folder(facts: Facts) -> Verdict:
             [fail(f"no kubelet folder at {kubelet.root}{seen}", kubelet.root, hint)],
             "",
         )
-    if kubelet.elsewhere and kubelet.socket.state is SocketState.MISSING:
+    if kubelet.elsewhere and kubelet.socket.state is SocketState.MISSING and not kubelet.hidden:
         other = kubelet.elsewhere[0]
         return found(
             [
@@ -61,6 +62,8 @@ def kubelet_socket(facts: Facts) -> Verdict:
     match socket.state:
         case SocketState.ANSWERS:
             return well(f"{socket.path} answers")
+        case SocketState.MISSING | SocketState.DENIED if kubelet.hidden:
+            return skipped(_HIDDEN)
         case SocketState.MISSING if kubelet.device_plugins is None and not classic:
             return skipped(f"{socket.path} is not seen from here, and the watcher needs none")
         case SocketState.DENIED if not classic:
@@ -90,6 +93,8 @@ def plugin_folder(facts: Facts) -> Verdict:
     way = facts.settings.daemon.way_of_registration
     if kubelet.folder is None:
         return skipped("there is no kubelet folder")
+    if kubelet.hidden and (kubelet.own_folder is None or way == "classic"):
+        return skipped(_HIDDEN)
     if way == "classic":
         return _writable(
             kubelet.device_plugins,
@@ -133,6 +138,8 @@ def _writable(folder: FileFact | None, path: str, uid: int, do: str) -> Verdict:
 
 def stale_sockets(facts: Facts) -> Verdict:
     """No sockets are left of a plugin that is gone."""
+    if facts.kubelet.hidden and not facts.kubelet.own_sockets:
+        return skipped(_HIDDEN)
     dead = [one for one in facts.kubelet.own_sockets if one.state is SocketState.REFUSED]
     problems = [
         warn(

@@ -24,6 +24,8 @@ def plugin_runs(facts: Facts) -> Verdict:
         return found(
             [warn("a plugin serves the kubelet, but cannot be asked", plugin.problem, do)], ""
         )
+    if facts.kubelet.hidden:
+        return skipped("no plugin answers, and the kubelet's folder is hidden: run it as root")
     classes = sorted({gpu.pci_class for gpu in facts.driver.pci or ()})
     if not classes:
         return found(

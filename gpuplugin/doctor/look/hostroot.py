@@ -82,6 +82,10 @@ class HostRoot:
             device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if is_node else None,
         )
 
+    def hides(self, folder: str) -> bool:
+        """True if there is such a folder and this user may not look into it."""
+        return self.exists(folder) and not os.access(self.at(folder), os.X_OK)
+
     def names(self, folder: str, pattern: str = "*") -> tuple[str, ...]:
         """Paths in a folder that match, by name; none if it cannot be listed."""
         try:

@@ -43,6 +43,7 @@ def look_at_kubelet(host: HostRoot, root: str, other_socket: str | None) -> Kube
         device_plugins=host.fact(plugins),
         registry=host.fact(registry),
         own_folder=host.fact(own_folder),
+        hidden=any(host.hides(one) for one in (root, plugins, registry)),
         socket=socket,
         elsewhere=tuple(
             one

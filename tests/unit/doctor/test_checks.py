@@ -607,6 +607,23 @@ def test_a_check_leaves_alone_what_is_no_fault(check: str, spoil: Callable[[Fact
     assert verdict(check, spoil(well())).problems == ()
 
 
+def test_what_only_root_may_see_is_skipped_not_failed() -> None:
+    facts = kubelet(
+        hidden=True,
+        own_folder=None,
+        registry=None,
+        device_plugins=None,
+        socket=SocketFact("/x", SocketState.MISSING),
+        own_sockets=(),
+        registered=None,
+    )(replace(well(), plugin=NO_PLUGIN))
+    findings = {one.check: one.verdict for one in diagnose(facts, CHECKS)}
+    assert worst(diagnose(facts, CHECKS)) is OK
+    for check in ("kubelet-socket", "plugin-folder", "stale-sockets", "plugin-runs"):
+        assert findings[check].severity is SKIPPED
+        assert "root" in findings[check].text
+
+
 def test_exclusive_gpus_that_are_not_shared_are_right() -> None:
     facts = gpu(compute_mode=ComputeMode.EXCLUSIVE_PROCESS)(well())
     unshared = facts.settings.model_copy(

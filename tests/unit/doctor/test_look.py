@@ -303,3 +303,13 @@ def test_cdi_specs_with_what_they_name_and_is_not_there(host: Host) -> None:
 def test_a_containerd_that_serves_no_kubelet_does_not_count(host: Host) -> None:
     host.write("/etc/containerd/config.toml", 'disabled_plugins = ["cri"]\n')
     assert look_at_runtime(host.root, "/var/run/cdi").configs == ()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_folder_that_only_others_may_look_into_is_hidden(host: Host) -> None:
+    folder = host.make_folder(ROOT)
+    folder.chmod(0)
+    facts = look_at_kubelet(host.root, ROOT, None)
+    folder.chmod(0o700)
+    assert facts.hidden
+    assert facts.folder is not None
