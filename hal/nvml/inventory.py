@@ -17,6 +17,7 @@ from hal.errors import UnknownGpu
 from hal.nvml.api import Code, Handle, NvmlError
 from hal.nvml.failures import hal_error
 from hal.nvml.migminors import mig_device_nodes, read_mig_minors
+from hal.nvml.procgpus import read_proc_gpus
 from hal.types import ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ class Inventory:
         self._warned: set[str] = set()
 
     def scan(self, api: NvmlApi) -> Snapshot:
-        """Look at every GPU. Those seen before that do not answer now are listed as lost.
+        """Look at every GPU. Those that do not answer are listed as lost.
+
+        Who they are is known from earlier looks, or else from the kernel module.
 
         Raises:
             HalError: the driver does not answer at all; never because of a single GPU.
@@ -176,10 +179,45 @@ class Inventory:
             for uuid, gpu in self._known.items():
                 if uuid not in seen:
                     seen[uuid] = dataclasses.replace(gpu, state=GpuState.LOST)
+            for gpu in self._never_read(failures, count, seen):
+                seen[gpu.uuid] = gpu
             self._known = dict(seen)
         self._warn_of_strangers(failures, seen)
         ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
         return Snapshot(tuple(ordered), handles)
+
+    def _never_read(
+        self, failures: Mapping[int, NvmlError], count: int, listed: Mapping[str, Gpu]
+    ) -> list[Gpu]:
+        """GPUs that were lost before the first look, as far as the kernel module tells of them."""
+        taken = {gpu.index for gpu in listed.values()}
+        # "Unknown error" is what many drivers say of a GPU that fell off the bus.
+        lost = [
+            index
+            for index, err in failures.items()
+            if (err.is_lost or err.code == Code.UNKNOWN) and index not in taken
+        ]
+        told = read_proc_gpus(self._procfs_root) if lost else ()
+        if len(told) != count:
+            return []  # in a container it may tell of some only: which is which is not known
+        found = [(index, told[index]) for index in lost]
+        return [
+            Gpu(
+                uuid=one.uuid,
+                index=index,
+                minor=one.minor,
+                pci_bus_id=canonical_bus_id(one.pci_bus_id),
+                numa_node=numa_node(
+                    self._sysfs_root, canonical_bus_id(one.pci_bus_id), lambda _text: None
+                ),
+                product=one.product,
+                memory_bytes=0,
+                compute_capability=None,
+                state=GpuState.LOST,
+            )
+            for index, one in found
+            if one is not None and one.uuid not in listed and one.product not in _NOT_FOR_COMPUTE
+        ]
 
     def known(self, uuid: str) -> Gpu:
         """The GPU as it was last seen.

@@ -383,3 +383,56 @@ def test_nvml_is_called_from_the_callers_threads_alone(tmp_path: Path) -> None:
     own.start()
     own.join()
     assert callers == {own.ident}
+
+
+UUID_A, UUID_B = (f"GPU-{letter * 8}-0000-4000-8000-{letter * 12}" for letter in "ab")
+
+
+def write_proc(root: Path, address: str, uuid: str, minor: int, excluded: str = "No") -> None:
+    folder = root / "proc/driver/nvidia/gpus" / address
+    folder.mkdir(parents=True)
+    (folder / "information").write_text(
+        f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 42\nGPU UUID: \t {uuid}\n"
+        f"Bus Location: \t {address}\nDevice Minor: \t {minor}\nGPU Excluded:\t {excluded}\n"
+    )
+
+
+@pytest.mark.parametrize("code", [Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.UNKNOWN])
+def test_a_gpu_that_was_lost_before_the_first_look_is_listed_as_the_kernel_knows_it(
+    tmp_path: Path, code: Code
+) -> None:
+    write_proc(tmp_path, "0000:06:00.0", "GPU-x", 9, excluded="Yes")
+    write_proc(tmp_path, "0000:07:00.0", UUID_A, 0)
+    write_proc(tmp_path, "0000:08:00.0", UUID_B, 1)
+    write_numa(tmp_path, "0000:08:00.0", "1")
+    lost = FakeGpu(UUID_B, gone=code)
+    nvml = FakeNvml(FakeGpu(UUID_A), lost)
+    backend = opened(nvml, tmp_path)
+    first, second = backend.gpus()
+    assert (first.uuid, first.state) == (UUID_A, GpuState.OK)
+    assert second == Gpu(
+        uuid=UUID_B,
+        index=1,
+        minor=1,
+        pci_bus_id="00000000:08:00.0",
+        numa_node=1,
+        product="NVIDIA H100 80GB HBM3",
+        memory_bytes=0,
+        compute_capability=None,
+        state=GpuState.LOST,
+    )
+    assert not backend.probe(UUID_B).reachable
+
+    lost.gone = None
+    assert states(backend.gpus()) == {UUID_A: GpuState.OK, UUID_B: GpuState.OK}
+    assert backend.gpus()[1].memory_bytes == 80 * GIB
+
+
+@pytest.mark.parametrize(
+    "known", [(), (UUID_A,), (UUID_A, "GPU-????????-????-????-????-????????????")]
+)
+def test_a_lost_gpu_that_nobody_knows_is_left_out(tmp_path: Path, known: tuple[str, ...]) -> None:
+    for minor, uuid in enumerate(known):
+        write_proc(tmp_path, f"0000:0{minor + 7}:00.0", uuid, minor)
+    nvml = FakeNvml(FakeGpu(UUID_A), FakeGpu(UUID_B, gone=Code.GPU_IS_LOST))
+    assert states(opened(nvml, tmp_path).gpus()) == {UUID_A: GpuState.OK}
