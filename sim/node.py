@@ -201,12 +201,10 @@ class SimulatedNode:
         return bool(self._events)
 
     def links(self) -> dict[tuple[str, str], Link]:
-        """PCIe paths by NUMA node. GPUs behind an NVSwitch have no direct NVLink to each other."""
+        """As recorded, else by NUMA node; behind an NVSwitch there is no direct NVLink."""
         listed = [gpu.identity for gpu in self._present if not gpu.lost]
         return {
-            (one.uuid, other.uuid): Link(
-                LinkKind.SAME_CPU if one.numa_node == other.numa_node else LinkKind.CROSS_CPU
-            )
+            (one.uuid, other.uuid): self._link(one, other)
             for one in listed
             for other in listed
             if one.uuid != other.uuid
@@ -227,6 +225,13 @@ class SimulatedNode:
             self.records.append(tenant.record)
             return tenant
         return None
+
+    def _link(self, one: Gpu, other: Gpu) -> Link:
+        for link in self.scenario.links:
+            if set(link.gpus) == {one.index, other.index}:
+                return Link(link.path, link.nvlinks)
+        same = one.numa_node == other.numa_node
+        return Link(LinkKind.SAME_CPU if same else LinkKind.CROSS_CPU)
 
     def _bring(self, tenant: TenantOfScenario) -> None:
         gpu = self._present[tenant.gpu]

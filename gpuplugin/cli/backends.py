@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import driver_root
@@ -19,8 +20,10 @@ class BackendError(Exception):
 
 
 @contextmanager
-def make_backend(settings: Settings, *, control: bool) -> Iterator[Backend]:
+def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -> Iterator[Backend]:
     """The backend, not opened; a simulated node listens for faults if `control` is set.
+
+    `host` is where the host's root is mounted, for a look from elsewhere.
 
     Raises:
         BackendError: the scenario cannot be used, or the control socket cannot be made.
@@ -29,7 +32,9 @@ def make_backend(settings: Settings, *, control: bool) -> Iterator[Backend]:
         if settings.daemon.backend == "nvml":
             from hal.nvml import NvmlBackend
 
-            yield NvmlBackend(driver_root(settings))
+            own = host == Path("/")
+            mounted = host / settings.flags.nvidia_driver_root.lstrip("/")
+            yield NvmlBackend(driver_root(settings) if own else mounted)
         else:
             yield _simulated(settings, stack, control=control)
 

@@ -22,6 +22,8 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.doctor.checks import CHECKS
+from gpuplugin.doctor.report import table_of
 from sim.profiles import model_names
 from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
@@ -32,6 +34,7 @@ ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 GENERATED = (
     ROOT / "docs/configuration.md",
+    ROOT / "docs/doctor.md",
     ROOT / "docs/fidelity.md",
     ROOT / "docs/operations.md",
     ROOT / "docs/scenarios.md",
@@ -54,7 +57,13 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def doctor_table() -> str:
+    """Every check of the doctor."""
+    return table_of(CHECKS)
+
+
 TABLES = {
+    "doctor": doctor_table,
     "keys": file_table,
     "options": option_table,
     "metrics": metrics_table,
