@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sim.nvml.call import Call
 
     Number: TypeAlias = ctypes.c_uint32 | ctypes.c_uint64 | ctypes.c_int32 | ctypes.c_int64
-    CType: TypeAlias = type[ctypes.Structure] | type[Number] | type[ctypes.c_char]
+    CType: TypeAlias = type[ctypes.Structure | Number | ctypes.c_char]
 
     Value: TypeAlias = int | str | ctypes.Structure | Sequence[int] | Sequence[ctypes.Structure]
     """What is written to one pointer of the caller."""
@@ -76,7 +76,7 @@ PLACES = (Device, GpuInstance, ComputeInstance)
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument; `type` is what is passed, pointed to, or an element of what is pointed to.
+    """One argument; `ctype` is what is passed, pointed to, or an element of what is pointed to.
 
     `by` is the position of the argument that tells the length. `asks`: an `ARRAY` that is NULL asks
     for the count, and that is no failure. `versions` are the structures that
@@ -84,7 +84,7 @@ class Argument:
     """
 
     kind: Kind
-    type: CType
+    ctype: CType
     by: int = 0
     asks: bool = False
     versions: Mapping[int, type[ctypes.Structure]] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Argument:
     @property
     def size(self) -> int:
         """Bytes of one element."""
-        return ctypes.sizeof(self.type)
+        return ctypes.sizeof(self.ctype)
 
 
 DEVICE = Argument(Kind.NUMBER, Device)
@@ -178,4 +178,4 @@ class Function:
     @property
     def on_device(self) -> bool:
         """True if it is about one GPU, so that the end of the node is its loss."""
-        return bool(self.arguments) and self.arguments[0].type in (*PLACES, EventSet)
+        return bool(self.arguments) and self.arguments[0].ctype in (*PLACES, EventSet)

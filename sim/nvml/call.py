@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sim.nvml.codes import Code, NvmlFailure
 
 if TYPE_CHECKING:
+    import ctypes
+
     from hal import MigDevice
     from sim.gpu import SimulatedGpu
     from sim.node import SimulatedNode
     from sim.nvml.eventsets import EventSets
     from sim.nvml.handles import Handles, Place
     from sim.profiles import Profile
-
-S = TypeVar("S", bound=ctypes.Structure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Call:
             raise NvmlFailure(Code.INVALID_ARGUMENT)
         return self._place.mig
 
-    def structure(self, kind: type[S]) -> S:
+    def structure(self, kind: type[ctypes.Structure]) -> ctypes.Structure:
         """The first structure that the caller filled."""
         found = self.structures[0]
         if not isinstance(found, kind):

@@ -154,5 +154,5 @@ class Dispatcher:
         return [
             self.handles.place(model, one.value)
             for one in given
-            if one.argument.kind is Kind.NUMBER and one.argument.type in PLACES
+            if one.argument.kind is Kind.NUMBER and one.argument.ctype in PLACES
         ]

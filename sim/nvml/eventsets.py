@@ -63,9 +63,7 @@ class EventSets:
 
     def end(self, session: int) -> None:
         """Forget the sets of a process that ended."""
-        self._sets = {
-            handle: one for handle, one in self._sets.items() if one.session != session
-        }
+        self._sets = {handle: one for handle, one in self._sets.items() if one.session != session}
 
     def register(self, handle: int, uuid: str, types: int) -> None:
         """Have these types of events of a GPU in the set, too."""

@@ -35,7 +35,9 @@ def _body() -> str:
     lines = ['#include "client.h"', "#include <stddef.h>", ""]
     for number, function in enumerate(FUNCTIONS):
         lines.extend(_function(number, function))
-    lines.extend(f"EXPORT int {name}(void) {{ return sim_unsupported(); }}" for name in NOT_SIMULATED)
+    lines.extend(
+        f"EXPORT int {name}(void) {{ return sim_unsupported(); }}" for name in NOT_SIMULATED
+    )
     lines.append("const struct text sim_texts[] = {")
     lines.extend(f'    {{{code.value}, "{text_of(code)}"}},' for code in Code)
     lines.append("    {0, NULL}};")
@@ -78,7 +80,7 @@ def _versions(name: str, position: int) -> str:
 def _ctype(argument: Argument) -> str:
     if argument.kind is not Kind.NUMBER:
         return "void *"
-    return "uint64_t" if ctypes.sizeof(argument.type) == 8 else "uint32_t"
+    return "uint64_t" if ctypes.sizeof(argument.ctype) == 8 else "uint32_t"
 
 
 def _value(argument: Argument, name: str) -> str:

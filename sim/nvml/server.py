@@ -120,7 +120,9 @@ class _Loop:
         """Wait until there is something to do, and do it."""
         due_s = min((one.due_s for one in self._connections.values()), default=math.inf)
         woken = False
-        for key, events in self._selector.select(min(_LONGEST_S, max(0.0, due_s - time.monotonic()))):
+        for key, events in self._selector.select(
+            min(_LONGEST_S, max(0.0, due_s - time.monotonic()))
+        ):
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fd == self._wake:

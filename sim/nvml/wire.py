@@ -76,16 +76,14 @@ def numbers_of(given: Sequence[Given]) -> tuple[int, ...]:
     return tuple(
         one.value
         for one in given
-        if one.argument.kind is Kind.NUMBER and one.argument.type not in PLACES
+        if one.argument.kind is Kind.NUMBER and one.argument.ctype not in PLACES
     )
 
 
 def texts_of(given: Sequence[Given]) -> tuple[str, ...]:
     """The strings that were passed."""
     return tuple(
-        one.data.decode("utf-8", "replace")
-        for one in given
-        if one.argument.kind is Kind.TEXT
+        one.data.decode("utf-8", "replace") for one in given if one.argument.kind is Kind.TEXT
     )
 
 
@@ -104,9 +102,9 @@ def structures_of(given: Sequence[Given]) -> tuple[ctypes.Structure, ...]:
                 if version not in argument.versions:
                     raise NvmlFailure(Code.ARGUMENT_VERSION_MISMATCH)
                 found.append(argument.versions[version].from_buffer_copy(one.data))
-            case Kind.INOUT | Kind.INOUT_BY if issubclass(argument.type, ctypes.Structure):
+            case Kind.INOUT | Kind.INOUT_BY if issubclass(argument.ctype, ctypes.Structure):
                 found.extend(
-                    argument.type.from_buffer_copy(one.data, at)
+                    argument.ctype.from_buffer_copy(one.data, at)
                     for at in range(0, len(one.data), argument.size)
                 )
     return tuple(found)
@@ -189,7 +187,7 @@ def _length(value: Value) -> int:
 
 
 def _bytes(one: Given, value: Value) -> bytes:
-    ctype, room = one.argument.type, 0 if one.null else one.value
+    ctype, room = one.argument.ctype, 0 if one.null else one.value
     if isinstance(value, str):
         data = value.encode() + b"\0"
         if len(data) > room:
@@ -200,12 +198,11 @@ def _bytes(one: Given, value: Value) -> bytes:
     if isinstance(value, ctypes.Structure):
         return bytes(value)
     data = b"".join(
-        _number(ctype, element) if isinstance(element, int) else bytes(element)
-        for element in value
+        _number(ctype, element) if isinstance(element, int) else bytes(element) for element in value
     )
     if one.argument.kind is Kind.ARRAY and len(data) > room:
         raise InsufficientSize(len(value))
-    # An array whose length the caller sets: what is left of it is zero, what does not fit is not told.
+    # An array whose length the caller sets: the rest of it is zero, what does not fit is left out.
     return data[:room].ljust(room, b"\0") if one.argument.kind is Kind.OUT_BY else data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -21,8 +22,6 @@ from sim.nvml.abi import (
 from sim.nvml.call import choice, known
 from sim.nvml.codes import Code, NvmlFailure
 from sim.nvml.functions.inventory import is_geforce
-
-import ctypes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -92,7 +92,9 @@ def _retires_pages(call: Call) -> None:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def _after(check: Callable[[Call], None], *lists: list[int]) -> Callable[[Call], tuple[list[int], ...]]:
+def _after(
+    check: Callable[[Call], None], *lists: list[int]
+) -> Callable[[Call], tuple[list[int], ...]]:
     def answer(call: Call) -> tuple[list[int], ...]:
         check(call)
         choice(call.numbers[0], 0, 1)

@@ -48,9 +48,7 @@ def _wait(call: Call) -> ctypes.Structure | None:
     if report is None:
         return None
     device = call.handles.of(("gpu", report.uuid))
-    return EventData(
-        device, report.type, report.data, report.gpu_instance, report.compute_instance
-    )
+    return EventData(device, report.type, report.data, report.gpu_instance, report.compute_instance)
 
 
 def _wait_v1(call: Call) -> ctypes.Structure | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -15,6 +14,7 @@ from sim.nvml.functions.board import limit_mw, limits_mw, power_mw, thermal
 from sim.nvml.functions.errors import errors, has_ecc, has_row_remapper
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
 
     from sim.nvml.call import Call
@@ -93,8 +93,6 @@ def _fill(call: Call) -> list[ctypes.Structure]:
 
 
 def _filled(call: Call, value: ctypes.Structure) -> ctypes.Structure:
-    if not isinstance(value, pynvml.c_nvmlFieldValue_t):
-        raise NvmlFailure(Code.INVALID_ARGUMENT)
     value.timestamp, value.latencyUsec = int(call.node.now_s * 1e6), 0
     answer = FIELDS.get(value.fieldId)
     if answer is None:

@@ -38,7 +38,9 @@ _BRAND_GEFORCE, _BRAND_NVIDIA = 5, 14
 _CORES_PER_SM = {(7, 5): 64, (8, 0): 64}
 """From the CUDA programming guide; 128 for later ones."""
 
-_BUS_ID = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.([0-7]))?", re.I)
+_BUS_ID = re.compile(
+    r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.([0-7]))?", re.IGNORECASE
+)
 _ULONG_BITS = 64
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -15,6 +14,7 @@ from sim.nvml.functions.inventory import architecture
 from sim.nvml.structures import pci_info, pci_info_v2
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
 
     from sim.nvml.call import Call
@@ -99,7 +99,9 @@ def _switch_bus_id(call: Call) -> str:
     return f"00000000:{5 + call.numbers[0] % switches:02X}:00.0"
 
 
-def _remote(make: Callable[[str, int | None], ctypes.Structure]) -> Callable[[Call], ctypes.Structure]:
+def _remote(
+    make: Callable[[str, int | None], ctypes.Structure],
+) -> Callable[[Call], ctypes.Structure]:
     return lambda call: make(_switch_bus_id(call), _SWITCH_DEVICE_ID)
 
 
@@ -135,9 +137,7 @@ FUNCTIONS = (
         for name in ("nvmlDeviceGetCurrPcieLinkWidth", "nvmlDeviceGetMaxPcieLinkWidth")
     ),
     Function("nvmlDeviceGetPcieReplayCounter", (DEVICE, out()), _CONSTANT, lambda _: 0, "0"),
-    Function(
-        "nvmlDeviceGetTopologyCommonAncestor", (DEVICE, DEVICE, out()), _CONSTANT, _level
-    ),
+    Function("nvmlDeviceGetTopologyCommonAncestor", (DEVICE, DEVICE, out()), _CONSTANT, _level),
     Function(
         "nvmlDeviceGetTopologyNearestGpus",
         (DEVICE, U32, COUNT, array(Device, 2, asks=True)),
@@ -152,7 +152,9 @@ FUNCTIONS = (
         _p2p,
         "always over PCIe; over NVLink behind switches",
     ),
-    Function("nvmlDeviceGetNvLinkState", (DEVICE, U32, out()), _CONSTANT, _active, _BEHIND_SWITCHES),
+    Function(
+        "nvmlDeviceGetNvLinkState", (DEVICE, U32, out()), _CONSTANT, _active, _BEHIND_SWITCHES
+    ),
     Function("nvmlDeviceGetNvLinkVersion", (DEVICE, U32, out()), _CONSTANT, _nvlink_version),
     Function(
         "nvmlDeviceGetNvLinkCapability", (DEVICE, U32, U32, out()), _ASSUMED, _nvlink_capability

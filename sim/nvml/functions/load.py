@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -14,7 +13,6 @@ from sim.nvml.abi import (
     Function,
     Source,
     array,
-    inout,
     out,
     version,
     versioned,
@@ -25,6 +23,7 @@ from sim.nvml.functions.inventory import is_geforce
 from sim.nvml.structures import ProcessInfoV1
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
 
     from hal import ComputeProcess
@@ -110,8 +109,8 @@ def _listed(
                 mig = migs.get(process.mig_uuid or "")
                 gi = NO_INSTANCE if mig is None else mig.gpu_instance
                 ci = NO_INSTANCE if mig is None else mig.compute_instance
-                setattr(one, "gpuInstanceId", gi)
-                setattr(one, "computeInstanceId", ci)
+                one.gpuInstanceId = gi
+                one.computeInstanceId = ci
             found.append(one)
         return found
 

@@ -5,7 +5,6 @@ A GPU instance has one compute instance, which has all of it.
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -27,11 +26,12 @@ from sim.nvml.abi import (
 )
 from sim.nvml.call import choice
 from sim.nvml.codes import Code, NvmlFailure
+from sim.nvml.functions.placements import placements, possible_starts, width
 from sim.nvml.structures import ComputeInstanceInfo, GpuInstanceInfo
 from sim.partition import COMPUTE_SLICES, instance_memory_bytes
-from sim.nvml.functions.placements import placements, possible_starts, width
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
 
     from hal import MigDevice
@@ -95,6 +95,12 @@ def _device_by_index(call: Call) -> int:
         if device.index == call.numbers[0]:
             return call.handles.of(("mig", device.uuid))
     raise NvmlFailure(Code.NOT_FOUND)
+
+
+def _parent(call: Call) -> int:
+    if call.mig is None:
+        raise NvmlFailure(Code.INVALID_ARGUMENT)
+    return call.handle_of_gpu(call.gpu)
 
 
 def _attributes(call: Call) -> ctypes.Structure:
@@ -288,7 +294,7 @@ FUNCTIONS = (
         "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
         (DEVICE, out(Device)),
         _CONSTANT,
-        lambda call: call.handle_of_gpu(call.gpu) if call.mig_device else 0,
+        _parent,
         mig=True,
     ),
     Function(
@@ -343,9 +349,7 @@ FUNCTIONS = (
     Function(
         "nvmlDeviceGetGpuInstances", (DEVICE, U32, fill(GpuInstance), out()), _LIVE, _instances
     ),
-    Function(
-        "nvmlDeviceGetGpuInstanceRemainingCapacity", (DEVICE, U32, out()), _LIVE, _remaining
-    ),
+    Function("nvmlDeviceGetGpuInstanceRemainingCapacity", (DEVICE, U32, out()), _LIVE, _remaining),
     Function(
         "nvmlDeviceGetGpuInstanceById", (DEVICE, U32, out(GpuInstance)), _LIVE, _instance_by_id
     ),
@@ -382,7 +386,12 @@ FUNCTIONS = (
     ),
     Function(
         "nvmlGpuInstanceGetComputeInstanceProfileInfoV",
-        (GPU_INSTANCE, U32, U32, versioned(version(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t, 2))),
+        (
+            GPU_INSTANCE,
+            U32,
+            U32,
+            versioned(version(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t, 2)),
+        ),
         _CONSTANT,
         _compute_profile_info_v2,
         _WHOLE,

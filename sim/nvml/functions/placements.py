@@ -37,9 +37,7 @@ def possible_starts(mig: MigProfile, profile: Profile) -> Sequence[int]:
     return starts[:3] if slices == 2 else starts
 
 
-def placements(
-    devices: Sequence[MigDevice], profile: Profile
-) -> Mapping[int, tuple[int, int]]:
+def placements(devices: Sequence[MigDevice], profile: Profile) -> Mapping[int, tuple[int, int]]:
     """Start and size by GPU instance id, each at the first place that is free in this order."""
     by_name = {mig.profile: mig for mig in profile.mig}
     used: set[int] = set()
@@ -48,9 +46,7 @@ def placements(
         mig = by_name[device.profile]
         size = width(mig, profile)
         starts = possible_starts(mig, profile)
-        start = next(
-            (one for one in starts if used.isdisjoint(range(one, one + size))), starts[0]
-        )
+        start = next((one for one in starts if used.isdisjoint(range(one, one + size))), starts[0])
         used.update(range(start, start + size))
         found[device.gpu_instance] = (start, size)
     return found

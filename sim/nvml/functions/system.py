@@ -44,16 +44,12 @@ def _process_name(call: Call) -> str:
 def _gpus_near_cpu(call: Call) -> list[int]:
     numa_node = call.numbers[0] // CPUS_PER_NUMA_NODE
     return [
-        call.handle_of_gpu(gpu)
-        for gpu in call.node.present
-        if gpu.identity.numa_node == numa_node
+        call.handle_of_gpu(gpu) for gpu in call.node.present if gpu.identity.numa_node == numa_node
     ]
 
 
 FUNCTIONS = (
-    Function(
-        "nvmlSystemGetDriverVersion", (text_out(1), U32), Source.CONSTANT, _driver_version
-    ),
+    Function("nvmlSystemGetDriverVersion", (text_out(1), U32), Source.CONSTANT, _driver_version),
     Function("nvmlSystemGetNVMLVersion", (text_out(1), U32), Source.CONSTANT, _nvml_version),
     *(
         Function(name, (out(),), Source.CONSTANT, _cuda_version)
@@ -76,4 +72,3 @@ FUNCTIONS = (
     Function("nvmlUnitGetCount", (out(),), Source.CONSTANT, lambda _: 0, "0"),
     Function("nvmlGetExcludedDeviceCount", (out(),), Source.CONSTANT, lambda _: 0, "0"),
 )
-
