@@ -83,7 +83,9 @@ class NvmlServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering: every process sees that the node is gone."""
+        """Stop answering: every process sees that the node is gone. Once is enough."""
+        if self._closing:
+            return
         self._closing = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
