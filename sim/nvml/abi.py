@@ -156,7 +156,6 @@ class Source(Enum):
     LIVE = "live"
     CONSTANT = "constant"
     ASSUMED = "assumed"
-    UNSUPPORTED = "not supported"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,10 @@ from sim.nvml.functions import board, errors, events, fields, inventory, links, 
 if TYPE_CHECKING:
     from sim.nvml.abi import Function
 
-FUNCTIONS: Final[tuple[Function, ...]] = (
-    *system.FUNCTIONS,
-    *inventory.FUNCTIONS,
-    *load.FUNCTIONS,
-    *board.FUNCTIONS,
-    *errors.FUNCTIONS,
-    *fields.FUNCTIONS,
-    *links.FUNCTIONS,
-    *mig.FUNCTIONS,
-    *events.FUNCTIONS,
+_THEMES: Final = (system, inventory, load, board, errors, fields, links, mig, events)
+
+FUNCTIONS: Final[tuple[Function, ...]] = tuple(
+    function for theme in _THEMES for function in theme.FUNCTIONS
 )
 
 LOCAL: Final = ("nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown", "nvmlErrorString")
@@ -36,10 +30,31 @@ NOT_SIMULATED: Final = _not_simulated()
 
 
 def function_table() -> str:
-    """What each function answers, for the documents."""
-    lines = ["| function | answer | |", "|---|---|---|"]
-    lines.extend(
-        f"| `{one.name}` | {one.source.value} | {one.note} |"
-        for one in sorted(FUNCTIONS, key=lambda one: one.name)
+    """What each function answers, for the documents; those that answer alike share a row."""
+    lines = ["| functions | answer | |", "|---|---|---|"]
+    for theme in _THEMES:
+        rows: dict[tuple[str, str], list[str]] = {}
+        for one in theme.FUNCTIONS:
+            rows.setdefault((one.source.value, one.note), []).append(one.name)
+        lines.extend(
+            f"| {_names(names)} | {answer} | {note} |" for (answer, note), names in rows.items()
+        )
+    lines.append(
+        f"| the other {len(NOT_SIMULATED)} that the Python binding knows | not supported | |"
     )
     return "\n".join(lines)
+
+
+def _names(names: list[str]) -> str:
+    """Names with their versions behind them: `nvmlDeviceGetCount` (also `_v2`)."""
+    versions: dict[str, list[str]] = {}
+    for name in names:
+        plain, _, version = name.partition("_v")
+        versions.setdefault(plain, []).append(version and f"_v{version}")
+    return ", ".join(_named(plain, found) for plain, found in versions.items())
+
+
+def _named(plain: str, versions: list[str]) -> str:
+    first, *others = sorted(versions)
+    also = f" (also {', '.join(f'`{one}`' for one in others)})" if others else ""
+    return f"`{plain}{first}`{also}"

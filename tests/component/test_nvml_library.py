@@ -109,7 +109,7 @@ class Node:
 
     def descriptors(self) -> int:
         """Open files of the node's process."""
-        return len(os.listdir(f"/proc/{self.process.process.pid}/fd"))
+        return len(list(Path(f"/proc/{self.process.process.pid}/fd").iterdir()))
 
 
 @pytest.fixture(scope="session")
@@ -345,7 +345,9 @@ def test_a_second_node_does_not_take_the_place_of_the_first(node: Node) -> None:
 
 def test_what_sim_env_prints_lets_a_shell_see_the_node(node: Node) -> None:
     program = PRELUDE + "nvml.nvmlInit(); say(nvml.nvmlDeviceGetCount())"
-    script = f'eval "$({sys.executable} -m gpuplugin sim env --kubelet-dir {node.dir})" && exec "$@"'
+    script = (
+        f'eval "$({sys.executable} -m gpuplugin sim env --kubelet-dir {node.dir})" && exec "$@"'
+    )
     done = subprocess.run(
         ["sh", "-c", script, "sh", sys.executable, "-c", program],
         capture_output=True,

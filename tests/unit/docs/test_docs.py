@@ -22,6 +22,7 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
+from sim.nvml.table import function_table
 from sim.profiles import model_names
 from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
@@ -33,6 +34,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 GENERATED = (
     ROOT / "docs/configuration.md",
     ROOT / "docs/fidelity.md",
+    ROOT / "docs/nvml.md",
     ROOT / "docs/operations.md",
     ROOT / "docs/scenarios.md",
     ROOT / "docs/simulation.md",
@@ -58,6 +60,7 @@ TABLES = {
     "keys": file_table,
     "options": option_table,
     "metrics": metrics_table,
+    "functions": function_table,
     "scenario": scenario_reference,
     "gallery": gallery,
     "published": comparison_table,

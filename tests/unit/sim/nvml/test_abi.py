@@ -44,7 +44,9 @@ BEGINNING = {
 def layout(structure: type[ctypes.Structure]) -> dict[str, tuple[int, int]]:
     """Offset and size of each field, by name."""
     names = [field[0] for field in structure._fields_]
-    return {name: (getattr(structure, name).offset, getattr(structure, name).size) for name in names}
+    return {
+        name: (getattr(structure, name).offset, getattr(structure, name).size) for name in names
+    }
 
 
 @pytest.mark.parametrize(("own", "theirs"), SAME.items())

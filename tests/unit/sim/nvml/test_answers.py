@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,25 @@ GIB = 1024**3
 H100, OTHER_H100, IN_MIG_MODE, RTX3090, T4 = range(5)
 
 
-def handle(index: int) -> object:
+def handle(index: int) -> ctypes.c_void_p:
     """The GPU of an index."""
-    found: object = pynvml.nvmlDeviceGetHandleByIndex(index)
-    return found
+    return ctypes.cast(pynvml.nvmlDeviceGetHandleByIndex(index), ctypes.c_void_p)
+
+
+def names_of_profiles(gpu: ctypes.c_void_p) -> dict[int, str]:
+    """The GPU instance profiles of a GPU by id."""
+    names: dict[int, str] = {}
+    for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
+        with contextlib.suppress(pynvml.NVMLError_NotSupported):
+            info = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, number)
+            names[info.id] = info.name
+    return names
 
 
 def test_a_gpu_is_found_by_each_of_its_names(nvml: World) -> None:
     for index in (H100, OTHER_H100, IN_MIG_MODE, T4):
         gpu = handle(index)
-        value = ctypes.cast(gpu, ctypes.c_void_p).value
+        value = gpu.value
         found = [
             pynvml.nvmlDeviceGetHandleByUUID(pynvml.nvmlDeviceGetUUID(gpu)),
             pynvml.nvmlDeviceGetHandleBySerial(pynvml.nvmlDeviceGetSerial(gpu)),
@@ -173,16 +183,7 @@ def test_mig_devices_lead_to_their_gpu_and_instances(nvml: World) -> None:
         attributes = pynvml.nvmlDeviceGetAttributes(mig)
         assert attributes.gpuInstanceSliceCount == int(profile[0])
         assert attributes.memorySizeMB * 1024**2 == pynvml.nvmlDeviceGetMemoryInfo(mig).total
-        found = [
-            pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, number)
-            for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT)
-            if code_of(
-                lambda number=number: pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, number)
-            )
-            == 0
-        ]
-        (own,) = (one for one in found if one.id == info.profileId)
-        assert own.name == f"MIG {profile}"
+        assert names_of_profiles(gpu)[info.profileId] == f"MIG {profile}"
 
 
 def test_gpu_instances_do_not_overlap(nvml: World) -> None:
@@ -240,9 +241,7 @@ def test_nothing_is_answered_before_init_and_after_shutdown(nvml: World) -> None
     assert pynvml.nvmlDeviceGetUUID(gpu)
 
 
-def test_without_a_node_there_is_no_driver(
-    nvml: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_node_there_is_no_driver(nvml: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pynvml.nvmlShutdown()
     for path in ("", "/nowhere/nvml.sock", "/" + "long" * 100):
         monkeypatch.setenv("GPUPLUGIN_SIM_NVML", path)

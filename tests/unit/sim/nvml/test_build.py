@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sim.nvml.build import LIBRARY, CannotBuild, built_library
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def surroundings(**variables: str) -> dict[str, str]:
