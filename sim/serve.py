@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from sim.nvml.standins import ProcessIds
     from sim.realtime import RealTimeNode
 
 _Server = TypeVar("_Server", LineServer, NvmlServer)
@@ -23,15 +24,17 @@ class CannotServe(Exception):
 
 
 @contextmanager
-def served(node: RealTimeNode, kubelet_dir: Path) -> Iterator[None]:
+def served(node: RealTimeNode, kubelet_dir: Path, pids: ProcessIds | None = None) -> Iterator[None]:
     """Serve both sockets in the folder of the kubelet that the node belongs to.
+
+    `pids` are the process ids that NVML tells; None for those of the simulation.
 
     Raises:
         CannotServe: a socket cannot be made.
     """
     with (
         closing(_made(lambda path: serve_control(node, path), control_socket(kubelet_dir))),
-        closing(_made(lambda path: NvmlServer(node, path), nvml_socket(kubelet_dir))),
+        closing(_made(lambda path: NvmlServer(node, path, pids), nvml_socket(kubelet_dir))),
     ):
         yield
 

@@ -183,6 +183,11 @@ def _add_serve(
     serve.add_argument(
         "--scenario", default="default", metavar="FILE|NAME", help="default: default"
     )
+    serve.add_argument(
+        "--processes",
+        action="store_true",
+        help="a real process for each tenant, which does nothing, for tools that look it up",
+    )
     env = sim_commands.add_parser("env", help="print what lets NVML programs see the node")
     env.set_defaults(module="simnode", function="env")
     _add_kubelet_dir(env)

@@ -14,6 +14,7 @@ from sim.control import control_socket, status
 from sim.node import SimulatedNode
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.server import nvml_socket
+from sim.nvml.standins import StandIns
 from sim.realtime import RealTimeNode
 from sim.scenario import ScenarioError, load_scenario
 from sim.serve import CannotServe, served
@@ -32,7 +33,7 @@ def serve(parsed: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         node = RealTimeNode(SimulatedNode(load_scenario(parsed.scenario)))
-        with served(node, folder):
+        with served(node, folder, StandIns() if parsed.processes else None):
             node.start()
             with node.glimpsed() as model:
                 count, name = len(model.present), model.scenario.name

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sim.node import SimulatedNode
     from sim.nvml.eventsets import EventSets
     from sim.nvml.handles import Handles, Place
+    from sim.nvml.standins import ProcessIds
     from sim.profiles import Profile
 
 
@@ -29,6 +30,7 @@ class Call:
     node: SimulatedNode
     handles: Handles
     event_sets: EventSets
+    pids: ProcessIds
     session: int
     place: Place | None = None
     other: Place | None = None

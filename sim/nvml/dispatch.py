@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sim.node import SimulatedNode
     from sim.nvml.abi import Function
+    from sim.nvml.standins import ProcessIds
     from sim.realtime import RealTimeNode
 
 
@@ -66,8 +67,9 @@ class Request:
 class Dispatcher:
     """Answers the calls of all processes; for one thread."""
 
-    def __init__(self, node: RealTimeNode) -> None:
+    def __init__(self, node: RealTimeNode, pids: ProcessIds) -> None:
         self._node = node
+        self._pids = pids
         self.handles = Handles()
         self.event_sets = EventSets()
         with node.glimpsed() as model:
@@ -132,10 +134,12 @@ class Dispatcher:
                 raise NvmlFailure(Code.GPU_IS_LOST)
             if place.mig is not None and not function.mig:
                 raise NvmlFailure(Code.NOT_SUPPORTED)
+        self._pids.refresh(model)
         call = Call(
             model,
             self.handles,
             self.event_sets,
+            self._pids,
             request.session,
             places[0] if places else None,
             places[1] if len(places) > 1 else None,

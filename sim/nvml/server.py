@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sim.nvml.standins import SimulatedIds
 from sim.nvml.wire import (
     HEAD,
     HELLO,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from sim.nvml.abi import Function
     from sim.nvml.dispatch import Dispatcher, Hello, Request
+    from sim.nvml.standins import ProcessIds
     from sim.realtime import RealTimeNode
 
 log = logging.getLogger(__name__)
@@ -63,8 +65,9 @@ class _Connection:
 class NvmlServer:
     """Answers the library's calls on a unix socket until closed."""
 
-    def __init__(self, node: RealTimeNode, path: Path) -> None:
+    def __init__(self, node: RealTimeNode, path: Path, pids: ProcessIds | None = None) -> None:
         self._node = node
+        self._pids = pids or SimulatedIds()
         self._path = path
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,20 +96,24 @@ class NvmlServer:
         os.close(self._wake)
 
     def _run(self) -> None:
-        loop = _Loop(self._node, self._listener, self._wake)
+        loop = _Loop(self._node, self._listener, self._wake, self._pids)
         try:
             while not self._closing:
                 loop.turn()
         finally:
             loop.close()
             self._listener.close()
+            self._pids.close()
 
 
 class _Loop:
     """What the server's thread works with."""
 
-    def __init__(self, node: RealTimeNode, listener: socket.socket, wake: int) -> None:
+    def __init__(
+        self, node: RealTimeNode, listener: socket.socket, wake: int, pids: ProcessIds
+    ) -> None:
         self._node = node
+        self._pids = pids
         self._listener = listener
         self._wake = wake
         self._selector = selectors.DefaultSelector()
@@ -117,6 +124,7 @@ class _Loop:
         self._dispatcher: Dispatcher | None = None
         self._functions: Sequence[Function] = ()
         self._abi = 0
+        self._accepting = True
 
     def turn(self) -> None:
         """Wait until there is something to do, and do it."""
@@ -152,8 +160,13 @@ class _Loop:
     def _accept(self) -> None:
         try:
             accepted, _ = self._listener.accept()
+        except BlockingIOError:
+            return
         except OSError as error:
-            log.warning("a client of the simulated NVML could not be served: %s", error)
+            # Out of file descriptors: whoever waits is served once another client has gone.
+            log.warning("a client of the simulated NVML has to wait: %s", error)
+            self._selector.unregister(self._listener)
+            self._accepting = False
             return
         if self._dispatcher is None:
             self._set_up()
@@ -167,7 +180,7 @@ class _Loop:
         from sim.nvml.generate import abi_hash
         from sim.nvml.table import FUNCTIONS
 
-        self._dispatcher = Dispatcher(self._node)
+        self._dispatcher = Dispatcher(self._node, self._pids)
         self._functions, self._abi = FUNCTIONS, abi_hash()
         self._node.watch(self._woken)
 
@@ -258,6 +271,9 @@ class _Loop:
             return
         self._selector.unregister(connection.socket)
         connection.socket.close()
+        if not self._accepting:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._accepting = True
         session = connection.session
         last = all(one.session != session for one in self._connections.values())
         if session and last and self._dispatcher:

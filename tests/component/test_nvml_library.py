@@ -181,6 +181,24 @@ def test_the_tenant_of_the_scenario_is_seen_by_its_name(node: Node) -> None:
         assert client.says() == ["trainer"]
 
 
+def test_tenants_can_be_real_processes_which_end_with_the_node(node: Node) -> None:
+    node.process.process.kill()
+    node.process.process.wait(DEADLINE_S)
+    program = """
+    (process,) = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(0))
+    say(process.pid, nvml.nvmlSystemGetProcessName(process.pid))
+    """
+    scenario = str(node.dir / "scenario.yaml")
+    arguments = ("sim", "node", "serve", "--kubelet-dir", str(node.dir), "--scenario", scenario)
+    with Process("-m", "gpuplugin", *arguments, "--processes") as serving:
+        assert f"{GPUS} GPUs" in serving.line()
+        with node.client(program) as client:
+            pid, name = client.says()
+        command = Path(f"/proc/{pid}/cmdline")
+        eventually(lambda: command.read_bytes() == f"{name}\0".encode())
+    eventually(lambda: not command.exists())
+
+
 BUSY = """
 events = event_set()
 gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]

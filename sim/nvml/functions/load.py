@@ -104,7 +104,9 @@ def _listed(
         migs = {mig.uuid: mig for mig in call.gpu.identity.mig_devices}
         found = []
         for process in _processes(call):
-            one = structure(pid=process.pid, usedGpuMemory=process.memory_bytes or 0)
+            one = structure(
+                pid=call.pids.shown(process.pid), usedGpuMemory=process.memory_bytes or 0
+            )
             if instances:
                 mig = migs.get(process.mig_uuid or "")
                 gi = NO_INSTANCE if mig is None else mig.gpu_instance
@@ -125,7 +127,7 @@ def _samples(call: Call) -> list[ctypes.Structure]:
     (since_us,) = call.numbers
     found = [
         pynvml.c_nvmlProcessUtilizationSample_t(
-            pid=process.pid,
+            pid=call.pids.shown(process.pid),
             timeStamp=max(now_us, since_us + 1),
             smUtil=round(100 * (process.sm_share or 0.0)),
         )

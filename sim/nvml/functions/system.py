@@ -35,7 +35,7 @@ def _process_name(call: Call) -> str:
     (pid, length) = call.numbers
     for gpu in call.node.present:
         for process in gpu.processes():
-            if process.pid == pid:
+            if call.pids.shown(process.pid) == pid:
                 # A name that is too long is cut off, as the real library does.
                 return process.name.encode()[: length - 1].decode(errors="ignore")
     raise NvmlFailure(Code.NOT_FOUND)
