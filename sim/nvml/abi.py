@@ -1,6 +1,6 @@
 """How NVML's functions are called: the kinds of their arguments. What they answer is elsewhere.
 
-`Kind` is shared with `client.h`: the numbers are the same there.
+`Kind` is shared with `library/client.h`: the numbers are the same there.
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ def _sources() -> dict[str, str]:
     # Imported late: the table of functions brings the Python binding of NVML with it.
     from sim.nvml.generate import source
 
-    folder = resources.files("sim").joinpath("nvml")
-    written = {name: folder.joinpath(name).read_text("utf-8") for name in ("client.h", "client.c")}
-    return {**written, "functions.c": source()}
+    folder = resources.files("sim").joinpath("nvml", "library")
+    written = {file.name: file.read_text("utf-8") for file in folder.iterdir()}
+    return {**dict(sorted(written.items())), "functions.c": source()}
 
 
 def _cache(environment: Mapping[str, str]) -> Path:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from sim.nvml.functions import board, errors, events, fields, inventory, links, load, mig, system
+from sim.nvml.functions import (
+    board,
+    errors,
+    events,
+    fields,
+    instances,
+    inventory,
+    links,
+    load,
+    mig,
+    system,
+)
 
 if TYPE_CHECKING:
     from sim.nvml.abi import Function
 
-_THEMES: Final = (system, inventory, load, board, errors, fields, links, mig, events)
+_THEMES: Final = (system, inventory, load, board, errors, fields, links, mig, instances, events)
 
 FUNCTIONS: Final[tuple[Function, ...]] = tuple(
     function for theme in _THEMES for function in theme.FUNCTIONS

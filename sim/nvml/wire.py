@@ -1,4 +1,4 @@
-"""Requests and answers as bytes; the layout is told at the head of `client.c`."""
+"""Requests and answers as bytes; the layout is told at the head of `library/stream.c`."""
 
 from __future__ import annotations
 

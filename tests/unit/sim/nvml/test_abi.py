@@ -102,11 +102,11 @@ def test_the_sizes_in_the_c_source_are_those_of_the_binding(library: Path, tmp_p
     ]
     text = source() + "\nint main(void) {\n" + "\n".join(checks) + "\n    return 0;\n}\n"
     (tmp_path / "sizes.c").write_text(text)
-    folder = Path(inspect.getfile(structures)).parent
+    folder = Path(inspect.getfile(structures)).parent / "library"
     flags = [flag for flag in FLAGS if flag not in ("-shared", "-fPIC") and "soname" not in flag]
     program = tmp_path / "sizes"
     subprocess.run(
-        ["cc", *flags, f"-I{folder}", "-o", program, tmp_path / "sizes.c", folder / "client.c"],
+        ["cc", *flags, f"-I{folder}", "-o", program, tmp_path / "sizes.c", *folder.glob("*.c")],
         check=True,
     )
     assert subprocess.run([program], check=False).returncode == 0

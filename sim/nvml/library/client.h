@@ -1,4 +1,4 @@
-/* What the generated functions and client.c share: how the arguments of a function travel.
+/* What the generated functions and the rest of the library share: how the arguments of a function travel.
    The numbers of the kinds are those of sim/nvml/abi.py. */
 #ifndef GPUPLUGIN_SIM_NVML_CLIENT_H
 #define GPUPLUGIN_SIM_NVML_CLIENT_H
