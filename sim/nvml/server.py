@@ -57,6 +57,8 @@ class _Connection:
     session: int = 0
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
+    blocked: bool = False
+    """True while it takes no more bytes."""
     pending: Request | Hello | None = None
     due_s: float = math.inf
     """When it is to be tried again at the latest, on the monotonic clock."""
@@ -263,8 +265,11 @@ class _Loop:
         except BlockingIOError:
             sent = 0
         del connection.unsent[:sent]
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
-        self._selector.modify(connection.socket, wanted)
+        blocked = bool(connection.unsent)
+        if blocked != connection.blocked:
+            connection.blocked = blocked
+            writing = selectors.EVENT_WRITE if blocked else 0
+            self._selector.modify(connection.socket, selectors.EVENT_READ | writing)
 
     def _end(self, connection: _Connection) -> None:
         if self._connections.pop(connection.socket.fileno(), None) is None:

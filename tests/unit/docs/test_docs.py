@@ -110,6 +110,8 @@ def test_the_readme_shows_the_default_configuration() -> None:
 def test_the_scenario_in_the_documentation_is_one() -> None:
     (shown,) = _blocks(ROOT / "docs/simulation.md", "yaml")
     assert parse_scenario(shown, "shown").gpu_count == 2
+    (shown,) = _blocks(ROOT / "docs/nvml.md", "yaml")
+    assert len(parse_scenario(shown, "shown").tenants) == 2
 
 
 def test_the_scenarios_in_the_documentation_are_accepted_by_code_and_schema() -> None:
