@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hal import EccError, GpuDisappeared, XidError
+from hal import EccError, XidError
 from sim.nvml.codes import Code, NvmlFailure
 
 if TYPE_CHECKING:
@@ -46,9 +46,6 @@ class EventSets:
     def __init__(self) -> None:
         self._sets: dict[int, _Set] = {}
         self._handles = itertools.count(_FIRST, 0x40)
-
-    def __len__(self) -> int:
-        return len(self._sets)
 
     def create(self, session: int) -> int:
         """An empty set of a process; returns its handle."""
@@ -107,7 +104,5 @@ def _report(event: Event) -> Report | None:
             )
         case EccError(uuid=str(uuid), uncorrectable=uncorrectable):
             return Report(uuid, DOUBLE_BIT_ECC if uncorrectable else SINGLE_BIT_ECC)
-        case GpuDisappeared():
-            return None  # its set tells when it is waited for
         case _:
-            return None
+            return None  # of a GPU that is lost its set tells when it is waited for

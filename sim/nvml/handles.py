@@ -45,11 +45,6 @@ class Handles:
             self._keys[number] = key
         return self._numbers[key]
 
-    def gpu_uuid(self, handle: int) -> str | None:
-        """The UUID of the GPU that the handle is about, as far as it tells by itself."""
-        key = self._keys.get(handle)
-        return None if key is None or key[0] == "mig" else key[1]
-
     def place(self, node: SimulatedNode, handle: int) -> Place:
         """What a handle of any kind is about.
 
