@@ -67,6 +67,8 @@ class SimulatedNode:
         self.log = log
         self.on_change: Callable[[], None] = lambda: None
         """Called when something befell the node or a GPU, or the driver has something to report."""
+        self.listeners: list[Callable[[Event], None]] = []
+        """Each is told every event that the driver reports; `take_events` is for one who asks."""
         self.scenario = scenario
         self.driver = SimulatedDriver()
         self._identities = Identities(scenario)
@@ -329,9 +331,11 @@ class SimulatedNode:
     def _report(self, events: Iterable[Event]) -> None:
         """Xids and ECC events that nobody can wait for are lost; that GPUs came or went is not."""
         deaf = self.driver.watch_failure(self.now_s) is not None
-        self._events.extend(
-            event for event in events if not (deaf and isinstance(event, XidError | EccError))
-        )
+        for event in events:
+            if not (deaf and isinstance(event, XidError | EccError)):
+                self._events.append(event)
+                for listener in self.listeners:
+                    listener(event)
         self.on_change()
 
 

@@ -41,10 +41,10 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
 
 def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backend:
     from sim.backend import SimBackend
-    from sim.control import control_socket, serve_control
     from sim.node import SimulatedNode
     from sim.realtime import RealTimeNode
     from sim.scenario import ScenarioError, load_scenario
+    from sim.serve import CannotServe, served
 
     try:
         node = RealTimeNode(SimulatedNode(load_scenario(settings.daemon.scenario)))
@@ -52,10 +52,8 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
         raise BackendError(str(error)) from error
     stack.callback(node.stop)
     if control:
-        path = control_socket(settings.daemon.kubelet_dir)
         try:
-            server = serve_control(node, path)
-        except OSError as error:
-            raise BackendError(f"the control socket {path} cannot be made: {error}") from error
-        stack.callback(server.close)
+            stack.enter_context(served(node, settings.daemon.kubelet_dir))
+        except CannotServe as error:
+            raise BackendError(str(error)) from error
     return SimBackend(node)

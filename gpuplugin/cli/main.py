@@ -201,7 +201,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     schema.set_defaults(module="simscenario", function="schema")
     _add_replay(sim_commands)
 
-    node = sim_commands.add_parser("node", help="the node of a running kubelet stand-in")
+    node = sim_commands.add_parser("node", help="a simulated node, and what a kubelet sees of it")
     node_commands = node.add_subparsers(metavar="COMMAND", required=True)
     show = node_commands.add_parser("show", help="capacity and allocatable")
     show.set_defaults(module="simkubelet", function="node_show")
@@ -213,6 +213,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     restart = node_commands.add_parser("restart", help="restart the kubelet stand-in")
     restart.set_defaults(module="simkubelet", function="node_restart")
+    _add_serve(node_commands, sim_commands)
     for command in (create, delete, listing, show, restart):
         _add_kubelet_dir(command)
         command.add_argument("--json", action="store_true", help="print JSON")
@@ -220,6 +221,26 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_inject(sim_commands)
     add_share(sim_commands)
     add_run(sim_commands)
+
+
+def _add_serve(
+    node_commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    sim_commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    serve = node_commands.add_parser("serve", help="run a simulated node without a plugin")
+    serve.set_defaults(module="simnode", function="serve")
+    _add_kubelet_dir(serve)
+    serve.add_argument(
+        "--scenario", default="default", metavar="FILE|NAME", help="default: default"
+    )
+    serve.add_argument(
+        "--processes",
+        action="store_true",
+        help="a real process for each tenant, which does nothing, for tools that look it up",
+    )
+    env = sim_commands.add_parser("env", help="print what lets NVML programs see the node")
+    env.set_defaults(module="simnode", function="env")
+    _add_kubelet_dir(env)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -24,6 +24,7 @@ from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.report import table_of
+from sim.nvml.table import function_table
 from sim.profiles import model_names
 from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
@@ -36,6 +37,7 @@ GENERATED = (
     ROOT / "docs/configuration.md",
     ROOT / "docs/doctor.md",
     ROOT / "docs/fidelity.md",
+    ROOT / "docs/nvml.md",
     ROOT / "docs/operations.md",
     ROOT / "docs/scenarios.md",
     ROOT / "docs/simulation.md",
@@ -67,6 +69,7 @@ TABLES = {
     "keys": file_table,
     "options": option_table,
     "metrics": metrics_table,
+    "functions": function_table,
     "scenario": scenario_reference,
     "gallery": gallery,
     "published": comparison_table,
@@ -116,6 +119,8 @@ def test_the_readme_shows_the_default_configuration() -> None:
 def test_the_scenario_in_the_documentation_is_one() -> None:
     (shown,) = _blocks(ROOT / "docs/simulation.md", "yaml")
     assert parse_scenario(shown, "shown").gpu_count == 2
+    (shown,) = _blocks(ROOT / "docs/nvml.md", "yaml")
+    assert len(parse_scenario(shown, "shown").tenants) == 2
 
 
 def test_the_scenarios_in_the_documentation_are_accepted_by_code_and_schema() -> None:
