@@ -156,9 +156,8 @@ class SimulatedNode:
             case Replacement():
                 self._replace(gpu)
             case Repartition(mig=mig):
-                gpu.evict(now_s, "repartitioned")
-                gpu.identity = self._identities.partitioned(gpu.identity, mig, gpu.profile)
-                gpu.tenancies = self._tenancies(gpu.identity, gpu.profile)
+                identity = self._identities.partitioned(gpu.identity, mig, gpu.profile)
+                gpu.repartition(identity, self._tenancies(identity, gpu.profile), now_s)
             case _:
                 self._report(gpu.suffer(what, now_s))
         self.log("happening", {"uuid": gpu.identity.uuid, **what.model_dump()})

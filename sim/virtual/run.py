@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -194,11 +195,13 @@ class VirtualRun:
         now_s = self.node.now_s
         for gpu in self.node.present:
             notes = self._notes_of(gpu.identity.uuid)
-            notes.places |= gpu.tenancies.keys()
             if gpu.lost:
                 continue
             reading = gpu.telemetry(now_s)
-            memory = {process.name: process.memory_bytes or 0 for process in gpu.processes()}
+            processes = gpu.processes()
+            memory: Counter[str] = Counter()  # two processes may have one name
+            for process in processes:
+                memory[process.name] += process.memory_bytes or 0
             notes.samples.append(
                 Sample(
                     at_s=now_s,
@@ -207,8 +210,8 @@ class VirtualRun:
                     temperature_c=reading.temperature_c or 0.0,
                     power_w=reading.power_w,
                     clock_ppm=gpu.physics.clock_ppm,
-                    tenants=len(memory),
-                    memory_by_tenant=memory,
+                    tenants=len(processes),
+                    memory_by_tenant=dict(memory),
                 )
             )
 
@@ -253,14 +256,13 @@ class VirtualRun:
         outcome = self.outcome
         for uuid, gpu in self.node.gpus.items():
             notes = self._notes_of(uuid)
-            notes.places |= gpu.tenancies.keys()
+            use = gpu.use()
+            notes.active_ns, notes.switching_ns = use.active_ns, use.switching_ns
+            notes.places |= use.places
             for tenancy in gpu.tenancies.values():
-                tenancy.compute.catch_up()
-                usage = tenancy.compute.engine.usage
-                notes.active_ns += usage.active_ns
-                notes.switching_ns += usage.switching_ns
+                busy_ns = tenancy.compute.engine.usage.busy_ns
                 for tenant in tenancy.tenants.values():
-                    tenant.record.busy_ns = usage.busy_ns.get(tenant.context, 0)
+                    tenant.record.busy_ns = busy_ns.get(tenant.context, 0)
         outcome.gpus = sorted(self._notes.values(), key=lambda notes: (notes.index, notes.uuid))
         outcome.tenants = self.node.records
         outcome.pods_waiting_ns = self._pods.waiting_ns

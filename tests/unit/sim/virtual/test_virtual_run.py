@@ -135,6 +135,47 @@ def test_repartitioning_is_found_by_looking() -> None:
     assert ran.of("list", resource="nvidia.com/gpu")[-1]["capacity"] == 0
 
 
+@pytest.mark.parametrize("there_and_back", [False, True])
+def test_what_ran_before_a_repartition_counts(there_and_back: bool) -> None:
+    text = (
+        "tenants:\n- {name: a, gpu: 0, workload: {kind: closed-loop, busy_ms: 20}}\n"
+        "- {name: b, gpu: 0, workload: {kind: closed-loop, busy_ms: 20}}\n"
+        "happenings:\n- {at_s: 50.001, gpu: 0, what: {kind: repartition, mig: [1g.10gb]}}\n"
+    )
+    if there_and_back:
+        text += "- {at_s: 50.002, gpu: 0, what: {kind: repartition, mig: null}}\n"
+    ran = Ran(node(1, text), 100)
+    (gpu,) = ran.outcome.gpus
+    assert gpu.active_ns == sum(record.busy_ns for record in ran.outcome.tenants)
+    assert gpu.active_ns + gpu.switching_ns == pytest.approx(50.001e9, rel=1e-6)
+    assert gpu.switching_ns / gpu.active_ns == pytest.approx(0.22 / 2.048, rel=0.02)
+    assert gpu.uuid in gpu.places
+    assert len(gpu.places) == 2
+
+
+def test_a_reading_after_a_repartition_is_of_the_time_since() -> None:
+    text = (
+        "happenings: [{at_s: 50.1, gpu: 0, what: {kind: repartition, mig: null}}]\n"
+        "tenants: [{name: a, gpu: 0, start_s: 50.101, workload: {kind: closed-loop, busy_ms: 20}}]"
+    )
+    ran = Ran(node(1, text), 100)
+    (gpu,) = ran.outcome.gpus
+    after = [sample.utilization for sample in gpu.samples if sample.at_s > 50]
+    assert min(after) > 0.99
+
+
+def test_memory_of_tenants_with_one_name_adds_up() -> None:
+    text = "".join(
+        f"- {{name: twin, gpu: 0, workload: {LOOP}, memory: {{start_gib: {size}}}}}\n"
+        for size in (3, 5)
+    )
+    ran = Ran(node(1, f"tenants:\n{text}"), 10)
+    (gpu,) = ran.outcome.gpus
+    last = gpu.samples[-1]
+    assert last.tenants == 2
+    assert last.memory_by_tenant == {"twin": (3 + 5) * 2**30 + 2 * 300 * 2**20}
+
+
 def test_the_users_file_wins_over_the_scenarios(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 3}]}}\n")
