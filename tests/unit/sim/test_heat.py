@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -123,7 +124,7 @@ def test_the_moment_of_the_shutdown_is_reckoned_exactly(
     assert physics.too_hot
 
 
-def facts_of(text: str) -> list[dict[str, object]]:
+def facts_of(text: str) -> list[dict[str, Any]]:
     """The event log of 300 s in virtual time."""
     scenario = parse_scenario(text, "test")
     lines: list[str] = []

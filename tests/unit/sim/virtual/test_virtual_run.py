@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sim.scenario import parse_scenario, scenario_names
+from sim.scenario import load_scenario, parse_scenario, scenario_names
 from sim.virtual.run import Outcome, VirtualRun
 from sim.virtual.settings import settings_for
 
@@ -202,17 +202,28 @@ def test_slices_of_a_window_are_noted_without_changing_anything() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in scenario_names() if "week" not in name])
+@pytest.mark.parametrize("name", scenario_names())
 def test_every_shipped_scenario_runs_and_repeats_itself(name: str) -> None:
-    def lines(seed: int) -> list[str]:
-        from sim.scenario import load_scenario
+    until_s = {"production-week": 6 * 3600, "sixteen-gpus": 300}.get(name, 600)
+    assert log_of(name, until_s) == log_of(name, until_s)
 
-        scenario = load_scenario(name).model_copy(update={"seed": seed})
-        log: list[str] = []
-        VirtualRun(scenario, settings_for(scenario, {}, {}, None), 90, log.append).run()
-        return log
 
-    assert lines(1) == lines(1)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_whole_week_repeats_itself() -> None:
+    one, other = (log_of("production-week", 7 * 86400) for _ in range(2))
+    assert one == other
+    assert {json.loads(line)["kind"] for line in one.splitlines()} >= {
+        "happening", "gpu-health", "list", "oom", "pod", "tenant-ended"
+    }  # fmt: skip
+
+
+def log_of(name: str, until_s: float) -> bytes:
+    """The event log of a shipped scenario, as it would be in a file."""
+    scenario = load_scenario(name)
+    log: list[str] = []
+    VirtualRun(scenario, settings_for(scenario, {}, {}, None), until_s, log.append).run()
+    return "".join(f"{line}\n" for line in log).encode()
 
 
 def test_another_seed_is_another_run() -> None:
