@@ -16,7 +16,6 @@ from sim.compute.parameters import (
     SliceParameters,
 )
 
-
 _FIRST_WITH_LEVELS = (7, 5)
 """Turing: the driver knows time-slice levels from it on."""
 
