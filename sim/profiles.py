@@ -124,7 +124,7 @@ class Profile(_Facts):
 
     @property
     def has_levels(self) -> bool:
-        """True if the driver lets anybody set a time-slice level: not before Turing, nor on Tegra."""
+        """True if the driver has time-slice levels: not before Turing, and not on Tegra."""
         return self.compute_capability >= _FIRST_WITH_LEVELS and not self.tegra
 
 

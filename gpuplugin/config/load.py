@@ -128,10 +128,8 @@ def load_settings(
     Raises:
         ConfigError: with all problems, each naming its key and place.
     """
-    if config_file:
-        document = read_config_file(Path(config_file))
-    else:
-        document = default or default_document()
+    usual = default or default_document()
+    document = read_config_file(Path(config_file)) if config_file else usual
     source = config_file or document.name
     document = canonical(document, Settings)
     wrong_shapes = tuple(misshapen(document.data, Settings))
