@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sim.compute.parameters import NS_PER_S, to_ns
 from sim.compute.slicing import Segment, Slicing
+from sim.faults import ThermalShutdown
 from sim.node import SimulatedNode
 from sim.virtual.kubelet import VirtualKubelet
 from sim.virtual.plugin import VirtualPlugin
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 400
 """Readings of each GPU over the whole run, for curves."""
+
+_THERMAL_SHUTDOWN = ThermalShutdown().kind
 
 WINDOW_S = 0.1
 """How long every slice of each GPU is noted, from `window_at_s` on."""
@@ -87,6 +90,8 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     """Facts of the log by kind."""
     xids: dict[int, int] = field(default_factory=dict)
+    thermal_shutdowns: Counter[str] = field(default_factory=Counter)
+    """How often each GPU, by UUID, was at its shutdown temperature."""
     pods_waiting_ns: list[int] = field(default_factory=list)
     pods_created: int = 0
     """Pods that came; those without an entry in `pods_waiting_ns` never got their devices."""
@@ -151,6 +156,8 @@ class VirtualRun:
             outcome.changes.append(change)
         if kind == "happening" and isinstance(code := facts.get("xid"), int):
             outcome.xids[code] = outcome.xids.get(code, 0) + 1
+        if kind == "happening" and facts["kind"] == _THERMAL_SHUTDOWN:
+            outcome.thermal_shutdowns[str(facts["uuid"])] += 1
         # A happening has a kind of its own, which must not stand in for that of the fact.
         named = {"what" if key == "kind" else key: value for key, value in facts.items()}
         line = json.dumps({"t_ns": now_ns, "kind": kind, **named}, separators=(",", ":"))

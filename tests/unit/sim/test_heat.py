@@ -99,6 +99,7 @@ def test_the_shipped_scenario_has_a_well_cooled_a_slow_and_a_dying_gpu() -> None
     assert slowest[:2] == [1_000_000, 1_000_000]
     assert slowest[2] < 900_000
     assert lost == [False, False, False, True]
+    assert outcome.thermal_shutdowns == {outcome.gpus[3].uuid: 2}, "again after the reset"
     by_gpu = {record.gpu: len(record.latency_ns) for record in outcome.tenants if not record.ended}
     well, slow = by_gpu[outcome.gpus[0].uuid], by_gpu[outcome.gpus[2].uuid]
     assert slow < 0.95 * well, "slow clocks slow the tenant down"
