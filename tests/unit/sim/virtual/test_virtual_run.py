@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -216,6 +219,20 @@ def test_a_whole_week_repeats_itself() -> None:
     assert {json.loads(line)["kind"] for line in one.splitlines()} >= {
         "happening", "gpu-health", "list", "oom", "pod", "tenant-ended"
     }  # fmt: skip
+
+
+def test_another_process_writes_the_same_log_and_report(tmp_path: Path) -> None:
+    written = []
+    for hash_seed in ("1", "2"):
+        events, report = tmp_path / f"events-{hash_seed}", tmp_path / f"report-{hash_seed}"
+        command = f"sim run mig --until 130s --quiet --events {events} --report {report}"
+        subprocess.run(
+            [sys.executable, "-m", "gpuplugin", *command.split()],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+        )
+        written.append((events.read_bytes(), report.read_bytes()))
+    assert written[0] == written[1]
 
 
 def log_of(name: str, until_s: float) -> bytes:
