@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from hal import GpuLost, HalError, Probe, RecoveryAction
 from sim.kubelet import Amount
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import RESOURCE
-from tests.component.waiting import DEADLINE_S, eventually
+from tests.component.waiting import DEADLINE_S, becomes_a_file, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +134,7 @@ def test_specs_that_can_no_longer_be_written_take_no_gpu_away(
     spec = folder / "k8s.device-plugin.nvidia.com-gpu.json"
     text = spec.read_text()
 
-    eventually(lambda: is_replaced_by_a_file(folder))
+    eventually(lambda: becomes_a_file(folder))
     eventually(lambda: "cdi" in plugin.get("/ready").parts)
     hardware.lose(1)
     wait_for(kubelet, 2 * REPLICAS)
@@ -145,16 +144,6 @@ def test_specs_that_can_no_longer_be_written_take_no_gpu_away(
     eventually(spec.exists)
     assert spec.read_text() == text
     eventually(lambda: plugin.ready)
-
-
-def is_replaced_by_a_file(folder: Path) -> bool:
-    """Whether it could be done before the plugin made the folder anew."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.write_text("in the way")
-    except IsADirectoryError:
-        return False
-    return True
 
 
 def test_specs_that_cannot_be_written_at_first_are_tried_again(
