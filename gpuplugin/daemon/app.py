@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.endpoint import Surroundings
 from gpuplugin.daemon.endpoints import Endpoints
+from gpuplugin.daemon.halqueries import HalQueries
 from gpuplugin.daemon.healthnews import HealthNews
 from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
@@ -23,8 +24,10 @@ from gpuplugin.daemon.plans import (
     warn_of_exposure,
 )
 from gpuplugin.daemon.reload import Reloader
+from gpuplugin.daemon.sampler import make_sampler
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
+from gpuplugin.daemon.usagemetrics import UsageCollector
 from gpuplugin.daemon.vitals import Vitals
 from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
 
@@ -134,11 +137,14 @@ class Daemon:
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
         reporter = make_reporter(settings, metrics)
-        node = Node(
-            plans, vitals, metrics, HealthNews(metrics, reporter.report if reporter else None)
-        )
+        news = HealthNews(metrics, reporter.report if reporter else None)
+        node = Node(plans, vitals, metrics, news)
+        queries = HalQueries()
+        sampler = make_sampler(settings, self._backend, queries, node)
+        metrics.registry.register(UsageCollector(sampler.reading, node, news.record))
         monitor = Monitor(
             self._backend,
+            queries,
             node,
             vitals,
             metrics,
@@ -165,6 +171,7 @@ class Daemon:
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
                 ("control", control.run),
+                ("sampler", sampler.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
             ):
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)

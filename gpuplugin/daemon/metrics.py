@@ -27,6 +27,7 @@ RPC_BUCKETS_S = (
     0.25,
     1.0,
 )
+PROBE_BUCKETS_S = (1e-3, 5e-3, 20e-3, 0.1, 0.5, 2.0, 10.0)
 
 
 class Metrics:
@@ -44,6 +45,12 @@ class Metrics:
             "Time that a handler took, without the transport.",
             ["resource", "method", "code"],
             buckets=RPC_BUCKETS_S,
+            registry=registry,
+        )
+        self.rpc_in_flight = Gauge(
+            "gpuplugin_rpc_in_flight",
+            "Calls that are being answered.",
+            ["resource", "method"],
             registry=registry,
         )
         self.devices = Gauge(
@@ -94,6 +101,12 @@ class Metrics:
             ["resource"],
             registry=registry,
         )
+        self.kubelet_restarts = Counter(
+            "gpuplugin_kubelet_restarts",
+            "Streams that the kubelet ended while their socket was good, as when it restarts.",
+            ["resource"],
+            registry=registry,
+        )
         self.registrations = Counter(
             "gpuplugin_registrations",
             "What came of registrations with the kubelet.",
@@ -110,6 +123,12 @@ class Metrics:
             "gpuplugin_monitor_failures",
             "Failed attempts to open the driver or to watch the GPUs.",
             ["stage"],
+            registry=registry,
+        )
+        self.probe_seconds = Histogram(
+            "gpuplugin_probe_duration_seconds",
+            "Time that the driver took to say whether a GPU can be used.",
+            buckets=PROBE_BUCKETS_S,
             registry=registry,
         )
         self.monitor_blind = Gauge(
@@ -160,8 +179,10 @@ class Metrics:
             self.rpc_seconds,
             self.devices,
             self.list_updates,
+            self.rpc_in_flight,
             self.list_bytes,
             self.streams,
+            self.kubelet_restarts,
             self.registrations,
             self.socket_renewals,
             self.preferences,
@@ -179,3 +200,15 @@ class Metrics:
             child.observe(duration_s)
 
         return observe
+
+    def in_flight_observer(self, resource: str) -> Callable[[str, int], None]:
+        """A callable that counts calls of a method that begin (1) and end (-1)."""
+        children: dict[str, Gauge] = {}
+
+        def count(method: str, more: int) -> None:
+            child = children.get(method)
+            if child is None:
+                child = children[method] = self.rpc_in_flight.labels(resource, method)
+            child.inc(more)
+
+        return count
