@@ -70,8 +70,8 @@ class DaemonOptions(Section):
     node_name: str = ""
     metrics_interval: Period = 5.0
     pod_metrics: bool = True
-    host_proc: str = "/proc"
-    pod_logs: str = "/var/log/pods"
+    host_proc: Folder
+    pod_logs: Folder
 
     @field_validator("node_name")
     @classmethod

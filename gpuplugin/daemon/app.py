@@ -96,6 +96,7 @@ class Daemon:
             Fatal: it cannot go on; the text says why.
         """
         asyncio.get_running_loop().set_exception_handler(self._unforeseen)
+        self.vitals.set("inventory", "starting", ok=False)
         address = self._loaded.settings.daemon.listen_address
         try:
             http = self._http = HttpServer(address, self.vitals, self.metrics)

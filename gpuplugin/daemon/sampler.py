@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -193,7 +192,7 @@ def make_sampler(settings: Settings, backend: Backend, queries: HalQueries, node
     if daemon.pod_metrics:
         socket = daemon.kubelet_dir / "pod-resources" / "kubelet.sock"
         pod_resources = PodResources(socket, _HOST_DEADLINE_S / 2)
-        identities = PodIdentities(Path(daemon.host_proc), Path(daemon.pod_logs))
+        identities = PodIdentities(daemon.host_proc, daemon.pod_logs)
     return Sampler(backend, queries, node, daemon.metrics_interval, pod_resources, identities)
 
 
