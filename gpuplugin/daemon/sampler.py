@@ -107,6 +107,8 @@ class Sampler:
         processes: dict[str, Sequence[ComputeProcess]] = {}
         for gpu in gpus if self._queries.open else ():
             await self._read_gpu(gpu.uuid, telemetry, processes, unseen)
+        if not processes:
+            unseen.setdefault(PROCESSES, "no GPU answers")
         holdings = await self._holdings(unseen)
         pods = await self._pods(processes, unseen)
         work = {
