@@ -17,6 +17,8 @@ from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
 from gpuplugin.daemon.nodereports import make_reporter
+from gpuplugin.daemon.page.gather import PageSource
+from gpuplugin.daemon.page.html import page_html
 from gpuplugin.daemon.plans import (
     monitor_plan,
     node_plans,
@@ -78,6 +80,8 @@ class Daemon:
         self.metrics.build.info({"version": version, "backend": backend_name})
         self._reloader: Reloader | None = None
         self._http: HttpServer | None = None
+        self._version = version
+        self._page_source: PageSource | None = None
 
     @property
     def port(self) -> int | None:
@@ -99,7 +103,7 @@ class Daemon:
         self.vitals.set("inventory", "starting", ok=False)
         address = self._loaded.settings.daemon.listen_address
         try:
-            http = self._http = HttpServer(address, self.vitals, self.metrics)
+            http = self._http = HttpServer(address, self.vitals, self.metrics, self._page)
         except HttpError as error:
             raise Fatal(str(error)) from error
         try:
@@ -112,6 +116,9 @@ class Daemon:
         finally:
             self._http = None
             http.close()
+
+    def _page(self) -> str | None:
+        return None if self._page_source is None else page_html(self._page_source.view())
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
         """A callback or a forgotten task failed: nobody else would tell of it."""
@@ -143,6 +150,9 @@ class Daemon:
         queries = HalQueries()
         sampler = make_sampler(settings, self._backend, queries, node)
         metrics.registry.register(UsageCollector(sampler.reading, node, news.record))
+        self._page_source = PageSource(
+            self._version, vitals, node, news.record, sampler.reading, lambda: self._loaded
+        )
         monitor = Monitor(
             self._backend,
             queries,
