@@ -60,7 +60,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("reading_age_seconds", (), "Age of the reading that the series of GPUs come from."),
     Family("reading_duration_seconds", (), "How long that reading took."),
     Family(
-        "gpu",
+        "gpu_info",
         (*GPU, "product", "pci_bus_id", "numa_node", "driver"),
         "1 for each GPU that is listed.",
     ),
@@ -136,7 +136,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("pod_memory_over_fair_share", POD, "1 while the pod uses more than that."),
     Family("pod_sm_ratio", POD, "Share of the last sample in which the pod's kernels ran."),
     Family(
-        "replica",
+        "replica_info",
         ("resource", "uuid", "gpu", "replica", "namespace", "pod", "container"),
         "1 for each device that a container holds.",
     ),
@@ -181,7 +181,7 @@ class UsageCollector(Collector):
         for gpu in reading.gpus:
             labels = (gpu.uuid, gpu.index)
             numa = "" if gpu.numa_node is None else gpu.numa_node
-            add("gpu", (*labels, gpu.product, gpu.pci_bus_id, numa, reading.driver), 1)
+            add("gpu_info", (*labels, gpu.product, gpu.pci_bus_id, numa, reading.driver), 1)
             if (telemetry := reading.telemetry.get(gpu.uuid)) is not None:
                 _add_telemetry(labels, telemetry, add)
             probe = probes.get(gpu.uuid)
@@ -215,7 +215,7 @@ def _add_usage(usage: Usage, add: Add) -> None:
     for use in usage.replicas:
         replica = "" if use.replica is None else use.replica
         pod = (use.pod.namespace, use.pod.name, use.container)
-        add("replica", (use.resource, use.uuid, use.index, replica, *pod), 1)
+        add("replica_info", (use.resource, use.uuid, use.index, replica, *pod), 1)
 
 
 def _add_unit(unit: UnitUse, add: Add) -> None:

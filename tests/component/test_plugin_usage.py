@@ -101,7 +101,7 @@ def test_a_hungry_pod_is_named_with_its_memory_and_share(
     fairness = value(plugin, "gpuplugin_gpu_fairness_ratio")
     assert fairness is not None
     assert fairness > 0.9
-    assert {one.labels["pod"] for one in plugin.samples("gpuplugin_replica")} == {
+    assert {one.labels["pod"] for one in plugin.samples("gpuplugin_replica_info")} == {
         "hungry-0", "modest-0", "modest-1", "idle-0",
     }  # fmt: skip
     assert {one.labels["what"]: one.value for one in plugin.samples("gpuplugin_visible")} == {
@@ -161,7 +161,7 @@ def test_a_gpu_that_does_not_answer_has_no_readings(
     eventually(lambda: len(plugin.samples("gpuplugin_gpu_temperature_celsius")) == 8)
     hardware.lose(2)
     eventually(lambda: len(plugin.samples("gpuplugin_gpu_temperature_celsius")) == 7)
-    assert len(plugin.samples("gpuplugin_gpu")) == 8
+    assert len(plugin.samples("gpuplugin_gpu_info")) == 8
     eventually(lambda: (value(plugin, "gpuplugin_gpu_unhealthy_seconds_total", gpu="2") or 0) > 0)
     hardware.recover(2)
     eventually(lambda: len(plugin.samples("gpuplugin_gpu_temperature_celsius")) == 8)

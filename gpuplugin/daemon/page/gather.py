@@ -108,7 +108,7 @@ class _Unit:
         state: str,
         reason: str,
         replicas: int,
-        history: Sequence[SpanView],
+        history: tuple[float, Sequence[SpanView]],
         usage: Usage | None,
         telemetry: Telemetry | None,
     ) -> UnitView:
@@ -131,7 +131,8 @@ class _Unit:
             tenants=[
                 _tenant(one) for one in (usage.tenants if usage else ()) if one.uuid == self._uuid
             ],
-            history=history,
+            history_s=history[0],
+            history=history[1],
             utilization=own.utilization if own else None,
             memory_used_bytes=own.memory_used_bytes if own else used,
             memory_total_bytes=own.memory_total_bytes if own else self._memory_bytes,
@@ -142,17 +143,24 @@ class _Unit:
         )
 
 
-def spans(changes: Sequence[Change], now_s: float) -> list[SpanView]:
-    """The last hour in states; before the first change nothing is known."""
-    begin_s = now_s - HISTORY_S
-    starts = [begin_s, *(one.at_s for one in changes)]
-    states = [("", ""), *((one.state, one.reason) for one in changes)]
-    result = []
-    for (state, reason), at_s, until_s in zip(states, starts, [*starts[1:], now_s], strict=True):
-        if until_s > begin_s:
-            begin = (max(at_s, begin_s) - begin_s) / HISTORY_S
-            result.append(SpanView(begin, (until_s - begin_s) / HISTORY_S, state, reason))
-    return result
+def spans(changes: Sequence[Change], now_s: float) -> tuple[float, list[SpanView]]:
+    """The states of the last hour, or since the first of them; and how many seconds that is."""
+    if not changes:
+        return 0.0, []
+    begin_s = max(now_s - HISTORY_S, changes[0].at_s)
+    length_s = max(now_s - begin_s, 1.0)
+    ends = [*(one.at_s for one in changes[1:]), now_s]
+    result = [
+        SpanView(
+            begin=(max(one.at_s, begin_s) - begin_s) / length_s,
+            end=(until_s - begin_s) / length_s,
+            state=one.state,
+            reason=one.reason,
+        )
+        for one, until_s in zip(changes, ends, strict=True)
+        if until_s > begin_s
+    ]
+    return length_s, result
 
 
 def _devices(gpu: Gpu) -> Iterable[tuple[str, str, str, int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gpuplugin.daemon.page.view import CallView, PageView, SpanView, TenantView, UnitView
+    from gpuplugin.daemon.page.view import CallView, PageView, TenantView, UnitView
     from gpuplugin.daemon.vitals import Part
 
 REFRESH_S = 5
@@ -81,7 +81,7 @@ def _unit(unit: UnitView) -> str:
 <h2>GPU {escape(unit.index)} <span class="soft">{escape(unit.product)}</span>
 <span class="badge {tone}">{escape(unit.state)}</span></h2>
 <p class="soft uuid">{escape(unit.uuid)}</p>
-{reason}{_gauges(unit)}{_replicas(unit)}{_tenants(unit)}{_history(unit.history)}
+{reason}{_gauges(unit)}{_replicas(unit)}{_tenants(unit)}{_history(unit)}
 </article>"""
 
 
@@ -136,12 +136,12 @@ def _tenants(unit: UnitView) -> str:
 
 
 def _tenant(tenant: TenantView) -> str:
-    memory = "?" if tenant.memory_bytes is None else f"{_gib(tenant.memory_bytes)} GiB"
+    memory = "&ndash;" if tenant.memory_bytes is None else f"{_gib(tenant.memory_bytes)} GiB"
     if tenant.over and tenant.fair_bytes is not None:
         memory = (
             f'<b class="warn" title="fair share: {_gib(tenant.fair_bytes)} GiB">{memory}, over</b>'
         )
-    share = "?" if tenant.sm_share is None else f"{tenant.sm_share:.0%}"
+    share = "&ndash;" if tenant.sm_share is None else f"{tenant.sm_share:.0%}"
     container = f' <span class="soft">{escape(tenant.container)}</span>' if tenant.container else ""
     return (
         f"<tr><td>{escape(tenant.name)}{container}</td>"
@@ -150,18 +150,19 @@ def _tenant(tenant: TenantView) -> str:
     )
 
 
-def _history(spans: Iterable[SpanView]) -> str:
-    tones = {"Healthy": "good", "Recovering": "warn", "": "none"}
+def _history(unit: UnitView) -> str:
+    tones = {"Healthy": "good", "Recovering": "warn"}
     rects = "".join(
         f'<rect class="{tones.get(span.state, "bad")}" x="{100 * span.begin:.2f}" y="0" '
         f'width="{max(0.3, 100 * (span.end - span.begin)):.2f}" height="8"><title>'
-        f"{escape(span.state or 'not known')} {escape(span.reason)}</title></rect>"
-        for span in spans
+        f"{escape(f'{span.state} {span.reason}')}</title></rect>"
+        for span in unit.history
     )
     return (
         '<svg class="history" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" '
-        f'aria-label="health in the last hour">{rects}</svg>'
-        '<p class="soft axis"><span>1 h ago</span><span>health</span><span>now</span></p>'
+        f'aria-label="health until now">{rects}</svg>'
+        f'<p class="soft axis"><span>{_age(unit.history_s)} ago</span>'
+        "<span>health</span><span>now</span></p>"
     )
 
 

@@ -31,7 +31,7 @@ class TenantView:
 
 @dataclass(frozen=True, slots=True)
 class SpanView:
-    """A unit was in a state from `begin` to `end`, as shares (0 to 1) of the last hour."""
+    """A unit was in a state from `begin` to `end`, as shares (0 to 1) of its history."""
 
     begin: float
     end: float
@@ -53,6 +53,8 @@ class UnitView:
     """Who holds which replica, by its number."""
     allocated: int | None
     tenants: Sequence[TenantView]
+    history_s: float
+    """How far back the history goes: an hour, or to the plugin's start."""
     history: Sequence[SpanView]
     utilization: float | None = None
     memory_used_bytes: int | None = None
