@@ -38,7 +38,9 @@ class HealthRecord:
         now_s, unit = time.monotonic(), (uuid, index)
         with self._lock:
             since_s = self._sick_since_s.pop(unit, None)
-            self._sick_s[unit] = self._sick_s.get(unit, 0.0) + (now_s - since_s if since_s else 0.0)
+            self._sick_s[unit] = self._sick_s.get(unit, 0.0) + (
+                0.0 if since_s is None else now_s - since_s
+            )
             if not healthy:
                 self._sick_since_s[unit] = now_s
             self._changes.append(Change(time.time(), uuid, index, state, reason))
