@@ -40,6 +40,12 @@ class Metrics:
         GCCollector(registry=self.registry)
         registry = self.registry
         self.build = Info("gpuplugin_build", "Version of the plugin.", registry=registry)
+        self.start_time = Gauge(
+            "gpuplugin_start_time_seconds",
+            "When the plugin was started; the time since is its age.",
+            registry=registry,
+        )
+        self.start_time.set_to_current_time()
         self.rpc_seconds = Histogram(
             "gpuplugin_rpc_duration_seconds",
             "Time that a handler took, without the transport.",
