@@ -198,18 +198,15 @@ ROWS = (
             Panel(
                 "Gain",
                 "Utilisation with all pods over that of the busiest alone. 1: sharing brings nothing.",
-                (
-                    Query(
-                        f"gpuplugin_gpu_timeslicing_gain_ratio{{{GPUS}}}", "{{instance}} {{gpu}}"
-                    ),
-                ),
+                (Query(f"gpuplugin_gpu_timeslicing_gain_ratio{{{GPUS}}}", "{{instance}} {{gpu}}"),),
             ),
             Panel(
                 "Contention",
                 "Pods with a context on the GPU, and pods whose kernels ran at the same time.",
                 (
                     Query(
-                        f"gpuplugin_gpu_contending_tenants{{{GPUS}}}", "at work {{instance}} {{gpu}}"
+                        f"gpuplugin_gpu_contending_tenants{{{GPUS}}}",
+                        "at work {{instance}} {{gpu}}",
                     ),
                     Query(f"gpuplugin_gpu_tenants{{{GPUS}}}", "present {{instance}} {{gpu}}"),
                 ),
@@ -229,11 +226,7 @@ ROWS = (
             Panel(
                 "SM share by pod",
                 "Share of the time in which the pod's kernels ran.",
-                (
-                    Query(
-                        f"gpuplugin_pod_sm_ratio{{{GPUS}}}", "{{namespace}}/{{pod}} on {{gpu}}"
-                    ),
-                ),
+                (Query(f"gpuplugin_pod_sm_ratio{{{GPUS}}}", "{{namespace}}/{{pod}} on {{gpu}}"),),
                 unit="percentunit",
                 stacked=True,
             ),

@@ -22,6 +22,7 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.usagemetrics import FAMILIES
 from sim.profiles import model_names
 from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
@@ -33,7 +34,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 GENERATED = (
     ROOT / "docs/configuration.md",
     ROOT / "docs/fidelity.md",
-    ROOT / "docs/operations.md",
+    ROOT / "docs/metrics.md",
     ROOT / "docs/scenarios.md",
     ROOT / "docs/simulation.md",
     ROOT / "sim/scenarios/README.md",
@@ -51,6 +52,10 @@ def metrics_table() -> str:
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "-"
             name = f"`{family.name}{suffix}`"
             lines.append(f"| {name} | {family.type} | {labels} | {family.documentation} |")
+    for one in FAMILIES:
+        suffix = "_total" if one.kind == "counter" else ""
+        labels = ", ".join(f"`{label}`" for label in one.labels) or "-"
+        lines.append(f"| `gpuplugin_{one.name}{suffix}` | {one.kind} | {labels} | {one.meaning} |")
     return "\n".join(lines)
 
 
