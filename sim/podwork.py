@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.kubelet.pods import Phase
+from sim.tenancy import TenantSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from sim.kubelet import Kubelet, NodeView, Pod
     from sim.kubelet.view import PodView
     from sim.realtime import RealTimeNode
-    from sim.tenancy import Tenant, TenantSpec
+    from sim.scenario import Scenario
+    from sim.tenancy import Tenant
 
 FIRST_RESTART_S = 1.0
 LONGEST_RESTART_S = 30.0
@@ -141,6 +143,19 @@ class PodWork:
 
     def _forget_process(self, pid: int) -> None:
         shutil.rmtree(self.proc / str(pid), ignore_errors=True)
+
+
+def scenario_work(scenario: Scenario) -> Callable[[Pod], TenantSpec | None]:
+    """What pods named as a scenario names its own (GROUP-NUMBER) do."""
+    groups = {group.name: group for group in scenario.pods}
+
+    def work_of(pod: Pod) -> TenantSpec | None:
+        group = groups.get(pod.name.rpartition("-")[0])
+        if group is None:
+            return None
+        return TenantSpec(pod.name, group.workload, group.memory, group.occupancy)
+
+    return work_of
 
 
 def _holds_devices(view: PodView) -> bool:

@@ -185,6 +185,7 @@ class Daemon:
                 ("sampler", sampler.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
             ):
+                metrics.task_restarts.labels(task=name)  # seen from the first restart on
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)
 
     def _look_again(self, node: Node) -> None:

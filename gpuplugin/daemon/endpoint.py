@@ -266,6 +266,7 @@ class Endpoint:
         `kubelet` is the one that was told of the socket, if it was told.
         """
         devices = self._plugin.devices
+        self._around.metrics.kubelet_restarts.labels(self._resource)
         company = _Company(self._around.dirs, self._resource, socket.path)
         alone_since_s = time.monotonic()
         was_open = False

@@ -22,9 +22,10 @@ class _Told:
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a text through once within `QUIET_S`; the next one then has `repeated`, how many were not.
+    """Lets a text through once within `QUIET_S`.
 
-    Texts of level debug always pass: who asks for them wants all.
+    The next one after that has `repeated`, how many were left out. Texts of level debug always
+    pass: who asks for them wants all.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
