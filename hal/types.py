@@ -13,6 +13,15 @@ class GpuState(Enum):
     LOST = "lost"
 
 
+class ComputeMode(Enum):
+    """Which processes may make a context on a GPU (`nvidia-smi --compute-mode`)."""
+
+    DEFAULT = "default"
+    EXCLUSIVE_PROCESS = "exclusive-process"
+    """One process at a time: a second one is refused, so such a GPU cannot be shared."""
+    PROHIBITED = "prohibited"
+
+
 class RecoveryAction(Enum):
     """What the driver says must be done before the GPU can be used (NVML recovery action)."""
 
@@ -84,6 +93,8 @@ class Gpu:
     state: GpuState = GpuState.OK
     mig_enabled: bool = False
     mig_devices: tuple[MigDevice, ...] = ()
+    compute_mode: ComputeMode | None = None
+    """None where the driver does not tell."""
 
     @property
     def device_nodes(self) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ import uuid as uuids
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hal import Gpu
+from hal import ComputeMode, Gpu
 from sim.partition import partitioned
 from sim.profiles import load_profile
+from sim.recorded import identity_of, partition_of, profile_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +29,10 @@ class Identities:
 
     def of_the_node(self) -> Iterator[tuple[Gpu, Profile]]:
         """The GPUs that the scenario names, by index."""
-        groups = [(group, load_profile(group.model)) for group in self._scenario.gpus]
+        groups = [
+            (group, profile_of(load_profile(group.model), group.recorded))
+            for group in self._scenario.gpus
+        ]
         bus_ids = _bus_ids([profile for group, profile in groups for _ in range(group.count)])
         index = 0
         for group, profile in groups:
@@ -43,8 +47,10 @@ class Identities:
                     product=profile.product,
                     memory_bytes=profile.memory_bytes,
                     compute_capability=profile.compute_capability,
+                    compute_mode=ComputeMode.DEFAULT,
                 )
-                yield self.partitioned(gpu, group.mig, profile), profile
+                gpu = self.partitioned(identity_of(gpu, group.recorded), group.mig, profile)
+                yield partition_of(gpu, group.recorded), profile
                 index += 1
 
     def partitioned(self, gpu: Gpu, mig: Sequence[str] | None, profile: Profile) -> Gpu:

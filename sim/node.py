@@ -67,6 +67,8 @@ class SimulatedNode:
         self.log = log
         self.on_change: Callable[[], None] = lambda: None
         """Called when something befell the node or a GPU, or the driver has something to report."""
+        self.listeners: list[Callable[[Event], None]] = []
+        """Each is told every event that the driver reports; `take_events` is for one who asks."""
         self.scenario = scenario
         self.driver = SimulatedDriver()
         self._identities = Identities(scenario)
@@ -201,12 +203,10 @@ class SimulatedNode:
         return bool(self._events)
 
     def links(self) -> dict[tuple[str, str], Link]:
-        """PCIe paths by NUMA node. GPUs behind an NVSwitch have no direct NVLink to each other."""
+        """As recorded, else by NUMA node; behind an NVSwitch there is no direct NVLink."""
         listed = [gpu.identity for gpu in self._present if not gpu.lost]
         return {
-            (one.uuid, other.uuid): Link(
-                LinkKind.SAME_CPU if one.numa_node == other.numa_node else LinkKind.CROSS_CPU
-            )
+            (one.uuid, other.uuid): self._link(one, other)
             for one in listed
             for other in listed
             if one.uuid != other.uuid
@@ -227,6 +227,13 @@ class SimulatedNode:
             self.records.append(tenant.record)
             return tenant
         return None
+
+    def _link(self, one: Gpu, other: Gpu) -> Link:
+        for link in self.scenario.links:
+            if set(link.gpus) == {one.index, other.index}:
+                return Link(link.path, link.nvlinks)
+        same = one.numa_node == other.numa_node
+        return Link(LinkKind.SAME_CPU if same else LinkKind.CROSS_CPU)
 
     def _bring(self, tenant: TenantOfScenario) -> None:
         gpu = self._present[tenant.gpu]
@@ -324,9 +331,11 @@ class SimulatedNode:
     def _report(self, events: Iterable[Event]) -> None:
         """Xids and ECC events that nobody can wait for are lost; that GPUs came or went is not."""
         deaf = self.driver.watch_failure(self.now_s) is not None
-        self._events.extend(
-            event for event in events if not (deaf and isinstance(event, XidError | EccError))
-        )
+        for event in events:
+            if not (deaf and isinstance(event, XidError | EccError)):
+                self._events.append(event)
+                for listener in self.listeners:
+                    listener(event)
         self.on_change()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hal import DriverUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from hal import Event
     from sim.node import SimulatedNode
@@ -31,6 +31,7 @@ class RealTimeNode:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._interrupts = 0
+        self._watchers: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """Let time run; safe to call again."""
@@ -45,7 +46,7 @@ class RealTimeNode:
         """Stop the clock's thread and end calls that hang; the node stays as it is."""
         with self._changed:
             self._stopping = True
-            self._changed.notify_all()
+            self._wake()
         if self._thread is not None:
             self._thread.join()
 
@@ -57,7 +58,24 @@ class RealTimeNode:
             try:
                 yield self._node
             finally:
-                self._changed.notify_all()
+                self._wake()
+
+    @contextmanager
+    def glimpsed(self) -> Iterator[SimulatedNode]:
+        """The node, advanced to the present and held still, for those who change nothing of it."""
+        with self._changed:
+            self._advance()
+            yield self._node
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed`, which must not block, whenever something may have changed."""
+        with self._changed:
+            self._watchers.append(changed)
+
+    def unwatch(self, changed: Callable[[], None]) -> None:
+        """Call it no more."""
+        with self._changed:
+            self._watchers.remove(changed)
 
     @contextmanager
     def called(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
@@ -106,7 +124,7 @@ class RealTimeNode:
         """Make running `wait_events` calls return."""
         with self._changed:
             self._interrupts += 1
-            self._changed.notify_all()
+            self._wake()
 
     def _pace(self) -> None:
         with self._changed:
@@ -122,7 +140,12 @@ class RealTimeNode:
         due = self._node.next_s <= now_s
         self._node.advance(now_s)
         if due:
-            self._changed.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for changed in self._watchers:
+            changed()
 
     def _wait_while_hanging(self, uuid: str | None) -> None:
         self._changed.wait_for(lambda: self._stopping or not self._node.hangs(uuid))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -11,7 +12,16 @@ from pydantic_core import PydanticUndefined
 
 from sim.failures import Failures, Lemons, Repair
 from sim.faults import GpuHappening, NodeHappening, Repeat, TimedHappening
-from sim.scenario import GpuGroup, Pods, Scenario, Tenant, load_scenario, scenario_names
+from sim.recorded import RecordedGpu, RecordedMig
+from sim.scenario import (
+    GpuGroup,
+    Pods,
+    RecordedLink,
+    Scenario,
+    Tenant,
+    load_scenario,
+    scenario_names,
+)
 from sim.workloads.models import Diurnal, MemoryUse, Workload
 
 if TYPE_CHECKING:
@@ -22,6 +32,9 @@ if TYPE_CHECKING:
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The scenario", Scenario),
     ("gpus", GpuGroup),
+    ("recorded", RecordedGpu),
+    ("recorded.mig", RecordedMig),
+    ("links", RecordedLink),
     ("pods", Pods),
     ("tenants", Tenant),
     ("memory", MemoryUse),
@@ -102,6 +115,8 @@ def _spelled(annotation: object) -> str:
         return " or ".join(_spelled(one) for one in kinds)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return next((title for title, model in _PARTS if model is annotation), annotation.__name__)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return ", ".join(f"`{one.value}`" for one in annotation)
     names = {bool: "bool", int: "int", float: "number", str: "string"}
     return names.get(annotation, "-") if isinstance(annotation, type) else "-"
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from gpuplugin.config.yamltext import YamlError, read_yaml
+from hal import LinkKind
 from sim.failures import Failures
 from sim.faults import Part, Repartition, TimedHappening, XidFault, problems
 from sim.partition import CannotPartition, check_partition
 from sim.profiles import UnknownModel, load_profile, model_names
+from sim.recorded import RecordedGpu
 from sim.workloads.models import MemoryUse, Workload
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class GpuGroup(Part):
     `mig` puts each of them into MIG mode with devices of these profiles (an empty list: none).
     `cooling` below 1 is an airflow that is worse than it should be; `oversubscribe` lets memory
     overflow to the host (managed memory); `mechanism` is how tenants share the compute.
+    `recorded` says who a single GPU is (`count: 1`), as `gpuplugin record` writes it.
     """
 
     model: str
@@ -34,6 +37,23 @@ class GpuGroup(Part):
     cooling: Annotated[float, Field(gt=0, le=2)] = 1.0
     oversubscribe: bool = False
     mechanism: Literal["time-slicing", "mps", "exclusive"] = "time-slicing"
+    recorded: RecordedGpu | None = None
+
+    @model_validator(mode="after")
+    def _one_gpu_if_recorded(self) -> GpuGroup:
+        if self.recorded is not None and self.count != 1:
+            raise ValueError("recorded is for one GPU: give each a group with count 1")
+        if self.recorded is not None and len(self.recorded.mig) > len(self.mig or ()):
+            raise ValueError("recorded.mig has more devices than mig")
+        return self
+
+
+class RecordedLink(Part):
+    """How two GPUs, by their indices, reach each other: the PCIe path, and direct NVLinks."""
+
+    gpus: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+    path: LinkKind
+    nvlinks: Annotated[int, Field(ge=0, le=18)] = 0
 
 
 class Tenant(Part):
@@ -100,6 +120,7 @@ class Scenario(Part):
     gpus: Annotated[list[GpuGroup], Field(min_length=1)]
     tenants: list[Tenant] = Field(default_factory=list)
     pods: list[Pods] = Field(default_factory=list)
+    links: list[RecordedLink] = Field(default_factory=list)
     happenings: list[TimedHappening] = Field(default_factory=list)
     failures: list[Failures] = Field(default_factory=list)
     config: dict[str, object] | None = None
@@ -159,6 +180,7 @@ def parse_scenario(text: str, name: str) -> Scenario:
         raise ScenarioError(f"scenario {name}: {problems(error)}") from None
     try:
         _check_gpus(scenario)
+        _check_identities(scenario)
         _check_references(scenario)
     except ScenarioError as error:
         raise ScenarioError(f"scenario {name}: {error}") from None
@@ -172,8 +194,23 @@ def _check_gpus(scenario: Scenario) -> None:
         _check_mig("gpus", group, group.mig or ())
 
 
+def _check_identities(scenario: Scenario) -> None:
+    known = [group.recorded for group in scenario.gpus if group.recorded is not None]
+    for key, values in (
+        ("uuid", [one.uuid for one in known] + [mig.uuid for one in known for mig in one.mig]),
+        ("pci_bus_id", [one.pci_bus_id for one in known]),
+    ):
+        given = [value for value in values if value is not None]
+        twice = sorted({value for value in given if given.count(value) > 1})
+        if twice:
+            raise ScenarioError(f"gpus: recorded.{key} {twice[0]} is there twice")
+
+
 def _check_references(scenario: Scenario) -> None:
     groups = [group for group in scenario.gpus for _ in range(group.count)]
+    for position, link in enumerate(scenario.links):
+        for index in link.gpus:
+            _check_index(f"links[{position}]", index, len(groups))
     most_mig = [len(group.mig or ()) for group in groups]
     for position, tenant in enumerate(scenario.tenants):
         where = f"tenants[{position}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import driver_root
@@ -19,8 +20,10 @@ class BackendError(Exception):
 
 
 @contextmanager
-def make_backend(settings: Settings, *, control: bool) -> Iterator[Backend]:
+def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -> Iterator[Backend]:
     """The backend, not opened; a simulated node listens for faults if `control` is set.
+
+    `host` is where the host's root is mounted, for a look from elsewhere.
 
     Raises:
         BackendError: the scenario cannot be used, or the control socket cannot be made.
@@ -29,17 +32,19 @@ def make_backend(settings: Settings, *, control: bool) -> Iterator[Backend]:
         if settings.daemon.backend == "nvml":
             from hal.nvml import NvmlBackend
 
-            yield NvmlBackend(driver_root(settings))
+            own = host == Path("/")
+            mounted = host / settings.flags.nvidia_driver_root.lstrip("/")
+            yield NvmlBackend(driver_root(settings) if own else mounted)
         else:
             yield _simulated(settings, stack, control=control)
 
 
 def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backend:
     from sim.backend import SimBackend
-    from sim.control import control_socket, serve_control
     from sim.node import SimulatedNode
     from sim.realtime import RealTimeNode
     from sim.scenario import ScenarioError, load_scenario
+    from sim.serve import CannotServe, served
 
     try:
         node = RealTimeNode(SimulatedNode(load_scenario(settings.daemon.scenario)))
@@ -47,10 +52,8 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
         raise BackendError(str(error)) from error
     stack.callback(node.stop)
     if control:
-        path = control_socket(settings.daemon.kubelet_dir)
         try:
-            server = serve_control(node, path)
-        except OSError as error:
-            raise BackendError(f"the control socket {path} cannot be made: {error}") from error
-        stack.callback(server.close)
+            stack.enter_context(served(node, settings.daemon.kubelet_dir))
+        except CannotServe as error:
+            raise BackendError(str(error)) from error
     return SimBackend(node)

@@ -34,7 +34,7 @@ def devices(parsed: argparse.Namespace) -> int:
 def _as_json(gpus: Sequence[Gpu], inventory: Inventory) -> str:
     return json.dumps(
         {
-            "gpus": [{**asdict(gpu), "state": gpu.state.value} for gpu in gpus],
+            "gpus": [_gpu_as_json(gpu) for gpu in gpus],
             "resources": [
                 {
                     "name": resource.name,
@@ -46,6 +46,12 @@ def _as_json(gpus: Sequence[Gpu], inventory: Inventory) -> str:
         },
         indent=2,
     )
+
+
+def _gpu_as_json(gpu: Gpu) -> dict[str, object]:
+    mode = gpu.compute_mode
+    words = {"state": gpu.state.value, "compute_mode": None if mode is None else mode.value}
+    return {**asdict(gpu), **words}
 
 
 def _as_text(gpus: Sequence[Gpu], inventory: Inventory) -> str:

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")
 _DEVICES_NAMES = ("--backend", "--scenario")
+_DOCTOR_SECTIONS = ("flags", "gpus", "imex")
+_DOCTOR_NAMES = (
+    "--backend", "--scenario", "--kubelet-dir", "--kubelet-socket", "--registration",
+    "--listen-address", "--cdi-root",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage.
+
+    A command that has more to say (`doctor`) tells so in its help.
+    """
     parsed = build_parser().parse_args(arguments)
     module = import_module(f"gpuplugin.cli.{parsed.module}")
     try:
@@ -83,6 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     clear.add_argument("unit", metavar="UUID|INDEX|all", help="a GPU or MIG device")
     add_options(clear, sections=(), names=("--kubelet-dir",))
 
+    _add_doctor(commands)
+    _add_record(commands)
+
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
     demo.set_defaults(module="demo", function="demo")
     demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
@@ -94,6 +105,45 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_sim(commands)
     return parser
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check a node and say what to do",
+        epilog="exit status: 0 all well, 1 warnings, 2 wrong usage, 3 failures",
+    )
+    doctor.set_defaults(module="doctor", function="doctor")
+    add_options(doctor, sections=_DOCTOR_SECTIONS, names=_DOCTOR_NAMES)
+    doctor.add_argument(
+        "--root", default="/", metavar="DIR", help="where the host's root is mounted (default /)"
+    )
+    doctor.add_argument(
+        "--plugin-uid", type=int, metavar="UID",
+        help="the user that the plugin runs as (default: that of the running one, or yours)",
+    )  # fmt: skip
+    doctor.add_argument(
+        "--timeout", type=float, default=10.0, metavar="S",
+        help="how long the driver may take to answer (default 10)",
+    )  # fmt: skip
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    record = commands.add_parser("record", help="write this node's GPUs and load as a scenario")
+    record.set_defaults(module="record", function="record")
+    add_options(record, sections=("flags",), names=_DEVICES_NAMES)
+    record.add_argument(
+        "--for", dest="length", default="10s", metavar="DURATION", help="how long (default 10s)"
+    )
+    record.add_argument(
+        "--interval", default="1s", metavar="DURATION", help="between two looks (default 1s)"
+    )
+    record.add_argument(
+        "--scrub", action="store_true", help="leave out what identifies hardware and programs"
+    )
+    record.add_argument("--name", default="recorded", help="of the scenario (default recorded)")
+    record.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
 
 
 def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -151,7 +201,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     schema.set_defaults(module="simscenario", function="schema")
     _add_replay(sim_commands)
 
-    node = sim_commands.add_parser("node", help="the node of a running kubelet stand-in")
+    node = sim_commands.add_parser("node", help="a simulated node, and what a kubelet sees of it")
     node_commands = node.add_subparsers(metavar="COMMAND", required=True)
     show = node_commands.add_parser("show", help="capacity and allocatable")
     show.set_defaults(module="simkubelet", function="node_show")
@@ -163,6 +213,7 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     restart = node_commands.add_parser("restart", help="restart the kubelet stand-in")
     restart.set_defaults(module="simkubelet", function="node_restart")
+    _add_serve(node_commands, sim_commands)
     for command in (create, delete, listing, show, restart):
         _add_kubelet_dir(command)
         command.add_argument("--json", action="store_true", help="print JSON")
@@ -170,6 +221,26 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_inject(sim_commands)
     add_share(sim_commands)
     add_run(sim_commands)
+
+
+def _add_serve(
+    node_commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    sim_commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    serve = node_commands.add_parser("serve", help="run a simulated node without a plugin")
+    serve.set_defaults(module="simnode", function="serve")
+    _add_kubelet_dir(serve)
+    serve.add_argument(
+        "--scenario", default="default", metavar="FILE|NAME", help="default: default"
+    )
+    serve.add_argument(
+        "--processes",
+        action="store_true",
+        help="a real process for each tenant, which does nothing, for tools that look it up",
+    )
+    env = sim_commands.add_parser("env", help="print what lets NVML programs see the node")
+    env.set_defaults(module="simnode", function="env")
+    _add_kubelet_dir(env)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

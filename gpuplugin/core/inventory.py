@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from gpuplugin.core.replicas import replica_id
 from gpuplugin.core.selection import GpuFilter, NamePattern, first_match
 from gpuplugin.core.sharing import TimeSlicing
+from hal import GpuState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -187,6 +188,8 @@ def _unshared(gpus: Sequence[Gpu], plan: Plan, notes: list[str]) -> dict[str, li
 
 def _single_mig(gpus: Sequence[Gpu]) -> list[Device]:
     """All MIG devices of the node, which must be alike, as plain GPUs."""
+    # A GPU that was lost before the first look does not tell its mode: it is left out.
+    gpus = [gpu for gpu in gpus if gpu.mig_enabled or gpu.state is GpuState.OK]
     plain = [str(gpu.index) for gpu in gpus if not gpu.mig_enabled]
     if plain:
         raise InventoryError(

@@ -174,7 +174,7 @@ class Daemon:
         self._reloader = Reloader(
             self._loaded, self._load, lambda loaded: self._adopt(loaded, node), vitals, metrics
         )
-        control = ControlServer(dirs.of(settings.daemon.way_of_registration), node)
+        control = ControlServer(dirs.of(settings.daemon.way_of_registration), node, vitals)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_heartbeat(vitals), name="heartbeat")
             for name, task in (

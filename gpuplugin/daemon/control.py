@@ -1,4 +1,4 @@
-"""The daemon's local socket: a person asks for the health of GPUs, or clears it.
+"""The daemon's local socket: a person asks how GPUs and daemon are, or clears a GPU's fault.
 
 Only root and the daemon's own user are answered. What clearing means is in `core.health`.
 """
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.daemon.node import Node
+    from gpuplugin.daemon.vitals import Vitals
 
 SOCKET_NAME = ".gpuplugin-control.sock"
 """Hidden, so that the kubelet's plugin watcher passes it over."""
@@ -48,9 +49,10 @@ class Caller:
 class ControlServer:
     """Keeps a socket in `folder` and answers there; a socket that vanishes is made again."""
 
-    def __init__(self, folder: Path, node: Node) -> None:
+    def __init__(self, folder: Path, node: Node, vitals: Vitals) -> None:
         self._path = folder / SOCKET_NAME
         self._node = node
+        self._vitals = vitals
         self._problem = ""
 
     async def run(self) -> None:
@@ -118,7 +120,10 @@ class ControlServer:
         now_s = time.monotonic()
         board = self._node.board
         return {
+            "pid": os.getpid(),
+            "uid": os.geteuid(),
             "blind": board.blind,
+            "parts": self._vitals.readiness().as_json()["parts"],
             "units": [
                 {
                     "uuid": uuid,

@@ -69,9 +69,7 @@ def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, .
     listens on is left alone: a plugin that is being replaced takes it along itself.
     """
     removed = []
-    for path in _sockets(folder, resource):
-        if _listened_on(path):
-            continue
+    for path in dead_sockets(folder, resource):
         try:
             path.unlink()
             removed.append(path)
@@ -87,12 +85,17 @@ def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, .
     return tuple(removed)
 
 
+def dead_sockets(folder: Path, resource: str | None = None) -> tuple[Path, ...]:
+    """Sockets of this plugin (of one resource) that nobody listens on."""
+    return tuple(path for path in plugin_sockets(folder, resource) if not _listened_on(path))
+
+
 def others_serve(folders: Iterable[Path], resource: str, own: Path) -> bool:
     """True if another process serves the resource too, as while a plugin is being replaced."""
     return any(
         path != own and _listened_on(path)
         for folder in folders
-        for path in _sockets(folder, resource)
+        for path in plugin_sockets(folder, resource)
     )
 
 
@@ -100,7 +103,7 @@ def _stem(resource: str) -> str:
     return f"{_PREFIX}{resource.replace('/', '-')}-"
 
 
-def _sockets(folder: Path, resource: str | None) -> list[Path]:
+def plugin_sockets(folder: Path, resource: str | None = None) -> list[Path]:
     """This plugin's sockets in a folder; those of one resource, if one is named."""
     random = "?" * _TOKEN_BYTES * 2
     pattern = f"{_PREFIX}*.sock" if resource is None else f"{_stem(resource)}{random}.sock"

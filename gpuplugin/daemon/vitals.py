@@ -14,11 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of the daemon: `ok` and a text, unchanged since `since_s` (monotonic)."""
+    """One part of the daemon: `ok` and a text, unchanged since `since_s` (monotonic).
+
+    `last_ok_s` is when a part that is not ok last was; None if it never was.
+    """
 
     ok: bool
     text: str
     since_s: float
+    last_ok_s: float | None = None
+
+    def ok_ago_s(self, now_s: float) -> float | None:
+        """How long ago the part was last ok: 0 while it is, None if it never was."""
+        if self.ok:
+            return 0.0
+        return None if self.last_ok_s is None else round(now_s - self.last_ok_s, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,7 @@ class Report:
                     "ok": part.ok,
                     "text": part.text,
                     "for_s": round(self.now_s - part.since_s, 1),
+                    "ok_ago_s": part.ok_ago_s(self.now_s),
                 }
                 for name, part in sorted(self.parts.items())
             },
@@ -60,9 +71,11 @@ class Vitals:
             part = self._parts.get(name)
             if part is not None and (part.ok, part.text) == (ok, text):
                 return False
+            now_s = time.monotonic()
             same_state = part is not None and part.ok == ok
-            since_s = part.since_s if part and same_state else time.monotonic()
-            self._parts[name] = Part(ok, text, since_s)
+            since_s = part.since_s if part and same_state else now_s
+            last_ok_s = now_s if part and part.ok else part.last_ok_s if part else None
+            self._parts[name] = Part(ok, text, since_s, last_ok_s)
             return True
 
     def remove(self, name: str) -> None:

@@ -1,7 +1,8 @@
-"""The part of NVML that the backend uses, typed: calls, values, return codes, and error mapping.
+"""The part of NVML that the backend uses, typed: calls, values, return codes.
 
 `NvmlApi` speaks NVML's language: handles, masks, milliwatts. What they mean for the project is
-decided in the other modules of this package; the real implementation is `hal.nvml.binding`.
+decided in the other modules of this package (errors: `hal.nvml.failures`); the real implementation
+is `hal.nvml.binding`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final, NewType, Protocol
-
-from hal.errors import DriverNotFound, DriverUnavailable, GpuLost, HalError, NotSupported
-from hal.nvml.library import LIBRARY, REMEDY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,22 +24,38 @@ NO_INSTANCE: Final = 0xFFFFFFFF
 
 
 class Code(IntEnum):
-    """NVML's return codes that the backend tells apart."""
+    """NVML's return codes, all of them; what is made of each is in `hal.nvml.failures`."""
 
     UNINITIALIZED = 1
     INVALID_ARGUMENT = 2
     NOT_SUPPORTED = 3
     NO_PERMISSION = 4
+    ALREADY_INITIALIZED = 5
     NOT_FOUND = 6
+    INSUFFICIENT_SIZE = 7
+    INSUFFICIENT_POWER = 8
     DRIVER_NOT_LOADED = 9
     TIMEOUT = 10
+    IRQ_ISSUE = 11
     LIBRARY_NOT_FOUND = 12
     FUNCTION_NOT_FOUND = 13
+    CORRUPTED_INFOROM = 14
     GPU_IS_LOST = 15
     RESET_REQUIRED = 16
+    OPERATING_SYSTEM = 17
     LIB_RM_VERSION_MISMATCH = 18
+    IN_USE = 19
+    MEMORY = 20
+    NO_DATA = 21
+    VGPU_ECC_NOT_SUPPORTED = 22
+    INSUFFICIENT_RESOURCES = 23
+    FREQ_NOT_SUPPORTED = 24
     ARGUMENT_VERSION_MISMATCH = 25
+    DEPRECATED = 26
+    NOT_READY = 27
     GPU_NOT_FOUND = 28
+    INVALID_STATE = 29
+    RESET_TYPE_NOT_SUPPORTED = 30
     UNKNOWN = 999
 
 
@@ -55,6 +69,11 @@ UNSUPPORTED: Final = frozenset(
         Code.FUNCTION_NOT_FOUND,
         Code.ARGUMENT_VERSION_MISMATCH,
         Code.NO_PERMISSION,
+        Code.NO_DATA,
+        Code.VGPU_ECC_NOT_SUPPORTED,
+        Code.FREQ_NOT_SUPPORTED,
+        Code.DEPRECATED,
+        Code.RESET_TYPE_NOT_SUPPORTED,
     }
 )
 
@@ -81,27 +100,6 @@ class NvmlError(Exception):
     def is_unsupported(self) -> bool:
         """True if it says that this GPU, driver or user cannot do what was asked."""
         return self.code in UNSUPPORTED
-
-
-def hal_error(err: NvmlError, doing: str, uuid: str | None = None) -> HalError:
-    """The HAL's error for an NVML error that came up while `doing` something (to GPU `uuid`)."""
-    where = f" of GPU {uuid}" if uuid else ""
-    cause = f"{doing}{where} failed: {err}"
-    if err.code == Code.LIBRARY_NOT_FOUND:
-        return DriverNotFound(LIBRARY, ("the loader's own search path",), REMEDY)
-    if err.code == Code.LIB_RM_VERSION_MISMATCH:
-        return DriverUnavailable(
-            cause, "The driver was updated under running programs: reload its modules or reboot"
-        )
-    if err.is_driver_gone:
-        return DriverUnavailable(
-            cause, "Check that the kernel module nvidia is loaded ('lsmod', 'dmesg')"
-        )
-    if err.is_lost and uuid is not None:
-        return GpuLost(uuid, str(err))
-    if err.is_unsupported:
-        return NotSupported(cause, "Use a newer driver, or do without")
-    return HalError(cause, "See the driver's messages in 'dmesg'")
 
 
 class EventType(IntFlag):
@@ -239,6 +237,10 @@ class NvmlApi(Protocol):
 
     def compute_capability(self, device: Handle) -> tuple[int, int]:
         """The CUDA compute capability, major and minor."""
+        ...
+
+    def compute_mode(self, device: Handle) -> int:
+        """NVML's number of the compute mode."""
         ...
 
     def mig_mode(self, device: Handle) -> bool:

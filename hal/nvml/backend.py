@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hal.errors import DriverNotFound, DriverUnavailable, NotSupported
-from hal.nvml.api import NvmlError, hal_error
+from hal.nvml.api import NvmlError
+from hal.nvml.failures import hal_error
 from hal.nvml.inventory import Inventory
 from hal.nvml.library import load_library
 from hal.nvml.links import read_links
@@ -168,7 +169,10 @@ class NvmlBackend:
         uuids = frozenset(snapshot.handles)
         cached = self._links
         if cached is None or cached[0] != uuids:
-            cached = self._links = (uuids, read_links(api, snapshot))
+            try:
+                cached = self._links = (uuids, read_links(api, snapshot))
+            except NvmlError as err:
+                raise hal_error(err, "Reading the links") from err
         return cached[1]
 
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:

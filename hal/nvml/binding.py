@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import pynvml
 
 from hal.nvml.api import (
+    NO_INSTANCE,
     Clock,
     Code,
     EccKind,
@@ -28,7 +29,7 @@ from hal.nvml.api import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from hal.nvml.api import NvmlApi
 
@@ -73,6 +74,31 @@ def _event_set(events: EventSet) -> object:
 def _text(value: str | bytes) -> str:
     # Some versions of the binding decode the texts in structures, some do not.
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _first_event_wait(events: object, timeout_ms: int) -> pynvml.c_nvmlEventData_t:
+    """The wait of drivers before 450, which know of no instances; the binding has no call for it.
+
+    Without it a node with such a driver could not be watched at all.
+    """
+    data = pynvml.c_nvmlEventData_t()
+    function = pynvml._nvmlGetFunctionPointer("nvmlEventSetWait")  # noqa: SLF001 - see above
+    pynvml._nvmlCheckReturn(  # noqa: SLF001 - as above
+        function(events, ctypes.byref(data), ctypes.c_uint(timeout_ms))
+    )
+    data.gpuInstanceId = data.computeInstanceId = NO_INSTANCE
+    return data
+
+
+def _running_processes(device: object) -> Iterable[pynvml.c_nvmlProcessInfo_v2_t]:
+    """By the newest call that the driver has; those before 510 lack version 3."""
+    try:
+        found: Iterable[pynvml.c_nvmlProcessInfo_v2_t] = (
+            pynvml.nvmlDeviceGetComputeRunningProcesses_v3(device)
+        )
+    except pynvml.NVMLError_FunctionNotFound:
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses_v2(device)
+    return found
 
 
 def _integer(value: pynvml.c_nvmlValue_t, kind: int) -> int:
@@ -147,6 +173,10 @@ class _PynvmlApi:
         return int(major), int(minor)
 
     @_translated
+    def compute_mode(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetComputeMode(_device(device)))
+
+    @_translated
     def mig_mode(self, device: Handle) -> bool:
         return bool(pynvml.nvmlDeviceGetMigMode(_device(device))[0])
 
@@ -194,7 +224,10 @@ class _PynvmlApi:
 
     @_translated
     def event_wait(self, events: EventSet, timeout_ms: int) -> EventData:
-        data = pynvml.nvmlEventSetWait_v2(_event_set(events), timeout_ms)
+        try:
+            data = pynvml.nvmlEventSetWait_v2(_event_set(events), timeout_ms)
+        except pynvml.NVMLError_FunctionNotFound:
+            data = _first_event_wait(_event_set(events), timeout_ms)
         return EventData(
             device=Handle(_address(data.device)),
             type=int(data.eventType),
@@ -266,7 +299,7 @@ class _PynvmlApi:
                 gpu_instance=int(process.gpuInstanceId),
                 compute_instance=int(process.computeInstanceId),
             )
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(_device(device))
+            for process in _running_processes(_device(device))
         ]
 
     @_translated

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from hal.errors import UnknownGpu
-from hal.nvml.api import Code, Handle, NvmlError, hal_error
+from hal.nvml.api import Code, Handle, NvmlError
+from hal.nvml.failures import hal_error
 from hal.nvml.migminors import mig_device_nodes, read_mig_minors
-from hal.types import Gpu, GpuState, MigDevice
+from hal.nvml.procgpus import read_proc_gpus
+from hal.types import ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +35,13 @@ _MIB: Final = 1024**2
 _GIB: Final = 1024**3
 
 _NOT_FOR_COMPUTE: Final = frozenset({"DGX Display", "NVIDIA DGX Display"})
+_COMPUTE_MODES: Final = {
+    0: ComputeMode.DEFAULT,
+    # Exclusive to a thread: gone since CUDA 8, and as exclusive to other processes.
+    1: ComputeMode.EXCLUSIVE_PROCESS,
+    2: ComputeMode.PROHIBITED,
+    3: ComputeMode.EXCLUSIVE_PROCESS,
+}
 _BUS_ID: Final = re.compile(
     r"(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})\.(?P<function>[0-7])",
     re.IGNORECASE,
@@ -77,6 +86,11 @@ def canonical_bus_id(text: str) -> str:
     return f"{domain:08X}:{match['bus']}:{match['device']}.{match['function']}".upper()
 
 
+def is_bus_id(text: str) -> bool:
+    """True if it is a PCI address."""
+    return _BUS_ID.fullmatch(text) is not None
+
+
 def sysfs_bus_id(bus_id: str) -> str:
     """The kernel's spelling of a canonical bus id, `0000:07:00.0`."""
     domain, rest = bus_id.lower().split(":", 1)
@@ -85,7 +99,7 @@ def sysfs_bus_id(bus_id: str) -> str:
 
 def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int | None:
     """The NUMA node of a PCI device; None where the platform names none, or no sensible one."""
-    if _BUS_ID.fullmatch(bus_id) is None:
+    if not is_bus_id(bus_id):
         return None
     path = sysfs_root / "bus" / "pci" / "devices" / sysfs_bus_id(bus_id) / "numa_node"
     try:
@@ -135,7 +149,9 @@ class Inventory:
         self._warned: set[str] = set()
 
     def scan(self, api: NvmlApi) -> Snapshot:
-        """Look at every GPU. Those seen before that do not answer now are listed as lost.
+        """Look at every GPU. Those that do not answer are listed as lost.
+
+        Who they are is known from earlier looks, or else from the kernel module.
 
         Raises:
             HalError: the driver does not answer at all; never because of a single GPU.
@@ -163,10 +179,45 @@ class Inventory:
             for uuid, gpu in self._known.items():
                 if uuid not in seen:
                     seen[uuid] = dataclasses.replace(gpu, state=GpuState.LOST)
+            for gpu in self._never_read(failures, count, seen):
+                seen[gpu.uuid] = gpu
             self._known = dict(seen)
         self._warn_of_strangers(failures, seen)
         ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
         return Snapshot(tuple(ordered), handles)
+
+    def _never_read(
+        self, failures: Mapping[int, NvmlError], count: int, listed: Mapping[str, Gpu]
+    ) -> list[Gpu]:
+        """GPUs that were lost before the first look, as far as the kernel module tells of them."""
+        taken = {gpu.index for gpu in listed.values()}
+        # "Unknown error" is what many drivers say of a GPU that fell off the bus.
+        lost = [
+            index
+            for index, err in failures.items()
+            if (err.is_lost or err.code == Code.UNKNOWN) and index not in taken
+        ]
+        told = read_proc_gpus(self._procfs_root) if lost else ()
+        if len(told) != count:
+            return []  # in a container it may tell of some only: which is which is not known
+        found = [(index, told[index]) for index in lost]
+        return [
+            Gpu(
+                uuid=one.uuid,
+                index=index,
+                minor=one.minor,
+                pci_bus_id=canonical_bus_id(one.pci_bus_id),
+                numa_node=numa_node(
+                    self._sysfs_root, canonical_bus_id(one.pci_bus_id), lambda _text: None
+                ),
+                product=one.product,
+                memory_bytes=0,
+                compute_capability=None,
+                state=GpuState.LOST,
+            )
+            for index, one in found
+            if one is not None and one.uuid not in listed and one.product not in _NOT_FOR_COMPUTE
+        ]
 
     def known(self, uuid: str) -> Gpu:
         """The GPU as it was last seen.
@@ -219,13 +270,15 @@ class Inventory:
         if name in _NOT_FOR_COMPUTE:
             return None
         uuid = api.uuid(handle)
-        bus_id = canonical_bus_id(api.pci_bus_id(handle))
+        # A GPU that is part of the processor's chip may be on no bus.
+        bus_id = canonical_bus_id(supported(lambda: api.pci_bus_id(handle), ""))
         # Chips that share the host's memory have none of their own to report.
         memory = supported(lambda: api.memory(handle).total, 0)
         minor = supported(lambda: api.minor(handle), None)
         mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
         mig_devices = self._mig_devices(api, handle, uuid, memory) if mig_enabled else ()
         minors = read_mig_minors(self._procfs_root) if mig_devices else {}
+        mode = optional(lambda: api.compute_mode(handle), None)
         return Gpu(
             uuid=uuid,
             index=index,
@@ -245,6 +298,7 @@ class Inventory:
                 )
                 for mig in mig_devices
             ),
+            compute_mode=None if mode is None else _COMPUTE_MODES.get(mode),
         )
 
     def _mig_devices(
@@ -257,6 +311,9 @@ class Inventory:
             except NvmlError as err:
                 if err.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
                     continue
+                if err.is_unsupported:
+                    self._warn_once(f"MIG devices of GPU {uuid} cannot be listed: {err}")
+                    break
                 raise
             try:
                 devices.append(_read_mig(api, mig, index, gpu_bytes))
@@ -286,18 +343,27 @@ class Inventory:
 
 def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevice:
     name = optional(lambda: api.name(mig), "")
-    attributes = api.mig_attributes(mig)
-    return MigDevice(
-        uuid=api.uuid(mig),
-        index=index,
-        gpu_instance=api.gpu_instance(mig),
-        compute_instance=api.compute_instance(mig),
-        profile=mig_profile(
+    match = _MIG_PROFILE.search(name)
+    try:
+        attributes = api.mig_attributes(mig)
+    except NvmlError as err:
+        if match is None or not err.is_unsupported:
+            raise
+        profile, memory_bytes = match["profile"], supported(lambda: api.memory(mig).total, 0)
+    else:
+        profile = mig_profile(
             name,
             attributes.gpu_slices,
             attributes.compute_slices,
             attributes.memory_mib,
             gpu_bytes,
-        ),
-        memory_bytes=attributes.memory_mib * _MIB,
+        )
+        memory_bytes = attributes.memory_mib * _MIB
+    return MigDevice(
+        uuid=api.uuid(mig),
+        index=index,
+        gpu_instance=api.gpu_instance(mig),
+        compute_instance=api.compute_instance(mig),
+        profile=profile,
+        memory_bytes=memory_bytes,
     )

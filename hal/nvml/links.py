@@ -31,6 +31,9 @@ def read_links(api: NvmlApi, snapshot: Snapshot) -> Mapping[tuple[str, str], Lin
     """The link of each ordered pair of the GPUs that answer.
 
     A path that cannot be read counts as the farthest, an NVLink that cannot be read as absent.
+
+    Raises:
+        NvmlError: the driver does not answer: what it had told by then is no matrix to keep.
     """
     gpus = [gpu for gpu in snapshot.gpus if gpu.state is GpuState.OK]
     remotes = {gpu.uuid: _remotes(api, snapshot.handles[gpu.uuid]) for gpu in gpus}
@@ -49,7 +52,9 @@ def read_links(api: NvmlApi, snapshot: Snapshot) -> Mapping[tuple[str, str], Lin
 def _kind(api: NvmlApi, one: Handle, other: Handle) -> LinkKind:
     try:
         return _KINDS.get(api.topology(one, other), LinkKind.CROSS_CPU)
-    except NvmlError:
+    except NvmlError as err:
+        if err.is_driver_gone:
+            raise
         return LinkKind.CROSS_CPU
 
 
@@ -60,6 +65,7 @@ def _remotes(api: NvmlApi, device: Handle) -> list[str]:
         try:
             if api.nvlink_active(device, link):
                 remotes.append(canonical_bus_id(api.nvlink_remote(device, link)))
-        except NvmlError:
-            continue
+        except NvmlError as err:
+            if err.is_driver_gone:
+                raise
     return remotes

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError, hal_error
-from hal.nvml.inventory import optional, supported, sysfs_bus_id
+from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError
+from hal.nvml.failures import hal_error
+from hal.nvml.inventory import is_bus_id, optional, supported, sysfs_bus_id
 from hal.types import ComputeProcess, Probe, RecoveryAction, Telemetry, ThrottleReason
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def read_epoch(gpu: Gpu, driver_version: str, sysfs_root: Path, procfs_root: Pat
     except (OSError, UnicodeDecodeError):
         boot = "-"
     module = _sysfs_birth(sysfs_root / "module/nvidia")
-    device = _sysfs_birth(sysfs_root / "bus/pci/devices" / sysfs_bus_id(gpu.pci_bus_id))
+    device = "-"
+    if is_bus_id(gpu.pci_bus_id):
+        device = _sysfs_birth(sysfs_root / "bus/pci/devices" / sysfs_bus_id(gpu.pci_bus_id))
     return f"{boot}/{driver_version}/{module}/{device}"
 
 

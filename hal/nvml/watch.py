@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from hal.errors import HalError
 from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
-from hal.nvml.api import NO_INSTANCE, Code, EventType, NvmlError, hal_error
+from hal.nvml.api import NO_INSTANCE, Code, EventType, NvmlError
+from hal.nvml.failures import hal_error
 from hal.types import GpuState
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ def test_health_tells_the_parts(lone_plugin: PluginProcess, path: str) -> None:
     parts = answer.parts
     assert {"event-loop", "monitor", "inventory", f"kubelet:{RESOURCE}"} <= set(parts)
     for part in parts.values():
-        assert set(part) == {"ok", "text", "for_s"}
+        assert set(part) == {"ok", "text", "for_s", "ok_ago_s"}
     assert "watching 8 GPUs" in str(parts["monitor"]["text"])
 
 

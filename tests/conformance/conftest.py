@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,15 @@ import pytest
 
 from hal import DriverNotFound, DriverUnavailable
 from hal.nvml import NvmlBackend
+from hal.nvml.binding import pynvml_api
 from sim.backend import SimBackend
+from sim.faults import Recovery
 from sim.node import SimulatedNode
+from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.server import NvmlServer
 from sim.realtime import RealTimeNode
 from sim.scenario import GpuGroup, Scenario, Tenant
+from tests.conformance.library import KernelFiles, bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,53 +50,106 @@ class Subject:
         self.befall(gpu, what)
 
 
-SIMULATED = (
-    ("h100-sxm5-80gb", 1),
-    ("h100-sxm5-80gb", 8),
-    ("a100-sxm4-40gb", 16),
-    ("rtx3090", 1),
-)
+MIG = ["3g.40gb", "2g.20gb", "1g.10gb"]
+SIMULATED = {
+    "1x-h100": GpuGroup(model="h100-sxm5-80gb"),
+    "8x-h100": GpuGroup(model="h100-sxm5-80gb", count=8),
+    "16x-a100": GpuGroup(model="a100-sxm4-40gb", count=16),
+    "2x-h100-mig": GpuGroup(model="h100-sxm5-80gb", count=2, mig=MIG),
+    "1x-rtx3090": GpuGroup(model="rtx3090"),
+}
+WITH_ECC = [name for name in SIMULATED if "rtx" not in name]
+"""Real boards without ECC report no ECC events, whatever is made to happen to them."""
 
 BACKENDS = [
-    *(pytest.param((model, count), id=f"sim-{count}x-{model}") for model, count in SIMULATED),
-    pytest.param("nvml", id="nvml", marks=pytest.mark.hardware),
+    *(pytest.param(("sim", name), id=f"sim-{name}") for name in SIMULATED),
+    *(pytest.param(("library", name), id=f"nvml-{name}") for name in WITH_ECC),
+    pytest.param(("hardware", ""), id="nvml-hardware", marks=pytest.mark.hardware),
 ]
 
 
 @pytest.fixture(params=BACKENDS)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Each backend in turn."""
-    if request.param == "nvml":
-        yield from _nvml()
+    kind, name = request.param
+    if kind == "hardware":
+        yield from _hardware()
+    elif kind == "sim":
+        yield from _simulated(_node(SIMULATED[name]))
     else:
-        yield from _simulated(*request.param)
+        library = request.getfixturevalue("nvml_library")
+        with tempfile.TemporaryDirectory(prefix="gp") as folder:
+            yield from _over_library(_node(SIMULATED[name]), library, Path(folder))
 
 
-def _simulated(model: str, count: int) -> Iterator[Subject]:
+@pytest.fixture(scope="session")
+def nvml_library() -> Path:
+    """The simulated libnvidia-ml.so.1."""
+    try:
+        return built_library()
+    except CannotBuild as error:
+        pytest.skip(str(error))
+
+
+def _node(group: GpuGroup) -> RealTimeNode:
+    count = group.count
     scenario = Scenario(
-        gpus=[GpuGroup(model=model, count=count)],
+        gpus=[group],
         tenants=[
             Tenant(name="trainer", gpu=0, utilization=0.8, memory_gib=7.5),
             Tenant(name="notebook", gpu=0, utilization=0.7, memory_gib=2.0),
             Tenant(name="server", gpu=count - 1, utilization=0.1, memory_gib=1.0),
         ],
     )
-    node = RealTimeNode(SimulatedNode(scenario))
+    return RealTimeNode(SimulatedNode(scenario))
+
+
+def _simulated(node: RealTimeNode) -> Iterator[Subject]:
     backend = SimBackend(node)
-
-    def befall(gpu: int, what: GpuHappening) -> None:
-        with node.present() as model_node:
-            model_node.befall(model_node.find(str(gpu)), what)
-
     backend.open()
     try:
-        yield Subject(backend, befall)
+        yield Subject(backend, lambda gpu, what: befall(node, gpu, what))
     finally:
         backend.close()
         node.stop()
 
 
-def _nvml() -> Iterator[Subject]:
+def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[Subject]:
+    """The NVML backend with the real binding, in the process that owns the node."""
+    node.start()
+    kernel = KernelFiles(folder / "sys", folder / "proc")
+    with node.glimpsed() as model:
+        kernel.write(model.listed())
+
+    def let(gpu: int, what: GpuHappening) -> None:
+        befall(node, gpu, what)
+        if isinstance(what, Recovery):
+            with node.glimpsed() as model:
+                kernel.probe_again(model.present[gpu].identity)
+
+    server = NvmlServer(node, folder / "nvml.sock")
+    try:
+        with bound(library, folder / "nvml.sock"):
+            backend = NvmlBackend(
+                api=pynvml_api(), sysfs_root=kernel.sysfs, procfs_root=kernel.procfs, rescan_s=0.0
+            )
+            backend.open()
+            try:
+                yield Subject(backend, let)
+            finally:
+                backend.close()
+    finally:
+        server.close()
+        node.stop()
+
+
+def befall(node: RealTimeNode, gpu: int, what: GpuHappening) -> None:
+    """Let something befall the GPU of an index."""
+    with node.present() as model:
+        model.befall(model.find(str(gpu)), what)
+
+
+def _hardware() -> Iterator[Subject]:
     backend = NvmlBackend(Path("/"))
     try:
         backend.open()

@@ -79,6 +79,12 @@ def test_single_wants_gpus_that_are_alike(gpus: list[Gpu], words: str) -> None:
         build_inventory(gpus, Plan(mig_strategy="single"))
 
 
+def test_single_does_not_ask_a_lost_gpu_for_its_mode() -> None:
+    gpus = [mig_gpu(0, "1g.10gb"), a_gpu(1, lost=True)]
+    inventory = build_inventory(gpus, Plan(mig_strategy="single"))
+    assert ids(inventory) == {"nvidia.com/gpu": ["MIG-00"]}
+
+
 def test_mixed_names_resources_by_profile() -> None:
     gpus = [mig_gpu(0, "1g.10gb", "3g.40gb", "1g.10gb+me"), a_gpu(1)]
     assert ids(build_inventory(gpus, Plan(mig_strategy="mixed"))) == {

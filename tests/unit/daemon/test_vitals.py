@@ -97,10 +97,11 @@ def test_the_age_is_that_of_the_state_not_of_the_text(clock: Clock) -> None:
     clock.now_s += 2.04
     other_state = vitals.readiness().as_json()
 
-    assert same_state == {"ok": True, "parts": {"monitor": {"ok": True, "text": "two", "for_s": 5}}}
+    monitor = {"ok": True, "text": "two", "for_s": 5, "ok_ago_s": 0}
+    assert same_state == {"ok": True, "parts": {"monitor": monitor}}
     assert other_state == {
         "ok": False,
-        "parts": {"monitor": {"ok": False, "text": "two", "for_s": 2.0}},
+        "parts": {"monitor": {"ok": False, "text": "two", "for_s": 2.0, "ok_ago_s": 2.0}},
     }
 
 
@@ -113,3 +114,16 @@ def test_a_report_is_a_picture_and_can_be_json() -> None:
     assert report.parts["monitor"].ok
     assert json.loads(json.dumps(report.as_json()))["ok"] is True
     assert "event-loop" in json.dumps(vitals.liveness().as_json())
+
+
+def test_a_part_that_is_not_ok_says_how_long_ago_it_last_was(clock: Clock) -> None:
+    vitals = Vitals()
+    vitals.set("kubelet:a", "waiting", ok=False)
+    vitals.set("kubelet:b", "watches", ok=True)
+    clock.now_s += 7
+    vitals.set("kubelet:b", "the stream has ended", ok=False)
+    clock.now_s += 3
+    vitals.set("kubelet:b", "no kubelet", ok=False)
+
+    ages = {name: part.ok_ago_s(clock.now_s) for name, part in vitals.readiness().parts.items()}
+    assert ages == {"kubelet:a": None, "kubelet:b": 3.0}

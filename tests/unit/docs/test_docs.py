@@ -23,6 +23,9 @@ from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.usagemetrics import FAMILIES
+from gpuplugin.doctor.checks import CHECKS
+from gpuplugin.doctor.report import table_of
+from sim.nvml.table import function_table
 from sim.profiles import model_names
 from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
@@ -33,8 +36,10 @@ ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 GENERATED = (
     ROOT / "docs/configuration.md",
+    ROOT / "docs/doctor.md",
     ROOT / "docs/fidelity.md",
     ROOT / "docs/metrics.md",
+    ROOT / "docs/nvml.md",
     ROOT / "docs/scenarios.md",
     ROOT / "docs/simulation.md",
     ROOT / "sim/scenarios/README.md",
@@ -59,10 +64,17 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def doctor_table() -> str:
+    """Every check of the doctor."""
+    return table_of(CHECKS)
+
+
 TABLES = {
+    "doctor": doctor_table,
     "keys": file_table,
     "options": option_table,
     "metrics": metrics_table,
+    "functions": function_table,
     "scenario": scenario_reference,
     "gallery": gallery,
     "published": comparison_table,
@@ -112,6 +124,8 @@ def test_the_readme_shows_the_default_configuration() -> None:
 def test_the_scenario_in_the_documentation_is_one() -> None:
     (shown,) = _blocks(ROOT / "docs/simulation.md", "yaml")
     assert parse_scenario(shown, "shown").gpu_count == 2
+    (shown,) = _blocks(ROOT / "docs/nvml.md", "yaml")
+    assert len(parse_scenario(shown, "shown").tenants) == 2
 
 
 def test_the_scenarios_in_the_documentation_are_accepted_by_code_and_schema() -> None:

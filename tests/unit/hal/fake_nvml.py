@@ -29,6 +29,7 @@ GIB = 1024**3
 
 _handles = itertools.count(0x1000)
 _ONE_SLICE = MigAttributes(1, 1, 9856)
+_MIG_MEMORY = Memory(9 * GIB, 0)
 _MEMORY = Memory(80 * GIB, 1 * GIB)
 _NO_ROWS = RemappedRows(0, 0, pending=False, failure=False)
 
@@ -39,7 +40,8 @@ class FakeMig:
     gpu_instance: int
     compute_instance: int
     name: str = ""
-    attributes: MigAttributes = _ONE_SLICE
+    attributes: MigAttributes | None = _ONE_SLICE
+    memory: Memory = _MIG_MEMORY
     handle: Handle = field(default_factory=lambda: Handle(next(_handles)))
 
 
@@ -53,6 +55,7 @@ class FakeGpu:
     bus_id: str = "00000000:07:00.0"
     memory: Memory = _MEMORY
     compute_capability: tuple[int, int] = (9, 0)
+    compute_mode: int | None = 0
     mig_mode: bool = False
     migs: dict[int, FakeMig] = field(default_factory=dict)
     event_types: int = EventType.XID | EventType.SINGLE_BIT_ECC | EventType.DOUBLE_BIT_ECC | 0x10
@@ -173,10 +176,17 @@ class FakeNvml:
         return self._gpu("pci_bus_id", device).bus_id
 
     def memory(self, device: Handle) -> Memory:
-        return self._gpu("memory", device).memory
+        mig = self._mig("memory", device)
+        return mig.memory if mig else self._gpu("memory", device).memory
 
     def compute_capability(self, device: Handle) -> tuple[int, int]:
         return self._gpu("compute_capability", device).compute_capability
+
+    def compute_mode(self, device: Handle) -> int:
+        mode = self._gpu("compute_mode", device).compute_mode
+        if mode is None:
+            raise NvmlError(Code.FUNCTION_NOT_FOUND, "compute_mode")
+        return mode
 
     def mig_mode(self, device: Handle) -> bool:
         return self._gpu("mig_mode", device).mig_mode
@@ -198,7 +208,10 @@ class FakeNvml:
         return self._the_mig("compute_instance", mig).compute_instance
 
     def mig_attributes(self, mig: Handle) -> MigAttributes:
-        return self._the_mig("mig_attributes", mig).attributes
+        attributes = self._the_mig("mig_attributes", mig).attributes
+        if attributes is None:
+            raise NvmlError(Code.FUNCTION_NOT_FOUND, "mig_attributes")
+        return attributes
 
     def event_set_create(self) -> EventSet:
         self._check("event_set_create")

@@ -31,9 +31,9 @@ from hal.nvml.api import (
     Process,
     ProcessSample,
     RemappedRows,
-    hal_error,
 )
 from hal.nvml.binding import pynvml_api
+from hal.nvml.failures import hal_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +93,7 @@ def number(value: Any) -> int:
     ("name", "call", "value"),
     [
         ("nvmlDeviceGetMinorNumber", lambda api: api.minor(GPU), 3),
+        ("nvmlDeviceGetComputeMode", lambda api: api.compute_mode(GPU), 3),
         ("nvmlDeviceGetMaxMigDeviceCount", lambda api: api.max_mig_devices(GPU), 7),
         ("nvmlDeviceGetGpuInstanceId", lambda api: api.gpu_instance(GPU), 9),
         ("nvmlDeviceGetComputeInstanceId", lambda api: api.compute_instance(GPU), 1),
@@ -331,6 +332,78 @@ def test_a_call_that_the_driver_lacks(api: NvmlApi) -> None:
     with pytest.raises(NvmlError) as caught:
         api.remapped_rows(GPU)
     assert caught.value.code == Code.FUNCTION_NOT_FOUND
+
+
+def codes_of_the_binding() -> dict[str, int]:
+    prefix = "NVML_ERROR_"
+    return {
+        name.removeprefix(prefix): value
+        for name, value in vars(pynvml).items()
+        if name.startswith(prefix)
+    }
+
+
+UNHEARD_OF = hal_error(NvmlError(12345), "Reading the power")
+
+
+def test_every_code_of_nvml_is_known_by_its_name() -> None:
+    known = {code.name: code.value for code in Code}
+    assert known.items() >= codes_of_the_binding().items()
+
+
+@pytest.mark.parametrize("code", sorted(codes_of_the_binding().values()))
+def test_every_code_of_nvml_has_an_error_with_a_cure_of_its_own(code: int) -> None:
+    mapped = hal_error(NvmlError(code, "words"), "Reading the power", "GPU-a")
+    assert mapped.remedy
+    assert mapped.remedy != UNHEARD_OF.remedy
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (Code.OPERATING_SYSTEM, "daemon-reload"),
+        (Code.UNKNOWN, "daemon-reload"),
+        (Code.INSUFFICIENT_POWER, "power cables"),
+        (Code.LIB_RM_VERSION_MISMATCH, "restart this program"),
+        (Code.NOT_READY, "fabric manager"),
+        (Code.CORRUPTED_INFOROM, "replaced"),
+    ],
+)
+def test_the_codes_that_puzzle_most_say_what_to_do(code: Code, words: str) -> None:
+    assert words in hal_error(NvmlError(code), "Reading").remedy
+
+
+def test_a_driver_before_450_is_watched_by_the_first_version_of_the_wait(
+    api: NvmlApi, library: CLibrary
+) -> None:
+    def wait(events: Any, data: Any, timeout: Any) -> int | None:
+        if number(timeout) == 0:
+            return Code.TIMEOUT
+        data.device = ctypes.cast(OTHER, pynvml.c_nvmlDevice_t)
+        data.eventType, data.eventData = 8, 79
+        return None
+
+    install(library, nvmlEventSetWait=wait)
+    event = api.event_wait(EventSet(0x5000), 500)
+    assert event == EventData(OTHER, EventType.XID, 79, NO_INSTANCE, NO_INSTANCE)
+    with pytest.raises(NvmlError) as caught:
+        api.event_wait(EventSet(0x5000), 0)
+    assert caught.value.code == Code.TIMEOUT
+
+
+def test_a_driver_with_the_second_version_of_the_process_list(
+    api: NvmlApi, library: CLibrary
+) -> None:
+    def processes(device: Any, count: Any, array: Any) -> int | None:
+        count.value = 1
+        if array is None:
+            return Code.INSUFFICIENT_SIZE
+        array[0].pid, array[0].usedGpuMemory = 100, 5
+        array[0].gpuInstanceId, array[0].computeInstanceId = 1, 0
+        return None
+
+    install(library, nvmlDeviceGetComputeRunningProcesses_v2=processes)
+    assert api.processes(GPU) == [Process(100, 5, 1, 0)]
 
 
 @pytest.mark.parametrize(

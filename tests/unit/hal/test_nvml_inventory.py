@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hal.errors import DriverNotFound, DriverUnavailable, HalError, UnknownGpu
-from hal.nvml.api import Code, Memory, MigAttributes
+from hal.events import XidError
+from hal.nvml.api import Code, EventType, Memory, MigAttributes
 from hal.nvml.backend import NvmlBackend
 from hal.nvml.inventory import canonical_bus_id, mig_profile, sysfs_bus_id
-from hal.types import Gpu, GpuState, MigDevice
-from tests.unit.hal.fake_nvml import GIB, FakeGpu, FakeMig, FakeNvml
+from hal.types import ComputeMode, Gpu, GpuState, MigDevice
+from tests.unit.hal.fake_nvml import GIB, FakeGpu, FakeMig, FakeNvml, event
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +59,7 @@ def test_gpus_come_in_order_with_all_their_fields(tmp_path: Path) -> None:
         product="NVIDIA H100 80GB HBM3",
         memory_bytes=80 * GIB,
         compute_capability=(9, 0),
+        compute_mode=ComputeMode.DEFAULT,
     )
     assert (second.index, second.product, second.memory_bytes) == (1, "Tesla T4", 15 * GIB)
     assert second.compute_capability == (7, 5)
@@ -102,6 +105,22 @@ def test_what_a_gpu_does_not_support_is_left_out(tmp_path: Path) -> None:
     (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
     assert (listed.minor, listed.compute_capability, listed.memory_bytes) == (None, None, 0)
     assert listed.state is GpuState.OK
+
+
+@pytest.mark.parametrize(
+    ("number", "mode"),
+    [
+        (0, ComputeMode.DEFAULT),
+        (1, ComputeMode.EXCLUSIVE_PROCESS),
+        (2, ComputeMode.PROHIBITED),
+        (3, ComputeMode.EXCLUSIVE_PROCESS),
+        (4, None),
+        (None, None),
+    ],
+)
+def test_the_compute_mode(tmp_path: Path, number: int | None, mode: ComputeMode | None) -> None:
+    (listed,) = opened(FakeNvml(FakeGpu("GPU-a", compute_mode=number)), tmp_path).gpus()
+    assert listed.compute_mode is mode
 
 
 @pytest.mark.parametrize("name", ["DGX Display", "NVIDIA DGX Display"])
@@ -289,3 +308,131 @@ def test_a_uuid_that_was_never_seen(tmp_path: Path) -> None:
     for call in (backend.probe, backend.telemetry, backend.processes):
         with pytest.raises(UnknownGpu):
             call("GPU-x")
+
+
+def test_a_gpu_that_is_on_no_bus_is_listed_and_can_be_probed(tmp_path: Path) -> None:
+    gpu = FakeGpu("GPU-a", failing={"pci_bus_id": Code.NOT_SUPPORTED})
+    backend = opened(FakeNvml(gpu), tmp_path)
+    (listed,) = backend.gpus()
+    assert (listed.pci_bus_id, listed.numa_node, listed.state) == ("", None, GpuState.OK)
+    assert backend.probe("GPU-a").reachable
+
+
+def test_a_driver_that_cannot_list_mig_devices_still_lists_the_gpu(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = FakeGpu("GPU-a", mig_mode=True, failing={"mig_handle": Code.FUNCTION_NOT_FOUND})
+    (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
+    assert (listed.state, listed.mig_enabled, listed.mig_devices) == (GpuState.OK, True, ())
+    assert "MIG devices of GPU GPU-a cannot be listed" in caplog.text
+
+
+def test_a_mig_device_without_attributes_is_known_by_its_name(tmp_path: Path) -> None:
+    named = FakeMig("MIG-a", 1, 0, name="NVIDIA A100 MIG 1g.10gb", attributes=None)
+    nameless = FakeMig("MIG-b", 2, 0, attributes=None)
+    gpu = FakeGpu("GPU-a", mig_mode=True, migs={0: named, 1: nameless})
+    (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
+    (mig,) = listed.mig_devices
+    assert (mig.uuid, mig.profile, mig.memory_bytes) == ("MIG-a", "1g.10gb", 9 * GIB)
+
+
+def test_handles_are_made_anew_when_the_driver_was_reloaded(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b"))
+    backend = opened(nvml, tmp_path)
+    before = backend.gpus()
+    old = {gpu.handle for gpu in nvml.gpus}
+    assert backend.wait_events(0) == []
+
+    nvml.failing["device_count"] = Code.UNINITIALIZED
+    with pytest.raises(DriverUnavailable):
+        backend.gpus()
+    backend.close()
+    nvml.failing.clear()
+    nvml.gpus = [FakeGpu("GPU-b"), FakeGpu("GPU-a")]  # other handles, and in another order
+    assert not {gpu.handle for gpu in nvml.gpus} & old
+
+    backend.open()
+    assert {gpu.uuid for gpu in backend.gpus()} == {gpu.uuid for gpu in before}
+    assert all(backend.probe(uuid).reachable for uuid in ("GPU-a", "GPU-b"))
+    assert backend.telemetry("GPU-a").memory_total_bytes == 80 * GIB
+    nvml.push(event(nvml.gpus[1], EventType.XID, 79))
+    assert backend.wait_events(1.0) == [XidError("GPU-a", 79)]
+
+
+def test_nvml_is_called_from_the_callers_threads_alone(tmp_path: Path) -> None:
+    callers: set[int | None] = set()
+
+    class Nvml(FakeNvml):
+        def _check(self, call: str) -> None:
+            callers.add(threading.get_ident())
+            super()._check(call)
+
+    backend = NvmlBackend(tmp_path, Nvml(FakeGpu("GPU-a"), FakeGpu("GPU-b")), sysfs_root=tmp_path)
+
+    def use() -> None:
+        backend.open()
+        for gpu in backend.gpus():
+            backend.probe(gpu.uuid)
+            backend.telemetry(gpu.uuid)
+            backend.processes(gpu.uuid)
+        backend.links()
+        backend.wait_events(0)
+        backend.close()
+
+    own = threading.Thread(target=use)
+    own.start()
+    own.join()
+    assert callers == {own.ident}
+
+
+UUID_A, UUID_B = (f"GPU-{letter * 8}-0000-4000-8000-{letter * 12}" for letter in "ab")
+
+
+def write_proc(root: Path, address: str, uuid: str, minor: int, excluded: str = "No") -> None:
+    folder = root / "proc/driver/nvidia/gpus" / address
+    folder.mkdir(parents=True)
+    (folder / "information").write_text(
+        f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 42\nGPU UUID: \t {uuid}\n"
+        f"Bus Location: \t {address}\nDevice Minor: \t {minor}\nGPU Excluded:\t {excluded}\n"
+    )
+
+
+@pytest.mark.parametrize("code", [Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.UNKNOWN])
+def test_a_gpu_that_was_lost_before_the_first_look_is_listed_as_the_kernel_knows_it(
+    tmp_path: Path, code: Code
+) -> None:
+    write_proc(tmp_path, "0000:06:00.0", "GPU-x", 9, excluded="Yes")
+    write_proc(tmp_path, "0000:07:00.0", UUID_A, 0)
+    write_proc(tmp_path, "0000:08:00.0", UUID_B, 1)
+    write_numa(tmp_path, "0000:08:00.0", "1")
+    lost = FakeGpu(UUID_B, gone=code)
+    nvml = FakeNvml(FakeGpu(UUID_A), lost)
+    backend = opened(nvml, tmp_path)
+    first, second = backend.gpus()
+    assert (first.uuid, first.state) == (UUID_A, GpuState.OK)
+    assert second == Gpu(
+        uuid=UUID_B,
+        index=1,
+        minor=1,
+        pci_bus_id="00000000:08:00.0",
+        numa_node=1,
+        product="NVIDIA H100 80GB HBM3",
+        memory_bytes=0,
+        compute_capability=None,
+        state=GpuState.LOST,
+    )
+    assert not backend.probe(UUID_B).reachable
+
+    lost.gone = None
+    assert states(backend.gpus()) == {UUID_A: GpuState.OK, UUID_B: GpuState.OK}
+    assert backend.gpus()[1].memory_bytes == 80 * GIB
+
+
+@pytest.mark.parametrize(
+    "known", [(), (UUID_A,), (UUID_A, "GPU-????????-????-????-????-????????????")]
+)
+def test_a_lost_gpu_that_nobody_knows_is_left_out(tmp_path: Path, known: tuple[str, ...]) -> None:
+    for minor, uuid in enumerate(known):
+        write_proc(tmp_path, f"0000:0{minor + 7}:00.0", uuid, minor)
+    nvml = FakeNvml(FakeGpu(UUID_A), FakeGpu(UUID_B, gone=Code.GPU_IS_LOST))
+    assert states(opened(nvml, tmp_path).gpus()) == {UUID_A: GpuState.OK}

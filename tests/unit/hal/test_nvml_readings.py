@@ -418,3 +418,15 @@ def test_the_time_slice_of_a_gpu_in_mig_mode_or_lost(
     gpu.gone = gone
     with pytest.raises(error):
         backend.set_time_slice("GPU-a", TimeSliceLevel.SHORT)
+
+
+@pytest.mark.parametrize("call", ["topology", "nvlink_active"])
+def test_links_of_a_driver_that_goes_away_are_no_links(tmp_path: Path, call: str) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b", bus_id="00000000:08:00.0"))
+    nvml.topologies[frozenset({"GPU-a", "GPU-b"})] = 10
+    backend = opened(nvml, tmp_path)
+    nvml.failing[call] = Code.DRIVER_NOT_LOADED
+    with pytest.raises(DriverUnavailable):
+        backend.links()
+    nvml.failing.clear()
+    assert backend.links()["GPU-a", "GPU-b"].kind is LinkKind.SINGLE_SWITCH

@@ -1,0 +1,71 @@
+"""`gpuplugin sim node serve` and `sim env`: a live node without a plugin, and who is to see it."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuplugin.linesocket import ControlError
+from sim.control import control_socket, status
+from sim.node import SimulatedNode
+from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.server import nvml_socket
+from sim.nvml.standins import StandIns
+from sim.realtime import RealTimeNode
+from sim.scenario import ScenarioError, load_scenario
+from sim.serve import CannotServe, served
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def serve(parsed: argparse.Namespace) -> int:
+    """Run a node in the foreground until a signal; 1 if it cannot be served."""
+    folder = Path(parsed.kubelet_dir)
+    if _is_served(folder):
+        return _fail(f"{folder} has a simulated node already, at {control_socket(folder)}")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        node = RealTimeNode(SimulatedNode(load_scenario(parsed.scenario)))
+        with served(node, folder, StandIns() if parsed.processes else None):
+            node.start()
+            with node.glimpsed() as model:
+                count, name = len(model.present), model.scenario.name
+            print(f"node {name} with {count} GPUs at {folder}", flush=True)
+            stop.wait()
+        node.stop()
+    except (ScenarioError, CannotServe) as error:
+        return _fail(str(error))
+    return 0
+
+
+def env(parsed: argparse.Namespace) -> int:
+    """Print what to export; 1 if the library cannot be built."""
+    try:
+        library = built_library()
+    except CannotBuild as error:
+        return _fail(str(error))
+    folder = shlex.quote(str(library.parent))
+    path = shlex.quote(str(nvml_socket(Path(parsed.kubelet_dir)).absolute()))
+    print(f'export LD_LIBRARY_PATH={folder}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
+    print(f"export GPUPLUGIN_SIM_NVML={path}")
+    return 0
+
+
+def _is_served(folder: Path) -> bool:
+    try:
+        status(control_socket(folder))
+    except ControlError:
+        return False
+    return True
+
+
+def _fail(text: str) -> int:
+    print(f"gpuplugin: {text}", file=sys.stderr)
+    return 1

@@ -1,0 +1,259 @@
+"""Checks of the driver: the bus, kernel modules, the library, and whether it answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuplugin.doctor.facts import Failure
+from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn, well
+from hal.nvml.library import LIBRARY
+
+if TYPE_CHECKING:
+    from gpuplugin.doctor.facts import Facts, PciGpu
+    from gpuplugin.doctor.verdict import Problem
+
+SIMULATED = "the GPUs are simulated"
+_DRIVER = "nvidia"
+
+
+def gpus_on_bus(facts: Facts) -> Verdict:
+    """GPUs on the PCI bus, and who drives them."""
+    pci = facts.driver.pci
+    if facts.simulated:
+        return skipped(SIMULATED)
+    if facts.driver.wsl:
+        return skipped("WSL has no PCI bus of GPUs")
+    if pci is None:
+        return skipped("/sys/bus/pci cannot be read")
+    if not pci:
+        return found(
+            [
+                fail(
+                    "no NVIDIA GPU on the PCI bus",
+                    "/sys/bus/pci/devices",
+                    "Check that the machine has a GPU ('lspci -d 10de:'), that it is passed "
+                    "through to this virtual machine, and that the firmware maps it (above 4G "
+                    "decoding). Without one, let the plugin's affinity leave this node out",
+                )
+            ],
+            "",
+        )
+    problems = [problem for gpu in pci for problem in _wrong_driver(gpu)]
+    return found(problems, f"{len(pci)} on the PCI bus, driven by {_DRIVER}")
+
+
+def _wrong_driver(gpu: PciGpu) -> list[Problem]:
+    where = f"/sys/bus/pci/devices/{gpu.address}/driver"
+    match gpu.driver:
+        case "nvidia":
+            return []
+        case "nouveau":
+            return [
+                fail(
+                    f"GPU {gpu.address} is bound to nouveau",
+                    where,
+                    "Blacklist it: 'blacklist nouveau' and 'options nouveau modeset=0' in "
+                    "/etc/modprobe.d, make the initramfs anew, reboot",
+                )
+            ]
+        case "vfio-pci":
+            return [
+                fail(
+                    f"GPU {gpu.address} is bound to vfio-pci, for virtual machines",
+                    where,
+                    "If containers are to have it, bind it to nvidia; else leave this node out",
+                )
+            ]
+        case "":
+            return [
+                fail(
+                    f"GPU {gpu.address} has no driver",
+                    where,
+                    "Load the module ('modprobe nvidia') and see 'dmesg' for why it did not take "
+                    "the GPU: too old for it, not signed (Secure Boot), or the GPU is broken",
+                )
+            ]
+    return [
+        warn(f"GPU {gpu.address} is driven by {gpu.driver}", where, "Bind it to the driver nvidia")
+    ]
+
+
+def kernel_modules(facts: Facts) -> Verdict:
+    """The driver's kernel modules."""
+    modules = facts.driver.modules
+    if facts.simulated:
+        return skipped(SIMULATED)
+    if facts.driver.wsl:
+        return skipped("WSL has its driver in Windows")
+    if modules is None:
+        return skipped("/proc/modules cannot be read")
+    problems: list[Problem] = []
+    if "nvidia" not in modules:
+        problems.append(
+            fail(
+                "the kernel module nvidia is not loaded",
+                "/proc/modules",
+                "Load it ('modprobe nvidia') and see 'dmesg'. If there is none for this kernel, "
+                "install the driver (again, after a kernel update). The plugin finds a driver "
+                "that comes late by itself: it needs no restart",
+            )
+        )
+    elif "nvidia_uvm" not in modules:
+        problems.append(
+            fail(
+                "the kernel module nvidia_uvm is not loaded: CUDA cannot start",
+                "/proc/modules",
+                "Load it and make its nodes: 'modprobe nvidia-uvm' and 'nvidia-modprobe -u -c=0'",
+            )
+        )
+    if "nouveau" in modules:
+        problems.append(
+            warn(
+                "the kernel module nouveau is loaded, which takes GPUs from the driver",
+                "/proc/modules",
+                "Blacklist it in /etc/modprobe.d, make the initramfs anew, reboot",
+            )
+        )
+    modeset = "" if "nvidia_modeset" in modules else " (without nvidia_modeset: no graphics)"
+    version = f" {facts.driver.module_version}" if facts.driver.module_version else ""
+    return found(problems, f"nvidia{version} and nvidia_uvm are loaded{modeset}")
+
+
+def nvml_library(facts: Facts) -> Verdict:
+    """Where the driver's library is."""
+    driver = facts.driver
+    if facts.simulated:
+        return skipped(SIMULATED)
+    sound = [library for library in driver.libraries if not library.problem]
+    if sound:
+        version = f" ({sound[0].version})" if sound[0].version else ""
+        return well(f"{LIBRARY} at {sound[0].path}{version}")
+    if facts.hardware.failure is not Failure.NOT_FOUND:
+        return well(f"{LIBRARY} is on the loader's own search path")
+    problems = [
+        fail(
+            f"{library.path} cannot be loaded: {library.problem}",
+            library.path,
+            "Install the driver's files again; in a container, mount the whole driver",
+        )
+        for library in driver.libraries
+    ]
+    elsewhere = next((one for one in driver.elsewhere if not one.problem), None)
+    if elsewhere is not None:
+        folder = _root_of(elsewhere.path)
+        problems.append(
+            fail(
+                f"{LIBRARY} is not below {driver.root}, but at {elsewhere.path}",
+                "--driver-root",
+                f"Set NVIDIA_DRIVER_ROOT={folder} (--driver-root), and mount it into the plugin's "
+                "container at DRIVER_ROOT_CTR_PATH",
+            )
+        )
+    elif not problems:
+        problems.append(
+            fail(
+                f"{LIBRARY} was found nowhere",
+                facts.hardware.cause or driver.root,
+                "Install the driver on the node. In the plugin's container: set runtimeClassName "
+                "to the RuntimeClass nvidia, or mount the driver and set NVIDIA_DRIVER_ROOT "
+                "(where it is on the host) and DRIVER_ROOT_CTR_PATH (where it is mounted)",
+            )
+        )
+    return found(problems, "")
+
+
+def _root_of(library: str) -> str:
+    """The driver's root for a library: its path without the folders that a root has."""
+    folder = library.rpartition("/")[0]
+    for tail in ("/usr/lib64", "/usr/lib", "/lib64", "/lib"):
+        head, found_tail, _ = folder.partition(tail)
+        if found_tail:
+            return head or "/"
+    return folder
+
+
+def driver_versions(facts: Facts) -> Verdict:
+    """The module that is loaded and the library on disk are of one version."""
+    if facts.simulated:
+        return skipped(SIMULATED)
+    module = facts.driver.module_version
+    versions = sorted({one.version for one in facts.driver.libraries if one.version})
+    if not module or not versions:
+        return skipped("the version of the module or of the library is not known")
+    if module in versions and len(versions) == 1:
+        return well(f"module and library are of version {module}")
+    if module in versions:
+        return found(
+            [
+                warn(
+                    f"libraries of several drivers: {', '.join(versions)}; the module is {module}",
+                    ", ".join(one.path for one in facts.driver.libraries),
+                    "Remove the drivers that are not loaded",
+                )
+            ],
+            "",
+        )
+    return found(
+        [
+            fail(
+                f"the loaded module is {module}, the library on disk is {', '.join(versions)}",
+                "/proc/driver/nvidia/version",
+                "The driver was updated under running programs: drain the node and reboot, or "
+                "stop what uses GPUs and load the modules anew ('modprobe -r nvidia_uvm "
+                "nvidia_drm nvidia_modeset nvidia', then 'modprobe nvidia nvidia-uvm')",
+            )
+        ],
+        "",
+    )
+
+
+_CURES = {
+    Failure.NOT_FOUND: "See the check nvml-library; the plugin tries again by itself, and is not "
+    "ready until then",
+    Failure.UNAVAILABLE: "Check 'lsmod | grep nvidia' and 'dmesg | grep -i nvrm'; the plugin tries "
+    "again by itself, and is not ready until then",
+    Failure.HUNG: "Look for a stuck driver in 'dmesg'. Drain the node; a GPU that hangs often "
+    "needs a reboot",
+    Failure.OTHER: "See 'dmesg | grep -i nvrm'",
+}
+
+
+def driver_answers(facts: Facts) -> Verdict:
+    """The driver is opened and lists its GPUs."""
+    hardware = facts.hardware
+    if hardware.failure is not None:
+        patience = ""
+        if facts.settings.flags.fail_on_init_error and hardware.failure is not Failure.HUNG:
+            patience = ". With fail-on-init-error the plugin ends instead of trying again"
+        told_elsewhere = hardware.failure is Failure.NOT_FOUND
+        do = "" if told_elsewhere else hardware.remedy
+        what = hardware.failure.value if told_elsewhere else hardware.cause
+        problem = fail(what, "NVML", f"{do or _CURES[hardware.failure]}{patience}")
+        return Verdict(hardware.failure.value, (problem,))
+    if not hardware.gpus:
+        return found(
+            [
+                fail(
+                    "the driver answers and lists no GPU",
+                    f"driver {hardware.driver_version}",
+                    "See 'dmesg | grep -i nvrm' for why it did not take them; in a container, set "
+                    "NVIDIA_VISIBLE_DEVICES=all",
+                )
+            ],
+            "",
+        )
+    listed = len(hardware.gpus)
+    on_bus = len(facts.driver.pci or ())
+    if not facts.simulated and on_bus > listed:
+        return found(
+            [
+                warn(
+                    f"the driver lists {listed} of the {on_bus} GPUs on the bus",
+                    "NVML",
+                    "See 'dmesg | grep -i nvrm' for the others; in a container, set "
+                    "NVIDIA_VISIBLE_DEVICES=all",
+                )
+            ],
+            "",
+        )
+    return well(f"driver {hardware.driver_version} lists {listed} GPU{'s' * (listed > 1)}")

@@ -1,0 +1,118 @@
+"""Checks of the GPUs themselves: which are sick, and what cures them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn
+from hal import GpuState, RecoveryAction, XidAction
+
+if TYPE_CHECKING:
+    from gpuplugin.doctor.facts import Facts, GpuFacts, UnitFact
+    from gpuplugin.doctor.verdict import Problem
+
+_RESET = (
+    "Drain the GPU's pods, then 'nvidia-smi --gpu-reset -i {}' (with NVLink: all GPUs of the "
+    "node), or reboot"
+)
+_REBOOT = "Drain the node and reboot it; if it comes again, see the GPU's seat, power and cooling"
+_SUPPORT = "Keep 'nvidia-bug-report.sh', drain the GPU, and ask the vendor; it may need replacing"
+
+CURES: dict[str, str] = {
+    "reset": _RESET,
+    "reboot": _REBOOT,
+    "drain-p2p": "Let no new pod use peer-to-peer (NVLink), and reset when the running ones ended",
+    "drain-and-reset": _RESET,
+    "reset-or-reboot": _RESET,
+    XidAction.RESET_GPU.value: _RESET,
+    XidAction.ECC_WORKFLOW.value: _RESET,
+    XidAction.NVLINK_WORKFLOW.value: "Look at both ends of the link ('nvidia-smi nvlink -e') and "
+    "the fabric manager's log; reset all GPUs of the node",
+    XidAction.REBOOT_NODE.value: _REBOOT,
+    XidAction.RESTART_VM.value: "Restart the virtual machine",
+    XidAction.CHECK_MECHANICALS.value: "See the GPU's seat, power cables and cooling",
+    XidAction.UPDATE_SOFTWARE.value: "Update the driver and the GPU's firmware",
+    XidAction.CHECK_UVM.value: _RESET,
+    XidAction.CONTACT_SUPPORT.value: _SUPPORT,
+}
+
+
+def gpu_health(facts: Facts) -> Verdict:
+    """Sick GPUs, by the driver's word and by the running plugin's."""
+    sick = [problem for one in facts.hardware.gpus for problem in _by_driver(one)]
+    told = {one.gpu.uuid for one in facts.hardware.gpus if _by_driver(one)}
+    sick += [
+        _by_plugin(unit, facts.plugin.source)
+        for unit in facts.plugin.units
+        if unit.state != "Healthy" and unit.uuid not in told
+    ]
+    if not facts.hardware.gpus and not facts.plugin.units:
+        return skipped("no GPU is listed")
+    count = len(facts.hardware.gpus)
+    return found(sick, f"all {count} are well" if count != 1 else "it is well")
+
+
+def _by_driver(one: GpuFacts) -> list[Problem]:
+    gpu, probe = one.gpu, one.probe
+    where = f"GPU {gpu.index} ({gpu.uuid})"
+    reset = _RESET.format(gpu.uuid)
+    if gpu.state is GpuState.LOST or (probe is not None and not probe.reachable):
+        return [
+            fail(
+                f"GPU {gpu.index} is lost: it does not answer",
+                where,
+                f"See 'dmesg | grep -i xid' (79: it fell off the bus). {_REBOOT}",
+            )
+        ]
+    if probe is None:
+        return [
+            fail(
+                f"GPU {gpu.index} cannot be read: {one.problem}",
+                where,
+                "See 'dmesg | grep -i nvrm'; a GPU that hangs often needs a reboot",
+            )
+        ]
+    problems = []
+    action = probe.recovery_action
+    if action not in (RecoveryAction.NONE, RecoveryAction.UNKNOWN):
+        cure = CURES.get(action.value, _SUPPORT).format(gpu.uuid)
+        problems.append(fail(f"the driver asks for GPU {gpu.index}: {action.value}", where, cure))
+    if probe.row_remap_failed:
+        problems.append(
+            fail(
+                f"GPU {gpu.index} could not remap a bad row of its memory",
+                where,
+                "Its memory is worn out: drain the GPU and have it replaced",
+            )
+        )
+    if probe.row_remap_pending:
+        problems.append(
+            warn(f"GPU {gpu.index} has a bad row to remap, at its next reset", where, reset)
+        )
+    if probe.thermal_shutdown:
+        problems.append(
+            fail(
+                f"GPU {gpu.index} is at its shutdown temperature",
+                where,
+                "Stop its load now, and see the fans and the airflow",
+            )
+        )
+    if probe.uncorrectable_ecc and not problems:
+        problems.append(
+            warn(
+                f"GPU {gpu.index} had {probe.uncorrectable_ecc} uncorrectable memory errors",
+                where,
+                f"Watch whether they grow ('nvidia-smi -q -d ECC'). {reset}",
+            )
+        )
+    return problems
+
+
+def _by_plugin(unit: UnitFact, source: str) -> Problem:
+    what = f"GPU {unit.index} is {unit.state} for {unit.for_s:.0f} s: {unit.reason or 'no reason'}"
+    if unit.state == "Recovering":
+        return warn(what, source, "Wait: it is used again when its quiet period is over")
+    cure = CURES.get(unit.action, "See 'dmesg | grep -i xid'").format(unit.uuid)
+    return fail(
+        what, source, f"{cure}. If it is mended already: 'gpuplugin health clear {unit.index}'"
+    )

@@ -1,0 +1,216 @@
+"""Checks of how devices reach containers: the runtime, CDI, and the strategy that fits them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.injection import CDI_VENDOR
+from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn, well
+
+if TYPE_CHECKING:
+    from gpuplugin.doctor.facts import Facts, RuntimeConfig, ToolkitConfig
+    from gpuplugin.doctor.verdict import Problem
+
+_CONFIGURE = "'nvidia-ctk runtime configure --runtime={}' and restart {} (on k3s: restart k3s)"
+_CDI = frozenset({"cdi-cri", "cdi-annotations"})
+_BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
+
+
+def runtime(facts: Facts) -> Verdict:
+    """The container runtime knows NVIDIA's, if the strategy needs it."""
+    runtimes = facts.runtime
+    problems = [
+        fail(f"{one.path} cannot be read: {one.problem}", one.path, "Correct it")
+        for one in runtimes.configs
+        if one.problem
+    ]
+    if problems:
+        return found(problems, "")
+    if not runtimes.configs:
+        return skipped("no configuration of containerd or CRI-O is seen from here (--root)")
+    for config in runtimes.configs:
+        problems += _of_runtime(facts, config)
+    handlers = sorted({name for config in runtimes.configs for name in _nvidia(config)})
+    return found(problems, f"NVIDIA's handlers: {', '.join(handlers) or 'none, and none needed'}")
+
+
+def _of_runtime(facts: Facts, config: RuntimeConfig) -> list[Problem]:
+    strategies = set(facts.settings.flags.plugin.device_list_strategy)
+    configure = _CONFIGURE.format(config.program, config.program)
+    nvidia = _nvidia(config)
+    if not strategies & _BY_RUNTIME:
+        return []
+    if not nvidia:
+        names = " and ".join(sorted(strategies & _BY_RUNTIME))
+        return [
+            fail(
+                f"{config.program} has no handler with NVIDIA's runtime, which the device list "
+                f"strategy {names} needs",
+                config.path,
+                f"Install NVIDIA's container toolkit, then {configure}; or use cdi-cri",
+            )
+        ]
+    if config.default_handler not in nvidia:
+        return [
+            warn(
+                f"NVIDIA's runtime is the handler {nvidia[0]}, not the default",
+                config.path,
+                f"Give every pod with GPUs, the plugin's too, runtimeClassName: {nvidia[0]}, with "
+                f"a RuntimeClass of that handler; or make it the default ({configure} with "
+                "--set-as-default); or use cdi-cri, which needs neither",
+            )
+        ]
+    return []
+
+
+def _nvidia(config: RuntimeConfig) -> list[str]:
+    return [name for name, program in config.handlers.items() if "nvidia" in (program or name)]
+
+
+def list_strategy(facts: Facts) -> Verdict:
+    """The device list strategy and what the runtime accepts go together."""
+    strategies = facts.settings.flags.plugin.device_list_strategy
+    toolkit = facts.runtime.toolkit
+    where = toolkit.path if toolkit else facts.config.source
+    problems: list[Problem] = []
+    if not strategies:
+        problems.append(
+            fail(
+                "no device list strategy: containers are told of no device",
+                facts.config.source,
+                "Set DEVICE_LIST_STRATEGY=envvar, or cdi-cri",
+            )
+        )
+    if "envvar" in strategies and toolkit is not None:
+        problems.append(_envvar(toolkit, where))
+    if "volume-mounts" in strategies and toolkit is not None and not toolkit.mounts:
+        problems.append(
+            fail(
+                "strategy volume-mounts, and the runtime ignores mounts: containers get no GPU",
+                where,
+                "Set accept-nvidia-visible-devices-as-volume-mounts = true there",
+            )
+        )
+    if _CDI & set(strategies):
+        problems += _cdi_support(facts)
+    seen = "" if toolkit else "; what NVIDIA's runtime accepts is not seen from here"
+    return found(problems, f"{', '.join(strategies)}{seen}")
+
+
+def _envvar(toolkit: ToolkitConfig, where: str) -> Problem:
+    if not toolkit.unprivileged_variable:
+        return fail(
+            "strategy envvar, and the runtime ignores NVIDIA_VISIBLE_DEVICES in unprivileged "
+            "containers: they get no GPU",
+            where,
+            "Use cdi-cri or volume-mounts, or set "
+            "accept-nvidia-visible-devices-envvar-when-unprivileged = true there",
+        )
+    return warn(
+        "strategy envvar: a container that asks for no GPU may still see all of them",
+        where,
+        "Use cdi-cri; or volume-mounts, with accept-nvidia-visible-devices-as-volume-mounts = true "
+        "and accept-nvidia-visible-devices-envvar-when-unprivileged = false",
+    )
+
+
+def _cdi_support(facts: Facts) -> list[Problem]:
+    folder = str(facts.settings.daemon.cdi_root)
+    problems = []
+    for config in facts.runtime.configs:
+        if config.cdi is False:
+            problems.append(
+                fail(
+                    f"the strategy is CDI, and {config.program} has CDI switched off",
+                    config.path,
+                    f"Set enable_cdi = true in its CRI section and restart {config.program}",
+                )
+            )
+        if config.cdi_folders and _plain(folder) not in {_plain(f) for f in config.cdi_folders}:
+            problems.append(
+                fail(
+                    f"CDI specs go to {folder}, {config.program} looks in "
+                    f"{', '.join(config.cdi_folders)}",
+                    config.path,
+                    "Set --cdi-root (GPUPLUGIN_CDI_ROOT) to one of them",
+                )
+            )
+    return problems
+
+
+def _plain(folder: str) -> str:
+    return folder.rstrip("/").replace("/var/run/", "/run/")
+
+
+def cdi_specs(facts: Facts) -> Verdict:
+    """CDI specs: written, readable, and true to the node."""
+    strategies = set(facts.settings.flags.plugin.device_list_strategy)
+    folder = str(facts.settings.daemon.cdi_root)
+    problems = [
+        warn(
+            f"{spec.path} cannot be used: {spec.problem}",
+            spec.path,
+            "Remove it: a runtime may refuse all CDI devices for it",
+        )
+        for spec in facts.runtime.specs
+        if spec.problem
+    ]
+    ours = [spec for spec in facts.runtime.specs if spec.kind.startswith(f"{CDI_VENDOR}/")]
+    if not strategies & _CDI:
+        return found(problems, "not used") if problems else skipped("the strategy is not CDI")
+    problems += [
+        fail(
+            f"{spec.path} names what is not there: {', '.join(spec.missing[:3])}",
+            spec.path,
+            "The driver changed: restart the plugin, which writes the specs anew",
+        )
+        for spec in ours
+        if spec.missing and not facts.simulated
+    ]
+    gpus = [spec for spec in ours if spec.kind == f"{CDI_VENDOR}/gpu"]
+    if not gpus and facts.plugin.source:
+        problems.append(
+            fail(
+                f"the plugin runs with CDI, and there is no spec of its GPUs in {folder}",
+                folder,
+                "Mount the host's folder into the plugin's container, writable by user "
+                f"{facts.plugin_uid}; /ready has a part cdi that tells why",
+            )
+        )
+    elif not gpus:
+        cdi_folder = facts.runtime.cdi_folder
+        if cdi_folder is not None and not cdi_folder.permits(facts.plugin_uid, 3):
+            problems.append(
+                fail(
+                    f"user {facts.plugin_uid} may not write CDI specs in {folder}",
+                    folder,
+                    "Let an init container hand the folder over, or run the plugin as root",
+                )
+            )
+        return found(problems, "none yet: the plugin writes them")
+    return found(problems, f"{sum(len(spec.devices) for spec in gpus)} devices in {folder}")
+
+
+def cgroup_driver(facts: Facts) -> Verdict:
+    """Containers keep their GPUs when systemd reloads."""
+    systemd = any(config.systemd_cgroup for config in facts.runtime.configs)
+    systemd |= facts.kubelet.cgroup_driver == "systemd"
+    plugin = facts.settings.flags.plugin
+    if not systemd:
+        return skipped("no sign of the systemd cgroup driver")
+    if _CDI & set(plugin.device_list_strategy) or plugin.pass_device_specs:
+        return well("the runtime knows the device nodes, so systemd keeps them")
+    if facts.driver.char_links or facts.simulated:
+        return well("/dev/char has links to the device nodes")
+    return found(
+        [
+            warn(
+                "with the systemd cgroup driver, 'systemctl daemon-reload' takes GPUs from running "
+                "containers ('Failed to initialize NVML: Unknown Error')",
+                "/dev/char",
+                "Use cdi-cri or --pass-device-specs, so that the runtime knows the nodes; and make "
+                "the links: 'nvidia-ctk system create-dev-char-symlinks --create-all' at each boot",
+            )
+        ],
+        "",
+    )

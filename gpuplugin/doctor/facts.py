@@ -1,0 +1,290 @@
+"""What the doctor knows of a node: plain facts, gathered in `look` and judged in `checks`.
+
+Paths are those of the host. None means that it could not be looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuplugin.config.schema import Settings
+    from hal import Gpu, Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A file named libnvidia-ml.so.1; `problem` is why it is none that could be loaded."""
+
+    path: str
+    version: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PciGpu:
+    """A display controller of NVIDIA on the bus; `pci_class` is `0300` or `0302`."""
+
+    address: str
+    pci_class: str
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """A file or folder; `mode` has its permission bits, `device` major and minor of a node."""
+
+    path: str
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o755
+    is_folder: bool = False
+    device: tuple[int, int] | None = None
+
+    def permits(self, uid: int, wanted: int) -> bool:
+        """Whether the permission bits give the user these rights (4 read, 2 write, 1 enter).
+
+        Groups other than one with the user's own number are not known here.
+        """
+        if uid == 0:
+            return True
+        shift = 6 if uid == self.uid else 3 if uid == self.gid else 0
+        return (self.mode >> shift) & wanted == wanted
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFacts:
+    """The driver's files, modules and device nodes.
+
+    `root` is where the configuration says that the driver is, `libraries` those below it,
+    `elsewhere` those at other places where drivers are often put. `modules` are those of interest
+    that are loaded. `char_links` tells whether /dev/char has links to the nodes.
+    """
+
+    root: str = "/"
+    libraries: tuple[Library, ...] = ()
+    elsewhere: tuple[Library, ...] = ()
+    modules: frozenset[str] | None = frozenset()
+    module_version: str = ""
+    pci: tuple[PciGpu, ...] | None = ()
+    nodes: Mapping[str, FileFact] = field(default_factory=lambda: MappingProxyType({}))
+    char_links: bool = False
+    wsl: bool = False
+    mps_processes: tuple[str, ...] = ()
+
+
+class Failure(Enum):
+    """Why the hardware could not be read."""
+
+    NOT_FOUND = "the driver's library was not found"
+    UNAVAILABLE = "the driver does not answer"
+    HUNG = "a call did not return"
+    OTHER = "the driver answered with an error"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """A GPU as the driver tells of it; `problem` is why it told no more."""
+
+    gpu: Gpu
+    probe: Probe | None = None
+    processes: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareFacts:
+    """What the backend tells."""
+
+    backend: str = "nvml"
+    driver_version: str = ""
+    gpus: tuple[GpuFacts, ...] = ()
+    failure: Failure | None = None
+    cause: str = ""
+    remedy: str = ""
+
+
+class SocketState(Enum):
+    """Whether somebody answers at a socket."""
+
+    ANSWERS = "answers"
+    SILENT = "takes connections and does not answer"
+    REFUSED = "nobody listens"
+    DENIED = "this user may not connect"
+    MISSING = "is not there"
+    NO_SOCKET = "is no socket"
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFact:
+    """A socket."""
+
+    path: str
+    state: SocketState
+
+    @property
+    def live(self) -> bool:
+        """True if somebody listens."""
+        return self.state in (SocketState.ANSWERS, SocketState.SILENT)
+
+
+@dataclass(frozen=True, slots=True)
+class KubeletFacts:
+    """The kubelet's folder and sockets.
+
+    `elsewhere` are other folders with a kubelet's socket, `told_root` is what a running kubelet
+    was told with --root-dir. `registered` counts devices by resource in the kubelet's checkpoint.
+    `hidden` tells that the folder is there, and whoever asks may not look into it.
+    """
+
+    root: str = "/var/lib/kubelet"
+    folder: FileFact | None = None
+    device_plugins: FileFact | None = None
+    registry: FileFact | None = None
+    own_folder: FileFact | None = None
+    hidden: bool = False
+    socket: SocketFact = SocketFact("", SocketState.MISSING)
+    elsewhere: tuple[str, ...] = ()
+    told_root: str = ""
+    own_sockets: tuple[SocketFact, ...] = ()
+    others: tuple[SocketFact, ...] = ()
+    registered: Mapping[str, int] | None = None
+    cgroup_driver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartFact:
+    """A part of the running plugin; `ok_ago_s` is None if it never was ok."""
+
+    name: str
+    ok: bool
+    text: str
+    for_s: float
+    ok_ago_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFact:
+    """A GPU or MIG device as the running plugin sees it."""
+
+    uuid: str
+    index: str
+    state: str
+    reason: str
+    action: str
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PluginFacts:
+    """The running plugin; `source` is where it answered, empty if nobody did for `problem`.
+
+    `control` is its control socket, if there is one.
+    """
+
+    source: str = ""
+    problem: str = ""
+    control: SocketFact | None = None
+    uid: int | None = None
+    parts: tuple[PartFact, ...] = ()
+    units: tuple[UnitFact, ...] = ()
+
+    def part(self, name: str) -> PartFact | None:
+        """A part by its name."""
+        return next((part for part in self.parts if part.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """The configuration of a container runtime, all its files merged.
+
+    `handlers` are program paths by handler name; `cdi` is None where the file leaves it to the
+    runtime's version.
+    """
+
+    program: str
+    path: str
+    handlers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    default_handler: str = ""
+    cdi: bool | None = None
+    cdi_folders: tuple[str, ...] = ()
+    systemd_cgroup: bool | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolkitConfig:
+    """What NVIDIA's runtime accepts: the variable of unprivileged containers, and mounts."""
+
+    path: str
+    unprivileged_variable: bool = True
+    mounts: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CdiSpec:
+    """A CDI spec: its kind and device names, and the device nodes and files that are not there."""
+
+    path: str
+    kind: str = ""
+    devices: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    """Container runtimes and CDI."""
+
+    configs: tuple[RuntimeConfig, ...] = ()
+    toolkit: ToolkitConfig | None = None
+    cdi_folder: FileFact | None = None
+    specs: tuple[CdiSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFacts:
+    """The configuration: `settings` are in force, or the defaults where `problems` say why not.
+
+    `unread` are files at places where configurations are mounted, of which none was named.
+    """
+
+    source: str
+    settings: Settings
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything; `plugin_uid` is the user that the plugin runs as, or would run as."""
+
+    config: ConfigFacts
+    driver: DriverFacts = DriverFacts()
+    hardware: HardwareFacts = HardwareFacts()
+    kubelet: KubeletFacts = KubeletFacts()
+    plugin: PluginFacts = PluginFacts()
+    runtime: RuntimeFacts = RuntimeFacts()
+    plugin_uid: int = 0
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration that the checks go by."""
+        return self.config.settings
+
+    @property
+    def simulated(self) -> bool:
+        """True if the GPUs are simulated: there is no driver to look at."""
+        return self.hardware.backend == "sim"
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs that the driver lists."""
+        return tuple(one.gpu for one in self.hardware.gpus)

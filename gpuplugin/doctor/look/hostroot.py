@@ -1,0 +1,115 @@
+"""A host's file system, wherever it is mounted: paths are the host's, links stay below its root."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from gpuplugin.doctor.facts import FileFact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MOST_LINKS = 40
+_MOST_BYTES = 4 * 1024 * 1024
+
+
+class HostRoot:
+    """The file system of a host below `folder`.
+
+    An absolute link (/var/run -> /run) leads to the host's file, not to one of this container.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def is_own(self) -> bool:
+        """True if it is this process' own root."""
+        return self._folder == Path("/")
+
+    def at(self, path: str) -> Path:
+        """Where the host's path is here, links followed; it need not exist."""
+        if self.is_own:
+            return Path(path)
+        left = list(PurePosixPath(path).parts)
+        current = self._folder
+        links = 0
+        while left:
+            part = left.pop(0)
+            if part in ("/", ".."):
+                current = self._folder if part == "/" else self._above(current)
+                continue
+            target = _link(current / part)
+            if target is None or links == _MOST_LINKS:
+                current /= part
+                continue
+            links += 1
+            left = [*PurePosixPath(target).parts, *left]
+        return current
+
+    def text(self, path: str) -> str | None:
+        """What a file says; None if it cannot be read. Pipes and devices are not opened."""
+        try:
+            here = self.at(path)
+            if not stat.S_ISREG(here.stat().st_mode):
+                return None
+            with here.open("rb") as stream:
+                return stream.read(_MOST_BYTES).decode(errors="replace")
+        except (OSError, ValueError):
+            return None
+
+    def exists(self, path: str) -> bool:
+        """True if there is such a file or folder that may be seen."""
+        return self.fact(path) is not None
+
+    def fact(self, path: str) -> FileFact | None:
+        """Owner, rights and kind of a file; None if it is not there or may not be seen."""
+        try:
+            status = self.at(path).stat()
+        except (OSError, ValueError):
+            return None
+        mode = status.st_mode
+        is_node = stat.S_ISCHR(mode)
+        return FileFact(
+            path=path,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mode=stat.S_IMODE(mode),
+            is_folder=stat.S_ISDIR(mode),
+            device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if is_node else None,
+        )
+
+    def hides(self, folder: str) -> bool:
+        """True if there is such a folder and this user may not look into it."""
+        return self.exists(folder) and not os.access(self.at(folder), os.X_OK)
+
+    def names(self, folder: str, pattern: str = "*") -> tuple[str, ...]:
+        """Paths in a folder that match, by name; none if it cannot be listed."""
+        try:
+            found = sorted(path.name for path in self.at(folder).glob(pattern))
+        except (OSError, ValueError):
+            return ()
+        return tuple(f"{folder.rstrip('/')}/{name}" for name in found)
+
+    def link(self, path: str) -> str:
+        """The last part of what a link points to; empty if it is none."""
+        parent, _, name = path.rpartition("/")
+        target = _link(self.at(parent or "/") / name)
+        return (target or "").rpartition("/")[2]
+
+    def existing(self, paths: tuple[str, ...]) -> Iterator[str]:
+        """Those of the paths that there are."""
+        return (path for path in paths if self.exists(path))
+
+    def _above(self, path: Path) -> Path:
+        return self._folder if path == self._folder else path.parent
+
+
+def _link(path: Path) -> str | None:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return None

@@ -1,0 +1,115 @@
+"""Looks at the kubelet's folder: its sockets, its checkpoint, the sockets of plugins."""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import yaml
+
+from gpuplugin.daemon.control import SOCKET_NAME
+from gpuplugin.doctor.facts import KubeletFacts
+from gpuplugin.doctor.look.sockets import look_at_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuplugin.doctor.facts import SocketFact
+    from gpuplugin.doctor.look.hostroot import HostRoot
+
+KNOWN_ROOTS = (
+    "/var/lib/kubelet",
+    "/var/lib/k0s/kubelet",
+    "/var/snap/microk8s/common/var/lib/kubelet",
+    "/var/lib/rancher/k3s/agent/kubelet",
+    "/var/lib/rancher/rke2/agent/kubelet",
+    "/opt/rke/var/lib/kubelet",
+    "/var/vcap/data/kubelet",
+)
+"""The usual folder, and those of k0s, MicroK8s, older k3s and RKE, and PKS."""
+_KUBELET = "kubelet.sock"
+
+
+def look_at_kubelet(host: HostRoot, root: str, other_socket: str | None) -> KubeletFacts:
+    """The kubelet whose folder the configuration says is `root`."""
+    root = root.rstrip("/") or "/"
+    plugins, registry = f"{root}/device-plugins", f"{root}/plugins_registry"
+    own_folder = f"{registry}/gpuplugin"
+    socket = look_at_socket(host, other_socket or f"{plugins}/{_KUBELET}", grpc=True)
+    return KubeletFacts(
+        root=root,
+        folder=host.fact(root),
+        device_plugins=host.fact(plugins),
+        registry=host.fact(registry),
+        own_folder=host.fact(own_folder),
+        hidden=any(host.hides(one) for one in (root, plugins, registry)),
+        socket=socket,
+        elsewhere=tuple(
+            one
+            for one in KNOWN_ROOTS
+            if host.at(one) != host.at(root) and host.exists(f"{one}/device-plugins/{_KUBELET}")
+        ),
+        told_root=_told_root(host),
+        own_sockets=(
+            *_sockets(host, own_folder, "gpuplugin-*.sock"),
+            *_sockets(host, plugins, "gpuplugin-*.sock"),
+        ),
+        others=tuple(
+            one
+            for one in _sockets(host, plugins, "*.sock")
+            if not one.path.endswith(f"/{_KUBELET}") and "/gpuplugin-" not in one.path
+        ),
+        registered=_registered(host, f"{plugins}/kubelet_internal_checkpoint"),
+        cgroup_driver=_cgroup_driver(host, root),
+    )
+
+
+def control_sockets(host: HostRoot, root: str) -> tuple[SocketFact, ...]:
+    """The running plugin's control sockets, by either way of registration."""
+    folders = (f"{root}/plugins_registry/gpuplugin", f"{root}/device-plugins")
+    paths = [f"{folder}/{SOCKET_NAME}" for folder in folders]
+    return tuple(look_at_socket(host, path, grpc=False) for path in host.existing(tuple(paths)))
+
+
+def _sockets(host: HostRoot, folder: str, pattern: str) -> tuple[SocketFact, ...]:
+    return tuple(look_at_socket(host, path, grpc=False) for path in host.names(folder, pattern))
+
+
+def _told_root(host: HostRoot) -> str:
+    """The folder that a kubelet among the processes was told to use; empty if none was seen."""
+    for process in host.names("/proc", "[0-9]*"):
+        words = (host.text(f"{process}/cmdline") or "").split("\0")
+        if words[0].rpartition("/")[2] != "kubelet":
+            continue
+        for position, word in enumerate(words):
+            if word.startswith("--root-dir="):
+                return word.partition("=")[2].rstrip("/")
+            if word == "--root-dir" and position + 1 < len(words):
+                return words[position + 1].rstrip("/")
+    return ""
+
+
+def _registered(host: HostRoot, path: str) -> Mapping[str, int] | None:
+    """Devices by resource in the kubelet's checkpoint; None if it cannot be read."""
+    try:
+        checkpoint: object = json.loads(host.text(path) or "")
+    except ValueError:
+        return None
+    devices = _child(_child(checkpoint, "Data"), "RegisteredDevices")
+    if not isinstance(devices, dict):
+        return None
+    return MappingProxyType({str(name): len(ids or ()) for name, ids in devices.items()})
+
+
+def _cgroup_driver(host: HostRoot, root: str) -> str:
+    try:
+        config: object = yaml.safe_load(host.text(f"{root}/config.yaml") or "")
+    except yaml.YAMLError:
+        return ""
+    found = _child(config, "cgroupDriver")
+    return found if isinstance(found, str) else ""
+
+
+def _child(value: object, key: str) -> object:
+    return value.get(key) if isinstance(value, dict) else None

@@ -1,0 +1,71 @@
+"""What each of NVML's return codes means for the hardware layer: which error, and which cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hal.errors import DriverNotFound, DriverUnavailable, GpuLost, HalError, NotSupported
+from hal.nvml.api import Code
+from hal.nvml.library import LIBRARY, REMEDY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hal.nvml.api import NvmlError
+
+_DMESG: Final = "See the driver's messages in 'dmesg'"
+_AGAIN: Final = "Try again; if it stays so, see the driver's messages in 'dmesg'"
+_BUG: Final = (
+    "This is a mistake of the program or of the driver: report it with the driver's version"
+)
+
+_DRIVER_REMEDIES: Final[Mapping[int, str]] = {
+    Code.LIB_RM_VERSION_MISMATCH: "The driver was updated under running programs: reload its "
+    "modules or reboot; if that was done, restart this program, which still has the older library",
+}
+_DRIVER_REMEDY: Final = "Check that the kernel module nvidia is loaded ('lsmod', 'dmesg')"
+
+_UNSUPPORTED_REMEDIES: Final[Mapping[int, str]] = {
+    Code.NO_PERMISSION: "Run this as root, or do without",
+    Code.NO_DATA: "Wait until the driver has samples, or do without",
+}
+_UNSUPPORTED_REMEDY: Final = "Use a newer driver, or do without"
+
+_REMEDIES: Final[Mapping[int, str]] = {
+    Code.INVALID_ARGUMENT: _BUG,
+    Code.ALREADY_INITIALIZED: _BUG,
+    Code.NOT_FOUND: "List the GPUs anew: what was asked for is gone",
+    Code.INSUFFICIENT_SIZE: _AGAIN,
+    Code.INSUFFICIENT_POWER: "Attach the GPU's power cables: it draws less than it needs",
+    Code.TIMEOUT: _AGAIN,
+    Code.IRQ_ISSUE: "The kernel has trouble with the GPU's interrupts: see 'dmesg' for irq, and "
+    "the firmware's settings for MSI",
+    Code.CORRUPTED_INFOROM: "The GPU's own memory of its settings is corrupt: reset it; if it "
+    "stays so, have the GPU replaced",
+    Code.OPERATING_SYSTEM: "The operating system keeps this program from the GPU: check the rights "
+    "of /dev/nvidia*, and the cgroup of the container ('systemctl daemon-reload' takes devices "
+    "away that the runtime was not told of)",
+    Code.IN_USE: "End the processes that use the GPU ('nvidia-smi'), and try again",
+    Code.MEMORY: "The machine has too little memory left: see 'dmesg' for the OOM killer",
+    Code.INSUFFICIENT_RESOURCES: "End what uses the GPU's instances, and try again",
+    Code.NOT_READY: "Wait until the fabric manager has set up NVLink ('systemctl status "
+    "nvidia-fabricmanager'), and try again",
+    Code.INVALID_STATE: _AGAIN,
+    Code.UNKNOWN: "See the driver's messages in 'dmesg'; in a container, check that its cgroup "
+    "still has the devices ('systemctl daemon-reload' can take them away)",
+}
+
+
+def hal_error(err: NvmlError, doing: str, uuid: str | None = None) -> HalError:
+    """The HAL's error for an NVML error that came up while `doing` something (to GPU `uuid`)."""
+    where = f" of GPU {uuid}" if uuid else ""
+    cause = f"{doing}{where} failed: {err}"
+    if err.code == Code.LIBRARY_NOT_FOUND:
+        return DriverNotFound(LIBRARY, ("the loader's own search path",), REMEDY)
+    if err.is_driver_gone:
+        return DriverUnavailable(cause, _DRIVER_REMEDIES.get(err.code, _DRIVER_REMEDY))
+    if err.is_lost and uuid is not None:
+        return GpuLost(uuid, str(err))
+    if err.is_unsupported:
+        return NotSupported(cause, _UNSUPPORTED_REMEDIES.get(err.code, _UNSUPPORTED_REMEDY))
+    return HalError(cause, _REMEDIES.get(err.code, _DMESG))

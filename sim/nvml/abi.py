@@ -1,0 +1,180 @@
+"""How NVML's functions are called: the kinds of their arguments. What they answer is elsewhere.
+
+`Kind` is shared with `library/client.h`: the numbers are the same there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sim.nvml.call import Call
+
+    Number: TypeAlias = ctypes.c_uint32 | ctypes.c_uint64 | ctypes.c_int32 | ctypes.c_int64
+    CType: TypeAlias = type[ctypes.Structure | Number | ctypes.c_char]
+
+    Value: TypeAlias = int | str | ctypes.Structure | Sequence[int] | Sequence[ctypes.Structure]
+    """What is written to one pointer of the caller."""
+
+    Answer: TypeAlias = Value | tuple[Value, ...]
+    """What is written to all of them, in order, without counts, which follow from their arrays."""
+
+
+class Kind(IntEnum):
+    """How an argument travels."""
+
+    NUMBER = 0
+    """passed by value"""
+    TEXT = 1
+    """a string of the caller"""
+    OUT = 2
+    """a pointer to where the answer goes"""
+    INOUT = 3
+    """a pointer to something that is read, and written to"""
+    VERSIONED = 4
+    """the same, its size told by the version in its first four bytes"""
+    OUT_BY = 5
+    """an array for the answer, its length in another argument"""
+    INOUT_BY = 6
+    """the same, also read"""
+    COUNT = 7
+    """a pointer to the length of arrays: what there is room for, then what there is"""
+    ARRAY = 8
+    """an array for the answer, its length in a `COUNT`"""
+    FILL = 9
+    """an array that the caller made large enough for all that there can be"""
+
+
+WRITTEN = frozenset(Kind) - {Kind.NUMBER, Kind.TEXT}
+READ = frozenset({Kind.INOUT, Kind.VERSIONED, Kind.INOUT_BY, Kind.COUNT})
+
+
+class Device(ctypes.c_uint64):
+    """A handle of a GPU or MIG device."""
+
+
+class EventSet(ctypes.c_uint64):
+    """A handle of an event set."""
+
+
+class GpuInstance(ctypes.c_uint64):
+    """A handle of a GPU instance."""
+
+
+class ComputeInstance(ctypes.c_uint64):
+    """A handle of a compute instance."""
+
+
+PLACES = (Device, GpuInstance, ComputeInstance)
+"""Handles that are about a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument; `ctype` is what is passed, pointed to, or an element of what is pointed to.
+
+    `by` is the position of the argument that tells the length. `asks`: an `ARRAY` that is NULL asks
+    for the count, and that is no failure. `versions` are the structures that
+    a `VERSIONED` pointer may point to, by version.
+    """
+
+    kind: Kind
+    ctype: CType
+    by: int = 0
+    asks: bool = False
+    versions: Mapping[int, type[ctypes.Structure]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of one element."""
+        return ctypes.sizeof(self.ctype)
+
+
+DEVICE = Argument(Kind.NUMBER, Device)
+EVENT_SET = Argument(Kind.NUMBER, EventSet)
+GPU_INSTANCE = Argument(Kind.NUMBER, GpuInstance)
+COMPUTE_INSTANCE = Argument(Kind.NUMBER, ComputeInstance)
+U32 = Argument(Kind.NUMBER, ctypes.c_uint32)
+U64 = Argument(Kind.NUMBER, ctypes.c_uint64)
+TEXT = Argument(Kind.TEXT, ctypes.c_char)
+COUNT = Argument(Kind.COUNT, ctypes.c_uint32)
+
+
+def out(ctype: CType = ctypes.c_uint32) -> Argument:
+    """A pointer to where one value goes."""
+    return Argument(Kind.OUT, ctype)
+
+
+def inout(ctype: type[ctypes.Structure]) -> Argument:
+    """A pointer to a structure that is read, and written to."""
+    return Argument(Kind.INOUT, ctype)
+
+
+def versioned(*structures: tuple[int, type[ctypes.Structure]]) -> Argument:
+    """A pointer to a structure that tells its version."""
+    return Argument(Kind.VERSIONED, structures[0][1], versions=dict(structures))
+
+
+def version(structure: type[ctypes.Structure], number: int) -> tuple[int, type[ctypes.Structure]]:
+    """The version number as NVML makes it: size and count in one."""
+    return (ctypes.sizeof(structure) | number << 24, structure)
+
+
+def text_out(by: int) -> Argument:
+    """A buffer for a string; argument `by` is its size."""
+    return Argument(Kind.OUT_BY, ctypes.c_char, by)
+
+
+def out_by(ctype: CType, by: int) -> Argument:
+    """An array; argument `by` is its length."""
+    return Argument(Kind.OUT_BY, ctype, by)
+
+
+def inout_by(ctype: type[ctypes.Structure], by: int) -> Argument:
+    """An array that is read, and written to; argument `by` is its length."""
+    return Argument(Kind.INOUT_BY, ctype, by)
+
+
+def array(ctype: CType, by: int, *, asks: bool = False) -> Argument:
+    """An array; argument `by`, a `COUNT`, is its length. It may be NULL."""
+    return Argument(Kind.ARRAY, ctype, by, asks)
+
+
+def fill(ctype: CType) -> Argument:
+    """An array that is large enough; it may be NULL."""
+    return Argument(Kind.FILL, ctype)
+
+
+class Source(Enum):
+    """Where an answer comes from."""
+
+    LIVE = "live"
+    CONSTANT = "constant"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the library.
+
+    `answer` makes what is written to the caller's pointers, or raises `NvmlFailure`; of a `waits`
+    function it may be None: nothing to tell yet. `mig`: it can be asked of MIG devices as well.
+    """
+
+    name: str
+    arguments: tuple[Argument, ...]
+    source: Source
+    answer: Callable[[Call], Answer | None]
+    note: str = ""
+    mig: bool = False
+    waits: bool = False
+
+    @property
+    def on_device(self) -> bool:
+        """True if it is about one GPU, so that the end of the node is its loss."""
+        return bool(self.arguments) and self.arguments[0].ctype in (*PLACES, EventSet)

@@ -1,0 +1,162 @@
+"""Answers calls from the node: finds what a call is about, whether it hangs, and who answers it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sim.nvml.abi import PLACES, Kind
+from sim.nvml.call import Call
+from sim.nvml.codes import Code, NvmlFailure
+from sim.nvml.eventsets import EventSets
+from sim.nvml.handles import Handles, Place
+from sim.nvml.wire import (
+    Given,
+    answer_bytes,
+    check_pointers,
+    failure_bytes,
+    hello_bytes,
+    numbers_of,
+    read_arguments,
+    structures_of,
+    texts_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sim.node import SimulatedNode
+    from sim.nvml.abi import Function
+    from sim.nvml.standins import ProcessIds
+    from sim.realtime import RealTimeNode
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A process introduces itself: the same session for all its connections, 0 for a new one."""
+
+    session: int
+    new_session: int
+    deadline_s: float = math.inf
+
+    def answer(self, dispatcher: Dispatcher) -> bytes | None:
+        """The answer; None while the driver hangs."""
+        return dispatcher.welcome(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call of a process, not answered yet; `deadline_s` is on the monotonic clock."""
+
+    function: Function
+    given: tuple[Given, ...]
+    session: int
+    deadline_s: float = math.inf
+
+    def answer(self, dispatcher: Dispatcher) -> bytes | None:
+        """The answer; None while it hangs or waits."""
+        return dispatcher.answer(self)
+
+
+class Dispatcher:
+    """Answers the calls of all processes; for one thread."""
+
+    def __init__(self, node: RealTimeNode, pids: ProcessIds) -> None:
+        self._node = node
+        self._pids = pids
+        self.handles = Handles()
+        self.event_sets = EventSets()
+        with node.glimpsed() as model:
+            model.listeners.append(self.event_sets.hear)
+
+    def close(self) -> None:
+        """Hear of nothing any more."""
+        with self._node.glimpsed() as model:
+            model.listeners.remove(self.event_sets.hear)
+
+    def request(self, function: Function, body: bytes, session: int) -> Request:
+        """A call from its bytes.
+
+        Raises:
+            NotARequest: it is none.
+        """
+        given = read_arguments(function, body)
+        if not function.waits:
+            return Request(function, given, session)
+        timeout_ms = numbers_of(given)[-1]
+        return Request(function, given, session, time.monotonic() + timeout_ms / 1000)
+
+    def end(self, session: int) -> None:
+        """A process has ended."""
+        with self._node.glimpsed():
+            self.event_sets.end(session)
+
+    def welcome(self, hello: Hello) -> bytes | None:
+        """The answer to a process that introduced itself; None while the driver hangs."""
+        if hello.session:
+            return hello_bytes(Code.SUCCESS, hello.session)
+        with self._node.glimpsed() as model:
+            if model.hangs():
+                return None
+            if model.driver.failure() is not None:
+                return hello_bytes(Code.DRIVER_NOT_LOADED, 0)
+        return hello_bytes(Code.SUCCESS, hello.new_session)
+
+    def answer(self, request: Request) -> bytes | None:
+        """The answer to a call; None while it hangs or waits."""
+        with self._node.glimpsed() as model:
+            try:
+                return self._answer(model, request)
+            except NvmlFailure as failure:
+                return failure_bytes(request.given, failure)
+            except Exception:  # a mistake in one answer must not end those of all processes
+                log.exception("%s could not be answered", request.function.name)
+                return failure_bytes(request.given, NvmlFailure(Code.UNKNOWN))
+
+    def _answer(self, model: SimulatedNode, request: Request) -> bytes | None:
+        given, function = request.given, request.function
+        check_pointers(given)
+        if model.hangs():
+            return None
+        if model.driver.failure() is not None:
+            raise NvmlFailure(Code.DRIVER_NOT_LOADED)
+        places = self._places(model, given)
+        if any(model.hangs(place.gpu.identity.uuid) for place in places):
+            return None
+        for place in places:
+            if place.gpu.lost:
+                raise NvmlFailure(Code.GPU_IS_LOST)
+            if place.mig is not None and not function.mig:
+                raise NvmlFailure(Code.NOT_SUPPORTED)
+        self._pids.refresh(model)
+        call = Call(
+            model,
+            self.handles,
+            self.event_sets,
+            self._pids,
+            request.session,
+            places[0] if places else None,
+            places[1] if len(places) > 1 else None,
+            numbers=numbers_of(given),
+            texts=texts_of(given),
+            structures=structures_of(given),
+        )
+        answer = function.answer(call)
+        if answer is not None:
+            return answer_bytes(given, answer)
+        if time.monotonic() >= request.deadline_s:
+            raise NvmlFailure(Code.TIMEOUT)
+        return None
+
+    def _places(self, model: SimulatedNode, given: Sequence[Given]) -> list[Place]:
+        return [
+            self.handles.place(model, one.value)
+            for one in given
+            if one.argument.kind is Kind.NUMBER and one.argument.ctype in PLACES
+        ]

@@ -1,0 +1,309 @@
+"""MIG: the GPU instances and compute instances that MIG devices are made of.
+
+A GPU instance has one compute instance, which has all of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pynvml
+
+from sim.nvml.abi import (
+    COMPUTE_INSTANCE,
+    DEVICE,
+    GPU_INSTANCE,
+    U32,
+    ComputeInstance,
+    Function,
+    GpuInstance,
+    Source,
+    fill,
+    out,
+    version,
+    versioned,
+)
+from sim.nvml.call import choice
+from sim.nvml.codes import Code, NvmlFailure
+from sim.nvml.functions.mig import can_mig, profile_of, slices_of
+from sim.nvml.functions.placements import placements, possible_starts, width
+from sim.nvml.structures import ComputeInstanceInfo, GpuInstanceInfo
+from sim.partition import instance_memory_bytes
+
+if TYPE_CHECKING:
+    import ctypes
+
+    from sim.nvml.call import Call
+    from sim.profiles import MigProfile
+
+_MIB = 1024**2
+_GPU_PROFILES = 18
+_COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
+"""NVML's compute instance profile by the number of slices; their ids are the same numbers here."""
+
+
+def _in_mig_mode(call: Call) -> None:
+    can_mig(call)
+    if not call.gpu.identity.mig_enabled:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+
+
+def _gpu_profile_index(call: Call, mig: MigProfile) -> int:
+    """NVML's number of a GPU instance profile."""
+    slices = slices_of(mig.profile)
+    if mig.profile.endswith("+me"):
+        return int(pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE_REV1)
+    if slices == 1 and width(mig, call.profile) == 2:
+        return int(pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE_REV2)
+    return _COMPUTE_PROFILES[slices]
+
+
+def _profile_id(call: Call, mig: MigProfile) -> int:
+    return _gpu_profile_index(call, mig) if mig.gi_profile_id is None else mig.gi_profile_id
+
+
+def _profile_at(call: Call) -> MigProfile:
+    can_mig(call)
+    wanted = choice(call.numbers[0], *range(_GPU_PROFILES))
+    for mig in call.profile.mig:
+        if _gpu_profile_index(call, mig) == wanted:
+            return mig
+    raise NvmlFailure(Code.NOT_SUPPORTED)
+
+
+def _with_id(call: Call) -> MigProfile:
+    _in_mig_mode(call)
+    for mig in call.profile.mig:
+        if _profile_id(call, mig) == call.numbers[0]:
+            return mig
+    raise NvmlFailure(Code.INVALID_ARGUMENT)
+
+
+def _profile_info(call: Call) -> ctypes.Structure:
+    info: ctypes.Structure = pynvml.c_nvmlGpuInstanceProfileInfo_t()
+    return _fill_profile_info(call, info)
+
+
+def _profile_info_v2(call: Call) -> ctypes.Structure:
+    info = call.structure(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t)
+    info.name = f"MIG {_profile_at(call).profile}".encode()
+    return _fill_profile_info(call, info)
+
+
+def _fill_profile_info(call: Call, info: ctypes.Structure) -> ctypes.Structure:
+    mig = _profile_at(call)
+    slices = slices_of(mig.profile)
+    values = {
+        "id": _profile_id(call, mig),
+        "sliceCount": slices,
+        "instanceCount": mig.instances,
+        "multiprocessorCount": mig.sm or 0,
+        "copyEngineCount": slices,
+        "memorySizeMB": instance_memory_bytes(mig, call.profile) // _MIB,
+    }
+    for name, value in values.items():
+        setattr(info, name, value)
+    return info
+
+
+def _possible(call: Call) -> tuple[list[ctypes.Structure], int]:
+    mig = _with_id(call)
+    size = width(mig, call.profile)
+    found = [
+        pynvml.c_nvmlGpuInstancePlacement_t(start=start, size=size)
+        for start in possible_starts(mig, call.profile)
+    ]
+    return found, len(found)
+
+
+def _instances(call: Call) -> tuple[list[int], int]:
+    mig = _with_id(call)
+    uuid = call.gpu.identity.uuid
+    found = [
+        call.handles.of(("gi", uuid, device.gpu_instance))
+        for device in call.gpu.identity.mig_devices
+        if device.profile == mig.profile
+    ]
+    return found, len(found)
+
+
+def _remaining(call: Call) -> int:
+    mig = _with_id(call)
+    taken = placements(call.gpu.identity.mig_devices, call.profile)
+    used = {slot for start, size in taken.values() for slot in range(start, start + size)}
+    size = width(mig, call.profile)
+    free = 0
+    for start in possible_starts(mig, call.profile):
+        slots = set(range(start, start + size))
+        if not slots & used:
+            used |= slots
+            free += 1
+    return free
+
+
+def _instance_by_id(call: Call) -> int:
+    _in_mig_mode(call)
+    for device in call.gpu.identity.mig_devices:
+        if device.gpu_instance == call.numbers[0]:
+            return call.handles.of(("gi", call.gpu.identity.uuid, device.gpu_instance))
+    raise NvmlFailure(Code.NOT_FOUND)
+
+
+def _instance_info(call: Call) -> ctypes.Structure:
+    device = call.mig_device
+    start, size = placements(call.gpu.identity.mig_devices, call.profile)[device.gpu_instance]
+    return GpuInstanceInfo(
+        call.handle_of_gpu(call.gpu),
+        device.gpu_instance,
+        _profile_id(call, profile_of(call, device)),
+        pynvml.c_nvmlGpuInstancePlacement_t(start, size),
+    )
+
+
+def _compute_instance(call: Call) -> int:
+    device = call.mig_device
+    if call.numbers[0] != device.compute_instance:
+        raise NvmlFailure(Code.NOT_FOUND)
+    return call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))
+
+
+def _compute_instances(call: Call) -> tuple[list[int], int]:
+    device = call.mig_device
+    if call.numbers[0] != _COMPUTE_PROFILES[slices_of(device.profile)]:
+        return [], 0
+    return [call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))], 1
+
+
+def _compute_info(call: Call) -> ctypes.Structure:
+    device, uuid = call.mig_device, call.gpu.identity.uuid
+    slices = slices_of(device.profile)
+    return ComputeInstanceInfo(
+        call.handle_of_gpu(call.gpu),
+        call.handles.of(("gi", uuid, device.gpu_instance)),
+        device.compute_instance,
+        _COMPUTE_PROFILES[slices],
+        pynvml.c_nvmlComputeInstancePlacement_t(0, slices),
+    )
+
+
+def _compute_profile_info(call: Call) -> ctypes.Structure:
+    info: ctypes.Structure = pynvml.c_nvmlComputeInstanceProfileInfo_t()
+    return _fill_compute_profile_info(call, info)
+
+
+def _compute_profile_info_v2(call: Call) -> ctypes.Structure:
+    info = call.structure(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t)
+    info.name = f"MIG {call.mig_device.profile}".encode()
+    return _fill_compute_profile_info(call, info)
+
+
+def _fill_compute_profile_info(call: Call, info: ctypes.Structure) -> ctypes.Structure:
+    device = call.mig_device
+    slices = slices_of(device.profile)
+    profile, engines = call.numbers
+    choice(engines, 0)
+    if choice(profile, *range(9)) != _COMPUTE_PROFILES[slices]:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    values = {
+        "id": profile,
+        "sliceCount": slices,
+        "instanceCount": 1,
+        "multiprocessorCount": profile_of(call, device).sm or 0,
+        "sharedCopyEngineCount": slices,
+    }
+    for name, value in values.items():
+        setattr(info, name, value)
+    return info
+
+
+_LIVE, _CONSTANT = Source.LIVE, Source.CONSTANT
+_WHOLE = "a compute instance has all of its GPU instance"
+
+FUNCTIONS = (
+    Function(
+        "nvmlDeviceGetGpuInstanceProfileInfo",
+        (DEVICE, U32, out(pynvml.c_nvmlGpuInstanceProfileInfo_t)),
+        _CONSTANT,
+        _profile_info,
+    ),
+    Function(
+        "nvmlDeviceGetGpuInstanceProfileInfoV",
+        (DEVICE, U32, versioned(version(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t, 2))),
+        _CONSTANT,
+        _profile_info_v2,
+    ),
+    *(
+        Function(
+            name,
+            (DEVICE, U32, fill(pynvml.c_nvmlGpuInstancePlacement_t), out()),
+            _CONSTANT,
+            _possible,
+        )
+        for name in (
+            "nvmlDeviceGetGpuInstancePossiblePlacements",
+            "nvmlDeviceGetGpuInstancePossiblePlacements_v2",
+        )
+    ),
+    Function(
+        "nvmlDeviceGetGpuInstances", (DEVICE, U32, fill(GpuInstance), out()), _LIVE, _instances
+    ),
+    Function("nvmlDeviceGetGpuInstanceRemainingCapacity", (DEVICE, U32, out()), _LIVE, _remaining),
+    Function(
+        "nvmlDeviceGetGpuInstanceById", (DEVICE, U32, out(GpuInstance)), _LIVE, _instance_by_id
+    ),
+    Function(
+        "nvmlGpuInstanceGetInfo",
+        (GPU_INSTANCE, out(GpuInstanceInfo)),
+        Source.ASSUMED,
+        _instance_info,
+        "placed in order, each at the first place that is free",
+        mig=True,
+    ),
+    Function(
+        "nvmlGpuInstanceGetComputeInstanceById",
+        (GPU_INSTANCE, U32, out(ComputeInstance)),
+        _LIVE,
+        _compute_instance,
+        mig=True,
+    ),
+    Function(
+        "nvmlGpuInstanceGetComputeInstances",
+        (GPU_INSTANCE, U32, fill(ComputeInstance), out()),
+        _LIVE,
+        _compute_instances,
+        _WHOLE,
+        mig=True,
+    ),
+    Function(
+        "nvmlGpuInstanceGetComputeInstanceProfileInfo",
+        (GPU_INSTANCE, U32, U32, out(pynvml.c_nvmlComputeInstanceProfileInfo_t)),
+        _CONSTANT,
+        _compute_profile_info,
+        _WHOLE,
+        mig=True,
+    ),
+    Function(
+        "nvmlGpuInstanceGetComputeInstanceProfileInfoV",
+        (
+            GPU_INSTANCE,
+            U32,
+            U32,
+            versioned(version(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t, 2)),
+        ),
+        _CONSTANT,
+        _compute_profile_info_v2,
+        _WHOLE,
+        mig=True,
+    ),
+    *(
+        Function(
+            name,
+            (COMPUTE_INSTANCE, out(ComputeInstanceInfo)),
+            _CONSTANT,
+            _compute_info,
+            _WHOLE,
+            mig=True,
+        )
+        for name in ("nvmlComputeInstanceGetInfo", "nvmlComputeInstanceGetInfo_v2")
+    ),
+)

@@ -1,0 +1,211 @@
+/* What the library keeps: how often it was initialised, and its connections. A connection is used
+   by one call at a time; a call that finds none idle makes another. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define MOST_CONNECTIONS 256
+#define MOST_IDLE 16
+
+struct slot {
+    bool used;
+    bool busy;
+    int fd;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    unsigned initialised;
+    unsigned generation; /* connections of an older one are not used again */
+    bool gone;           /* the node's process ended */
+    uint64_t session;
+    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    struct slot slots[MOST_CONNECTIONS];
+} state = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* The lock is held by those who call the functions from here on, up to acquire(). */
+
+static void free_slot(unsigned number)
+{
+    if (state.slots[number].fd >= 0)
+        close(state.slots[number].fd);
+    state.slots[number] = (struct slot){.fd = -1};
+}
+
+static void forget_idle(void)
+{
+    for (unsigned number = 0; number < MOST_CONNECTIONS; number++)
+        if (state.slots[number].used && !state.slots[number].busy)
+            free_slot(number);
+    state.generation++;
+}
+
+static unsigned count_idle(void)
+{
+    unsigned idle = 0;
+    for (unsigned number = 0; number < MOST_CONNECTIONS; number++)
+        idle += state.slots[number].used && !state.slots[number].busy;
+    return idle;
+}
+
+static bool take_slot(bool used, unsigned *found)
+{
+    for (unsigned number = 0; number < MOST_CONNECTIONS; number++) {
+        struct slot *slot = &state.slots[number];
+        if (slot->used == used && !slot->busy) {
+            if (!used)
+                slot->fd = -1;
+            slot->used = slot->busy = true;
+            *found = number;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A connection for one call: an idle one, or a new one. */
+int acquire(struct connection *connection)
+{
+    pthread_mutex_lock(&state.lock);
+    int code = !state.initialised ? UNINITIALIZED : state.gone ? NODE_GONE : SUCCESS;
+    bool idle = code == SUCCESS && take_slot(true, &connection->slot);
+    if (code == SUCCESS && !idle && !take_slot(false, &connection->slot))
+        code = INSUFFICIENT_RESOURCES;
+    connection->generation = state.generation;
+    connection->fd = idle ? state.slots[connection->slot].fd : -1;
+    uint64_t session = state.session;
+    char path[sizeof state.path];
+    memcpy(path, state.path, sizeof path);
+    pthread_mutex_unlock(&state.lock);
+    if (code != SUCCESS || idle)
+        return code;
+
+    code = open_connection(path, &session, &connection->fd);
+    pthread_mutex_lock(&state.lock);
+    if (code == SUCCESS) {
+        state.slots[connection->slot].fd = connection->fd;
+        if (connection->generation == state.generation)
+            state.session = session;
+    } else {
+        free_slot(connection->slot);
+        if (code == NODE_GONE && connection->generation == state.generation)
+            state.gone = true;
+    }
+    pthread_mutex_unlock(&state.lock);
+    return code;
+}
+
+void release(const struct connection *connection, bool broken)
+{
+    pthread_mutex_lock(&state.lock);
+    bool current = connection->generation == state.generation;
+    if (broken && current)
+        state.gone = true;
+    if (broken || !current || count_idle() >= MOST_IDLE)
+        free_slot(connection->slot);
+    else
+        state.slots[connection->slot].busy = false;
+    pthread_mutex_unlock(&state.lock);
+}
+
+bool is_initialised(void)
+{
+    pthread_mutex_lock(&state.lock);
+    bool initialised = state.initialised > 0;
+    pthread_mutex_unlock(&state.lock);
+    return initialised;
+}
+
+/* Counts one more initialisation, if the node is known to be there. */
+static bool initialised_again(void)
+{
+    bool again = state.initialised > 0 && !state.gone;
+    state.initialised += again;
+    return again;
+}
+
+static bool read_path(char *path, size_t room)
+{
+    const char *given = getenv("GPUPLUGIN_SIM_NVML");
+    if (given == NULL || *given == '\0' || strlen(given) >= room)
+        return false;
+    strcpy(path, given);
+    return true;
+}
+
+EXPORT int nvmlInitWithFlags(unsigned flags)
+{
+    (void)flags;
+    pthread_mutex_lock(&state.lock);
+    bool again = initialised_again();
+    pthread_mutex_unlock(&state.lock);
+    if (again)
+        return SUCCESS;
+
+    char path[sizeof state.path];
+    uint64_t session = 0;
+    int fd;
+    if (!read_path(path, sizeof path))
+        return DRIVER_NOT_LOADED;
+    int code = open_connection(path, &session, &fd);
+    if (code != SUCCESS)
+        return code == NODE_GONE ? DRIVER_NOT_LOADED : code;
+
+    unsigned slot;
+    pthread_mutex_lock(&state.lock);
+    if (initialised_again()) { /* another thread was faster */
+        close(fd);
+    } else {
+        forget_idle();
+        state.gone = false;
+        state.session = session;
+        state.initialised++;
+        memcpy(state.path, path, sizeof path);
+        if (take_slot(false, &slot))
+            state.slots[slot] = (struct slot){.used = true, .fd = fd};
+        else
+            close(fd);
+    }
+    pthread_mutex_unlock(&state.lock);
+    return SUCCESS;
+}
+
+EXPORT int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+
+EXPORT int nvmlInit(void) { return nvmlInitWithFlags(0); }
+
+EXPORT int nvmlShutdown(void)
+{
+    pthread_mutex_lock(&state.lock);
+    int code = state.initialised ? SUCCESS : UNINITIALIZED;
+    if (state.initialised && --state.initialised == 0)
+        forget_idle();
+    pthread_mutex_unlock(&state.lock);
+    return code;
+}
+
+/* A fork: the child has no part in the connections of its parent and makes its own. */
+
+static void before_fork(void) { pthread_mutex_lock(&state.lock); }
+
+static void after_fork(void) { pthread_mutex_unlock(&state.lock); }
+
+static void in_child(void)
+{
+    for (unsigned number = 0; number < MOST_CONNECTIONS; number++)
+        if (state.slots[number].used)
+            free_slot(number);
+    state.generation++;
+    state.session = 0;
+    pthread_mutex_unlock(&state.lock);
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(before_fork, after_fork, in_child);
+}
