@@ -84,6 +84,8 @@ class SimBackend:
             gpu = _reachable(model, uuid)
             if gpu.identity.mig_enabled:
                 raise NotSupported("a GPU in MIG mode has no time-slice level")
+            if not gpu.profile.has_levels:
+                raise NotSupported(f"{gpu.identity.product} has no time-slice level")
             gpu.set_time_slice(level)
 
 

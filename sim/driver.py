@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hal import DriverUnavailable
+from sim.compute.parameters import NS_PER_S, to_ns
 from sim.faults import DriverDown, DriverHang, DriverUp, WatchBroken, WatchMended
 
 if TYPE_CHECKING:
@@ -60,5 +61,9 @@ class SimulatedDriver:
 
 
 def until_s(now_s: float, for_s: float | None) -> float:
-    """When something that lasts `for_s` from now on ends; None: never."""
-    return math.inf if for_s is None else now_s + for_s
+    """When something that lasts `for_s` from now on ends; None: never.
+
+    In whole nanoseconds, as the clock counts: a sum of seconds may lie behind the moment at which
+    the clock looks again, and would be found to last on then.
+    """
+    return math.inf if for_s is None else to_ns(now_s + for_s) / NS_PER_S

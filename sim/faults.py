@@ -76,7 +76,10 @@ class Hang(Part):
 
 
 class ThermalShutdown(Part):
-    """Cooling failed: the GPU is at its shutdown temperature, and is lost `lost_after_s` later."""
+    """Cooling failed: the GPU is at its shutdown temperature, and is lost `lost_after_s` later.
+
+    It comes by itself, too, where load and a bad airflow (`cooling`) make a GPU that hot.
+    """
 
     kind: Literal["thermal-shutdown"] = "thermal-shutdown"
     lost_after_s: Annotated[float, Field(ge=0)] = DEFAULT_LOST_AFTER_S
@@ -113,7 +116,8 @@ class Repartition(Part):
 class Recovery(Part):
     """The GPU was reset, or the node rebooted: it answers again and all is as new.
 
-    A failed row remap and broken cooling are over as well: a person has seen to them.
+    A failed row remap and a thermal shutdown are over as well: a person has seen to them. The
+    airflow of its group (`cooling`) stays as it is.
     """
 
     kind: Literal["recover"] = "recover"

@@ -65,6 +65,16 @@ _ROW_REMAPPED, _ROW_REMAP_FAILED, _OFF_THE_BUS = 63, 64, 79
 
 
 @dataclass(slots=True)
+class Use:
+    """Sums over the schedulers of a GPU: nanoseconds of work and of switching, and where."""
+
+    active_ns: int = 0
+    switching_ns: int = 0
+    places: set[str] = field(default_factory=set)
+    """UUIDs of the GPU or its MIG devices whose tenants ran there."""
+
+
+@dataclass(slots=True)
 class SimulatedGpu:
     """State of one GPU; every method is given the model time in seconds where it matters."""
 
@@ -75,6 +85,8 @@ class SimulatedGpu:
     """Processes of constant load, as (pid, tenant)."""
     tenancies: dict[str, Tenancy] = field(default_factory=dict)
     """Tenants whose kernels compete, by the UUID of the GPU or of its MIG device."""
+    past: Use = field(default_factory=Use)
+    """What its schedulers did before it was partitioned anew."""
     lost: bool = False
     plugged: bool = True
     replaced_by: str | None = None
@@ -136,6 +148,25 @@ class SimulatedGpu:
         self.tenants.clear()
         for tenancy in self.tenancies.values():
             tenancy.kill_all(why)
+
+    def repartition(self, identity: Gpu, tenancies: dict[str, Tenancy], now_s: float) -> None:
+        """Other MIG devices, or none: processes end, and work is done elsewhere from now on."""
+        self.evict(now_s, "repartitioned")
+        self.past = self.use()
+        self.identity, self.tenancies = identity, tenancies
+        if not identity.mig_enabled:
+            self.set_time_slice(self.time_slice)
+
+    def use(self) -> Use:
+        """What its schedulers did up to now, those of earlier partitions included."""
+        use = Use(self.past.active_ns, self.past.switching_ns, set(self.past.places))
+        for uuid, tenancy in self.tenancies.items():
+            tenancy.compute.catch_up()
+            usage = tenancy.compute.engine.usage
+            use.active_ns += usage.active_ns
+            use.switching_ns += usage.switching_ns
+            use.places.add(uuid)
+        return use
 
     def settle(self, now_s: float) -> None:
         """Bring temperature and utilisation to the present."""
@@ -261,7 +292,7 @@ class SimulatedGpu:
             case ThermalShutdown(lost_after_s=lost_after_s):
                 self.evict(now_s, "thermal shutdown")
                 self.overheated = True
-                self._loss_due_s = now_s + lost_after_s
+                self._loss_due_s = until_s(now_s, lost_after_s)
 
     def _lose(self, now_s: float) -> tuple[Event, ...]:
         if self.lost:

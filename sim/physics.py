@@ -34,6 +34,9 @@ SLOWDOWN_C = 87.0
 SHUTDOWN_C = 95.0
 """Assumed where the profile does not say: as an H100 SXM does."""
 
+_ROUNDING_C = 1e-6
+"""So near to a threshold, reckoned by exponential and logarithm, counts as reached."""
+
 STEP_PPM = 50_000
 LOWEST_PPM = 300_000
 """Assumed: clocks go down in steps of 5 %, to 30 % at least, while it is too hot."""
@@ -89,18 +92,31 @@ class Physics:
 
     def settle(self, load: float, now_s: float) -> None:
         """Bring the temperature to `now_s` under the load (0 to 1) since the last time."""
-        span_c = FULL_LOAD_TEMPERATURE_C - IDLE_TEMPERATURE_C
-        rise_c = IDLE_TEMPERATURE_C - AMBIENT_C + span_c * self._power_share(load)
-        target_c = AMBIENT_C + rise_c / self.cooling
+        target_c = self._target_c(load)
         decay = math.exp(-(now_s - self.at_s) / THERMAL_TIME_CONSTANT_S)
         self._temperature_c = target_c + (self._temperature_c - target_c) * decay
         self.at_s = now_s
 
     @property
     def can_overheat(self) -> bool:
-        """True if full load for long enough would slow the clocks down."""
+        """True if full load for long enough would slow the clocks down, or end it."""
         rise_c = (FULL_LOAD_TEMPERATURE_C - AMBIENT_C) / self.cooling
-        return AMBIENT_C + rise_c >= self.slowdown_c
+        return AMBIENT_C + rise_c >= min(self.slowdown_c, self.shutdown_c)
+
+    @property
+    def too_hot(self) -> bool:
+        """True from the shutdown temperature on."""
+        return self._temperature_c >= self.shutdown_c - _ROUNDING_C
+
+    def too_hot_in_s(self, load: float) -> float:
+        """Seconds until it is too hot if load and clocks stay as they are; infinity if never."""
+        if self.too_hot:
+            return 0.0
+        target_c = self._target_c(load)
+        if target_c <= self.shutdown_c:
+            return math.inf
+        to_go = (target_c - self._temperature_c) / (target_c - self.shutdown_c)
+        return THERMAL_TIME_CONSTANT_S * math.log(to_go)
 
     def govern(self) -> None:
         """Move the clocks one step, if the temperature asks for it."""
@@ -108,6 +124,12 @@ class Physics:
             self.clock_ppm = max(LOWEST_PPM, self.clock_ppm - STEP_PPM)
         elif self.throttled and self._temperature_c < self.slowdown_c - 3:
             self.clock_ppm = min(1_000_000, self.clock_ppm + STEP_PPM)
+
+    def _target_c(self, load: float) -> float:
+        """Where the temperature goes under a load at the present clocks."""
+        span_c = FULL_LOAD_TEMPERATURE_C - IDLE_TEMPERATURE_C
+        rise_c = IDLE_TEMPERATURE_C - AMBIENT_C + span_c * self._power_share(load)
+        return AMBIENT_C + rise_c / self.cooling
 
     def _power_share(self, load: float) -> float:
         """Dynamic power as a share of that at full load and clocks: it goes with their square."""

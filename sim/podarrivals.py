@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -70,20 +71,20 @@ class PodArrivals:
     def _plan(self, group: Pods, random: Random) -> None:
         if group.arrivals_per_hour is None:
             for number in range(group.count):
-                self._at(group.start_s, lambda now_s, n=number: self._come(group, n, now_s, random))
+                self._at(group.start_s, partial(self._come, group, number, random))
             return
         rate_per_s = group.arrivals_per_hour / 3600
         number = 0
 
         def next_one(now_s: float) -> None:
             nonlocal number
-            self._come(group, number, now_s, random)
+            self._come(group, number, random, now_s)
             number += 1
             self._at(now_s + random.expovariate(rate_per_s), next_one)
 
         self._at(group.start_s + random.expovariate(rate_per_s), next_one)
 
-    def _come(self, group: Pods, number: int, now_s: float, random: Random) -> None:
+    def _come(self, group: Pods, number: int, random: Random, now_s: float) -> None:
         name = f"{group.name}-{number}"
         with suppress(ValueError):  # one of this name is there already
             self._kubelet.create_pod(simple_pod(name, {group.resource: group.devices}))

@@ -9,7 +9,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from hal import TimeSliceLevel
-from sim.compute.parameters import LEVEL_SLICES_NS, NS_PER_US, SliceParameters
+from sim.compute.parameters import (
+    LEVEL_SLICES_NS,
+    NS_PER_US,
+    TEGRA_SLICE_NS,
+    SliceParameters,
+)
+
+_FIRST_WITH_LEVELS = (7, 5)
+"""Turing: the driver knows time-slice levels from it on."""
 
 
 class _Facts(BaseModel):
@@ -93,7 +101,7 @@ class TimeSlice(_Facts):
 
 
 class Profile(_Facts):
-    """A GPU model."""
+    """A GPU model; with `tegra` the GPU of a system on a chip, which has a scheduler of its own."""
 
     product: str
     architecture: str
@@ -109,9 +117,15 @@ class Profile(_Facts):
     thermal_c: Thermal | None
     nvlink: NvLink | None
     mig: tuple[MigProfile, ...]
+    tegra: bool = False
     time_slice: TimeSlice = TimeSlice()
     bus_ids: tuple[str, ...]
     sources: dict[str, str]
+
+    @property
+    def has_levels(self) -> bool:
+        """True if the driver has time-slice levels: not before Turing, and not on Tegra."""
+        return self.compute_capability >= _FIRST_WITH_LEVELS and not self.tegra
 
 
 class UnknownModel(Exception):
@@ -144,9 +158,11 @@ def slice_parameters(
 ) -> SliceParameters:
     """How a GPU of this model slices time at a level; only the default level was ever measured."""
     usual, own = SliceParameters(), profile.time_slice
-    own_slice = own.slice_us if level is TimeSliceLevel.DEFAULT else None
+    slice_ns = LEVEL_SLICES_NS[level]
+    if level is TimeSliceLevel.DEFAULT:
+        slice_ns = _ns(own.slice_us, TEGRA_SLICE_NS if profile.tegra else slice_ns)
     return SliceParameters(
-        slice_ns=_ns(own_slice, LEVEL_SLICES_NS[level]),
+        slice_ns=slice_ns,
         switch_base_ns=_ns(own.switch_base_us, usual.switch_base_ns),
         switch_occupancy_ns=_ns(own.switch_occupancy_us, usual.switch_occupancy_ns),
     )

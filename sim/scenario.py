@@ -25,9 +25,10 @@ class GpuGroup(Part):
     """`count` GPUs of one model, spread evenly over `numa_nodes` (default: 2 from 2 GPUs on).
 
     `mig` puts each of them into MIG mode with devices of these profiles (an empty list: none).
-    `cooling` below 1 is an airflow that is worse than it should be; `oversubscribe` lets memory
-    overflow to the host (managed memory); `mechanism` is how tenants share the compute.
-    `recorded` says who a single GPU is (`count: 1`), as `gpuplugin record` writes it.
+    `cooling` below 1 is an airflow that is worse than it should be: load slows the clocks down, or
+    shuts the GPU down; `oversubscribe` lets memory overflow to the host (managed memory);
+    `mechanism` is how tenants share the compute. `recorded` says who a single GPU is (`count: 1`),
+    as `gpuplugin record` writes it.
     """
 
     model: str

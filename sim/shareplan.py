@@ -26,8 +26,6 @@ SHORTEST_BUSY_MS = 0.01
 LONGEST_MS = 3_600_000.0
 GIB = 1024**3
 _MIG_SLICES = 7
-_FIRST_WITH_LEVELS = (7, 5)
-"""Turing: the driver knows time-slice levels from it on."""
 
 
 class WrongPlan(ValueError):
@@ -82,7 +80,7 @@ class SharePlan:
                 f"a time-slice level has no meaning with {self.mechanism}: leave --level out, "
                 f"or share by {Mechanism.TIME_SLICING}"
             )
-        if profile.compute_capability < _FIRST_WITH_LEVELS:
+        if not profile.has_levels:
             raise WrongPlan(f"{self.model} has no time-slice levels: leave --level out")
 
     @property

@@ -7,6 +7,7 @@ What a tenant does is its workload's matter (`sim.workloads`), who gets the GPU 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,7 @@ class Tenancy:
         """Those that run, by process id, in the order in which they came."""
         self._log = log
         self._clock_ppm = FULL_SPEED_PPM
-        self._sample = _Sample(0, 0, {})
+        self._sample = _Sample(int(env.now), 0, {})
         self._shares: dict[ContextId, float] = {}
         self._utilization = 0.0
 
@@ -246,7 +247,9 @@ class Tenancy:
             self.memory.allocate(tenant.context, size_bytes)
         except OutOfMemory as error:
             tenant.record.ooms += 1
-            holders = {self.tenants[pid].spec.name: held for pid, held in error.holders.items()}
+            holders: Counter[str] = Counter()  # two tenants may have one name
+            for pid, held in error.holders.items():
+                holders[self.tenants[pid].spec.name] += held
             self._log(
                 "oom",
                 {
@@ -255,7 +258,7 @@ class Tenancy:
                     "what": what,
                     "asked_bytes": error.asked_bytes,
                     "free_bytes": error.free_bytes,
-                    "holders": holders,
+                    "holders": dict(holders),
                 },
             )
             return False

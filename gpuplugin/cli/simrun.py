@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.options import load
+from gpuplugin.cli.options import given_options
 from gpuplugin.cli.progress import progress_bar
 from gpuplugin.cli.simreport import as_text
 from gpuplugin.cli.simrunoptions import span_s
@@ -19,6 +20,7 @@ from sim.report import report_of
 from sim.report.words import duration
 from sim.scenario import ScenarioError, load_scenario
 from sim.virtual.run import WINDOW_S, VirtualRun
+from sim.virtual.settings import load_for
 from sim.workloads.drivers import TraceError
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ def _run(parsed: argparse.Namespace) -> None:
     scenario = load_scenario(parsed.scenario)
     if parsed.seed is not None:
         scenario = scenario.model_copy(update={"seed": parsed.seed})
-    settings = load(parsed).settings
+    loaded = load_for(scenario, given_options(parsed), os.environ, parsed.config_file)
+    for warning in loaded.warnings:
+        print(f"gpuplugin: {warning}", file=sys.stderr)
     _check_files(parsed)
     if parsed.slices_at is None:
         window_at_s = busy_moment_s(scenario, until_s)
@@ -73,7 +77,7 @@ def _run(parsed: argparse.Namespace) -> None:
         if window_at_s + WINDOW_S > until_s:
             raise CannotRun(f"--slices-at: {parsed.slices_at} is not within --until {parsed.until}")
     started_s = time.monotonic()
-    outcome = _simulate(parsed, scenario, settings, until_s, window_at_s)
+    outcome = _simulate(parsed, scenario, loaded.settings, until_s, window_at_s)
     took_s = time.monotonic() - started_s
     report = report_of(outcome)
     _write_files(parsed, outcome, report, scenario.description)

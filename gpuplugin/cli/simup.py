@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import given_options
-from gpuplugin.config.load import ConfigError, Loaded
+from gpuplugin.config.load import ConfigError
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
@@ -24,11 +24,12 @@ from sim.podwork import PodWork, scenario_work
 from sim.realtime import RealTimeNode
 from sim.scenario import ScenarioError, load_scenario
 from sim.serve import CannotServe, served
-from sim.virtual.settings import settings_for
+from sim.virtual.settings import load_for
 
 if TYPE_CHECKING:
     import argparse
 
+    from gpuplugin.config.load import Loaded
     from sim.scenario import Scenario
 
 log = logging.getLogger("gpuplugin")
@@ -37,7 +38,7 @@ log = logging.getLogger("gpuplugin")
 def up(parsed: argparse.Namespace) -> int:
     """Run until a signal; 0 then, 1 if something could not start."""
     try:
-        scenario = load_scenario(parsed.scenario_name)
+        scenario = load_scenario(parsed.scenario)
         loaded = _load(parsed, scenario)
     except ScenarioError as error:
         return _fail(str(error))
@@ -73,22 +74,18 @@ def up(parsed: argparse.Namespace) -> int:
 
 def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
     """The scenario's configuration or the user's; the host's files are the node's own."""
-    import os
-
     flags = given_options(parsed)
     by_flag = {option.flags[0]: option for option in OPTIONS}
-    host = f"{parsed.kubelet_dir_of_node}/host"
+    host = f"{parsed.kubelet_dir}/host"
     flags |= {
         by_flag["--backend"]: "sim",
-        by_flag["--kubelet-dir"]: parsed.kubelet_dir_of_node,
+        by_flag["--kubelet-dir"]: parsed.kubelet_dir,
         by_flag["--host-proc"]: f"{host}/proc",
         by_flag["--pod-logs"]: f"{host}/pod-logs",
     }
     flags.setdefault(by_flag["--listen-address"], "127.0.0.1:2112")
     flags.setdefault(by_flag["--metrics-interval"], "1s")
-    settings = settings_for(scenario, flags, os.environ, parsed.config_file)
-    source = parsed.config_file or f"scenario {scenario.name}"
-    return Loaded(settings, source, parsed.config_file, ())
+    return load_for(scenario, flags, os.environ, parsed.config_file)
 
 
 def _fail(text: str) -> int:

@@ -119,17 +119,22 @@ def _child(value: object, key: str | int) -> object:
 
 
 def load_settings(
-    flags: Mapping[Option, str], environment: Mapping[str, str], config_file: str | None
+    flags: Mapping[Option, str],
+    environment: Mapping[str, str],
+    config_file: str | None,
+    default: Document | None = None,
 ) -> Loaded:
     """The settings in force.
 
     `flags` holds the options given on the command line with their text; `config_file` is None or
-    empty for the built-in default file.
+    empty for `default`, which is the built-in file if it is not given.
 
     Raises:
         ConfigError: with all problems, each naming its key and place.
     """
-    document = read_config_file(Path(config_file)) if config_file else default_document()
+    usual = default or default_document()
+    document = read_config_file(Path(config_file)) if config_file else usual
+    source = config_file or document.name
     document = canonical(document, Settings)
     wrong_shapes = tuple(misshapen(document.data, Settings))
     problems = [_misshapen(document, path) for path in wrong_shapes]
@@ -144,7 +149,7 @@ def load_settings(
     if settings.daemon.strict_config and unknown:
         raise ConfigError(unknown)
     warnings = (*unknown, *_without_strategy(settings, layers), *_malformed(environment))
-    return Loaded(settings, config_file or DEFAULT_FILE, config_file or None, warnings)
+    return Loaded(settings, source, config_file or None, warnings)
 
 
 def _misshapen(document: Document, path: KeyPath) -> Problem:

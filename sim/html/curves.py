@@ -108,17 +108,20 @@ class Curves:
         }
         busiest = sorted(self._gpus, key=lambda one: -most[one[0].uuid])[: len(GPU_COLOURS)]
         shown = [one for one in self._gpus if one in busiest]
-        coloured = [(colour, *one) for colour, one in zip(GPU_COLOURS, shown, strict=False)]
+        # Few lines get colours that lie far apart.
+        far = GPU_COLOURS[:: max(1, len(GPU_COLOURS) // max(1, len(shown)))]
+        coloured = [(colour, *one) for colour, one in zip(far, shown, strict=False)]
         traces = [
             go.Scatter(
                 x=self._time.of([at_s for at_s, _ in _readings(notes.samples)]),
                 y=[sample and value(sample) for _, sample in _readings(notes.samples)],
                 mode="lines",
                 name=f"GPU {label}",
-                line={"color": colour, "width": 1.8},
+                # Lines that coincide lie on each other: the lower ones are broader.
+                line={"color": colour, "width": 1.6 + min(4.8, 1.2 * (len(shown) - 1 - number))},
                 hovertemplate=f"GPU {label}: %{{y:.4g}} {unit}<extra></extra>",
             )
-            for colour, notes, label in coloured
+            for number, (colour, notes, label) in enumerate(coloured)
         ]
         return Figure(
             name,

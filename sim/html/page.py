@@ -16,7 +16,7 @@ from sim.html.sharing import latency, slices
 from sim.html.tables import tables
 from sim.report import in_words
 from sim.report.build import labels
-from sim.report.words import number, percent
+from sim.report.words import UNDISTURBED, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,16 +77,23 @@ def _head(report: Report, description: str) -> str:
 
 
 def _key_figures(report: Report) -> list[tuple[str, str]]:
+    # Where no kind suffered, one of its tenants may have.
     slowest = max((kind.slowdown for kind in report.kinds if kind.slowdown), default=None)
+    if slowest is not None and slowest < UNDISTURBED:
+        slowest = max(one.slowdown for one in report.tenants if one.slowdown)
     figures = [
         ("times as long as alone, for who suffered most", slowest, number),
         ("of the time a GPU was busy, on average", report.utilization, percent),
-        ("of the busy time lost to switching", report.switching_share, percent),
+        ("of the busy time lost to switching", report.switching_share, _short_percent),
         ("fairness (1: all slowed down alike)", report.fairness, lambda value: f"{value:.2f}"),
         ("times memory ran out", float(report.ooms), number),
         ("replica-hours not usable", report.unavailable_replica_hours, number),
     ]
     return [(what, show(value)) for what, value, show in figures if value is not None]
+
+
+def _short_percent(share: float) -> str:
+    return percent(share).replace("less than", "<")
 
 
 def _sections(figures: Sequence[Figure]) -> list[str]:

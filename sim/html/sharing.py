@@ -25,8 +25,16 @@ LANES_SHOWN = 10
 BARS_SHOWN = 3000
 """Of one GPU; a window of 0.1 s has some hundred slices, unless tenants submit in crumbs."""
 
-_MARKS = ((1.2, (1, 2, 5)), (2.6, (1, 3)), (math.inf, (1,)))
+_MARKS = (
+    (0.6, (1, 1.5, 2, 3, 4, 5, 7)),
+    (1.2, (1, 2, 5)),
+    (2.6, (1, 3)),
+    (math.inf, (1,)),
+)
 """Marks of each decade, for axes of up to so many decades; more do not fit on a phone."""
+
+_LEAST_DECADES = 0.45
+"""Of the axis of times: in so many there are two marks at least."""
 
 
 def latency(report: Report, colours: Colours) -> Figure | None:
@@ -132,7 +140,6 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Figure:
         )
         for (lane, switching), spans in bars.items()
     ]
-    lost = percent(switching_ns / (sum(busy.values()) + switching_ns or 1))
     at_s = start_ns / NS_PER_S
     each = " on each MIG device" if len(notes.places) > 1 else ""
     note = f"{others} share the last lane." if len(by_time) > len(own) else ""
@@ -140,9 +147,7 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Figure:
     return Figure(
         f"slices-{label}",
         f"Who ran when on GPU {label}, slice by slice",
-        f"0.1 s of the run, from {at_s:.3f} s on: one tenant at a time{each}, for about 2 ms "
-        f"while others wait, then a switch (the small red bars). Switches "
-        f"took {lost} of the time with work.",
+        f"0.1 s of the run, from {at_s:.3f} s on. {_turns(busy, switching_ns, each)}",
         plot(
             traces,
             90 + 34 * len(names),
@@ -152,7 +157,19 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Figure:
             bargap=0,
         ),
         note,
-        [*kinds, (SWITCH, "switch")],
+        [*kinds, *([(SWITCH, "switch")] if switching_ns else [])],
+    )
+
+
+def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
+    """What the bars are, and what taking turns cost."""
+    if not switching_ns:
+        return f"A bar is work of a tenant. Nobody had to take turns{each}: nothing was lost."
+    lost = percent(switching_ns / (sum(busy.values()) + switching_ns))
+    return (
+        f"A bar is work of a tenant, one at a time{each}: while others wait, for a slice (on most "
+        f"GPUs about 2 ms), then a switch (the small red bars). Switches took {lost} of the time "
+        "with work."
     )
 
 
@@ -176,6 +193,8 @@ def _joined(
 def _log_axis(least_ms: float, most_ms: float) -> dict[str, Any]:
     """A logarithmic axis with marks that people read: 10 ms, 20 ms, 1 s."""
     low, high = math.log10(least_ms) - 0.08, math.log10(most_ms) + 0.08
+    lacking = max(0.0, _LEAST_DECADES - (high - low))
+    low, high = low - lacking / 2, high + lacking / 2
     marks = next(marks for most, marks in _MARKS if high - low <= most)
     values = [
         mark * 10.0**decade

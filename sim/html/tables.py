@@ -33,12 +33,12 @@ def _kinds(report: Report, colours: Colours) -> str:
         "tenants",
         "how many",
         "requests",
-        "per second of one",
+        "requests per second, each",
         "slowdown",
-        "wait: 50, 95, 99 of 100 within",
-        "latency: 50, 95, 99 of 100 within",
-        "GPU time of one",
-        "OOMs",
+        "waited at most: half · 95 % · 99 %",
+        "took at most: half · 95 % · 99 %",
+        "GPU time, each",
+        "out of memory",
         "restarts",
     )
     rows = [(_named(kind, colours), *_cells(kind)) for kind in report.kinds]
@@ -64,13 +64,15 @@ def _cells(kind: KindReport) -> tuple[str, ...]:
 
 
 def _spread(spread: Spread | None) -> str:
-    """`4.4 · 14.6 · 22.4 ms`."""
+    """`4.4 · 14.6 · 22.4 ms`, without a break in it."""
     if spread is None:
         return NOTHING
     seconds = spread.p50 >= 10_000
     values = (spread.p50, spread.p95, spread.p99)
-    shown = " · ".join(number(value / 1000 if seconds else value) for value in values)
-    return f"{shown} {'s' if seconds else 'ms'}"
+    shown = "\N{NO-BREAK SPACE}· ".join(
+        number(value / 1000 if seconds else value) for value in values
+    )
+    return f"{shown}\N{NO-BREAK SPACE}{'s' if seconds else 'ms'}"
 
 
 def _gpus(report: Report) -> str:
@@ -84,7 +86,7 @@ def _gpus(report: Report) -> str:
         "most memory in use",
         "warmest",
         "slowest clock",
-        "OOMs",
+        "out of memory",
         "faults",
         "not usable",
     )

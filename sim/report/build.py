@@ -218,6 +218,7 @@ def _gpu(
         faults=sum(
             change.uuid == notes.uuid and change.state == "Unhealthy" for change in outcome.changes
         ),
+        thermal_shutdowns=outcome.thermal_shutdowns[notes.uuid],
     )
 
 

@@ -116,6 +116,8 @@ class GpuReport(Keys):
     """seconds in which it was not Healthy"""
     faults: int
     """how often it became Unhealthy"""
+    thermal_shutdowns: int
+    """how often it was at its shutdown temperature, by heat or as a happening"""
 
 
 class PodsReport(Keys):

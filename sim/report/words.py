@@ -89,13 +89,26 @@ def _who_suffered(report: Report) -> list[str]:
     served.sort(key=lambda kind: -(kind.slowdown or 0))
     worst, *others = served
     if (worst.slowdown or 0) < UNDISTURBED:
-        return ["Nobody was held up: requests took as long as alone on the GPU."]
+        return [_hardly_anybody(report)]
     said = [_suffered(worst, report.until_s), _from_whom(worst)]
     if others:
         rest = listed([f"{one.kind} took {number(one.slowdown or 1)} times" for one in others[:3]])
         left_out = f" (the table has {len(others) - 3} more)" if len(others) > 3 else ""
         said.append(f"Of the others, {rest} as long as alone{left_out}.")
     return said
+
+
+def _hardly_anybody(report: Report) -> str:
+    """No kind suffered on average, but one of its tenants may have."""
+    one = max(report.tenants, key=lambda one: one.slowdown or 0)
+    if (one.slowdown or 0) < UNDISTURBED:
+        return "Nobody was held up: requests took as long as alone on the GPU."
+    label = next((gpu.label for gpu in report.gpus if gpu.uuid == one.gpu), "")
+    where = f" on GPU {label}" if label else ""
+    return (
+        f"Most were not held up, but requests of {one.name}{where} took {number(one.slowdown or 1)}"
+        " times as long as alone on average."
+    )
 
 
 def _suffered(kind: KindReport, until_s: float) -> str:
@@ -135,16 +148,22 @@ def _what_switching_took(report: Report) -> list[str]:
 
 
 def _heat(gpus: Sequence[GpuReport]) -> list[str]:
+    ended = [
+        f"GPU {gpu.label} ({counted(gpu.thermal_shutdowns, 'time')})"
+        for gpu in gpus
+        if gpu.thermal_shutdowns
+    ]
+    shut_down = [f"Shut down at the highest temperature: {listed(ended)}."] if ended else []
     slow = [gpu for gpu in gpus if gpu.clock_min_share is not None and gpu.clock_min_share < 0.995]
     if not slow:
-        return []
+        return shut_down
     worst = min(slow, key=lambda gpu: gpu.clock_min_share or 1)
     reached_c, clock = worst.temperature_max_c or 0, percent(worst.clock_min_share or 0)
     said = (
         f"Heat slowed down {counted(len(slow), 'GPU')}: GPU {worst.label} reached {reached_c:.0f}"
         f" °C and ran at {clock} of its clocks."
     )
-    return [said]
+    return [" ".join([said, *shut_down])]
 
 
 def _what_broke(report: Report) -> str:

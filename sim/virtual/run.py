@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sim.compute.parameters import NS_PER_S, to_ns
 from sim.compute.slicing import Segment, Slicing
+from sim.faults import ThermalShutdown
 from sim.node import SimulatedNode
 from sim.virtual.kubelet import VirtualKubelet
 from sim.virtual.plugin import VirtualPlugin
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 400
 """Readings of each GPU over the whole run, for curves."""
+
+_THERMAL_SHUTDOWN = ThermalShutdown().kind
 
 WINDOW_S = 0.1
 """How long every slice of each GPU is noted, from `window_at_s` on."""
@@ -86,6 +90,8 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     """Facts of the log by kind."""
     xids: dict[int, int] = field(default_factory=dict)
+    thermal_shutdowns: Counter[str] = field(default_factory=Counter)
+    """How often each GPU, by UUID, was at its shutdown temperature."""
     pods_waiting_ns: list[int] = field(default_factory=list)
     pods_created: int = 0
     """Pods that came; those without an entry in `pods_waiting_ns` never got their devices."""
@@ -150,6 +156,8 @@ class VirtualRun:
             outcome.changes.append(change)
         if kind == "happening" and isinstance(code := facts.get("xid"), int):
             outcome.xids[code] = outcome.xids.get(code, 0) + 1
+        if kind == "happening" and facts["kind"] == _THERMAL_SHUTDOWN:
+            outcome.thermal_shutdowns[str(facts["uuid"])] += 1
         # A happening has a kind of its own, which must not stand in for that of the fact.
         named = {"what" if key == "kind" else key: value for key, value in facts.items()}
         line = json.dumps({"t_ns": now_ns, "kind": kind, **named}, separators=(",", ":"))
@@ -194,11 +202,13 @@ class VirtualRun:
         now_s = self.node.now_s
         for gpu in self.node.present:
             notes = self._notes_of(gpu.identity.uuid)
-            notes.places |= gpu.tenancies.keys()
             if gpu.lost:
                 continue
             reading = gpu.telemetry(now_s)
-            memory = {process.name: process.memory_bytes or 0 for process in gpu.processes()}
+            processes = gpu.processes()
+            memory: Counter[str] = Counter()  # two processes may have one name
+            for process in processes:
+                memory[process.name] += process.memory_bytes or 0
             notes.samples.append(
                 Sample(
                     at_s=now_s,
@@ -207,8 +217,8 @@ class VirtualRun:
                     temperature_c=reading.temperature_c or 0.0,
                     power_w=reading.power_w,
                     clock_ppm=gpu.physics.clock_ppm,
-                    tenants=len(memory),
-                    memory_by_tenant=memory,
+                    tenants=len(processes),
+                    memory_by_tenant=dict(memory),
                 )
             )
 
@@ -253,14 +263,13 @@ class VirtualRun:
         outcome = self.outcome
         for uuid, gpu in self.node.gpus.items():
             notes = self._notes_of(uuid)
-            notes.places |= gpu.tenancies.keys()
+            use = gpu.use()
+            notes.active_ns, notes.switching_ns = use.active_ns, use.switching_ns
+            notes.places |= use.places
             for tenancy in gpu.tenancies.values():
-                tenancy.compute.catch_up()
-                usage = tenancy.compute.engine.usage
-                notes.active_ns += usage.active_ns
-                notes.switching_ns += usage.switching_ns
+                busy_ns = tenancy.compute.engine.usage.busy_ns
                 for tenant in tenancy.tenants.values():
-                    tenant.record.busy_ns = usage.busy_ns.get(tenant.context, 0)
+                    tenant.record.busy_ns = busy_ns.get(tenant.context, 0)
         outcome.gpus = sorted(self._notes.values(), key=lambda notes: (notes.index, notes.uuid))
         outcome.tenants = self.node.records
         outcome.pods_waiting_ns = self._pods.waiting_ns

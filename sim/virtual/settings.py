@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import yaml
-
+from gpuplugin.config.document import Document
 from gpuplugin.config.load import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gpuplugin.config.load import Loaded
     from gpuplugin.config.options import Option
     from gpuplugin.config.schema import Settings
     from sim.scenario import Scenario
+
+
+def load_for(
+    scenario: Scenario,
+    flags: Mapping[Option, str],
+    environment: Mapping[str, str],
+    config_file: str | None,
+) -> Loaded:
+    """Flags win over variables, these over the file; a file of the user's over the scenario's.
+
+    Raises:
+        gpuplugin.config.load.ConfigError: with every problem.
+    """
+    own = None
+    if scenario.config is not None:
+        # Lines are those of the scenario, which does not keep them: the key has to be enough.
+        name = f"config of the scenario {scenario.name}"
+        own = Document(name, MappingProxyType(scenario.config), MappingProxyType({}))
+    return load_settings(flags, environment, config_file, own)
 
 
 def settings_for(
@@ -24,14 +42,5 @@ def settings_for(
     environment: Mapping[str, str],
     config_file: str | None,
 ) -> Settings:
-    """Flags win over variables, these over the file; a file of the user's over the scenario's.
-
-    Raises:
-        gpuplugin.config.load.ConfigError: with every problem.
-    """
-    if config_file or scenario.config is None:
-        return load_settings(flags, environment, config_file).settings
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{scenario.name}-config.yaml"
-        file.write_text(yaml.safe_dump(scenario.config), encoding="utf-8")
-        return load_settings(flags, environment, str(file)).settings
+    """The settings alone: see `load_for`."""
+    return load_for(scenario, flags, environment, config_file).settings

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,3 +80,60 @@ def test_without_plotly_the_extra_is_named_before_the_run(
     out, err = capsys.readouterr()
     assert (out, err) == ("", "gpuplugin: --html needs plotly: pip install 'gpuplugin[report]'\n")
     assert not page.exists()
+
+
+def listed(capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: str) -> dict[str, int]:
+    """Capacity by resource after ten seconds of a scenario, as the event log has it."""
+    events = tmp_path / "events.jsonl"
+    code = main(["sim", "run", *arguments, "--until", "10s", "--quiet", "--events", str(events)])
+    assert (code, capsys.readouterr()) == (0, ("", ""))
+    facts = [json.loads(line) for line in events.read_text().splitlines()]
+    return {fact["resource"]: fact["capacity"] for fact in facts if fact["kind"] == "list"}
+
+
+def test_the_scenarios_own_configuration_counts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert listed(capsys, tmp_path, "mig") == {
+        "nvidia.com/gpu": 1,
+        "nvidia.com/mig-1g.10gb": 8,
+        "nvidia.com/mig-2g.20gb": 1,
+        "nvidia.com/mig-3g.40gb": 1,
+    }
+
+
+def test_a_flag_wins_over_the_scenarios_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert listed(capsys, tmp_path, "mig", "--mig-strategy", "none") == {"nvidia.com/gpu": 3}
+
+
+def test_a_variable_wins_over_the_scenarios_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIG_STRATEGY", "none")
+    assert listed(capsys, tmp_path, "mig") == {"nvidia.com/gpu": 3}
+
+
+def test_a_file_of_the_users_takes_the_place_of_the_scenarios_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n")
+    assert listed(capsys, tmp_path, "mig", "--config-file", str(file)) == {"nvidia.com/gpu": 12}
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "said"),
+    [
+        ("{flags: {migStrategy: some}}", 1, "config of the scenario own/one: flags.migStrategy"),
+        ("{flags: {migStrategi: none}}", 0, "config of the scenario own/one: flags.migStrategi"),
+    ],
+)
+def test_what_is_wrong_with_the_scenarios_configuration_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str, code: int, said: str
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"name: own/one\ngpus: [{{model: t4}}]\nconfig: {config}\n")
+    assert main(["sim", "run", str(file), "--until", "10s", "--quiet"]) == code
+    assert said in capsys.readouterr().err

@@ -6,6 +6,8 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hal import (
     DriverUnavailable,
@@ -18,6 +20,7 @@ from hal import (
     XidError,
 )
 from sim.backend import SimBackend
+from sim.driver import until_s
 from sim.node import SimulatedNode
 from sim.realtime import RealTimeNode
 from sim.scenario import parse_scenario
@@ -125,6 +128,14 @@ def test_a_hang_ends_at_its_time(by_hand: bool) -> None:
 
     assert call.result() == 1
     assert count_errors(story).result() == 1
+
+
+@given(st.integers(0, 10**15), st.integers(1, 10**9))
+def test_what_lasts_for_a_time_is_over_at_the_nanosecond_when_the_clock_looks_again(
+    now_ns: int, for_ms: int
+) -> None:
+    looks_again_ns = now_ns + for_ms * 1_000_000
+    assert until_s(now_ns / 1e9, for_ms / 1000) == looks_again_ns / 1e9
 
 
 def test_a_later_hang_counts() -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from sim.compute.parameters import TEGRA_SLICE_NS
 from sim.profiles import (
     Profile,
     TimeSlice,
@@ -99,6 +100,16 @@ def test_consumer_and_desktop_blackwell() -> None:
     for profile in (rtx5090, gb10):
         assert profile.mig == ()
         assert profile.nvlink is None
+
+
+def test_a_jetson_slices_time_by_the_scheduler_of_tegra() -> None:
+    jetson = load_profile("jetson-orin-nano-8gb")
+    assert (jetson.sm_count, jetson.compute_capability, jetson.tegra) == (8, (8, 7), True)
+    parameters = slice_parameters(jetson)
+    assert parameters.slice_ns == TEGRA_SLICE_NS == 1_024_000
+    assert parameters.switch_ns(0, 0) > 200_000
+    assert not jetson.has_levels
+    assert [name for name in NAMES if load_profile(name).tegra] == ["jetson-orin-nano-8gb"]
 
 
 def test_bus_ids_are_nvmls_and_unique(profile: Profile) -> None:

@@ -266,6 +266,11 @@ def test_a_profile_may_have_slice_parameters_of_its_own() -> None:
     assert slice_parameters(tegra, TimeSliceLevel.LONG).slice_ns == 30_000_000
 
 
+def test_a_jetson_has_shorter_slices_and_dearer_switches() -> None:
+    result = share(SharePlan("jetson-orin-nano-8gb", 3, 50))
+    assert mean(result) == pytest.approx(3 * (1 + 0.220 / 1.024), rel=0.01)
+
+
 # Refused plans
 
 
@@ -282,6 +287,10 @@ def test_a_profile_may_have_slice_parameters_of_its_own() -> None:
         ({"memory_gib": -1.0}, "--memory-gib is -1"),
         ({"mechanism": Mechanism.MPS, "level": TimeSliceLevel.SHORT}, "leave --level out"),
         ({"mechanism": Mechanism.MIG, "level": TimeSliceLevel.DEFAULT}, "with mig"),
+        (
+            {"model": "jetson-orin-nano-8gb", "level": TimeSliceLevel.SHORT},
+            "has no time-slice levels",
+        ),
         ({"model": "t4", "mechanism": Mechanism.MIG}, "t4 has no MIG; take one of: a100-sxm4-40gb"),
     ],
 )

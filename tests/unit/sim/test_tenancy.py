@@ -70,6 +70,14 @@ def test_a_tenant_that_does_not_fit_fails_and_the_log_names_who_holds_what() -> 
     assert gpu.names == ["first", "second"], "those who were there are not touched"
 
 
+def test_what_tenants_of_one_name_hold_adds_up() -> None:
+    gpu = Gpu()
+    for _ in range(2):
+        gpu.start("twin", MemoryUse(start_gib=4, context_mib=0))
+    gpu.start("late", MemoryUse(start_gib=4, context_mib=0))
+    assert gpu.facts[0][1]["holders"] == {"twin": 8 * GIB, "late": 0}
+
+
 def test_one_who_grows_takes_what_the_next_one_needs() -> None:
     gpu = Gpu()
     bomb = gpu.start(

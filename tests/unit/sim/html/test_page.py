@@ -88,6 +88,32 @@ def test_slices_are_joined_and_switches_are_bars_of_their_own() -> None:
     assert lengths == {("a-0", False): [2], ("b-0", True): [0.2], ("b-0", False): [3.8]}
 
 
+def test_who_is_alone_takes_no_turns() -> None:
+    done = outcome(record("a-0"), gpus=[gpu(slices=[("a-0", segment(1000, 1100))])])
+    text = words(page(done))
+    assert "Nobody had to take turns: nothing was lost." in text
+    assert "</i>switch</span>" not in text
+    assert "Switches took 3.3 % of the time" in words(page(shared()))
+    assert "</i>switch</span>" in words(page(shared()))
+
+
+@pytest.mark.parametrize("most_ms", [110, 250, 900, 5000, 1e6])
+def test_an_axis_of_times_has_marks_whatever_its_span(most_ms: float) -> None:
+    done = outcome(record("a-0", latency_ms=[100, most_ms], work_ms=100))
+    marks = plots(page(done))["latency"]["layout"]["xaxis"]["ticktext"]
+    assert 2 <= len(marks) <= 7
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+def test_lines_of_gpus_have_colours_of_their_own_and_do_not_hide_each_other(count: int) -> None:
+    gpus = [gpu(index, samples=[sample(1), sample(2)]) for index in range(count)]
+    lines = plots(page(outcome(gpus=gpus)))["temperature"]["data"]
+    assert len({line["line"]["color"] for line in lines}) == count
+    widths = [line["line"]["width"] for line in lines]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == min(count, 5)
+
+
 def test_nothing_is_fetched_and_names_are_text() -> None:
     done = shared()
     done.scenario = "<img src=x onerror=alert(1)>"

@@ -56,6 +56,22 @@ def test_faults_heat_and_memory_are_told() -> None:
     assert "No request was finished." in text
 
 
+def test_a_gpu_that_shut_itself_down_is_named() -> None:
+    done = outcome(record("a-0"), gpus=[gpu(0), gpu(1)])
+    done.thermal_shutdowns["GPU-1"] = 2
+    text = " ".join(in_words(report_of(done)))
+    assert "Shut down at the highest temperature: GPU 1 (2 times)." in text
+
+
+def test_one_who_suffered_among_many_who_did_not_is_named() -> None:
+    well = [record(f"a-{number}", latency_ms=[1.0] * 50) for number in range(3)]
+    slow = record("a-3", "GPU-1", latency_ms=[1.3] * 20)
+    done = outcome(*well, slow, gpus=[gpu(0), gpu(1)])
+    text = " ".join(in_words(report_of(done)))
+    assert "requests of a-3 on GPU 1 took 1.3 times as long as alone" in text
+    assert "Nobody was held up" in " ".join(in_words(report_of(outcome(*well))))
+
+
 def test_a_node_without_tenants() -> None:
     text = " ".join(in_words(report_of(outcome(gpus=[gpu(0), gpu(1)]))))
     assert "2 x NVIDIA Test stood without tenants" in text

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sim.scenario import parse_scenario, scenario_names
+from sim.scenario import load_scenario, parse_scenario, scenario_names
 from sim.virtual.run import Outcome, VirtualRun
 from sim.virtual.settings import settings_for
 
@@ -135,6 +138,47 @@ def test_repartitioning_is_found_by_looking() -> None:
     assert ran.of("list", resource="nvidia.com/gpu")[-1]["capacity"] == 0
 
 
+@pytest.mark.parametrize("there_and_back", [False, True])
+def test_what_ran_before_a_repartition_counts(there_and_back: bool) -> None:
+    text = (
+        "tenants:\n- {name: a, gpu: 0, workload: {kind: closed-loop, busy_ms: 20}}\n"
+        "- {name: b, gpu: 0, workload: {kind: closed-loop, busy_ms: 20}}\n"
+        "happenings:\n- {at_s: 50.001, gpu: 0, what: {kind: repartition, mig: [1g.10gb]}}\n"
+    )
+    if there_and_back:
+        text += "- {at_s: 50.002, gpu: 0, what: {kind: repartition, mig: null}}\n"
+    ran = Ran(node(1, text), 100)
+    (gpu,) = ran.outcome.gpus
+    assert gpu.active_ns == sum(record.busy_ns for record in ran.outcome.tenants)
+    assert gpu.active_ns + gpu.switching_ns == pytest.approx(50.001e9, rel=1e-6)
+    assert gpu.switching_ns / gpu.active_ns == pytest.approx(0.22 / 2.048, rel=0.02)
+    assert gpu.uuid in gpu.places
+    assert len(gpu.places) == 2
+
+
+def test_a_reading_after_a_repartition_is_of_the_time_since() -> None:
+    text = (
+        "happenings: [{at_s: 50.1, gpu: 0, what: {kind: repartition, mig: null}}]\n"
+        "tenants: [{name: a, gpu: 0, start_s: 50.101, workload: {kind: closed-loop, busy_ms: 20}}]"
+    )
+    ran = Ran(node(1, text), 100)
+    (gpu,) = ran.outcome.gpus
+    after = [sample.utilization for sample in gpu.samples if sample.at_s > 50]
+    assert min(after) > 0.99
+
+
+def test_memory_of_tenants_with_one_name_adds_up() -> None:
+    text = "".join(
+        f"- {{name: twin, gpu: 0, workload: {LOOP}, memory: {{start_gib: {size}}}}}\n"
+        for size in (3, 5)
+    )
+    ran = Ran(node(1, f"tenants:\n{text}"), 10)
+    (gpu,) = ran.outcome.gpus
+    last = gpu.samples[-1]
+    assert last.tenants == 2
+    assert last.memory_by_tenant == {"twin": (3 + 5) * 2**30 + 2 * 300 * 2**20}
+
+
 def test_the_users_file_wins_over_the_scenarios(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 3}]}}\n")
@@ -161,17 +205,42 @@ def test_slices_of_a_window_are_noted_without_changing_anything() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in scenario_names() if "week" not in name])
+@pytest.mark.parametrize("name", scenario_names())
 def test_every_shipped_scenario_runs_and_repeats_itself(name: str) -> None:
-    def lines(seed: int) -> list[str]:
-        from sim.scenario import load_scenario
+    until_s = {"production-week": 6 * 3600, "sixteen-gpus": 300}.get(name, 600)
+    assert log_of(name, until_s) == log_of(name, until_s)
 
-        scenario = load_scenario(name).model_copy(update={"seed": seed})
-        log: list[str] = []
-        VirtualRun(scenario, settings_for(scenario, {}, {}, None), 90, log.append).run()
-        return log
 
-    assert lines(1) == lines(1)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_whole_week_repeats_itself() -> None:
+    one, other = (log_of("production-week", 7 * 86400) for _ in range(2))
+    assert one == other
+    assert {json.loads(line)["kind"] for line in one.splitlines()} >= {
+        "happening", "gpu-health", "list", "oom", "pod", "tenant-ended"
+    }  # fmt: skip
+
+
+def test_another_process_writes_the_same_log_and_report(tmp_path: Path) -> None:
+    written = []
+    for hash_seed in ("1", "2"):
+        events, report = tmp_path / f"events-{hash_seed}", tmp_path / f"report-{hash_seed}"
+        command = f"sim run mig --until 130s --quiet --events {events} --report {report}"
+        subprocess.run(
+            [sys.executable, "-m", "gpuplugin", *command.split()],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+        )
+        written.append((events.read_bytes(), report.read_bytes()))
+    assert written[0] == written[1]
+
+
+def log_of(name: str, until_s: float) -> bytes:
+    """The event log of a shipped scenario, as it would be in a file."""
+    scenario = load_scenario(name)
+    log: list[str] = []
+    VirtualRun(scenario, settings_for(scenario, {}, {}, None), until_s, log.append).run()
+    return "".join(f"{line}\n" for line in log).encode()
 
 
 def test_another_seed_is_another_run() -> None:
