@@ -98,7 +98,9 @@ class TimeSlicing(Slicing):
             return 0
         ring = (running, *state.queue)
         round_ns = self._round_ns(ring)
-        rounds = min(left_ns // round_ns, *((work.left_ns - 1) // slice_ns for work in ring))
+        # A round that ends at the very end is not skipped: where switches cost nothing, whose turn
+        # it is then would be decided a moment too early.
+        rounds = min((left_ns - 1) // round_ns, *((work.left_ns - 1) // slice_ns for work in ring))
         if rounds <= 0:
             return 0
         for work in ring:

@@ -9,6 +9,7 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
@@ -31,6 +32,7 @@ from sim.published import comparison_table
 from sim.reference import gallery, scenario_reference
 from sim.report.schema import key_table
 from sim.scenario import Scenario, parse_scenario
+from sim.workloads.models import Workload
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -45,6 +47,8 @@ GENERATED = (
     ROOT / "sim/scenarios/README.md",
 )
 END = "<!-- end -->"
+WORKLOADS = get_args(get_args(Workload)[0])
+"""The models of the union, without what pydantic knows of it."""
 
 
 def metrics_table() -> str:
@@ -166,21 +170,40 @@ def _begin(name: str) -> str:
     return f"<!-- {name}: make docs -->"
 
 
+FIDELITY = ROOT / "docs/fidelity.md"
+
+
 def _named_tests() -> list[str]:
-    return re.findall(r"`(tests/[\w/.]+::\w+)`", (ROOT / "docs/fidelity.md").read_text())
+    return re.findall(r"`(tests/[\w/.]+::\w+)`", FIDELITY.read_text())
 
 
 def test_the_page_on_fidelity_names_a_test_for_every_claim() -> None:
-    text = (ROOT / "docs/fidelity.md").read_text()
-    claims = text.partition("## Faithful")[2].partition("## Not simulated")[0]
+    claims = FIDELITY.read_text().partition("## Faithful")[2].partition("## Not simulated")[0]
     rows = [line for line in claims.splitlines() if re.match(r"\| (?!claim)", line)]
-    assert len(rows) == len(_named_tests()) > 10
+    assert len(rows) > 50
+    for row in rows:
+        (_name,) = re.findall(r"`(tests/[\w/.]+::\w+)` \|$", row)
+    assert len(set(_named_tests())) == len(rows), "a test for each, and each once"
 
 
 @pytest.mark.parametrize("name", _named_tests())
 def test_tests_that_the_page_on_fidelity_names_exist(name: str) -> None:
     file, _, function = name.partition("::")
-    assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.MULTILINE)
+    assert re.search(rf"^(async )?def {function}\(", (ROOT / file).read_text(), re.MULTILINE)
+
+
+def test_files_that_the_page_on_fidelity_names_exist() -> None:
+    files = re.findall(r"`(tests/[\w/.]+)`", FIDELITY.read_text())
+    assert files
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_the_page_on_fidelity_has_every_workload_and_mechanism() -> None:
+    text = FIDELITY.read_text()
+    workloads = [get_args(one.model_fields["kind"].annotation)[0] for one in WORKLOADS]
+    assert len(workloads) == 6
+    assert [kind for kind in workloads if f"| `{kind}` |" not in text] == []
+    assert [one for one in ("MPS", "MIG", "Exclusive", "UVM", "Jetson") if one not in text] == []
 
 
 def test_the_output_of_sim_share_in_the_documentation_is_what_it_prints(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sim.compute.engine import ContextId, Ended
@@ -99,6 +99,10 @@ class Pair:
 @given(
     st.sampled_from([PARAMETERS, PLAIN, SliceParameters(T, 0, 0)]),
     st.lists(ACTIONS, min_size=5, max_size=60),
+)
+@example(
+    SliceParameters(T, 0, 0),
+    [Submit(2, 1010, 0.0), Submit(1, 1010, 0.0), Wait(2 * T, from_next_end=False)],
 )
 def test_skipping_rounds_changes_nothing(
     parameters: SliceParameters, actions: list[Submit | Cancel | Speed | Wait]
