@@ -280,7 +280,10 @@ ROWS = (
                 "Errors that the driver reported; those of applications included.",
                 (
                     Query(
-                        f"sum by (instance, gpu, xid, action) (increase(gpuplugin_xid_events_total{{{GPUS}}}[$__rate_interval]))",
+                        # A series that just began has no increase, though its first value is one.
+                        "sum by (instance, gpu, xid, action) ("
+                        f"(gpuplugin_xid_events_total{{{GPUS}}} unless gpuplugin_xid_events_total{{{GPUS}}} offset $__rate_interval)"
+                        f" or increase(gpuplugin_xid_events_total{{{GPUS}}}[$__rate_interval]))",
                         "{{instance}} {{gpu}} Xid {{xid}} {{action}}",
                     ),
                 ),

@@ -9,6 +9,8 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from gpuplugin.kubelet.rpc import RpcCode
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -196,7 +198,11 @@ class Metrics:
 
     def rpc_observer(self, resource: str) -> Callable[[str, str, float], None]:
         """A callable that records (method, code, seconds) of calls for a resource."""
-        children: dict[tuple[str, str], Histogram] = {}
+        # There from the start: the first refusal would otherwise be no increase to Prometheus.
+        children = {
+            ("Allocate", code): self.rpc_seconds.labels(resource, "Allocate", code)
+            for code in (RpcCode.OK.name, RpcCode.INVALID_ARGUMENT.name)
+        }
 
         def observe(method: str, code: str, duration_s: float) -> None:
             child = children.get((method, code))
