@@ -22,6 +22,7 @@ from dashboard import ROWS, Panel, Query  # a module beside this file
 
 COLUMNS = 3
 STEPS = 150
+COLOURS = {"Healthy": "seagreen", "Unhealthy": "firebrick"}
 VARIABLES = {"$cluster": ".*", "$node": ".*", "$gpu": ".*", "$__rate_interval": "20s"}
 
 
@@ -52,7 +53,8 @@ def main() -> None:
         height=230 * rows, width=1500, margin={"t": 40, "b": 30, "l": 50, "r": 20},
         showlegend=False, template="plotly_white", font={"size": 10},
     )  # fmt: skip
-    figure.write_html(options.out, include_plotlyjs=True)
+    figure.update_xaxes(range=[-options.minutes, 0])
+    figure.write_html(options.out, include_plotlyjs=True, config={"displayModeBar": False})
 
 
 def lines(base: str, panel: Panel, query: Query, end_s: float, length_s: float) -> list[go.Scatter]:
@@ -74,7 +76,11 @@ def lines(base: str, panel: Panel, query: Query, end_s: float, length_s: float) 
             x=[(float(at_s) - end_s) / 60 for at_s, _ in one["values"]],
             y=[float(value) for _, value in one["values"]],
             mode="lines",
-            line={"width": 1.2, "shape": "hv" if panel.kind == "state-timeline" else "linear"},
+            line={
+                "width": 1.2,
+                "shape": "hv" if panel.kind == "state-timeline" else "linear",
+                "color": COLOURS.get(one["metric"].get("health", "")),
+            },
             stackgroup="all" if panel.stacked else None,
         )
         for one in series
