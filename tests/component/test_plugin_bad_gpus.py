@@ -12,7 +12,7 @@ from hal import GpuLost, HalError, Probe, RecoveryAction
 from sim.kubelet import Amount
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import RESOURCE
-from tests.component.waiting import DEADLINE_S, eventually
+from tests.component.waiting import DEADLINE_S, becomes_a_file, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,9 +134,7 @@ def test_specs_that_can_no_longer_be_written_take_no_gpu_away(
     spec = folder / "k8s.device-plugin.nvidia.com-gpu.json"
     text = spec.read_text()
 
-    spec.unlink()
-    folder.rmdir()
-    folder.write_text("in the way")
+    eventually(lambda: becomes_a_file(folder))
     eventually(lambda: "cdi" in plugin.get("/ready").parts)
     hardware.lose(1)
     wait_for(kubelet, 2 * REPLICAS)

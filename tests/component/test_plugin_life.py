@@ -27,7 +27,7 @@ from hal import XidError
 from sim.kubelet import Amount, Kubelet, Phase, simple_pod
 from tests.component.fakedriver import FakeDriver, made_up_gpu, with_mig
 from tests.component.running import RESOURCE, PluginProcess, allocate_request, raw_call
-from tests.component.waiting import DEADLINE_S, eventually
+from tests.component.waiting import DEADLINE_S, becomes_a_file, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,8 +121,7 @@ def test_a_folder_that_became_a_file_is_waited_for(
 ) -> None:
     plugin = start_plugin(hardware.backend, "watcher")
     wait_for(kubelet, 80, 80)
-    shutil.rmtree(plugin.folder)
-    plugin.folder.touch()
+    eventually(lambda: becomes_a_file(plugin.folder))
     eventually(lambda: renewals(plugin, reason="no-socket") >= 1)
     assert plugin.metric("gpuplugin_task_restarts_total") == 0
     plugin.folder.unlink()
@@ -135,8 +134,7 @@ def test_it_stops_when_its_folder_became_a_file(
     """What cannot be tidied up must not keep the daemon from ending."""
     plugin = start_plugin(hardware.backend, "none")
     eventually(lambda: plugin.sockets() and (plugin.folder / SOCKET_NAME).exists())
-    shutil.rmtree(plugin.folder)
-    plugin.folder.touch()
+    eventually(lambda: becomes_a_file(plugin.folder))
     plugin.stop()
     assert plugin.failure is None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 DEADLINE_S = 20.0
 """Generous: a condition that comes true ends the wait at once."""
@@ -28,3 +30,13 @@ def eventually(condition: Callable[[], T | None], timeout_s: float = DEADLINE_S)
         if time.monotonic() >= deadline_s:
             raise AssertionError(f"not so after {timeout_s:g} s; the last value was {value!r}")
         pause.wait(_POLL_S)
+
+
+def becomes_a_file(folder: Path) -> bool:
+    """Put a file in the place of a folder; False if somebody made the folder anew meanwhile."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.write_text("in the way")
+    except IsADirectoryError:
+        return False
+    return True
