@@ -28,6 +28,7 @@ format: $(VENV)/.dev ## Rewrite the code in the project's style
 
 bench: $(VENV)/.cli ## Measure allocation latency over a real socket, and the simulator's speed
 	$(BIN)/python -m benchmarks.allocate
+	$(BIN)/python -m benchmarks.scrape
 	$(BIN)/python -m benchmarks.slices
 	$(BIN)/python -m benchmarks.simulator
 

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")
 _DEVICES_NAMES = ("--backend", "--scenario")
+_UP_SECTIONS = ("flags", "gpus", "health", "imex")
+_UP_NAMES = (
+    "--registration",
+    "--listen-address",
+    "--log-level",
+    "--log-format",
+    "--metrics-interval",
+    "--cdi-root",
+    "--node-name",
+)
 _DOCTOR_SECTIONS = ("flags", "gpus", "imex")
 _DOCTOR_NAMES = (
     "--backend", "--scenario", "--kubelet-dir", "--kubelet-socket", "--registration",
@@ -189,6 +199,20 @@ def _add_sim(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     delete.add_argument("name", metavar="NAME")
     listing = pod_commands.add_parser("list", help="list pods")
     listing.set_defaults(module="simkubelet", function="pod_list")
+
+    up = sim_commands.add_parser(
+        "up", help="run a whole simulated node: GPUs, kubelet, pods and the plugin"
+    )
+    up.set_defaults(module="simup", function="up")
+    up.add_argument(
+        "scenario",
+        nargs="?",
+        default="default",
+        metavar="SCENARIO",
+        help="a file, or the name of a shipped one (default default)",
+    )
+    _add_kubelet_dir(up)
+    add_options(up, sections=_UP_SECTIONS, names=_UP_NAMES)
 
     scenario = sim_commands.add_parser("scenario", help="scenarios of simulated nodes")
     scenario_commands = scenario.add_subparsers(metavar="COMMAND", required=True)

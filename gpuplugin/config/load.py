@@ -18,7 +18,9 @@ from gpuplugin.config.casing import canonical
 from gpuplugin.config.document import Document, DocumentError, parse_document
 from gpuplugin.config.options import (
     DEFAULT_CDI_ROOT,
+    DEFAULT_HOST_PROC,
     DEFAULT_KUBELET_DIR,
+    DEFAULT_POD_LOGS,
     OPTIONS,
     Option,
     Value,
@@ -41,6 +43,8 @@ _DEFAULTS = {
     "daemon": {
         "kubeletDir": DEFAULT_KUBELET_DIR,
         "cdiRoot": DEFAULT_CDI_ROOT,
+        "hostProc": DEFAULT_HOST_PROC,
+        "podLogs": DEFAULT_POD_LOGS,
         # Given, for only what is given is validated: reports need a name.
         "nodeName": "",
     }

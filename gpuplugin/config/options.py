@@ -363,6 +363,34 @@ OPTIONS: tuple[Option, ...] = (
         Kind.STRING,
         "this node's name in Kubernetes; needed for --kubernetes-reports",
     ),
+    Option(
+        ("--metrics-interval",),
+        ("GPUPLUGIN_METRICS_INTERVAL",),
+        ("daemon", "metricsInterval"),
+        Kind.DURATION,
+        "how often what GPUs do and who uses them is read for /metrics, for example 5s",
+    ),
+    Option(
+        ("--pod-metrics",),
+        ("GPUPLUGIN_POD_METRICS",),
+        ("daemon", "podMetrics"),
+        Kind.BOOL,
+        "ask the kubelet which pod holds which replica, and find the pods of processes",
+    ),
+    Option(
+        ("--host-proc",),
+        ("GPUPLUGIN_HOST_PROC",),
+        ("daemon", "hostProc"),
+        Kind.STRING,
+        "where the host's /proc is, for the pods of processes",
+    ),
+    Option(
+        ("--pod-logs",),
+        ("GPUPLUGIN_POD_LOGS",),
+        ("daemon", "podLogs"),
+        Kind.STRING,
+        "where the host's /var/log/pods is, for the names of pods",
+    ),
 )
 """All options, in the order in which documents list them."""
 
@@ -370,3 +398,5 @@ CONFIG_FILE_FLAG = "--config-file"
 CONFIG_FILE_VARIABLE = "CONFIG_FILE"
 DEFAULT_KUBELET_DIR = "/var/lib/kubelet"
 DEFAULT_CDI_ROOT = "/var/run/cdi"
+DEFAULT_HOST_PROC = "/proc"
+DEFAULT_POD_LOGS = "/var/log/pods"

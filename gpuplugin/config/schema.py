@@ -68,6 +68,10 @@ class DaemonOptions(Section):
     cdi_disable_hooks: Strings = []
     kubernetes_reports: bool = False
     node_name: str = ""
+    metrics_interval: Period = 5.0
+    pod_metrics: bool = True
+    host_proc: Folder
+    pod_logs: Folder
 
     @field_validator("node_name")
     @classmethod

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.endpoint import Surroundings
 from gpuplugin.daemon.endpoints import Endpoints
+from gpuplugin.daemon.halqueries import HalQueries
 from gpuplugin.daemon.healthnews import HealthNews
 from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
 from gpuplugin.daemon.nodereports import make_reporter
+from gpuplugin.daemon.page.gather import PageSource
+from gpuplugin.daemon.page.html import page_html
 from gpuplugin.daemon.plans import (
     monitor_plan,
     node_plans,
@@ -23,8 +26,10 @@ from gpuplugin.daemon.plans import (
     warn_of_exposure,
 )
 from gpuplugin.daemon.reload import Reloader
+from gpuplugin.daemon.sampler import make_sampler
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
+from gpuplugin.daemon.usagemetrics import UsageCollector
 from gpuplugin.daemon.vitals import Vitals
 from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
 
@@ -75,6 +80,8 @@ class Daemon:
         self.metrics.build.info({"version": version, "backend": backend_name})
         self._reloader: Reloader | None = None
         self._http: HttpServer | None = None
+        self._version = version
+        self._page_source: PageSource | None = None
 
     @property
     def port(self) -> int | None:
@@ -93,9 +100,10 @@ class Daemon:
             Fatal: it cannot go on; the text says why.
         """
         asyncio.get_running_loop().set_exception_handler(self._unforeseen)
+        self.vitals.set("inventory", "starting", ok=False)
         address = self._loaded.settings.daemon.listen_address
         try:
-            http = self._http = HttpServer(address, self.vitals, self.metrics)
+            http = self._http = HttpServer(address, self.vitals, self.metrics, self._page)
         except HttpError as error:
             raise Fatal(str(error)) from error
         try:
@@ -108,6 +116,9 @@ class Daemon:
         finally:
             self._http = None
             http.close()
+
+    def _page(self) -> str | None:
+        return None if self._page_source is None else page_html(self._page_source.view())
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
         """A callback or a forgotten task failed: nobody else would tell of it."""
@@ -134,11 +145,17 @@ class Daemon:
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
         reporter = make_reporter(settings, metrics)
-        node = Node(
-            plans, vitals, metrics, HealthNews(metrics, reporter.report if reporter else None)
+        news = HealthNews(metrics, reporter.report if reporter else None)
+        node = Node(plans, vitals, metrics, news)
+        queries = HalQueries()
+        sampler = make_sampler(settings, self._backend, queries, node)
+        metrics.registry.register(UsageCollector(sampler.reading, node, news.record))
+        self._page_source = PageSource(
+            self._version, vitals, node, news.record, sampler.reading, lambda: self._loaded
         )
         monitor = Monitor(
             self._backend,
+            queries,
             node,
             vitals,
             metrics,
@@ -165,8 +182,10 @@ class Daemon:
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
                 ("control", control.run),
+                ("sampler", sampler.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
             ):
+                metrics.task_restarts.labels(task=name)  # seen from the first restart on
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)
 
     def _look_again(self, node: Node) -> None:

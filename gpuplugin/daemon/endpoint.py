@@ -213,8 +213,10 @@ class Endpoint:
         return dirs.device_plugins if classic else dirs.plugin_watcher
 
     def _services(self) -> list[Service]:
-        observer = self._around.metrics.rpc_observer(self._resource)
-        services = [observed(self._plugin.service(), observer)]
+        metrics = self._around.metrics
+        observe = metrics.rpc_observer(self._resource)
+        in_flight = metrics.in_flight_observer(self._resource)
+        services = [observed(self._plugin.service(), observe, in_flight)]
         if self._around.registration == "watcher":
             services.append(
                 registration_service(
@@ -264,11 +266,16 @@ class Endpoint:
         `kubelet` is the one that was told of the socket, if it was told.
         """
         devices = self._plugin.devices
+        self._around.metrics.kubelet_restarts.labels(self._resource)
         company = _Company(self._around.dirs, self._resource, socket.path)
         alone_since_s = time.monotonic()
         was_open = False
+        ended = devices.opened_streams - devices.open_streams
         while True:
             is_open = devices.open_streams > 0
+            if (gone := devices.opened_streams - devices.open_streams) > ended:
+                self._around.metrics.kubelet_restarts.labels(self._resource).inc(gone - ended)
+                ended = gone
             connected = devices.opened_streams > socket.opened_before
             company.look()
             if is_open:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import Status
 from gpuplugin.core.news import GpuNews, condition_for
+from gpuplugin.daemon.healthrecord import HealthRecord
 from hal import EccError, XidError, lookup_xid
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class HealthNews:
         self._metrics = metrics
         self._report = report
         self._unreported: list[GpuNews] = []
+        self.record = HealthRecord()
         self._indices: Mapping[str, str] = {}
         self._shown: set[tuple[str, str]] = set()
 
@@ -88,6 +90,13 @@ class HealthNews:
         """A GPU or MIG device changed its state."""
         uuid, after, fault = transition.uuid, transition.after, transition.fault
         what = "GPU" if uuid == transition.gpu_uuid else "MIG device"
+        self.record.changed(
+            uuid,
+            self.index(uuid),
+            after.value,
+            fault.reason if fault else "",
+            healthy=after is Status.HEALTHY,
+        )
         if transition.before is None and after is Status.HEALTHY:
             log.info(
                 "%s %s is listed",

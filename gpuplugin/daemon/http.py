@@ -1,4 +1,4 @@
-"""The HTTP side: /metrics, /health and /ready, served from threads of their own.
+"""The HTTP side: /, /metrics, /health and /ready, served from threads of their own.
 
 Nothing here touches the event loop or the hardware: answers come from the metrics registry and from
 the vitals, so a scrape can neither wait for them nor disturb them.
@@ -19,13 +19,19 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.vitals import Report, Vitals
 
 REQUEST_TIMEOUT_S = 10
+_PAGE_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
+    ("X-Content-Type-Options", "nosniff"),
+)
 _CLOSE_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -36,9 +42,15 @@ class HttpError(Exception):
 
 
 class HttpServer:
-    """Listens from the moment it is made until `close`."""
+    """Listens from the moment it is made until `close`; `page` makes the page at `/`, if any."""
 
-    def __init__(self, address: str, vitals: Vitals, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        address: str,
+        vitals: Vitals,
+        metrics: Metrics,
+        page: Callable[[], str | None] = lambda: None,
+    ) -> None:
         host, _, port = address.rpartition(":")
         if not port.isdecimal():
             raise HttpError(f"--listen-address must be HOST:PORT, found {address!r}")
@@ -47,7 +59,7 @@ class HttpServer:
             self._server = make_server(
                 host.strip("[]"),
                 int(port),
-                _application(vitals, metrics),
+                _application(vitals, metrics, page),
                 server_class=server_class,
                 handler_class=_QuietHandler,
             )
@@ -107,7 +119,9 @@ class _QuietHandler(WSGIRequestHandler):
         log.debug(format, *args, extra={"event": "http-request"})
 
 
-def _application(vitals: Vitals, metrics: Metrics) -> WSGIApplication:
+def _application(
+    vitals: Vitals, metrics: Metrics, page: Callable[[], str | None]
+) -> WSGIApplication:
     exposition: WSGIApplication = make_wsgi_app(metrics.registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -118,8 +132,11 @@ def _application(vitals: Vitals, metrics: Metrics) -> WSGIApplication:
                 return _answer(vitals.liveness(), start_response)
             case "/ready" | "/readyz":
                 return _answer(vitals.readiness(), start_response)
+            case "/" if (html := page()) is not None:
+                start_response("200 OK", [*_PAGE_HEADERS])
+                return [html.encode()]
         start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"Not here. There are /metrics, /health and /ready.\n"]
+        return [b"Not here. There are /, /metrics, /health and /ready.\n"]
 
     return application
 

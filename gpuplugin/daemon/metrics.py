@@ -9,6 +9,8 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from gpuplugin.kubelet.rpc import RpcCode
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,6 +29,7 @@ RPC_BUCKETS_S = (
     0.25,
     1.0,
 )
+PROBE_BUCKETS_S = (1e-3, 5e-3, 20e-3, 0.1, 0.5, 2.0, 10.0)
 
 
 class Metrics:
@@ -39,11 +42,23 @@ class Metrics:
         GCCollector(registry=self.registry)
         registry = self.registry
         self.build = Info("gpuplugin_build", "Version of the plugin.", registry=registry)
+        self.start_time = Gauge(
+            "gpuplugin_start_time_seconds",
+            "When the plugin was started; the time since is its age.",
+            registry=registry,
+        )
+        self.start_time.set_to_current_time()
         self.rpc_seconds = Histogram(
             "gpuplugin_rpc_duration_seconds",
             "Time that a handler took, without the transport.",
             ["resource", "method", "code"],
             buckets=RPC_BUCKETS_S,
+            registry=registry,
+        )
+        self.rpc_in_flight = Gauge(
+            "gpuplugin_rpc_in_flight",
+            "Calls that are being answered.",
+            ["resource", "method"],
             registry=registry,
         )
         self.devices = Gauge(
@@ -94,6 +109,12 @@ class Metrics:
             ["resource"],
             registry=registry,
         )
+        self.kubelet_restarts = Counter(
+            "gpuplugin_kubelet_restarts",
+            "Streams that the kubelet ended while their socket was good, as when it restarts.",
+            ["resource"],
+            registry=registry,
+        )
         self.registrations = Counter(
             "gpuplugin_registrations",
             "What came of registrations with the kubelet.",
@@ -110,6 +131,12 @@ class Metrics:
             "gpuplugin_monitor_failures",
             "Failed attempts to open the driver or to watch the GPUs.",
             ["stage"],
+            registry=registry,
+        )
+        self.probe_seconds = Histogram(
+            "gpuplugin_probe_duration_seconds",
+            "Time that the driver took to say whether a GPU can be used.",
+            buckets=PROBE_BUCKETS_S,
             registry=registry,
         )
         self.monitor_blind = Gauge(
@@ -160,8 +187,10 @@ class Metrics:
             self.rpc_seconds,
             self.devices,
             self.list_updates,
+            self.rpc_in_flight,
             self.list_bytes,
             self.streams,
+            self.kubelet_restarts,
             self.registrations,
             self.socket_renewals,
             self.preferences,
@@ -169,7 +198,11 @@ class Metrics:
 
     def rpc_observer(self, resource: str) -> Callable[[str, str, float], None]:
         """A callable that records (method, code, seconds) of calls for a resource."""
-        children: dict[tuple[str, str], Histogram] = {}
+        # There from the start: the first refusal would otherwise be no increase to Prometheus.
+        children = {
+            ("Allocate", code): self.rpc_seconds.labels(resource, "Allocate", code)
+            for code in (RpcCode.OK.name, RpcCode.INVALID_ARGUMENT.name)
+        }
 
         def observe(method: str, code: str, duration_s: float) -> None:
             child = children.get((method, code))
@@ -179,3 +212,15 @@ class Metrics:
             child.observe(duration_s)
 
         return observe
+
+    def in_flight_observer(self, resource: str) -> Callable[[str, int], None]:
+        """A callable that counts calls of a method that begin (1) and end (-1)."""
+        children: dict[str, Gauge] = {}
+
+        def count(method: str, more: int) -> None:
+            child = children.get(method)
+            if child is None:
+                child = children[method] = self.rpc_in_flight.labels(resource, method)
+            child.inc(more)
+
+        return count

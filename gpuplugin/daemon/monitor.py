@@ -32,6 +32,7 @@ from hal import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuplugin.daemon.halqueries import HalQueries
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.vitals import Vitals
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 _OPEN_DEADLINE_S = 60.0
 _CALL_DEADLINE_S = 20.0
 _PROBE_DEADLINE_S = 10.0
-_MAX_STUCK_THREADS = 8
 _WAIT_S = 5.0
 _SOON_S = 0.1
 _CLOSE_DEADLINE_S = 3.0
@@ -71,6 +71,7 @@ class Monitor:
     def __init__(
         self,
         backend: Backend,
+        queries: HalQueries,
         node: Node,
         vitals: Vitals,
         metrics: Metrics,
@@ -87,9 +88,8 @@ class Monitor:
         self._fail_on_init_error = fail_on_init_error
         self._on_open = on_open
         self._events_thread = HalThread("hal-events")
-        self._query_thread = HalThread("hal-query")
+        self._queries = queries
         self._events = _EventTap(backend)
-        self._stuck: dict[str, HalThread] = {}
         self._opened_before = False
         self._look_now = asyncio.Event()
 
@@ -106,9 +106,8 @@ class Monitor:
             raise
         finally:
             await self._close()
-            for thread in (self._events_thread, self._query_thread, *self._stuck.values()):
-                thread.close()
-            self._stuck.clear()
+            self._events_thread.close()
+            self._queries.close()
 
     async def _run(self) -> None:
         backoff = Backoff(1.0, 30.0)
@@ -137,7 +136,7 @@ class Monitor:
         backoff = Backoff(1.0, 30.0)
         while True:
             try:
-                await self._query_thread.call(_OPEN_DEADLINE_S, self._backend.open)
+                await self._queries.ask(_OPEN_DEADLINE_S, self._backend.open)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
                 if self._plan().watch_events:
                     await self._events_thread.call(_CALL_DEADLINE_S, self._events.wait_events, 0.0)
@@ -147,6 +146,7 @@ class Monitor:
                 await asyncio.sleep(backoff.next_s())
                 continue
             self._opened_before = True
+            self._queries.open = True
             self._on_open()
             self._node.saw(gpus, probes, self._events.taken())
             self._node.blinded("")
@@ -234,7 +234,7 @@ class Monitor:
     async def _read_links(self) -> None:
         """How GPUs are connected only serves preferences: a failure costs nothing else."""
         try:
-            links = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.links)
+            links = await self._queries.ask(_CALL_DEADLINE_S, self._backend.links)
         except HalError as error:
             log.warning("links between GPUs cannot be read: %s", error, extra={"event": "links"})
             return
@@ -246,7 +246,7 @@ class Monitor:
         Raises:
             HalError: no GPU can be listed, or none of them probed.
         """
-        gpus = await self._query_thread.call(_CALL_DEADLINE_S, self._backend.gpus)
+        gpus = await self._queries.ask(_CALL_DEADLINE_S, self._backend.gpus)
         probes: dict[str, Probe] = {}
         failure: HalError | None = None
         answered = 0
@@ -267,19 +267,10 @@ class Monitor:
 
     async def _probe(self, uuid: str) -> Probe:
         """Probe one GPU; one whose last probe still hangs is not asked again."""
-        stuck = self._stuck.get(uuid)
-        if stuck is not None and stuck.hanging:
-            raise HalHung(f"the last probe of GPU {uuid} still hangs in the driver")
-        if stuck is not None:
-            self._stuck.pop(uuid).close()
-        try:
-            return await self._query_thread.call(_PROBE_DEADLINE_S, self._backend.probe, uuid)
-        except HalHung:
-            if len(self._stuck) < _MAX_STUCK_THREADS:
-                # The hang belongs to this GPU: the others are asked in another thread.
-                self._stuck[uuid] = self._query_thread
-                self._query_thread = HalThread("hal-query")
-            raise
+        started_s = time.perf_counter()
+        answer = await self._queries.ask_gpu(uuid, _PROBE_DEADLINE_S, self._backend.probe)
+        self._metrics.probe_seconds.observe(time.perf_counter() - started_s)
+        return answer
 
     def _unreachable(self, uuid: str, error: HalError) -> Probe:
         self._metrics.monitor_failures.labels(stage="probe").inc()
@@ -300,6 +291,7 @@ class Monitor:
         )
 
     async def _close(self) -> None:
+        self._queries.open = False
         closer = HalThread("hal-close")  # the others may hang in the driver
         try:
             await closer.call(_CLOSE_DEADLINE_S, self._backend.close)

@@ -70,6 +70,7 @@ class Node:
         self._metrics = metrics
         self._gpus: dict[str, Gpu] = {}
         self._links: Mapping[tuple[str, str], Link] = MappingProxyType({})
+        self._probes: Mapping[str, Probe] = MappingProxyType({})
         self._board = HealthBoard()
         self._inventory = Inventory()
         self._plugins: dict[str, DevicePlugin] = {}
@@ -86,6 +87,16 @@ class Node:
     def gpus(self) -> tuple[Gpu, ...]:
         """GPUs as last enumerated; one that vanished is kept as lost."""
         return tuple(self._gpus.values())
+
+    @property
+    def inventory(self) -> Inventory:
+        """What is advertised."""
+        return self._inventory
+
+    @property
+    def probes(self) -> Mapping[str, Probe]:
+        """The last answer of each GPU that was probed, by UUID."""
+        return self._probes
 
     @property
     def board(self) -> HealthBoard:
@@ -119,6 +130,7 @@ class Node:
         listed = found | missing
         changed = listed != self._gpus
         self._gpus = listed
+        self._probes = MappingProxyType(dict(probes))
         self._news.learn(listed)
         now_s, policy = time.monotonic(), self._plans.health
         board = self._board.with_gpus(listed.values(), now_s, policy)

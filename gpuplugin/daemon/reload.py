@@ -76,7 +76,9 @@ class Reloader:
     async def _pause(self) -> bool:
         """Wait for the next look; True if somebody asked for it."""
         try:
-            await asyncio.wait_for(self._asked.wait(), POLL_S)
+            # Not wait_for: in Python 3.11 it loses a cancellation that meets the event.
+            async with asyncio.timeout(POLL_S):
+                await self._asked.wait()
         except TimeoutError:
             return False
         self._asked.clear()

@@ -7,7 +7,9 @@ one immutable snapshot; the daemon swaps it in a single assignment.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, TypeVar
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 SERVICE_NAME = "v1beta1.DevicePlugin"
 API_VERSION = "v1beta1"
+RECENT_CALLS = 20
+_RECENT_BYTES = 64 * 1024
+"""A larger request is not kept."""
 MAX_STREAMS = 8
 """ListAndWatch streams at a time; the kubelet needs one, two while it reconnects."""
 
@@ -35,6 +40,14 @@ _EMPTY = b""
 log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=Message)
+
+
+class RecentCall(NamedTuple):
+    """An Allocate call: when (seconds since the epoch), the request, "" or what was wrong."""
+
+    at_s: float
+    request: bytes
+    error: str
 
 
 class DevicePlugin:
@@ -51,6 +64,8 @@ class DevicePlugin:
         self._snapshot = snapshot
         self._on_choice = on_choice
         self.devices = Publication()
+        self.recent: deque[RecentCall] = deque(maxlen=RECENT_CALLS)
+        """The last Allocate calls, for whoever looks."""
 
     @property
     def snapshot(self) -> ResourceSnapshot:
@@ -94,11 +109,19 @@ class DevicePlugin:
         snapshot = self._snapshot
         containers = _parse(pb.AllocateRequest, request).container_requests
         try:
-            return b"".join(
+            answer = b"".join(
                 _allocate_container(snapshot, container.devices_ids) for container in containers
             )
         except AllocationError as error:
+            self._remember(request, str(error))
             raise RpcError(RpcCode.INVALID_ARGUMENT, str(error)) from error
+        self._remember(request, "")
+        return answer
+
+    def _remember(self, request: bytes, error: str) -> None:
+        """Keep the call as it came: it is read only when somebody looks."""
+        kept = request if len(request) <= _RECENT_BYTES else b""
+        self.recent.append(RecentCall(time.time(), kept, error))
 
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""

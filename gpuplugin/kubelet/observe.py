@@ -15,20 +15,30 @@ if TYPE_CHECKING:
 
     Handler: TypeAlias = Callable[[bytes], bytes]
     Observer: TypeAlias = Callable[[str, str, float], None]
+    InFlight: TypeAlias = Callable[[str, int], None]
 
 
-def observed(service: Service, observe: Observer) -> Service:
-    """The same service; `observe` gets (method, gRPC code, seconds) of every unary call."""
+def observed(
+    service: Service, observe: Observer, in_flight: InFlight = lambda _method, _more: None
+) -> Service:
+    """The same service; `observe` gets (method, gRPC code, seconds) of every unary call.
+
+    `in_flight` gets (method, 1) when a call begins and (method, -1) when it ends.
+    """
     return replace(
         service,
-        unary={name: _timed(name, handler, observe) for name, handler in service.unary.items()},
+        unary={
+            name: _timed(name, handler, observe, in_flight)
+            for name, handler in service.unary.items()
+        },
     )
 
 
-def _timed(name: str, handler: Handler, observe: Observer) -> Handler:
+def _timed(name: str, handler: Handler, observe: Observer, in_flight: InFlight) -> Handler:
     clock = time.perf_counter
 
     def call(request: bytes) -> bytes:
+        in_flight(name, 1)
         started_s = clock()
         code = RpcCode.UNKNOWN
         try:
@@ -38,6 +48,7 @@ def _timed(name: str, handler: Handler, observe: Observer) -> Handler:
             code = error.code
             raise
         finally:
+            in_flight(name, -1)
             observe(name, code.name, clock() - started_s)
         return answer
 

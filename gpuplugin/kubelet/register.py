@@ -40,7 +40,7 @@ async def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s
         answer = call.future(request, timeout=timeout_s)
         await _done(answer)
         if (error := answer.exception()) is not None:
-            text = f"Register of {resource} on {kubelet_socket} failed: {_reason(error)}"
+            text = f"Register of {resource} on {kubelet_socket} failed: {call_reason(error)}"
             raise RegistrationFailed(text) from error
 
 
@@ -56,8 +56,8 @@ async def _done(answer: grpc.Future[pb.Empty]) -> None:
     await done.wait()
 
 
-def _reason(error: BaseException) -> str:
-    """The status of a call: grpcio raises errors that are calls at the same time."""
+def call_reason(error: BaseException) -> str:
+    """The status of a failed call: grpcio raises errors that are calls at the same time."""
     if isinstance(error, grpc.Call):
         return f"{error.code().name}: {error.details()}"
     return str(error)

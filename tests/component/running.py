@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
     from pathlib import Path
 
+    from prometheus_client.samples import Sample
+
     from gpuplugin.config.schema import Settings
     from hal import Backend, Probe
     from sim.faults import GpuHappening, NodeHappening
@@ -166,11 +168,17 @@ class PluginProcess:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`; 0 if there is none."""
         return sum(
-            sample.value
+            sample.value for sample in self.samples(name) if labels.items() <= sample.labels.items()
+        )
+
+    def samples(self, name: str) -> list[Sample]:
+        """The samples of a metric."""
+        return [
+            sample
             for family in text_string_to_metric_families(self.get("/metrics").body)
             for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+            if sample.name == name
+        ]
 
     @property
     def folder(self) -> Path:

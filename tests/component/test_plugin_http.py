@@ -97,7 +97,7 @@ def test_ready_tells_the_parts(lone_plugin: PluginProcess, path: str) -> None:
 def test_other_paths_are_not_found_and_the_right_ones_are_named(
     lone_plugin: PluginProcess,
 ) -> None:
-    for path in ("/", "/metrics/x", "/..", "/health%20"):
+    for path in ("/page", "/metrics/x", "/..", "/health%20"):
         answer = lone_plugin.get(path)
         assert answer.status == 404
         assert "/metrics, /health and /ready" in answer.body

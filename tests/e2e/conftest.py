@@ -98,18 +98,28 @@ class Plugin(Process):
 
     @property
     def port(self) -> int:
-        self.says("event=http port=")
-        found = re.search(r"event=http port=(\d+)", self.output)
-        assert found
-        return int(found[1])
+        return http_port(self)
 
     def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return get(self.port, path)
+
+
+def http_port(process: Process) -> int:
+    """The port that a plugin listens on, from its log."""
+    process.says("event=http port=")
+    found = re.search(r"event=http port=(\d+)", process.output)
+    assert found
+    return int(found[1])
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body of an answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def gpuplugin(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -14,12 +13,11 @@ import pytest
 
 from sim.report import Report
 from sim.scenario import scenario_names
+from tests.e2e.browser import browse, complaints
 from tests.e2e.conftest import gpuplugin
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def start(folder: Path, hash_seed: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -31,6 +29,7 @@ def start(folder: Path, hash_seed: str, *arguments: str) -> subprocess.Popen[byt
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("scenario", scenario_names())
 def test_the_same_seed_gives_the_same_bytes(scenario: str, tmp_path: Path) -> None:
@@ -118,27 +117,14 @@ def test_a_trace_that_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None
 
 
 def test_a_browser_draws_the_page(tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser here: looked for {', '.join(BROWSERS)}")
     page = tmp_path / "page.html"
     made = gpuplugin("sim", "run", "noisy-neighbour", "--until", "65s", "--html", str(page))
     assert made.returncode == 0, made.stderr
-    drawn = subprocess.run(
-        [
-            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=True,
-    )
+    drawn = browse(page.as_uri(), tmp_path / "profile")
     body = re.sub(r"<(script|style).*?</\1>", "", drawn.stdout, flags=re.DOTALL)
     for title in ("How long requests took", "Who ran when on GPU 0", "Who held the memory"):
         assert title in body
     assert 'data-drawn="5"' in body
     assert body.count('class="main-svg"') >= 5
     assert "broken" not in body
-    # What a page complains of, a script's error or a request that its policy forbids.
-    assert [line for line in drawn.stderr.splitlines() if "CONSOLE" in line] == []
+    assert complaints(drawn) == []

@@ -193,6 +193,13 @@ OWN = (
     daemon("kubernetes-reports", "GPUPLUGIN_KUBERNETES_REPORTS", "kubernetes_reports", False,
            ("t", True), ("F", False), needs="--node-name=gpu-1"),
     daemon("node-name", "NODE_NAME", "node_name", "", ("a-1.b", "a-1.b"), ("c", "c")),
+    daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 5.0, ("2s", 2.0),
+           ("1m", 60.0)),
+    daemon("pod-metrics", "GPUPLUGIN_POD_METRICS", "pod_metrics", True, ("f", False), ("T", True)),
+    daemon("host-proc", "GPUPLUGIN_HOST_PROC", "host_proc", Path("/proc"), ("/v", Path("/v")),
+           ("/c", Path("/c"))),
+    daemon("pod-logs", "GPUPLUGIN_POD_LOGS", "pod_logs", Path("/var/log/pods"), ("/v", Path("/v")),
+           ("/c", Path("/c"))),
 )  # fmt: skip
 ROWS = (*NVIDIA, *OWN)
 
@@ -372,7 +379,7 @@ CLOSED = {
     "device-discovery-strategy", "backend", "registration", "log-level", "log-format",
 }  # fmt: skip
 """Options whose text is one of a few words: the empty one is not among them."""
-NEVER_EMPTY = {"kubelet-dir", "cdi-root", "listen-address"}
+NEVER_EMPTY = {"kubelet-dir", "cdi-root", "listen-address", "host-proc", "pod-logs"}
 KIND = {option.flags[0].removeprefix("--"): option.kind for option in OPTIONS}
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuplugin.daemon.logrepeats import RepeatFilter
 from gpuplugin.daemon.logs import JsonFormatter, TextFormatter, set_up_logging
 
 if TYPE_CHECKING:
@@ -165,3 +166,47 @@ def test_logging_goes_to_standard_error_from_the_level_up(
     assert "noise" in line
     assert line.startswith("{") == (form == "json")
     assert len(root_logger.handlers) == 1
+
+
+class Lines:
+    """What passes the filter, at times that the test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._filter = RepeatFilter(lambda: self.now_s)
+
+    def __call__(self, text: str, level: int = logging.WARNING) -> str | None:
+        record = logging.makeLogRecord({"msg": text, "levelno": level})
+        if not self._filter.filter(record):
+            return None
+        return f"{text} {getattr(record, 'repeated', '')}".rstrip()
+
+
+def test_the_same_text_is_written_once_a_minute_and_counted() -> None:
+    lines = Lines()
+    assert lines("a") == "a"
+    assert lines("b") == "b"
+    assert [lines("a") for _ in range(3)] == [None] * 3
+    lines.now_s = 59.0
+    assert lines("a") is None
+    lines.now_s = 60.0
+    assert lines("a") == "a 4"
+    assert lines("b") == "b"
+    lines.now_s = 200.0
+    assert lines("a") == "a"
+
+
+def test_the_level_makes_another_line_and_debug_is_never_left_out() -> None:
+    lines = Lines()
+    assert lines("a", logging.INFO) == "a"
+    assert lines("a", logging.ERROR) == "a"
+    assert [lines("d", logging.DEBUG) for _ in range(2)] == ["d", "d"]
+
+
+def test_many_different_texts_do_not_pile_up() -> None:
+    lines = Lines()
+    for number in range(5000):
+        assert lines(str(number)) == str(number)
+    assert len(lines._filter._told) <= 1000
+    assert lines("4999") is None
+    assert lines("0") == "0"

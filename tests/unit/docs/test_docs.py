@@ -23,6 +23,7 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.schema import Settings
 from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.usagemetrics import FAMILIES
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.report import table_of
 from sim.nvml.table import function_table
@@ -39,8 +40,8 @@ GENERATED = (
     ROOT / "docs/configuration.md",
     ROOT / "docs/doctor.md",
     ROOT / "docs/fidelity.md",
+    ROOT / "docs/metrics.md",
     ROOT / "docs/nvml.md",
-    ROOT / "docs/operations.md",
     ROOT / "docs/scenarios.md",
     ROOT / "docs/simulation.md",
     ROOT / "sim/scenarios/README.md",
@@ -60,6 +61,10 @@ def metrics_table() -> str:
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "-"
             name = f"`{family.name}{suffix}`"
             lines.append(f"| {name} | {family.type} | {labels} | {family.documentation} |")
+    for one in FAMILIES:
+        suffix = "_total" if one.kind == "counter" else ""
+        labels = ", ".join(f"`{label}`" for label in one.labels) or "-"
+        lines.append(f"| `gpuplugin_{one.name}{suffix}` | {one.kind} | {labels} | {one.meaning} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,202 @@
+"""What a scrape costs: its time on a full node, and what it does to the latency of Allocate.
+
+A simulated node (8 GPUs x 100 replicas, 110 pods at work) with the plugin runs in a process of its
+own. From here Allocate is called in turns without and with a scrape every half second, so noise of
+the machine hits both alike. `python -m benchmarks.scrape` prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import yaml
+
+from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
+from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from sim.kubelet.control import ask_kubelet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TypeAlias
+
+    Call: TypeAlias = grpc.UnaryUnaryMultiCallable[bytes, bytes]
+
+PODS, GPUS, REPLICAS = 110, 8, 100
+RESOURCE = "nvidia.com/gpu"
+SCRAPE_EVERY_S = 0.5
+ROUNDS = 6
+START_TIMEOUT_S = 60.0
+SCENARIO = {
+    "name": "full",
+    "gpus": [{"model": "h100-sxm5-80gb", "count": GPUS}],
+    "pods": [
+        {
+            "name": "pod",
+            "count": PODS,
+            "workload": {"kind": "open-loop", "busy_ms": 2, "per_s": 1},
+            "memory": {"start_gib": 1},
+        }
+    ],
+    "config": {
+        "version": "v1",
+        "sharing": {"timeSlicing": {"resources": [{"name": RESOURCE, "replicas": REPLICAS}]}},
+    },
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=1000, help="calls in a turn (default 1000)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    options = parser.parse_args()
+    figures = measure(options.calls)
+    for name, figure in figures.items():
+        print(f"{name:32} {figure:12.3f}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
+
+
+def measure(calls: int) -> dict[str, float]:
+    """Milliseconds of scrapes, microseconds of Allocate."""
+    with full_node() as (folder, port):
+        scrapes = [scrape(port) for _ in range(40)]
+        body_bytes = scrapes[0][1]
+        alone_us: list[float] = []
+        beside_us: list[float] = []
+        with grpc.insecure_channel(f"unix:{plugin_socket(folder)}") as channel:
+            allocate: Call = channel.unary_unary(f"/{SERVICE_NAME}/Allocate")
+            request = an_allocation(folder)
+            latencies(allocate, request, 200)
+            for _ in range(ROUNDS):
+                alone_us += latencies(allocate, request, calls)
+                with scraping(port):
+                    beside_us += latencies(allocate, request, calls)
+    times_ms = sorted(seconds * 1e3 for seconds, _ in scrapes)
+    return {
+        "scrape p50 ms": statistics.median(times_ms),
+        "scrape max ms": times_ms[-1],
+        "scrape KiB": body_bytes / 1024,
+        "Allocate p50 us, no scrapes": percentile(alone_us, 50),
+        "Allocate p50 us, scrapes": percentile(beside_us, 50),
+        "Allocate p99 us, no scrapes": percentile(alone_us, 99),
+        "Allocate p99 us, scrapes": percentile(beside_us, 99),
+        "ratio of p99": percentile(beside_us, 99) / percentile(alone_us, 99),
+    }
+
+
+@contextmanager
+def full_node() -> Iterator[tuple[Path, int]]:
+    """The node in a process of its own: the kubelet's folder, and the port of /metrics."""
+    folder = Path(tempfile.mkdtemp(prefix="gp"))
+    scenario = folder / "full.yaml"
+    scenario.write_text(yaml.safe_dump(SCENARIO), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    command = [sys.executable, "-m", "gpuplugin", "sim", "up", str(scenario)]
+    command += ["--kubelet-dir", str(folder), "--listen-address", f"127.0.0.1:{port}"]
+    node = subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while pods_seen(port) < PODS:
+            if node.poll() is not None or time.monotonic() > deadline_s:
+                raise SystemExit("the node did not come up with its pods")
+            time.sleep(0.2)
+        yield folder, port
+    finally:
+        node.terminate()
+        node.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pods_seen(port: int) -> int:
+    """Pods whose memory is told."""
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+    except OSError:
+        return 0
+    return sum(line.startswith("gpuplugin_pod_memory_bytes{") for line in text.splitlines())
+
+
+def scrape(port: int) -> tuple[float, int]:
+    """Seconds and bytes of one scrape."""
+    started_s = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics")
+    body = connection.getresponse().read()
+    connection.close()
+    return time.perf_counter() - started_s, len(body)
+
+
+@contextmanager
+def scraping(port: int) -> Iterator[None]:
+    """Scrape all the time, at the period."""
+    over = threading.Event()
+
+    def scrape_on() -> None:
+        while not over.wait(SCRAPE_EVERY_S):
+            scrape(port)
+
+    thread = threading.Thread(target=scrape_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def plugin_socket(folder: Path) -> Path:
+    """The plugin's socket."""
+    (path,) = KubeletDirs(folder).plugin_watcher.glob("gpuplugin-*.sock")
+    return path
+
+
+def an_allocation(folder: Path) -> bytes:
+    """A request for a device that the node has."""
+    node = ask_kubelet(folder, command="view")
+    pods = node["pods"]
+    if not isinstance(pods, list):
+        raise SystemExit("the kubelet stand-in tells no pods")
+    device = pods[0]["grants"][0]["device_ids"][0]
+    return pb.AllocateRequest(
+        container_requests=[pb.ContainerAllocateRequest(devices_ids=[device])]
+    ).SerializeToString()
+
+
+def latencies(call: Call, request: bytes, count: int) -> list[float]:
+    """Microseconds of each call."""
+    found = []
+    for _ in range(count):
+        started_ns = time.perf_counter_ns()
+        call(request)
+        found.append((time.perf_counter_ns() - started_ns) / 1e3)
+    return found
+
+
+def percentile(values: list[float], rank: int) -> float:
+    """A percentile, 1 to 99."""
+    return statistics.quantiles(values, n=100)[rank - 1]
+
+
+if __name__ == "__main__":
+    main()

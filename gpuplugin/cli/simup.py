@@ -1,0 +1,93 @@
+"""`gpuplugin sim up`: a whole simulated node in one process: GPUs, kubelet, pods and the plugin."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+from gpuplugin.cli.options import given_options
+from gpuplugin.config.load import ConfigError
+from gpuplugin.config.options import OPTIONS
+from gpuplugin.daemon.app import run as run_daemon
+from gpuplugin.daemon.logs import set_up_logging
+from gpuplugin.version import VERSION
+from sim.backend import SimBackend
+from sim.kubelet import Kubelet
+from sim.kubelet.control import serve_kubelet_control
+from sim.node import SimulatedNode
+from sim.podarrivals import PodArrivals
+from sim.podwork import PodWork, scenario_work
+from sim.realtime import RealTimeNode
+from sim.scenario import ScenarioError, load_scenario
+from sim.serve import CannotServe, served
+from sim.virtual.settings import load_for
+
+if TYPE_CHECKING:
+    import argparse
+
+    from gpuplugin.config.load import Loaded
+    from sim.scenario import Scenario
+
+log = logging.getLogger("gpuplugin")
+
+
+def up(parsed: argparse.Namespace) -> int:
+    """Run until a signal; 0 then, 1 if something could not start."""
+    try:
+        scenario = load_scenario(parsed.scenario)
+        loaded = _load(parsed, scenario)
+    except ScenarioError as error:
+        return _fail(str(error))
+    except ConfigError as error:
+        return _fail(f"the configuration cannot be used:\n{error}")
+    daemon = loaded.settings.daemon
+    set_up_logging(daemon.log_level, daemon.log_format)
+    for warning in loaded.warnings:
+        log.warning("%s", warning, extra={"event": "config-warning"})
+    try:
+        with ExitStack() as stack:
+            node = RealTimeNode(SimulatedNode(scenario))
+            stack.callback(node.stop)
+            stack.enter_context(served(node, daemon.kubelet_dir))
+            kubelet = stack.enter_context(Kubelet(daemon.kubelet_dir))
+            stack.enter_context(closing(serve_kubelet_control(kubelet)))
+            work = PodWork(kubelet, node, daemon.host_proc.parent, scenario_work(scenario))
+            arrivals = PodArrivals(kubelet, scenario)
+            for follower in (work, arrivals):
+                follower.start()
+                stack.callback(follower.stop)
+            print(
+                f"node {scenario.name} with {scenario.gpu_count} GPUs at {daemon.kubelet_dir}; "
+                f"look at http://{daemon.listen_address}/",
+                flush=True,
+            )
+            return asyncio.run(
+                run_daemon(loaded, lambda: _load(parsed, scenario), SimBackend(node), VERSION)
+            )
+    except (CannotServe, OSError, RuntimeError) as error:
+        return _fail(str(error))
+
+
+def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
+    """The scenario's configuration or the user's; the host's files are the node's own."""
+    flags = given_options(parsed)
+    by_flag = {option.flags[0]: option for option in OPTIONS}
+    host = f"{parsed.kubelet_dir}/host"
+    flags |= {
+        by_flag["--backend"]: "sim",
+        by_flag["--kubelet-dir"]: parsed.kubelet_dir,
+        by_flag["--host-proc"]: f"{host}/proc",
+        by_flag["--pod-logs"]: f"{host}/pod-logs",
+    }
+    flags.setdefault(by_flag["--listen-address"], "127.0.0.1:2112")
+    flags.setdefault(by_flag["--metrics-interval"], "1s")
+    return load_for(scenario, flags, os.environ, parsed.config_file)
+
+
+def _fail(text: str) -> int:
+    print(f"gpuplugin: {text}", file=sys.stderr)
+    return 1

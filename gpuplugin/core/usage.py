@@ -1,0 +1,326 @@
+"""Who uses which share of which GPU: replicas, pods and processes put together. Pure.
+
+A *unit* is what is shared: a GPU, or a MIG device of one. A *tenant* of a unit is a pod with
+processes or replicas there, or, where no pod is known, a process for itself. How the facts are
+read is in `daemon.podresources` and `daemon.telemetry`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from gpuplugin.core.inventory import Device, Inventory
+    from hal import ComputeProcess, Gpu, Telemetry
+
+WORKING_SHARE = 0.01
+"""A tenant had work if its kernels ran for at least this share of the sample: NVML's resolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodName:
+    """A pod as people know it."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Devices that the kubelet gave to a container."""
+
+    pod: PodName
+    container: str
+    resource: str
+    device_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A process on a GPU, and its pod if that is known."""
+
+    gpu_uuid: str
+    process: ComputeProcess
+    pod: PodName | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaUse:
+    """A device that a container holds; `replica` is None for one that is not shared."""
+
+    resource: str
+    uuid: str
+    index: str
+    replica: int | None
+    pod: PodName
+    container: str
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUse:
+    """What a tenant has of a unit.
+
+    `pod` is None for processes of which no pod is known; `container` names the containers that hold
+    replicas here, with commas. `memory_bytes` and `sm_share` (0 to 1, of the last sample) are None
+    where no process is seen or the driver does not tell.
+    """
+
+    uuid: str
+    index: str
+    pod: PodName | None
+    container: str
+    replicas: int
+    processes: int
+    memory_bytes: int | None
+    sm_share: float | None
+    fair_memory_bytes: int | None
+    """The unit's memory by the share of its advertised replicas that the tenant holds."""
+
+    @property
+    def over_fair_share(self) -> bool:
+        """True if it has more memory than its replicas entitle it to."""
+        if self.memory_bytes is None or self.fair_memory_bytes is None:
+            return False
+        return self.memory_bytes > self.fair_memory_bytes
+
+    @property
+    def working(self) -> bool:
+        """True if its kernels ran in the last sample."""
+        return (self.sm_share or 0.0) >= WORKING_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class UnitUse:
+    """How a unit is shared.
+
+    `replicas` are advertised, `allocated` of them given to containers (None: the kubelet was not
+    asked). `tenants` have a process here, `contending` of them had work at the same time; None
+    where processes are not seen.
+    """
+
+    uuid: str
+    index: str
+    replicas: int
+    allocated: int | None
+    memory_bytes: int
+    free_bytes: int | None
+    tenants: int | None
+    contending: int | None
+    fairness: float | None
+    efficiency: float | None
+    gain: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The node at one moment."""
+
+    units: tuple[UnitUse, ...] = ()
+    tenants: tuple[TenantUse, ...] = ()
+    replicas: tuple[ReplicaUse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What could be read; None is what could not.
+
+    `telemetry` and `work` are by the UUID of the physical GPU; one that did not answer is missing.
+    """
+
+    gpus: Sequence[Gpu]
+    inventory: Inventory
+    holdings: Sequence[Holding] | None
+    telemetry: Mapping[str, Telemetry]
+    work: Mapping[str, Sequence[Work]]
+
+
+def usage_of(seen: Seen) -> Usage:
+    """Put together who holds and who uses what."""
+    devices = {
+        (resource.name, device.id): device
+        for resource in seen.inventory.resources
+        for device in resource.devices
+    }
+    advertised = Counter(device.uuid for device in devices.values())
+    replicas = tuple(_replica_uses(devices, seen.holdings or ()))
+    held = Counter(use.uuid for use in replicas)
+    units: list[UnitUse] = []
+    tenants: list[TenantUse] = []
+    for unit in _units(seen.gpus):
+        if not advertised[unit.uuid]:
+            continue
+        uses = [use for use in replicas if use.uuid == unit.uuid]
+        work = _work_on(unit, seen.work)
+        shares = _tenants(unit, uses, work or (), advertised[unit.uuid])
+        tenants += shares
+        units.append(
+            _unit_use(
+                unit,
+                advertised[unit.uuid],
+                None if seen.holdings is None else held[unit.uuid],
+                seen.telemetry.get(unit.gpu_uuid),
+                None if work is None else shares,
+            )
+        )
+    return Usage(tuple(units), tuple(tenants), replicas)
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Jain's index of fairness: 1 if all have the same, 1/n if one has everything.
+
+    Source: Jain, Chiu, Hawe, DEC-TR-301 (1984).
+    """
+    total, squares = sum(shares), sum(share * share for share in shares)
+    return total * total / (len(shares) * squares) if squares else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    uuid: str
+    index: str
+    gpu_uuid: str
+    mig: bool
+    memory_bytes: int
+
+
+def _units(gpus: Iterable[Gpu]) -> Iterable[_Unit]:
+    for gpu in gpus:
+        yield _Unit(gpu.uuid, str(gpu.index), gpu.uuid, mig=False, memory_bytes=gpu.memory_bytes)
+        for mig in gpu.mig_devices:
+            index = f"{gpu.index}:{mig.index}"
+            yield _Unit(mig.uuid, index, gpu.uuid, mig=True, memory_bytes=mig.memory_bytes)
+
+
+def _replica_uses(
+    devices: Mapping[tuple[str, str], Device], holdings: Iterable[Holding]
+) -> Iterable[ReplicaUse]:
+    for holding in holdings:
+        for device_id in holding.device_ids:
+            device = devices.get((holding.resource, device_id))
+            if device is not None:
+                yield ReplicaUse(
+                    holding.resource,
+                    device.uuid,
+                    device.index,
+                    device.replica,
+                    holding.pod,
+                    holding.container,
+                )
+
+
+def _work_on(unit: _Unit, work: Mapping[str, Sequence[Work]]) -> list[Work] | None:
+    """Processes of the unit; None where those of its GPU could not be read."""
+    on_gpu = work.get(unit.gpu_uuid)
+    if on_gpu is None:
+        return None
+    if unit.mig:
+        return [one for one in on_gpu if one.process.mig_uuid == unit.uuid]
+    return [one for one in on_gpu if one.process.mig_uuid is None]
+
+
+def _tenants(
+    unit: _Unit, uses: Sequence[ReplicaUse], work: Sequence[Work], advertised: int
+) -> list[TenantUse]:
+    replicas: Counter[PodName] = Counter(use.pod for use in uses)
+    containers: dict[PodName, set[str]] = defaultdict(set)
+    for use in uses:
+        containers[use.pod].add(use.container)
+    by_pod: dict[PodName, list[Work]] = defaultdict(list)
+    for one in work:
+        if one.pod is not None:
+            by_pod[one.pod].append(one)
+    pods = sorted({*replicas, *by_pod}, key=lambda pod: (pod.namespace, pod.name))
+    tenants = [
+        _tenant(
+            unit,
+            pod,
+            ",".join(sorted(containers[pod])),
+            replicas[pod],
+            by_pod[pod],
+            unit.memory_bytes * replicas[pod] // advertised if replicas[pod] else None,
+        )
+        for pod in pods
+    ]
+    if strangers := [one for one in work if one.pod is None]:
+        tenants.append(_tenant(unit, None, "", 0, strangers, None))
+    return tenants
+
+
+def _tenant(
+    unit: _Unit,
+    pod: PodName | None,
+    container: str,
+    replicas: int,
+    work: Sequence[Work],
+    fair_bytes: int | None,
+) -> TenantUse:
+    memory = [one.process.memory_bytes for one in work if one.process.memory_bytes is not None]
+    shares = [one.process.sm_share for one in work if one.process.sm_share is not None]
+    return TenantUse(
+        uuid=unit.uuid,
+        index=unit.index,
+        pod=pod,
+        container=container,
+        replicas=replicas,
+        processes=len(work),
+        memory_bytes=sum(memory) if memory else None,
+        sm_share=min(1.0, sum(shares)) if shares else None,
+        fair_memory_bytes=fair_bytes,
+    )
+
+
+def _unit_use(
+    unit: _Unit,
+    advertised: int,
+    allocated: int | None,
+    telemetry: Telemetry | None,
+    tenants: Sequence[TenantUse] | None,
+) -> UnitUse:
+    present = None if tenants is None else [one for one in tenants if one.processes]
+    working = [one.sm_share or 0.0 for one in present or () if one.working]
+    fairness = efficiency = gain = None
+    # The driver samples MIG devices neither as a whole nor by process.
+    utilization = telemetry.utilization if telemetry is not None and not unit.mig else None
+    if present is not None and len(working) >= 2:
+        fairness = jain(
+            [one.sm_share / max(1, one.replicas) for one in present if one.working and one.sm_share]
+        )
+        if utilization is not None:
+            efficiency = utilization
+            gain = max(1.0, utilization / max(working))
+    return UnitUse(
+        uuid=unit.uuid,
+        index=unit.index,
+        replicas=advertised,
+        allocated=allocated,
+        memory_bytes=unit.memory_bytes,
+        free_bytes=_free_bytes(unit, telemetry, present),
+        tenants=None if present is None else sum(_count(one) for one in present),
+        contending=None if present is None else len(working),
+        fairness=fairness,
+        efficiency=efficiency,
+        gain=gain,
+    )
+
+
+def _count(tenant: TenantUse) -> int:
+    """Processes of unknown pods count one by one: nothing says that they belong together."""
+    return 1 if tenant.pod is not None else tenant.processes
+
+
+def _free_bytes(
+    unit: _Unit, telemetry: Telemetry | None, present: Sequence[TenantUse] | None
+) -> int | None:
+    if not unit.mig:
+        return (
+            None
+            if telemetry is None
+            else telemetry.memory_total_bytes - telemetry.memory_used_bytes
+        )
+    if present is None or any(one.memory_bytes is None for one in present):
+        return None
+    return max(0, unit.memory_bytes - sum(one.memory_bytes or 0 for one in present))

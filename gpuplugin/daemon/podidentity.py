@@ -1,0 +1,72 @@
+"""Which pod a process belongs to: its cgroup names the pod's UID, and the node the UID's pod.
+
+Names of UIDs come from the folders that the kubelet keeps for logs, NAMESPACE_NAME_UID. The forms
+of cgroups are in `core.cgroups`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.cgroups import pod_cgroup
+from gpuplugin.core.usage import PodName
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MAX_CGROUP_BYTES = 64 * 1024
+
+
+class CgroupsUnreadable(Exception):
+    """Processes of other containers are not to be seen; the text says what to do."""
+
+
+class PodIdentities:
+    """Finds the pods of processes; `logs` is the kubelet's folder of logs, `proc` the host's."""
+
+    def __init__(self, proc: Path, logs: Path) -> None:
+        self._proc = proc
+        self._logs = logs
+        self._names: dict[str, PodName] = {}
+
+    def pods_of(self, pids: frozenset[int]) -> dict[int, PodName | None]:
+        """The pod of each process, None for one in no pod or in one whose name is not known.
+
+        A process that ended meanwhile is left out.
+
+        Raises:
+            CgroupsUnreadable: none of the processes is to be seen, or no pod's name.
+        """
+        uids = {pid: uid for pid in pids if (uid := self._uid_of(pid)) is not None}
+        if pids and not uids:
+            raise CgroupsUnreadable(
+                f"none of {len(pids)} GPU processes is in {self._proc}: "
+                "run the plugin with hostPID: true"
+            )
+        wanted = {uid for uid in uids.values() if uid}
+        if wanted - self._names.keys():
+            self._names = self._read_names()
+        if wanted and not self._names:
+            raise CgroupsUnreadable(
+                f"{self._logs} names no pod: mount the host's /var/log/pods there, read-only"
+            )
+        return {pid: self._names.get(uid) for pid, uid in uids.items()}
+
+    def _uid_of(self, pid: int) -> str | None:
+        """The UID of a process's pod, "" if it is in none; None if the process is not seen."""
+        try:
+            with (self._proc / str(pid) / "cgroup").open("rb") as stream:
+                text = stream.read(_MAX_CGROUP_BYTES).decode(errors="replace")
+        except OSError:
+            return None
+        found = pod_cgroup(text)
+        return "" if found is None else found.pod_uid
+
+    def _read_names(self) -> dict[str, PodName]:
+        try:
+            names = [entry.name for entry in self._logs.iterdir()]
+        except OSError:
+            return {}
+        # Neither a namespace nor a pod's name can hold an underscore.
+        parts = (name.split("_") for name in names)
+        return {part[2]: PodName(part[0], part[1]) for part in parts if len(part) == 3}

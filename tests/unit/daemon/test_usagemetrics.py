@@ -1,0 +1,103 @@
+"""Series of GPUs and pods: how many there are, and that none outlives what it tells of."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
+from gpuplugin.core.sharing import SharedResource, TimeSlicing
+from gpuplugin.core.usage import Holding, PodName, Seen, Work, usage_of
+from gpuplugin.daemon.healthrecord import HealthRecord
+from gpuplugin.daemon.sampler import Reading
+from gpuplugin.daemon.usagemetrics import FAMILIES, UsageCollector
+from hal import ComputeProcess, Gpu, Telemetry, ThrottleReason
+
+if TYPE_CHECKING:
+    from gpuplugin.daemon.node import Node
+
+GPUS, REPLICAS, PODS = 8, 100, 110
+GIB = 1024**3
+
+GPU_LIST = tuple(
+    Gpu(f"GPU-{n}", n, n, f"00000000:{n:02x}:00.0", 0, "NVIDIA X", 80 * GIB, (9, 0))
+    for n in range(GPUS)
+)
+TELEMETRY = Telemetry(
+    0.5, 40 * GIB, 80 * GIB, 50.0, 300.0, 400.0, 1000, 1000, ThrottleReason.POWER_CAP, 0, 0
+)
+
+
+def a_reading(generation: int) -> Reading:
+    """A node that is full of pods; no pod of one generation is in another."""
+    inventory = build_inventory(
+        GPU_LIST, Plan(sharing=TimeSlicing((SharedResource(GPU_RESOURCE, REPLICAS),)))
+    )
+    pods = [PodName(f"team-{n % 7}", f"pod-{generation}-{n}") for n in range(PODS)]
+    holdings = [
+        Holding(pod, "main", GPU_RESOURCE, tuple(f"GPU-{k % GPUS}::{k // GPUS}" for k in mine))
+        for n, pod in enumerate(pods)
+        if (mine := range(n, GPUS * REPLICAS, PODS))
+    ]
+    work = {
+        gpu.uuid: [
+            Work(gpu.uuid, ComputeProcess(1000 * n + gpu.index, "p", GIB, 0.01), pod)
+            for n, pod in enumerate(pods)
+        ]
+        for gpu in GPU_LIST
+    }
+    telemetry = {gpu.uuid: TELEMETRY for gpu in GPU_LIST}
+    usage = usage_of(Seen(GPU_LIST, inventory, holdings, telemetry, work))
+    return Reading(time.monotonic(), 0.01, "580.1", GPU_LIST, telemetry, usage)
+
+
+class Churn:
+    """A collector over the reading of the day."""
+
+    def __init__(self) -> None:
+        self.reading: Reading | None = None
+        self.registry = CollectorRegistry()
+        node = cast("Node", SimpleNamespace(probes={}))
+        self.registry.register(UsageCollector(lambda: self.reading, node, HealthRecord()))
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+def test_a_full_node_with_churn_has_a_bounded_number_of_series() -> None:
+    churn = Churn()
+    counts, text = [], ""
+    for generation in range(5):
+        churn.reading = a_reading(generation)
+        text = churn.text()
+        assert f"pod-{generation}-0" in text
+        assert f"pod-{generation - 1}-" not in text
+        counts.append(sum(not line.startswith("#") for line in text.splitlines()))
+    assert len(set(counts)) == 1
+    replicas = [line for line in text.splitlines() if line.startswith("gpuplugin_replica_info")]
+    assert len(replicas) == GPUS * REPLICAS
+    pods_on_gpus = len(churn.reading.usage.tenants) if churn.reading else 0
+    assert counts[0] <= GPUS * REPLICAS + 6 * pods_on_gpus + GPUS * 40 + 10
+
+
+def test_without_a_reading_there_is_only_what_is_not_seen() -> None:
+    text = Churn().text()
+    samples = {
+        (sample.name, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples == {("gpuplugin_visible", 0.0)}
+
+
+def test_every_family_can_have_samples_and_none_is_unknown() -> None:
+    churn = Churn()
+    churn.reading = a_reading(0)
+    found = {family.name for family in text_string_to_metric_families(churn.text())}
+    known = {f"gpuplugin_{family.name}" for family in FAMILIES}
+    assert found <= known
+    assert known - found == {"gpuplugin_gpu_row_remap", "gpuplugin_gpu_unhealthy_seconds"}
