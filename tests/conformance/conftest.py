@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,13 @@ from hal import DriverNotFound, DriverUnavailable
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
 from sim.backend import SimBackend
-from sim.faults import Recovery
 from sim.node import SimulatedNode
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
 from sim.realtime import RealTimeNode
 from sim.scenario import GpuGroup, Scenario, Tenant
-from tests.conformance.library import KernelFiles, bound
+from sim.serve import kernel_files
+from tests.conformance.library import bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,29 +118,21 @@ def _simulated(node: RealTimeNode) -> Iterator[Subject]:
 def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[Subject]:
     """The NVML backend with the real binding, in the process that owns the node."""
     node.start()
-    kernel = KernelFiles(folder / "sys", folder / "proc")
-    with node.glimpsed() as model:
-        kernel.write(model.listed())
-
-    def let(gpu: int, what: GpuHappening) -> None:
-        befall(node, gpu, what)
-        if isinstance(what, Recovery):
-            with node.glimpsed() as model:
-                kernel.probe_again(model.present[gpu].identity)
-
-    server = NvmlServer(node, folder / "nvml.sock")
     try:
-        with bound(library, folder / "nvml.sock"):
+        with (
+            kernel_files(node, folder / "kernel") as kernel,
+            closing(NvmlServer(node, folder / "nvml.sock")),
+            bound(library, folder / "nvml.sock"),
+        ):
             backend = NvmlBackend(
                 api=pynvml_api(), sysfs_root=kernel.sysfs, procfs_root=kernel.procfs, rescan_s=0.0
             )
             backend.open()
             try:
-                yield Subject(backend, let)
+                yield Subject(backend, lambda gpu, what: befall(node, gpu, what))
             finally:
                 backend.close()
     finally:
-        server.close()
         node.stop()
 
 
