@@ -177,7 +177,6 @@ class SimulatedNode:
         """Let something befall the node as a whole now."""
         self.driver.suffer(what, self.now_s)
         self.log("happening", dict(what.model_dump()))
-        self.on_change()
         match what:
             case DriverDown():
                 for gpu in self._present:
@@ -187,6 +186,7 @@ class SimulatedNode:
                     gpu.driver_loaded()
             case DriverHang(for_s=float(for_s)):
                 self._look_again_after(for_s)
+        self.on_change()
 
     def hangs(self, uuid: str | None = None) -> bool:
         """True while calls do not return: about the GPU of this UUID, or (None) of any kind."""

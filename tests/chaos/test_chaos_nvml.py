@@ -1,4 +1,4 @@
-"""Random happenings on a node whose plugin has the NVML backend over the simulated library; see `machine`."""
+"""Random happenings on a node whose plugin has the NVML backend; see `machine`."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from hal.nvml.procgpus import read_proc_gpus
 from hal.nvml.readings import read_epoch
 from sim.faults import (
     DriverDown,
+    DriverHang,
     DriverUp,
     LostFault,
     Plug,
@@ -100,6 +101,14 @@ def test_a_load_of_the_driver_changes_the_epochs_of_all(kernel: Kernel) -> None:
     assert module.exists()
     assert kernel.epoch() != before[0]
     assert kernel.epoch(1) != before[1]
+
+
+def test_a_driver_that_hung_and_was_loaded_anew_changes_the_epoch(kernel: Kernel) -> None:
+    before = kernel.epoch()
+    kernel.node.befall_node(DriverHang())
+    assert kernel.epoch() == before
+    kernel.node.befall_node(DriverUp())
+    assert kernel.epoch() != before
 
 
 def test_the_gpus_are_listed_with_their_numa_nodes_and_who_they_are(kernel: Kernel) -> None:
