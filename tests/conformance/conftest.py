@@ -18,7 +18,7 @@ from sim.node import SimulatedNode
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
 from sim.realtime import RealTimeNode
-from sim.scenario import GpuGroup, Scenario, Tenant
+from sim.scenario import GpuGroup, Scenario
 from sim.serve import kernel_files
 from tests.conformance.library import bound
 
@@ -59,12 +59,10 @@ SIMULATED = {
     "2x-h100-mig": GpuGroup(model="h100-sxm5-80gb", count=2, mig=MIG),
     "1x-rtx3090": GpuGroup(model="rtx3090"),
 }
-WITH_ECC = [name for name in SIMULATED if "rtx" not in name]
-"""Real boards without ECC report no ECC events, whatever is made to happen to them."""
 
 BACKENDS = [
     *(pytest.param(("sim", name), id=f"sim-{name}") for name in SIMULATED),
-    *(pytest.param(("library", name), id=f"nvml-{name}") for name in WITH_ECC),
+    *(pytest.param(("library", name), id=f"nvml-{name}") for name in SIMULATED),
     pytest.param(("hardware", ""), id="nvml-hardware", marks=pytest.mark.hardware),
 ]
 
@@ -93,14 +91,22 @@ def nvml_library() -> Path:
 
 
 def _node(group: GpuGroup) -> RealTimeNode:
-    count = group.count
-    scenario = Scenario(
-        gpus=[group],
-        tenants=[
-            Tenant(name="trainer", gpu=0, utilization=0.8, memory_gib=7.5),
-            Tenant(name="notebook", gpu=0, utilization=0.7, memory_gib=2.0),
-            Tenant(name="server", gpu=count - 1, utilization=0.1, memory_gib=1.0),
-        ],
+    """Three processes on the first and last GPU; with MIG, one on each device of the last."""
+    last = group.count - 1
+    working = {"workload": {"kind": "training", "step_ms": 20}, "memory": {"start_gib": 1}}
+    scenario = Scenario.model_validate(
+        {
+            "gpus": [group],
+            "tenants": [
+                {"name": "trainer", "gpu": 0, "utilization": 0.8, "memory_gib": 7.5},
+                {"name": "notebook", "gpu": 0, "utilization": 0.7, "memory_gib": 2.0},
+                {"name": "server", "gpu": last, "utilization": 0.1, "memory_gib": 1.0},
+                *(
+                    {"name": f"on-{index}", "gpu": last, "mig": index, **working}
+                    for index in range(len(group.mig or []))
+                ),
+            ],
+        }
     )
     return RealTimeNode(SimulatedNode(scenario))
 
