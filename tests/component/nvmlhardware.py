@@ -43,7 +43,8 @@ class NvmlHardware(Hardware):
         self.node.start()
         kernel = self._left.enter_context(kernel_files(self.node, folder / "kernel"))
         # A copy is a library of its own: nothing of an earlier node is in it.
-        own = shutil.copy(library, folder)
+        own = folder / library.name
+        shutil.copy(library, own)
         self._left.enter_context(bound(own, folder / "nvml.sock"))
         self._server = NvmlServer(self.node, folder / "nvml.sock")
         self.backend = CountingNvmlBackend(
