@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sim.nvml.build import CannotBuild, built_library
-from tests.e2e.conftest import DEADLINE_S, Node, Process
+from tests.e2e.conftest import DEADLINE_S, Node, Plugin, Process
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
     from pathlib import Path
 
 
@@ -51,6 +52,32 @@ class ServedNode(Process):
             timeout=DEADLINE_S,
             check=False,
         )
+
+
+class StartPlugin:
+    """Starts the plugin with one of the backends; the simulated node is that of `scenario`.
+
+    The plugin owns that node, or sees one through NVML that another process owns.
+    """
+
+    def __init__(self, backend: str, node: Node, stack: ExitStack, *arguments: str) -> None:
+        self.backend = backend
+        self._arguments = ("--backend", backend, *node.at, *arguments)
+        self._node = node
+        self._stack = stack
+        self._served: ServedNode | None = None
+
+    def serve(self, scenario: str = "default") -> None:
+        """Have the process that owns the node, where it is not the plugin's."""
+        if self.backend != "sim" and self._served is None:
+            served = ServedNode(self._node.dir, "--scenario", scenario)
+            self._served = self._stack.enter_context(served)
+
+    def __call__(self, *arguments: str, scenario: str = "default") -> Plugin:
+        self.serve(scenario)
+        if self._served is None:
+            return Plugin(*self._arguments, "--scenario", scenario, *arguments)
+        return Plugin(*self._arguments, *arguments, env=self._served.env)
 
 
 def _exports(folder: Path) -> dict[str, str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tests.e2e.conftest import Node, Plugin, eventually, gpuplugin
-from tests.e2e.served import ServedNode
+from tests.e2e.served import StartPlugin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from _pytest.mark.structures import ParameterSet
@@ -49,22 +50,15 @@ CLASSIC = (Way("sim", "classic"), Way("nvml", "classic"))
 
 
 @pytest.fixture(params=_ways(*WATCHER, *CLASSIC))
-def start_plugin(node: Node, request: pytest.FixtureRequest) -> Iterator[Callable[..., Plugin]]:
-    """Starts the plugin in each way, with more arguments if there are any.
-
-    It owns the simulated node, or sees one through NVML that another process owns.
-    """
+def start_plugin(node: Node, request: pytest.FixtureRequest) -> Iterator[StartPlugin]:
+    """Starts the plugin in each way."""
     way: Way = request.param
-    fixed = ("--backend", way.backend, *node.at, "--registration", way.registration)
-    if way.backend == "sim":
-        yield lambda *arguments: Plugin(*fixed, *arguments)
-        return
-    with ServedNode(node.dir) as served:
-        yield lambda *arguments: Plugin(*fixed, *arguments, env=served.env)
+    with ExitStack() as stack:
+        yield StartPlugin(way.backend, node, stack, "--registration", way.registration)
 
 
 @pytest.fixture
-def plugin(start_plugin: Callable[..., Plugin], kubelet: Process) -> Iterator[Plugin]:
+def plugin(start_plugin: StartPlugin, kubelet: Process) -> Iterator[Plugin]:
     with start_plugin(*QUICK_RECOVERY) as process:
         yield process
 
@@ -126,9 +120,7 @@ def test_a_restarted_kubelet_has_the_node_back_without_a_plugin_restart(
 
 
 @pytest.mark.parametrize("start_plugin", _ways(*CLASSIC), indirect=True)
-def test_a_killed_kubelet_process_comes_back(
-    node: Node, start_plugin: Callable[..., Plugin]
-) -> None:
+def test_a_killed_kubelet_process_comes_back(node: Node, start_plugin: StartPlugin) -> None:
     with start_plugin() as plugin:
         with node.start_kubelet() as kubelet:
             node.wait_allocatable(80)
@@ -140,7 +132,7 @@ def test_a_killed_kubelet_process_comes_back(
 
 
 def test_a_killed_plugin_is_replaced_by_a_new_one(
-    node: Node, kubelet: Process, start_plugin: Callable[..., Plugin]
+    node: Node, kubelet: Process, start_plugin: StartPlugin
 ) -> None:
     with start_plugin() as first:
         node.wait_allocatable(80)
@@ -154,8 +146,9 @@ def test_a_killed_plugin_is_replaced_by_a_new_one(
 
 
 def test_sigterm_drains_and_leaves_no_socket(
-    node: Node, kubelet: Process, start_plugin: Callable[..., Plugin]
+    node: Node, kubelet: Process, start_plugin: StartPlugin
 ) -> None:
+    start_plugin.serve()
     before = _sockets(node)
     with start_plugin() as plugin:
         node.wait_allocatable(80)
