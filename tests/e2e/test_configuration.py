@@ -16,6 +16,7 @@ from tests.e2e.served import StartPlugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from tests.e2e.conftest import Plugin
 
 PLAIN = """\
