@@ -20,7 +20,7 @@ SMALLEST_SHARE = 0.01
 
 
 _ROUNDING_NS = 1e-3
-"""Less work than this is none: what is left of sums of floating-point numbers."""
+"""Work that takes less than this is none: what is left of sums of floating-point numbers."""
 
 
 class Mps:
@@ -86,15 +86,15 @@ class Mps:
         return self._speed * min(1.0, 1.0 / sum(self._shares.values()))
 
     def _run(self, duration_ns: int) -> list[Ended]:
-        done_ns = duration_ns * self._rate
+        rate = self._rate
         self._now_ns += duration_ns
         self.usage.active_ns += duration_ns
         ended: list[Ended] = []
         for context in self._left_ns:
-            self._left_ns[context] -= done_ns
+            self._left_ns[context] -= duration_ns * rate
             busy_ns = self.usage.busy_ns
             busy_ns[context] = busy_ns.get(context, 0) + duration_ns
-            if self._left_ns[context] <= _ROUNDING_NS:
+            if self._left_ns[context] / rate <= _ROUNDING_NS:
                 ended.append(Ended(context, self._now_ns))
         for one in ended:
             self.cancel(one.context)

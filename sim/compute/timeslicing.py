@@ -34,8 +34,7 @@ class TimeSlicing(Slicing):
                 continue
             if state.slice_left_ns == self.parameters.slice_ns and self.trace is None:
                 left_ns -= self._skip_rounds(running, left_ns)
-            if left_ns:
-                ended.extend(self._run(min(left_ns, state.slice_left_ns, running.left_ns)))
+            ended.extend(self._run(min(left_ns, state.slice_left_ns, running.left_ns)))
         return ended
 
     def next_end_ns(self) -> int | None:
@@ -91,15 +90,17 @@ class TimeSlicing(Slicing):
         return self._run(duration_ns)
 
     def _skip_rounds(self, running: Work, left_ns: int) -> int:
-        """Skip whole rounds in which no work ends, at the begin of a slice; returns their time."""
+        """Skip whole rounds in which no work ends, at the begin of a slice; returns their time.
+
+        They take less than `left_ns`. Where switches are free, the last slice of a round ends at
+        the moment the next one begins; at the end of `left_ns` that turn is due, but not decided.
+        """
         state, slice_ns = self.state, self.parameters.slice_ns
-        if running.left_ns <= slice_ns or left_ns < (len(state.queue) + 1) * slice_ns:
+        if running.left_ns <= slice_ns or left_ns <= (len(state.queue) + 1) * slice_ns:
             # The usual case, seen without a look at everybody: there is no such round.
             return 0
         ring = (running, *state.queue)
         round_ns = self._round_ns(ring)
-        # A round that ends at the very end is not skipped: where switches cost nothing, whose turn
-        # it is then would be decided a moment too early.
         rounds = min((left_ns - 1) // round_ns, *((work.left_ns - 1) // slice_ns for work in ring))
         if rounds <= 0:
             return 0

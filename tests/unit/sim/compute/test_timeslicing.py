@@ -16,6 +16,9 @@ from sim.compute.timeslicing import TimeSlicing
 T, C = 1000, 70
 PARAMETERS = SliceParameters(slice_ns=T, switch_base_ns=C, switch_occupancy_ns=150)
 PLAIN = SliceParameters(slice_ns=T, switch_base_ns=C, switch_occupancy_ns=0)
+FREE = SliceParameters(slice_ns=T, switch_base_ns=0, switch_occupancy_ns=0)
+SOME_FREE = SliceParameters(slice_ns=T, switch_base_ns=0, switch_occupancy_ns=150)
+"""Switches between contexts of occupancy 0 cost nothing, others do."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,24 @@ class Pair:
 
 @settings(max_examples=600)
 @given(
-    st.sampled_from([PARAMETERS, PLAIN, SliceParameters(T, 0, 0)]),
+    st.sampled_from([PARAMETERS, PLAIN, FREE, SOME_FREE]),
     st.lists(ACTIONS, min_size=5, max_size=60),
 )
 @example(
     SliceParameters(T, 0, 0),
     [Submit(2, 1010, 0.0), Submit(1, 1010, 0.0), Wait(2 * T, from_next_end=False)],
+)
+@example(
+    FREE,
+    [
+        Submit(0, 1, 0.0),
+        Submit(2, 1, 0.0),
+        Cancel(0),
+        Speed(100_000),
+        Submit(0, 101, 0.0),
+        Submit(1, 101, 0.0),
+        Wait(2 * T, from_next_end=True),
+    ],
 )
 def test_skipping_rounds_changes_nothing(
     parameters: SliceParameters, actions: list[Submit | Cancel | Speed | Wait]
@@ -217,6 +232,17 @@ def test_work_that_follows_later_waits_for_its_turn() -> None:
     engine.advance(C + T // 2 + 1)
     engine.submit(ContextId(0), 1, 1.0)
     assert engine.next_end_ns() == C + T // 2 + C + T + C + 1
+
+
+def test_work_that_comes_as_a_round_ends_is_ahead_of_the_context_whose_slice_ends() -> None:
+    """It counts as submitted before the turn that is due is decided; free switches hid that."""
+    pair = Pair(FREE)
+    for context in range(2):
+        pair.do(Submit(context, 2 * T, 0.0))
+    pair.do(Wait(2 * T, from_next_end=False))
+    pair.do(Submit(2, T, 0.0))
+    pair.advance(5 * T)
+    assert pair.ended == [Ended(ContextId(c), at * T) for c, at in ((0, 3), (2, 4), (1, 5))]
 
 
 def test_throttled_clocks_make_work_longer() -> None:

@@ -1,0 +1,17 @@
+"""MPS: work that is slowed down ends when it was said to end."""
+
+from __future__ import annotations
+
+from sim.compute.engine import ContextId, Ended
+from sim.compute.mps import Mps
+
+
+def test_looking_at_work_just_before_its_end_does_not_end_it() -> None:
+    """At a third of the speed, half a thousandth of work takes more than a thousandth of 1 ns."""
+    engine = Mps()
+    engine.set_speed(333_333)
+    engine.submit(ContextId(0), 500, 1.0)
+    assert engine.next_end_ns() == 1501
+    assert engine.advance(1500) == []
+    assert engine.next_end_ns() == 1501
+    assert engine.advance(1501) == [Ended(ContextId(0), 1501)]
