@@ -49,15 +49,15 @@ def given_options(parsed: argparse.Namespace) -> dict[Option, str]:
     }
 
 
-def load(parsed: argparse.Namespace) -> Loaded:
-    """The configuration in force for a command.
+def load(parsed: argparse.Namespace, config_file: str | None = None) -> Loaded:
+    """The configuration in force for a command; `config_file` is read in place of the user's.
 
     Raises:
         gpuplugin.config.load.ConfigError: with every problem.
     """
     from gpuplugin.config.load import load_settings
 
-    return load_settings(given_options(parsed), os.environ, parsed.config_file)
+    return load_settings(given_options(parsed), os.environ, config_file or parsed.config_file)
 
 
 def _add(parser: argparse.ArgumentParser, option: Option) -> None:

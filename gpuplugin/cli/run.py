@@ -12,6 +12,7 @@ from gpuplugin.cli.options import load
 from gpuplugin.config.load import ConfigError
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
+from gpuplugin.daemon.nodeconfig import node_choice
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ def run(parsed: argparse.Namespace) -> int:
     """Run until a signal; 0 then, 1 if the daemon could not start."""
     try:
         loaded = load(parsed)
+        set_up_logging(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)
+        choice = node_choice(loaded.settings, lambda file: load(parsed, file))
+        if choice is not None:
+            loaded = choice.load_first()
     except ConfigError as error:
         print(f"gpuplugin: the configuration cannot be used:\n{error}", file=sys.stderr)
         return 1
     settings = loaded.settings
-    set_up_logging(settings.daemon.log_level, settings.daemon.log_format)
     log.info(
         "gpuplugin %s, configuration from %s",
         VERSION,
@@ -44,7 +48,8 @@ def run(parsed: argparse.Namespace) -> int:
         log.warning("%s", warning, extra={"event": "config-warning"})
     try:
         with make_backend(settings, control=True) as backend:
-            return asyncio.run(run_daemon(loaded, lambda: load(parsed), backend, VERSION))
+            read = (lambda: load(parsed)) if choice is None else choice.load
+            return asyncio.run(run_daemon(loaded, read, backend, VERSION, choice))
     except BackendError as error:
         log.error("%s", error, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
         return 1

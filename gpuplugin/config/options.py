@@ -378,6 +378,20 @@ OPTIONS: tuple[Option, ...] = (
         "this node's name in Kubernetes; needed for --kubernetes-reports",
     ),
     Option(
+        ("--config-map-dir",),
+        ("GPUPLUGIN_CONFIG_MAP_DIR",),
+        ("daemon", "configMapDir"),
+        Kind.STRING,
+        "folder of configurations; the node's label nvidia.com/device-plugin.config chooses",
+    ),
+    Option(
+        ("--default-config",),
+        ("DEFAULT_CONFIG",),
+        ("daemon", "defaultConfig"),
+        Kind.STRING,
+        "the configuration in --config-map-dir for nodes without that label",
+    ),
+    Option(
         ("--metrics-interval",),
         ("GPUPLUGIN_METRICS_INTERVAL",),
         ("daemon", "metricsInterval"),

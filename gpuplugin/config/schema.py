@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -73,6 +73,8 @@ class DaemonOptions(Section):
     node_name: str = ""
     metrics_interval: Period = 5.0
     pod_metrics: bool = True
+    config_map_dir: str = ""
+    default_config: str = ""
     host_proc: Folder
     pod_logs: Folder
 
@@ -81,6 +83,15 @@ class DaemonOptions(Section):
     def _named_for_reports(cls, name: str, info: ValidationInfo) -> str:
         """Without reports nobody asks for the name, so nobody is told that it is wrong."""
         return node_name(name) if info.data.get("kubernetes_reports") else name
+
+    @model_validator(mode="after")
+    def _named_for_its_label(self) -> DaemonOptions:
+        if self.config_map_dir and not self.node_name:
+            raise ValueError(
+                "--config-map-dir needs the node's name: set NODE_NAME (fieldRef: {fieldPath: "
+                "spec.nodeName}) or --node-name"
+            )
+        return self
 
     @property
     def way_of_registration(self) -> Literal["watcher", "classic", "none"]:

@@ -16,6 +16,7 @@ from gpuplugin.daemon.http import HttpError, HttpServer
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
+from gpuplugin.daemon.nodelabel import PART as LABEL_PART
 from gpuplugin.daemon.nodereports import make_reporter
 from gpuplugin.daemon.page.gather import PageSource
 from gpuplugin.daemon.page.html import page_html
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuplugin.config.load import Loaded
+    from gpuplugin.daemon.nodeconfig import NodeChoice
     from hal import Backend
 
 HEARTBEAT_S = 1.0
@@ -44,13 +46,19 @@ HEARTBEAT_S = 1.0
 log = logging.getLogger(__name__)
 
 
-async def run(loaded: Loaded, load: Callable[[], Loaded], backend: Backend, version: str) -> int:
+async def run(
+    loaded: Loaded,
+    load: Callable[[], Loaded],
+    backend: Backend,
+    version: str,
+    choice: NodeChoice | None = None,
+) -> int:
     """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration anew.
 
-    `load` reads the configuration as it was read for `loaded`. The exit status is 0 after a
-    signal, 1 after a fatal failure.
+    `load` reads the configuration as it was read for `loaded`; `choice` is what chooses it, if
+    there are several. The exit status is 0 after a signal, 1 after a fatal failure.
     """
-    daemon = Daemon(loaded, load, backend, version)
+    daemon = Daemon(loaded, load, backend, version, choice)
     work = asyncio.create_task(daemon.run(), name="daemon")
     stopped_by = _on_signals(work, daemon.reload)
     try:
@@ -69,8 +77,14 @@ class Daemon:
     """The whole plugin, without signals: for the command line, and for tests in process."""
 
     def __init__(
-        self, loaded: Loaded, load: Callable[[], Loaded], backend: Backend, version: str
+        self,
+        loaded: Loaded,
+        load: Callable[[], Loaded],
+        backend: Backend,
+        version: str,
+        choice: NodeChoice | None = None,
     ) -> None:
+        self._choice = choice
         self._loaded = loaded
         self._load = load
         self._backend = backend
@@ -172,8 +186,14 @@ class Daemon:
         )
         endpoints = Endpoints(node, surroundings)
         self._reloader = Reloader(
-            self._loaded, self._load, lambda loaded: self._adopt(loaded, node), vitals, metrics
+            self._loaded,
+            self._load,
+            lambda loaded: self._adopt(loaded, node),
+            vitals,
+            metrics,
+            self._choice.folder if self._choice else None,
         )
+        choice = self._choice
         control = ControlServer(dirs.of(settings.daemon.way_of_registration), node, vitals)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_heartbeat(vitals), name="heartbeat")
@@ -184,9 +204,19 @@ class Daemon:
                 ("control", control.run),
                 ("sampler", sampler.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
+                *([("node-label", lambda: self._follow_label(choice))] if choice else ()),
             ):
                 metrics.task_restarts.labels(task=name)  # seen from the first restart on
                 tasks.create_task(supervise(name, task, vitals, metrics), name=name)
+
+    async def _follow_label(self, choice: NodeChoice) -> None:
+        await choice.watch.run(self.reload, lambda text, ok: self._tell_of_label(text, ok=ok))
+
+    def _tell_of_label(self, text: str, *, ok: bool) -> None:
+        if self.vitals.set(LABEL_PART, text, ok=ok):
+            log.log(
+                logging.INFO if ok else logging.ERROR, "%s", text, extra={"event": "node-label"}
+            )
 
     def _look_again(self, node: Node) -> None:
         """A driver that comes late brings its files and device nodes with it."""

@@ -52,7 +52,7 @@ class KubeApi:
     def __init__(self, node: str, timeout_s: float = TIMEOUT_S) -> None:
         self._node = node
         self._timeout_s = timeout_s
-        self._config = _cluster()
+        self._config = cluster()
         for name in ("httpx2", "httpcore2"):
             # They have a line for each request; what comes of them is logged by the reporter.
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -112,7 +112,7 @@ class KubeApi:
             raise ReportFailed(text, retryable=True) from error
 
 
-def _cluster() -> SingleConfig:
+def cluster() -> SingleConfig:
     """The cluster that the plugin runs in, else that of KUBECONFIG or ~/.kube/config.
 
     Raises:

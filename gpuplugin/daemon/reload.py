@@ -33,7 +33,8 @@ class Reloader:
     """The task that takes over changed configurations.
 
     `load` reads all layers anew and raises `ConfigError`; `adopt` puts settings in force and
-    raises `ConfigurationMisfit` if the node cannot have them.
+    raises `ConfigurationMisfit` if the node cannot have them. In `folder` are files to choose from:
+    one that comes or goes is a change, too.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Reloader:
         adopt: Callable[[Loaded], None],
         vitals: Vitals,
         metrics: Metrics,
+        folder: Path | None = None,
     ) -> None:
+        self._folder = folder
         self._in_force = first
         self._load = load
         self._adopt = adopt
@@ -85,14 +88,19 @@ class Reloader:
         return True
 
     def _fingerprint(self) -> bytes | None:
-        """Of the file's content; None where there is no file, or none that can be read."""
+        """Of the file's content, and of the folder's names if there is a choice.
+
+        None where there is no file, or none that can be read.
+        """
         path = self._in_force.file
-        if path is None:
+        if path is None and self._folder is None:
             return None
         try:
-            return hashlib.sha256(Path(path).read_bytes()).digest()
+            content = Path(path).read_bytes() if path else b""
+            names = sorted(entry.name for entry in self._folder.iterdir()) if self._folder else ()
         except OSError:
             return None
+        return hashlib.sha256("\0".join(names).encode() + b"\0" + content).digest()
 
     async def _reload(self, *, only_if_other: bool = False) -> None:
         try:
