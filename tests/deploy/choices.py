@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tests.deploy.rendering import COMPONENTS, OVERLAYS, built, built_with, chart, names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.deploy.rendering import Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +105,10 @@ metrics: {{pods: true, podMonitor: true, alerts: true, dashboard: true}}
 """,
     ),
 }
+
+RENDERED: dict[str, Callable[[], list[Object]]] = {
+    **{f"overlay {name}": partial(built, OVERLAYS / name) for name in names(OVERLAYS)},
+    **{f"component {name}": partial(built_with, name) for name in names(COMPONENTS)},
+    **{f"chart {name}": partial(chart, choice.values) for name, choice in CHOICES.items()},
+}
+"""Everything that the shipped files make, by what it is made of."""

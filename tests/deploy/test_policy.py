@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.deploy.choices import CHOICES
+from tests.deploy.choices import CHOICES, RENDERED
 from tests.deploy.policy import OWN_FOLDER, Rights, rights_of
 from tests.deploy.rendering import (
     COMPONENTS,
@@ -15,7 +14,6 @@ from tests.deploy.rendering import (
     OVERLAYS,
     PLUGIN,
     ROOT,
-    Object,
     built,
     built_with,
     chart,
@@ -26,9 +24,6 @@ from tests.deploy.rendering import (
     the,
     variables,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NONE = Rights()
 ROOT_ALONE = Rights(root=True)
@@ -56,13 +51,6 @@ OVERLAY_COST = {
     "classic": COST["classic-registration"],
     "per-node-config": COST["per-node-config"],
     "talos-cdi": Rights(root=True, privileged=True, writable=CDI.writable, readable=CDI.readable),
-}
-
-Maker = "Callable[[], list[Object]]"
-EVERYTHING: dict[str, Callable[[], list[Object]]] = {
-    **{f"overlay {name}": lambda name=name: built(OVERLAYS / name) for name in names(OVERLAYS)},
-    **{f"component {name}": lambda name=name: built_with(name) for name in names(COMPONENTS)},
-    **{f"chart {name}": lambda one=one: chart(one.values) for name, one in CHOICES.items()},
 }
 
 
@@ -103,9 +91,9 @@ def test_all_costs_are_in_the_page_on_security() -> None:
             assert resource in row[0], (name, right)
 
 
-@pytest.mark.parametrize("name", EVERYTHING)
+@pytest.mark.parametrize("name", RENDERED)
 def test_rules_without_exception(name: str) -> None:
-    found = EVERYTHING[name]()
+    found = RENDERED[name]()
     pod, container = pod_of(found), plugin_of(found)
     security = container["securityContext"]
     privileged = rights_of(found).privileged
@@ -135,9 +123,9 @@ def test_rules_without_exception(name: str) -> None:
     assert pod["serviceAccountName"] == the(found, "ServiceAccount")["metadata"]["name"]
 
 
-@pytest.mark.parametrize("name", EVERYTHING)
+@pytest.mark.parametrize("name", RENDERED)
 def test_the_init_container_hands_a_folder_over_and_can_do_nothing_else(name: str) -> None:
-    found = EVERYTHING[name]()
+    found = RENDERED[name]()
     pod = pod_of(found)
     (init,) = pod["initContainers"]
     assert init["securityContext"] == {
@@ -159,9 +147,9 @@ def test_the_init_container_hands_a_folder_over_and_can_do_nothing_else(name: st
     assert script == f"D={mount['mountPath']}; {' && '.join(steps)}"
 
 
-@pytest.mark.parametrize("name", EVERYTHING)
+@pytest.mark.parametrize("name", RENDERED)
 def test_who_needs_no_right_to_the_api_gets_no_role(name: str) -> None:
-    found = EVERYTHING[name]()
+    found = RENDERED[name]()
     rights = rights_of(found)
     assert rights.token == bool(rights.api)
     account = the(found, "ServiceAccount")["metadata"]
@@ -173,9 +161,9 @@ def test_who_needs_no_right_to_the_api_gets_no_role(name: str) -> None:
         assert one["roleRef"]["name"] in roles
 
 
-@pytest.mark.parametrize("name", EVERYTHING)
+@pytest.mark.parametrize("name", RENDERED)
 def test_names_that_are_referred_to_exist(name: str) -> None:
-    found = EVERYTHING[name]()
+    found = RENDERED[name]()
     pod = pod_of(found)
     maps = {one["metadata"]["name"] for one in of_kind(found, "ConfigMap")}
     assert {one["configMap"]["name"] for one in pod["volumes"] if "configMap" in one} <= maps

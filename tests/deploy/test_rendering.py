@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HELMS_OWN = {"helm.sh/chart", "app.kubernetes.io/managed-by", "app.kubernetes.io/instance"}
+DOCUMENTS = (".yaml", ".json", "exclusive", "development", "ci")
 LISTS_BY_NAME = ("env", "volumes", "volumeMounts")
 
 
@@ -103,15 +104,15 @@ def comparable(found: Iterable[Object]) -> dict[tuple[str, str, str], Object]:
 
 def _stripped(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        found = {
-            one: _stripped(inner, one) for one, inner in value.items() if one not in HELMS_OWN
-        }
+        found = {one: _stripped(inner, one) for one, inner in value.items() if one not in HELMS_OWN}
         # An empty list of variables and none at all are the same.
         return {one: inner for one, inner in found.items() if (one, inner) != ("env", [])}
     if isinstance(value, list):
         items = [_stripped(one) for one in value]
         return sorted(items, key=lambda one: one["name"]) if key in LISTS_BY_NAME else items
-    if isinstance(value, str) and key.endswith((".yaml", ".json", "exclusive", "ci", "development")):
+    if isinstance(value, str) and key.endswith(
+        (".yaml", ".json", "exclusive", "ci", "development")
+    ):
         return yaml.safe_load(value)
     # The shell does not care where a line is folded.
     return " ".join(value.split()) if isinstance(value, str) else value
@@ -289,7 +290,5 @@ def test_rules_and_dashboard_are_those_of_the_repository() -> None:
     choice = CHOICES["monitoring"]
     for found in (built_with(*choice.components), chart(choice.values)):
         assert the(found, "PrometheusRule")["spec"] == rules["spec"]
-        (made,) = [
-            one for one in of_kind(found, "ConfigMap") if "gpuplugin.json" in one["data"]
-        ]
+        (made,) = [one for one in of_kind(found, "ConfigMap") if "gpuplugin.json" in one["data"]]
         assert json.loads(made["data"]["gpuplugin.json"]) == dashboard

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
 
-from tests.deploy.choices import CHOICES
-from tests.deploy.rendering import (
-    COMPONENTS,
-    DEPLOY,
-    OVERLAYS,
-    Object,
-    built,
-    built_with,
-    chart,
-    names,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.deploy.choices import RENDERED
+from tests.deploy.rendering import DEPLOY, built, names
 
 VERSIONS = ("1.31", "1.37")
 OPERATOR = "monitoring.coreos.com/v1"
-RENDERED: dict[str, Callable[[], list[Object]]] = {
-    **{f"overlay {name}": lambda name=name: built(OVERLAYS / name) for name in names(OVERLAYS)},
-    **{f"component {name}": lambda name=name: built_with(name) for name in names(COMPONENTS)},
-    **{f"chart {name}": lambda one=one: chart(one.values) for name, one in CHOICES.items()},
-    **{
-        f"workload {name}": lambda name=name: built(DEPLOY / "workloads" / name)
-        for name in names(DEPLOY / "workloads")
-    },
+WORKLOADS = DEPLOY / "workloads"
+EVERYTHING = RENDERED | {
+    f"workload {name}": partial(built, WORKLOADS / name) for name in names(WORKLOADS)
 }
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", RENDERED)
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_every_object_is_valid(name: str, version: str) -> None:
-    for one in RENDERED[name]():
+    for one in EVERYTHING[name]():
         if one["apiVersion"] == OPERATOR:
             jsonschema.validate(one, OPERATORS[one["kind"]])
         else:
