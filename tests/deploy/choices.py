@@ -85,6 +85,7 @@ CHOICES = {
     ),
     "service-monitor": Choice(("service-monitor",), "metrics: {serviceMonitor: true}\n"),
     "network-policy": Choice(("network-policy",), "networkPolicy: {enabled: true}\n"),
+    "priority-quota": Choice(("priority-quota",), "priorityQuota: {create: true}\n"),
     "k0s": Choice(("kubelet-dir-k0s",), "kubeletDir: /var/lib/k0s/kubelet\n"),
     "microk8s": Choice(
         ("kubelet-dir-microk8s",), "kubeletDir: /var/snap/microk8s/common/var/lib/kubelet\n"
