@@ -367,6 +367,39 @@ def test_every_file_for_talos_is_on_its_page() -> None:
         assert f"deploy/talos/{path.name}" in page
 
 
+# --- the chart's notes -------------------------------------------------------------------------
+
+
+def _notes(values: str) -> str:
+    """What helm tells after an installation, as far as it can without a cluster."""
+    words = ["install", PLUGIN, str(CHART), "--namespace", NAMESPACE, "--dry-run=client"]
+    done = subprocess.run(
+        [program("helm"), *words, "--values", "-"],
+        input=values,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
+def test_the_notes_tell_how_to_see_that_it_works() -> None:
+    notes = _notes("")
+    commands = re.findall(r"^  (kubectl .+)$", notes, re.MULTILINE)
+    assert [one.split()[1] for one in commands] == ["get", "describe", "exec"]
+    for command in commands:
+        test_kubectl_commands("NOTES.txt", command)
+    assert "DESIRED 0" in notes
+    assert "perNodeConfig" not in notes
+
+
+def test_the_notes_tell_of_files_that_nobody_chooses() -> None:
+    several = "config: {map: {a: 'version: v1', default: 'version: v1'}}"
+    assert "every node uses default" in _notes(several)
+    assert "every node uses" not in _notes(f"{several}\nperNodeConfig: {{enabled: true}}")
+
+
 # --- contents ----------------------------------------------------------------------------------
 
 
