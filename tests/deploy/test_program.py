@@ -44,9 +44,6 @@ RESOURCE = "nvidia.com/gpu"
 RUNTIME = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
 """Read by NVIDIA's runtime, not by the plugin."""
 
-AWAITED = {"GPUPLUGIN_CONFIG_MAP_DIR"}
-"""Comes with another change."""
-
 WORKLOADS = DEPLOY / "workloads"
 PROOFS = [name for name in names(WORKLOADS) if name.startswith("time-slicing")]
 
@@ -77,7 +74,7 @@ def settings_of(found: list[Object], folder: Path) -> Settings:
 def test_every_variable_is_one_and_the_settings_are_accepted(name: str, tmp_path: Path) -> None:
     found = RENDERED[name]()
     known = {variable for one in OPTIONS for variable in one.variables}
-    assert environment(found).keys() <= known | RUNTIME | AWAITED
+    assert environment(found).keys() <= known | RUNTIME
     settings_of(found, tmp_path)
 
 
