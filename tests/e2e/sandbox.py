@@ -34,7 +34,15 @@ STAGE_FOLDERS = ("app", "build", "src")
 """Where the stage `build` writes, at the top of its root."""
 
 _LIBRARY = re.compile(r"(/\S+) \(0x")
-_NOT_IN_BASE = ("__pycache__", "site-packages", "dist-packages", "test", "idlelib", "tkinter")
+_NOT_IN_BASE = (
+    "__pycache__",
+    "config-*",
+    "site-packages",
+    "dist-packages",
+    "test",
+    "idlelib",
+    "*tkinter*",
+)
 
 
 def require_sandbox() -> None:
