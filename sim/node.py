@@ -8,6 +8,7 @@ who looks (`sim.backend`) is elsewhere; nothing here locks or sleeps.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from sim.tenancy import Tenancy, Tenant, TenantRecord
 
 FIRST_PID = 4001
+MOST_EVENTS = 4096
+"""Assumed: how many events wait to be taken, often by nobody; older ones are dropped."""
 GOVERN_S = 1.0
 """How often clocks follow the temperature; assumed. They have to be faster than the heat: between
 slowdown and shutdown there are 3 degrees on some models."""
@@ -80,7 +83,7 @@ class SimulatedNode:
         ]
         self.gpus: dict[str, SimulatedGpu] = {gpu.identity.uuid: gpu for gpu in self._present}
         """Every GPU that ever was in the node, by UUID; `present` has those that are."""
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self.records: list[TenantRecord] = []
         """What came of every tenant that was started, in that order."""
         self._pids = itertools.count(FIRST_PID)
@@ -174,7 +177,6 @@ class SimulatedNode:
         """Let something befall the node as a whole now."""
         self.driver.suffer(what, self.now_s)
         self.log("happening", dict(what.model_dump()))
-        self.on_change()
         match what:
             case DriverDown():
                 for gpu in self._present:
@@ -184,6 +186,7 @@ class SimulatedNode:
                     gpu.driver_loaded()
             case DriverHang(for_s=float(for_s)):
                 self._look_again_after(for_s)
+        self.on_change()
 
     def hangs(self, uuid: str | None = None) -> bool:
         """True while calls do not return: about the GPU of this UUID, or (None) of any kind."""
@@ -194,7 +197,8 @@ class SimulatedNode:
 
     def take_events(self) -> tuple[Event, ...]:
         """What the driver reported since the last call."""
-        taken, self._events = tuple(self._events), []
+        taken = tuple(self._events)
+        self._events.clear()
         return taken
 
     @property

@@ -34,7 +34,11 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
 
             own = host == Path("/")
             mounted = host / settings.flags.nvidia_driver_root.lstrip("/")
-            yield NvmlBackend(driver_root(settings) if own else mounted)
+            yield NvmlBackend(
+                driver_root(settings) if own else mounted,
+                sysfs_root=settings.daemon.sysfs_root,
+                procfs_root=settings.daemon.procfs_root,
+            )
         else:
             yield _simulated(settings, stack, control=control)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")
-_DEVICES_NAMES = ("--backend", "--scenario")
+_DEVICES_NAMES = ("--backend", "--scenario", "--sysfs-root", "--procfs-root")
 _UP_SECTIONS = ("flags", "gpus", "health", "imex")
 _UP_NAMES = (
     "--registration",
@@ -32,7 +32,7 @@ _UP_NAMES = (
 _DOCTOR_SECTIONS = ("flags", "gpus", "imex")
 _DOCTOR_NAMES = (
     "--backend", "--scenario", "--kubelet-dir", "--kubelet-socket", "--registration",
-    "--listen-address", "--cdi-root",
+    "--listen-address", "--cdi-root", "--sysfs-root", "--procfs-root",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from gpuplugin.linesocket import ControlError
 from sim.control import control_socket, status
 from sim.node import SimulatedNode
 from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.kernelfiles import kernel_folder
 from sim.nvml.server import nvml_socket
 from sim.nvml.standins import StandIns
 from sim.realtime import RealTimeNode
@@ -55,6 +56,9 @@ def env(parsed: argparse.Namespace) -> int:
     path = shlex.quote(str(nvml_socket(Path(parsed.kubelet_dir)).absolute()))
     print(f'export LD_LIBRARY_PATH={folder}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
     print(f"export GPUPLUGIN_SIM_NVML={path}")
+    kernel = kernel_folder(Path(parsed.kubelet_dir)).absolute()
+    print(f"export GPUPLUGIN_SYSFS_ROOT={shlex.quote(str(kernel / 'sys'))}")
+    print(f"export GPUPLUGIN_PROCFS_ROOT={shlex.quote(str(kernel / 'proc'))}")
     return 0
 
 

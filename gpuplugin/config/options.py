@@ -277,6 +277,20 @@ OPTIONS: tuple[Option, ...] = (
         "scenario of the simulated node: a file, or the name of a shipped one",
     ),
     Option(
+        ("--sysfs-root",),
+        ("GPUPLUGIN_SYSFS_ROOT",),
+        ("daemon", "sysfsRoot"),
+        Kind.STRING,
+        "where sysfs is, for what NVML does not tell",
+    ),
+    Option(
+        ("--procfs-root",),
+        ("GPUPLUGIN_PROCFS_ROOT",),
+        ("daemon", "procfsRoot"),
+        Kind.STRING,
+        "where procfs is, for what NVML does not tell",
+    ),
+    Option(
         ("--kubelet-dir",),
         ("GPUPLUGIN_KUBELET_DIR",),
         ("daemon", "kubeletDir"),

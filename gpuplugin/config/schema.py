@@ -6,6 +6,7 @@ the values mean for devices is in `plans`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
@@ -56,6 +57,8 @@ class DaemonOptions(Section):
 
     backend: Literal["nvml", "sim"] = "nvml"
     scenario: str = "default"
+    sysfs_root: Folder = Path("/sys")
+    procfs_root: Folder = Path("/proc")
     kubelet_dir: Folder
     kubelet_socket: str | None = None
     registration: Literal["watcher", "classic", "none"] | None = None

@@ -56,6 +56,8 @@ class Watcher:
         self._scanned_at = clock()
         self._set: EventSet | None = None
         self._uuids: dict[Handle, str] = {}
+        self._untold: list[Event] = []
+        """GPUs that came and went, until a call returns them: one may fail after it found them."""
         self._warned: set[str] = set()
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
@@ -101,6 +103,8 @@ class Watcher:
         """One event, waited for, and then all others that are there already."""
         if self._set is None:
             self._make_set()
+            if self._untold:
+                return self._told()
         if self._set is None or not self._uuids:
             # NVML does not say what waiting for nothing does.
             self._closing.wait(timeout_ms / 1000)
@@ -129,23 +133,33 @@ class Watcher:
 
     def _changes(self) -> list[Event]:
         """GPUs that came and went since the last look; the event set follows."""
-        snapshot = self._inventory.scan(self._api)
-        self._scanned_at = self._clock()
-        before, self._alive = self._alive, _alive(snapshot)
-        gone = sorted(before - self._alive)
-        new = sorted(self._alive - before)
+        snapshot, gone = self._look()
         if gone:
             self._drop_set()
         elif self._set is not None:
             # Added to the set in use: a new set would lose events that wait in the old one.
             self._register_missing(self._set, snapshot)
-        return [*(GpuDisappeared(uuid) for uuid in gone), *(GpuAppeared(uuid) for uuid in new)]
+        return self._told()
 
     def _make_set(self) -> None:
-        snapshot = self._inventory.scan(self._api)
+        snapshot, _ = self._look()
         self._set = self._api.event_set_create()
         self._uuids = {}
         self._register_missing(self._set, snapshot)
+
+    def _look(self) -> tuple[Snapshot, bool]:
+        """The GPUs now, and whether any went since the last look."""
+        snapshot = self._inventory.scan(self._api)
+        self._scanned_at = self._clock()
+        before, self._alive = self._alive, _alive(snapshot)
+        gone, new = sorted(before - self._alive), sorted(self._alive - before)
+        self._untold += [GpuDisappeared(uuid) for uuid in gone]
+        self._untold += [GpuAppeared(uuid) for uuid in new]
+        return snapshot, bool(gone)
+
+    def _told(self) -> list[Event]:
+        told, self._untold = self._untold, []
+        return told
 
     def _register_missing(self, events: EventSet, snapshot: Snapshot) -> None:
         registered = set(self._uuids.values())

@@ -21,6 +21,8 @@ _SHORTER = {
     "gpuplugin.daemon.monitor._OPEN_DEADLINE_S": 0.5,
     "gpuplugin.daemon.monitor._CALL_DEADLINE_S": 0.5,
     "gpuplugin.daemon.monitor._PROBE_DEADLINE_S": 0.5,
+    "hal.nvml.watch._SLICE_MS": 50,
+    "hal.nvml.backend._CLOSE_TIMEOUT_S": 0.3,
     "gpuplugin.daemon.monitor._CLOSE_DEADLINE_S": 0.5,
 }
 

@@ -96,6 +96,8 @@ class Oracle:
 
     gpus: dict[str, GpuModel]
     replicas: int
+    one_hang_blinds: bool = False
+    """GPUs cannot be listed while one of them hangs."""
     trouble: Trouble | None = None
     plugin_up: bool = True
     kubelet_up: bool = True
@@ -113,7 +115,8 @@ class Oracle:
     def blind(self) -> bool:
         """True if the plugin cannot watch: then no GPU may be called Healthy."""
         hanging = [one.hung and not one.lost for one in self.gpus.values()]
-        return self.trouble is not None or all(hanging)
+        enough = any if self.one_hang_blinds else all
+        return self.trouble is not None or enough(hanging)
 
     @property
     def watched(self) -> bool:

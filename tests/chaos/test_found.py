@@ -8,17 +8,17 @@ import pytest
 
 from tests.chaos.oracle import VM_XID, Trouble, Verdict
 from tests.chaos.run import Run
-from tests.chaos.world import threads
+from tests.chaos.world import BACKENDS, library_of, threads
 from tests.component.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture
+@pytest.fixture(params=BACKENDS)
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """A node that is well; at the end all of it is mended and checked, unless the test failed."""
-    run = Run("watcher")
+    run = Run("watcher", library_of(request.param))
     failed = True
     try:
         yield run

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import pytest
 
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
@@ -20,6 +21,8 @@ from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet import Kubelet, Phase, simple_pod
+from sim.nvml.build import CannotBuild, built_library
+from tests.component.nvmlhardware import NvmlHardware
 from tests.component.running import (
     RESOURCE,
     Hardware,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from sim.kubelet.devices import Listed
 
 GPUS = 3
+BACKENDS = ("sim", "nvml")
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """What a call gets whose socket is just being renewed."""
@@ -92,10 +96,12 @@ class FollowingPlugin(PluginProcess):
 class World:
     """Everything that runs; `disturbances` counts what may cost the plugin its socket."""
 
-    def __init__(self, folder: Path, registration: str, replicas: int) -> None:
+    def __init__(
+        self, folder: Path, registration: str, replicas: int, library: Path | None
+    ) -> None:
         self.folder = folder
         self.registration = registration
-        self.hardware = Hardware(GPUS)
+        self.hardware = _hardware(folder, library)
         self.kubelet = RecordingKubelet(folder)
         self.disturbances = 0
         self.renewals = 0.0
@@ -158,16 +164,11 @@ class World:
 
     def wait_for_deliveries(self) -> None:
         """Wait until the plugin has taken all events: a probe may have told of the fault sooner."""
-
-        def taken() -> bool:
-            with self.hardware.node.present() as node:
-                return not node.has_events
-
-        eventually(taken)
+        eventually(lambda: self.hardware.heard)
 
     def wait_for_blindness(self) -> None:
         """Wait until the plugin knows that it cannot watch: it is patient for a moment."""
-        eventually(lambda: not self.plugin.get("/ready").parts["monitor"]["ok"])
+        eventually(lambda: not self.plugin.get("/ready").parts.get("monitor", {"ok": True})["ok"])
 
     def hiccup(self, index: int, for_s: float) -> None:
         """Let calls about a GPU not return for a while, and wait until they do."""
@@ -313,6 +314,25 @@ class World:
             (choice,) = chosen.container_responses
             assert len(choice.deviceIDs) == min(2, len(devices))
             assert set(choice.deviceIDs) <= set(devices)
+
+
+def library_of(backend: str) -> Path | None:
+    """The library for the NVML backend, None for the simulated one; skips without a compiler."""
+    if backend == "sim":
+        return None
+    try:
+        return built_library()
+    except CannotBuild as error:
+        pytest.skip(str(error))
+
+
+def _hardware(folder: Path, library: Path | None) -> Hardware:
+    """Seen by the simulated backend, or with a library by the one for NVML."""
+    if library is None:
+        return Hardware(GPUS)
+    own = folder / "nvml"
+    own.mkdir()
+    return NvmlHardware(own, library, GPUS)
 
 
 def gpu_of(device_id: str) -> str:

@@ -7,7 +7,7 @@ import http.client
 import json
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +17,7 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import Daemon, run
 from gpuplugin.daemon.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
+from hal import Backend
 from sim.backend import SimBackend
 from sim.faults import (
     DriverDown,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
     from gpuplugin.config.schema import Settings
-    from hal import Backend, Probe
+    from hal import Probe
     from sim.faults import GpuHappening, NodeHappening
 
 RESOURCE = "nvidia.com/gpu"
@@ -237,6 +238,12 @@ def allocate_request(*containers: tuple[str, ...]) -> bytes:
     ).SerializeToString()
 
 
+class CountedBackend(Backend, Protocol):
+    """A backend that counts how often each GPU was probed."""
+
+    probes: dict[str, int]
+
+
 class CountingBackend(SimBackend):
     """A simulated node that counts how often each GPU was probed."""
 
@@ -261,7 +268,7 @@ class Hardware:
             {"gpus": [GpuGroup(model="h100-sxm5-80gb", count=count)], **scenario}
         )
         self.node = RealTimeNode(SimulatedNode(self.scenario))
-        self.backend = CountingBackend(self.node)
+        self.backend: CountedBackend = CountingBackend(self.node)
         with self.node.present() as model_node:
             self.uuids = _uuids(model_node)
 
@@ -335,6 +342,12 @@ class Hardware:
     def mend_watching(self) -> None:
         """Let events be waited for again."""
         self._befall_node(WatchMended())
+
+    @property
+    def heard(self) -> bool:
+        """True if the events so far were taken."""
+        with self.node.present() as model:
+            return not model.has_events
 
     def wait_for_probes(self, gpu: int, rounds: int) -> None:
         """Wait until the GPU was probed `rounds` more times, and what came of it was dealt with.

@@ -199,6 +199,11 @@ def test_tenants_can_be_real_processes_which_end_with_the_node(node: Node) -> No
     eventually(lambda: not command.exists())
 
 
+LOOK = """
+for line in sys.stdin:
+    say(sum(code_of(lambda: nvml.nvmlDeviceGetMemoryInfo(
+        nvml.nvmlDeviceGetHandleByIndex(index))) == 0 for index in range(3)))
+"""
 BUSY = """
 events = event_set()
 gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
@@ -273,6 +278,36 @@ def test_the_end_of_the_node_is_the_loss_of_its_gpus(node: Node, number: signal.
         assert client.says() == ["shutdown", 0, NOT_LOADED]
         client.process.wait(DEADLINE_S)
         assert client.process.returncode == 0
+
+
+def test_the_end_of_the_node_ends_a_call_that_hangs(node: Node) -> None:
+    program = """
+    gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(3)]
+    say("there")
+    sys.stdin.readline()
+    say("calls")
+    say([code_of(lambda: nvml.nvmlDeviceGetMemoryInfo(gpu)) for gpu in gpus])
+    """
+    with node.client(program) as client:
+        assert client.says() == ["there"]
+        node.let(0, kind="hang")
+        client.go_on()
+        assert client.says() == ["calls"]
+        node.process.process.kill()
+        assert client.says() == [[LOST] * GPUS]
+        client.process.wait(DEADLINE_S)
+        assert client.process.returncode == 0
+
+
+def test_a_client_that_stands_still_holds_up_nobody(node: Node) -> None:
+    with node.client(BUSY) as still, node.client("event_set()\n" + LOOK) as other:
+        for _ in range(GPUS):
+            assert still.says() == ["busy"]
+        still.process.send_signal(signal.SIGSTOP)
+        for code in (31, 43):
+            node.let(0, kind="xid", xid=code)
+            other.go_on()
+            assert other.says() == [GPUS]
 
 
 def test_a_node_that_is_back_is_seen_after_the_next_init(node: Node, library: Path) -> None:

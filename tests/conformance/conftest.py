@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,13 @@ from hal import DriverNotFound, DriverUnavailable
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
 from sim.backend import SimBackend
-from sim.faults import Recovery
 from sim.node import SimulatedNode
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
 from sim.realtime import RealTimeNode
-from sim.scenario import GpuGroup, Scenario, Tenant
-from tests.conformance.library import KernelFiles, bound
+from sim.scenario import GpuGroup, Scenario
+from sim.serve import kernel_files
+from tests.conformance.library import bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,12 +59,10 @@ SIMULATED = {
     "2x-h100-mig": GpuGroup(model="h100-sxm5-80gb", count=2, mig=MIG),
     "1x-rtx3090": GpuGroup(model="rtx3090"),
 }
-WITH_ECC = [name for name in SIMULATED if "rtx" not in name]
-"""Real boards without ECC report no ECC events, whatever is made to happen to them."""
 
 BACKENDS = [
     *(pytest.param(("sim", name), id=f"sim-{name}") for name in SIMULATED),
-    *(pytest.param(("library", name), id=f"nvml-{name}") for name in WITH_ECC),
+    *(pytest.param(("library", name), id=f"nvml-{name}") for name in SIMULATED),
     pytest.param(("hardware", ""), id="nvml-hardware", marks=pytest.mark.hardware),
 ]
 
@@ -92,14 +91,22 @@ def nvml_library() -> Path:
 
 
 def _node(group: GpuGroup) -> RealTimeNode:
-    count = group.count
-    scenario = Scenario(
-        gpus=[group],
-        tenants=[
-            Tenant(name="trainer", gpu=0, utilization=0.8, memory_gib=7.5),
-            Tenant(name="notebook", gpu=0, utilization=0.7, memory_gib=2.0),
-            Tenant(name="server", gpu=count - 1, utilization=0.1, memory_gib=1.0),
-        ],
+    """Three processes on the first and last GPU; with MIG, one on each device of the last."""
+    last = group.count - 1
+    working = {"workload": {"kind": "training", "step_ms": 20}, "memory": {"start_gib": 1}}
+    scenario = Scenario.model_validate(
+        {
+            "gpus": [group],
+            "tenants": [
+                {"name": "trainer", "gpu": 0, "utilization": 0.8, "memory_gib": 7.5},
+                {"name": "notebook", "gpu": 0, "utilization": 0.7, "memory_gib": 2.0},
+                {"name": "server", "gpu": last, "utilization": 0.1, "memory_gib": 1.0},
+                *(
+                    {"name": f"on-{index}", "gpu": last, "mig": index, **working}
+                    for index in range(len(group.mig or []))
+                ),
+            ],
+        }
     )
     return RealTimeNode(SimulatedNode(scenario))
 
@@ -117,29 +124,21 @@ def _simulated(node: RealTimeNode) -> Iterator[Subject]:
 def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[Subject]:
     """The NVML backend with the real binding, in the process that owns the node."""
     node.start()
-    kernel = KernelFiles(folder / "sys", folder / "proc")
-    with node.glimpsed() as model:
-        kernel.write(model.listed())
-
-    def let(gpu: int, what: GpuHappening) -> None:
-        befall(node, gpu, what)
-        if isinstance(what, Recovery):
-            with node.glimpsed() as model:
-                kernel.probe_again(model.present[gpu].identity)
-
-    server = NvmlServer(node, folder / "nvml.sock")
     try:
-        with bound(library, folder / "nvml.sock"):
+        with (
+            kernel_files(node, folder / "kernel") as kernel,
+            closing(NvmlServer(node, folder / "nvml.sock")),
+            bound(library, folder / "nvml.sock"),
+        ):
             backend = NvmlBackend(
                 api=pynvml_api(), sysfs_root=kernel.sysfs, procfs_root=kernel.procfs, rescan_s=0.0
             )
             backend.open()
             try:
-                yield Subject(backend, let)
+                yield Subject(backend, lambda gpu, what: befall(node, gpu, what))
             finally:
                 backend.close()
     finally:
-        server.close()
         node.stop()
 
 

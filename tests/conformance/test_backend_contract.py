@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 UUID = re.compile(r"GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 BUS_ID = re.compile(r"[0-9A-F]{8}:[0-9A-F]{2}:[0-9A-F]{2}\.[0-7]")
+MIG_UUID = re.compile(UUID.pattern.replace("GPU", "MIG"))
+MIG_PROFILE = re.compile(r"(\d+c\.)?\d+g\.\d+gb(\+[a-z.]+)*")
 NOBODY = "GPU-ffffffff-ffff-4fff-8fff-ffffffffffff"
 DEADLINE_S = 20.0
 
@@ -156,6 +158,54 @@ def test_processes_are_ordered_and_fit_into_what_is_used(subject: Subject) -> No
         assert all(one.pid > 0 for one in processes)
 
 
+def test_processes_stay_the_same_while_nothing_happens(subject: Subject) -> None:
+    for uuid in subject.uuids:
+        first, second = (
+            {(one.pid, one.name, one.mig_uuid) for one in subject.backend.processes(uuid)}
+            for _ in range(2)
+        )
+        if subject.befall is not None:  # on a real GPU others may come and go
+            assert first == second
+        assert all(name == name.strip() for _, name, _ in first | second)
+
+
+def test_a_process_is_on_one_device(subject: Subject) -> None:
+    """Of the GPU itself, or of one of its MIG devices, with memory that fits there."""
+    for gpu in subject.backend.gpus():
+        room = {mig.uuid: mig.memory_bytes for mig in gpu.mig_devices}
+        for process in subject.backend.processes(gpu.uuid):
+            if process.mig_uuid is not None:
+                room[process.mig_uuid] -= process.memory_bytes or 0
+        assert all(left >= 0 for left in room.values())
+
+
+def test_probe_and_telemetry_tell_the_same_errors(subject: Subject) -> None:
+    if subject.befall is not None:
+        subject.let(0, EccFault(uncorrectable=True, count=3))
+    for uuid in subject.uuids:
+        told = subject.backend.telemetry(uuid).uncorrectable_ecc
+        if told is not None:
+            assert subject.backend.probe(uuid).uncorrectable_ecc == told
+
+
+def test_mig_devices_are_well_formed_and_fit_into_their_gpu(subject: Subject) -> None:
+    seen: set[str] = set()
+    for gpu in subject.backend.gpus():
+        migs = gpu.mig_devices
+        assert gpu.mig_enabled or not migs
+        assert [mig.index for mig in migs] == sorted({mig.index for mig in migs})
+        assert len({(mig.gpu_instance, mig.compute_instance) for mig in migs}) == len(migs)
+        assert sum(mig.memory_bytes for mig in migs) <= gpu.memory_bytes
+        for mig in migs:
+            assert MIG_UUID.fullmatch(mig.uuid), mig.uuid
+            assert MIG_PROFILE.fullmatch(mig.profile), mig.profile
+            assert mig.memory_bytes > 2**30
+            assert mig.device_nodes[: len(gpu.device_nodes)] == gpu.device_nodes
+            assert len(set(mig.device_nodes)) == len(mig.device_nodes)
+            assert mig.uuid not in seen
+            seen.add(mig.uuid)
+
+
 def test_links_are_symmetric_and_complete(subject: Subject) -> None:
     uuids = subject.uuids
     links = subject.backend.links()
@@ -261,14 +311,33 @@ def test_events_come_in_order_and_once(subject: Subject) -> None:
     uuid = subject.uuids[last]
     for code in (31, 43, 31):
         subject.let(last, XidFault(xid=code))
-    subject.let(last, EccFault(uncorrectable=True))
-    assert list(take_events(subject, 4)) == [
-        XidError(uuid, 31),
-        XidError(uuid, 43),
-        XidError(uuid, 31),
-        EccError(uuid, uncorrectable=True),
-    ]
+    expected: list[Event] = [XidError(uuid, 31), XidError(uuid, 43), XidError(uuid, 31)]
+    # A board without ECC reports no such events, whatever is made to happen to it.
+    if subject.backend.telemetry(uuid).uncorrectable_ecc is not None:
+        subject.let(last, EccFault(uncorrectable=True))
+        expected.append(EccError(uuid, uncorrectable=True))
+    assert list(take_events(subject, len(expected))) == expected
     assert list(subject.backend.wait_events(0.0)) == []
+
+
+def test_every_gpu_is_heard(subject: Subject) -> None:
+    drain(subject)
+    uuids = subject.uuids
+    for index in reversed(range(len(uuids))):
+        subject.let(index, XidFault(xid=31))
+    told = take_events(subject, len(uuids))
+    assert list(told) == [XidError(uuid, 31) for uuid in reversed(uuids)]
+
+
+def test_an_event_of_a_mig_device_names_its_instances(subject: Subject) -> None:
+    gpu = subject.backend.gpus()[-1]
+    if not gpu.mig_devices:
+        pytest.skip("no MIG device here")
+    drain(subject)
+    mig = gpu.mig_devices[-1]
+    subject.let(gpu.index, XidFault(xid=43, mig=mig.index))
+    told = take_events(subject, 1)
+    assert list(told) == [XidError(gpu.uuid, 43, mig.gpu_instance, mig.compute_instance)]
 
 
 def test_events_between_two_waits_are_kept(subject: Subject) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tests.e2e.conftest import Node, Plugin, eventually, gpuplugin
+from tests.e2e.served import StartPlugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from _pytest.mark.structures import ParameterSet
 
     from tests.e2e.conftest import Process
 
@@ -25,11 +30,36 @@ def kubelet(node: Node) -> Iterator[Process]:
         yield process
 
 
-@pytest.fixture(params=["watcher", "classic"])
-def plugin(node: Node, kubelet: Process, request: pytest.FixtureRequest) -> Iterator[Plugin]:
-    with Plugin(
-        "--backend", "sim", *node.at, "--registration", request.param, *QUICK_RECOVERY
-    ) as process:
+class Way(NamedTuple):
+    """Which backend the plugin has, and how it registers."""
+
+    backend: str
+    registration: str
+
+
+def _ways(*ways: Way) -> list[ParameterSet]:
+    slow = [pytest.mark.slow]
+    return [
+        pytest.param(way, id="-".join(way), marks=slow if way == ("nvml", "classic") else [])
+        for way in ways
+    ]
+
+
+WATCHER = (Way("sim", "watcher"), Way("nvml", "watcher"))
+CLASSIC = (Way("sim", "classic"), Way("nvml", "classic"))
+
+
+@pytest.fixture(params=_ways(*WATCHER, *CLASSIC))
+def start_plugin(node: Node, request: pytest.FixtureRequest) -> Iterator[StartPlugin]:
+    """Starts the plugin in each way."""
+    way: Way = request.param
+    with ExitStack() as stack:
+        yield StartPlugin(way.backend, node, stack, "--registration", way.registration)
+
+
+@pytest.fixture
+def plugin(start_plugin: StartPlugin, kubelet: Process) -> Iterator[Plugin]:
+    with start_plugin(*QUICK_RECOVERY) as process:
         yield process
 
 
@@ -89,8 +119,9 @@ def test_a_restarted_kubelet_has_the_node_back_without_a_plugin_restart(
     assert "survivor  Running" in listed
 
 
-def test_a_killed_kubelet_process_comes_back(node: Node) -> None:
-    with Plugin("--backend", "sim", *node.at, "--registration", "classic") as plugin:
+@pytest.mark.parametrize("start_plugin", _ways(*CLASSIC), indirect=True)
+def test_a_killed_kubelet_process_comes_back(node: Node, start_plugin: StartPlugin) -> None:
+    with start_plugin() as plugin:
         with node.start_kubelet() as kubelet:
             node.wait_allocatable(80)
             kubelet.signal(signal.SIGKILL)
@@ -100,28 +131,35 @@ def test_a_killed_kubelet_process_comes_back(node: Node) -> None:
         assert plugin.running
 
 
-@pytest.mark.parametrize("registration", ["watcher", "classic"])
 def test_a_killed_plugin_is_replaced_by_a_new_one(
-    node: Node, kubelet: Process, registration: str
+    node: Node, kubelet: Process, start_plugin: StartPlugin
 ) -> None:
-    command = ("--backend", "sim", *node.at, "--registration", registration)
-    with Plugin(*command) as first:
+    with start_plugin() as first:
         node.wait_allocatable(80)
         assert node.create("survivor")["phase"] == "Running"
         first.signal(signal.SIGKILL)
         first.exit_status()
     assert node.wait_allocatable(0)["capacity"] == 80
-    with Plugin(*command) as second:
+    with start_plugin() as second:
         node.wait_allocatable(80)
         assert "removed the old socket" in second.output
 
 
-def test_sigterm_drains_and_leaves_no_socket(node: Node, plugin: Plugin) -> None:
-    node.wait_allocatable(80)
-    assert plugin.stop() == 0
+def test_sigterm_drains_and_leaves_no_socket(
+    node: Node, kubelet: Process, start_plugin: StartPlugin
+) -> None:
+    start_plugin.serve()
+    before = _sockets(node)
+    with start_plugin() as plugin:
+        node.wait_allocatable(80)
+        assert _sockets(node) > before
+        assert plugin.stop() == 0
     node.wait_allocatable(0)
-    left = [path for path in node.dir.rglob("gpuplugin*.sock") if path.is_socket()]
-    assert left == []
+    assert _sockets(node) == before
+
+
+def _sockets(node: Node) -> set[Path]:
+    return {path for path in node.dir.rglob("gpuplugin*.sock") if path.is_socket()}
 
 
 def _samples(plugin: Plugin, name: str, label: str) -> list[str]:

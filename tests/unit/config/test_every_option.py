@@ -176,6 +176,10 @@ OWN = (
         "health.fatal_xids", [], (("79", [79]), ("all", ["all"]), ("1,2", [1, 2]))),
     daemon("backend", "GPUPLUGIN_BACKEND", "backend", "nvml", ("sim", "sim"), ("nvml", "nvml")),
     daemon("scenario", "GPUPLUGIN_SCENARIO", "scenario", "default", ("mig", "mig"), ("a", "a")),
+    daemon("sysfs-root", "GPUPLUGIN_SYSFS_ROOT", "sysfs_root", Path("/sys"), ("/v", Path("/v")),
+           ("/c", Path("/c"))),
+    daemon("procfs-root", "GPUPLUGIN_PROCFS_ROOT", "procfs_root", Path("/proc"),
+           ("/v", Path("/v")), ("/c", Path("/c"))),
     daemon("kubelet-dir", "GPUPLUGIN_KUBELET_DIR", "kubelet_dir", Path("/var/lib/kubelet"),
            ("/v", Path("/v")), ("/c", Path("/c"))),
     daemon("registration", "GPUPLUGIN_REGISTRATION", "registration", None,
@@ -382,7 +386,10 @@ CLOSED = {
     "device-discovery-strategy", "backend", "registration", "log-level", "log-format",
 }  # fmt: skip
 """Options whose text is one of a few words: the empty one is not among them."""
-NEVER_EMPTY = {"kubelet-dir", "cdi-root", "listen-address", "host-proc", "pod-logs"}
+NEVER_EMPTY = {
+    "kubelet-dir", "cdi-root", "sysfs-root", "procfs-root", "listen-address", "host-proc",
+    "pod-logs",
+}  # fmt: skip
 KIND = {option.flags[0].removeprefix("--"): option.kind for option in OPTIONS}
 
 
@@ -452,6 +459,8 @@ INVALID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("exclude-gpus", (), ("true",)),
     ("kubelet-dir", ("",), ()),
     ("cdi-root", ("",), ()),
+    ("sysfs-root", ("",), ()),
+    ("procfs-root", ("",), ()),
     (
         "listen-address",
         (
@@ -565,7 +574,7 @@ def test_periods_have_a_floor(files: Files, key: str) -> None:
     assert 0.01 in (got.quiet_period, got.probe_interval)
 
 
-@pytest.mark.parametrize("name", ["kubelet-dir", "cdi-root"])
+@pytest.mark.parametrize("name", ["kubelet-dir", "cdi-root", "sysfs-root", "procfs-root"])
 def test_folders_are_absolute_and_never_empty(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -118,6 +118,31 @@ def test_no_wait_inside_the_driver_is_longer_than_half_a_second() -> None:
     assert sum(nvml.timeouts_ms) >= 550
 
 
+def test_a_gpu_that_is_lost_and_back_between_two_rescans_is_told_of() -> None:
+    """It was lost when the event set was made, and back when the next rescan was due."""
+    gpu, now_s = FakeGpu("GPU-a"), [0.0]
+    backend = NvmlBackend(api=FakeNvml(gpu), rescan_s=5.0, clock=lambda: now_s[0])
+    backend.open()
+    gpu.gone = Code.GPU_IS_LOST
+    told = list(backend.wait_events(0))
+    gpu.gone = None
+    now_s[0] += 5.0
+    told += backend.wait_events(0)
+    assert told == [GpuDisappeared("GPU-a"), GpuAppeared("GPU-a")]
+
+
+def test_a_change_that_was_found_in_a_wait_that_failed_is_told_by_the_next() -> None:
+    gpu = FakeGpu("GPU-a")
+    nvml = FakeNvml(gpu, FakeGpu("GPU-b"))
+    backend = opened(nvml)
+    gpu.gone = Code.GPU_IS_LOST
+    nvml.failing["event_set_create"] = Code.UNKNOWN
+    with pytest.raises(HalError):
+        backend.wait_events(0)
+    del nvml.failing["event_set_create"]
+    assert backend.wait_events(0) == [GpuDisappeared("GPU-a")]
+
+
 def test_a_lost_gpu_is_reported_from_a_failing_wait() -> None:
     lost, good = FakeGpu("GPU-a"), FakeGpu("GPU-b")
     nvml = FakeNvml(lost, good)

@@ -133,6 +133,17 @@ def test_events_are_taken_once() -> None:
     assert taken == [(XidError(a.identity.uuid, 31),), ()]
 
 
+def test_events_that_nobody_takes_do_not_pile_up_and_the_latest_are_kept() -> None:
+    node, (a, *_) = a_node()
+    for _ in range(10_000):
+        node.befall(a, XidFault(xid=31))
+    node.befall(a, XidFault(xid=43))
+    taken = node.take_events()
+    assert len(taken) < 5000
+    assert taken[-1] == XidError(a.identity.uuid, 43)
+    assert node.take_events() == ()
+
+
 @pytest.mark.parametrize("name", scenario_names())
 def test_the_same_scenario_gives_the_same_events(name: str) -> None:
     def history() -> list[tuple[float, tuple[Event, ...]]]:

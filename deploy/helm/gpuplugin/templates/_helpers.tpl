@@ -1,0 +1,167 @@
+{{/* Names. */}}
+{{- define "gpuplugin.name" -}}
+{{- default "nvidia-device-plugin" .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "gpuplugin.fullname" -}}
+{{- $name := include "gpuplugin.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "gpuplugin.namespace" -}}
+{{- $namespace := default .Release.Namespace .Values.namespaceOverride }}
+{{- if and (eq $namespace "default") (not .Values.allowDefaultNamespace) }}
+{{- fail "this chart wants a namespace of its own: --namespace gpu-device-plugin --create-namespace, or allowDefaultNamespace=true" }}
+{{- end }}
+{{- $namespace }}
+{{- end }}
+
+{{- define "gpuplugin.selectorLabels" -}}
+{{- if .Values.selectorLabelsOverride }}
+{{- toYaml .Values.selectorLabelsOverride }}
+{{- else -}}
+app.kubernetes.io/name: {{ include "gpuplugin.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+{{- end }}
+
+{{- define "gpuplugin.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{ include "gpuplugin.selectorLabels" . }}
+{{- end }}
+
+{{- define "gpuplugin.serviceAccount" -}}
+{{- default (ternary (include "gpuplugin.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- end }}
+
+{{/* The configuration: the ConfigMap's name, and the file for nodes that do not choose. */}}
+{{- define "gpuplugin.configMap" -}}
+{{- if and .Values.config.name .Values.config.map }}
+{{- fail "config.name and config.map: give one of them" }}
+{{- end }}
+{{- default (printf "%s-config" (include "gpuplugin.fullname" .)) .Values.config.name }}
+{{- end }}
+
+{{- define "gpuplugin.configFile" -}}
+{{- $map := .Values.config.map }}
+{{- if .Values.config.default }}
+{{- if and $map (not (hasKey $map .Values.config.default)) }}
+{{- fail (printf "config.default: %s is not in config.map" .Values.config.default) }}
+{{- end }}
+{{- .Values.config.default }}
+{{- else if .Values.config.name }}config.yaml
+{{- else if not $map }}config.yaml
+{{- else if eq (len $map) 1 }}{{ keys $map | first }}
+{{- else if hasKey $map "default" }}default
+{{- else }}
+{{- fail (printf "config.map has %d files: name the one for nodes that do not choose as config.default" (len $map)) }}
+{{- end }}
+{{- end }}
+
+{{- define "gpuplugin.strategies" -}}
+{{- $given := .Values.deviceListStrategy }}
+{{- if kindIs "slice" $given }}{{ join "," $given }}{{ else }}{{ default "" $given }}{{ end }}
+{{- end }}
+
+{{/* "true" or nothing. */}}
+{{- define "gpuplugin.usesCdi" -}}
+{{- if contains "cdi-" (include "gpuplugin.strategies" .) }}true{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.usesApi" -}}
+{{- if or .Values.nodeReports.enabled .Values.perNodeConfig.enabled }}true{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.runtimeClassName" -}}
+{{- if not .Values.simulated.enabled }}{{ default "" .Values.runtimeClassName }}{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.isPrivileged" -}}
+{{- if not (or .Values.simulated.enabled .Values.runtimeClassName) }}
+{{- if not (include "gpuplugin.usesCdi" .) }}
+{{- fail "runtimeClassName is empty, so the driver comes from the host: that takes a cdi-* deviceListStrategy" }}
+{{- end }}true
+{{- end }}
+{{- end }}
+
+{{- define "gpuplugin.isRoot" -}}
+{{- if or .Values.metrics.pods (include "gpuplugin.usesCdi" .) (eq .Values.registration "classic") }}true{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.securityContext" -}}
+{{- $root := include "gpuplugin.isRoot" . }}
+runAsNonRoot: {{ not $root }}
+runAsUser: {{ ternary 0 65534 (not (not $root)) }}
+runAsGroup: {{ ternary 0 65534 (not (not $root)) }}
+readOnlyRootFilesystem: true
+{{- if include "gpuplugin.isPrivileged" . }}
+privileged: true
+allowPrivilegeEscalation: true
+{{- else }}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: ["ALL"]
+{{- end }}
+{{- end }}
+
+{{/* One variable for each value that is not null. */}}
+{{- define "gpuplugin.variables" -}}
+{{- $cdi := .Values.cdi }}
+{{- $all := list
+  (list "MIG_STRATEGY" .Values.migStrategy)
+  (list "FAIL_ON_INIT_ERROR" .Values.failOnInitError)
+  (list "DEVICE_LIST_STRATEGY" (include "gpuplugin.strategies" . | default nil))
+  (list "DEVICE_ID_STRATEGY" .Values.deviceIDStrategy)
+  (list "NVIDIA_DRIVER_ROOT" .Values.nvidiaDriverRoot)
+  (list "NVIDIA_DEV_ROOT" .Values.nvidiaDevRoot)
+  (list "GDRCOPY_ENABLED" .Values.gdrcopyEnabled)
+  (list "GDS_ENABLED" .Values.gdsEnabled)
+  (list "MOFED_ENABLED" .Values.mofedEnabled)
+  (list "DEVICE_DISCOVERY_STRATEGY" .Values.deviceDiscoveryStrategy)
+  (list "PASS_DEVICE_SPECS" .Values.compatWithCPUManager)
+  (list "NVIDIA_CDI_HOOK_PATH" $cdi.nvidiaHookPath)
+  (list "CDI_DISABLE_HOOKS" $cdi.disableHooks)
+  (list "CDI_FEATURE_FLAGS" $cdi.featureFlags)
+  (list "SHARED_DEVICES_ALLOCATION_POLICY" .Values.policy)
+  (list "GPUPLUGIN_INCLUDE_GPUS" (join "," .Values.includeGpus | default nil))
+  (list "GPUPLUGIN_EXCLUDE_GPUS" (join "," .Values.excludeGpus | default nil))
+  (list "DP_DISABLE_HEALTHCHECKS" .Values.ignoreXids)
+  (list "DP_ENABLE_HEALTHCHECKS" .Values.fatalXids)
+  (list "GPUPLUGIN_LOG_LEVEL" .Values.logLevel)
+  (list "GPUPLUGIN_METRICS_INTERVAL" .Values.metrics.interval)
+  (list "GPUPLUGIN_POD_METRICS" (ternary "true" nil .Values.metrics.pods))
+  (list "GPUPLUGIN_REGISTRATION" (ternary "classic" nil (eq .Values.registration "classic")))
+  (list "GPUPLUGIN_BACKEND" (ternary "sim" nil .Values.simulated.enabled))
+  (list "GPUPLUGIN_SCENARIO" (ternary .Values.simulated.scenario nil .Values.simulated.enabled))
+  (list "GPUPLUGIN_KUBERNETES_REPORTS" (ternary "true" nil .Values.nodeReports.enabled))
+  (list "GPUPLUGIN_CONFIG_MAP_DIR" (ternary "/etc/gpuplugin" nil .Values.perNodeConfig.enabled))
+}}
+{{- range $all }}
+{{- $value := index . 1 }}
+{{- if kindIs "slice" $value }}{{ $value = join "," $value }}{{ end }}
+{{- if not (kindIs "invalid" $value) }}
+- name: {{ index . 0 }}
+  value: {{ $value | toString | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "gpuplugin.probe" -}}
+httpGet: {path: {{ .path }}, port: metrics}
+{{ toYaml .probe }}
+{{- end }}
+
+{{- define "gpuplugin.relabelings" -}}
+{{- /* Alerts and dashboard speak of nodes; a pod's address changes with every rollout. */ -}}
+- sourceLabels: [__meta_kubernetes_pod_node_name]
+  targetLabel: node
+- sourceLabels: [__meta_kubernetes_pod_node_name]
+  targetLabel: instance
+{{- end }}

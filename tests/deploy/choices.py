@@ -1,0 +1,115 @@
+"""The same choices for kustomize and for the chart: components here, values there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tests.deploy.rendering import COMPONENTS, OVERLAYS, built, built_with, chart, names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.deploy.rendering import Object
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Components of kustomize, in order, and values of the chart that mean the same."""
+
+    components: tuple[str, ...]
+    values: str
+
+
+CDI = "deviceListStrategy: cdi-cri\n"
+PER_NODE = """\
+perNodeConfig: {enabled: true}
+config:
+  default: config.yaml
+  map:
+    config.yaml: |
+      version: v1
+      sharing:
+        timeSlicing:
+          renameByDefault: false
+          failRequestsGreaterThanOne: true
+          resources: [{name: nvidia.com/gpu, replicas: 10}]
+    exclusive: |
+      version: v1
+    development: |
+      version: v1
+      sharing:
+        timeSlicing:
+          failRequestsGreaterThanOne: true
+          resources: [{name: nvidia.com/gpu, replicas: 4}]
+    ci: |
+      version: v1
+      sharing:
+        timeSlicing:
+          failRequestsGreaterThanOne: true
+          resources: [{name: nvidia.com/gpu, replicas: 20}]
+"""
+
+
+def _replicas(count: int) -> str:
+    return f"""\
+config:
+  map:
+    config.yaml: |
+      version: v1
+      sharing:
+        timeSlicing:
+          renameByDefault: false
+          failRequestsGreaterThanOne: true
+          resources: [{{name: nvidia.com/gpu, replicas: {count}}}]
+"""
+
+
+CHOICES = {
+    "base": Choice((), ""),
+    **{
+        f"replicas-{count}": Choice((f"replicas-{count}",), _replicas(count))
+        for count in (4, 10, 20)
+    },
+    "simulated": Choice(("simulated",), "simulated: {enabled: true}\n"),
+    "any-node": Choice(("any-node",), "affinity: null\n"),
+    "classic": Choice(("classic-registration",), "registration: classic\n"),
+    "pod-metrics": Choice(("pod-metrics",), "metrics: {pods: true}\n"),
+    "cdi": Choice(("cdi",), CDI),
+    "privileged": Choice(("cdi", "privileged-driver"), f"{CDI}runtimeClassName: null\n"),
+    "node-reports": Choice(("node-reports",), "nodeReports: {enabled: true}\n"),
+    "per-node-config": Choice(("per-node-config",), PER_NODE),
+    "monitoring": Choice(
+        ("monitoring",), "metrics: {podMonitor: true, alerts: true, dashboard: true}\n"
+    ),
+    "service-monitor": Choice(("service-monitor",), "metrics: {serviceMonitor: true}\n"),
+    "network-policy": Choice(("network-policy",), "networkPolicy: {enabled: true}\n"),
+    "priority-quota": Choice(("priority-quota",), "priorityQuota: {create: true}\n"),
+    "k0s": Choice(("kubelet-dir-k0s",), "kubeletDir: /var/lib/k0s/kubelet\n"),
+    "microk8s": Choice(
+        ("kubelet-dir-microk8s",), "kubeletDir: /var/snap/microk8s/common/var/lib/kubelet\n"
+    ),
+    "everything": Choice(
+        (
+            "pod-metrics",
+            "cdi",
+            "classic-registration",
+            "node-reports",
+            "per-node-config",
+            "monitoring",
+        ),
+        f"""{CDI}{PER_NODE}\
+registration: classic
+nodeReports: {{enabled: true}}
+metrics: {{pods: true, podMonitor: true, alerts: true, dashboard: true}}
+""",
+    ),
+}
+
+RENDERED: dict[str, Callable[[], list[Object]]] = {
+    **{f"overlay {name}": partial(built, OVERLAYS / name) for name in names(OVERLAYS)},
+    **{f"component {name}": partial(built_with, name) for name in names(COMPONENTS)},
+    **{f"chart {name}": partial(chart, choice.values) for name, choice in CHOICES.items()},
+}
+"""Everything that the shipped files make, by what it is made of."""

@@ -1,0 +1,65 @@
+"""What the plugin may do on a node and in the cluster, read from rendered objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.deploy.rendering import of_kind, plugin_of, pod_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.deploy.rendering import Object
+
+OWN_FOLDER = "plugins_registry/gpuplugin"
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Everything beyond an ordinary container without any right."""
+
+    root: bool = False
+    privileged: bool = False
+    host_pid: bool = False
+    writable: frozenset[str] = field(default_factory=frozenset)
+    """Paths of the host, without the folder of the plugin's own."""
+    readable: frozenset[str] = field(default_factory=frozenset)
+    token: bool = False
+    api: frozenset[str] = field(default_factory=frozenset)
+    """`verb resource`, with the namespace of a Role behind it."""
+
+
+def rights_of(found: Iterable[Object]) -> Rights:
+    """The rights of the plugin's pods."""
+    every = list(found)
+    pod, container = pod_of(every), plugin_of(every)
+    security = container["securityContext"]
+    paths = {one["name"]: one["hostPath"]["path"] for one in pod["volumes"] if "hostPath" in one}
+    mounted = {
+        paths[one["name"]]: one.get("readOnly", False)
+        for one in container["volumeMounts"]
+        if one["name"] in paths
+    }
+    return Rights(
+        root=security["runAsUser"] == 0,
+        privileged=security.get("privileged", False),
+        host_pid=pod.get("hostPID", False),
+        writable=frozenset(
+            path for path, only in mounted.items() if not only and not path.endswith(OWN_FOLDER)
+        ),
+        readable=frozenset(path for path, only in mounted.items() if only),
+        token=pod["automountServiceAccountToken"],
+        api=frozenset(_verbs(every)),
+    )
+
+
+def _verbs(found: list[Object]) -> Iterable[str]:
+    for role in (*of_kind(found, "ClusterRole"), *of_kind(found, "Role")):
+        place = role["metadata"].get("namespace")
+        for rule in role["rules"]:
+            assert rule.keys() == {"apiGroups", "resources", "verbs"}
+            assert rule["apiGroups"] == [""]
+            for resource in rule["resources"]:
+                for verb in rule["verbs"]:
+                    yield f"{verb} {resource}" + (f" in {place}" if place else "")

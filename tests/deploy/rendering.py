@@ -1,0 +1,148 @@
+"""What kustomize and helm make of the shipped files, as objects."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import yaml
+
+from tests.deploy.binaries import program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Object: TypeAlias = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+KUSTOMIZE = DEPLOY / "kustomize"
+COMPONENTS = KUSTOMIZE / "components"
+OVERLAYS = KUSTOMIZE / "overlays"
+CHART = DEPLOY / "helm" / "gpuplugin"
+NAMESPACE = "gpu-device-plugin"
+PLUGIN = "nvidia-device-plugin"
+
+
+def names(folder: Path) -> list[str]:
+    """Kustomizations in a folder."""
+    return sorted(path.parent.name for path in folder.glob("*/kustomization.yaml"))
+
+
+@cache
+def _build(folder: str) -> str:
+    return _output([program("kubectl"), "kustomize", folder])
+
+
+def built(folder: Path) -> list[Object]:
+    """Objects of a kustomization. No flag: whoever runs `kubectl apply -k` gives none either."""
+    return objects(_build(str(folder)))
+
+
+@cache
+def _build_with(components: tuple[str, ...]) -> str:
+    return _overlaid(
+        yaml.safe_dump(
+            {
+                "apiVersion": "kustomize.config.k8s.io/v1beta1",
+                "kind": "Kustomization",
+                "resources": ["../../base"],
+                "components": [f"../../components/{name}" for name in components],
+            }
+        )
+    )
+
+
+def overlaid(kustomization: str) -> list[Object]:
+    """Objects of an overlay of somebody's own, beside the shipped ones."""
+    return objects(_overlaid(kustomization))
+
+
+def _overlaid(kustomization: str) -> str:
+    # kustomize takes relative paths alone and resolves links first, so this is done in a copy.
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("kustomize", "prometheus", "grafana"):
+            shutil.copytree(DEPLOY / part, Path(folder) / part)
+        own = Path(folder) / "kustomize" / "overlays" / "own"
+        own.mkdir()
+        (own / "kustomization.yaml").write_text(kustomization)
+        return _output([program("kubectl"), "kustomize", str(own)])
+
+
+def built_with(*components: str) -> list[Object]:
+    """Objects of the base with components, in their order."""
+    return objects(_build_with(components))
+
+
+def chart(
+    values: str = "", *, release: str = PLUGIN, namespace: str = NAMESPACE, arguments: str = ""
+) -> list[Object]:
+    """Objects of the chart; `values` is YAML, `arguments` are further words."""
+    return objects(_rendered(values, release, namespace, arguments))
+
+
+@cache
+def _rendered(values: str, release: str, namespace: str, arguments: str) -> str:
+    words = ["template", release, str(CHART), "--namespace", namespace, "--values", "-"]
+    return _output([program("helm"), *words, *arguments.split()], values)
+
+
+def lint(values: str) -> None:
+    """Check the chart with values as strictly as helm can.
+
+    Raises:
+        AssertionError: there is something to say about it.
+    """
+    words = ["lint", "--strict", "--quiet", "--namespace", NAMESPACE, "--values", "-"]
+    _output([program("helm"), *words, str(CHART)], values)
+
+
+class Refused(Exception):
+    """The program ended with an error; the text is what it said."""
+
+
+def _output(command: Sequence[str], text: str = "") -> str:
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=50, check=False
+    )
+    if done.returncode:
+        raise Refused(done.stdout + done.stderr)
+    return done.stdout
+
+
+def objects(text: str) -> list[Object]:
+    """The documents of a stream that are not empty."""
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+def of_kind(found: Iterable[Object], kind: str) -> list[Object]:
+    """All objects of a kind."""
+    return [one for one in found if one["kind"] == kind]
+
+
+def the(found: Iterable[Object], kind: str) -> Object:
+    """The only object of a kind."""
+    (one,) = of_kind(found, kind)
+    return one
+
+
+def pod_of(found: Iterable[Object]) -> Object:
+    """Spec of the plugin's pods."""
+    spec: Object = the(found, "DaemonSet")["spec"]["template"]["spec"]
+    return spec
+
+
+def plugin_of(found: Iterable[Object]) -> Object:
+    """The container that runs the plugin."""
+    (container,) = pod_of(found)["containers"]
+    one: Object = container
+    return one
+
+
+def variables(container: Object) -> dict[str, Any]:
+    """Variables by name; those that come from elsewhere with where they come from."""
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}

@@ -1,0 +1,416 @@
+"""Commands in the documents: programs know their flags, and files, names and labels exist.
+
+kubectl and helm are asked for their flags. talosctl is not at hand: what is used of it is listed
+here, by its reference, so that a slip of the pen is noticed all the same.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from gpuplugin.cli.main import build_parser
+from gpuplugin.config.document import parse_document
+from tests.deploy.binaries import program
+from tests.deploy.choices import CHOICES
+from tests.deploy.rendering import (
+    CHART,
+    COMPONENTS,
+    DEPLOY,
+    KUSTOMIZE,
+    NAMESPACE,
+    OVERLAYS,
+    PLUGIN,
+    ROOT,
+    Object,
+    built,
+    built_with,
+    chart,
+    names,
+    of_kind,
+    overlaid,
+    plugin_of,
+    pod_of,
+    the,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACEHOLDERS = {"NODE", "POD", "PLUGIN-POD", "FILE"}
+OWN_OVERLAY = "deploy/kustomize/overlays/mine"
+"""The one that the page tells its reader to write; a test writes it, too."""
+
+AWAITED = {"deploy/Containerfile"}
+"""Comes with another change."""
+
+TALOSCTL = {
+    "version": set[str](),
+    "upgrade": {"--image"},
+    "get": {"--output"},
+    "patch": {"--patch"},
+    "read": set[str](),
+    "reboot": set[str](),
+    "list": set[str](),
+    "dmesg": set[str](),
+    "services": set[str](),
+    "logs": set[str](),
+}
+TALOS_RESOURCES = {"extensions", "machineconfig"}
+
+
+def _commands(tool: str) -> list[tuple[str, str]]:
+    """Page and command, of blocks and of code in the text."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        found += [(page.name, line[2:]) for line in lines if line.startswith(f"$ {tool} ")]
+        found += [(page.name, one) for one in re.findall(rf"`({tool} [^`]+)`", outside)]
+    return sorted(set(found))
+
+
+def _words(command: str) -> tuple[list[str], list[str]]:
+    """The command's words before `--`, and those behind; what is piped on does not matter."""
+    words = shlex.split(re.split(r" \| ", command)[0])
+    if "--" in words:
+        place = words.index("--")
+        return words[:place], words[place + 1 :]
+    return words, []
+
+
+def _positional(words: list[str], taking: set[str]) -> list[str]:
+    """Words that are no flags and no values of flags."""
+    found, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.startswith("-"):
+            skip = word in taking
+        else:
+            found.append(word)
+    return found
+
+
+@cache
+def _help(tool: str, *words: str) -> str:
+    done = subprocess.run(
+        [program(tool), *words], capture_output=True, text=True, timeout=30, check=True
+    )
+    return done.stdout
+
+
+def _flags(text: str) -> tuple[set[str], set[str]]:
+    """Flags in a help text, and those of them that take a value."""
+    known, taking = set(), set()
+    for short, long, rest in re.findall(
+        r"^\s+(?:(-\w), )?(--[\w-]+)([= ].*)?$", text, re.MULTILINE
+    ):
+        both = {long} | ({short} if short else set())
+        known |= both
+        # kubectl writes `--all=false:`, helm `--atomic   text` for a switch.
+        is_switch = rest.startswith(("=false:", "=true:")) or re.match(r"=?\s{2,}", rest)
+        if not is_switch:
+            taking |= both
+    return known, taking
+
+
+@cache
+def _objects() -> list[Object]:
+    """Everything that the documents may speak of by name."""
+    every = [one for name in names(OVERLAYS) for one in built(OVERLAYS / name)]
+    every += [one for name in names(COMPONENTS) for one in built_with(name)]
+    for name in names(DEPLOY / "workloads"):
+        every += built(DEPLOY / "workloads" / name)
+    return every
+
+
+def _exists(kind: str, name: str) -> bool:
+    if name in PLACEHOLDERS:
+        return True
+    return any(
+        kind in {one["kind"].lower(), f"{one['kind'].lower()}s"} and one["metadata"]["name"] == name
+        for one in _objects()
+    )
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("kubectl"))
+def test_kubectl_commands(page: str, command: str) -> None:
+    words, inner = _words(command)
+    verb = words[1:3] if words[1] in {"rollout", "auth", "create"} else words[1:2]
+    known, taking = _flags(_help("kubectl", *verb, "--help") + _help("kubectl", "options"))
+    given = [word.partition("=")[0] for word in words if word.startswith("-")]
+    assert set(given) <= known, set(given) - known
+
+    values = {
+        word: words[place + 1]
+        for place, word in enumerate(words)
+        if word in taking and "=" not in word and place + 1 < len(words)
+    }
+    _check_values(values)
+    _check_positional(verb, _positional(words[1 + len(verb) :], taking), values)
+    if inner and inner[0] == "gpuplugin":
+        build_parser().parse_args(inner[1:])
+
+
+def _check_values(values: dict[str, str]) -> None:
+    if folder := values.get("-k"):
+        assert folder == OWN_OVERLAY or (ROOT / folder / "kustomization.yaml").is_file()
+    assert values.get("-n", NAMESPACE) == NAMESPACE
+    if container := values.get("-c"):
+        assert container == plugin_of(built(KUSTOMIZE / "base"))["name"]
+    if selector := values.get("-l"):
+        key, _, value = selector.partition("=")
+        templates = [
+            one["spec"]["template"]["metadata"]["labels"]
+            for one in _objects()
+            if one["kind"] in {"DaemonSet", "Deployment"}
+        ]
+        assert any(labels.get(key) == value for labels in templates), selector
+    if columns := values.get("-L"):
+        assert set(columns.split(",")) <= _affinity().keys()
+
+
+def _check_positional(verb: list[str], rest: list[str], values: dict[str, str]) -> None:
+    """Kinds with names, as `kind name` or `kind/name`, and what is done with them."""
+    if verb[0] in {"exec", "logs", "port-forward"}:
+        for word in rest[:1]:
+            kind, _, name = word.rpartition("/")
+            assert _exists(kind or "pod", name), word
+    elif verb == ["label"]:
+        _check_label(rest)
+    elif rest and verb[0] not in {"auth", "create", "apply"} and verb != ["delete"]:
+        kind, _, name = rest[0].partition("/")
+        assert re.fullmatch(r"(node|pod|daemonset|deployment|runtimeclass|configmap)s?", kind)
+        for one in [name] if name else rest[1:]:
+            assert _exists(kind, one), (kind, one)
+        if kind.rstrip("s") in {"daemonset", "configmap"} or name == PLUGIN:
+            assert values.get("-n") == NAMESPACE, "it is not in the default namespace"
+    elif verb[0] == "create":
+        assert rest == [NAMESPACE]
+
+
+def _affinity() -> dict[str, list[str]]:
+    affinity = pod_of(built(KUSTOMIZE / "base"))["affinity"]["nodeAffinity"]
+    terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return {one["key"]: one["values"] for term in terms for one in term["matchExpressions"]}
+
+
+def _check_label(rest: list[str]) -> None:
+    kind, name, label = rest
+    key, _, value = label.partition("=")
+    if kind == "namespace":
+        made = the(built(KUSTOMIZE / "base"), "Namespace")["metadata"]
+        assert (name, made["labels"][key]) == (NAMESPACE, value)
+    elif key == "nvidia.com/device-plugin.config":
+        found = built(OVERLAYS / "per-node-config")
+        assert value in the(found, "ConfigMap")["data"]
+    else:
+        assert value in _affinity()[key]
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("helm"))
+def test_helm_commands(page: str, command: str) -> None:
+    words, _ = _words(command)
+    verb = words[1:3] if words[1] == "show" else words[1:2]
+    known, taking = _flags(_help("helm", *verb, "--help"))
+    given = [word.partition("=")[0] for word in words if word.startswith("-")]
+    assert set(given) <= known, set(given) - known
+    rest = _positional(words[1 + len(verb) :], taking)
+    if verb == ["uninstall"]:
+        assert rest == [PLUGIN]
+    else:
+        assert (ROOT / rest[-1]).resolve() == CHART
+    if "--namespace" in words:
+        assert words[words.index("--namespace") + 1] == NAMESPACE
+    settings = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    assert chart(arguments=" ".join(f"--set {one}" for one in settings))
+
+
+def test_values_in_the_pages_on_deploying_are_values_of_the_chart() -> None:
+    text = (ROOT / "docs/deploy.md").read_text()
+    section = text.partition("\n## Helm\n")[2].partition("\n## ")[0]
+    settings = re.findall(r"`([a-zA-Z.]+=[^`]+)`", section)
+    assert len(settings) >= 8
+    for one in settings:
+        assert chart("config: {map: {a: 'version: v1'}}", arguments=f"--set {one}"), one
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name in re.findall(r"`([a-z][a-zA-Z]+(?:\.[a-zA-Z]+)?)`", section):
+        first, _, second = name.partition(".")
+        assert first in values, name
+        assert not second or second in values[first], name
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("talosctl"))
+def test_talosctl_commands(page: str, command: str) -> None:
+    words, _ = _words(command)
+    assert words[1] in TALOSCTL
+    given = [word for word in words if word.startswith("-")]
+    assert set(given) <= TALOSCTL[words[1]] | {"--nodes"}
+    if words[1] in {"get", "patch"}:
+        assert words[2] in TALOS_RESOURCES
+    for word in words:
+        if word.startswith("@"):
+            assert (ROOT / word[1:]).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_deploy_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(r"(?<![\w/.])deploy/[\w./-]+\w", page.read_text()):
+        known = path in AWAITED or path.startswith(OWN_OVERLAY)
+        assert known or (ROOT / path).exists(), path
+
+
+def test_the_overlay_that_the_reader_writes_builds() -> None:
+    text = (ROOT / "docs/deploy.md").read_text()
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = overlaid(shown)
+    images = {one["image"] for one in (plugin_of(found), *pod_of(found)["initContainers"])}
+    assert images == {"registry.example/gpuplugin:0.1.0"}
+    assert "registry.example/gpuplugin:0.1.0" in text.partition("```yaml")[0], "as it was pushed"
+
+
+@pytest.mark.parametrize(
+    ("heading", "folder"), [("## Overlays", OVERLAYS), ("## Components", COMPONENTS)]
+)
+def test_the_page_on_deploying_has_them_all(heading: str, folder: Path) -> None:
+    text = (ROOT / "docs/deploy.md").read_text()
+    section = text.partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    assert sorted(name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)) == names(
+        folder
+    )
+
+
+def test_the_page_on_deploying_has_the_labels_that_are_accepted() -> None:
+    text = (ROOT / "docs/deploy.md").read_text()
+    section = text.partition("\n## Which nodes\n")[2].partition("\n## ")[0]
+    shown = set(re.findall(r"`([\w./-]+=[\w-]+)`", section))
+    assert shown == {f"{key}={value}" for key, values in _affinity().items() for value in values}
+
+
+def test_all_symptoms_are_there_and_the_doctor_comes_first() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings == [
+        "No capacity",
+        "Pods pending",
+        "Runtime errors",
+        "UnexpectedAdmissionError",
+        "Replicas on one GPU",
+        "Out of memory",
+    ]
+    parts = re.split(r"^## .+$", text, flags=re.MULTILINE)
+    assert all("```console\n$ kubectl" in part for part in parts)
+    assert "gpuplugin doctor" in parts[0]
+
+
+# --- Talos -------------------------------------------------------------------------------------
+
+
+def _talos(name: str) -> Object:
+    loaded: Object = yaml.safe_load((DEPLOY / "talos" / name).read_text())
+    return loaded
+
+
+def test_talos_extensions_are_of_one_branch() -> None:
+    for name, branch in (("schematic.yaml", "lts"), ("schematic-production.yaml", "production")):
+        extensions = _talos(name)["customization"]["systemExtensions"]["officialExtensions"]
+        assert extensions == [
+            f"siderolabs/nvidia-open-gpu-kernel-modules-{branch}",
+            f"siderolabs/nvidia-container-toolkit-{branch}",
+        ]
+
+
+def test_talos_loads_the_modules_and_sets_a_label_that_the_plugin_accepts() -> None:
+    machine = _talos("gpu.yaml")["machine"]
+    modules = [one["name"] for one in machine["kernel"]["modules"]]
+    assert modules == ["nvidia", "nvidia_uvm", "nvidia_drm", "nvidia_modeset"]
+    for key, value in machine["nodeLabels"].items():
+        assert value in _affinity()[key]
+    page = (ROOT / "docs/talos.md").read_text()
+    assert all(f"`{name}`" in page for name in modules)
+
+
+@pytest.mark.parametrize("name", ["containerd-default-runtime.yaml", "containerd-cdi.yaml"])
+def test_talos_patches_of_containerd(name: str) -> None:
+    import tomllib
+
+    (file,) = _talos(name)["machine"]["files"]
+    assert (file["op"], file["path"]) == ("create", "/etc/cri/conf.d/20-customization.part")
+    plugin = tomllib.loads(file["content"])["plugins"]["io.containerd.cri.v1.runtime"]
+    if "cdi" in name:
+        (mount,) = [
+            one
+            for one in plugin_of(built(OVERLAYS / "talos-cdi"))["volumeMounts"]
+            if one["name"] == "cdi"
+        ]
+        assert plugin["enable_cdi"] is True
+        assert mount["mountPath"] in plugin["cdi_spec_dirs"]
+    else:
+        runtime_class = the(built(OVERLAYS / "talos"), "RuntimeClass")
+        assert plugin["containerd"]["default_runtime_name"] == runtime_class["handler"]
+
+
+def test_every_file_for_talos_is_on_its_page() -> None:
+    page = (ROOT / "docs/talos.md").read_text()
+    for path in (DEPLOY / "talos").iterdir():
+        assert f"deploy/talos/{path.name}" in page
+
+
+# --- the chart's notes -------------------------------------------------------------------------
+
+
+def _notes(values: str) -> str:
+    """What helm tells after an installation, as far as it can without a cluster."""
+    words = ["install", PLUGIN, str(CHART), "--namespace", NAMESPACE, "--dry-run=client"]
+    done = subprocess.run(
+        [program("helm"), *words, "--values", "-"],
+        input=values,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
+def test_the_notes_tell_how_to_see_that_it_works() -> None:
+    notes = _notes("")
+    commands = re.findall(r"^  (kubectl .+)$", notes, re.MULTILINE)
+    assert [one.split()[1] for one in commands] == ["get", "describe", "exec"]
+    for command in commands:
+        test_kubectl_commands("NOTES.txt", command)
+    assert "DESIRED 0" in notes
+    assert "perNodeConfig" not in notes
+
+
+def test_the_notes_tell_of_files_that_nobody_chooses() -> None:
+    several = "config: {map: {a: 'version: v1', default: 'version: v1'}}"
+    assert "every node uses default" in _notes(several)
+    assert "every node uses" not in _notes(f"{several}\nperNodeConfig: {{enabled: true}}")
+
+
+# --- contents ----------------------------------------------------------------------------------
+
+
+def test_configurations_in_all_config_maps_are_accepted() -> None:
+    found = [one for one in _objects() if one["kind"] == "ConfigMap"]
+    for choice in CHOICES.values():
+        found += of_kind(chart(choice.values), "ConfigMap")
+    checked = 0
+    for one in found:
+        for name, text in one["data"].items():
+            if not name.endswith(".json"):
+                assert parse_document(text, name).data["version"] == "v1"
+                checked += 1
+    assert checked > 20

@@ -1,0 +1,149 @@
+"""The chart's notes on a cluster: helm asks an API server for nodes and the namespace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.deploy.binaries import program
+from tests.deploy.rendering import CHART, NAMESPACE, PLUGIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+CORE = {"nodes": "Node", "namespaces": "Namespace", "configmaps": "ConfigMap"}
+CORE |= {"services": "Service", "serviceaccounts": "ServiceAccount", "secrets": "Secret"}
+GROUPS = {
+    "apps/v1": {"daemonsets": "DaemonSet"},
+    "node.k8s.io/v1": {"runtimeclasses": "RuntimeClass"},
+}
+CLUSTER_WIDE = {"nodes", "namespaces", "runtimeclasses"}
+PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
+LABEL = f"kubectl label namespace {NAMESPACE} pod-security.kubernetes.io/enforce=privileged"
+
+
+def _resources(version: str, kinds: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": version,
+        "resources": [
+            {
+                "name": name,
+                "singularName": "",
+                "namespaced": name not in CLUSTER_WIDE,
+                "kind": kind,
+                "verbs": ["get", "list"],
+            }
+            for name, kind in kinds.items()
+        ],
+    }
+
+
+def _group(version: str) -> dict[str, Any]:
+    one = {"groupVersion": version, "version": version.rpartition("/")[2]}
+    return {"name": version.partition("/")[0], "versions": [one], "preferredVersion": one}
+
+
+@contextmanager
+def _cluster(nodes: list[dict[str, str]], namespace: dict[str, str]) -> Iterator[str]:
+    """Address of an API server with nodes and a namespace of these labels, and nothing else."""
+    made = [
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"n{number}", "labels": labels}}
+        for number, labels in enumerate(nodes)
+    ]
+    own = {"name": NAMESPACE, "labels": namespace}
+    answers: dict[str, dict[str, Any]] = {
+        "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/apis": {"kind": "APIGroupList", "groups": [_group(version) for version in GROUPS]},
+        "/api/v1": _resources("v1", CORE),
+        **{f"/apis/{version}": _resources(version, kinds) for version, kinds in GROUPS.items()},
+        "/api/v1/nodes": {"apiVersion": "v1", "kind": "NodeList", "metadata": {}, "items": made},
+        f"/api/v1/namespaces/{NAMESPACE}": {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": own,
+        },
+        f"/api/v1/namespaces/{NAMESPACE}/secrets": {
+            "apiVersion": "v1",
+            "kind": "SecretList",
+            "metadata": {},
+            "items": [],
+        },
+    }
+    missing = {"kind": "Status", "apiVersion": "v1", "reason": "NotFound", "code": 404}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = answers.get(self.path.partition("?")[0])
+            body = json.dumps(missing if found is None else found).encode()
+            self.send_response(404 if found is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *_arguments: object) -> None:  # noqa: A002 - its name
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _notes(address: str, home: Path, *more: str) -> str:
+    words = ["install", PLUGIN, str(CHART), "--namespace", NAMESPACE, "--dry-run=server"]
+    words += ["--disable-openapi-validation", "--kube-apiserver", address, *more]
+    done = subprocess.run(
+        [program("helm"), *words],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": os.devnull},
+    )
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([{"a": "b"}, {"node-type": "gpu"}, {"nvidia.com/gpu.present": "true"}], "2 of 3 nodes"),
+        ([{"feature.node.kubernetes.io/pci-0302_10de.present": "true"}], "1 of 1 nodes"),
+        ([{"nvidia.com/gpu.present": "false"}, {"node-type": "cpu"}], "0 of 2 nodes"),
+    ],
+)
+def test_nodes_that_the_affinity_reaches_are_counted(
+    nodes: list[dict[str, str]], said: str, tmp_path: Path
+) -> None:
+    with _cluster(nodes, PRIVILEGED) as address:
+        notes = _notes(address, tmp_path)
+    assert said in notes
+    assert ("NO POD WILL RUN" in notes) == said.startswith("0")
+    assert LABEL not in notes
+
+
+@pytest.mark.parametrize("labels", [{}, {"pod-security.kubernetes.io/enforce": "baseline"}])
+def test_a_namespace_that_refuses_the_pods_is_told(labels: dict[str, str], tmp_path: Path) -> None:
+    with _cluster([{"node-type": "gpu"}], labels) as address:
+        assert LABEL in _notes(address, tmp_path)
+
+
+def test_without_affinity_nothing_is_counted(tmp_path: Path) -> None:
+    with _cluster([{}], PRIVILEGED) as address:
+        assert "default affinity wants" not in _notes(address, tmp_path, "--set", "affinity=null")

@@ -1,0 +1,131 @@
+"""Everything that is rendered is valid for the oldest and the newest Kubernetes that we name."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+
+from tests.deploy.choices import RENDERED
+from tests.deploy.rendering import DEPLOY, built, names
+
+VERSIONS = ("1.31", "1.37")
+OPERATOR = "monitoring.coreos.com/v1"
+WORKLOADS = DEPLOY / "workloads"
+EVERYTHING = RENDERED | {
+    f"workload {name}": partial(built, WORKLOADS / name) for name in names(WORKLOADS)
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_every_object_is_valid(name: str, version: str) -> None:
+    for one in EVERYTHING[name]():
+        if one["apiVersion"] == OPERATOR:
+            jsonschema.validate(one, OPERATORS[one["kind"]])
+        else:
+            _validate(_frozen(one), version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_misspelt_key_is_noticed(version: str) -> None:
+    (pod,) = built(DEPLOY / "workloads" / "one-pod")
+    pod["spec"]["runtimeClass"] = pod["spec"].pop("runtimeClassName")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, version, strict=True)
+
+
+@cache
+def _validate(frozen: Any, version: str) -> None:
+    # Most objects are in many renderings; each is looked at once.
+    kubernetes_validate.validate(_thawed(frozen), version, strict=True)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ("dict", tuple((key, _frozen(one)) for key, one in value.items()))
+    if isinstance(value, list):
+        return ("list", tuple(_frozen(one) for one in value))
+    return ("value", value, type(value))
+
+
+def _thawed(frozen: Any) -> Any:
+    kind, content = frozen[:2]
+    if kind == "dict":
+        return {key: _thawed(one) for key, one in content}
+    return [_thawed(one) for one in content] if kind == "list" else content
+
+
+def _object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": required | optional,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+_TEXT = {"type": "string"}
+_LABELS = {"type": "object", "additionalProperties": _TEXT}
+_META = _object({"name": _TEXT, "namespace": _TEXT, "labels": _LABELS})
+_ENDPOINTS = {
+    "type": "array",
+    "items": _object(
+        {
+            "port": _TEXT,
+            "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
+            "honorLabels": {"type": "boolean"},
+            "relabelings": {
+                "type": "array",
+                "items": _object(
+                    {"sourceLabels": {"type": "array", "items": _TEXT}, "targetLabel": _TEXT}
+                ),
+            },
+        }
+    ),
+}
+
+
+def _monitor(kind: str, endpoints: str) -> dict[str, Any]:
+    spec = _object({"selector": _object({"matchLabels": _LABELS}), endpoints: _ENDPOINTS})
+    return _whole(kind, spec)
+
+
+def _whole(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return _object(
+        {
+            "apiVersion": {"const": OPERATOR},
+            "kind": {"const": kind},
+            "metadata": _META,
+            "spec": spec,
+        }
+    )
+
+
+_RULE = _object(
+    {"expr": _TEXT},
+    **{"alert": _TEXT, "record": _TEXT, "for": _TEXT, "labels": _LABELS, "annotations": _LABELS},
+)
+OPERATORS = {
+    "PodMonitor": _monitor("PodMonitor", "podMetricsEndpoints"),
+    "ServiceMonitor": _monitor("ServiceMonitor", "endpoints"),
+    "PrometheusRule": _whole(
+        "PrometheusRule",
+        _object(
+            {
+                "groups": {
+                    "type": "array",
+                    "items": _object(
+                        {"name": _TEXT, "rules": {"type": "array", "items": _RULE}},
+                        interval=_TEXT,
+                    ),
+                }
+            }
+        ),
+    ),
+}
+"""The part of the Prometheus operator's objects that is used here, by its documentation: the
+schemas of Kubernetes do not have them."""
