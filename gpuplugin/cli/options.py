@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from gpuplugin.config.option import Kind, Option
 from gpuplugin.config.options import (
     CONFIG_FILE_FLAG,
     CONFIG_FILE_VARIABLE,
     OPTIONS,
-    Kind,
-    Option,
 )
 
 if TYPE_CHECKING:

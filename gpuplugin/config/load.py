@@ -22,8 +22,6 @@ from gpuplugin.config.options import (
     DEFAULT_KUBELET_DIR,
     DEFAULT_POD_LOGS,
     OPTIONS,
-    Option,
-    Value,
 )
 from gpuplugin.config.schema import Settings
 from gpuplugin.config.unknown import misshapen, unknown_keys
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from gpuplugin.config.document import KeyPath
+    from gpuplugin.config.option import Option, Value
 
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 DEFAULT_FILE = "the built-in default.yaml"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-    from gpuplugin.config.options import Option
+    from gpuplugin.config.option import Option
 
 _BY_PATH = {option.path: option for option in OPTIONS}
 _DURATIONS = (

@@ -120,12 +120,18 @@ class Sampler:
         return Reading(
             at_s=started_s,
             took_s=time.monotonic() - started_s,
-            driver=self._backend.driver_version,
+            driver=self._driver(),
             gpus=gpus,
             telemetry=MappingProxyType(telemetry),
             usage=usage,
             unseen=MappingProxyType(unseen),
         )
+
+    def _driver(self) -> str:
+        try:
+            return self._backend.driver_version
+        except HalError:
+            return ""  # closed meanwhile
 
     async def _read_gpu(
         self,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuplugin.config.load import Loaded
-    from gpuplugin.config.options import Option
+    from gpuplugin.config.option import Option
     from gpuplugin.config.schema import Settings
     from sim.scenario import Scenario
 

@@ -44,7 +44,8 @@ import pytest
 from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options, load
 from gpuplugin.config.load import ConfigError, Loaded, load_settings
-from gpuplugin.config.options import OPTIONS, Kind
+from gpuplugin.config.option import Kind
+from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.plans import inventory_plan
 from gpuplugin.core.inventory import Inventory, build_inventory
 from gpuplugin.core.sharing import Selection

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options
 from gpuplugin.config.load import ConfigError, Loaded, load_settings
-from gpuplugin.config.options import OPTIONS, Kind, Option
+from gpuplugin.config.option import Kind, Option
+from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.plans import health_policy
 
 if TYPE_CHECKING:
