@@ -270,6 +270,7 @@ class Endpoint:
         company = _Company(self._around.dirs, self._resource, socket.path)
         alone_since_s = time.monotonic()
         was_open = False
+        seen = socket.opened_before
         ended = devices.opened_streams - devices.open_streams
         while True:
             is_open = devices.open_streams > 0
@@ -278,12 +279,14 @@ class Endpoint:
                 ended = gone
             connected = devices.opened_streams > socket.opened_before
             company.look()
-            if is_open:
+            # A stream that began and ended between two looks was contact, too.
+            opened, seen = devices.opened_streams > seen, devices.opened_streams
+            if is_open or opened:
                 others = "; so it does with another plugin's" if company.present else ""
                 self._say(f"the kubelet watches the device list{others}", ok=True)
-            elif connected:
+            if connected and not is_open:
                 self._say("the kubelet's stream has ended", ok=False)
-            if is_open or was_open:
+            if is_open or was_open or opened:
                 alone_since_s = time.monotonic()
             was_open = is_open
             self._around.metrics.streams.labels(self._resource).set(devices.open_streams)

@@ -13,6 +13,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 
 from gpuplugin.daemon import app
@@ -323,3 +324,29 @@ def test_the_way_of_registration_may_change_with_a_restart(
     first.stop()
     start_plugin(hardware.backend, ways[1])
     wait_for_eighty(kubelet)
+
+
+def test_contact_that_begins_and_ends_between_two_looks_is_remembered(
+    kubelet_dir: Path,
+    hardware: Hardware,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that was watched a moment ago must not be told that it never was."""
+    monkeypatch.setattr("gpuplugin.daemon.endpoint.POLL_S", 0.5)
+    plugin = start_plugin(hardware.backend)
+    (socket_path,) = eventually(plugin.sockets)
+    with grpc.insecure_channel(f"unix://{socket_path}") as channel:
+        watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(
+            "/v1beta1.DevicePlugin/ListAndWatch"
+        )
+        lists = watch(b"")
+        next(lists)
+        lists.cancel()
+
+    def part() -> dict[str, object]:
+        return plugin.get("/ready").parts[f"kubelet:{RESOURCE}"]
+
+    eventually(lambda: "stream has ended" in str(part()["text"]))
+    assert part()["ok"] is False
+    assert part()["ok_ago_s"] is not None
