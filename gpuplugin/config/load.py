@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from gpuplugin.config.casing import canonical
 from gpuplugin.config.document import Document, DocumentError, parse_document
@@ -30,7 +29,6 @@ from gpuplugin.config.values import XID_WORDS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from gpuplugin.config.document import KeyPath
@@ -261,36 +259,28 @@ def _put(values: dict[str, object], path: tuple[str, ...], value: Value) -> None
     section[path[-1]] = value
 
 
-class _LayerSource(PydanticBaseSettingsSource):
-    """Hands one layer to pydantic-settings, which merges layers key by key."""
-
-    def __init__(self, settings_class: type[BaseSettings], layer: _Layer) -> None:
-        super().__init__(settings_class)
-        self._layer = layer
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:
-        return self._layer.values.get(field.alias or field_name), field_name, False
-
-    def __call__(self) -> dict[str, object]:
-        return dict(self._layer.values)
-
-
 def _validate(layers: Sequence[_Layer], problems: list[Problem]) -> Settings:
-    class Layered(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *_args: object, **_kwargs: object
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return tuple(_LayerSource(settings_cls, layer) for layer in layers)
-
+    merged: dict[str, object] = {}
+    for layer in reversed(layers):
+        merged = _merged(merged, layer.values)
     try:
-        settings: Settings = Layered.model_validate({})
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
         problems.extend(_problem(details, layers) for details in error.errors())
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
+    """Mappings key by key; anything else in `above` takes the place of what is below it."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(value, dict) and isinstance(under, dict)
+        merged[key] = _merged(under, value) if both else value
+    return merged
 
 
 def _problem(details: ErrorDetails, layers: Sequence[_Layer]) -> Problem:

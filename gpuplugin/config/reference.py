@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import types
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
@@ -31,9 +34,9 @@ _RESOURCE_NAMES = frozenset({"name", "rename"})
 def file_table() -> str:
     """Every key of the file with type, default and meaning."""
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for path, name, field in _leaves(Settings, "", ()):
+    for path, name, field, said in _leaves(Settings, "", ()):
         option = _BY_PATH.get(path)
-        meaning = field.description or (option.help if option else "")
+        meaning = said or (option.help if option else "")
         cells = (f"`{name}`", _type(path[-1], field), _default(path[-1], field), meaning)
         rows.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(rows)
@@ -57,18 +60,38 @@ def option_table() -> str:
 
 def _leaves(
     model: type[BaseModel], prefix: str, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], str, FieldInfo]]:
-    """Keys that hold values, as (path, written form, field)."""
+) -> Iterator[tuple[tuple[str, ...], str, FieldInfo, str]]:
+    """Keys that hold values, as (path, written form, field, what its docstring says)."""
+    said = _docstrings(model)
+    names = {field.alias or name: name for name, field in model.model_fields.items()}
     for key, field in fields_by_key(model).items():
         if not path and key == "daemon":
             continue
         inner = model_of(field)
         name = f"{prefix}{key}"
         if inner is None:
-            yield (*path, key), name, field
+            yield (*path, key), name, field, said.get(names[key], "")
         else:
             mark = "[]." if get_origin(field.annotation) is list else "."
             yield from _leaves(inner, f"{name}{mark}", (*path, key))
+
+
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The texts below the fields of a class, from its source.
+
+    pydantic can do this for every class as it is made, but then the daemon pays for it at start.
+    """
+    (tree,) = ast.parse(inspect.getsource(model)).body
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def _type(key: str, field: FieldInfo) -> str:

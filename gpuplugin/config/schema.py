@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
-from pydantic.alias_generators import to_camel
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuplugin.config.flags import Flags, ImexSection
 from gpuplugin.config.section import (
@@ -103,16 +101,8 @@ class DaemonOptions(Section):
         return "classic" if self.kubelet_socket else "none"
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """The whole configuration, after all layers."""
-
-    model_config = SettingsConfigDict(
-        alias_generator=to_camel,
-        extra="ignore",
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
-    )
 
     version: Literal["v1"] = "v1"
     """the version of the file's format"""

@@ -34,7 +34,6 @@ class Section(BaseModel):
         extra="ignore",
         frozen=True,
         strict=True,
-        use_attribute_docstrings=True,
     )
 
 
