@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A command that has more to say (`doctor`) tells so in its help.
     """
-    parsed = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = build_parser(given[0] if given else None).parse_args(given)
     module = import_module(f"gpuplugin.cli.{parsed.module}")
     try:
         status: int = getattr(module, parsed.function)(parsed)
@@ -54,24 +55,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; documents are made from it, too."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line, from which documents are made, too; or the part of one command.
+
+    The daemon has no use for the options of thirty other commands, which take time and memory.
+    """
     parser = argparse.ArgumentParser(
         prog="gpuplugin",
         description="A Kubernetes GPU device plugin with time slicing, and a simulated GPU node.",
     )
     parser.add_argument("--version", action="version", version=f"gpuplugin {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, add in _COMMANDS.items():
+        if command == name or command not in _COMMANDS:
+            add(commands)
+    return parser
 
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = commands.add_parser("run", help="run the device plugin")
     run.set_defaults(module="run", function="run")
     add_options(run)
 
+
+def _add_devices(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     devices = commands.add_parser("devices", help="list GPUs and what would be advertised")
     devices.set_defaults(module="devices", function="devices")
     add_options(devices, sections=_DEVICES_SECTIONS, names=_DEVICES_NAMES)
     devices.add_argument("--json", action="store_true", help="print JSON")
 
+
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     config = commands.add_parser("config", help="look at configuration files")
     config_commands = config.add_subparsers(metavar="COMMAND", required=True)
     check = config_commands.add_parser("check", help="check a file and print what it means")
@@ -80,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--strict", action="store_true", help="an unknown key is an error")
 
+
+def _add_cdi(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     cdi = commands.add_parser("cdi", help="CDI specs of the GPUs")
     cdi_commands = cdi.add_subparsers(metavar="COMMAND", required=True)
     show = cdi_commands.add_parser("show", help="print the specs that would be written")
@@ -91,6 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--cdi-root", default=DEFAULT_CDI_ROOT, metavar="DIR", help=f"default {DEFAULT_CDI_ROOT}"
     )
 
+
+def _add_health(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     health = commands.add_parser("health", help="health of the GPUs, as the running plugin sees it")
     health.set_defaults(module="health", function="show")
     health.add_argument("--json", action="store_true", help="print JSON")
@@ -101,20 +119,15 @@ def build_parser() -> argparse.ArgumentParser:
     clear.add_argument("unit", metavar="UUID|INDEX|all", help="a GPU or MIG device")
     add_options(clear, sections=(), names=("--kubelet-dir",))
 
-    _add_doctor(commands)
-    _add_record(commands)
 
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
     demo.set_defaults(module="demo", function="demo")
     demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     demo.add_argument(
         "--pace", type=float, default=1.0, metavar="X", help="play X times as fast (default 1)"
     )
-
     demo.add_argument("--picture", metavar="FILE", help="save the screen with the lost GPU as SVG")
-
-    _add_sim(commands)
-    return parser
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -311,3 +324,16 @@ def _add_kubelet_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kubelet-dir", required=True, metavar="DIR", help="folder that plays /var/lib/kubelet"
     )
+
+
+_COMMANDS = {
+    "run": _add_run,
+    "devices": _add_devices,
+    "config": _add_config,
+    "cdi": _add_cdi,
+    "health": _add_health,
+    "doctor": _add_doctor,
+    "record": _add_record,
+    "demo": _add_demo,
+    "sim": _add_sim,
+}

@@ -7,7 +7,6 @@ does no harm (unknown keys) becomes a warning.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -187,7 +186,7 @@ def read_config_file(path: Path) -> Document:
 
 def default_document() -> Document:
     """The file that is in force when none is given."""
-    text = resources.files("gpuplugin.config").joinpath("default.yaml").read_text("utf-8")
+    text = Path(__file__).with_name("default.yaml").read_text("utf-8")
     return _parse(text, DEFAULT_FILE)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, get_args, get_origin
 
 from pydantic import BaseModel
@@ -64,6 +63,8 @@ def _walk(
 def _explain(path: KeyPath, known: tuple[str, ...]) -> str:
     names = tuple(str(part) for part in path if not isinstance(part, int))
     wanted = ".".join(names)
+    import difflib  # nobody needs it for a file that is right
+
     same_name = [path for path in known if path.rpartition(".")[2].lower() == names[-1].lower()]
     nearest = same_name or difflib.get_close_matches(wanted, known, n=1, cutoff=0.7)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""

@@ -6,7 +6,6 @@ The spellings are those of NVIDIA's plugin, so that its files and variables keep
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address
 
 RESOURCE_PREFIX = "nvidia.com/"
 MAX_RESOURCE_NAME = 63
@@ -100,6 +99,8 @@ def node_name(text: str) -> str:
 def _is_host(text: str) -> bool:
     if not text.startswith("["):
         return re.fullmatch(r"[^\s:\[\]]+", text) is not None
+    from ipaddress import IPv6Address  # hardly anybody listens on one
+
     try:
         IPv6Address(text.removeprefix("[").removesuffix("]"))
     except ValueError:

@@ -19,7 +19,6 @@ from gpuplugin.daemon.node import ConfigurationMisfit, Node
 from gpuplugin.daemon.nodelabel import PART as LABEL_PART
 from gpuplugin.daemon.nodereports import make_reporter
 from gpuplugin.daemon.page.gather import PageSource
-from gpuplugin.daemon.page.html import page_html
 from gpuplugin.daemon.plans import (
     monitor_plan,
     node_plans,
@@ -132,7 +131,11 @@ class Daemon:
             http.close()
 
     def _page(self) -> str | None:
-        return None if self._page_source is None else page_html(self._page_source.view())
+        if self._page_source is None:
+            return None
+        from gpuplugin.daemon.page.html import page_html  # when somebody looks
+
+        return page_html(self._page_source.view())
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
         """A callback or a forgotten task failed: nobody else would tell of it."""
