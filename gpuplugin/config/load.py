@@ -277,8 +277,10 @@ def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[st
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        both = isinstance(value, dict) and isinstance(under, dict)
-        merged[key] = _merged(under, value) if both else value
+        if isinstance(value, dict) and isinstance(under, dict):
+            merged[key] = _merged(under, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -29,6 +29,7 @@ from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.sampler import make_sampler
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
+from gpuplugin.daemon.ticks import tick
 from gpuplugin.daemon.usagemetrics import UsageCollector
 from gpuplugin.daemon.vitals import Vitals
 from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
@@ -250,7 +251,7 @@ def _leaf(group: ExceptionGroup[Fatal]) -> Fatal:
 async def _heartbeat(vitals: Vitals) -> None:
     while True:
         vitals.beat()
-        await asyncio.sleep(HEARTBEAT_S)
+        await tick(HEARTBEAT_S)
 
 
 def _on_signals(work: asyncio.Task[None], reload: Callable[[], None]) -> list[str]:

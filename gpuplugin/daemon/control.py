@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
 from gpuplugin.daemon.sockets import identity, remove_socket
+from gpuplugin.daemon.ticks import tick
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class ControlServer:
                 self._path.chmod(0o600)
                 made = identity(self._path)
                 await server.start_serving()
-                while identity(self._path) == made:  # noqa: ASYNC110 - a file tells nobody
-                    await asyncio.sleep(POLL_S)
+                while identity(self._path) == made:
+                    await tick(POLL_S)
         finally:
             # Raises nothing: an error would take the place of the cancellation of this task.
             remove_socket(self._path)

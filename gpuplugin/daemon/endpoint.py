@@ -23,6 +23,7 @@ from gpuplugin.daemon.sockets import (
     remove_leftovers,
     remove_socket,
 )
+from gpuplugin.daemon.ticks import tick
 from gpuplugin.kubelet.observe import observed
 from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.register import RegistrationFailed, register
@@ -299,7 +300,7 @@ class Endpoint:
             # While a kubelet watches, nothing is urgent.
             pause_s = POLL_S * (4 if is_open else 1)
             self._watched_s += pause_s if is_open else 0.0
-            await asyncio.sleep(pause_s)
+            await tick(pause_s)
 
     def _outdated(self, socket: _Socket, kubelet: Identity | None, company: _Company) -> str:
         """Why the socket is of no use whatever its streams do; "" if it is not."""

@@ -7,12 +7,15 @@ the sampler) shares this turn, and the threads in which calls hang.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from gpuplugin.daemon.halthread import HalHung, HalThread
+from hal import HalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -42,29 +45,76 @@ class HalQueries:
         async with self._turn:
             return await self._thread.call(deadline_s, function, *args, **kwargs)
 
-    async def ask_gpu(self, uuid: str, deadline_s: float, function: Callable[[str], _T]) -> _T:
-        """Ask about one GPU; if the call hangs, that GPU alone is not asked until it returned.
+    async def ask_gpus(
+        self, uuids: Iterable[str], deadline_s: float, function: Callable[[str], _T]
+    ) -> dict[str, _T | HalError]:
+        """Ask about each GPU, in one turn; by UUID its answer, or why there is none.
 
-        Raises:
-            HalHung: no answer in time, or an earlier question about this GPU still hangs.
+        If a call hangs, that GPU alone is not asked again until it returned, and has `HalHung` for
+        an answer. All are asked in one visit to the thread: a visit costs more than most answers.
         """
         async with self._turn:
-            stuck = self._stuck.get(uuid)
-            if stuck is not None and stuck.hanging:
-                raise HalHung(f"an earlier call about GPU {uuid} still hangs in the driver")
-            if stuck is not None:
-                self._stuck.pop(uuid).close()
-            try:
-                return await self._thread.call(deadline_s, function, uuid)
-            except HalHung:
-                if len(self._stuck) < MAX_STUCK_THREADS:
-                    # The hang belongs to this GPU: the others are asked in another thread.
-                    self._stuck[uuid] = self._thread
-                    self._thread = HalThread("hal-query")
-                raise
+            answers: dict[str, _T | HalError] = {}
+            left = [uuid for uuid in dict.fromkeys(uuids) if self._may_ask(uuid, answers)]
+            while left:
+                asked = _Round(left, function)
+                try:
+                    await self._thread.call_steps(
+                        deadline_s, asked.run, partial(len, asked.answers)
+                    )
+                except HalHung as hung:
+                    asked.given_up = True
+                    # Unless it went on at this very moment: then there is nobody to blame.
+                    if self._thread.hanging:
+                        uuid = next(uuid for uuid in left if uuid not in asked.answers)
+                        answers[uuid] = hung
+                        self._set_aside(uuid)
+                answers.update(asked.answers)
+                left = [uuid for uuid in left if uuid not in answers]
+            return answers
+
+    def _may_ask(self, uuid: str, answers: dict[str, _T | HalError]) -> bool:
+        stuck = self._stuck.get(uuid)
+        if stuck is None:
+            return True
+        if stuck.hanging:
+            answers[uuid] = HalHung(f"an earlier call about GPU {uuid} still hangs in the driver")
+            return False
+        self._stuck.pop(uuid).close()
+        return True
+
+    def _set_aside(self, uuid: str) -> None:
+        """The hang belongs to this GPU: the others are asked in another thread.
+
+        One hang too many stays where it is, so that no more threads are lost; all that is asked
+        from then on fails until it ends.
+        """
+        if len(self._stuck) < MAX_STUCK_THREADS:
+            self._stuck[uuid] = self._thread
+            self._thread = HalThread("hal-query")
 
     def close(self) -> None:
         """Let the threads end; nothing waits for one that hangs."""
         for thread in (self._thread, *self._stuck.values()):
             thread.close()
         self._stuck.clear()
+
+
+@dataclass(slots=True)
+class _Round(Generic[_T]):
+    """Questions about GPUs, one after the other; `answers` grows while `run` is in its thread."""
+
+    uuids: Sequence[str]
+    function: Callable[[str], _T]
+    answers: dict[str, _T | HalError] = field(default_factory=dict)
+    given_up: bool = False
+
+    def run(self) -> None:
+        """Ask, until nobody waits for the answers any more."""
+        for uuid in self.uuids:
+            if self.given_up:
+                return
+            try:
+                self.answers[uuid] = self.function(uuid)
+            except HalError as error:
+                self.answers[uuid] = error

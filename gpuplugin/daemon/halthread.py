@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_REMEDY = "Look for a stuck driver in dmesg; a hung GPU often needs a reboot"
+
 
 class HalHung(HalError):
     """A call to the hardware did not return within its deadline."""
@@ -43,29 +45,46 @@ class HalThread:
             HalHung: it did not return in time, or an earlier call still has not returned.
         """
         name = getattr(function, "__name__", "call")
+        return await self._call(name, deadline_s, lambda: function(*args, **kwargs), lambda: 0)
+
+    async def call_steps(
+        self, deadline_s: float, steps: Callable[[], _T], done: Callable[[], int]
+    ) -> _T:
+        """As `call`, for a function of many steps: the deadline counts anew while `done` grows.
+
+        A step may so take up to twice `deadline_s` before it counts as hanging.
+
+        Raises:
+            HalHung: as for `call`.
+        """
+        return await self._call("call", deadline_s, steps, done)
+
+    async def _call(
+        self, name: str, deadline_s: float, function: Callable[[], _T], done: Callable[[], int]
+    ) -> _T:
         if self.hanging:
             raise HalHung(
-                f"{name} was not tried: an earlier call still hangs in the driver",
-                "Look for a stuck driver in dmesg; a hung GPU often needs a reboot",
+                f"{name} was not tried: an earlier call still hangs in the driver", _REMEDY
             )
         self._hung = None
         future: Future[_T] = Future()
-        self._submit(lambda: _run(future, lambda: function(*args, **kwargs)))
+        done_before = done()
+        self._submit(lambda: _run(future, function))
         answer = asyncio.wrap_future(future)
         # A caller that was cancelled never asks for the failure; it is no news to anybody else.
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            # Not wait_for: in Python 3.11 it loses a cancellation that meets the answer.
-            async with asyncio.timeout(deadline_s):
-                return await asyncio.shield(answer)
-        except TimeoutError:
-            if future.done():
-                return future.result()
-            self._hung = future  # type: ignore[assignment] # only whether it is done is asked
-            raise HalHung(
-                f"{name} did not return within {deadline_s:g} s",
-                "Look for a stuck driver in dmesg; a hung GPU often needs a reboot",
-            ) from None
+        while True:
+            try:
+                # Not wait_for: in Python 3.11 it loses a cancellation that meets the answer.
+                async with asyncio.timeout(deadline_s):
+                    return await asyncio.shield(answer)
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+            if (done_now := done()) == done_before:
+                self._hung = future  # type: ignore[assignment] # only whether it is done is asked
+                raise HalHung(f"{name} did not return within {deadline_s:g} s", _REMEDY)
+            done_before = done_now
 
     @property
     def hanging(self) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.daemon.backoff import Backoff
 from gpuplugin.daemon.halthread import HalHung, HalThread
 from gpuplugin.daemon.supervisor import Fatal
+from gpuplugin.daemon.ticks import next_tick_s
 from hal import (
     DriverUnavailable,
     GpuAppeared,
@@ -221,10 +222,12 @@ class Monitor:
 
     async def _pause(self, pause_s: float) -> None:
         """Wait for the next look; an event may call for it sooner, but not all the time."""
-        await asyncio.sleep(min(pause_s, _SOON_S))
+        loop = asyncio.get_running_loop()
+        soon_s = loop.time() + min(pause_s, _SOON_S)
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, pause_s - _SOON_S)):
+            async with asyncio.timeout_at(max(next_tick_s(pause_s), soon_s)):
                 await self._look_now.wait()
+                await asyncio.sleep(soon_s - loop.time())
         self._look_now.clear()
 
     def _patience(self, stage: str) -> _Patience:
@@ -250,25 +253,27 @@ class Monitor:
         probes: dict[str, Probe] = {}
         failure: HalError | None = None
         answered = 0
-        for uuid in dict.fromkeys((*(gpu.uuid for gpu in gpus), *self._node.board.gpus)):
-            try:
-                probes[uuid] = await self._probe(uuid)
-                answered += 1
-            except UnknownGpu:
-                continue  # listed by an earlier driver; the board has it as lost
-            except DriverUnavailable:
-                raise
-            except HalError as error:
-                failure = error
-                probes[uuid] = self._unreachable(uuid, error)
+        uuids = (*(gpu.uuid for gpu in gpus), *self._node.board.gpus)
+        answers = await self._queries.ask_gpus(uuids, _PROBE_DEADLINE_S, self._probe_in_thread)
+        for uuid, answer in answers.items():
+            match answer:
+                case UnknownGpu():
+                    continue  # listed by an earlier driver; the board has it as lost
+                case DriverUnavailable():
+                    raise answer
+                case HalError():
+                    failure = answer
+                    probes[uuid] = self._unreachable(uuid, answer)
+                case _:
+                    probes[uuid] = answer
+                    answered += 1
         if failure is not None and not answered:
             raise failure
         return gpus, probes
 
-    async def _probe(self, uuid: str) -> Probe:
-        """Probe one GPU; one whose last probe still hangs is not asked again."""
+    def _probe_in_thread(self, uuid: str) -> Probe:
         started_s = time.perf_counter()
-        answer = await self._queries.ask_gpu(uuid, _PROBE_DEADLINE_S, self._backend.probe)
+        answer = self._backend.probe(uuid)
         self._metrics.probe_seconds.observe(time.perf_counter() - started_s)
         return answer
 

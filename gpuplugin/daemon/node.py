@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.inventory import Inventory, InventoryError, expand, plan_devices
+from gpuplugin.core.pacing import list_due_s
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.vitals import Vitals
     from gpuplugin.kubelet.snapshot import ResourceSnapshot
     from hal import Event, Gpu, Link, Probe
-
-DEBOUNCE_S = 0.02
-"""Changes of health within this time are told to the kubelet in one list."""
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ class Node:
         self._replanned = False
         self._news = news
         self._publishing: asyncio.TimerHandle | None = None
+        self._published_s = -math.inf
         self.resources_changed = asyncio.Event()
         vitals.set("inventory", "no GPU was listed yet", ok=False)
 
@@ -288,10 +288,11 @@ class Node:
             metric.remove_by_labels({"resource": resource})
 
     def _publish_soon(self) -> None:
-        """Publish a moment later, so that a storm of changes is one list and not many."""
+        """Publish a moment later, so that what comes together is one list and not many."""
         if self._publishing is None:
             loop = asyncio.get_running_loop()
-            self._publishing = loop.call_later(DEBOUNCE_S, self._publish)
+            due_s = list_due_s(loop.time(), self._published_s)
+            self._publishing = loop.call_at(due_s, self._publish)
 
     def _publish(self) -> None:
         """Send new lists where they changed and refresh what is shown."""
@@ -300,6 +301,7 @@ class Node:
             self._publishing = None
         for name, plugin in self._plugins.items():
             if plugin.update(self._snapshots[name], self._is_healthy):
+                self._published_s = asyncio.get_running_loop().time()
                 self._metrics.list_updates.labels(resource=name).inc()
         self._show()
 

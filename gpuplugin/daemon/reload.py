@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.load import ConfigError
 from gpuplugin.daemon.node import ConfigurationMisfit
+from gpuplugin.daemon.ticks import next_tick_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,9 +66,7 @@ class Reloader:
         A change counts once it stood still for a poll: a file is often emptied before it is
         written, and an empty one is valid.
         """
-        seen = self._fingerprint()
-        await self._reload(only_if_other=True)  # what changed since it was read for the start
-        moving = seen
+        seen = moving = await self._catch_up()
         while True:
             asked = await self._pause()
             now = self._fingerprint()
@@ -76,11 +75,22 @@ class Reloader:
                 await self._reload()
             moving = now
 
+    async def _catch_up(self) -> bytes | None:
+        """Take over what changed since it was read for the start; returns the fingerprint.
+
+        A while after the start, which needs the processor for the kubelet.
+        """
+        asked = await self._pause()
+        seen = self._fingerprint()
+        if asked or seen is not None:
+            await self._reload(only_if_other=not asked)
+        return seen
+
     async def _pause(self) -> bool:
         """Wait for the next look; True if somebody asked for it."""
         try:
             # Not wait_for: in Python 3.11 it loses a cancellation that meets the event.
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout_at(next_tick_s(POLL_S)):
                 await self._asked.wait()
         except TimeoutError:
             return False

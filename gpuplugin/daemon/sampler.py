@@ -6,17 +6,17 @@ how it is exported in `usagemetrics`. Nothing here decides on health.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.usage import Seen, Usage, Work, usage_of
 from gpuplugin.daemon.halthread import HalThread
 from gpuplugin.daemon.podidentity import CgroupsUnreadable, PodIdentities
 from gpuplugin.daemon.podresources import PodResources, PodResourcesUnavailable
+from gpuplugin.daemon.ticks import tick
 from hal import HalError, NotSupported
 
 if TYPE_CHECKING:
@@ -52,6 +52,13 @@ class Reading:
     telemetry: Mapping[str, Telemetry] = field(default_factory=lambda: MappingProxyType({}))
     usage: Usage = field(default_factory=Usage)
     unseen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class _GpuAnswer(NamedTuple):
+    """What a GPU does, and who works on it, or that its driver cannot tell."""
+
+    telemetry: Telemetry
+    processes: Sequence[ComputeProcess] | NotSupported
 
 
 class Sampler:
@@ -91,10 +98,9 @@ class Sampler:
         """Read for ever."""
         try:
             while True:
-                started_s = time.monotonic()
                 if self._queries.open and self._node.gpus:
-                    self._reading = await self._read(started_s)
-                await asyncio.sleep(max(0.1, started_s + self._period_s - time.monotonic()))
+                    self._reading = await self._read(time.monotonic())
+                await tick(self._period_s)
         finally:
             self._host_thread.close()
             if self._pod_resources is not None:
@@ -105,8 +111,19 @@ class Sampler:
         gpus = self._node.gpus
         telemetry: dict[str, Telemetry] = {}
         processes: dict[str, Sequence[ComputeProcess]] = {}
-        for gpu in gpus if self._queries.open else ():
-            await self._read_gpu(gpu.uuid, telemetry, processes, unseen)
+        answers = await self._queries.ask_gpus(
+            [gpu.uuid for gpu in gpus], _GPU_DEADLINE_S, self._read_in_thread
+        )
+        for uuid, answer in answers.items():
+            if isinstance(answer, HalError):
+                # What a GPU that does not answer means is the monitor's business.
+                log.debug("no reading of GPU %s: %s", uuid, answer, extra={"event": "no-reading"})
+                continue
+            telemetry[uuid] = answer.telemetry
+            if isinstance(answer.processes, HalError):
+                unseen[PROCESSES] = str(answer.processes)
+            else:
+                processes[uuid] = answer.processes
         if not processes:
             unseen.setdefault(PROCESSES, "no GPU answers")
         holdings = await self._holdings(unseen)
@@ -133,25 +150,12 @@ class Sampler:
         except HalError:
             return ""  # closed meanwhile
 
-    async def _read_gpu(
-        self,
-        uuid: str,
-        telemetry: dict[str, Telemetry],
-        processes: dict[str, Sequence[ComputeProcess]],
-        unseen: dict[str, str],
-    ) -> None:
+    def _read_in_thread(self, uuid: str) -> _GpuAnswer:
+        telemetry = self._backend.telemetry(uuid)
         try:
-            telemetry[uuid] = await self._queries.ask_gpu(
-                uuid, _GPU_DEADLINE_S, self._backend.telemetry
-            )
-            processes[uuid] = await self._queries.ask_gpu(
-                uuid, _GPU_DEADLINE_S, self._backend.processes
-            )
+            return _GpuAnswer(telemetry, self._backend.processes(uuid))
         except NotSupported as error:
-            unseen[PROCESSES] = str(error)
-        except HalError as error:
-            # What a GPU that does not answer means is the monitor's business.
-            log.debug("no reading of GPU %s: %s", uuid, error, extra={"event": "no-reading"})
+            return _GpuAnswer(telemetry, error)
 
     async def _holdings(self, unseen: dict[str, str]) -> Sequence[Holding] | None:
         if self._pod_resources is None:

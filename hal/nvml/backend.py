@@ -209,6 +209,7 @@ class NvmlBackend:
             version = api.driver_version()
         except NvmlError as err:
             raise _open_error(err) from err
+        self._inventory.connected()
         start = self._inventory.scan(api)
         watcher = Watcher(api, self._inventory, start, self._rescan_s, self._clock)
         return _Session(api, version, watcher, library)

@@ -11,7 +11,7 @@ import math
 import re
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from hal.errors import UnknownGpu
 from hal.nvml.api import Code, Handle, NvmlError
@@ -138,6 +138,15 @@ class Snapshot:
     handles: Mapping[str, Handle]
 
 
+class _Board(NamedTuple):
+    """What does not change of a GPU as long as it stays where it is."""
+
+    product: str
+    minor: int | None
+    numa_node: int | None
+    compute_capability: tuple[int, int] | None
+
+
 class Inventory:
     """The GPUs that were ever seen. Safe to use from several threads."""
 
@@ -146,7 +155,25 @@ class Inventory:
         self._procfs_root = procfs_root
         self._lock = threading.Lock()
         self._known: dict[str, Gpu] = {}
+        self._answering: Mapping[str, Handle] = {}
+        self._latest: Snapshot | None = None
+        self._scans = 0
         self._warned: set[str] = set()
+
+    def connected(self) -> None:
+        """Another connection to NVML begins: nothing that was said on the last one counts."""
+        self._answering = {}
+        self._latest = None
+
+    @property
+    def scans(self) -> int:
+        """How often the GPUs were looked at."""
+        return self._scans
+
+    @property
+    def latest(self) -> Snapshot | None:
+        """What the last look showed, whoever looked; None before the first on this connection."""
+        return self._latest
 
     def scan(self, api: NvmlApi) -> Snapshot:
         """Look at every GPU. Those that do not answer are listed as lost.
@@ -182,9 +209,12 @@ class Inventory:
             for gpu in self._never_read(failures, count, seen):
                 seen[gpu.uuid] = gpu
             self._known = dict(seen)
+            ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
+            snapshot = self._latest = Snapshot(tuple(ordered), handles)
+            self._answering = handles
+            self._scans += 1
         self._warn_of_strangers(failures, seen)
-        ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
-        return Snapshot(tuple(ordered), handles)
+        return snapshot
 
     def _never_read(
         self, failures: Mapping[int, NvmlError], count: int, listed: Mapping[str, Gpu]
@@ -252,29 +282,32 @@ class Inventory:
         """
         gpu = self.identify(api, uuid)
         try:
-            # By index: NVML looks for a UUID on all GPUs, and fails if any one of them is lost.
-            handle = api.handle_by_index(gpu.index)
+            handle = self._answering.get(uuid)
+            if handle is None:
+                # By index: NVML looks for a UUID on all GPUs, and fails if any of them is lost.
+                handle = api.handle_by_index(gpu.index)
             if api.uuid(handle) == uuid:
                 return handle
         except NvmlError as err:
             if err.is_lost or err.is_driver_gone:
                 raise
-        # The indices have changed.
+        # The GPUs have changed.
         found = self.scan(api).handles.get(uuid)
         if found is None:
             raise NvmlError(Code.GPU_NOT_FOUND, "No GPU has this UUID any more")
         return found
 
     def _read(self, api: NvmlApi, handle: Handle, index: int) -> Gpu | None:
-        name = api.name(handle)
-        if name in _NOT_FOR_COMPUTE:
-            return None
         uuid = api.uuid(handle)
         # A GPU that is part of the processor's chip may be on no bus.
         bus_id = canonical_bus_id(supported(lambda: api.pci_bus_id(handle), ""))
-        # Chips that share the host's memory have none of their own to report.
+        board = self._board_of(uuid, bus_id) or self._read_board(api, handle, bus_id)
+        if board.product in _NOT_FOR_COMPUTE:
+            return None
+        # Chips that share the host's memory have none of their own to report. It is asked every
+        # time: of a GPU that is gone the driver may still tell the rest from memory.
         memory = supported(lambda: api.memory(handle).total, 0)
-        minor = supported(lambda: api.minor(handle), None)
+        minor = board.minor
         mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
         mig_devices = self._mig_devices(api, handle, uuid, memory) if mig_enabled else ()
         minors = read_mig_minors(self._procfs_root) if mig_devices else {}
@@ -284,10 +317,10 @@ class Inventory:
             index=index,
             minor=minor,
             pci_bus_id=bus_id,
-            numa_node=numa_node(self._sysfs_root, bus_id, self._warn_once),
-            product=name,
+            numa_node=board.numa_node,
+            product=board.product,
             memory_bytes=memory,
-            compute_capability=supported(lambda: api.compute_capability(handle), None),
+            compute_capability=board.compute_capability,
             mig_enabled=mig_enabled,
             mig_devices=tuple(
                 replace(
@@ -299,6 +332,24 @@ class Inventory:
                 for mig in mig_devices
             ),
             compute_mode=None if mode is None else _COMPUTE_MODES.get(mode),
+        )
+
+    def _board_of(self, uuid: str, bus_id: str) -> _Board | None:
+        """What an earlier look of this connection found, if it is the same GPU in its place."""
+        gpu = self._known.get(uuid) if uuid in self._answering else None
+        if gpu is None or gpu.pci_bus_id != bus_id:
+            return None
+        return _Board(gpu.product, gpu.minor, gpu.numa_node, gpu.compute_capability)
+
+    def _read_board(self, api: NvmlApi, handle: Handle, bus_id: str) -> _Board:
+        product = api.name(handle)
+        if product in _NOT_FOR_COMPUTE:
+            return _Board(product, None, None, None)
+        return _Board(
+            product,
+            supported(lambda: api.minor(handle), None),
+            numa_node(self._sysfs_root, bus_id, self._warn_once),
+            supported(lambda: api.compute_capability(handle), None),
         )
 
     def _mig_devices(

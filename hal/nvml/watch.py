@@ -54,6 +54,7 @@ class Watcher:
         self._busy = threading.Lock()
         self._alive = _alive(start)
         self._scanned_at = clock()
+        self._scans_seen = inventory.scans
         self._set: EventSet | None = None
         self._uuids: dict[Handle, str] = {}
         self._untold: list[Event] = []
@@ -133,7 +134,7 @@ class Watcher:
 
     def _changes(self) -> list[Event]:
         """GPUs that came and went since the last look; the event set follows."""
-        snapshot, gone = self._look()
+        snapshot, gone = self._look(anew=self._scanned_at == -math.inf)
         if gone:
             self._drop_set()
         elif self._set is not None:
@@ -142,14 +143,21 @@ class Watcher:
         return self._told()
 
     def _make_set(self) -> None:
-        snapshot, _ = self._look()
+        snapshot, _ = self._look(anew=True)
         self._set = self._api.event_set_create()
         self._uuids = {}
         self._register_missing(self._set, snapshot)
 
-    def _look(self) -> tuple[Snapshot, bool]:
-        """The GPUs now, and whether any went since the last look."""
-        snapshot = self._inventory.scan(self._api)
+    def _look(self, *, anew: bool) -> tuple[Snapshot, bool]:
+        """The GPUs now, and whether any went since the last look.
+
+        Unless it must be done `anew`, a look that somebody else had since then is as good.
+        """
+        snapshot = (
+            None if anew or self._inventory.scans == self._scans_seen else self._inventory.latest
+        )
+        snapshot = snapshot or self._inventory.scan(self._api)
+        self._scans_seen = self._inventory.scans
         self._scanned_at = self._clock()
         before, self._alive = self._alive, _alive(snapshot)
         gone, new = sorted(before - self._alive), sorted(self._alive - before)

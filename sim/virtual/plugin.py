@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.config.plans import health_policy, injection_plan, inventory_plan
 from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.inventory import build_inventory
+from gpuplugin.core.pacing import list_due_s
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
 from hal import Probe, RecoveryAction
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from hal import Gpu
     from sim.node import SimulatedNode
     from sim.population import Log
-
-DEBOUNCE_S = 0.02
-"""As in the daemon: changes of this time are one list."""
 
 
 class VirtualPlugin:
@@ -52,6 +50,7 @@ class VirtualPlugin:
         self._unsettled = node.env.event()
         self._failing_since_s: float | None = None
         self._publishing = False
+        self._published_s = -math.inf
         self._gpus: tuple[Gpu, ...] = ()
         self._snapshots: dict[str, ResourceSnapshot] = {}
         self.board = HealthBoard()
@@ -177,10 +176,12 @@ class VirtualPlugin:
             self._node.env.process(self._publish_soon())
 
     def _publish_soon(self) -> Generator[simpy.Event, object, None]:
-        yield self._node.env.timeout(to_ns(DEBOUNCE_S))
+        now_s = self._node.now_s
+        yield self._node.env.timeout(to_ns(list_due_s(now_s, self._published_s) - now_s))
         self._publishing = False
         for name, plugin in self.plugins.items():
             if plugin.update(self._snapshots[name], self.board.healthy):
+                self._published_s = self._node.now_s
                 self._publish_list(name, plugin)
 
     def _tell(self, transition: Transition) -> None:

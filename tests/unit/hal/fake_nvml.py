@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from hal.nvml.api import (
@@ -85,6 +85,7 @@ class FakeNvml:
         self.gpus = list(gpus)
         self.version = "580.105.08"
         self.failing: dict[str, Code] = {}
+        self.calls: Counter[str] = Counter()
         self.names: dict[int, str] = {}
         self.topologies: dict[frozenset[str], int] = {}
         self.initialised = 0
@@ -105,6 +106,7 @@ class FakeNvml:
             self._changed.notify_all()
 
     def _check(self, call: str) -> None:
+        self.calls[call] += 1
         if not self.initialised:
             raise NvmlError(Code.UNINITIALIZED, "Uninitialized")
         if call in self.failing:

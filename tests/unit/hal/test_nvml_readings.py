@@ -122,7 +122,7 @@ def test_probe_tells_of_memory_errors(tmp_path: Path) -> None:
         (Code.UNKNOWN, RecoveryAction.UNKNOWN),
     ],
 )
-@pytest.mark.parametrize("call", ["handle_by_index", "memory"])
+@pytest.mark.parametrize("call", ["uuid", "memory"])
 def test_a_gpu_that_does_not_answer_is_not_reachable(
     tmp_path: Path, call: str, code: Code, action: RecoveryAction
 ) -> None:

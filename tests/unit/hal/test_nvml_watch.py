@@ -131,6 +131,23 @@ def test_a_gpu_that_is_lost_and_back_between_two_rescans_is_told_of() -> None:
     assert told == [GpuDisappeared("GPU-a"), GpuAppeared("GPU-a")]
 
 
+def test_a_rescan_goes_by_what_somebody_else_saw_meanwhile() -> None:
+    gpu, other, now_s = FakeGpu("GPU-a"), FakeGpu("GPU-b"), [0.0]
+    nvml = FakeNvml(gpu, other)
+    backend = NvmlBackend(api=nvml, rescan_s=5.0, clock=lambda: now_s[0])
+    backend.open()
+    assert backend.wait_events(0) == []
+    other.gone = Code.GPU_IS_LOST
+    backend.gpus()
+    now_s[0] += 5.0
+    looks = nvml.calls["device_count"]
+    assert backend.wait_events(0) == [GpuDisappeared("GPU-b")]
+    assert nvml.calls["device_count"] == looks
+    now_s[0] += 5.0
+    backend.wait_events(0)
+    assert nvml.calls["device_count"] > looks, "nobody else looked meanwhile"
+
+
 def test_a_change_that_was_found_in_a_wait_that_failed_is_told_by_the_next() -> None:
     gpu = FakeGpu("GPU-a")
     nvml = FakeNvml(gpu, FakeGpu("GPU-b"))
