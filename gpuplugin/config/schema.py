@@ -69,7 +69,7 @@ class DaemonOptions(Section):
     cdi_disable_hooks: Strings = []
     kubernetes_reports: bool = False
     node_name: str = ""
-    metrics_interval: Period = 5.0
+    metrics_interval: Period = 10.0
     pod_metrics: bool = True
     config_map_dir: str = ""
     default_config: str = ""

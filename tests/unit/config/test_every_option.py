@@ -201,7 +201,7 @@ OWN = (
     daemon("config-map-dir", "GPUPLUGIN_CONFIG_MAP_DIR", "config_map_dir", "", ("/v", "/v"),
            ("/c", "/c"), needs="--node-name=gpu-1"),
     daemon("default-config", "DEFAULT_CONFIG", "default_config", "", ("a", "a"), ("b", "b")),
-    daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 5.0, ("2s", 2.0),
+    daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 10.0, ("2s", 2.0),
            ("1m", 60.0)),
     daemon("pod-metrics", "GPUPLUGIN_POD_METRICS", "pod_metrics", True, ("f", False), ("T", True)),
     daemon("host-proc", "GPUPLUGIN_HOST_PROC", "host_proc", Path("/proc"), ("/v", Path("/v")),
