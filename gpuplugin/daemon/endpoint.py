@@ -216,8 +216,9 @@ class Endpoint:
     def _services(self) -> list[Service]:
         metrics = self._around.metrics
         observe = metrics.rpc_observer(self._resource)
-        in_flight = metrics.in_flight_observer(self._resource)
-        services = [observed(self._plugin.service(), observe, in_flight)]
+        service = self._plugin.service()
+        running = metrics.running_calls(self._resource, service.unary)
+        services = [observed(service, observe, running)]
         if self._around.registration == "watcher":
             services.append(
                 registration_service(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -12,7 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 from gpuplugin.kubelet.rpc import RpcCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from prometheus_client.metrics import MetricWrapperBase
 
@@ -213,14 +214,13 @@ class Metrics:
 
         return observe
 
-    def in_flight_observer(self, resource: str) -> Callable[[str, int], None]:
-        """A callable that counts calls of a method that begin (1) and end (-1)."""
-        children: dict[str, Gauge] = {}
+    def running_calls(self, resource: str, methods: Iterable[str]) -> dict[int, str]:
+        """A mapping of threads to methods for `observed`; a scrape counts what is in it."""
+        running: dict[int, str] = {}
 
-        def count(method: str, more: int) -> None:
-            child = children.get(method)
-            if child is None:
-                child = children[method] = self.rpc_in_flight.labels(resource, method)
-            child.inc(more)
+        def count(method: str) -> int:
+            return list(running.values()).count(method)
 
-        return count
+        for method in methods:
+            self.rpc_in_flight.labels(resource, method).set_function(partial(count, method))
+        return running

@@ -1,0 +1,59 @@
+"""Series of calls: counted with their code, in flight while they are answered."""
+
+from __future__ import annotations
+
+import contextlib
+
+from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.kubelet.observe import observed
+from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+
+RESOURCE = "nvidia.com/gpu"
+
+
+def in_flight(metrics: Metrics, method: str) -> float | None:
+    return metrics.registry.get_sample_value(
+        "gpuplugin_rpc_in_flight", {"resource": RESOURCE, "method": method}
+    )
+
+
+def calls(metrics: Metrics, method: str, code: str) -> float | None:
+    return metrics.registry.get_sample_value(
+        "gpuplugin_rpc_duration_seconds_count",
+        {"resource": RESOURCE, "method": method, "code": code},
+    )
+
+
+def test_a_call_is_in_flight_while_it_is_answered_and_no_longer() -> None:
+    metrics = Metrics()
+    seen: list[float | None] = []
+
+    def look(_request: bytes) -> bytes:
+        seen.append(in_flight(metrics, "Look"))
+        seen.append(in_flight(metrics, "Other"))
+        return b""
+
+    def refuse(_request: bytes) -> bytes:
+        seen.append(in_flight(metrics, "Other"))
+        raise RpcError(RpcCode.INVALID_ARGUMENT, "no")
+
+    table = {"Look": look, "Other": refuse}
+    service = observed(
+        Service("a.B", table, {}),
+        metrics.rpc_observer(RESOURCE),
+        metrics.running_calls(RESOURCE, table),
+    )
+    service.unary["Look"](b"")
+    with contextlib.suppress(RpcError):
+        service.unary["Other"](b"")
+    assert seen == [1, 0, 1]
+    assert (in_flight(metrics, "Look"), in_flight(metrics, "Other")) == (0, 0)
+    assert calls(metrics, "Look", "OK") == 1
+    assert calls(metrics, "Other", "INVALID_ARGUMENT") == 1
+
+
+def test_the_first_refusal_is_an_increase() -> None:
+    """A series that begins with 1 is none to Prometheus."""
+    metrics = Metrics()
+    metrics.rpc_observer(RESOURCE)
+    assert calls(metrics, "Allocate", "INVALID_ARGUMENT") == 0
