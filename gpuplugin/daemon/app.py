@@ -17,8 +17,6 @@ from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
 from gpuplugin.daemon.nodelabel import PART as LABEL_PART
-from gpuplugin.daemon.nodereports import make_reporter
-from gpuplugin.daemon.page.gather import PageSource
 from gpuplugin.daemon.plans import (
     monitor_plan,
     node_plans,
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.load import Loaded
     from gpuplugin.daemon.nodeconfig import NodeChoice
+    from gpuplugin.daemon.sampler import Sampler
     from hal import Backend
 
 HEARTBEAT_S = 1.0
@@ -95,7 +94,7 @@ class Daemon:
         self._reloader: Reloader | None = None
         self._http: HttpServer | None = None
         self._version = version
-        self._page_source: PageSource | None = None
+        self._make_page: Callable[[], str] | None = None
 
     @property
     def port(self) -> int | None:
@@ -132,11 +131,17 @@ class Daemon:
             http.close()
 
     def _page(self) -> str | None:
-        if self._page_source is None:
-            return None
-        from gpuplugin.daemon.page.html import page_html  # when somebody looks
+        return self._make_page and self._make_page()
 
-        return page_html(self._page_source.view())
+    def _page_of(self, node: Node, news: HealthNews, sampler: Sampler) -> str:
+        from gpuplugin.daemon.page.gather import PageSource  # when somebody looks
+        from gpuplugin.daemon.page.html import page_html
+
+        reading = sampler.reading
+        source = PageSource(
+            self._version, self.vitals, node, news.record, reading, lambda: self._loaded
+        )
+        return page_html(source.view())
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
         """A callback or a forgotten task failed: nobody else would tell of it."""
@@ -162,15 +167,17 @@ class Daemon:
             remove_unwanted_specs(settings)
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
-        reporter = make_reporter(settings, metrics)
+        reporter = None
+        if settings.daemon.kubernetes_reports:
+            from gpuplugin.daemon.nodereports import make_reporter
+
+            reporter = make_reporter(settings, metrics)
         news = HealthNews(metrics, reporter.report if reporter else None)
         node = Node(plans, vitals, metrics, news)
         queries = HalQueries()
         sampler = make_sampler(settings, self._backend, queries, node)
         metrics.registry.register(UsageCollector(sampler.reading, node, news.record))
-        self._page_source = PageSource(
-            self._version, vitals, node, news.record, sampler.reading, lambda: self._loaded
-        )
+        self._make_page = lambda: self._page_of(node, news, sampler)
         monitor = Monitor(
             self._backend,
             queries,

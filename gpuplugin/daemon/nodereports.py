@@ -254,15 +254,13 @@ class NodeReporter:
             raise ReportFailed(text, retryable=True) from None
 
 
-def make_reporter(settings: Settings, metrics: Metrics) -> NodeReporter | None:
-    """The reporter that the settings ask for; None if reports are off.
+def make_reporter(settings: Settings, metrics: Metrics) -> NodeReporter:
+    """The reporter, for who asked for reports.
 
     Raises:
         Fatal: the client library is not installed, or no cluster is configured.
     """
     options = settings.daemon
-    if not options.kubernetes_reports:
-        return None
     try:
         from gpuplugin.daemon.kubeapi import KubeApi, NoCluster
     except ImportError as error:

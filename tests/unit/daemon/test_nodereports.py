@@ -436,8 +436,8 @@ ON = {"kubernetes_reports": "true", "node_name": "node-1"}
 
 
 def test_reports_are_off_by_default() -> None:
-    assert make_reporter(settings(), Metrics()) is None
-    assert make_reporter(settings(node_name="node-1"), Metrics()) is None
+    assert not settings().daemon.kubernetes_reports
+    assert not settings(node_name="node-1").daemon.kubernetes_reports
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
