@@ -11,7 +11,7 @@ from gpuplugin.config.plans import driver_root
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from hal import Backend
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from gpuplugin.config.load import ConfigError, load_settings
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.loaded import ConfigError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from gpuplugin.config.load import Loaded, Problem
+    from gpuplugin.config.loaded import Loaded, Problem
 
 
 def check(parsed: argparse.Namespace) -> int:
@@ -40,9 +41,17 @@ def check(parsed: argparse.Namespace) -> int:
 
 def _effective(loaded: Loaded) -> dict[str, object]:
     """The configuration with all defaults, as a file that means the same."""
-    return loaded.settings.model_dump(
-        mode="json", by_alias=True, exclude={"daemon"}, exclude_none=True
-    )
+    return {
+        key: _without_nulls(value) for key, value in loaded.effective.items() if key != "daemon"
+    }
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_nulls(one) for key, one in value.items() if one is not None}
 
 
 def _problems(problems: Iterable[Problem]) -> list[dict[str, str]]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError, make_backend
 from gpuplugin.cli.options import given_options
-from gpuplugin.config.load import ConfigError, load_settings
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.facts import ConfigFacts, Failure, HardwareFacts
 from gpuplugin.doctor.look.hardware import look_at_hardware
@@ -20,7 +21,7 @@ from gpuplugin.doctor.verdict import EXIT_STATUS, diagnose, worst
 if TYPE_CHECKING:
     import argparse
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
 
 
 def doctor(parsed: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gpuplugin.cli.options import load
 from gpuplugin.cli.text import table
-from gpuplugin.config.load import ConfigError
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.daemon.sockets import KubeletDirs
 from gpuplugin.linesocket import ControlError, ask

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError, make_backend
 from gpuplugin.cli.options import load
-from gpuplugin.config.load import ConfigError
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.plans import inventory_plan
 from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
 from hal import HalError
@@ -15,7 +15,7 @@ from hal import HalError
 if TYPE_CHECKING:
     import argparse
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from hal import Gpu
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.imports import without_collector
 from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
 from gpuplugin.cli.shareoptions import add_share
@@ -17,7 +17,6 @@ from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")
 _DEVICES_NAMES = ("--backend", "--scenario", "--sysfs-root", "--procfs-root")
@@ -45,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     parsed = build_parser(given[0] if given else None).parse_args(given)
-    module = _load(parsed.module)
+    with without_collector():
+        module = import_module(f"gpuplugin.cli.{parsed.module}")
     try:
         status: int = getattr(module, parsed.function)(parsed)
     except BrokenPipeError:
@@ -55,20 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
-
-
-def _load(name: str) -> ModuleType:
-    """Import a command's module without the garbage collector.
-
-    There is no garbage in what imports make, and it stays as long as the process: neither now nor
-    later need the collector walk over it.
-    """
-    gc.disable()
-    try:
-        return import_module(f"gpuplugin.cli.{name}")
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

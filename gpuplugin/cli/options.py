@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.apart import Reading
+    from gpuplugin.config.loaded import Loaded
 
 _PREFIX = "option:"
 
@@ -57,6 +58,13 @@ def load(parsed: argparse.Namespace, config_file: str | None = None) -> Loaded:
     from gpuplugin.config.load import load_settings
 
     return load_settings(given_options(parsed), os.environ, config_file or parsed.config_file)
+
+
+def load_apart(parsed: argparse.Namespace, config_file: str | None = None) -> Reading:
+    """The same, read in a process of its own: for the daemon, which has no use for the reader."""
+    from gpuplugin.config.apart import Reading
+
+    return Reading(given_options(parsed), os.environ, config_file or parsed.config_file)
 
 
 def _add(parser: argparse.ArgumentParser, option: Option) -> None:

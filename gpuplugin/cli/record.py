@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError, make_backend
 from gpuplugin.cli.options import load
-from gpuplugin.config.load import ConfigError
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from hal import HalError
 from sim.recorder import as_yaml, observe

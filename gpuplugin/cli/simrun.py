@@ -14,7 +14,7 @@ from gpuplugin.cli.options import given_options
 from gpuplugin.cli.progress import progress_bar
 from gpuplugin.cli.simreport import as_text
 from gpuplugin.cli.simrunoptions import span_s
-from gpuplugin.config.load import ConfigError
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.core.inventory import InventoryError
 from sim.report import report_of
 from sim.report.words import duration
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from sim.report import Report
     from sim.scenario import Scenario
     from sim.virtual.run import Outcome

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import given_options
-from gpuplugin.config.load import ConfigError
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
@@ -29,7 +29,7 @@ from sim.virtual.settings import load_for
 if TYPE_CHECKING:
     import argparse
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.loaded import Loaded
     from sim.scenario import Scenario
 
 log = logging.getLogger("gpuplugin")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from gpuplugin.config.casing import canonical
 from gpuplugin.config.document import Document, DocumentError, parse_document
+from gpuplugin.config.loaded import ConfigError, Loaded, Problem
 from gpuplugin.config.options import (
     DEFAULT_CDI_ROOT,
     DEFAULT_HOST_PROC,
@@ -21,7 +22,8 @@ from gpuplugin.config.options import (
     DEFAULT_POD_LOGS,
     OPTIONS,
 )
-from gpuplugin.config.schema import Settings
+from gpuplugin.config.plain import plain_settings
+from gpuplugin.config.schema import Schema
 from gpuplugin.config.unknown import misshapen, unknown_keys
 from gpuplugin.config.values import XID_WORDS
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.document import KeyPath
     from gpuplugin.config.option import Option, Value
+    from gpuplugin.config.settings import Settings
 
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 DEFAULT_FILE = "the built-in default.yaml"
@@ -45,36 +48,6 @@ _DEFAULTS = {
         "nodeName": "",
     }
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong: `where` it was written, the `key` path, and what to do."""
-
-    where: str
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, self.key, self.message) if part)
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; `problems` has everything that is wrong with it."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = tuple(problems)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings, where the file layer came from, and warnings that the user should see."""
-
-    settings: Settings
-    source: str
-    file: str | None
-    warnings: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +104,8 @@ def load_settings(
     usual = default or default_document()
     document = read_config_file(Path(config_file)) if config_file else usual
     source = config_file or document.name
-    document = canonical(document, Settings)
-    wrong_shapes = tuple(misshapen(document.data, Settings))
+    document = canonical(document, Schema)
+    wrong_shapes = tuple(misshapen(document.data, Schema))
     problems = [_misshapen(document, path) for path in wrong_shapes]
     layers = (
         _flag_layer(flags, problems),
@@ -140,12 +113,14 @@ def load_settings(
         _Layer(_without(_file_values(document), wrong_shapes), {}, document),
         _Layer(_DEFAULTS, {}),
     )
-    settings = _validate(layers, problems)
+    checked = _validate(layers, problems)
+    settings = plain_settings(checked)
     unknown = _unknown(document)
     if settings.daemon.strict_config and unknown:
         raise ConfigError(unknown)
     warnings = (*unknown, *_without_strategy(settings, layers), *_malformed(environment))
-    return Loaded(settings, source, config_file or None, warnings)
+    effective = checked.model_dump(mode="json", by_alias=True)
+    return Loaded(settings, source, config_file or None, warnings, effective)
 
 
 def _misshapen(document: Document, path: KeyPath) -> Problem:
@@ -258,18 +233,18 @@ def _put(values: dict[str, object], path: tuple[str, ...], value: Value) -> None
     section[path[-1]] = value
 
 
-def _validate(layers: Sequence[_Layer], problems: list[Problem]) -> Settings:
+def _validate(layers: Sequence[_Layer], problems: list[Problem]) -> Schema:
     merged: dict[str, object] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer.values)
     try:
-        settings = Settings.model_validate(merged)
+        schema = Schema.model_validate(merged)
     except ValidationError as error:
         problems.extend(_problem(details, layers) for details in error.errors())
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
-    return settings
+    return schema
 
 
 def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
@@ -322,7 +297,7 @@ def _message(details: ErrorDetails) -> str:
 def _unknown(document: Document) -> tuple[Problem, ...]:
     return tuple(
         Problem(document.where(path), dotted(path), message)
-        for path, message in unknown_keys(document.data, Settings)
+        for path, message in unknown_keys(document.data, Schema)
     )
 
 

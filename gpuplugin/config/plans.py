@@ -15,7 +15,7 @@ from gpuplugin.core.selection import GpuFilter
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
 
 CONTROL_NODES = (
     "/dev/nvidiactl",

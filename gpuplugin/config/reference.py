@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origi
 from pydantic_core import PydanticUndefined
 
 from gpuplugin.config.options import OPTIONS
-from gpuplugin.config.schema import Settings
+from gpuplugin.config.schema import Schema
 from gpuplugin.config.unknown import fields_by_key, model_of
 from gpuplugin.core.sharing import Selection
 
@@ -34,7 +34,7 @@ _RESOURCE_NAMES = frozenset({"name", "rename"})
 def file_table() -> str:
     """Every key of the file with type, default and meaning."""
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for path, name, field, said in _leaves(Settings, "", ()):
+    for path, name, field, said in _leaves(Schema, "", ()):
         option = _BY_PATH.get(path)
         meaning = said or (option.help if option else "")
         cells = (f"`{name}`", _type(path[-1], field), _default(path[-1], field), meaning)
@@ -138,7 +138,7 @@ def _default(key: str, field: FieldInfo) -> str:
 def _daemon_default(option: Option) -> str:
     if option.path[0] != "daemon":
         return ""
-    model = model_of(fields_by_key(Settings)["daemon"])
+    model = model_of(fields_by_key(Schema)["daemon"])
     field = None if model is None else fields_by_key(model)[option.path[1]]
     text = "-" if field is None else _default(option.path[1], field)
     return "" if text in ("-", "required") else f"; default {text}"

@@ -1,7 +1,8 @@
 """What may be configured, with types and defaults. Names in the file are the aliases.
 
 Everything but `daemon` can stand in the file; `daemon` comes from flags and variables only. What
-the values mean for devices is in `plans`.
+is used once it is checked are the plain values in `settings`; what they mean for devices is in
+`plans`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class GpusSection(Section):
     exclude: DeviceTerms = []
 
 
-class DaemonOptions(Section):
+class DaemonSection(Section):
     """How the daemon runs; not part of the file."""
 
     backend: Literal["nvml", "sim"] = "nvml"
@@ -83,7 +84,7 @@ class DaemonOptions(Section):
         return node_name(name) if info.data.get("kubernetes_reports") else name
 
     @model_validator(mode="after")
-    def _named_for_its_label(self) -> DaemonOptions:
+    def _named_for_its_label(self) -> DaemonSection:
         if self.config_map_dir and not self.node_name:
             raise ValueError(
                 "--config-map-dir needs the node's name: set NODE_NAME (fieldRef: {fieldPath: "
@@ -91,17 +92,8 @@ class DaemonOptions(Section):
             )
         return self
 
-    @property
-    def way_of_registration(self) -> Literal["watcher", "classic", "none"]:
-        """As asked for; else what --kubelet-socket says: a path is classic, empty is none."""
-        if self.registration is not None:
-            return self.registration
-        if self.kubelet_socket is None:
-            return "watcher"
-        return "classic" if self.kubelet_socket else "none"
 
-
-class Settings(Section):
+class Schema(Section):
     """The whole configuration, after all layers."""
 
     version: Literal["v1"] = "v1"
@@ -112,4 +104,4 @@ class Settings(Section):
     imex: ImexSection = ImexSection()
     health: HealthSection = HealthSection()
     gpus: GpusSection = GpusSection()
-    daemon: DaemonOptions
+    daemon: DaemonSection

@@ -8,8 +8,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from gpuplugin.config.section import Integer, ResourceName, Section
 from gpuplugin.config.values import device_reference
-from gpuplugin.core.selection import NamePattern
-from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
+from gpuplugin.core.sharing import Selection
 
 
 def _selection(value: object) -> object:
@@ -50,11 +49,6 @@ class SharedResourceSection(Section):
     replicas: Annotated[Integer, Field(ge=1)]
     """replicas per device; 1 is not shared"""
 
-    def entry(self) -> SharedResource:
-        """The entry as the inventory needs it."""
-        selection = self.devices if isinstance(self.devices, Selection) else Selection()
-        return SharedResource(self.name, self.replicas, selection, self.rename)
-
 
 class TimeSlicingSection(Section):
     """sharing.timeSlicing."""
@@ -81,17 +75,6 @@ class SharingSection(Section):
     mps: Annotated[None, BeforeValidator(_no_mps)] = None
     """not supported yet: an error"""
 
-    def plan(self) -> TimeSlicing:
-        """The sharing plan, as the inventory needs it."""
-        section = self.time_slicing
-        if section is None:
-            return TimeSlicing()
-        return TimeSlicing(
-            resources=tuple(entry.entry() for entry in section.resources),
-            rename_by_default=section.rename_by_default,
-            fail_requests_greater_than_one=section.fail_requests_greater_than_one,
-        )
-
 
 class NamePatternSection(Section):
     """One entry of resources.gpus or resources.mig."""
@@ -109,11 +92,3 @@ class ResourcesSection(Section):
     """names for GPUs by product; `nvidia.com/gpu` where no pattern matches"""
     mig: list[NamePatternSection] = []
     """names for MIG devices by profile (strategy mixed); `nvidia.com/mig-<profile>` otherwise"""
-
-    def gpu_names(self) -> tuple[NamePattern, ...]:
-        """Patterns of products."""
-        return tuple(NamePattern(one.pattern, one.name) for one in self.gpus)
-
-    def mig_names(self) -> tuple[NamePattern, ...]:
-        """Patterns of MIG profiles."""
-        return tuple(NamePattern(one.pattern, one.name) for one in self.mig)

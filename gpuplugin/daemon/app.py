@@ -35,7 +35,7 @@ from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.nodeconfig import NodeChoice
     from gpuplugin.daemon.sampler import Sampler
     from hal import Backend

@@ -17,7 +17,7 @@ from hal.driverfiles import DriverFiles, find_driver_files
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.inventory import Inventory
 

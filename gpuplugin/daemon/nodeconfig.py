@@ -9,15 +9,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.load import ConfigError, Problem
+from gpuplugin.config.loaded import ConfigError, Problem
 from gpuplugin.core.nodechoice import UnknownName, choose
 from gpuplugin.daemon.nodelabel import LabelWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.config.load import Loaded
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.loaded import Loaded
+    from gpuplugin.config.settings import Settings
 
 log = logging.getLogger(__name__)
 

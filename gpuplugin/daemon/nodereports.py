@@ -22,7 +22,7 @@ from gpuplugin.daemon.supervisor import Fatal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.core.news import Condition, GpuNews
     from gpuplugin.daemon.eventqueue import NodeEvent
     from gpuplugin.daemon.metrics import Metrics

@@ -13,7 +13,7 @@ from gpuplugin.daemon.monitor import MonitorPlan
 from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
 
 if TYPE_CHECKING:
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.core.inventory import Inventory
 
 log = logging.getLogger(__name__)

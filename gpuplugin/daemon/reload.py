@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.load import ConfigError
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.daemon.node import ConfigurationMisfit
 from gpuplugin.daemon.ticks import next_tick_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.metrics import Metrics
     from gpuplugin.daemon.vitals import Vitals
 
@@ -115,7 +115,7 @@ class Reloader:
     async def _reload(self, *, only_if_other: bool = False) -> None:
         try:
             loaded = await asyncio.to_thread(self._load)
-            if only_if_other and _same(loaded, self._in_force):
+            if only_if_other and loaded.settings == self._in_force.settings:
                 return
             self._adopt(loaded)
         except (ConfigError, ConfigurationMisfit) as error:
@@ -153,8 +153,3 @@ class Reloader:
             why,
             extra={"event": "config-refused"},
         )
-
-
-def _same(one: Loaded, other: Loaded) -> bool:
-    """True if both mean the same; every loading has a settings class of its own."""
-    return one.settings.model_dump() == other.settings.model_dump()

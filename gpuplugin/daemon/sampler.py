@@ -22,7 +22,7 @@ from hal import HalError, NotSupported
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.core.usage import Holding, PodName
     from gpuplugin.daemon.halqueries import HalQueries
     from gpuplugin.daemon.node import Node

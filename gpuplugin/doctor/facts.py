@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from hal import Gpu, Probe
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import simpy
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.core.healthboard import Transition
     from gpuplugin.kubelet.snapshot import ResourceSnapshot
     from hal import Gpu

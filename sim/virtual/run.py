@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import simpy
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from sim.scenario import Scenario
     from sim.tenancy import TenantRecord

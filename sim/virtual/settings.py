@@ -11,9 +11,9 @@ from gpuplugin.config.load import load_settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.loaded import Loaded
     from gpuplugin.config.option import Option
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from sim.scenario import Scenario
 
 

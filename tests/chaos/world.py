@@ -35,7 +35,7 @@ from tests.component.waiting import DEADLINE_S, eventually
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.loaded import Loaded
     from hal import Backend
     from sim.kubelet import NodeView
     from sim.kubelet.devices import Listed

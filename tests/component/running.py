@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpuplugin.config.load import Loaded, load_settings
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.loaded import Loaded
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import Daemon, run
 from gpuplugin.daemon.sockets import KubeletDirs
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.samples import Sample
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from hal import Probe
     from sim.faults import GpuHappening, NodeHappening
 

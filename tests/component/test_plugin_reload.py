@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import grpc
 import pytest
 
-from gpuplugin.config.load import Loaded, load_settings
+from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import Daemon
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from gpuplugin.config.loaded import Loaded
     from hal import Backend
     from sim.kubelet import Kubelet
     from tests.component.conftest import MakeHardware

@@ -38,7 +38,7 @@ from tests.deploy.rendering import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
 
 RESOURCE = "nvidia.com/gpu"
 RUNTIME = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}

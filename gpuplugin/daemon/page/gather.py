@@ -15,7 +15,7 @@ from hal import ThrottleReason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.loaded import Loaded
     from gpuplugin.core.usage import TenantUse, Usage
     from gpuplugin.daemon.healthrecord import Change, HealthRecord
     from gpuplugin.daemon.node import Node
@@ -63,9 +63,7 @@ class PageSource:
             units=self._units(reading),
             calls=_calls(self._node),
             unseen={} if reading is None else reading.unseen,
-            configuration=yaml.safe_dump(
-                settings.model_dump(mode="json", by_alias=True), sort_keys=False
-            ),
+            configuration=yaml.safe_dump(loaded.effective, sort_keys=False),
             source=loaded.source,
         )
 

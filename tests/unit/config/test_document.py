@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.config.document import DocumentError, parse_document
-from gpuplugin.config.load import ConfigError, load_settings
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.loaded import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path

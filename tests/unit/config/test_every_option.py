@@ -43,7 +43,8 @@ import pytest
 
 from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options, load
-from gpuplugin.config.load import ConfigError, Loaded, load_settings
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.loaded import ConfigError, Loaded
 from gpuplugin.config.option import Kind
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.plans import inventory_plan
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from gpuplugin.config.load import Problem
+    from gpuplugin.config.loaded import Problem
 
 Sample = tuple[str, object]
 """How a value is written, and the value."""
@@ -359,7 +360,7 @@ def test_the_config_file_flag_and_variable(
 def test_variables_that_have_no_effect(files: Files, variable: str, value: str) -> None:
     got = files.load("", **{variable: value})
 
-    assert got.settings.model_dump() == files.load("").settings.model_dump()
+    assert got.settings == files.load("").settings
 
 
 def test_the_section_of_feature_discovery_is_read(files: Files) -> None:

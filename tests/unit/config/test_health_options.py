@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.config.load import ConfigError, load_settings
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.plans import health_policy
 from gpuplugin.config.values import parse_xids
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gpuplugin.config.load import Loaded
+    from gpuplugin.config.loaded import Loaded
     from gpuplugin.core.health import HealthPolicy
 
 DISABLE, ENABLE = "DP_DISABLE_HEALTHCHECKS", "DP_ENABLE_HEALTHCHECKS"

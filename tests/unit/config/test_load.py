@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options
-from gpuplugin.config.load import ConfigError, Loaded, load_settings
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.loaded import ConfigError, Loaded
 from gpuplugin.config.option import Kind, Option
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.plans import health_policy
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from gpuplugin.config.load import Problem
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.loaded import Problem
+    from gpuplugin.config.settings import Settings
 
     Load = Callable[..., Loaded]
 
@@ -424,7 +425,7 @@ def test_other_versions_are_refused(load: Load, value: str) -> None:
     ],
 )
 def test_null_counts_as_absent(load: Load, text: str) -> None:
-    assert load(text).settings.model_dump() == load("").settings.model_dump()
+    assert load(text).settings == load("").settings
 
 
 @pytest.mark.parametrize("value", ["", "null", "{}", "{resources: null}", "{resources: []}"])

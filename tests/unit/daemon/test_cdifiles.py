@@ -24,7 +24,7 @@ from tests.unit.builders import gpus
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
 
 VENDOR = "k8s.device-plugin.nvidia.com"
 GPU_FILE = f"{VENDOR}-gpu.json"

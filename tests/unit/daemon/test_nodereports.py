@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.daemon.eventqueue import NodeEvent
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

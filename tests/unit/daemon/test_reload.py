@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.config.load import Loaded, load_settings
+from gpuplugin.config.load import load_settings
 from gpuplugin.daemon import reload as reload_module
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.reload import Reloader
@@ -15,6 +15,8 @@ from gpuplugin.daemon.vitals import Vitals
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from gpuplugin.config.loaded import Loaded
 
 
 class Watch:

@@ -14,7 +14,7 @@ from gpuplugin.config.load import load_settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
 
 BASE = Path(__file__).parents[3] / "deploy" / "kustomize" / "base"
 PLUGIN = "nvidia-device-plugin"

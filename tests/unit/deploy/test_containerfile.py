@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.version import VERSION
 from tests.e2e.containerfile import FILE, ROOT, image_environment, stages, steps
 from tests.unit.deploy.manifests import plugin_container, pod_spec
 
@@ -52,7 +53,7 @@ def test_it_starts_what_the_daemonset_starts() -> None:
 
 def test_the_manifest_names_the_version_that_is_built() -> None:
     containers = [*pod_spec()["initContainers"], *pod_spec()["containers"]]
-    assert {one["image"] for one in containers} == {f"gpuplugin:{PROJECT['version']}"}
+    assert {one["image"] for one in containers} == {f"gpuplugin:{VERSION}"}
 
 
 @pytest.mark.parametrize("name", ["version", "revision", "source"])
@@ -101,7 +102,7 @@ def test_the_first_engine_that_answers_builds(tmp_path: Path) -> None:
     words = done.stdout.splitlines()[-1].split("|")
     assert words[0] == "build"
     assert {"SOURCE=a b", "PYTHON_IMAGE=example.com/python@sha256:0"} <= set(words)
-    assert {f"VERSION={PROJECT['version']}", f"gpuplugin:{PROJECT['version']}"} <= set(words)
+    assert {f"VERSION={VERSION}", f"gpuplugin:{VERSION}"} <= set(words)
 
 
 def _engine(folder: Path, name: str, script: str) -> None:

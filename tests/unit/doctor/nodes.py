@@ -30,7 +30,7 @@ from hal import ComputeMode
 from tests.unit.builders import a_gpu, a_probe
 
 if TYPE_CHECKING:
-    from gpuplugin.config.schema import Settings
+    from gpuplugin.config.settings import Settings
     from gpuplugin.doctor.verdict import Verdict
 
 ROOT = "/var/lib/kubelet"

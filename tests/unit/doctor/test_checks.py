@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gpuplugin.config.settings import Sharing
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.checks.gpus import CURES
 from gpuplugin.doctor.facts import (
@@ -626,9 +627,7 @@ def test_what_only_root_may_see_is_skipped_not_failed() -> None:
 
 def test_exclusive_gpus_that_are_not_shared_are_right() -> None:
     facts = gpu(compute_mode=ComputeMode.EXCLUSIVE_PROCESS)(well())
-    unshared = facts.settings.model_copy(
-        update={"sharing": facts.settings.sharing.model_copy(update={"time_slicing": None})}
-    )
+    unshared = replace(facts.settings, sharing=Sharing(time_slicing=None))
     facts = replace(facts, config=replace(facts.config, settings=unshared))
     assert verdict("compute-mode", facts).problems == ()
 
@@ -638,12 +637,8 @@ def test_a_list_that_does_not_fit_is_told_with_the_count_that_does() -> None:
     sharing = facts.settings.sharing
     assert sharing.time_slicing is not None
     (entry,) = sharing.time_slicing.resources
-    many = sharing.time_slicing.model_copy(
-        update={"resources": [entry.model_copy(update={"replicas": 100_000})]}
-    )
-    large = facts.settings.model_copy(
-        update={"sharing": sharing.model_copy(update={"time_slicing": many})}
-    )
+    many = replace(sharing.time_slicing, resources=[replace(entry, replicas=100_000)])
+    large = replace(facts.settings, sharing=Sharing(time_slicing=many))
     (problem,) = verdict(
         "list-size", replace(facts, config=replace(facts.config, settings=large))
     ).problems
