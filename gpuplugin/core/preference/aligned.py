@@ -10,6 +10,9 @@ The score of a set of GPUs is the sum of the scores of its pairs. The best set i
 NVIDIA's plugin partitions all available GPUs into groups of the requested size, takes the
 partition with the best sum, and of it the best group. That is (2) before (1), at a cost that
 explodes with the number of GPUs; here a container never gets less than the best set there is.
+
+On a node of up to 16 GPUs the sets are ranked in advance (`sets`), on a larger one they are
+searched (`search`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from gpuplugin.core.preference.search import solve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpuplugin.core.preference.choice import Method
     from gpuplugin.core.preference.index import PreferenceIndex
 
 
@@ -43,9 +47,26 @@ def aligned(
     if missing >= len(free):
         chosen.extend(index.ids[rank] for rank in free)
         return Choice(tuple(chosen), "exact")
-    solution = solve(as_problem(index, free, fixed), missing)
-    chosen.extend(index.ids[rank] for rank in _decoded(solution.score, free))
-    return Choice(tuple(chosen), solution.method)
+    ranks, method = _best(index, free, fixed, missing)
+    chosen.extend(index.ids[rank] for rank in ranks)
+    return Choice(tuple(chosen), method)
+
+
+def _best(
+    index: PreferenceIndex, free: Sequence[int], fixed: Sequence[int], missing: int
+) -> tuple[list[int], Method]:
+    """The best `missing` of the free ranks, lowest first, and how they were found."""
+    sets = index.sets
+    gpus = {index.gpu_of[rank] for rank in (*free, *fixed)}
+    if sets is None or len(gpus) < len(free) + len(fixed):
+        solution = solve(as_problem(index, free, fixed), missing)
+        return _decoded(solution.score, free), solution.method
+    best = sets.best(
+        sets.set_of(index.gpu_of[rank] for rank in fixed),
+        sets.set_of(index.gpu_of[rank] for rank in free),
+        missing,
+    )
+    return [rank for rank in free if best & sets.set_of((index.gpu_of[rank],))], "exact"
 
 
 def as_problem(index: PreferenceIndex, free: Sequence[int], fixed: Sequence[int]) -> Problem:

@@ -7,6 +7,8 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from gpuplugin.core.preference.sets import MAX_GPUS, GpuSets
+from gpuplugin.core.replicas import is_replica_id
 from hal import Link, LinkKind
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class PreferenceIndex:
     """True if no device is a MIG device."""
     pair_scores: Sequence[Sequence[int]]
     """How well two GPUs are connected, by their numbers; symmetric, 0 for a GPU with itself."""
+    sets: GpuSets | None
+    """The sets of the GPUs; None where no GPU is given out whole, or there are too many of them."""
 
     @classmethod
     def of(
@@ -64,15 +68,22 @@ class PreferenceIndex:
             by_gpu.setdefault(device.gpu_uuid, []).append(device)
         ids = tuple(device.id for devices in by_gpu.values() for device in devices)
         sizes = tuple(map(len, by_gpu.values()))
+        whole_gpus = all(device.mig is None for device in resource.devices)
+        pair_scores = _pair_scores(tuple(by_gpu), links)
         return cls(
             ids=ids,
             rank=MappingProxyType({device_id: rank for rank, device_id in enumerate(ids)}),
             gpu_of=tuple(gpu for gpu, size in enumerate(sizes) for _ in range(size)),
             gpu_size=sizes,
             gpu_start=tuple(accumulate(sizes, initial=0)),
-            whole_gpus=all(device.mig is None for device in resource.devices),
-            pair_scores=_pair_scores(tuple(by_gpu), links),
+            whole_gpus=whole_gpus,
+            pair_scores=pair_scores,
+            sets=_sets(pair_scores) if whole_gpus and not all(map(is_replica_id, ids)) else None,
         )
+
+
+def _sets(pair_scores: Sequence[Sequence[int]]) -> GpuSets | None:
+    return GpuSets.of(pair_scores) if len(pair_scores) <= MAX_GPUS else None
 
 
 def _pair_scores(

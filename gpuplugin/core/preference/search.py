@@ -1,4 +1,7 @@
-"""The search of `aligned`: branch and bound from a good first choice; exact up to 16 GPUs."""
+"""The search of `aligned` on larger nodes: branch and bound from a good first choice.
+
+Nodes of up to 16 GPUs need none of it, their sets are in order in `sets`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
     from gpuplugin.core.preference.problem import Problem
 
 MAX_EXACT_ITEMS = 16
-"""Up to this many items a search may take as long as it needs: the whole tree has 26333 nodes."""
+"""Up to this many items a search may take as long as it needs: the whole tree has 26333 nodes.
+
+The most that was seen are 4659, with links between two halves of the GPUs and none within.
+"""
 
 MAX_NODES = 2000
 """The most nodes to look at among more items than that."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import pytest
@@ -17,8 +17,10 @@ from tests.unit.builders import a_resource, uuid_of_gpu
 from tests.unit.core.preference.topologies import (
     best_by_force,
     islands,
+    links_of,
     pair_sum,
     pcie_tree,
+    ring,
     score_of,
     wired,
 )
@@ -149,6 +151,34 @@ def test_choices_among_two_islands_of_four(
     )
 
     assert choice.ids == names(expected)
+
+
+def test_replicas_that_must_be_included_count_one_by_one() -> None:
+    """Two replicas of GPU 0, with links to 1 and 2 that are worth less than that of 3 and 4."""
+
+    def wiring(one: int, other: int) -> Link:
+        nvlinks = {(0, 1): 2, (0, 2): 2, (3, 4): 6}.get((min(one, other), max(one, other)), 0)
+        return Link(LinkKind.CROSS_CPU, nvlinks)
+
+    shared, whole = a_resource(1, 2), a_resource(5, 1)
+    resource = replace(whole, devices=(*shared.devices, *whole.devices[1:]))
+    index = PreferenceIndex.of(resource, links_of(5, wiring))
+    replicas = index.ids[:2]
+
+    assert aligned(index, index.ids, replicas, 4).ids == index.ids[:4]
+    assert aligned(index, index.ids[2:], replicas[:1], 3).ids == (replicas[0], *index.ids[4:])
+
+
+def test_few_gpus_of_a_large_node_get_the_best_set_there_is() -> None:
+    index = wired(40, ring(40))
+    free = [3, 4, 9, 10, 11, 20, 21, 30, 39]
+    ids = [index.ids[gpu] for gpu in free]
+
+    choices = [aligned(index, ids, (index.ids[0],), size) for size in range(2, 9)]
+
+    best = [best_by_force(index.pair_scores, free, (0,), size - 1) for size in range(2, 9)]
+    assert [tuple(index.rank[one] for one in choice.ids[1:]) for choice in choices] == best
+    assert {choice.method for choice in choices} == {"exact"}
 
 
 def test_pods_of_two_fill_an_island_before_the_next() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import combinations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -91,6 +92,45 @@ STRUCTURED: Mapping[str, Wiring] = MappingProxyType(
     }
 )
 """Topologies of 16 GPUs."""
+
+
+def random_links(rng: random.Random, kinds: Sequence[LinkKind], nvlinks: Sequence[int]) -> Wiring:
+    """Links drawn one by one, without any structure."""
+    table = {
+        pair: Link(rng.choice(kinds), rng.choice(nvlinks)) for pair in combinations(range(16), 2)
+    }
+    return lambda one, other: table[min(one, other), max(one, other)]
+
+
+def random_cayley(rng: random.Random) -> Wiring:
+    """Every GPU sees the same links, and most sets have many equals: hard for a search."""
+    linked = {step for step in range(1, 16) if rng.random() < 0.5}
+    return lambda one, other: Link(LinkKind.SAME_CPU, 2 if one ^ other in linked else 0)
+
+
+def random_levels(rng: random.Random) -> Wiring:
+    """Islands with links of their own kind, and some links between them."""
+    size = rng.choice([2, 4, 8])
+    linked = {step for step in range(1, 16) if rng.random() < 0.4}
+    return lambda one, other: Link(
+        LinkKind.SAME_CPU if one // size == other // size else LinkKind.CROSS_CPU,
+        (4 if one // size == other // size else 0) + (2 if one ^ other in linked else 0),
+    )
+
+
+def families_of_16(seed: int) -> Wiring:
+    """A topology of 16 GPUs; consecutive seeds are of different families."""
+    rng = random.Random(seed)
+    kinds = list(LinkKind)
+    families: Sequence[Callable[[], Wiring]] = (
+        lambda: random_links(rng, kinds, [0]),
+        lambda: random_links(rng, kinds, range(19)),
+        lambda: random_links(rng, [LinkKind.SAME_CPU], [0, 2]),
+        lambda: random_links(rng, kinds[:2], [18]),
+        lambda: random_cayley(rng),
+        lambda: random_levels(rng),
+    )
+    return families[seed % len(families)]()
 
 
 def links_of(count: int, wiring: Wiring) -> dict[tuple[str, str], Link]:
