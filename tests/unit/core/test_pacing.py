@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def test_a_storm_of_a_thousand_changes_in_a_tenth_of_a_second_is_a_few_lists() -
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 def test_every_change_is_told_and_lists_keep_their_distance(changes_s: list[float]) -> None:
     sent = lists(changes_s)
-    for earlier, later in zip(sent, sent[1:], strict=False):
+    for earlier, later in itertools.pairwise(sent):
         assert later - earlier >= PAUSE_S - 1e-9
     for change_s in changes_s:
         told_s = next(at_s for at_s in sent if at_s >= change_s)

@@ -84,9 +84,7 @@ def test_a_lost_gpu_costs_its_replicas_until_it_is_well_again() -> None:
     ran = Ran(node(4, pods(8) + faults), 1000)
     (start, lost, back) = ran.allocatable()
     assert (start[1], lost[1], back[1]) == (40, 30, 40)
-    assert lost[0] == pytest.approx(100.001, abs=1e-6), (
-        "a millisecond to gather what comes together"
-    )
+    assert lost[0] == pytest.approx(100.001, abs=1e-6), "a millisecond to gather"
     assert 730 <= back[0] <= 740, "seen by the next probe, then a quiet period of 30 s"
     hours = ran.outcome.unavailable_replica_ns / HOUR_NS
     assert hours == pytest.approx(10 * (back[0] - lost[0]) / 3600, rel=0.001)
