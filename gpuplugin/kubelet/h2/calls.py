@@ -153,7 +153,7 @@ class Calls:
         if message is not None:
             self._call(stream, message)
         elif stream.ended:
-            text = f'"{stream.path.decode(errors="replace")}" requires exactly one request message.'
+            text = f'"{stream.path!r}" requires exactly one request message.'
             self._finish(stream, RpcCode.UNIMPLEMENTED, text)
         elif body is payload:
             stream.body += payload

@@ -84,7 +84,14 @@ def read_head(headers: Sequence[Header]) -> Head:
     if sum(len(name) + len(value) + 32 for name, value in headers) > MAX_HEADERS_BYTES:
         text = f"the request's headers are larger than {MAX_HEADERS_BYTES} bytes"
         return Head(refusal=refusal_block(RpcCode.RESOURCE_EXHAUSTED, text))
-    return Head(fields[b":path"], read_timeout(fields.get(b"grpc-timeout", b"")), _refusal(fields))
+    timeout = fields.get(b"grpc-timeout")
+    timeout_s = None if timeout is None else read_timeout(timeout)
+    refusal = _refusal(fields)
+    if timeout is not None and timeout_s is None:
+        refusal = refusal or refusal_block(
+            RpcCode.INTERNAL, "Error parsing 'grpc-timeout' metadata"
+        )
+    return Head(fields[b":path"], timeout_s, refusal)
 
 
 def _fields(headers: Sequence[Header]) -> dict[bytes, bytes] | None:
@@ -119,7 +126,7 @@ def _refusal(fields: Mapping[bytes, bytes]) -> bytes:
 
 
 def read_timeout(value: bytes) -> float | None:
-    """Seconds in a grpc-timeout; None for none and, as in grpcio, for one that is malformed."""
+    """Seconds in a grpc-timeout; None for one that is malformed."""
     match = _TIMEOUT.fullmatch(value)
     return int(match[1]) * _UNITS_S[match[2]] if match else None
 
@@ -144,11 +151,10 @@ def read_message(body: bytes | bytearray, limit_bytes: int = MAX_REQUEST_BYTES) 
     if len(body) < PREFIX_BYTES:
         return None
     if body[0]:
-        # RFC-like text of gRPC: a compressed message without grpc-encoding is the peer's error.
-        raise RpcError(RpcCode.INTERNAL, "a compressed message, and no grpc-encoding")
+        raise RpcError(RpcCode.INTERNAL, "Compression bit set but no encoding configured")
     length = int.from_bytes(body[1:PREFIX_BYTES], "big")
     if length > limit_bytes:
-        text = f"Received message larger than max ({length} vs. {limit_bytes})"
+        text = f"SERVER: Received message larger than max ({length} vs. {limit_bytes})"
         raise RpcError(RpcCode.RESOURCE_EXHAUSTED, text)
     end = PREFIX_BYTES + length
     return bytes(body[PREFIX_BYTES:end]) if len(body) >= end else None
