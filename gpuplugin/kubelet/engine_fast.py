@@ -37,10 +37,11 @@ MAX_WAITING_BYTES = 1024 * 1024
 """A peer with so many answers that it does not read is not read from."""
 STALL_S = 20.0
 """A peer that takes nothing of what is sent, or does not go on with what it began, is left."""
+LOOK_S = 1.0
+"""How often the keeper looks at what only time changes."""
 
 _READ_BYTES = 64 * 1024
 _SEND_BYTES = 64 * 1024
-_LOOK_S = 1.0
 _LOCK_S = 0.05
 _ACCEPT_PAUSE_S = 0.1
 _LAST_WORDS_S = 1.0
@@ -262,7 +263,7 @@ class FastServer:
     def _keep(self) -> None:
         next_s: float | None = None
         while self._stop_by_s is None:
-            self._wait(next_s)
+            self._wait(next_s, LOOK_S)
             next_s = self._look_after()
         self._listener.close()
         undrained = set(self._all())
@@ -272,13 +273,13 @@ class FastServer:
             if time.monotonic() >= self._stop_by_s:
                 for link in self._all():
                     link.end()
-            self._wait(self._look_after(), at_most_s=_LOCK_S)
+            self._wait(self._look_after(), _LOCK_S)
 
     def _all(self) -> tuple[_Link, ...]:
         with self._lock:
             return tuple(self._links)
 
-    def _wait(self, next_s: float | None, at_most_s: float = _LOOK_S) -> None:
+    def _wait(self, next_s: float | None, at_most_s: float) -> None:
         """Accept, and send what waits for its socket, until something else is to be done."""
         links = {link.descriptor: link for link in self._all()}
         now_s = time.monotonic()

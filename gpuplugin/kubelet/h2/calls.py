@@ -77,11 +77,11 @@ class Stream(Outgoing):
         "body",
         "deadline_s",
         "ended",
+        "granted",
         "headers_sent",
         "method",
         "path",
         "subscription",
-        "unread",
         "waiting",
     )
 
@@ -92,8 +92,8 @@ class Stream(Outgoing):
         self.deadline_s: float | None = None
         self.subscription: Subscription | None = None
         self.body = bytearray()
-        self.unread = RECEIVE_WINDOW_BYTES
-        """What the peer may send before it must be granted more."""
+        self.granted = RECEIVE_WINDOW_BYTES
+        """What the peer may send before it is granted more."""
         self.ended = False
         """True once the peer has sent its whole request."""
         self.waiting = True

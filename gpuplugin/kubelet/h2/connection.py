@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames
 from gpuplugin.kubelet.h2.calls import RECEIVE_WINDOW_BYTES, Calls, Stream
-from gpuplugin.kubelet.h2.flow import Incoming
 from gpuplugin.kubelet.h2.frames import ConnectionFault, ErrorCode, StreamFault
 from gpuplugin.kubelet.h2.grpcwire import MAX_HEADERS_BYTES, read_head
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
@@ -52,7 +51,7 @@ class Connection:
         self._outbox = self._calls.outbox
         self._outbox.put(_GREETING)
         self._blocks = BlockReader(read_head)
-        self._incoming = Incoming(_CONNECTION_WINDOW_BYTES)
+        self._granted = _CONNECTION_WINDOW_BYTES
         self._rest = b""
         self._greeted = False
         self._settled = False
@@ -176,9 +175,11 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        more = self._incoming.take(len(payload))
-        if more:
-            self._outbox.put(frames.window_update(0, more))
+        # What comes is taken at once and more is granted, so the peer cannot send too much.
+        self._granted -= len(payload)
+        if self._granted < _CONNECTION_WINDOW_BYTES // 2:
+            self._outbox.put(frames.window_update(0, _CONNECTION_WINDOW_BYTES - self._granted))
+            self._granted = _CONNECTION_WINDOW_BYTES
         stream = self._calls.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
@@ -188,9 +189,7 @@ class Connection:
             return
         if stream.ended:
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED)
-        stream.unread -= len(payload)
-        if stream.unread < 0:
-            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
+        stream.granted -= len(payload)
         if flags & frames.PADDED:
             payload = frames.unpadded(flags, payload)
         if flags & frames.END_STREAM:
@@ -198,15 +197,15 @@ class Connection:
         else:
             if not payload:
                 self._lose_patience()
-            if stream.unread < RECEIVE_WINDOW_BYTES // 2:
-                more = RECEIVE_WINDOW_BYTES - stream.unread
-                stream.unread += more
+            if stream.granted < RECEIVE_WINDOW_BYTES // 2:
+                more = RECEIVE_WINDOW_BYTES - stream.granted
                 self._outbox.put(frames.window_update(stream_id, more))
+                stream.granted = RECEIVE_WINDOW_BYTES
         self._calls.data(stream, payload)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id & 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that is not odd")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on no client's stream")
         if flags & (frames.PADDED | frames.HAS_PRIORITY):
             payload = frames.unpadded(flags, payload)
             payload = frames.without_priority(stream_id, flags, payload)

@@ -1,4 +1,4 @@
-"""What waits to be sent on a connection, and how much may be: the windows of both directions.
+"""What waits to be sent on a connection, and how much of it the peer's windows take.
 
 Whole frames go first, then answers, then lists: a list of 4 MiB for a slow reader delays no answer.
 """
@@ -136,26 +136,3 @@ class Outbox:
                 self._on_sent(stream)
         return filled
 
-
-class Incoming:
-    """A window for what the peer sends; it is granted more once half of it is used up."""
-
-    __slots__ = ("_left", "_size")
-
-    def __init__(self, size_bytes: int) -> None:
-        self._size = self._left = size_bytes
-
-    def take(self, length: int) -> int:
-        """Count `length` bytes; returns how many to grant now, often 0.
-
-        Raises:
-            ConnectionFault: the peer sent more than it was granted.
-        """
-        self._left -= length
-        if self._left < 0:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than was granted")
-        if self._left >= self._size // 2:
-            return 0
-        more = self._size - self._left
-        self._left = self._size
-        return more

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -103,10 +104,11 @@ class RawClient:
         self.socket.connect(str(path))
         self.encoder = Encoder()
         self.decoder = Decoder(1 << 20)
-        self.answers: dict[int, Answer] = {}
+        self.answers: defaultdict[int, Answer] = defaultdict(Answer)
         self.others: list[Frame] = []
         self.seen: list[Frame] = []
         self.closed = False
+        self.bodies: list[bytes] = []
         self._rest = b""
         self._next_stream = 1
         if greet:
@@ -146,7 +148,7 @@ class RawClient:
 
     def finish(self, stream: int) -> Answer:
         """Read until the stream has ended."""
-        answer = self.answers.setdefault(stream, Answer())
+        answer = self.answers[stream]
         self.read_until(lambda: answer.ended or self.closed)
         return answer
 
@@ -185,7 +187,7 @@ class RawClient:
 
     def _take(self, frame: Frame) -> None:
         self.seen.append(frame)
-        answer = self.answers.setdefault(frame.stream, Answer()) if frame.stream else None
+        answer = self.answers[frame.stream] if frame.stream else None
         if answer is None or frame.kind not in (DATA, HEADERS, RST):
             self.others.append(frame)
         elif frame.kind == RST:
