@@ -163,7 +163,7 @@ class _Link:
         """Read no more while the peer reads nothing itself, or its answers would pile up here."""
         writable = select.poll()
         writable.register(self.peer, select.POLLOUT)
-        while self._connection.waiting_bytes > MAX_WAITING_BYTES:
+        while not self._gone and self._connection.waiting_bytes > MAX_WAITING_BYTES:
             if not writable.poll(STALL_S * 1000):
                 self.end()
                 return
