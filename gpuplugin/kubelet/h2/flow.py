@@ -135,4 +135,3 @@ class Outbox:
                 parts.append(stream.trailers)
                 self._on_sent(stream)
         return filled
-

@@ -12,14 +12,20 @@ import grpc
 import grpc.aio
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded
-from h2.events import StreamReset, TrailersReceived
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
 
 from gpuplugin.kubelet.rpc import grpc_target
 from tests.conformance.engines.rawh2 import grpc_message, request_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -164,9 +170,7 @@ class GrpclibClient:
 
         kind = Cardinality.UNARY_UNARY
         try:
-            async with self._channel.request(
-                path, kind, bytes, bytes, timeout=timeout_s
-            ) as stream:
+            async with self._channel.request(path, kind, bytes, bytes, timeout=timeout_s) as stream:
                 await stream.send_message(request, end=True)
                 answer: bytes = await stream.recv_message()
         except GRPCError as error:

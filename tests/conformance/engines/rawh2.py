@@ -135,9 +135,7 @@ class RawClient:
         """Send a whole request in one write; returns its stream."""
         stream = self.stream()
         body = grpc_message(message)
-        frames = [
-            pack(DATA, 0, stream, body[at : at + 16384]) for at in range(0, len(body), 16384)
-        ]
+        frames = [pack(DATA, 0, stream, body[at : at + 16384]) for at in range(0, len(body), 16384)]
         last = frames[-1]
         frames[-1] = last[:4] + b"\x01" + last[5:]
         self.send(self.headers(stream, request_headers(path, **changed)), *frames)
@@ -155,7 +153,9 @@ class RawClient:
     def ping(self, text: bytes = b"12345678") -> None:
         """A round trip: what the server had to say about earlier frames has come after it."""
         self.send(pack(PING, 0, 0, text))
-        self.read_until(lambda: any(one.kind == PING and one.payload == text for one in self.others))
+        self.read_until(
+            lambda: any(one.kind == PING and one.payload == text for one in self.others)
+        )
         self.others = [one for one in self.others if one.payload != text]
 
     def goaway(self) -> int:

@@ -38,7 +38,15 @@ if TYPE_CHECKING:
     from tests.conformance.engines.rawh2 import Answer
 
 HELLO = grpc_message(b"hello")
-OK, UNKNOWN, INVALID, DEADLINE, EXHAUSTED, UNIMPLEMENTED, INTERNAL = "0", "2", "3", "4", "8", "12", "13"
+OK, UNKNOWN, INVALID, DEADLINE, EXHAUSTED, UNIMPLEMENTED, INTERNAL = (
+    "0",
+    "2",
+    "3",
+    "4",
+    "8",
+    "12",
+    "13",
+)
 
 
 def call(served: Served, body: bytes, path: str = ECHO, **changed: str | None) -> Answer:
@@ -324,7 +332,9 @@ def test_a_subscription_that_raises(engine: str, method: str, text: str) -> None
 
 def test_two_services_on_one_socket() -> None:
     for engine in ENGINES.values():
-        other = Service("test.Other", {"Echo": lambda _: b"other"}, {"Watch": Publication().subscribe})
+        other = Service(
+            "test.Other", {"Echo": lambda _: b"other"}, {"Watch": Publication().subscribe}
+        )
         with serving(engine(), [other]) as served:
             assert call(served, HELLO).messages == [b"hello"]
             assert call(served, HELLO, "/test.Other/Echo").messages == [b"other"]
