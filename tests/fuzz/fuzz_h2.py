@@ -23,10 +23,10 @@ def main() -> None:
     """Fuzz for a time; ends with a traceback and the input at the first fault."""
     seconds, folder = int(sys.argv[1]), Path(__file__).parent / "corpus"
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else folder
-    harness.quiet()
     limits = (f"-max_total_time={seconds}", f"-max_len={_LONGEST_BYTES}", f"-timeout={_HANG_S}")
     atheris.Setup([sys.argv[0], str(folder), *limits, f"-rss_limit_mb={_MEMORY_MB}"], _one)
-    atheris.Fuzz()
+    with harness.quiet():
+        atheris.Fuzz()
 
 
 def _one(data: bytes) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.fuzz.harness import quiet, run, run_in_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent
 CORPUS = sorted((HERE / "corpus").iterdir())
@@ -29,8 +29,9 @@ FEW = settings(
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet()
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
 
 
 _op = st.one_of(

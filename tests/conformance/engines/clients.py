@@ -79,8 +79,8 @@ class GrpcioClient:
 
 
 def _refused(error: grpc.RpcError) -> Refused:
-    assert isinstance(error, grpc.Call)
-    return Refused(error.code().value[0], error.details() or "")
+    call: Any = error  # grpcio's errors are calls as well
+    return Refused(call.code().value[0], call.details() or "")
 
 
 class _Loop:
@@ -121,7 +121,10 @@ class AioClient:
     @contextmanager
     def watch(self, path: str) -> Iterator[Callable[[], bytes | None]]:
         async def begin() -> Any:
-            return self._channel.unary_stream(path)(b"")
+            method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+                path
+            )
+            return method(b"")
 
         async def read() -> bytes | None:
             message = await call.read()
@@ -290,7 +293,7 @@ class H2Client:
         for event in self._h2.receive_data(data):
             match event:
                 case ResponseReceived() | TrailersReceived():
-                    self._fields[event.stream_id] |= dict(event.headers)
+                    self._fields[event.stream_id] |= {str(k): str(v) for k, v in event.headers}
                 case DataReceived():
                     self._bodies[event.stream_id] += event.data
                     self._h2.acknowledge_received_data(

@@ -164,6 +164,10 @@ class RawClient:
         frame = next(one for one in self.others if one.kind == GOAWAY)
         return int.from_bytes(frame.payload[4:8], "big")
 
+    def read_message(self, stream: int, message: bytes) -> None:
+        """Read until `message` is the last one on a stream."""
+        self.read_until(lambda: self.answers[stream].messages[-1:] == [message])
+
     def read_until(self, done: Callable[[], object]) -> None:
         while not done():
             if self.closed:
@@ -195,7 +199,8 @@ class RawClient:
             answer.ended = True
         else:
             if frame.kind == HEADERS:
-                answer.fields += self.decoder.decode(frame.payload)
+                decoded = self.decoder.decode(frame.payload, raw=True)
+                answer.fields += [(one[0].decode(), one[1].decode()) for one in decoded]
             else:
                 answer.body += frame.payload
             answer.ended = answer.ended or bool(frame.flags & END_STREAM)

@@ -42,6 +42,13 @@ def widen(client: RawClient, stream: int, more: int) -> None:
     client.send(pack(WINDOW, 0, stream, u32(more)))
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of waiting are fractions of one."""
+    monkeypatch.setattr(engine_fast, "STALL_S", 0.2)
+    monkeypatch.setattr(engine_fast, "LOOK_S", 0.05)
+
+
 def test_an_answer_waits_for_the_window_of_its_stream(served: Served) -> None:
     with served.raw({4: 10}) as client:
         stream = client.begin(REPEAT, b"100")
@@ -104,7 +111,7 @@ def test_a_call_is_answered_while_a_long_list_waits_for_its_stream(served: Serve
         assert client.call(ECHO, b"beside").messages == [b"beside"]
         widen(client, 0, 2**30)
         client.send(setting(WIDE))
-        client.read_until(lambda: client.answers[stream].body == grpc_message(LIST))
+        client.read_message(stream, LIST)
 
 
 def test_a_call_is_answered_while_a_long_list_waits_for_the_connection(fast: Served) -> None:
@@ -116,10 +123,12 @@ def test_a_call_is_answered_while_a_long_list_waits_for_the_connection(fast: Ser
         client.ping()
         assert client.call(ECHO, b"beside").messages == [b"beside"]
         widen(client, 0, 2**30)
-        client.read_until(lambda: client.answers[stream].body == grpc_message(LIST))
+        client.read_message(stream, LIST)
 
 
-def test_the_reserve_is_given_up_to_a_peer_that_grants_no_more(fast: Served) -> None:
+def test_the_reserve_is_given_up_to_a_peer_that_grants_no_more(
+    impatient: None, fast: Served
+) -> None:
     fast.watched.publish(b"x" * 65_530)
     with fast.raw(WIDE) as client:
         stream = client.begin(WATCH)
@@ -135,7 +144,7 @@ def test_a_call_overtakes_a_list_that_is_being_sent(fast: Served) -> None:
         client.finish(echo)
         assert client.answers[echo].messages == [b"beside"]
         assert body_length(client, watch) < len(LIST) // 2
-        client.read_until(lambda: client.answers[watch].body == grpc_message(LIST))
+        client.read_message(watch, LIST)
 
 
 def test_a_slow_stream_gets_what_was_begun_and_then_the_newest(served: Served) -> None:
@@ -158,9 +167,7 @@ def test_two_lists_share_a_connection(served: Served) -> None:
         first, second = client.begin(WATCH), client.begin(WATCH)
         widen(client, 0, 2**30)
         for stream in (first, second):
-            client.read_until(
-                lambda stream=stream: client.answers[stream].body == grpc_message(LIST)
-            )
+            client.read_message(stream, LIST)
 
 
 def test_a_request_of_350_kb_needs_no_further_window(fast: Served) -> None:
@@ -223,12 +230,6 @@ def test_data_for_no_stream_is_granted_again(fast: Served) -> None:
         assert granted(client, 0) - before >= 4 * 2**20
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_fast, "STALL_S", 0.2)
-    monkeypatch.setattr(engine_fast, "LOOK_S", 0.05)
-
-
 def test_a_peer_that_stops_reading_is_left(impatient: None, fast: Served) -> None:
     fast.watched.publish(LIST)
     with fast.raw(WIDE) as client, fast.raw() as other:
@@ -264,7 +265,7 @@ def test_a_silent_peer_with_a_stream_stays(impatient: None, fast: Served) -> Non
         later.send(pack(PING, 0, 0, bytes(8))[:12])
         later.read_until(lambda: later.closed)  # so time enough has passed for the other as well
         fast.watched.publish(b"second")
-        client.read_until(lambda: client.answers[stream].messages[-1:] == [b"second"])
+        client.read_message(stream, b"second")
 
 
 def test_a_peer_that_reads_no_answers_is_not_read_from(fast: Served) -> None:
@@ -289,7 +290,7 @@ def test_an_update_from_any_thread_reaches_an_idle_connection(served: Served) ->
         for number in range(1, 40):
             text = b"%d" % number
             threading.Thread(target=served.watched.publish, args=(text,)).start()
-            client.read_until(lambda text=text: client.answers[stream].messages[-1] == text)
+            client.read_message(stream, text)
 
 
 def test_updates_and_calls_at_the_same_time(served: Served) -> None:
@@ -310,7 +311,7 @@ def test_updates_and_calls_at_the_same_time(served: Served) -> None:
         for thread in threads:
             thread.join()
         served.watched.publish(b"the end")
-        client.read_until(lambda: client.answers[watch].messages[-1:] == [b"the end"])
+        client.read_message(watch, b"the end")
     assert all(len(set(one)) == 1 for one in client.answers[watch].messages[1:-1])
 
 
@@ -329,4 +330,4 @@ def test_a_socket_that_takes_little_at_a_time(fast: Served) -> None:
         for number in range(20):
             text = b"%d" % number
             assert client.call(ECHO, text).messages == [text]
-        client.read_until(lambda: client.answers[watch].body == grpc_message(LIST))
+        client.read_message(watch, LIST)
