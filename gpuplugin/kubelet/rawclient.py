@@ -83,10 +83,9 @@ class UnaryCall:
         data = self._rest + data
         at = 0
         try:
-            for kind, flags, stream_id, payload, end in frames.split(data, 0):
-                at = end
-                if self.answer is None:
-                    self._take(kind, flags, stream_id, payload)
+            while self.answer is None and (found := frames.first(data, at)) is not None:
+                kind, flags, stream_id, payload, at = found
+                self._take(kind, flags, stream_id, payload)
         except (ConnectionFault, StreamFault) as fault:
             raise CallFailed(RpcCode.INTERNAL, f"the server broke HTTP/2: {fault}") from fault
         self._rest = data[at:]

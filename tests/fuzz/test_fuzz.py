@@ -70,6 +70,23 @@ def test_bytes_may_be_cut_anywhere(data: bytes, sizes: list[int]) -> None:
     run_in_pieces(data, sizes)
 
 
+@FEW
+@given(
+    st.lists(st.sampled_from([0, 1, 2, 3, 0x80]), min_size=1, max_size=2),
+    st.lists(st.tuples(st.integers(0, 255), st.booleans()), max_size=8),
+    st.sampled_from([0, 1, 100, 5_000]),
+)
+def test_the_short_way_of_a_call_does_what_the_long_way_does(
+    choices: list[int], calls: list[tuple[int, bool]], window: int
+) -> None:
+    """The same few calls again and again: as wholes they take the short way, cut up the long one."""
+    script = bytes((0, 4, 0, 0, 6, 0, 4)) + window.to_bytes(4, "big")
+    for number, (length, ended) in enumerate(calls):
+        stream, choice = 2 * number + 1, choices[number % len(choices)]
+        script += bytes((12, stream, choice, 13, stream, length, ended))
+    run_in_pieces(script, [8])
+
+
 @pytest.mark.parametrize("check", [run, lambda data: run_in_pieces(data, [1, 7, 30])])
 def test_the_corpus(check: Callable[[bytes], None]) -> None:
     for path in CORPUS:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpuplugin.kubelet.h2.flow import Outbox, Outgoing
+from gpuplugin.kubelet.h2.flow import NOTHING, Outbox, Outgoing
 from gpuplugin.kubelet.h2.frames import (
     DATA,
     DEFAULT_FRAME_BYTES,
@@ -124,9 +125,7 @@ class Calls:
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
         """A request begins with these headers; it has no body if it `ended` with them."""
         method = self._methods.get(head.path)
-        stream = Stream(stream_id, self._initial_window, head.path, method)
-        stream.ended = ended
-        self.streams[stream_id] = stream
+        stream = self._open(stream_id, head.path, method, ended=ended)
         if head.timeout_s is not None:
             stream.deadline_s = self._clock_s() + head.timeout_s
         if head.refusal:
@@ -135,6 +134,28 @@ class Calls:
             self._finish(stream, RpcCode.UNIMPLEMENTED, "Method not found!")
         elif ended:
             self.data(stream, b"")
+
+    def whole(self, stream_id: int, path: bytes, request: bytes) -> bool:
+        """A call came as a whole: the shortest way from its message to an answer in one piece.
+
+        False, and nothing was done, if `path` is no unary method: `begin` and `data` see to it.
+        """
+        method = self._methods.get(path)
+        if not isinstance(method, Unary):
+            return False
+        try:
+            answer = method.handler(request)
+        except Exception as error:  # noqa: BLE001 - looked at, and logged, there
+            self._failed(self._open(stream_id, path, method, ended=True), error)
+            return True
+        size = PREFIX_BYTES + len(answer)
+        if size > min(self.outbox.window, self._initial_window, DEFAULT_FRAME_BYTES):
+            self._answer(self._open(stream_id, path, method, ended=True), answer)
+        else:
+            self.outbox.window -= size
+            self.outbox.put(_answer_frames(stream_id, answer))
+            self.progress = True
+        return True
 
     def data(self, stream: Stream, payload: bytes) -> None:
         """More of a request came. The handler is called with its first message, as in grpcio."""
@@ -218,7 +239,7 @@ class Calls:
         self.outbox.forget(stream)
         self._unread_bytes -= len(stream.body)
         stream.waiting = False
-        stream.rest = memoryview(b"")
+        stream.rest = NOTHING
         if stream.subscription is not None:
             stream.subscription.close()
             stream.subscription = None
@@ -252,14 +273,19 @@ class Calls:
                 stream.subscription = method.subscribe(partial(self._wake, stream))
             elif method is not None:
                 self._answer(stream, method.handler(request))
-        except RpcError as error:
+        except Exception as error:  # noqa: BLE001 - looked at, and logged, there
+            self._failed(stream, error)
+
+    def _failed(self, stream: Stream, error: Exception) -> None:
+        """A handler raised: the peer is told, in grpcio's words, and other calls go on."""
+        if isinstance(error, RpcError):
             self._finish(stream, error.code, error.message)
-        except Exception as error:  # the peer is told, as in grpcio, and other calls go on
-            log.exception("the handler of %s failed", stream.path.decode(errors="replace"))
-            doing = (
-                "iterating responses" if isinstance(method, Streaming) else "calling application"
-            )
-            self._finish(stream, RpcCode.UNKNOWN, f"Exception {doing}: {error}")
+            return
+        log.error(
+            "the handler of %s failed", stream.path.decode("utf-8", "replace"), exc_info=error
+        )
+        doing = "iterating responses" if stream.is_list else "calling application"
+        self._finish(stream, RpcCode.UNKNOWN, f"Exception {doing}: {error}")
 
     def _answer(self, stream: Stream, message: bytes) -> None:
         if self._expired(stream):
@@ -267,16 +293,20 @@ class Calls:
             return
         outbox, stream_id = self.outbox, stream.stream_id
         size = PREFIX_BYTES + len(message)
-        head = _headers(stream_id, ANSWER_BLOCK, END_HEADERS)
-        data = message_prefix(len(message)) + message
-        trailers = _headers(stream_id, OK_BLOCK, END_HEADERS | END_STREAM)
         if size > min(outbox.window, stream.window, DEFAULT_FRAME_BYTES):
-            outbox.put(head)
-            outbox.send(stream, data, trailers)
+            outbox.put(_headers(stream_id, ANSWER_BLOCK, END_HEADERS))
+            trailers = _headers(stream_id, OK_BLOCK, END_HEADERS | END_STREAM)
+            outbox.send(stream, message_prefix(len(message)) + message, trailers)
             return
         outbox.window -= size
-        outbox.put(b"".join((head, frame_head(size, DATA, 0, stream_id), data, trailers)))
+        outbox.put(_answer_frames(stream_id, message))
         self._ended(stream)
+
+    def _open(self, stream_id: int, path: bytes, method: Method | None, *, ended: bool) -> Stream:
+        stream = Stream(stream_id, self._initial_window, path, method)
+        stream.ended = ended
+        self.streams[stream_id] = stream
+        return stream
 
     def _sent(self, outgoing: Outgoing) -> None:
         """The outbox has sent the whole message of a stream."""
@@ -306,6 +336,20 @@ class Calls:
 
     def _expired(self, stream: Stream) -> bool:
         return stream.deadline_s is not None and self._clock_s() >= stream.deadline_s
+
+
+_ANSWER_HEAD = Struct(f">5sI{len(ANSWER_BLOCK)}sHBBBIBI")
+_ANSWER_END = Struct(f">5sI{len(OK_BLOCK)}s")
+_HEADERS_START = frame_head(len(ANSWER_BLOCK), HEADERS, END_HEADERS, 0)[:5]
+_TRAILERS_START = frame_head(len(OK_BLOCK), HEADERS, END_HEADERS | END_STREAM, 0)[:5]
+
+
+def _answer_frames(stream_id: int, message: bytes) -> bytes:
+    """A whole answer: headers, a message that fits in one frame, trailers."""
+    size = PREFIX_BYTES + len(message)
+    data_head = (size >> 8, size & 0xFF, DATA, 0, stream_id, 0, len(message))
+    head = _ANSWER_HEAD.pack(_HEADERS_START, stream_id, ANSWER_BLOCK, *data_head)
+    return head + message + _ANSWER_END.pack(_TRAILERS_START, stream_id, OK_BLOCK)
 
 
 def _headers(stream_id: int, block: bytes, flags: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.kubelet.h2 import frames
 from gpuplugin.kubelet.h2.calls import RECEIVE_WINDOW_BYTES, Calls, Stream
 from gpuplugin.kubelet.h2.frames import ConnectionFault, ErrorCode, StreamFault
-from gpuplugin.kubelet.h2.grpcwire import MAX_HEADERS_BYTES, read_head
+from gpuplugin.kubelet.h2.grpcwire import MAX_HEADERS_BYTES, PREFIX_BYTES, message_prefix, read_head
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ MAX_STREAMS = 100
 PATIENCE = 2000
 """Frames of a second that may come without a call being answered or a list being sent."""
 _CONNECTION_WINDOW_BYTES = 2 * RECEIVE_WINDOW_BYTES
+_GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
+_LAST_STREAM = 2**31 - 1
+_LEAST_CALL_BYTES = 2 * frames.HEAD_BYTES + PREFIX_BYTES
+_UNPACK = frames.HEAD.unpack_from
 
 _GREETING = frames.settings(
     {
@@ -155,18 +159,60 @@ class Connection:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not an HTTP/2 client")
             self._greeted = True
             at = len(frames.PREFACE)
-        for kind, flags, stream_id, payload, end in frames.split(data, at):
+        while end := self._whole_call(data, at) or self._frame(data, at):
             at = end
-            if not self._settled or self._block is not None:
-                self._check_order(kind)
-            if kind > frames.CONTINUATION:
-                self._lose_patience()
-                continue
-            try:
-                self._on[kind](flags, stream_id, payload)
-            except StreamFault as fault:
-                self._calls.reset(fault.stream_id, fault.code)
         return at
+
+    def _frame(self, data: bytes, at: int) -> int:
+        """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""
+        found = frames.first(data, at)
+        if found is None:
+            return 0
+        kind, flags, stream_id, payload, end = found
+        if not self._settled or self._block is not None:
+            self._check_order(kind)
+        if kind > frames.CONTINUATION:
+            self._lose_patience()
+            return end
+        try:
+            self._on[kind](flags, stream_id, payload)
+        except StreamFault as fault:
+            self._calls.reset(fault.stream_id, fault.code)
+        return end
+
+    def _whole_call(self, data: bytes, at: int) -> int:
+        """The short way for what a client sends most: HEADERS seen before and DATA that end it.
+
+        Returns where the call ends; 0, with nothing done, if anything asks for the long way,
+        which would do the same. A block that is known means that SETTINGS have come.
+        """
+        size = len(data)
+        if size - at < _LEAST_CALL_BYTES or self._block is not None or self._draining:
+            return 0
+        high, low, kind, flags, stream_id = _UNPACK(data, at)
+        body_at: int = at + frames.HEAD_BYTES + (high << 8 | low)
+        message_at = body_at + frames.HEAD_BYTES + PREFIX_BYTES
+        if kind != frames.HEADERS or flags != frames.END_HEADERS or message_at > size:
+            return 0
+        head = self._blocks.known(data[at + frames.HEAD_BYTES : body_at])
+        if head is None or not head.plain or not self._last_id < stream_id <= _LAST_STREAM:
+            return 0
+        high, low, kind, flags, same_id = _UNPACK(data, body_at)
+        length: int = high << 8 | low
+        end: int = body_at + frames.HEAD_BYTES + length
+        if kind != frames.DATA or flags != frames.END_STREAM or same_id != stream_id or end > size:
+            return 0
+        if length > frames.DEFAULT_FRAME_BYTES or self._granted - length < _GRANT_MORE_AT:
+            return 0
+        if data[message_at - PREFIX_BYTES : message_at] != message_prefix(end - message_at):
+            return 0
+        if not stream_id & 1 or len(self._calls.streams) >= MAX_STREAMS:
+            return 0
+        if not self._calls.whole(stream_id, head.path, data[message_at:end]):
+            return 0
+        self._last_id = stream_id
+        self._granted -= length
+        return end
 
     def _check_order(self, kind: int) -> None:
         if not self._settled and kind != frames.SETTINGS:
@@ -177,7 +223,7 @@ class Connection:
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         # What comes is taken at once and more is granted, so the peer cannot send too much.
         self._granted -= len(payload)
-        if self._granted < _CONNECTION_WINDOW_BYTES // 2:
+        if self._granted < _GRANT_MORE_AT:
             self._outbox.put(frames.window_update(0, _CONNECTION_WINDOW_BYTES - self._granted))
             self._granted = _CONNECTION_WINDOW_BYTES
         stream = self._calls.streams.get(stream_id)

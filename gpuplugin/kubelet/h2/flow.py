@@ -21,6 +21,7 @@ from gpuplugin.kubelet.h2.frames import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+NOTHING = memoryview(b"")
 RESERVE_BYTES = 16 * 1024
 """Lists leave so much of the connection's window to answers. Peers grant more long before that."""
 
@@ -34,7 +35,7 @@ class Outgoing:
         self.stream_id = stream_id
         self.window = window
         self.is_list = is_list
-        self.rest = memoryview(b"")
+        self.rest = NOTHING
         self.trailers = b""
         """Frames that follow the message at once."""
 
@@ -101,6 +102,8 @@ class Outbox:
     def take(self, limit_bytes: int) -> bytes:
         """What may be sent now: all whole frames, and DATA frames up to about `limit_bytes`."""
         parts = self._frames
+        if not (parts or self._answers or self._lists):
+            return b""
         self._frames = []
         if self._answers:
             limit_bytes -= self._fill(parts, self._answers, limit_bytes, 0)

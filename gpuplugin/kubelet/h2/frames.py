@@ -10,7 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -107,24 +107,24 @@ def goaway(last_stream_id: int, code: ErrorCode, text: str = "") -> bytes:
     return frame(GOAWAY, 0, 0, payload)
 
 
-def split(data: bytes, start: int) -> Iterator[tuple[int, int, int, bytes, int]]:
-    """The whole frames in `data` from `start`: type, flags, stream, payload, where the next begins.
+def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
+    """The frame in `data` at `start`: type, flags, stream, payload, where the next one begins.
+
+    None if it is not there as a whole.
 
     Raises:
         ConnectionFault: FRAME_SIZE_ERROR for a frame that is longer than was ever allowed.
     """
-    size = len(data)
-    unpack = HEAD.unpack_from
-    while size - start >= HEAD_BYTES:
-        high, low, kind, flags, stream_id = unpack(data, start)
-        length = high << 8 | low
-        if length > DEFAULT_FRAME_BYTES:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-        end = start + HEAD_BYTES + length
-        if end > size:
-            return
-        yield kind, flags, stream_id & _STREAM_MASK, data[start + HEAD_BYTES : end], end
-        start = end
+    if len(data) - start < HEAD_BYTES:
+        return None
+    high, low, kind, flags, stream_id = HEAD.unpack_from(data, start)
+    length = high << 8 | low
+    if length > DEFAULT_FRAME_BYTES:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+    end = start + HEAD_BYTES + length
+    if end > len(data):
+        return None
+    return kind, flags, stream_id & _STREAM_MASK, data[start + HEAD_BYTES : end], end
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:

@@ -73,6 +73,11 @@ class Head:
     malformed: bool = False
     """True if HTTP/2 forbids such headers."""
 
+    @property
+    def plain(self) -> bool:
+        """True if there is a path and nothing else to be seen to."""
+        return not self.malformed and not self.refusal and self.timeout_s is None
+
 
 def read_head(headers: Sequence[Header]) -> Head:
     """What a request's headers ask for."""

@@ -58,7 +58,7 @@ class BlockReader(Generic[T]):
             ConnectionFault: COMPRESSION_ERROR for a block that cannot be decoded,
                 ENHANCE_YOUR_CALM for more than `MAX_LIST_BYTES` of headers.
         """
-        known = self._seen.get(block)
+        known = self.known(block)
         if known is not None:
             return known
         before = self._table.state
@@ -76,6 +76,10 @@ class BlockReader(Generic[T]):
                 self._seen.clear()
             self._seen[block] = meaning
         return meaning
+
+    def known(self, block: bytes) -> T | None:
+        """The same without decoding, if the block is kept; it counts as read then."""
+        return self._seen.get(block)
 
     @property
     def kept_blocks(self) -> int:
