@@ -23,13 +23,16 @@ MAX_SOCKET_PATH_BYTES = 107
 
 
 class RpcCode(IntEnum):
-    """gRPC status codes that services here answer with; the numbers are gRPC's."""
+    """gRPC status codes that services and engines answer with; the numbers are gRPC's."""
 
     OK = 0
     UNKNOWN = 2
     INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
     RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
     INTERNAL = 13
+    UNAVAILABLE = 14
 
 
 class RpcError(Exception):
