@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STREAM = 1
-_WINDOW_BYTES = 2 * MAX_MESSAGE_BYTES
-"""More than the largest answer that is taken, so no more needs to be granted."""
 _READ_BYTES = 64 * 1024
 
 
@@ -29,17 +27,27 @@ class CallFailed(Exception):
     """A call without an answer: the gRPC status code (a number) and what the server said."""
 
     def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{_name(code)}: {message}")
         self.code = code
         self.message = message
+
+
+def _name(code: int) -> str:
+    try:
+        return RpcCode(code).name
+    except ValueError:
+        return f"code {code}"
 
 
 class UnaryCall:
     """The call as bytes in, bytes out: send what `output` gives, `receive` what comes back."""
 
-    def __init__(self, method: str, request: bytes, timeout_s: float) -> None:
+    def __init__(
+        self, method: str, request: bytes, timeout_s: float, max_answer_bytes: int
+    ) -> None:
         self.answer: bytes | None = None
         """The answer's bytes once the call has ended well."""
+        self._max_answer_bytes = max_answer_bytes
         self._outbox = Outbox(lambda _: None)
         self._stream = Outgoing(_STREAM, frames.DEFAULT_WINDOW_BYTES)
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
@@ -59,9 +67,11 @@ class UnaryCall:
                 (b"grpc-timeout", grpcwire.write_timeout(timeout_s)),
             ]
         )
-        settings = {frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: _WINDOW_BYTES}
+        # More than the largest answer that is taken, so no more needs to be granted.
+        window_bytes = 2 * max_answer_bytes
+        settings = {frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: window_bytes}
         self._outbox.put(frames.PREFACE + frames.settings(settings))
-        self._outbox.put(frames.window_update(0, _WINDOW_BYTES))
+        self._outbox.put(frames.window_update(0, window_bytes))
         self._outbox.put(frames.frame(frames.HEADERS, frames.END_HEADERS, _STREAM, headers))
         body = grpcwire.message_prefix(len(request)) + request
         self._outbox.send(
@@ -125,7 +135,7 @@ class UnaryCall:
 
     def _take_data(self, flags: int, payload: bytes) -> None:
         self._body += frames.unpadded(flags, payload)
-        if len(self._body) > grpcwire.PREFIX_BYTES + MAX_MESSAGE_BYTES:
+        if len(self._body) > grpcwire.PREFIX_BYTES + self._max_answer_bytes:
             raise CallFailed(RpcCode.RESOURCE_EXHAUSTED, "too large an answer")
         if flags & frames.END_STREAM:
             raise CallFailed(RpcCode.INTERNAL, "the answer ended without a status")
@@ -160,14 +170,20 @@ class UnaryCall:
         )
 
 
-def unary_call(socket_path: Path, method: str, request: bytes, timeout_s: float) -> bytes:
+def unary_call(
+    socket_path: Path,
+    method: str,
+    request: bytes,
+    timeout_s: float,
+    max_answer_bytes: int = MAX_MESSAGE_BYTES,
+) -> bytes:
     """Call `method` (`/package.Service/Method`) and wait for the answer's bytes.
 
     Raises:
         CallFailed: the server's status, or UNAVAILABLE and DEADLINE_EXCEEDED made here.
     """
     deadline_s = time.monotonic() + timeout_s
-    call = UnaryCall(method, request, timeout_s)
+    call = UnaryCall(method, request, timeout_s, max_answer_bytes)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout_s)
@@ -191,7 +207,7 @@ async def unary_call_async(
     Raises:
         CallFailed: as `unary_call`.
     """
-    call = UnaryCall(method, request, timeout_s)
+    call = UnaryCall(method, request, timeout_s, MAX_MESSAGE_BYTES)
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_unix_connection(str(socket_path))
