@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
+    from _typeshed import TraceFunction
+
 
 def instructions(function: Callable[[], object]) -> int:
     """Bytecode instructions that a call of `function` runs, in all Python code below it.
@@ -22,7 +24,7 @@ def instructions(function: Callable[[], object]) -> int:
     """
     count = 0
 
-    def trace(frame: FrameType, event: str, _argument: object) -> Callable[..., object]:
+    def trace(frame: FrameType, event: str, _argument: object) -> TraceFunction | None:
         nonlocal count
         frame.f_trace_opcodes = True
         count += event == "opcode"
