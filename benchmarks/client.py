@@ -89,10 +89,10 @@ class Connection:
 
     Raises:
         ConnectionLost: nobody listens there, from the constructor; the server went away, said
-            goodbye or broke the protocol, or did not answer within `timeout_s`, from any method.
+            goodbye or broke the protocol, or did not answer within `timeout_s` (None: no limit), from any method.
     """
 
-    def __init__(self, path: Path | str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, path: Path | str, timeout_s: float | None = TIMEOUT_S) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         self._path = str(path)
@@ -236,7 +236,7 @@ class Connection:
         try:
             data = self._socket.recv(READ_BYTES)
         except TimeoutError as error:
-            timeout_s = self._socket.gettimeout()
+            timeout_s = self._socket.gettimeout() or 0.0
             raise ConnectionLost(f"{self._path} did not answer within {timeout_s:g} s") from error
         except OSError as error:
             raise ConnectionLost(f"{self._path}: {error}") from error

@@ -50,7 +50,6 @@ _ENGINES = "engine *"
 TARGETS = (
     Target("allocate", "8 x 10", _ENGINES, 1.10, floor=EMPTY),
     Target("allocate", "8 x 1000", _ENGINES, 1.10, floor=EMPTY),
-    Target("allocate", "8 x 10 *call*", "engine fast", 1.3, floor=ECHO),
     Target("allocate", "8 x 10", "engine fast", 1.3, floor=ECHO),
     Target("allocate", "8 x 10", "engine fast", 0.3, floor="engine grpcio"),
     Target("allocate", "8 x 10", "engine fast", 0.4, floor="engine grpcio", of="p99"),

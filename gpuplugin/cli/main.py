@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.benchoptions import add_bench
 from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
 from gpuplugin.cli.shareoptions import add_share
@@ -113,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo.add_argument("--picture", metavar="FILE", help="save the screen with the lost GPU as SVG")
 
+    add_bench(commands)
     _add_sim(commands)
     return parser
 
