@@ -1,4 +1,4 @@
-"""What a suite calls a server by: the lean client, the one of grpcio, and that of the echo floor."""
+"""What calls a server: the lean client, the one of grpcio, and that of the echo floor."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ class Connection:
 
     Raises:
         ConnectionLost: nobody listens there, from the constructor; the server went away, said
-            goodbye or broke the protocol, or did not answer within `timeout_s` (None: no limit), from any method.
+            goodbye or broke the protocol, or did not answer within `timeout_s` (None: no limit),
+            from any method.
     """
 
     def __init__(self, path: Path | str, timeout_s: float | None = TIMEOUT_S) -> None:
@@ -361,7 +362,9 @@ class Connection:
         try:
             pairs = self._decoder.decode(block)
         except HPACKError as error:
-            raise ConnectionLost(f"{self._path} sent headers that cannot be read: {error}") from None
+            raise ConnectionLost(
+                f"{self._path} sent headers that cannot be read: {error}"
+            ) from None
         fields = {_text(name): _text(value) for name, value in pairs}
         if http2.leaves_tables_alone(block):
             self._known[block] = fields

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from benchmarks.plugins import PluginSpec, own_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from benchmarks.calls import ClientName
     from benchmarks.node import Node
@@ -41,8 +41,8 @@ FULL = Effort(
     fault_starts=4, idle_s=20.0, memory_calls=10_000, turns=3,
 )  # fmt: skip
 QUICK = Effort(
-    rounds=20, calls=20, busy_rounds=4, busy_calls=100, prefer_rounds=5, starts=3,
-    fault_starts=1, idle_s=3.0, memory_calls=10_000, turns=1, replicas=(10, 1000),
+    rounds=20, calls=20, busy_rounds=4, busy_calls=100, prefer_rounds=4, starts=3,
+    fault_starts=1, idle_s=2.0, memory_calls=10_000, turns=1, replicas=(10, 1000),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What is known of the machine, and what processes on it use, from the kernel's files and clocks."""
+"""What the kernel tells of the machine, and of what processes on it use."""
 
 from __future__ import annotations
 
@@ -31,11 +31,8 @@ def this_machine() -> Machine:
 
 def processes_of(group: int) -> list[int]:
     """The processes of a process group."""
-    found = []
-    for folder in PROC.iterdir():
-        if folder.name.isdecimal() and _group_of(folder) == group:
-            found.append(int(folder.name))
-    return found
+    numbered = [folder for folder in PROC.iterdir() if folder.name.isdecimal()]
+    return [int(folder.name) for folder in numbered if _group_of(folder) == group]
 
 
 def resident_mib(pids: list[int]) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from benchmarks.results import Figure, Run
 
-WIDTH, LABELS, RIGHT, ROW, HEAD = 960, 330, 150, 20, 46
+WIDTH, LABELS, RIGHT, ROW, HEAD = 960, 350, 150, 20, 46
 _STYLE = """
 svg { background: #fff; font: 12px system-ui, sans-serif; }
 text { fill: #24292f; } .dim { fill: #6e7781; } .title { font-weight: 600; font-size: 14px; }
@@ -39,13 +39,14 @@ line.tail { stroke: #9ec5f4; stroke-width: 1.5; } circle { fill: #0969da; }
 def as_svg(run: Run) -> str:
     """The picture."""
     parts: list[str] = []
+    floors = {one.floor for figure in run.figures for one in figure.ratios}
     y = 56.0
     for (suite, unit), group in groupby(
         sorted(worst_of_families(run.figures), key=_panel_key), key=_panel_key
     ):
         figures = [figure for figure in group if figure.p50.value > 0]
         if figures:
-            panel, y = _panel(f"{suite}, {unit}", figures, y)
+            panel, y = _panel(f"{suite}, {unit}", figures, floors, y)
             parts += panel
     machine = run.machine
     head = [
@@ -58,10 +59,10 @@ def as_svg(run: Run) -> str:
             "dim",
         ),
     ]
+    size = f'width="{WIDTH}" height="{y:g}" viewBox="0 0 {WIDTH} {y:g}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y:g}" '
-            f'viewBox="0 0 {WIDTH} {y:g}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
             f"<style>{_STYLE}</style>",
             *head,
             *parts,
@@ -74,7 +75,9 @@ def _panel_key(figure: Figure) -> tuple[str, str]:
     return figure.suite, figure.unit
 
 
-def _panel(title: str, figures: Sequence[Figure], top: float) -> tuple[list[str], float]:
+def _panel(
+    title: str, figures: Sequence[Figure], floors: set[str], top: float
+) -> tuple[list[str], float]:
     """Lines of one panel, and where it ends."""
     axis = _Axis(figures)
     bottom = top + HEAD + ROW * len(figures)
@@ -86,16 +89,18 @@ def _panel(title: str, figures: Sequence[Figure], top: float) -> tuple[list[str]
         )
         parts.append(_text(x, top + 32, f"{value:g}", "dim", "middle"))
     for number, figure in enumerate(figures):
-        parts += _row(figure, axis, top + HEAD + ROW * (number + 0.5))
+        missed = any(not one.met for one in figure.verdicts)
+        # A floor with many calls at once says so behind a comma.
+        is_floor = figure.case in floors or figure.case.partition(",")[0] in floors
+        kind = "miss" if missed else "floor" if is_floor else ""
+        parts += _row(figure, kind, axis, top + HEAD + ROW * (number + 0.5))
     return parts, bottom + 18
 
 
-def _row(figure: Figure, axis: _Axis, y: float) -> list[str]:
+def _row(figure: Figure, kind: str, axis: _Axis, y: float) -> list[str]:
     value, interval = figure.p50.value, figure.p50.interval
     low, high = interval.low or value, interval.high or value
-    missed = any(not one.met for one in figure.verdicts)
-    kind = "miss" if missed else "floor" if not (figure.ratios or figure.verdicts) else ""
-    name = f"{figure.case}  ·  {figure.subject}"
+    name = f"{figure.case}  \N{MIDDLE DOT}  {figure.subject}"
     shown = words.number(value) + "".join(f"  {one.value:.2f}x" for one in figure.ratios[:1])
     parts = [f'<g class="{kind}">', _text(LABELS - 12, y + 4, name, "", "end")]
     if figure.p99 is not None:
@@ -107,17 +112,22 @@ def _row(figure: Figure, axis: _Axis, y: float) -> list[str]:
 
 
 class _Axis:
-    """A logarithmic axis that holds every value of some figures."""
+    """A logarithmic axis that holds every value of some figures, from one tick to another."""
 
     def __init__(self, figures: Sequence[Figure]) -> None:
         values = [figure.p50.value for figure in figures]
-        values += [figure.p99.value for figure in figures if figure.p99 and figure.p99.value > 0]
-        low, high = min(values) / 1.15, max(values) * 1.15
-        self._low, self._high = math.log10(low), math.log10(high)
-        steps = (1.0, 2.0, 5.0) if self._high - self._low < 2.5 else (1.0,)
-        powers = range(math.floor(self._low), math.ceil(self._high) + 1)
-        found = [step * 10.0**power for power in powers for step in steps]
-        self.ticks = [value for value in found if low <= value <= high]
+        for figure in figures:
+            ends = (figure.p50.interval.low, figure.p50.interval.high)
+            values += [end for end in ends if end]
+            values += [figure.p99.value] if figure.p99 and figure.p99.value > 0 else []
+        low, high = min(values), max(values)
+        steps = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+        powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+        marks = [step * 10.0**power for power in powers for step in steps]
+        first = max(mark for mark in marks if mark < low)
+        last = min(mark for mark in marks if mark > high)
+        self.ticks = [mark for mark in marks if first <= mark <= last]
+        self._low, self._high = math.log10(first), math.log10(last)
 
     def place(self, value: float) -> float:
         """Where a value is, in pixels from the left."""

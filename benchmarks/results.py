@@ -1,16 +1,16 @@
-"""What a run found, as values and as JSON. How figures are judged, shown and compared is elsewhere."""
+"""What a run found, as values and as JSON. Judging, showing and comparing is done elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from benchmarks.stats import Estimate, Interval
+from benchmarks.stats import Estimate, Interval  # noqa: TC001 - pydantic looks them up here
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import TypeAlias
 
 SCHEMA = 1

@@ -86,4 +86,3 @@ def run(wanted: Wanted, tell: Callable[[str, float], None] = lambda _what, _shar
 def misses(found: Run) -> int:
     """Figures that miss a target."""
     return sum(any(not one.met for one in figure.verdicts) for figure in found.figures)
-

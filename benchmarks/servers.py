@@ -11,10 +11,11 @@ import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.devices import Topology, plugin_for
 from benchmarks.engines import ENGINES
+from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
 from gpuplugin.kubelet.observe import observed
 from gpuplugin.kubelet.publication import Publication
@@ -37,6 +38,14 @@ class DidNotStart(Exception):
     """A server or plugin that did not come up; the text says why."""
 
 
+class Serves(Protocol):
+    """What runs in the process of a server; it travels there by pickle."""
+
+    def serve(self, path: Path, stop: Connection) -> None:
+        """Serve until `stop` has news."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Handlers:
     """The plugin's handlers, measured as in the daemon, for GPUs that are made up."""
@@ -49,7 +58,7 @@ class Handlers:
     def serve(self, path: Path, stop: Connection) -> None:
         """Serve until `stop` has news."""
         plugin = plugin_for(self.gpus, self.replicas, self.topology)
-        _serve(self.engine, path, daemon_like(plugin), stop)
+        run_engine(self.engine, path, daemon_like(plugin), stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ class EmptyHandler:
         names = ("Allocate", "GetPreferredAllocation", RENEW)
         unary = {name: lambda _request: b"" for name in names}
         service = Service(SERVICE_NAME, unary, {"ListAndWatch": devices.subscribe})
-        _serve(self.engine, path, service, stop)
+        run_engine(self.engine, path, service, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ def read_exactly(client: socket.socket, count: int) -> bool:
 
 
 @contextmanager
-def serving(path: Path, what: Handlers | EmptyHandler | Echo) -> Iterator[int]:
+def serving(path: Path, what: Serves) -> Iterator[int]:
     """The process id of a server that listens at `path` until the block ends.
 
     Raises:
@@ -138,13 +147,7 @@ def serving(path: Path, what: Handlers | EmptyHandler | Echo) -> Iterator[int]:
 
 def daemon_like(plugin: DevicePlugin) -> Service:
     """The service as the daemon serves it, with its metrics around; and `RENEW`."""
-    from gpuplugin.daemon.metrics import Metrics
-
-    metrics = Metrics()
-    resource = plugin.snapshot.resource.name
-    service = observed(
-        plugin.service(), metrics.rpc_observer(resource), metrics.in_flight_observer(resource)
-    )
+    service = with_metrics(plugin.service(), plugin.snapshot.resource.name)
 
     def renew(_request: bytes) -> bytes:
         snapshot = plugin.snapshot
@@ -154,14 +157,21 @@ def daemon_like(plugin: DevicePlugin) -> Service:
     return Service(service.name, {**service.unary, RENEW: renew}, service.streams)
 
 
-def _run(what: Handlers | EmptyHandler | Echo, path: Path, pipe: Connection) -> None:
-    what.serve(path, pipe)
+def with_metrics(service: Service, resource: str) -> Service:
+    """The service with the daemon's metrics of calls around it."""
+    metrics = Metrics()
+    return observed(service, metrics.rpc_observer(resource), metrics.in_flight_observer(resource))
 
 
-def _serve(engine: str, path: Path, service: Service, stop: Connection) -> None:
+def run_engine(engine: str, path: Path, service: Service, stop: Connection) -> None:
+    """Serve on an engine until `stop` has news; for the process of a server."""
     server = ENGINES[engine].make().serve(path, [service])
     _until(stop)
     server.stop(0)
+
+
+def _run(what: Serves, path: Path, pipe: Connection) -> None:
+    what.serve(path, pipe)
 
 
 def _until(stop: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Quantiles, their confidence intervals, and ratios to a floor. Pure: no clock, no hidden chance."""
+"""Quantiles, their confidence intervals, ratios to a floor. Pure: no clock, no hidden chance."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def _busy(context: Context) -> list[Figure]:
     ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
     request = allocate_request([ids[0]])
     with ExitStack() as stack:
-        paths = {}
+        paths: dict[tuple[str, str], Path] = {}
         for engine in context.engines:
             for name, what in (
                 (EMPTY, EmptyHandler(engine)),
@@ -232,7 +232,9 @@ def _busy_with(
             kept_busy(connections, method, request, 1, clients)
             name = f"{subject}: {case}"
 
-            def sample(connections: list[Connection] = connections, name: str = name) -> list[float]:
+            def sample(
+                connections: list[Connection] = connections, name: str = name
+            ) -> list[float]:
                 busy = kept_busy(connections, method, request, streams, calls)
                 rates[name].append([busy.calls_per_s])
                 return list(busy.latencies_us)

@@ -96,9 +96,7 @@ def _break_all(
         found.append((floor_ms, took_ms))
 
 
-def _fault_ms(
-    running: RunningPlugin, plugin: Registered, control: Path, gpu: int
-) -> float | None:
+def _fault_ms(running: RunningPlugin, plugin: Registered, control: Path, gpu: int) -> float | None:
     """Milliseconds from before the injection until a list with fewer healthy devices was there."""
     lists = len(plugin.lists)
     healthy = len(healthy_ids(plugin.lists[-1].data))
