@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
+from urllib.parse import unquote
 
 from hpack import Decoder, HPACKError
 
@@ -352,7 +353,8 @@ class Connection:
             return
         if int(status) == 0:
             self._learn(stream_id, data)
-        self._end(stream_id, int(status), fields.get("grpc-message", ""))
+        # Percent-encoded, as gRPC's protocol over HTTP/2 has it.
+        self._end(stream_id, int(status), unquote(fields.get("grpc-message", "")))
 
     def _decoded(self, block: bytes) -> dict[str, str]:
         """Fields of a block; one that changes no table is decoded once."""

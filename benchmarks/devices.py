@@ -109,11 +109,12 @@ def _pcie(one: int, other: int) -> LinkKind:
 def _cube_links(one: int, other: int) -> int:
     """NVLinks of a hybrid cube mesh: within each four, and each to its partner of the other four.
 
-    Six links of a GPU: the mesh of NVIDIA's DGX-1 with V100. Two meshes are not linked.
+    Each GPU has six, as a V100 in a DGX-1 has, if not to quite the same others. Two meshes are not
+    linked.
     """
     if one // _CUBE != other // _CUBE:
         return 0
     one, other = one % _CUBE, other % _CUBE
     if one // 4 == other // 4:
-        return 2 if abs(one - other) == 3 or one ^ other == 1 else 1
+        return 2 if one % 4 + other % 4 == 3 else 1
     return 2 if abs(one - other) == 4 else 0

@@ -67,7 +67,11 @@ def estimate(samples: Iterable[float], share: float, confidence: float = CONFIDE
     interval = Interval(
         ordered[low] if low is not None else None, ordered[high] if high is not None else None
     )
-    return Estimate(quantile(ordered, share), interval)
+    value = quantile(ordered, share)
+    if interval.low is not None:
+        # Between the last two of a few samples: the interval knows better.
+        value = max(value, interval.low)
+    return Estimate(value, interval)
 
 
 def interval_ranks(

@@ -1,0 +1,126 @@
+"""`gpuplugin bench` as a user runs it, with so few calls that its figures mean nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks.results import read_run
+from tests.component.test_bench_plugins import SCRIPT
+from tests.e2e.conftest import gpuplugin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "{http://www.w3.org/2000/svg}"
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gpuplugin", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
+    script = tmp_path / "tiny.py"
+    script.write_text(SCRIPT)
+    json, svg = tmp_path / "run.json", tmp_path / "run.svg"
+    done = bench(
+        "allocate", "--quick", "--calls", "2", "--json", str(json), "--plot", str(svg),
+        "--plugin", f"tiny={sys.executable} {script} watcher {{kubelet_dir}}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ALLOCATE" in done.stdout
+    run = read_run(json)
+    found = {(one.case, one.subject): one for one in run.figures}
+    for subject in ("tiny", "gpuplugin"):
+        floors = {ratio.floor for ratio in found["whole plugin", subject].ratios}
+        assert floors == {"empty handler", "unix echo"}
+    assert found["8 x 10", "engine grpcio"].n == 2 * 3
+    assert found["8 x 10", "engine grpcio"].verdicts
+    assert not found["whole plugin", "tiny"].verdicts
+    assert ("8 x 10, 16 x 16 calls/s", "engine grpcio") in found
+    assert ET.parse(svg).getroot().tag == f"{NAME}svg"  # noqa: S314 - our own
+
+    same = gpuplugin("bench", "--compare", str(json), str(json))
+    assert same.returncode == 0, same.stderr
+    assert "WORSE" not in same.stdout
+    worse = tmp_path / "worse.json"
+    text = json.read_text()
+    assert '"suite":"allocate"' in text.replace('": "', '":"')
+    worse.write_text(_slower(text))
+    compared = gpuplugin("bench", "--compare", str(json), str(worse))
+    assert compared.returncode == 1
+    assert "WORSE" in compared.stdout
+    assert gpuplugin("bench", "--compare", str(worse), str(json)).returncode == 0
+
+
+def _slower(text: str) -> str:
+    """The run with every ratio a hundredfold."""
+    import json
+
+    run = json.loads(text)
+    for figure in run["figures"]:
+        for ratio in figure["ratios"]:
+            if not figure["unit"].endswith("/s"):
+                ratio["value"] *= 100
+                ratio["interval"] = {"low": ratio["value"] * 0.9, "high": ratio["value"] * 1.1}
+    return json.dumps(run)
+
+
+def test_lists_life_and_faults_of_the_real_plugin(tmp_path: Path) -> None:
+    json = tmp_path / "run.json"
+    suites = ("listing", "life", "faults")
+    done = bench(*suites, "--calls", "3", "--client", "grpcio", "--json", str(json))
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.split() if line.lower() in suites] == [
+        suite.upper() for suite in suites
+    ]
+    found = {one.case: one for one in read_run(json).figures if one.subject == "gpuplugin"}
+    assert 10 < found["start to registered"].p50.value < 60_000
+    assert 5 < found["resident, idle"].p50.value < 2_000
+    assert found["fault to list, 8 x 10"].n == 8
+    assert found["first list, whole plugin"].n == 3 * 3
+    assert 4 < found["size of the list, 8 x 10"].p50.value < 6
+    assert found["CPU of a call"].p50.value > 0
+
+
+def test_a_profile(tmp_path: Path) -> None:
+    svg = tmp_path / "call.svg"
+    done = bench("--profile", str(svg), "--calls", "50")
+    assert done.returncode == 0, done.stderr
+    assert "handler: bytes to bytes" in done.stdout
+    bars = list(ET.parse(svg).getroot().iter(f"{NAME}rect"))  # noqa: S314 - our own
+    assert len(bars) == 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["nothing"], 2, "no suite 'nothing'; there are allocate"),
+        (["--engine", "diesel"], 2, "no engine 'diesel'"),
+        (["--plugin", "nameless"], 2, "a plugin is NAME=COMMAND"),
+        (["--private-kubelet-dir", "x"], 2, "there is no --plugin x="),
+        (["--plugin", "gpuplugin=x"], 2, "a name of its own"),
+        (["--compare", "/none", "/none"], 1, "/none cannot be read"),
+        (["allocate", "--json", "/nowhere/x.json"], 1, "/nowhere/x.json"),
+        (
+            ["listing", "--calls", "1", "--plugin", "broken=sh -c 'echo ouch >&2; exit 3'"],
+            1,
+            "ouch",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_told(arguments: list[str], status: int, text: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == status
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
