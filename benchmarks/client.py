@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT_S = 30.0
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
+"""Below the size from which an allocation is a mapping of its own, which costs microseconds."""
+
 OUR_WINDOW_BYTES = 1 << 30
 """What the server may send of one answer before it is told that more is welcome."""
 
@@ -76,6 +78,15 @@ class _Call:
     text: str = ""
 
 
+class _Prepared(NamedTuple):
+    """A whole call but for its stream, whose id stands between the parts."""
+
+    method: Method
+    payload: bytes
+    parts: tuple[bytes, bytes, bytes]
+    data_bytes: int
+
+
 @dataclass(slots=True)
 class _Learning:
     """An answer whose frames stand side by side in one read, while it is being read."""
@@ -111,6 +122,7 @@ class Connection:
         self._learning = _Learning()
         self._template: tuple[bytes, ...] = ()
         self._answer = b""
+        self._prepared: _Prepared | None = None
         try:
             self._socket.connect(self._path)
         except OSError as error:
@@ -152,7 +164,49 @@ class Connection:
             CallError: it was answered with an error status.
             ConnectionLost: see above.
         """
+        prepared = self._prepared
+        if (
+            prepared is not None
+            and prepared.payload == payload
+            and prepared.method is method
+            and self._template
+            and prepared.data_bytes <= self._window
+            and not (self._calls or self._rest or self._done)
+        ):
+            return self._call_again(prepared)
         stream_id = self.begin(method, payload)
+        answer = self._answer_of(stream_id)
+        self._prepare(method, payload)
+        return answer
+
+    def _prepare(self, method: Method, payload: bytes) -> None:
+        """Make the bytes of a call in advance, if they fit into one send."""
+        data = http2.message(payload)
+        if len(data) > min(self._first_window, self._frame_bytes):
+            return
+        head = http2.frame(Kind.HEADERS, Flag.END_HEADERS, 0, method.block)
+        body = http2.frame(Kind.DATA, Flag.END_STREAM, 0, data)
+        parts = head[:5], head[9:] + body[:5], body[9:]
+        self._prepared = _Prepared(method, payload, parts, len(data))
+
+    def _call_again(self, prepared: _Prepared) -> bytes:
+        """The call before once more, while nothing else is under way: as cheap as can be."""
+        stream_id = self._next_id
+        self._next_id += 2
+        name = http2.stream_bytes(stream_id)
+        self._window -= prepared.data_bytes
+        self._send(name.join(prepared.parts))
+        data = self._read()
+        expected = name.join(self._template)
+        if data == expected:
+            self._received += len(self._answer)
+            return self._answer
+        self._calls[stream_id] = _Call(self._first_window - prepared.data_bytes)
+        self._feed(data)
+        return self._answer_of(stream_id)
+
+    def _answer_of(self, stream_id: int) -> bytes:
+        """Wait for the end of a call; those of others are dropped."""
         while True:
             for done in self.receive():
                 if done.stream_id != stream_id:

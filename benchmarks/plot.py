@@ -121,7 +121,7 @@ class _Axis:
             values += [end for end in ends if end]
             values += [figure.p99.value] if figure.p99 and figure.p99.value > 0 else []
         low, high = min(values), max(values)
-        steps = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+        steps = (1.0, 2.0, 5.0) if high / low < 60 else (1.0,)
         powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
         marks = [step * 10.0**power for power in powers for step in steps]
         first = max(mark for mark in marks if mark < low)

@@ -39,13 +39,14 @@ KUBELET_DIR, CONFIG = "{kubelet_dir}", "{config}"
 class PluginSpec:
     """A plugin: its name in tables, and its command line with placeholders.
 
-    `private` is one whose kubelet folder cannot be chosen. `own` is one of this project.
+    `private` is one whose kubelet folder cannot be chosen. `engine` is that of this project's own;
+    empty for anybody else's.
     """
 
     name: str
     command: tuple[str, ...]
     private: bool = False
-    own: bool = False
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def own_plugin(engine: str, backend: str) -> PluginSpec:
         "--listen-address", "127.0.0.1:0", *ENGINES[engine].daemon_flags,
     )  # fmt: skip
     name = "gpuplugin" if engine == "grpcio" else f"gpuplugin/{engine}"
-    return PluginSpec(name, command, own=True)
+    return PluginSpec(name, command, engine=engine)
 
 
 @contextmanager

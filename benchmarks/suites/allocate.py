@@ -169,7 +169,7 @@ def _whole_plugins(context: Context, stack: ExitStack) -> list[_Called]:
             continue
         chance = context.chance(spec.name)
         sample = _sampler(context, stack, plugin.socket, ids, chance)
-        floors = (f"engine {context.engines[0]}: {EMPTY}", f"a socket: {ECHO}")
+        floors = (f"engine {spec.engine or context.engines[0]}: {EMPTY}", f"a socket: {ECHO}")
         called.append(_Called("whole plugin", spec.name, sample, floors))
     return called
 

@@ -76,7 +76,7 @@ def _whole_plugins(
     for spec in context.plugins(node):
         plugin = stack.enter_context(started(spec, node, PLUGIN_REPLICAS)).first()
         connection = stack.enter_context(Connection(plugin.socket))
-        floor = f"{context.engines[0]}: {EMPTY_LIST}"
+        floor = f"{spec.engine or context.engines[0]}: {EMPTY_LIST}"
         names[spec.name] = "first list, whole plugin", spec.name, floor
         subjects.append(Subject(spec.name, partial(_first_lists, connection)))
     return subjects

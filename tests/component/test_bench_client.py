@@ -131,7 +131,7 @@ def test_calls_in_flight_at_once_end_in_any_order(path: Path, served: Served) ->
         sent = {connection.begin(REPEAT, bytes([n]) * n): bytes([n]) * n for n in range(1, 13)}
         eventually(lambda: served.asked["Repeat"] == len(sent))
         served.gate.set()
-        found = {}
+        found: dict[int, bytes] = {}
         while len(found) < len(sent):
             for done in connection.receive():
                 assert done.error is None

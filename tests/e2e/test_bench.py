@@ -76,9 +76,9 @@ def _slower(text: str) -> str:
     return json.dumps(run)
 
 
-def test_lists_life_and_faults_of_the_real_plugin(tmp_path: Path) -> None:
+def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:
     json = tmp_path / "run.json"
-    suites = ("listing", "life", "faults")
+    suites = ("listing", "life")
     done = bench(*suites, "--calls", "3", "--client", "grpcio", "--json", str(json))
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.split() if line.lower() in suites] == [
@@ -87,10 +87,24 @@ def test_lists_life_and_faults_of_the_real_plugin(tmp_path: Path) -> None:
     found = {one.case: one for one in read_run(json).figures if one.subject == "gpuplugin"}
     assert 10 < found["start to registered"].p50.value < 60_000
     assert 5 < found["resident, idle"].p50.value < 2_000
-    assert found["fault to list, 8 x 10"].n == 8
     assert found["first list, whole plugin"].n == 3 * 3
     assert 4 < found["size of the list, 8 x 10"].p50.value < 6
     assert found["CPU of a call"].p50.value > 0
+
+
+@pytest.mark.slow
+def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
+    json = tmp_path / "run.json"
+    done = bench("faults", "prefer", "simulator", "--calls", "1", "--json", str(json))
+    assert done.returncode == 0, done.stderr
+    found = {(one.case, one.subject): one for one in read_run(json).figures}
+    assert found["fault to list, 8 x 10", "gpuplugin"].n == 8
+    assert {case for case, _ in found} >= {
+        *(f"8 x 10, request {size}" for size in range(1, 9)),
+        *(f"16 whole GPUs, pcie, request {size}" for size in range(1, 17)),
+        "whole plugin, request 2",
+        "production-week, events",
+    }
 
 
 def test_a_profile(tmp_path: Path) -> None:

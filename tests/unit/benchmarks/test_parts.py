@@ -12,6 +12,7 @@ from hpack import Encoder
 
 from benchmarks import http2
 from benchmarks.devices import (
+    TOPOLOGIES,
     allocate_request,
     healthy_ids,
     links_of,
@@ -47,7 +48,7 @@ def test_turns_give_each_subject_its_rounds_in_changing_order() -> None:
 
 def test_a_plugin_is_a_name_and_a_command() -> None:
     spec = spec_from("nv=/bin/plugin --dir {kubelet_dir} 'a b'", frozenset({"nv"}))
-    assert (spec.name, spec.private, spec.own) == ("nv", True, False)
+    assert (spec.name, spec.private, spec.engine) == ("nv", True, "")
     assert spec.command == ("/bin/plugin", "--dir", "{kubelet_dir}", "a b")
     for wrong in ("nv", "nv=", "=cmd", "nv='open"):
         with pytest.raises(ValueError, match=r"NAME=COMMAND|quotation"):
@@ -79,8 +80,8 @@ def test_a_cube_mesh_gives_each_gpu_six_links() -> None:
         mine = [link.nvlinks for (one, _), link in links.items() if one == uuid_of(index)]
         assert sum(mine) == 6
     assert all(link.nvlinks == 0 for link in links_of(8, "pcie").values())
-    for topology in ("nvlink", "pcie", "random"):
-        found = links_of(16, topology)  # type: ignore[arg-type]
+    for topology in TOPOLOGIES:
+        found = links_of(16, topology)
         pairs = combinations([gpu.uuid for gpu in made_up_gpus(16)], 2)
         assert all(found[one, other] == found[other, one] for one, other in pairs)
 
