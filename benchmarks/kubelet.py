@@ -104,7 +104,9 @@ class MeasuringKubelet:
         with self._news:
             while not condition(self):
                 left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or not alive():
+                if not alive():
+                    raise NeverCame("; ".join([*self.problems[-3:], "it has ended"]))
+                if left_s <= 0:
                     raise NeverCame("; ".join([*self.problems[-3:], f"waited {timeout_s:g} s"]))
                 self._news.wait(min(left_s, 0.2))
 

@@ -137,12 +137,15 @@ def _whole_plugins(context: Context) -> list[Figure]:
         folder.mkdir(exist_ok=True)
         node = stack.enter_context(simulated_node(folder))
         chance = context.chance(SUITE)
-        path = context.folder / "prefer-empty.sock"
-        stack.enter_context(serving(path, EmptyHandler(context.engines[0])))
+        floors = {}
+        for engine in context.engines:
+            floors[engine] = context.folder / f"{engine}-prefer-floor.sock"
+            stack.enter_context(serving(floors[engine], EmptyHandler(engine)))
         subjects = []
         for spec in context.plugins(node):
             plugin = stack.enter_context(started(spec, node, PEER_REPLICAS)).first()
             ids = healthy_ids(plugin.lists[-1].data)
+            path = floors[spec.engine or context.engines[0]]
             for name, socket in ((spec.name, plugin.socket), (f"{EMPTY} {spec.name}", path)):
                 connected = client(context.client, socket)
                 stack.callback(connected.close)

@@ -126,9 +126,9 @@ def test_the_kubelet_follows_lists_and_tells_what_is_wrong(folder: Path) -> None
             assert healthy_ids(second.data) == ["w0"]
         with TinyPlugin(registry / "csi.sock", kind="CSIPlugin"):
             eventually(lambda: any("is a CSIPlugin" in one for one in kubelet.problems))
-        with pytest.raises(NeverCame):
+        with pytest.raises(NeverCame, match=r"is a CSIPlugin.*waited 0\.05 s"):
             kubelet.wait_until(lambda one: len(one.plugins) > 1, 0.05, lambda: True)
-        with pytest.raises(NeverCame):
+        with pytest.raises(NeverCame, match="it has ended"):
             kubelet.wait_until(lambda _: False, DEADLINE_S, lambda: False)
 
 

@@ -112,7 +112,15 @@ def test_blocks_of_headers_that_change_no_table() -> None:
     assert not http2.leaves_tables_alone(first)
     assert http2.leaves_tables_alone(again)
     assert http2.leaves_tables_alone(b"\xbe\x00\x0cgrpc-message\x00")
-    for cut in (b"\x00", b"\x00\x0cgrpc", b"\x0f\x80", b"\x3f\xe1\x1f", b"\x00\x7f\x01"):
+    for cut in (
+        b"\x00",
+        b"\x00\x0cgrpc",
+        b"\x0f\x80",
+        b"\x3f\xe1\x1f",
+        b"\x00\x7f\x01",
+        b"\x20",
+        b"\x41\x80",
+    ):
         assert not http2.leaves_tables_alone(cut)
 
 
