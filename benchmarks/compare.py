@@ -37,13 +37,16 @@ def changes(before: Run, after: Run) -> list[Change]:
     """What both runs have, in the order of the later one.
 
     A figure with a floor is compared by its ratio to that, so that a busy machine or another one
-    is no worsening; floors in turn are not compared.
+    is no worsening; what is only a floor itself is left out.
     """
     known = {figure.key: figure for figure in before.figures}
+    floors = {one.floor for figure in after.figures for one in figure.ratios}
     return [
         _change(known[figure.key], figure)
         for figure in after.figures
-        if figure.key in known and known[figure.key].unit == figure.unit
+        if figure.key in known
+        and known[figure.key].unit == figure.unit
+        and (figure.ratios or figure.case.partition(",")[0] not in floors)
     ]
 
 

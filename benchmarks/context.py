@@ -41,7 +41,7 @@ FULL = Effort(
     fault_starts=4, idle_s=20.0, memory_calls=10_000, turns=3,
 )  # fmt: skip
 QUICK = Effort(
-    rounds=20, calls=20, busy_rounds=4, busy_calls=100, prefer_rounds=4, starts=3,
+    rounds=20, calls=20, busy_rounds=6, busy_calls=100, prefer_rounds=6, starts=3,
     fault_starts=1, idle_s=2.0, memory_calls=10_000, turns=1, replicas=(10, 1000),
 )  # fmt: skip
 

@@ -20,8 +20,10 @@ from benchmarks.loop import kept_busy, one_by_one
 from benchmarks.node import simulated_node
 from benchmarks.plugins import started
 from benchmarks.rounds import Subject, in_turns
-from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving
+from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving, with_metrics
 from benchmarks.targets import ECHO, EMPTY
+from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
+from gpuplugin.kubelet.rpc import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +55,10 @@ def measure(context: Context) -> list[Figure]:
 def _handler_alone(context: Context) -> list[Figure]:
     """Bytes to bytes in this process, with the daemon's metrics around."""
     effort, chance = context.effort, context.chance("handler")
-    subjects = []
+    empty = with_metrics(Service(SERVICE_NAME, {"Allocate": lambda _request: b""}, {}), "none")
+    ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
+    nothing = partial(_calls, empty.unary["Allocate"], ids, chance, effort.calls)
+    subjects = [Subject(EMPTY, nothing)]
     for replicas in effort.replicas:
         plugin = plugin_for(GPUS, replicas)
         ids = list(plugin.snapshot.devices)
@@ -61,8 +66,14 @@ def _handler_alone(context: Context) -> list[Figure]:
         sample = partial(_calls, handler, ids, chance, effort.calls)
         subjects.append(Subject(f"handler alone, {GPUS} x {replicas}", sample))
     found = in_turns(subjects, effort.rounds, chance)
+    floors = Floors({EMPTY: found[EMPTY]})
     return [
-        figure(Named(SUITE, name, "in process", "us"), rounds, context.seed)
+        figure(
+            Named(SUITE, name, "in process", "us"),
+            rounds,
+            context.seed,
+            None if name == EMPTY else floors,
+        )
         for name, rounds in found.items()
     ]
 

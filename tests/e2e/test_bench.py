@@ -9,9 +9,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks.results import read_run
+from benchmarks.results import as_json, read_run
 from tests.component.test_bench_plugins import SCRIPT
 from tests.e2e.conftest import gpuplugin
+from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,30 +51,20 @@ def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
     assert ("8 x 10, 16 x 16 calls/s", "engine grpcio") in found
     assert ET.parse(svg).getroot().tag == f"{NAME}svg"  # noqa: S314 - our own
 
-    same = gpuplugin("bench", "--compare", str(json), str(json))
-    assert same.returncode == 0, same.stderr
-    assert "WORSE" not in same.stdout
-    worse = tmp_path / "worse.json"
-    text = json.read_text()
-    assert '"suite":"allocate"' in text.replace('": "', '":"')
-    worse.write_text(_slower(text))
-    compared = gpuplugin("bench", "--compare", str(json), str(worse))
-    assert compared.returncode == 1
-    assert "WORSE" in compared.stdout
-    assert gpuplugin("bench", "--compare", str(worse), str(json)).returncode == 0
 
-
-def _slower(text: str) -> str:
-    """The run with every ratio a hundredfold."""
-    import json
-
-    run = json.loads(text)
-    for figure in run["figures"]:
-        for ratio in figure["ratios"]:
-            if not figure["unit"].endswith("/s"):
-                ratio["value"] *= 100
-                ratio["interval"] = {"low": ratio["value"] * 0.9, "high": ratio["value"] * 1.1}
-    return json.dumps(run)
+def test_two_runs_are_compared(tmp_path: Path) -> None:
+    files = {}
+    for name, ratio in (("before", 1.05), ("after", 1.5)):
+        run = a_run(with_ratio(a_figure(10, 9, 11), ratio, ratio - 0.02, ratio + 0.02))
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(as_json(run))
+    before, after = str(files["before"]), str(files["after"])
+    same = gpuplugin("bench", "--compare", before, before)
+    assert (same.returncode, "WORSE" in same.stdout) == (0, False), same.stderr
+    worse = gpuplugin("bench", "--compare", before, after)
+    assert (worse.returncode, "WORSE" in worse.stdout) == (1, True)
+    assert gpuplugin("bench", "--compare", after, before).returncode == 0
+    assert gpuplugin("bench", "--compare", before, after, "--threshold", "2").returncode == 0
 
 
 def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:

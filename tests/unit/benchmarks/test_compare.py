@@ -49,6 +49,16 @@ def test_with_a_floor_its_ratio_counts_and_not_the_machine() -> None:
     assert change.worse_than(1.1)
 
 
+def test_a_floor_is_not_compared() -> None:
+    figure = with_ratio(a_figure(10, 9, 11), 1.05, 1.03, 1.07)
+    floors = [
+        replace(a_figure(value, value, value), case=case)
+        for value, case in ((10, "empty handler, 4 x 1"), (99, "empty handler, 4 x 1"))
+    ]
+    (change,) = changes(a_run(figure, floors[0]), a_run(figure, floors[1]))
+    assert change.figure == figure
+
+
 def test_what_only_one_run_has_is_left_out() -> None:
     other = replace(a_figure(1), case="8 x 1000")
     assert changes(a_run(other), a_run(a_figure(1))) == []

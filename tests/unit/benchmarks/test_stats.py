@@ -103,7 +103,13 @@ def test_a_seed_decides_on_the_resampling() -> None:
         assert len({one.interval for one in found}) > 1
 
 
-@given(st.lists(st.tuples(SAMPLES, SAMPLES), min_size=1, max_size=6), st.integers())
+def test_a_ratio_of_few_rounds_has_no_interval() -> None:
+    found = ratio([[2.0], [4.0]] * 2 + [[6.0]], [[1.0]] * 5, 0.5, 1)
+    assert (found.value, found.interval) == (4, Interval(None, None))
+    assert ratio([[2.0]] * 6, [[1.0]] * 6, 0.5, 1).interval == Interval(2, 2)
+
+
+@given(st.lists(st.tuples(SAMPLES, SAMPLES), min_size=6, max_size=9), st.integers())
 def test_a_ratio_lies_within_its_interval(
     pairs: list[tuple[list[float], list[float]]], seed: int
 ) -> None:
