@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 def bench(parsed: argparse.Namespace) -> int:
     """Do what the options say; see the parser for the exit status."""
+    # An end from outside, too, takes plugins and servers along: they are in groups of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if parsed.compare:
             return _compare(Path(parsed.compare[0]), Path(parsed.compare[1]), parsed.threshold)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from benchmarks.results import as_json, read_run
 from tests.component.test_bench_plugins import SCRIPT
-from tests.e2e.conftest import gpuplugin
+from tests.e2e.conftest import Process, eventually, gpuplugin
 from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAME = "{http://www.w3.org/2000/svg}"
 
@@ -81,6 +78,16 @@ def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:
     assert found["first list, whole plugin"].n == 3 * 3
     assert 4 < found["size of the list, 8 x 10"].p50.value < 6
     assert found["CPU of a call"].p50.value > 0
+
+
+def test_an_end_from_outside_takes_plugins_along(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    plugin = f"sleepy=sh -c 'echo $$ >{mark}.new && mv {mark}.new {mark}; exec sleep 600'"
+    with Process("bench", "life", "--calls", "1", "--plugin", plugin) as running:
+        eventually(mark.exists, "the plugin was started")
+        pid = int(mark.read_text())
+        assert running.stop() == 143
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the plugin has ended")
 
 
 @pytest.mark.slow
