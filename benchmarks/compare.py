@@ -10,9 +10,6 @@ from benchmarks import words
 if TYPE_CHECKING:
     from benchmarks.results import Figure, Run
 
-THRESHOLD = 1.1
-"""A median that is worse by less than this factor is no worsening."""
-
 
 @dataclass(frozen=True, slots=True)
 class Change:

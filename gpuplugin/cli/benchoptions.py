@@ -67,9 +67,9 @@ def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     bench.add_argument(
         "--threshold",
         type=float,
-        default=1.1,
+        default=1.3,
         metavar="X",
-        help="with --compare: worse by this factor is worse (default 1.1)",
+        help="with --compare: worse by this factor is worse (default 1.3)",
     )
 
 
