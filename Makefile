@@ -28,11 +28,9 @@ format: $(VENV)/.dev ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.cli ## Measure allocation latency over a real socket, and the simulator's speed
-	$(BIN)/python -m benchmarks.allocate
+bench: $(VENV)/.cli ## Measure the plugin and the simulator, each against a floor of the same run (minutes)
+	$(BIN)/gpuplugin bench
 	$(BIN)/python -m benchmarks.scrape
-	$(BIN)/python -m benchmarks.slices
-	$(BIN)/python -m benchmarks.simulator
 
 docs: $(VENV)/.dev ## Write the generated parts of the documents
 	PYTHONPATH=. $(BIN)/python tests/unit/docs/test_docs.py
