@@ -139,7 +139,7 @@ def started(spec: PluginSpec, node: Node, replicas: int) -> Iterator[RunningPlug
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **node.environment},
+                    env={**_environment(), **node.environment},
                     start_new_session=True,
                 )
             except OSError as error:
@@ -148,6 +148,11 @@ def started(spec: PluginSpec, node: Node, replicas: int) -> Iterator[RunningPlug
                 yield RunningPlugin(spec, kubelet, process, started_ns, log)
             finally:
                 _end(process)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but that Python keeps what it compiled: as in an image, nothing is compiled twice."""
+    return {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _command(spec: PluginSpec, kubelet_dir: Path, config: Path, hold: Path) -> list[str]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from benchmarks.results import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from benchmarks.results import Figure, Statistic
 
 EMPTY = "empty handler"
@@ -43,6 +45,12 @@ class Target:
             return f"{self.of} {sign} {self.limit:g} {self.unit}"
         return f"{self.of} {sign} {self.limit:g}x {self.floor}"
 
+    def met_by(self, value: float, slack: float = 1.0) -> bool:
+        """Whether a value keeps the limit, made wider by `slack`."""
+        if self.at_least:
+            return value >= self.limit / slack
+        return value <= self.limit * slack
+
 
 _OWN = "gpuplugin*"
 _ENGINES = "engine *"
@@ -73,11 +81,18 @@ TARGETS = (
 def judged(figure: Figure, targets: tuple[Target, ...] = TARGETS) -> Figure:
     """The figure with the verdicts of every target that is meant for it and can be decided."""
     verdicts = [
-        Verdict(target.text, met)
-        for target in targets
-        if _is_for(target, figure) and (met := _met(target, figure)) is not None
+        Verdict(target.text, target.met_by(value)) for target, value in decided(figure, targets)
     ]
     return replace(figure, verdicts=tuple(verdicts))
+
+
+def decided(
+    figure: Figure, targets: tuple[Target, ...] = TARGETS
+) -> Iterator[tuple[Target, float]]:
+    """The targets that are meant for a figure, each with what the figure has for it."""
+    for target in targets:
+        if _is_for(target, figure) and (value := _value(target, figure)) is not None:
+            yield target, value
 
 
 def _is_for(target: Target, figure: Figure) -> bool:
@@ -87,14 +102,9 @@ def _is_for(target: Target, figure: Figure) -> bool:
     )
 
 
-def _met(target: Target, figure: Figure) -> bool | None:
-    """None if the figure has no such ratio."""
-    value: float | None = figure.p50.value
+def _value(target: Target, figure: Figure) -> float | None:
+    """None if the figure has no such ratio, or another unit."""
     if target.floor:
         found = (one for one in figure.ratios if (one.floor, one.of) == (target.floor, target.of))
-        value = next((one.value for one in found), None)
-    elif target.unit != figure.unit:
-        return None
-    if value is None:
-        return None
-    return value >= target.limit if target.at_least else value <= target.limit
+        return next((one.value for one in found), None)
+    return figure.p50.value if target.unit == figure.unit else None
