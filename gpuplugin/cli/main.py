@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.benchoptions import add_bench
 from gpuplugin.cli.imports import without_collector
 from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
@@ -338,5 +339,6 @@ _COMMANDS = {
     "doctor": _add_doctor,
     "record": _add_record,
     "demo": _add_demo,
+    "bench": add_bench,
     "sim": _add_sim,
 }

@@ -413,6 +413,9 @@ def test_a_refusal_by_the_kubelet_shows_with_its_words(
     plugin = start_plugin(hardware.backend, "watcher")
     (socket,) = eventually(plugin.sockets)
     method = "/pluginregistration.Registration/NotifyRegistrationStatus"
+    with pytest.raises(grpc.RpcError) as refused:
+        raw_call(socket, method, GARBAGE)
+    assert status_of(refused.value)[0] is grpc.StatusCode.INVALID_ARGUMENT
     status = pr.RegistrationStatus(plugin_registered=False, error="no such luck")
     raw_call(socket, method, status.SerializeToString())
     part = eventually(
@@ -421,9 +424,6 @@ def test_a_refusal_by_the_kubelet_shows_with_its_words(
     assert part
     assert plugin.get("/ready").status == 503
     assert plugin.metric("gpuplugin_registrations_total", result="refused", mode="watcher") == 1
-    with pytest.raises(grpc.RpcError) as refused:
-        raw_call(socket, method, GARBAGE)
-    assert status_of(refused.value)[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_registration_shows_in_readiness_and_metrics(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("gpuplugin", "hal", "sim")
+PACKAGES = ("benchmarks", "gpuplugin", "hal", "sim")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def test_it_has_every_file_of_the_packages_and_no_other(names: set[str]) -> None
 @pytest.mark.parametrize(
     "name",
     [
+        "benchmarks/py.typed",
         "gpuplugin/config/default.yaml",
         "gpuplugin/daemon/page/page.css",
         "gpuplugin/kubelet/proto/deviceplugin.proto",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,13 +129,30 @@ def test_an_absurd_count_is_refused_without_being_built() -> None:
         check(8, 10**12, 2)
 
 
+def _lone(device_id: str) -> bytes:
+    """An AllocateRequest for one device, as protobuf writes it."""
+    return pb.AllocateRequest(
+        container_requests=[pb.ContainerAllocateRequest(devices_ids=[device_id])]
+    ).SerializeToString()
+
+
+@pytest.mark.parametrize("length", [1, 40, 124, 125, 126, 127, 128, 300])
+def test_a_request_for_a_device_is_known_whatever_the_length_of_its_id(length: int) -> None:
+    resource = a_resource(1, 1)
+    (device,) = resource.devices
+    device = replace(device, id="x" * length)
+    snapshot = snapshot_of(replace(resource, devices=(device,)))
+    assert list(snapshot.lone_answers) == [_lone(device.id)]
+
+
 @pytest.mark.parametrize("replicas", [1, 4])
 def test_every_device_has_its_answer_ready(replicas: int) -> None:
     resource = a_resource(3, replicas)
     snapshot = snapshot_of(resource)
 
-    assert set(snapshot.single_answers) == {device.id for device in resource.devices}
+    lone = {device.id: _lone(device.id) for device in resource.devices}
+    assert set(snapshot.lone_answers) == set(lone.values())
     for device in resource.devices:
-        answer = pb.AllocateResponse.FromString(snapshot.single_answers[device.id])
+        answer = pb.AllocateResponse.FromString(snapshot.lone_answers[lone[device.id]])
         (container,) = answer.container_responses
         assert dict(container.envs) == {"NVIDIA_VISIBLE_DEVICES": device.gpu_uuid}

@@ -1,0 +1,33 @@
+"""The RPC engines that are measured: one line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gpuplugin.kubelet.rpc import Engine
+
+
+class _MakesEngine(Protocol):
+    def __call__(self) -> Engine: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Where an engine's class is, and the flags that make the daemon use it."""
+
+    module: str
+    name: str
+    daemon_flags: tuple[str, ...] = ()
+
+    def make(self) -> Engine:
+        """A new engine; its module is loaded by this."""
+        kind: _MakesEngine = getattr(import_module(self.module), self.name)
+        return kind()
+
+
+ENGINES = {
+    "grpcio": EngineChoice("gpuplugin.kubelet.engine_grpcio", "GrpcioEngine"),
+}

@@ -1,0 +1,158 @@
+"""Has it become slower or larger? `python -m benchmarks.guard` prints each figure with its limit.
+
+Where it can be, a figure is a count, which is the same on every machine. The rest are the targets
+of `gpuplugin bench`, measured quickly and with wide limits: they notice what became several times
+worse, and nothing else. Exit status 1 if a limit is broken.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks.counts import instructions, kept_bytes, loaded_modules, peak_bytes
+from benchmarks.devices import TOPOLOGIES, allocate_request, plugin_for, prefer_request
+from benchmarks.run import Wanted, run
+from benchmarks.servers import daemon_like
+from benchmarks.targets import decided
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+GPUS = 8
+FEW, MANY = 1, 1000
+CALLS = 2000
+
+DAEMON = ("gpuplugin.cli.main", "gpuplugin.cli.run", "gpuplugin.cli.rundaemon", "hal.nvml.binding")
+NOT_IN_THE_DAEMON = frozenset(
+    {
+        "benchmarks", "httpx2", "jsonschema", "lightkube", "plotly", "pydantic", "pydantic_core",
+        "rich", "sim", "simpy", "yaml",
+    }
+)  # fmt: skip
+
+WIDE: Mapping[str, float] = {"allocate": 1.5, "life": 3.0, "faults": 8.0}
+"""By suite: how many times worse than its target a figure may be, on a machine that is busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A figure that must not pass its limit."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str
+    kept: bool
+
+
+def at_most(name: str, value: float, limit: float, unit: str) -> Guarded:
+    """A figure whose limit is the most that it may be."""
+    return Guarded(name, value, limit, unit, value <= limit)
+
+
+def main() -> None:
+    """Measure, print, and say by the exit status whether all is kept."""
+    broken = False
+    for one in (*counts(), *times()):
+        broken = broken or not one.kept
+        print(
+            f"{'ok  ' if one.kept else 'MORE'}  {one.name:52} {one.value:12.6g} {one.unit:12} "
+            f"limit {one.limit:g}",
+            flush=True,
+        )
+    sys.exit(1 if broken else 0)
+
+
+def counts() -> Iterator[Guarded]:
+    """Figures that do not depend on the machine."""
+    yield from _allocate_counts()
+    yield from _prefer_counts()
+    yield from _list_counts()
+    modules = loaded_modules(DAEMON)
+    yield at_most("modules that the daemon loads", len(modules), 440, "modules")
+    unwanted = {name.partition(".")[0] for name in modules} & NOT_IN_THE_DAEMON
+    yield at_most(f"unwanted ones: {', '.join(sorted(unwanted)) or 'none'}", len(unwanted), 0, "")
+
+
+def _allocate_counts() -> Iterator[Guarded]:
+    needed = {}
+    for replicas in (FEW, MANY):
+        call = _call(replicas, "Allocate", allocate_request([_last_id(replicas)]))
+        needed[replicas] = instructions(call)
+        name = f"Allocate, {GPUS} x {replicas}, with metrics"
+        yield at_most(name, needed[replicas], 250, "instructions")
+        yield at_most(f"{name}: allocated", peak_bytes(call), 4096, "bytes")
+        yield at_most(f"{name}: kept", kept_bytes(call, CALLS), 8192, "bytes")
+    growth = needed[MANY] / needed[FEW]
+    yield at_most("Allocate: many devices against few", growth, 1.1, "x")
+
+
+def _prefer_counts() -> Iterator[Guarded]:
+    for size in (1, GPUS):
+        ids = _ids(MANY)
+        call = _call(MANY, "GetPreferredAllocation", prefer_request(ids, size))
+        name = f"GetPreferredAllocation, {GPUS} x {MANY}, request {size}"
+        yield at_most(name, instructions(call), 2500, "instructions")
+        yield at_most(f"{name}: kept", kept_bytes(call, 20), 8192, "bytes")
+    for topology in TOPOLOGIES:
+        service = daemon_like(plugin_for(16, 1, topology))
+        ids = list(plugin_for(16, 1).snapshot.devices)
+        worst = max(
+            instructions(
+                partial(
+                    service.unary["GetPreferredAllocation"],
+                    prefer_request(ids[:free], size),
+                )
+            )
+            for free in (9, 15, 16)
+            for size in range(1, free + 1)
+        )
+        name = f"GetPreferredAllocation, 16 whole GPUs, {topology}, worst"
+        yield at_most(name, worst, 100_000, "instructions")
+
+
+def _list_counts() -> Iterator[Guarded]:
+    plugin = plugin_for(GPUS, MANY)
+    snapshot = plugin.snapshot
+    uuids = dict.fromkeys(device.gpu_uuid for device in snapshot.resource.devices)
+    sick = iter(uuids)
+
+    def another_gpu_fails() -> None:
+        uuid = next(sick)
+        plugin.update(snapshot, lambda gpu, _mig: gpu != uuid)
+
+    needed = instructions(another_gpu_fails)
+    yield at_most(f"a new list, {GPUS} x {MANY}", needed, 1000, "instructions")
+
+
+def times() -> Iterator[Guarded]:
+    """The targets that are measured in time or memory, with wide limits."""
+    found = run(Wanted(suites=tuple(WIDE), quick=True))
+    for figure in found.figures:
+        for target, value in decided(figure):
+            slack = WIDE[figure.suite]
+            if "resident" in target.case:  # memory is the same everywhere, or nearly
+                slack = 1.2 if target.unit == "MiB" else 1.0
+            limit = target.limit / slack if target.at_least else target.limit * slack
+            name = f"{figure.suite}: {figure.case}, {figure.subject}"
+            unit = f"x {target.floor}" if target.floor else target.unit
+            yield Guarded(name, value, limit, unit, target.met_by(value, slack))
+
+
+def _call(replicas: int, method: str, request: bytes) -> Callable[[], object]:
+    return partial(daemon_like(plugin_for(GPUS, replicas)).unary[method], request)
+
+
+def _ids(replicas: int) -> list[str]:
+    return list(plugin_for(GPUS, replicas).snapshot.devices)
+
+
+def _last_id(replicas: int) -> str:
+    return _ids(replicas)[-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""A kubelet that does nothing but register plugins and note when each device list came.
+
+Both ways of registration. Times are those of `time.perf_counter_ns`, which is one clock for all
+processes of a Linux machine. What a kubelet decides from a list is in `sim.kubelet`.
+"""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from benchmarks.calls import device_plugin_method
+from benchmarks.client import CallError, Connection, ConnectionLost, Method
+from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
+from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
+from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
+from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gpuplugin.kubelet.rpc import Server
+
+LOOK_S = 0.001
+CALM_LOOK_S = 0.05
+"""Between two looks once a plugin is there: the looks are not to disturb what is measured then."""
+
+PLUGIN_TYPE = "DevicePlugin"
+_GET_INFO = Method.of("/pluginregistration.Registration/GetInfo")
+_NOTIFY = Method.of("/pluginregistration.Registration/NotifyRegistrationStatus")
+
+
+class NeverCame(Exception):
+    """What was waited for did not happen in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A device list as it came, and when it was whole."""
+
+    at_ns: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class Registered:
+    """A plugin: its resource and socket, when it was registered, and its lists so far."""
+
+    resource: str
+    socket: Path
+    way: Literal["watcher", "classic"]
+    registered_ns: int | None = None
+    lists: list[Listed] = field(default_factory=list)
+
+
+class MeasuringKubelet:
+    """Serves a folder that plays /var/lib/kubelet, from `with` on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plugins: list[Registered] = []
+        self.problems: list[str] = []
+        """What went wrong with plugins, in words."""
+        self._news = threading.Condition()
+        self._streams: list[tuple[Connection, threading.Thread]] = []
+        self._seen: set[tuple[str, int]] = set()
+        self._stopping = threading.Event()
+        self._looker = threading.Thread(target=self._look, name="looker", daemon=True)
+        self._server: Server | None = None
+
+    def __enter__(self) -> Self:
+        dirs = KubeletDirs(self.folder)
+        dirs.device_plugins.mkdir(parents=True, exist_ok=True)
+        self._registry.mkdir(parents=True, exist_ok=True)
+        service = Service("v1beta1.Registration", {"Register": self._register}, {})
+        self._server = GrpcioEngine().serve(dirs.kubelet_socket, [service])
+        self._looker.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stopping.set()
+        self._looker.join()
+        for connection, thread in self._streams:
+            connection.shut()
+            thread.join()
+            connection.close()
+        if self._server is not None:
+            self._server.stop(0)
+
+    def wait_until(
+        self, condition: Callable[[Self], bool], timeout_s: float, alive: Callable[[], bool]
+    ) -> None:
+        """Wait for `condition`, which is asked whenever something happened.
+
+        Raises:
+            NeverCame: not within `timeout_s`, or `alive` said no.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        with self._news:
+            while not condition(self):
+                left_s = deadline_s - time.monotonic()
+                if not alive():
+                    raise NeverCame("; ".join([*self.problems[-3:], "it has ended"]))
+                if left_s <= 0:
+                    raise NeverCame("; ".join([*self.problems[-3:], f"waited {timeout_s:g} s"]))
+                self._news.wait(min(left_s, 0.2))
+
+    @property
+    def _registry(self) -> Path:
+        return KubeletDirs(self.folder).plugin_watcher.parent
+
+    def _look(self) -> None:
+        while not self._stopping.is_set():
+            for path, inode in _sockets(self._registry):
+                if (str(path), inode) not in self._seen and self._ask(path):
+                    self._seen.add((str(path), inode))
+            time.sleep(CALM_LOOK_S if self.plugins else LOOK_S)
+
+    def _ask(self, path: Path) -> bool:
+        """Register what is behind a new socket; False if nobody listens there yet."""
+        try:
+            connection = Connection(path)
+        except ConnectionLost:
+            return False
+        with connection:
+            try:
+                info = pr.PluginInfo.FromString(connection.call(_GET_INFO, b""))
+                if info.type != PLUGIN_TYPE:
+                    self._tell(f"{path} is a {info.type}, no {PLUGIN_TYPE}")
+                    return True
+                plugin = Registered(info.name, Path(info.endpoint or path), "watcher")
+                self._connect(plugin)
+                status = pr.RegistrationStatus(plugin_registered=True)
+                connection.call(_NOTIFY, status.SerializeToString())
+            except (CallError, ConnectionLost) as error:
+                self._tell(f"{path} cannot be registered: {error}")
+                return True
+        self._registered(plugin)
+        return True
+
+    def _register(self, data: bytes) -> bytes:
+        """The classic Register call; the kubelet, too, calls the plugin before it answers."""
+        request = dp.RegisterRequest.FromString(data)
+        socket = KubeletDirs(self.folder).device_plugins / request.endpoint
+        plugin = Registered(request.resource_name, socket, "classic")
+        try:
+            self._connect(plugin)
+        except (CallError, ConnectionLost) as error:
+            self._tell(f"{socket} cannot be registered: {error}")
+            raise RpcError(RpcCode.UNKNOWN, str(error)) from error
+        self._registered(plugin)
+        return b""
+
+    def _connect(self, plugin: Registered) -> None:
+        connection = Connection(plugin.socket, timeout_s=None)
+        try:
+            connection.call(device_plugin_method("GetDevicePluginOptions"), b"")
+            stream_id = connection.follow(device_plugin_method("ListAndWatch"))
+        except (CallError, ConnectionLost):
+            connection.close()
+            raise
+        thread = threading.Thread(
+            target=self._follow, args=(plugin, connection, stream_id), name="list", daemon=True
+        )
+        self._streams.append((connection, thread))
+        thread.start()
+
+    def _follow(self, plugin: Registered, connection: Connection, stream_id: int) -> None:
+        try:
+            while True:
+                data = connection.message(stream_id)
+                listed = Listed(time.perf_counter_ns(), data)
+                with self._news:
+                    plugin.lists.append(listed)
+                    self._news.notify_all()
+        except (CallError, ConnectionLost) as error:
+            if not self._stopping.is_set():
+                self._tell(f"the list of {plugin.resource} has ended: {error}")
+
+    def _registered(self, plugin: Registered) -> None:
+        plugin.registered_ns = time.perf_counter_ns()
+        with self._news:
+            self.plugins.append(plugin)
+            self._news.notify_all()
+
+    def _tell(self, problem: str) -> None:
+        with self._news:
+            self.problems.append(problem)
+            self._news.notify_all()
+
+
+def _sockets(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Sockets below a folder with their inodes; names that begin with a dot are passed over."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            status = entry.lstat()
+        except OSError:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from _sockets(entry)
+        elif stat.S_ISSOCK(status.st_mode):
+            yield entry, status.st_ino

@@ -1,0 +1,186 @@
+"""Starts device plugins by their command lines, our own and other people's, and ends them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from benchmarks.engines import ENGINES
+from benchmarks.kubelet import MeasuringKubelet, NeverCame, Registered
+from benchmarks.machine import processes_of
+from benchmarks.namespace import DEFAULT_KUBELET_DIR, with_private_kubelet_dir
+from benchmarks.servers import DidNotStart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.node import Node
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+LOG_LINES = 15
+
+KUBELET_DIR, CONFIG = "{kubelet_dir}", "{config}"
+"""What a command line says for the kubelet's folder, and for a file in NVIDIA's format (v1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSpec:
+    """A plugin: its name in tables, and its command line with placeholders.
+
+    `private` is one whose kubelet folder cannot be chosen. `engine` is that of this project's own;
+    empty for anybody else's.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    private: bool = False
+    engine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningPlugin:
+    """A plugin that was started; `started_ns` is from right before that."""
+
+    spec: PluginSpec
+    kubelet: MeasuringKubelet
+    process: subprocess.Popen[bytes]
+    started_ns: int
+    log: Path
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return processes_of(self.process.pid)
+
+    def first(self) -> Registered:
+        """The plugin's first resource, once it is registered and its list is there.
+
+        Raises:
+            DidNotStart: it ended, or that did not happen in time; with the end of its log.
+        """
+        try:
+            self.kubelet.wait_until(
+                lambda kubelet: any(plugin.lists for plugin in kubelet.plugins),
+                START_TIMEOUT_S,
+                self.alive,
+            )
+        except NeverCame as error:
+            raise DidNotStart(self.failure(f"has no device list: {error}")) from error
+        return next(plugin for plugin in self.kubelet.plugins if plugin.lists)
+
+    def alive(self) -> bool:
+        """False once it has ended."""
+        return self.process.poll() is None
+
+    def failure(self, what: str) -> str:
+        """What to say of a failure, with the exit status and the end of the log."""
+        status = self.process.poll()
+        ended = "" if status is None else f", it ended with {status}"
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        return "\n  ".join([f"plugin {self.spec.name} {what}{ended}; its log ends:", *lines])
+
+
+def spec_from(text: str, private: frozenset[str] = frozenset()) -> PluginSpec:
+    """`NAME=COMMAND` as the command line has it.
+
+    Raises:
+        ValueError: no name, no command, or quotes that do not close.
+    """
+    name, equals, command = text.partition("=")
+    words = tuple(shlex.split(command))
+    if not (name and equals and words):
+        raise ValueError(f"a plugin is NAME=COMMAND, found {text!r}")
+    return PluginSpec(name, words, private=name in private)
+
+
+def own_plugin(engine: str, backend: str) -> PluginSpec:
+    """This project's daemon as it runs in production, on an engine."""
+    command = (
+        sys.executable, "-m", "gpuplugin", "run", "--backend", backend,
+        "--kubelet-dir", KUBELET_DIR, "--config-file", CONFIG,
+        "--listen-address", "127.0.0.1:0", *ENGINES[engine].daemon_flags,
+    )  # fmt: skip
+    name = "gpuplugin" if engine == "grpcio" else f"gpuplugin/{engine}"
+    return PluginSpec(name, command, engine=engine)
+
+
+@contextmanager
+def started(spec: PluginSpec, node: Node, replicas: int) -> Iterator[RunningPlugin]:
+    """The plugin in a new process group, with a kubelet of its own, until the block ends.
+
+    Raises:
+        DidNotStart: there is no such program.
+    """
+    with tempfile.TemporaryDirectory(prefix="gp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        kubelet_dir = folder / "k"
+        kubelet_dir.mkdir()
+        config = folder / "config.yaml"
+        config.write_text(yaml.safe_dump(_config(replicas)), "utf-8")
+        command = _command(spec, kubelet_dir, config, folder / "hold")
+        log = folder / "log"
+        with MeasuringKubelet(kubelet_dir) as kubelet, log.open("wb") as stream:
+            started_ns = time.perf_counter_ns()
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    env={**_environment(), **node.environment},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise DidNotStart(f"plugin {spec.name} cannot be started: {error}") from error
+            try:
+                yield RunningPlugin(spec, kubelet, process, started_ns, log)
+            finally:
+                _end(process)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but that Python keeps what it compiled: as in an image, nothing is compiled twice."""
+    return {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def _command(spec: PluginSpec, kubelet_dir: Path, config: Path, hold: Path) -> list[str]:
+    seen = DEFAULT_KUBELET_DIR if spec.private else kubelet_dir
+    words = [
+        word.replace(KUBELET_DIR, str(seen)).replace(CONFIG, str(config)) for word in spec.command
+    ]
+    if not spec.private:
+        return words
+    hold.mkdir()
+    return with_private_kubelet_dir(words, kubelet_dir, hold)
+
+
+def _config(replicas: int) -> dict[str, object]:
+    config: dict[str, object] = {"version": "v1"}
+    if replicas > 1:
+        resources = [{"name": "nvidia.com/gpu", "replicas": replicas}]
+        config["sharing"] = {
+            "timeSlicing": {"failRequestsGreaterThanOne": False, "resources": resources}
+        }
+    return config
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and after a while SIGKILL for whatever is left of the group."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

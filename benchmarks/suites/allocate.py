@@ -1,0 +1,276 @@
+"""Allocate: one call after the other, many at once, and the handler without any transport.
+
+The plugin's handlers on an engine, an empty handler on the same, and a bare echo are called in
+turns; so are whole plugins.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks import http2
+from benchmarks.calls import EchoClient, client, device_plugin_method
+from benchmarks.client import Connection
+from benchmarks.devices import allocate_request, healthy_ids, plugin_for
+from benchmarks.figures import Floors, Named, figure
+from benchmarks.loop import kept_busy, one_by_one
+from benchmarks.node import simulated_node
+from benchmarks.plugins import started
+from benchmarks.rounds import Subject, in_turns
+from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving, with_metrics
+from benchmarks.targets import ECHO, EMPTY
+from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
+from gpuplugin.kubelet.rpc import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from random import Random
+
+    from benchmarks.calls import Client
+    from benchmarks.context import Context
+    from benchmarks.results import Figure
+
+SUITE = "allocate"
+GPUS = 8
+WARM_UP_CALLS = 50
+CLIENTS = (1, 4, 16)
+STREAMS = (1, 16)
+BUSY_REPLICAS = 10
+
+
+def measure(context: Context) -> list[Figure]:
+    """All of it."""
+    figures = _handler_alone(context) + _over_sockets(context)
+    if context.client == "raw":
+        figures += _busy(context)
+    else:
+        context.note("Many clients at once are measured with --client raw alone.")
+    return figures
+
+
+def _handler_alone(context: Context) -> list[Figure]:
+    """Bytes to bytes in this process, with the daemon's metrics around."""
+    effort, chance = context.effort, context.chance("handler")
+    empty = with_metrics(Service(SERVICE_NAME, {"Allocate": lambda _request: b""}, {}), "none")
+    ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
+    nothing = partial(_calls, empty.unary["Allocate"], ids, chance, effort.calls)
+    subjects = [Subject(EMPTY, nothing)]
+    for replicas in effort.replicas:
+        plugin = plugin_for(GPUS, replicas)
+        ids = list(plugin.snapshot.devices)
+        handler = daemon_like(plugin).unary["Allocate"]
+        sample = partial(_calls, handler, ids, chance, effort.calls)
+        subjects.append(Subject(f"handler alone, {GPUS} x {replicas}", sample))
+    found = in_turns(subjects, effort.rounds, chance)
+    floors = Floors({EMPTY: found[EMPTY]})
+    return [
+        figure(
+            Named(SUITE, name, "in process", "us"),
+            rounds,
+            context.seed,
+            None if name == EMPTY else floors,
+        )
+        for name, rounds in found.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """Something that is called over a socket: what its figure is called, and its floors."""
+
+    case: str
+    subject: str
+    sample: Callable[[], list[float]]
+    floors: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject}: {self.case}"
+
+
+def _over_sockets(context: Context) -> list[Figure]:
+    with ExitStack() as stack:
+        called = [_echo(context, stack)]
+        for engine in context.engines:
+            called += _engine(context, stack, engine)
+        called += _whole_plugins(context, stack)
+        subjects = [Subject(one.name, one.sample) for one in called]
+        found = in_turns(
+            subjects,
+            context.effort.rounds,
+            context.chance(SUITE),
+            lambda share: context.tell("Allocate, one call after the other", share),
+        )
+    by_name = {one.name: one for one in called}
+    return [
+        figure(
+            Named(SUITE, by_name[name].case, by_name[name].subject, "us"),
+            rounds,
+            context.seed,
+            _floors(by_name[name].floors, found),
+        )
+        for name, rounds in found.items()
+    ]
+
+
+def _floors(names: Sequence[str], found: dict[str, list[list[float]]]) -> Floors:
+    """Floors under the names that tables have for them."""
+    rounds = {_floor_name(name): found[name] for name in names if name in found}
+    engines = frozenset(name for name in rounds if name.startswith("engine "))
+    return Floors(rounds, p99=engines)
+
+
+def _floor_name(name: str) -> str:
+    subject, _, case = name.partition(": ")
+    return case if case in (EMPTY, ECHO) else subject
+
+
+def _echo(context: Context, stack: ExitStack) -> _Called:
+    plugin = plugin_for(GPUS, BUSY_REPLICAS)
+    request = allocate_request([next(iter(plugin.snapshot.devices))])
+    method = device_plugin_method("Allocate")
+    sent = 2 * http2.FRAME_HEADER_BYTES + len(method.block) + len(http2.message(request))
+    # Three frames come back: short headers, the message, and trailers of some 20 bytes.
+    back = 3 * http2.FRAME_HEADER_BYTES + 23 + len(http2.message(plugin.allocate(request)))
+    path = context.folder / "echo.sock"
+    stack.enter_context(serving(path, Echo(sent, back)))
+    echo = EchoClient(path, sent, back)
+    stack.callback(echo.close)
+    return _Called(ECHO, "a socket", lambda: one_by_one(echo.call, context.effort.calls))
+
+
+def _engine(context: Context, stack: ExitStack, engine: str) -> list[_Called]:
+    """The empty handler, and the plugin's for each number of replicas."""
+    subject, chance = f"engine {engine}", context.chance(engine)
+    echo = f"a socket: {ECHO}"
+    called = []
+    ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
+    path = context.folder / f"{engine}-empty.sock"
+    stack.enter_context(serving(path, EmptyHandler(engine)))
+    sample = _sampler(context, stack, path, ids, chance)
+    called.append(_Called(EMPTY, subject, sample, (echo,)))
+    for replicas in context.effort.replicas:
+        case = f"{GPUS} x {replicas}"
+        ids = list(plugin_for(GPUS, replicas).snapshot.devices)
+        path = context.folder / f"{engine}-{replicas}.sock"
+        stack.enter_context(serving(path, Handlers(engine, GPUS, replicas)))
+        floors = [f"{subject}: {EMPTY}", echo]
+        if engine != context.engines[0]:
+            floors.append(f"engine {context.engines[0]}: {case}")
+        sample = _sampler(context, stack, path, ids, chance)
+        called.append(_Called(case, subject, sample, tuple(floors)))
+    return called
+
+
+def _whole_plugins(context: Context, stack: ExitStack) -> list[_Called]:
+    """Our daemon and other people's, each with the devices that it lists."""
+    called = []
+    node_folder = context.folder / "n"
+    node_folder.mkdir(exist_ok=True)
+    node = stack.enter_context(simulated_node(node_folder))
+    for spec in context.plugins(node):
+        plugin = stack.enter_context(started(spec, node, BUSY_REPLICAS)).first()
+        ids = healthy_ids(plugin.lists[-1].data)
+        if not ids:
+            context.note(f"{spec.name} lists no healthy device: its Allocate is not measured.")
+            continue
+        chance = context.chance(spec.name)
+        sample = _sampler(context, stack, plugin.socket, ids, chance)
+        floors = (f"engine {spec.engine or context.engines[0]}: {EMPTY}", f"a socket: {ECHO}")
+        called.append(_Called("whole plugin", spec.name, sample, floors))
+    return called
+
+
+def _sampler(
+    context: Context, stack: ExitStack, path: Path, ids: Sequence[str], chance: Random
+) -> Callable[[], list[float]]:
+    """Rounds of calls to a server, warmed up."""
+    connected: Client = client(context.client, path)
+    stack.callback(connected.close)
+    call = connected.caller("Allocate")
+    one_by_one(lambda: call(allocate_request([ids[0]])), min(WARM_UP_CALLS, context.effort.calls))
+    return partial(_calls, call, ids, chance, context.effort.calls)
+
+
+def _calls(
+    call: Callable[[bytes], bytes], ids: Sequence[str], chance: Random, calls: int
+) -> list[float]:
+    """One round: calls for a device of its own, of which the first does not count."""
+    request = allocate_request([chance.choice(ids)])
+    call(request)
+    return one_by_one(lambda: call(request), calls)
+
+
+def _busy(context: Context) -> list[Figure]:
+    """So many clients with so many calls in flight each."""
+    figures: list[Figure] = []
+    ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
+    request = allocate_request([ids[0]])
+    with ExitStack() as stack:
+        paths: dict[tuple[str, str], Path] = {}
+        for engine in context.engines:
+            for name, what in (
+                (EMPTY, EmptyHandler(engine)),
+                (f"{GPUS} x {BUSY_REPLICAS}", Handlers(engine, GPUS, BUSY_REPLICAS)),
+            ):
+                path = context.folder / f"{engine}-busy-{len(paths)}.sock"
+                stack.enter_context(serving(path, what))
+                paths[f"engine {engine}", name] = path
+        for clients in CLIENTS:
+            for streams in STREAMS:
+                figures += _busy_with(context, paths, request, clients, streams)
+    return figures
+
+
+def _busy_with(
+    context: Context,
+    paths: dict[tuple[str, str], Path],
+    request: bytes,
+    clients: int,
+    streams: int,
+) -> list[Figure]:
+    method = device_plugin_method("Allocate")
+    calls = max(context.effort.busy_calls, clients * streams)
+    rates: dict[str, list[list[float]]] = {f"{of}: {case}": [] for of, case in paths}
+    with ExitStack() as stack:
+        subjects = []
+        for (subject, case), path in paths.items():
+            connections = [stack.enter_context(Connection(path)) for _ in range(clients)]
+            kept_busy(connections, method, request, 1, clients)
+            name = f"{subject}: {case}"
+
+            def sample(
+                connections: list[Connection] = connections, name: str = name
+            ) -> list[float]:
+                busy = kept_busy(connections, method, request, streams, calls)
+                rates[name].append([busy.calls_per_s])
+                return list(busy.latencies_us)
+
+            subjects.append(Subject(name, sample))
+        found = in_turns(
+            subjects,
+            context.effort.busy_rounds,
+            context.chance(f"{clients} x {streams}"),
+            lambda share: context.tell(f"Allocate, {clients} clients x {streams} streams", share),
+        )
+    figures = []
+    for name, rounds in found.items():
+        subject, _, handler = name.partition(": ")
+        case = f"{handler}, {clients} x {streams}"
+        floors = _busy_floors(context, subject, handler)
+        latency = Named(SUITE, case, subject, "us")
+        figures.append(figure(latency, rounds, context.seed, _floors(floors, found)))
+        rate = Named(SUITE, f"{case} calls/s", subject, "calls/s")
+        known = {_floor_name(one): rates[one] for one in floors}
+        figures.append(figure(rate, rates[name], context.seed, Floors(known, of="rate")))
+    return figures
+
+
+def _busy_floors(context: Context, subject: str, handler: str) -> tuple[str, ...]:
+    floors = () if handler == EMPTY else (f"{subject}: {EMPTY}",)
+    first = f"engine {context.engines[0]}"
+    return floors if subject == first else (*floors, f"{first}: {handler}")

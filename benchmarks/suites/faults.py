@@ -1,0 +1,117 @@
+"""From a fault of a GPU to the list that tells the kubelet of it, on the wire.
+
+The fault is injected into the simulated node; what that alone takes is the floor. After each start
+of a plugin every GPU has one fault, and none recovers: how soon a plugin recovers is a choice.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks.devices import healthy_ids
+from benchmarks.figures import Floors, Named, figure, one_round_each
+from benchmarks.kubelet import NeverCame
+from benchmarks.node import GPUS, simulated_node
+from benchmarks.plugins import started
+from sim.control import inject, status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from benchmarks.context import Context
+    from benchmarks.kubelet import MeasuringKubelet, Registered
+    from benchmarks.plugins import PluginSpec, RunningPlugin
+    from benchmarks.results import Figure
+
+SUITE = "faults"
+FAULT: Mapping[str, object] = {"kind": "xid", "xid": 79}
+"""The GPU has fallen off the bus: fatal to every plugin."""
+
+WAIT_S = 10.0
+QUIET_S = 0.1
+INJECTION = "asking the node"
+
+
+def measure(context: Context) -> list[Figure]:
+    """All of it: with few devices and with many."""
+    figures: list[Figure] = []
+    counts = [count for count in context.effort.replicas if count in (10, 1000)]
+    for number, replicas in enumerate(counts):
+        times: dict[str, list[tuple[float, float]]] = {}
+        for start in range(context.effort.fault_starts):
+            done = (number * context.effort.fault_starts + start) / (
+                len(counts) * context.effort.fault_starts
+            )
+            context.tell("faults", done)
+            _one_start(context, replicas, times)
+        for name, pairs in times.items():
+            if pairs:
+                floors = Floors({INJECTION: one_round_each([floor for floor, _ in pairs])})
+                named = Named(SUITE, f"fault to list, {GPUS} x {replicas}", name, "ms")
+                rounds = one_round_each([took for _, took in pairs])
+                figures.append(figure(named, rounds, context.seed, floors))
+    return figures
+
+
+def _one_start(
+    context: Context, replicas: int, times: dict[str, list[tuple[float, float]]]
+) -> None:
+    """Start each plugin on a node of its own and let every GPU have a fault."""
+    names = [
+        *(f"{engine}" for engine in context.engines),
+        *(spec.name for spec in context.others),
+    ]
+    chance = context.chance(f"{SUITE} {replicas}")
+    for position in chance.sample(range(len(names)), len(names)):
+        folder = context.folder / f"f{position}"
+        folder.mkdir(exist_ok=True)
+        with simulated_node(folder) as node:
+            spec = context.plugins(node)[position]
+            found = times.setdefault(spec.name, [])
+            with started(spec, node, replicas) as running:
+                plugin = running.first()
+                control = node.control(running.kubelet.folder)
+                _break_all(context, spec, running, plugin, control, found)
+
+
+def _break_all(
+    context: Context,
+    spec: PluginSpec,
+    running: RunningPlugin,
+    plugin: Registered,
+    control: Path,
+    found: list[tuple[float, float]],
+) -> None:
+    # A plugin may need a moment after its list until it watches its GPUs.
+    time.sleep(0.5)
+    for gpu in range(GPUS):
+        # Faults in close order are told in one list, later: this is about one alone.
+        time.sleep(QUIET_S)
+        floor_started_ns = time.perf_counter_ns()
+        status(control)
+        floor_ms = (time.perf_counter_ns() - floor_started_ns) / 1e6
+        took_ms = _fault_ms(running, plugin, control, gpu)
+        if took_ms is None:
+            context.note(f"{spec.name} sent no list within {WAIT_S:g} s of Xid 79.")
+            return
+        found.append((floor_ms, took_ms))
+
+
+def _fault_ms(running: RunningPlugin, plugin: Registered, control: Path, gpu: int) -> float | None:
+    """Milliseconds from before the injection until a list with fewer healthy devices was there."""
+    lists = len(plugin.lists)
+    healthy = len(healthy_ids(plugin.lists[-1].data))
+
+    def fewer(_kubelet: MeasuringKubelet) -> bool:
+        return any(len(healthy_ids(one.data)) < healthy for one in plugin.lists[lists:])
+
+    started_ns = time.perf_counter_ns()
+    inject(control, str(gpu), FAULT)
+    try:
+        running.kubelet.wait_until(fewer, WAIT_S, running.alive)
+    except NeverCame:
+        return None
+    first = next(one for one in plugin.lists[lists:] if len(healthy_ids(one.data)) < healthy)
+    return (first.at_ns - started_ns) / 1e6

@@ -1,0 +1,129 @@
+"""The whole plugin: from its start to the first list, and what it costs a node to have it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks.calls import client
+from benchmarks.devices import allocate_request, healthy_ids
+from benchmarks.figures import Floors, Named, figure, one_round_each, single
+from benchmarks.loop import one_by_one
+from benchmarks.machine import cpu_s, resident_mib
+from benchmarks.node import simulated_node
+from benchmarks.plugins import started
+from benchmarks.rounds import Subject, in_turns
+
+if TYPE_CHECKING:
+    from benchmarks.context import Context
+    from benchmarks.node import Node
+    from benchmarks.plugins import PluginSpec, RunningPlugin
+    from benchmarks.results import Figure
+
+SUITE = "life"
+REPLICAS = 10
+SETTLE_S = 2.0
+"""After the first list, before it is called idle."""
+
+INTERPRETER = "start of Python"
+IDLE_MEMORY = "resident, idle"
+
+
+def measure(context: Context) -> list[Figure]:
+    """All of it."""
+    folder = context.folder / "n"
+    folder.mkdir(exist_ok=True)
+    with simulated_node(folder) as node:
+        specs = context.plugins(node)
+        figures = _starts(context, node, specs)
+        for number, spec in enumerate(specs):
+            context.tell(f"memory and CPU of {spec.name}", number / len(specs))
+            figures += _costs(context, node, spec)
+    return figures
+
+
+def _starts(context: Context, node: Node, specs: tuple[PluginSpec, ...]) -> list[Figure]:
+    for spec in specs:
+        # One that does not count: files are in memory from then on, and Python code is compiled.
+        _start(spec, node, [])
+    registered: dict[str, list[float]] = {spec.name: [] for spec in specs}
+    subjects = [Subject(INTERPRETER, _start_python)]
+    subjects += [
+        Subject(spec.name, partial(_start, spec, node, registered[spec.name])) for spec in specs
+    ]
+    first_lists = in_turns(
+        subjects,
+        context.effort.starts,
+        context.chance(SUITE),
+        lambda share: context.tell("starts", share),
+    )
+    floor = first_lists.pop(INTERPRETER)
+    floors = Floors({INTERPRETER: floor})
+    figures = [figure(Named(SUITE, INTERPRETER, "a process", "ms"), floor, context.seed)]
+    for spec in specs:
+        both = {
+            "start to registered": one_round_each(registered[spec.name]),
+            "start to first list": first_lists[spec.name],
+        }
+        figures += [
+            figure(Named(SUITE, case, spec.name, "ms"), rounds, context.seed, floors)
+            for case, rounds in both.items()
+        ]
+    return figures
+
+
+def _start_python() -> list[float]:
+    started_ns = time.perf_counter_ns()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return [(time.perf_counter_ns() - started_ns) / 1e6]
+
+
+def _start(spec: PluginSpec, node: Node, registered_ms: list[float]) -> list[float]:
+    """Milliseconds to the first list; those to the registration go to `registered_ms`."""
+    with started(spec, node, REPLICAS) as running:
+        plugin = running.first()
+        if plugin.registered_ns is None:
+            raise AssertionError("a plugin is listed once it is registered")
+        registered_ms.append((plugin.registered_ns - running.started_ns) / 1e6)
+        return [(plugin.lists[0].at_ns - running.started_ns) / 1e6]
+
+
+def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Figure]:
+    effort = context.effort
+    with started(spec, node, REPLICAS) as running:
+        plugin = running.first()
+        time.sleep(min(SETTLE_S, effort.idle_s))
+        idle_percent = _cpu_percent(running, effort.idle_s)
+        idle_mib = resident_mib(running.pids)
+        named = partial(Named, SUITE)
+        figures = [
+            single(named(IDLE_MEMORY, spec.name, "MiB"), idle_mib),
+            single(named("CPU, idle", spec.name, "%"), idle_percent),
+        ]
+        ids = healthy_ids(plugin.lists[-1].data)
+        if not ids:
+            context.note(f"{spec.name} lists no healthy device: nothing was allocated from it.")
+            return figures
+        connected = client(context.client, plugin.socket)
+        call, request = connected.caller("Allocate"), allocate_request([ids[0]])
+        before_s = cpu_s(running.pids)
+        one_by_one(lambda: call(request), effort.memory_calls)
+        per_call_us = (cpu_s(running.pids) - before_s) / effort.memory_calls * 1e6
+        after = figure(
+            named(f"resident, after {effort.memory_calls} calls", spec.name, "MiB"),
+            [[resident_mib(running.pids)]],
+            context.seed,
+            Floors({IDLE_MEMORY: [[idle_mib]]}),
+        )
+        connected.close()
+    return [*figures, after, single(named("CPU of a call", spec.name, "us"), per_call_us)]
+
+
+def _cpu_percent(running: RunningPlugin, over_s: float) -> float:
+    """Share of one core that the plugin used while nobody asked it anything."""
+    began_s, before_s = time.monotonic(), cpu_s(running.pids)
+    time.sleep(over_s)
+    return (cpu_s(running.pids) - before_s) / (time.monotonic() - began_s) * 100

@@ -1,0 +1,181 @@
+"""GetPreferredAllocation over a socket: replicas in random order, and whole GPUs with links.
+
+For whole GPUs each call is the first one that a new plugin gets, since what a search found may be
+kept for the next one. The empty handler is sent the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks.calls import client
+from benchmarks.client import CallError
+from benchmarks.devices import TOPOLOGIES, healthy_ids, plugin_for, prefer_request
+from benchmarks.figures import Floors, Named, figure
+from benchmarks.loop import one_by_one
+from benchmarks.node import simulated_node
+from benchmarks.plugins import started
+from benchmarks.rounds import Subject, in_turns
+from benchmarks.servers import RENEW, EmptyHandler, Handlers, serving
+from benchmarks.targets import EMPTY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from random import Random
+
+    from benchmarks.context import Context
+    from benchmarks.results import Figure
+
+SUITE = "prefer"
+GPUS = 8
+SIZES = range(1, 9)
+WHOLE = (8, 16)
+CALLS = 4
+"""In a round, for each request: they are many, and the longest take milliseconds."""
+PEER_REPLICAS = 10
+QUIET_S = 0.003
+"""After a new plugin was made, so that what is left of making it is no part of its first call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A plugin to ask; `first_calls` makes a new one before each call."""
+
+    name: str
+    gpus: int
+    replicas: int
+    what: Handlers
+    first_calls: bool
+
+
+def measure(context: Context) -> list[Figure]:
+    """All of it."""
+    figures: list[Figure] = []
+    for engine in context.engines:
+        with ExitStack() as stack:
+            empty = context.folder / f"{engine}-prefer-empty.sock"
+            stack.enter_context(serving(empty, EmptyHandler(engine)))
+            for case in _cases(context, engine):
+                figures += _one_case(context, engine, case)
+    return figures + _whole_plugins(context)
+
+
+def _cases(context: Context, engine: str) -> list[_Case]:
+    cases = [
+        _Case(f"{GPUS} x {count}", GPUS, count, Handlers(engine, GPUS, count), first_calls=False)
+        for count in context.effort.replicas
+        if count > 1
+    ]
+    for gpus in WHOLE:
+        for topology in TOPOLOGIES:
+            what = Handlers(engine, gpus, 1, topology)
+            name = f"{gpus} whole GPUs, {topology}"
+            cases.append(_Case(name, gpus, 1, what, first_calls=True))
+    return cases
+
+
+def _one_case(context: Context, engine: str, case: _Case) -> list[Figure]:
+    chance = context.chance(f"{engine} {case.name}")
+    ids = list(plugin_for(case.gpus, case.replicas).snapshot.devices)
+    sizes = SIZES if case.replicas > 1 else range(1, case.gpus + 1)
+    subject = f"engine {engine}"
+    with ExitStack() as stack:
+        path = context.folder / f"{engine}-prefer.sock"
+        stack.enter_context(serving(path, case.what))
+        clients = {
+            subject: client(context.client, path),
+            EMPTY: client(context.client, context.folder / f"{engine}-prefer-empty.sock"),
+        }
+        subjects = []
+        for name, connected in clients.items():
+            stack.callback(connected.close)
+            call = connected.caller("GetPreferredAllocation")
+            before = connected.caller(RENEW) if case.first_calls else None
+            for size in sizes:
+                sample = partial(_calls, call, before, ids, size, chance)
+                subjects.append(Subject(f"{name}, {size}", sample))
+        found = in_turns(
+            subjects,
+            context.effort.prefer_rounds,
+            chance,
+            lambda share: context.tell(f"GetPreferredAllocation, {case.name}", share),
+        )
+    return [
+        figure(
+            Named(SUITE, f"{case.name}, request {size}", subject, "us", case.name),
+            found[f"{subject}, {size}"],
+            context.seed,
+            Floors({EMPTY: found[f"{EMPTY}, {size}"]}),
+        )
+        for size in sizes
+    ]
+
+
+def _calls(
+    call: Callable[[bytes], bytes],
+    before: Callable[[bytes], bytes] | None,
+    ids: Sequence[str],
+    size: int,
+    chance: Random,
+) -> list[float]:
+    """One round: all ids are available, in an order of its own, as the kubelet sends them."""
+    request = prefer_request(chance.sample(ids, len(ids)), size)
+    if before is None:
+        return one_by_one(partial(call, request), CALLS)
+    found = []
+    for _ in range(CALLS):
+        before(b"")
+        time.sleep(QUIET_S)
+        found += one_by_one(partial(call, request), 1)
+    return found
+
+
+def _whole_plugins(context: Context) -> list[Figure]:
+    """Our daemon and other people's in turns, each with the devices that it lists."""
+    with ExitStack() as stack:
+        folder = context.folder / "n"
+        folder.mkdir(exist_ok=True)
+        node = stack.enter_context(simulated_node(folder))
+        chance = context.chance(SUITE)
+        floors = {}
+        for engine in context.engines:
+            floors[engine] = context.folder / f"{engine}-prefer-floor.sock"
+            stack.enter_context(serving(floors[engine], EmptyHandler(engine)))
+        subjects = []
+        for spec in context.plugins(node):
+            plugin = stack.enter_context(started(spec, node, PEER_REPLICAS)).first()
+            ids = healthy_ids(plugin.lists[-1].data)
+            path = floors[spec.engine or context.engines[0]]
+            for name, socket in ((spec.name, plugin.socket), (f"{EMPTY} {spec.name}", path)):
+                connected = client(context.client, socket)
+                stack.callback(connected.close)
+                call = connected.caller("GetPreferredAllocation")
+                if ids and _answers(call, ids):
+                    sample = partial(_calls, call, None, ids, min(2, len(ids)), chance)
+                    subjects.append(Subject(name, sample))
+                elif name == spec.name:
+                    context.note(f"{spec.name} does not answer GetPreferredAllocation.")
+        found = in_turns(subjects, context.effort.prefer_rounds, chance)
+    return [
+        figure(
+            Named(SUITE, "whole plugin, request 2", name, "us"),
+            rounds,
+            context.seed,
+            Floors({EMPTY: found[f"{EMPTY} {name}"]}),
+        )
+        for name, rounds in found.items()
+        if not name.startswith(EMPTY)
+    ]
+
+
+def _answers(call: Callable[[bytes], bytes], ids: Sequence[str]) -> bool:
+    """False for a plugin that does not have the method, which is optional."""
+    try:
+        call(prefer_request(ids, 1))
+    except CallError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""`gpuplugin bench`: measure, compare, or look into one call."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import compare
+from benchmarks.engines import ENGINES
+from benchmarks.namespace import NoNamespace, check_namespaces
+from benchmarks.plot import as_svg
+from benchmarks.plugins import PluginSpec, spec_from
+from benchmarks.results import CannotRead, as_json, read_run
+from benchmarks.run import Failed, Wanted, misses, run
+from benchmarks.suites import SUITES
+from benchmarks.table import as_table
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def bench(parsed: argparse.Namespace) -> int:
+    """Do what the options say; see the parser for the exit status."""
+    # An end from outside, too, takes plugins and servers along: they are in groups of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if parsed.compare:
+            return _compare(Path(parsed.compare[0]), Path(parsed.compare[1]), parsed.threshold)
+        wanted = _wanted(parsed)
+        if parsed.profile:
+            return _profile(wanted, Path(parsed.profile))
+        if any(spec.private for spec in wanted.others):
+            check_namespaces()
+        return _measure(wanted, parsed)
+    except (CannotRead, Failed, NoNamespace, OSError) as error:
+        print(f"gpuplugin: {error}", file=sys.stderr)
+        return 1
+
+
+def _measure(wanted: Wanted, parsed: argparse.Namespace) -> int:
+    # Files that cannot be written are told of before the minutes that it takes, not after.
+    for name in (parsed.json, parsed.plot):
+        if name:
+            Path(name).touch()
+    progress = _Progress()
+    try:
+        found = run(wanted, progress.tell)
+    finally:
+        progress.end()
+    print("\n".join(as_table(found, everything=parsed.all)))
+    if parsed.json:
+        Path(parsed.json).write_text(as_json(found), "utf-8")
+    if parsed.plot:
+        Path(parsed.plot).write_text(as_svg(found), "utf-8")
+    return 1 if parsed.strict and misses(found) else 0
+
+
+def _compare(before: Path, after: Path, threshold: float) -> int:
+    found = compare.changes(read_run(before), read_run(after))
+    print("\n".join(compare.as_text(found, threshold)))
+    return int(any(change.worse_than(threshold) for change in found))
+
+
+def _profile(wanted: Wanted, file: Path) -> int:
+    from benchmarks.profile import profiled
+
+    picture, lines = profiled(wanted.engines[0], wanted.calls or (2000 if wanted.quick else 10_000))
+    file.write_text(picture, "utf-8")
+    print("\n".join(lines))
+    return 0
+
+
+def _wanted(parsed: argparse.Namespace) -> Wanted:
+    suites = _known("suite", parsed.suites, tuple(SUITES), parsed)
+    engines = _known("engine", parsed.engine or [], tuple(ENGINES), parsed)
+    return Wanted(
+        suites=suites,
+        engines=engines,
+        others=_others(parsed),
+        client=parsed.client,
+        seed=parsed.seed,
+        quick=parsed.quick,
+        calls=parsed.calls,
+        options=_told(parsed, suites),
+    )
+
+
+def _others(parsed: argparse.Namespace) -> list[PluginSpec]:
+    try:
+        specs = [spec_from(text, frozenset(parsed.private_kubelet_dir)) for text in parsed.plugin]
+    except ValueError as error:
+        parsed.wrong_usage(f"--plugin: {error}")
+        raise  # not reached: wrong usage ends the program
+    names = [spec.name for spec in specs]
+    for name in parsed.private_kubelet_dir:
+        if name not in names:
+            parsed.wrong_usage(f"--private-kubelet-dir: there is no --plugin {name}=...")
+    if len(set(names)) < len(names) or any(name.startswith("gpuplugin") for name in names):
+        parsed.wrong_usage("--plugin: give each a name of its own, other than gpuplugin")
+    return specs
+
+
+def _known(
+    what: str, given: Sequence[str], known: tuple[str, ...], parsed: argparse.Namespace
+) -> tuple[str, ...]:
+    for name in given:
+        if name not in known:
+            parsed.wrong_usage(f"no {what} {name!r}; there are {', '.join(known)}")
+    return tuple(dict.fromkeys(given)) or known
+
+
+def _told(parsed: argparse.Namespace, suites: Sequence[str]) -> tuple[str, ...]:
+    """How it was measured, for the file."""
+    told = [*suites, "--client", parsed.client]
+    told += ["--quick"] if parsed.quick else []
+    told += [f"--plugin {shlex.quote(text)}" for text in parsed.plugin]
+    return tuple(told)
+
+
+class _Progress:
+    """What is being measured, on standard error: one line on a terminal, else one for each."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._terminal = sys.stderr.isatty()
+
+    def tell(self, what: str, share: float) -> None:
+        """Show it."""
+        if self._terminal:
+            print(f"\r\033[K{what} {share:4.0%}", end="", file=sys.stderr, flush=True)
+        elif what != self._what:
+            print(what, file=sys.stderr, flush=True)
+        self._what = what
+
+    def end(self) -> None:
+        """Leave a clean line."""
+        if self._terminal and self._what:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,138 @@
+"""`gpuplugin bench` as a user runs it, with so few calls that its figures mean nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks.results import as_json, read_run
+from tests.component.test_bench_plugins import SCRIPT
+from tests.e2e.conftest import Process, eventually, gpuplugin
+from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio
+
+NAME = "{http://www.w3.org/2000/svg}"
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gpuplugin", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
+    script = tmp_path / "tiny.py"
+    script.write_text(SCRIPT)
+    json, svg = tmp_path / "run.json", tmp_path / "run.svg"
+    done = bench(
+        "allocate", "--quick", "--calls", "2", "--json", str(json), "--plot", str(svg),
+        "--plugin", f"tiny={sys.executable} {script} watcher {{kubelet_dir}}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ALLOCATE" in done.stdout
+    run = read_run(json)
+    found = {(one.case, one.subject): one for one in run.figures}
+    for subject in ("tiny", "gpuplugin"):
+        floors = {ratio.floor for ratio in found["whole plugin", subject].ratios}
+        assert floors == {"empty handler", "unix echo"}
+    assert found["8 x 10", "engine grpcio"].n == 2 * 3
+    assert found["8 x 10", "engine grpcio"].verdicts
+    assert not found["whole plugin", "tiny"].verdicts
+    assert ("8 x 10, 16 x 16 calls/s", "engine grpcio") in found
+    assert ET.parse(svg).getroot().tag == f"{NAME}svg"  # noqa: S314 - our own
+
+
+def test_two_runs_are_compared(tmp_path: Path) -> None:
+    files = {}
+    for name, ratio in (("before", 1.05), ("after", 1.5)):
+        run = a_run(with_ratio(a_figure(10, 9, 11), ratio, ratio - 0.02, ratio + 0.02))
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(as_json(run))
+    before, after = str(files["before"]), str(files["after"])
+    same = gpuplugin("bench", "--compare", before, before)
+    assert (same.returncode, "WORSE" in same.stdout) == (0, False), same.stderr
+    worse = gpuplugin("bench", "--compare", before, after)
+    assert (worse.returncode, "WORSE" in worse.stdout) == (1, True)
+    assert gpuplugin("bench", "--compare", after, before).returncode == 0
+    assert gpuplugin("bench", "--compare", before, after, "--threshold", "2").returncode == 0
+
+
+def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:
+    json = tmp_path / "run.json"
+    suites = ("listing", "life")
+    done = bench(*suites, "--calls", "3", "--client", "grpcio", "--json", str(json))
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.split() if line.lower() in suites] == [
+        suite.upper() for suite in suites
+    ]
+    found = {one.case: one for one in read_run(json).figures if one.subject == "gpuplugin"}
+    assert 10 < found["start to registered"].p50.value < 60_000
+    assert 5 < found["resident, idle"].p50.value < 2_000
+    assert found["first list, whole plugin"].n == 3 * 3
+    assert 4 < found["size of the list, 8 x 10"].p50.value < 6
+    assert found["CPU of a call"].p50.value > 0
+
+
+def test_an_end_from_outside_takes_plugins_along(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    plugin = f"sleepy=sh -c 'echo $$ >{mark}.new && mv {mark}.new {mark}; exec sleep 600'"
+    with Process("bench", "life", "--calls", "1", "--plugin", plugin) as running:
+        eventually(mark.exists, "the plugin was started")
+        pid = int(mark.read_text())
+        assert running.stop() == 143
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the plugin has ended")
+
+
+@pytest.mark.slow
+def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
+    json = tmp_path / "run.json"
+    done = bench("faults", "prefer", "simulator", "--calls", "1", "--json", str(json))
+    assert done.returncode == 0, done.stderr
+    found = {(one.case, one.subject): one for one in read_run(json).figures}
+    assert found["fault to list, 8 x 10", "gpuplugin"].n == 8
+    assert {case for case, _ in found} >= {
+        *(f"8 x 10, request {size}" for size in range(1, 9)),
+        *(f"16 whole GPUs, pcie, request {size}" for size in range(1, 17)),
+        "whole plugin, request 2",
+        "production-week, events",
+    }
+
+
+def test_a_profile(tmp_path: Path) -> None:
+    svg = tmp_path / "call.svg"
+    done = bench("--profile", str(svg), "--calls", "50")
+    assert done.returncode == 0, done.stderr
+    assert "handler: bytes to bytes" in done.stdout
+    bars = list(ET.parse(svg).getroot().iter(f"{NAME}rect"))  # noqa: S314 - our own
+    assert len(bars) == 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["nothing"], 2, "no suite 'nothing'; there are allocate"),
+        (["--engine", "diesel"], 2, "no engine 'diesel'"),
+        (["--plugin", "nameless"], 2, "a plugin is NAME=COMMAND"),
+        (["--private-kubelet-dir", "x"], 2, "there is no --plugin x="),
+        (["--plugin", "gpuplugin=x"], 2, "a name of its own"),
+        (["--compare", "/none", "/none"], 1, "/none cannot be read"),
+        (["allocate", "--json", "/nowhere/x.json"], 1, "/nowhere/x.json"),
+        (
+            ["listing", "--calls", "1", "--plugin", "broken=sh -c 'echo ouch >&2; exit 3'"],
+            1,
+            "ouch",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_told(arguments: list[str], status: int, text: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == status
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
