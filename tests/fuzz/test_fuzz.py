@@ -79,7 +79,7 @@ def test_bytes_may_be_cut_anywhere(data: bytes, sizes: list[int]) -> None:
 def test_the_short_way_of_a_call_does_what_the_long_way_does(
     choices: list[int], calls: list[tuple[int, bool]], window: int
 ) -> None:
-    """The same few calls again and again: as wholes they take the short way, cut up the long one."""
+    """The same calls again and again: whole ones take the short way, cut ones the long way."""
     script = bytes((0, 4, 0, 0, 6, 0, 4)) + window.to_bytes(4, "big")
     for number, (length, ended) in enumerate(calls):
         stream, choice = 2 * number + 1, choices[number % len(choices)]
