@@ -86,12 +86,13 @@ def test_a_window_that_the_settings_change_later(served: Served) -> None:
 
 
 def test_a_setting_that_overflows_a_window(fast: Served) -> None:
-    with fast.raw({4: 10}) as client:
-        stream = client.begin(REPEAT, b"100")
-        widen(client, stream, 2**31 - 20)
-        client.begin(REPEAT, b"100000")
-        client.begin(REPEAT, b"100000")
-        client.send(setting({4: 2**31 - 1}))
+    with fast.raw({4: 100_000}) as client:
+        stream = client.begin(REPEAT, b"200000")
+        client.read_until(lambda: body_length(client, stream) == 65_535)
+        left = 100_000 - 65_535
+        widen(client, stream, 2**31 - 1 - left - 10)
+        client.ping()
+        client.send(setting({4: 100_011}))
         assert client.goaway() == FLOW
 
 
