@@ -188,12 +188,16 @@ def test_settings_and_pings_are_answered(call: Call, scripted: Scripted) -> None
     assert b"not mine" not in scripted.received
 
 
-def test_a_request_keeps_to_the_windows(call: Call, scripted: Scripted) -> None:
+@pytest.mark.parametrize(("size", "more"), [(10, 100_000), (2**31 - 1, 65_535)])
+def test_a_request_keeps_to_the_windows(
+    call: Call, scripted: Scripted, size: int, more: int
+) -> None:
+    """Settings change what is left by as much as they change what there was."""
     headers, trailers = _good(Encoder())
     answer = pack(HEADERS, END_HEADERS, 1, headers) + pack(DATA, 0, 1, grpc_message(b"answer"))
     scripted.steps = [
-        (b"x" * 4_000, setting({4: 10})),
-        (pack(SETTINGS, 1, 0), pack(WINDOW, 0, 1, u32(100_000)) + pack(WINDOW, 0, 0, u32(100_000))),
+        (b"x" * 4_000, setting({4: size})),
+        (pack(SETTINGS, 1, 0), pack(WINDOW, 0, 1, u32(more)) + pack(WINDOW, 0, 0, u32(100_000))),
         (END_OF_REQUEST, answer + pack(HEADERS, END_HEADERS | END_STREAM, 1, trailers)),
     ]
     assert call(scripted.path, ECHO, b"x" * 70_000, 20.0) == b"answer"
