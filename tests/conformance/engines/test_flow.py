@@ -236,7 +236,7 @@ def test_a_peer_that_stops_reading_is_left(impatient: None, fast: Served) -> Non
     with fast.raw(WIDE) as client, fast.raw() as other:
         widen(client, 0, 2**30)
         client.begin(WATCH)
-        eventually(lambda: fast.watched.open_streams == 1)
+        eventually(lambda: fast.watched.opened_streams == 1)
         eventually(lambda: fast.watched.open_streams == 0)
         other.begin(WATCH)
         eventually(lambda: fast.watched.open_streams == 1)

@@ -205,7 +205,7 @@ def test_a_request_keeps_to_the_windows(
 
 END = END_HEADERS | END_STREAM
 FAILURES: dict[str, tuple[int, str, list[bytes]]] = {
-    "closed": (UNAVAILABLE, "", []),
+    "closed": (UNAVAILABLE, "closed the connection", []),
     "goaway": (UNAVAILABLE, "going away: later", [pack(GOAWAY, 0, 0, u32(0) + u32(0) + b"later")]),
     "refused": (UNAVAILABLE, "error 7", [pack(RST, 0, 1, u32(7))]),
     "reset": (INTERNAL, "error 2", [pack(RST, 0, 1, u32(2))]),
@@ -245,7 +245,8 @@ FAILURES: dict[str, tuple[int, str, list[bytes]]] = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_calls_that_fail(call: Call, scripted: Scripted, name: str) -> None:
     code, text, answers = FAILURES[name]
-    scripted.steps = [(END_OF_REQUEST, setting({}) + b"".join(answers))]
+    greeting = setting({}) if answers else b""
+    scripted.steps = [(END_OF_REQUEST, greeting + b"".join(answers))]
     scripted.close_after = name == "closed"
     with pytest.raises(CallFailed) as caught:
         call(scripted.path, ECHO, b"request", 20.0)
