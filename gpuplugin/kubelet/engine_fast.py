@@ -111,7 +111,10 @@ class _Link:
             self.peer.shutdown(socket.SHUT_RDWR)
 
     def look_after(self, now_s: float) -> float | None:
-        """See to deadlines and to a peer that has stopped; returns the next deadline, if any."""
+        """See to deadlines, to what was not sent, and to a peer that has stopped.
+
+        Returns the next deadline, if there is one.
+        """
         self._locked(lambda: self._look_after(now_s))
         return self._next_deadline_s
 
@@ -295,8 +298,8 @@ class FastServer:
             return tuple(self._links)
 
     def _wait(self, next_s: float | None, at_most_s: float) -> None:
-        """Accept, and send what waits for its socket, until something else is to be done."""
-        links = {link.descriptor: link for link in self._all()}
+        """Wait until something is to be done, and accept a connection if there is one."""
+        links = self._all()
         now_s = time.monotonic()
         due = [now_s + at_most_s] if links else []
         due += [] if next_s is None else [next_s]
@@ -306,17 +309,15 @@ class FastServer:
             due.append(self._accept_from_s)
         elif self._stop_by_s is None:
             ready.register(self._listener, select.POLLIN)
-        for descriptor, link in links.items():
+        for link in links:
             if link.unsent:
-                ready.register(descriptor, select.POLLOUT)
+                ready.register(link.descriptor, select.POLLOUT)
         timeout_ms = None if not due else max(0.0, (min(due) - now_s) * 1000)
         for descriptor, _ in ready.poll(timeout_ms):
             if descriptor == self._bell:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._bell)
-            elif descriptor in links:
-                links[descriptor].send_more()
-            else:
+            elif descriptor == self._listener.fileno():
                 self._accept()
 
     def _look_after(self) -> float | None:

@@ -158,7 +158,7 @@ def test_stopping_does_not_wait_for_a_handler_that_hangs(tmp_path: Path) -> None
 def test_nothing_is_left_after_stopping() -> None:
     before = set(threading.enumerate())
     descriptors = _descriptors()
-    for _ in range(10):
+    for _ in range(20):
         with serving(FastEngine()) as served:
             clients = [served.raw() for _ in range(5)]
             for client in clients:
