@@ -143,6 +143,7 @@ def test_a_call_overtakes_a_list_that_is_being_sent(fast: Served) -> None:
     with fast.raw(WIDE) as client:
         widen(client, 0, 2**30)
         watch = client.begin(WATCH)
+        client.read_until(lambda: body_length(client, watch))
         call = client.begin(REPEAT, b"100000")
         assert client.finish(call).messages == [b"x" * 100_000]
         assert body_length(client, watch) < len(LIST) // 2
