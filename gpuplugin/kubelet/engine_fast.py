@@ -63,7 +63,7 @@ class FastEngine:
             listener.listen(MAX_CONNECTIONS)
             listener.setblocking(False)
             return FastServer(listener, socket_path, _methods(services))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter: there can be no more threads
             listener.close()
             raise SocketError(f"cannot listen on {socket_path}: {error}") from error
 
@@ -90,6 +90,8 @@ class _Link:
         self._lock = threading.Lock()
         self._woken: deque[Stream] = deque()
         self._sent_s = 0.0
+        self._next_deadline_s: float | None = None
+        self._crowded = False
         self._gone = False
         self._connection = Connection(server.methods, self._wake, time.monotonic)
         self.thread = threading.Thread(target=self._run, name="rpc", daemon=True)
@@ -109,31 +111,45 @@ class _Link:
             self.peer.shutdown(socket.SHUT_RDWR)
 
     def look_after(self, now_s: float) -> float | None:
-        """See to deadlines and to a peer that has stopped; returns the next deadline, if any."""
-        if not self._locked(self._connection.look_after):
-            return None
-        stalled = bool(self.unsent) and now_s - self._sent_s > STALL_S
-        silent = self._connection.unfinished and now_s - self.last_read_s > STALL_S
-        if stalled or silent:
-            log.info("a client that does not %s is left", "read" if stalled else "go on")
-            self.end()
-        return self._connection.next_deadline_s
+        """See to deadlines, to what was not sent, and to a peer that has stopped.
+
+        Returns the next deadline, if there is one.
+        """
+        self._locked(lambda: self._look_after(now_s))
+        return self._next_deadline_s
 
     def send_more(self) -> None:
         """Send what the socket did not take before."""
         self._locked(lambda: None)
 
+    def _look_after(self, now_s: float) -> None:
+        self._connection.look_after()
+        stalled = bool(self.unsent) and now_s - self._sent_s > STALL_S
+        silent = self._connection.unfinished and now_s - self.last_read_s > STALL_S
+        if stalled or silent:
+            log.info("a client that does not %s is left", "read" if stalled else "go on")
+            self.end()
+
     def _locked(self, act: Callable[[], None]) -> bool:
         """Do something and send what comes of it; False if a call holds the lock for long."""
         if not self._lock.acquire(timeout=_LOCK_S):
             return False
+        self._do_and_release(act)
+        self._work()
+        return True
+
+    def _do_and_release(self, act: Callable[[], None]) -> None:
+        """The same with the lock held. It may be the publisher's thread: errors stay here."""
         try:
             act()
             self._flush()
+            self._next_deadline_s = self._connection.next_deadline_s
+            self._crowded = self._connection.waiting_bytes > MAX_WAITING_BYTES
+        except Exception:
+            log.exception("a connection failed; its client will come back")
+            self.end()
         finally:
             self._lock.release()
-        self._work()
-        return True
 
     def _run(self) -> None:
         try:
@@ -154,19 +170,22 @@ class _Link:
         with self._lock:
             self._connection.receive(data)
             self._flush()
+            self._next_deadline_s = self._connection.next_deadline_s
         if self._woken:
             self._work()
-        if self._connection.next_deadline_s is not None:
+        if self._next_deadline_s is not None:
             self._server.poke()
 
     def _wait_for_reader(self) -> None:
         """Read no more while the peer reads nothing itself, or its answers would pile up here."""
         writable = select.poll()
         writable.register(self.peer, select.POLLOUT)
-        while not self._gone and self._connection.waiting_bytes > MAX_WAITING_BYTES:
+        self.send_more()
+        while self._crowded and not self._gone:
             if not writable.poll(STALL_S * 1000):
                 self.end()
                 return
+            self.last_read_s = time.monotonic()
             self.send_more()
 
     def _wake(self, stream: Stream) -> None:
@@ -176,12 +195,11 @@ class _Link:
     def _work(self) -> None:
         """Serve woken streams, unless another thread has the lock: it comes here afterwards."""
         while self._woken and self._lock.acquire(blocking=False):
-            try:
-                while self._woken:
-                    self._connection.pull(self._woken.popleft())
-                self._flush()
-            finally:
-                self._lock.release()
+            self._do_and_release(self._pull)
+
+    def _pull(self) -> None:
+        while self._woken:
+            self._connection.pull(self._woken.popleft())
 
     def _flush(self) -> None:
         """Send what can be sent without waiting. The lock is held."""
@@ -280,8 +298,8 @@ class FastServer:
             return tuple(self._links)
 
     def _wait(self, next_s: float | None, at_most_s: float) -> None:
-        """Accept, and send what waits for its socket, until something else is to be done."""
-        links = {link.descriptor: link for link in self._all()}
+        """Wait until something is to be done, and accept a connection if there is one."""
+        links = self._all()
         now_s = time.monotonic()
         due = [now_s + at_most_s] if links else []
         due += [] if next_s is None else [next_s]
@@ -291,17 +309,15 @@ class FastServer:
             due.append(self._accept_from_s)
         elif self._stop_by_s is None:
             ready.register(self._listener, select.POLLIN)
-        for descriptor, link in links.items():
+        for link in links:
             if link.unsent:
-                ready.register(descriptor, select.POLLOUT)
+                ready.register(link.descriptor, select.POLLOUT)
         timeout_ms = None if not due else max(0.0, (min(due) - now_s) * 1000)
         for descriptor, _ in ready.poll(timeout_ms):
             if descriptor == self._bell:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._bell)
-            elif descriptor in links:
-                links[descriptor].send_more()
-            else:
+            elif descriptor == self._listener.fileno():
                 self._accept()
 
     def _look_after(self) -> float | None:

@@ -22,6 +22,8 @@ MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
 PATIENCE = 2000
 """Frames of a second that may come without a call being answered or a list being sent."""
+HELD_BACK_S = 1.0
+"""After so long without a grant, a list may use up the window of the connection."""
 _CONNECTION_WINDOW_BYTES = 2 * RECEIVE_WINDOW_BYTES
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
 _LAST_STREAM = 2**31 - 1
@@ -66,7 +68,8 @@ class Connection:
         self._patient_since_s = clock_s()
         self._draining = False
         self._failed = False
-        self._window_seen = -1
+        self._held_window = -1
+        self._held_since_s = 0.0
         self._on = (
             self._on_data,
             self._on_headers,
@@ -136,9 +139,10 @@ class Connection:
 
         To be called about every second, and at the next deadline.
         """
-        stuck = self._outbox.held_back and self._outbox.window == self._window_seen
-        self._window_seen = self._outbox.window
-        if stuck:
+        now_s, window = self._clock_s(), self._outbox.window
+        if not self._outbox.held_back or window != self._held_window:
+            self._held_window, self._held_since_s = window, now_s
+        elif now_s - self._held_since_s >= HELD_BACK_S:
             self._outbox.reserve = 0
         self._calls.expire()
 

@@ -5,13 +5,18 @@ It shares no code with the engines: frames are packed here, headers coded by `hp
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from hpack import Decoder, Encoder
+
+from tests.component.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +127,16 @@ class RawClient:
 
     def send(self, *frames: bytes) -> None:
         self.socket.sendall(b"".join(frames))
+
+    def send_in_pieces(self, data: bytes, size: int) -> None:
+        """Send each piece after the server has read the one before."""
+        for at in range(0, len(data), size):
+            self.send(data[at : at + size])
+            eventually(lambda: self._unread() == 0)
+
+    def _unread(self) -> int:
+        """Bytes that the server has not read yet (unix(7), SIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def stream(self) -> int:
         """A new stream's number."""

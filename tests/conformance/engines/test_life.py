@@ -6,12 +6,15 @@ import os
 import resource
 import socket
 import stat
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.kubelet import engine_fast
 from gpuplugin.kubelet.engine_fast import MAX_CONNECTIONS, FastEngine
+from gpuplugin.kubelet.h2.connection import Connection
 from gpuplugin.kubelet.rpc import Service, SocketError
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ECHO, ENGINES, WATCH, serving
@@ -155,7 +158,7 @@ def test_stopping_does_not_wait_for_a_handler_that_hangs(tmp_path: Path) -> None
 def test_nothing_is_left_after_stopping() -> None:
     before = set(threading.enumerate())
     descriptors = _descriptors()
-    for _ in range(10):
+    for _ in range(20):
         with serving(FastEngine()) as served:
             clients = [served.raw() for _ in range(5)]
             for client in clients:
@@ -239,3 +242,42 @@ def test_a_client_that_is_gone_before_its_answer(fast: Served) -> None:
     eventually(lambda: fast.watched.open_streams == 0)
     with fast.raw() as client:
         assert client.call(ECHO, b"x")["grpc-status"] == "0"
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads take turns all the time, and the keeper never rests."""
+    interval_s = sys.getswitchinterval()
+    monkeypatch.setattr(engine_fast, "LOOK_S", 0.0)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+def test_the_keeper_looks_while_streams_come_and_go(hasty: None, fast: Served) -> None:
+    with fast.raw() as client:
+        for _ in range(60):
+            streams = [client.stream() for _ in range(50)]
+            headers = request_headers(ECHO, grpc_timeout="1H")
+            client.send(*(client.headers(one, headers) for one in streams))
+            client.send(*(pack(DATA, END_STREAM, one, HELLO) for one in streams))
+            for stream in streams:
+                assert client.finish(stream)["grpc-status"] == "0"
+    with fast.raw() as client:
+        assert client.call(ECHO, b"x")["grpc-status"] == "0"
+
+
+def test_an_engine_fault_ends_its_connection_alone(
+    fast: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever publishes is in the thread where it happens, and must not be hit."""
+    fast.watched.publish(b"list")
+    with fast.raw() as client, fast.raw() as other:
+        stream = client.begin(WATCH)
+        client.read_message(stream, b"list")
+        monkeypatch.setattr(Connection, "pull", lambda *_: 1 // 0)
+        fast.watched.publish(b"more")
+        client.read_until(lambda: client.closed)
+        assert other.call(ECHO, b"x")["grpc-status"] == "0"
+    assert "a connection failed" in caplog.text
+    eventually(lambda: fast.watched.open_streams == 0)

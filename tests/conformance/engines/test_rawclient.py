@@ -188,12 +188,16 @@ def test_settings_and_pings_are_answered(call: Call, scripted: Scripted) -> None
     assert b"not mine" not in scripted.received
 
 
-def test_a_request_keeps_to_the_windows(call: Call, scripted: Scripted) -> None:
+@pytest.mark.parametrize(("size", "more"), [(10, 100_000), (2**31 - 1, 65_535)])
+def test_a_request_keeps_to_the_windows(
+    call: Call, scripted: Scripted, size: int, more: int
+) -> None:
+    """Settings change what is left by as much as they change what there was."""
     headers, trailers = _good(Encoder())
     answer = pack(HEADERS, END_HEADERS, 1, headers) + pack(DATA, 0, 1, grpc_message(b"answer"))
     scripted.steps = [
-        (b"x" * 4_000, setting({4: 10})),
-        (pack(SETTINGS, 1, 0), pack(WINDOW, 0, 1, u32(100_000)) + pack(WINDOW, 0, 0, u32(100_000))),
+        (b"x" * 4_000, setting({4: size})),
+        (pack(SETTINGS, 1, 0), pack(WINDOW, 0, 1, u32(more)) + pack(WINDOW, 0, 0, u32(100_000))),
         (END_OF_REQUEST, answer + pack(HEADERS, END_HEADERS | END_STREAM, 1, trailers)),
     ]
     assert call(scripted.path, ECHO, b"x" * 70_000, 20.0) == b"answer"
@@ -201,7 +205,7 @@ def test_a_request_keeps_to_the_windows(call: Call, scripted: Scripted) -> None:
 
 END = END_HEADERS | END_STREAM
 FAILURES: dict[str, tuple[int, str, list[bytes]]] = {
-    "closed": (UNAVAILABLE, "", []),
+    "closed": (UNAVAILABLE, "closed the connection", []),
     "goaway": (UNAVAILABLE, "going away: later", [pack(GOAWAY, 0, 0, u32(0) + u32(0) + b"later")]),
     "refused": (UNAVAILABLE, "error 7", [pack(RST, 0, 1, u32(7))]),
     "reset": (INTERNAL, "error 2", [pack(RST, 0, 1, u32(2))]),
@@ -241,7 +245,8 @@ FAILURES: dict[str, tuple[int, str, list[bytes]]] = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_calls_that_fail(call: Call, scripted: Scripted, name: str) -> None:
     code, text, answers = FAILURES[name]
-    scripted.steps = [(END_OF_REQUEST, setting({}) + b"".join(answers))]
+    greeting = setting({}) if answers else b""
+    scripted.steps = [(END_OF_REQUEST, greeting + b"".join(answers))]
     scripted.close_after = name == "closed"
     with pytest.raises(CallFailed) as caught:
         call(scripted.path, ECHO, b"request", 20.0)

@@ -82,6 +82,24 @@ def test_a_block_that_leaves_the_table_is_kept_until_the_table_changes() -> None
     assert reader.kept_blocks == 0
 
 
+def test_an_entry_that_takes_the_place_of_another() -> None:
+    """The table has room for one entry: neither its length nor its size tells that it changed."""
+    reader = BlockReader(tuple)
+    for value in (b"1", b"2", b"3"):
+        reader.read(b"\x3f\x09" + _literal(b"x-a", value, 0x40))
+        for _ in range(2):
+            assert reader.read(b"\xbe") == ((b"x-a", value),)
+
+
+def test_a_table_that_was_emptied_by_its_size() -> None:
+    reader = BlockReader(tuple)
+    reader.read(_literal(b"x-a", b"1", 0x40))
+    reader.read(b"\xbe")
+    reader.read(b"\x20\x3f\xe1\x1f")
+    with pytest.raises(ConnectionFault):
+        reader.read(b"\xbe")
+
+
 def test_few_and_short_blocks_are_kept() -> None:
     reader = BlockReader(tuple)
     for number in range(MAX_CACHED_BLOCKS * 3):
