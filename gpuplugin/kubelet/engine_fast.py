@@ -42,6 +42,7 @@ LOOK_S = 1.0
 
 _READ_BYTES = 64 * 1024
 _SEND_BYTES = 64 * 1024
+_TURN_BYTES = 256 * 1024
 _LOCK_S = 0.05
 _ACCEPT_PAUSE_S = 0.1
 _LAST_WORDS_S = 1.0
@@ -202,7 +203,12 @@ class _Link:
             self._connection.pull(self._woken.popleft())
 
     def _flush(self) -> None:
-        """Send what can be sent without waiting. The lock is held."""
+        """Send what can be sent without waiting, for a turn. The lock is held.
+
+        What is left after a turn is the keeper's, so that a list to a peer that reads as fast as
+        it is written to does not keep the connection's thread from the lock.
+        """
+        turn_bytes = 0
         while not self._gone:
             data = self.unsent or self._connection.output(_SEND_BYTES)
             if not data:
@@ -216,7 +222,12 @@ class _Link:
                 break
             if sent == len(data):
                 self.unsent = memoryview(b"")
-                continue
+                turn_bytes += sent
+                if turn_bytes < _TURN_BYTES:
+                    continue
+                sent, data = 0, self._connection.output(_SEND_BYTES)
+                if not data:
+                    break
             if sent or not self.unsent:
                 self._sent_s = time.monotonic()
             self.unsent = memoryview(data)[sent:]

@@ -138,15 +138,16 @@ def test_the_reserve_is_given_up_to_a_peer_that_grants_no_more(
         client.read_until(lambda: client.answers[stream].messages == [b"x" * 65_530])
 
 
-def test_a_call_overtakes_a_list_that_is_being_sent(fast: Served) -> None:
+def test_an_answer_gets_what_is_granted_before_a_list_does(fast: Served) -> None:
     fast.watched.publish(LIST)
     with fast.raw(WIDE) as client:
-        widen(client, 0, 2**30)
         watch = client.begin(WATCH)
-        client.read_until(lambda: body_length(client, watch))
+        client.read_until(lambda: body_length(client, watch) == 65_535 - 16_384)
         call = client.begin(REPEAT, b"100000")
+        client.read_until(lambda: body_length(client, call) == 16_384)
+        widen(client, 0, 100_000)
         assert client.finish(call).messages == [b"x" * 100_000]
-        assert body_length(client, watch) < len(LIST) // 2
+        widen(client, 0, 2**30)
         client.read_message(watch, LIST)
 
 
