@@ -17,7 +17,6 @@ from benchmarks.devices import Topology, plugin_for
 from benchmarks.engines import ENGINES
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
-from gpuplugin.kubelet.observe import observed
 from gpuplugin.kubelet.publication import Publication
 from gpuplugin.kubelet.rpc import Service
 from gpuplugin.kubelet.snapshot import snapshot_of
@@ -159,9 +158,7 @@ def daemon_like(plugin: DevicePlugin) -> Service:
 
 def with_metrics(service: Service, resource: str) -> Service:
     """The service with the daemon's metrics of calls around it."""
-    metrics = Metrics()
-    running = metrics.running_calls(resource, service.unary)
-    return observed(service, metrics.rpc_observer(resource), running)
+    return Metrics().calls.of(resource).wrap(service)
 
 
 def run_engine(engine: str, path: Path, service: Service, stop: Connection) -> None:

@@ -24,7 +24,6 @@ from gpuplugin.daemon.sockets import (
     remove_socket,
 )
 from gpuplugin.daemon.ticks import tick
-from gpuplugin.kubelet.observe import observed
 from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.register import RegistrationFailed, register
 from gpuplugin.kubelet.rpc import SocketError
@@ -214,11 +213,8 @@ class Endpoint:
         return dirs.device_plugins if classic else dirs.plugin_watcher
 
     def _services(self) -> list[Service]:
-        metrics = self._around.metrics
-        observe = metrics.rpc_observer(self._resource)
-        service = self._plugin.service()
-        running = metrics.running_calls(self._resource, service.unary)
-        services = [observed(service, observe, running)]
+        stats = self._around.metrics.calls.of(self._resource)
+        services = [stats.wrap(self._plugin.service())]
         if self._around.registration == "watcher":
             services.append(
                 registration_service(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -10,26 +9,11 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from gpuplugin.kubelet.rpc import RpcCode
+from gpuplugin.daemon.callmetrics import CallMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from prometheus_client.metrics import MetricWrapperBase
 
-RPC_BUCKETS_S = (
-    50e-6,
-    100e-6,
-    200e-6,
-    500e-6,
-    1e-3,
-    2e-3,
-    5e-3,
-    10e-3,
-    50e-3,
-    0.25,
-    1.0,
-)
 PROBE_BUCKETS_S = (1e-3, 5e-3, 20e-3, 0.1, 0.5, 2.0, 10.0)
 
 
@@ -49,19 +33,8 @@ class Metrics:
             registry=registry,
         )
         self.start_time.set_to_current_time()
-        self.rpc_seconds = Histogram(
-            "gpuplugin_rpc_duration_seconds",
-            "Time that a handler took, without the transport.",
-            ["resource", "method", "code"],
-            buckets=RPC_BUCKETS_S,
-            registry=registry,
-        )
-        self.rpc_in_flight = Gauge(
-            "gpuplugin_rpc_in_flight",
-            "Calls that are being answered.",
-            ["resource", "method"],
-            registry=registry,
-        )
+        self.calls = CallMetrics()
+        registry.register(self.calls)
         self.devices = Gauge(
             "gpuplugin_devices",
             "Devices by what the kubelet is told of them.",
@@ -182,13 +155,12 @@ class Metrics:
         )
 
     @property
-    def by_resource(self) -> tuple[MetricWrapperBase, ...]:
+    def by_resource(self) -> tuple[MetricWrapperBase | CallMetrics, ...]:
         """Everything that has the label `resource`."""
         return (
-            self.rpc_seconds,
+            self.calls,
             self.devices,
             self.list_updates,
-            self.rpc_in_flight,
             self.list_bytes,
             self.streams,
             self.kubelet_restarts,
@@ -196,31 +168,3 @@ class Metrics:
             self.socket_renewals,
             self.preferences,
         )
-
-    def rpc_observer(self, resource: str) -> Callable[[str, str, float], None]:
-        """A callable that records (method, code, seconds) of calls for a resource."""
-        # There from the start: the first refusal would otherwise be no increase to Prometheus.
-        children = {
-            ("Allocate", code): self.rpc_seconds.labels(resource, "Allocate", code)
-            for code in (RpcCode.OK.name, RpcCode.INVALID_ARGUMENT.name)
-        }
-
-        def observe(method: str, code: str, duration_s: float) -> None:
-            child = children.get((method, code))
-            if child is None:
-                child = self.rpc_seconds.labels(resource=resource, method=method, code=code)
-                children[method, code] = child
-            child.observe(duration_s)
-
-        return observe
-
-    def running_calls(self, resource: str, methods: Iterable[str]) -> dict[int, str]:
-        """A mapping of threads to methods for `observed`; a scrape counts what is in it."""
-        running: dict[int, str] = {}
-
-        def count(method: str) -> int:
-            return list(running.values()).count(method)
-
-        for method in methods:
-            self.rpc_in_flight.labels(resource, method).set_function(partial(count, method))
-        return running

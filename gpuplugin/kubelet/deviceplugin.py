@@ -64,13 +64,17 @@ class DevicePlugin:
         self._snapshot = snapshot
         self._on_choice = on_choice
         self.devices = Publication()
-        self.recent: deque[RecentCall] = deque(maxlen=RECENT_CALLS)
-        """The last Allocate calls, for whoever looks."""
+        self._recent: deque[tuple[float, bytes, str]] = deque(maxlen=RECENT_CALLS)
 
     @property
     def snapshot(self) -> ResourceSnapshot:
         """What the handlers answer from at this moment."""
         return self._snapshot
+
+    @property
+    def recent(self) -> list[RecentCall]:
+        """The last Allocate calls, for whoever looks."""
+        return [RecentCall(*call) for call in tuple(self._recent)]
 
     def update(self, snapshot: ResourceSnapshot, is_healthy: IsHealthy) -> bool:
         """Answer from `snapshot` from now on; True if the list changed and streams get it."""
@@ -125,7 +129,7 @@ class DevicePlugin:
     def _remember(self, request: bytes, error: str) -> None:
         """Keep the call as it came: it is read only when somebody looks."""
         kept = request if len(request) <= _RECENT_BYTES else b""
-        self.recent.append(RecentCall(time.time(), kept, error))
+        self._recent.append((time.time(), kept, error))
 
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""

@@ -189,7 +189,7 @@ def _calls(node: Node) -> list[CallView]:
     recent = [
         (call, resource)
         for resource, plugin in dict(node.plugins).items()
-        for call in tuple(plugin.recent)
+        for call in plugin.recent
     ]
     recent.sort(key=lambda one: one[0].at_s, reverse=True)
     return [_call(call, resource, now_s) for call, resource in recent[:MOST_CALLS]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 
 from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.kubelet.observe import observed
 from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
 
 RESOURCE = "nvidia.com/gpu"
@@ -38,11 +37,7 @@ def test_a_call_is_in_flight_while_it_is_answered_and_no_longer() -> None:
         raise RpcError(RpcCode.INVALID_ARGUMENT, "no")
 
     table = {"Look": look, "Other": refuse}
-    service = observed(
-        Service("a.B", table, {}),
-        metrics.rpc_observer(RESOURCE),
-        metrics.running_calls(RESOURCE, table),
-    )
+    service = metrics.calls.of(RESOURCE).wrap(Service("a.B", table, {}))
     service.unary["Look"](b"")
     with contextlib.suppress(RpcError):
         service.unary["Other"](b"")
@@ -55,5 +50,15 @@ def test_a_call_is_in_flight_while_it_is_answered_and_no_longer() -> None:
 def test_the_first_refusal_is_an_increase() -> None:
     """A series that begins with 1 is none to Prometheus."""
     metrics = Metrics()
-    metrics.rpc_observer(RESOURCE)
+    metrics.calls.of(RESOURCE).wrap(Service("a.B", {"Allocate": lambda _request: b""}, {}))
     assert calls(metrics, "Allocate", "INVALID_ARGUMENT") == 0
+
+
+def test_the_series_of_a_resource_that_is_gone_end() -> None:
+    metrics = Metrics()
+    metrics.calls.of(RESOURCE).wrap(Service("a.B", {"Allocate": lambda _request: b""}, {}))
+    assert calls(metrics, "Allocate", "OK") == 0
+    for metric in metrics.by_resource:
+        metric.remove_by_labels({"resource": RESOURCE})
+    assert calls(metrics, "Allocate", "OK") is None
+    assert in_flight(metrics, "Allocate") is None

@@ -23,6 +23,7 @@ from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.settings import Settings
+from gpuplugin.daemon.callmetrics import CallMetrics
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.usagemetrics import FAMILIES
 from gpuplugin.doctor.checks import CHECKS
@@ -56,10 +57,12 @@ def metrics_table() -> str:
     """Every series of the daemon, from the code."""
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for metric in vars(Metrics()).values():
-        if isinstance(metric, MetricWrapperBase):
-            (family,) = metric.describe()
+        for family in (
+            metric.describe() if isinstance(metric, MetricWrapperBase | CallMetrics) else ()
+        ):
             suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
-            labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "-"
+            names = getattr(family, "_labelnames", None) or metric._labelnames
+            labels = ", ".join(f"`{label}`" for label in names) or "-"
             name = f"`{family.name}{suffix}`"
             lines.append(f"| {name} | {family.type} | {labels} | {family.documentation} |")
     for one in FAMILIES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from gpuplugin.core.preference import PreferenceIndex, distributed
 from gpuplugin.kubelet import deviceplugin
 from gpuplugin.kubelet.deviceplugin import MAX_STREAMS, DevicePlugin
-from gpuplugin.kubelet.observe import observed
+from gpuplugin.kubelet.observe import BOUNDS_S, CallStats
 from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration_pb
@@ -334,38 +335,79 @@ def test_what_came_of_a_registration_is_passed_on(registered: bool, error: str) 
 # Observation
 
 
-def test_every_call_is_observed_with_its_code() -> None:
-    seen: list[tuple[str, str]] = []
+def counted(stats: CallStats) -> dict[tuple[str, str], int]:
+    return {(one.method, one.code): one.count for one in stats.calls() if one.count}
 
+
+def test_every_call_is_counted_with_its_code() -> None:
     def crash(_: bytes) -> bytes:
         raise ZeroDivisionError
 
     def refuse(_: bytes) -> bytes:
         raise RpcError(RpcCode.RESOURCE_EXHAUSTED, "full")
 
-    def note(method: str, code: str, seconds: float) -> None:
-        assert seconds >= 0
-        seen.append((method, code))
-
     table = {"Good": lambda request: request + b"!", "Crash": crash, "Refuse": refuse}
-    service = observed(Service("a.B", table, PLUGIN.service().streams), note)
+    stats = CallStats()
+    service = stats.wrap(Service("a.B", table, PLUGIN.service().streams))
 
     assert service.unary["Good"](b"hello") == b"hello!"
     with pytest.raises(ZeroDivisionError):
         service.unary["Crash"](b"")
-    with pytest.raises(RpcError, match="full"):
-        service.unary["Refuse"](b"")
-    assert seen == [("Good", "OK"), ("Crash", "UNKNOWN"), ("Refuse", "RESOURCE_EXHAUSTED")]
+    for _ in range(2):
+        with pytest.raises(RpcError, match="full"):
+            service.unary["Refuse"](b"")
+    assert counted(stats) == {
+        ("Good", "OK"): 1,
+        ("Crash", "UNKNOWN"): 1,
+        ("Refuse", "RESOURCE_EXHAUSTED"): 2,
+    }
     assert service.name == "a.B"
     assert set(service.streams) == {"ListAndWatch"}
 
 
-def test_an_observed_refusal_of_allocate_is_an_invalid_argument() -> None:
-    seen: list[tuple[str, str]] = []
-    service = observed(STRICT.service(), lambda method, code, _: seen.append((method, code)))
-
+def test_a_counted_refusal_of_allocate_is_an_invalid_argument() -> None:
+    stats = CallStats()
+    service = stats.wrap(STRICT.service())
     with contextlib.suppress(RpcError):
         service.unary["Allocate"](b"\xff")
     service.unary["GetDevicePluginOptions"](b"")
+    assert counted(stats) == {
+        ("Allocate", "INVALID_ARGUMENT"): 1,
+        ("GetDevicePluginOptions", "OK"): 1,
+    }
 
-    assert seen == [("Allocate", "INVALID_ARGUMENT"), ("GetDevicePluginOptions", "OK")]
+
+def test_counts_of_many_threads_lose_nothing_and_outlive_a_new_socket() -> None:
+    stats = CallStats()
+
+    def work() -> None:
+        call = stats.wrap(Service("a.B", {"Good": lambda _request: b""}, {})).unary["Good"]
+        for _ in range(500):
+            call(b"")
+
+    for _ in range(3):
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert counted(stats) == {("Good", "OK"): 3 * 8 * 500}
+    assert stats.running() == {"Good": 0}
+
+
+def test_a_call_is_in_the_bucket_of_its_time() -> None:
+    times_s = iter([0.0, 0.0002, 1.0, 1.00025, 2.0, 9.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpuplugin.kubelet.observe.time.perf_counter", lambda: next(times_s))
+        stats = CallStats()
+        call = stats.wrap(Service("a.B", {"Good": lambda _request: b""}, {})).unary["Good"]
+        for _ in range(3):
+            call(b"")
+    (good,) = (one for one in stats.calls() if one.code == "OK")
+    assert good.seconds == pytest.approx(7.00045)
+    by_bound = dict(zip((*BOUNDS_S, float("inf")), good.by_bucket, strict=True))
+    assert {bound: count for bound, count in by_bound.items() if count} == {
+        200e-6: 1,
+        500e-6: 1,
+        float("inf"): 1,
+    }
