@@ -29,5 +29,8 @@ class EngineChoice:
 
 
 ENGINES = {
-    "grpcio": EngineChoice("gpuplugin.kubelet.engine_grpcio", "GrpcioEngine"),
+    "grpcio": EngineChoice(
+        "gpuplugin.kubelet.engine_grpcio", "GrpcioEngine", ("--rpc-engine", "grpcio")
+    ),
+    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine", ("--rpc-engine", "fast")),
 }

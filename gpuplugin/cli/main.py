@@ -27,6 +27,7 @@ _UP_NAMES = (
     "--listen-address",
     "--log-level",
     "--log-format",
+    "--rpc-engine",
     "--metrics-interval",
     "--cdi-root",
     "--node-name",

@@ -319,6 +319,14 @@ OPTIONS: tuple[Option, ...] = (
         "the configuration in --config-map-dir for nodes without that label",
     ),
     Option(
+        ("--rpc-engine",),
+        ("GPUPLUGIN_RPC_ENGINE",),
+        ("daemon", "rpcEngine"),
+        Kind.STRING,
+        "what carries the kubelet's calls: this project's own engine, or the grpcio library",
+        ("fast", "grpcio"),
+    ),
+    Option(
         ("--metrics-interval",),
         ("GPUPLUGIN_METRICS_INTERVAL",),
         ("daemon", "metricsInterval"),

@@ -176,6 +176,7 @@ class DaemonSettings:
     cdi_disable_hooks: list[str]
     kubernetes_reports: bool
     node_name: str
+    rpc_engine: Literal["fast", "grpcio"]
     metrics_interval: float
     pod_metrics: bool
     config_map_dir: str

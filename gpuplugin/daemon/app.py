@@ -30,7 +30,7 @@ from gpuplugin.daemon.supervisor import Fatal, supervise
 from gpuplugin.daemon.ticks import tick
 from gpuplugin.daemon.usagemetrics import UsageCollector
 from gpuplugin.daemon.vitals import Vitals
-from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
+from gpuplugin.kubelet.engines import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,7 +191,7 @@ class Daemon:
         surroundings = Surroundings(
             dirs=dirs,
             registration=settings.daemon.way_of_registration,
-            engine=GrpcioEngine(),
+            engine=make_engine(settings.daemon.rpc_engine),
             vitals=vitals,
             metrics=metrics,
         )

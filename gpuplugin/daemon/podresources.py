@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import grpc
+from google.protobuf.message import DecodeError
 
 from gpuplugin.core.usage import Holding, PodName
 from gpuplugin.kubelet.proto import podresources_pb2 as pb
-from gpuplugin.kubelet.register import call_reason
-from gpuplugin.kubelet.rpc import grpc_target
+from gpuplugin.kubelet.rawclient import CallFailed, unary_call
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,12 +26,11 @@ class PodResourcesUnavailable(Exception):
 
 
 class PodResources:
-    """A connection to the kubelet's socket, made when it is first used; calls block."""
+    """Asks at the kubelet's socket; every call has a connection of its own, and blocks."""
 
     def __init__(self, socket: Path, timeout_s: float) -> None:
         self._socket = socket
         self._timeout_s = timeout_s
-        self._channel: grpc.Channel | None = None
 
     def holdings(self) -> tuple[Holding, ...]:
         """The devices of all containers on the node.
@@ -40,22 +38,13 @@ class PodResources:
         Raises:
             PodResourcesUnavailable: no socket, no right to it, or no answer in time.
         """
-        if self._channel is None:
-            _check(self._socket)
-            self._channel = grpc.insecure_channel(
-                grpc_target(self._socket),
-                options=[("grpc.max_receive_message_length", _MAX_ANSWER_BYTES)],
-            )
-        call = self._channel.unary_unary(
-            METHOD,
-            pb.ListPodResourcesRequest.SerializeToString,
-            pb.ListPodResourcesResponse.FromString,
-        )
+        _check(self._socket)
+        request = pb.ListPodResourcesRequest().SerializeToString()
         try:
-            answer = call(pb.ListPodResourcesRequest(), timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            self.close()  # a kubelet that was restarted is dialled anew at once
-            raise PodResourcesUnavailable(f"{self._socket}: {call_reason(error)}") from error
+            data = unary_call(self._socket, METHOD, request, self._timeout_s, _MAX_ANSWER_BYTES)
+            answer = pb.ListPodResourcesResponse.FromString(data)
+        except (CallFailed, DecodeError) as error:
+            raise PodResourcesUnavailable(f"{self._socket}: {error}") from error
         return tuple(
             Holding(
                 PodName(pod.namespace, pod.name),
@@ -67,12 +56,6 @@ class PodResources:
             for container in pod.containers
             for devices in container.devices
         )
-
-    def close(self) -> None:
-        """Let go of the connection; the next call makes another."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
 
 
 def _check(socket: Path) -> None:

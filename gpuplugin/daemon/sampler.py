@@ -103,8 +103,6 @@ class Sampler:
                 await tick(self._period_s)
         finally:
             self._host_thread.close()
-            if self._pod_resources is not None:
-                self._pod_resources.close()
 
     async def _read(self, started_s: float) -> Reading:
         unseen: dict[str, str] = {}

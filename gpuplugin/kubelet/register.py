@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
-
-import grpc
 
 from gpuplugin.kubelet.deviceplugin import API_VERSION, OPTIONS
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from gpuplugin.kubelet.rpc import grpc_target
+from gpuplugin.kubelet.rawclient import CallFailed, unary_call_async
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,31 +29,8 @@ async def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s
     request = pb.RegisterRequest(
         version=API_VERSION, endpoint=endpoint, resource_name=resource, options=OPTIONS
     )
-    with grpc.insecure_channel(grpc_target(kubelet_socket)) as channel:
-        call = channel.unary_unary(
-            METHOD, pb.RegisterRequest.SerializeToString, pb.Empty.FromString
-        )
-        answer = call.future(request, timeout=timeout_s)
-        await _done(answer)
-        if (error := answer.exception()) is not None:
-            text = f"Register of {resource} on {kubelet_socket} failed: {call_reason(error)}"
-            raise RegistrationFailed(text) from error
-
-
-async def _done(answer: grpc.Future[pb.Empty]) -> None:
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def tell(_answer: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(done.set)
-
-    answer.add_done_callback(tell)
-    await done.wait()
-
-
-def call_reason(error: BaseException) -> str:
-    """The status of a failed call: grpcio raises errors that are calls at the same time."""
-    if isinstance(error, grpc.Call):
-        return f"{error.code().name}: {error.details()}"
-    return str(error)
+    try:
+        await unary_call_async(kubelet_socket, METHOD, request.SerializeToString(), timeout_s)
+    except CallFailed as error:
+        text = f"Register of {resource} on {kubelet_socket} failed: {error}"
+        raise RegistrationFailed(text) from error

@@ -273,7 +273,7 @@ def test_a_socket_that_is_deleted_before_it_was_looked_at_is_renewed(
             served.append(socket_path)
             return server
 
-    monkeypatch.setattr(app, "GrpcioEngine", Engine)
+    monkeypatch.setattr(app, "make_engine", lambda _name: Engine())
     start_plugin(hardware.backend, registration)
     wait_for_eighty(kubelet)
     assert len(served) == 2

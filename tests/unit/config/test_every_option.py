@@ -202,6 +202,8 @@ OWN = (
     daemon("config-map-dir", "GPUPLUGIN_CONFIG_MAP_DIR", "config_map_dir", "", ("/v", "/v"),
            ("/c", "/c"), needs="--node-name=gpu-1"),
     daemon("default-config", "DEFAULT_CONFIG", "default_config", "", ("a", "a"), ("b", "b")),
+    daemon("rpc-engine", "GPUPLUGIN_RPC_ENGINE", "rpc_engine", "grpcio", ("fast", "fast"),
+           ("grpcio", "grpcio")),
     daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 10.0, ("2s", 2.0),
            ("1m", 60.0)),
     daemon("pod-metrics", "GPUPLUGIN_POD_METRICS", "pod_metrics", True, ("f", False), ("T", True)),
@@ -386,6 +388,7 @@ def test_the_section_of_feature_discovery_is_read(files: Files) -> None:
 CLOSED = {
     "mig-strategy", "device-id-strategy", "shared-devices-allocation-policy",
     "device-discovery-strategy", "backend", "registration", "log-level", "log-format",
+    "rpc-engine",
 }  # fmt: skip
 """Options whose text is one of a few words: the empty one is not among them."""
 NEVER_EMPTY = {
@@ -488,6 +491,7 @@ INVALID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("backend", ("x",), ()),
     ("log-level", ("x", "INFO"), ()),
     ("log-format", ("x",), ()),
+    ("rpc-engine", ("x",), ()),
 )
 BY_NAME = {row.name: row for row in ROWS}
 

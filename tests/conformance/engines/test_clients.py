@@ -1,0 +1,120 @@
+"""Each engine with each client: calls, errors, deadlines, large messages, streams."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.component.waiting import eventually
+from tests.conformance.engines.clients import CLIENTS, GrpcioClient, Refused
+from tests.conformance.engines.conftest import BOOM, ECHO, FAIL, REPEAT, WATCH
+from tests.conformance.engines.rawh2 import grpc_message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conformance.engines.clients import Client
+    from tests.conformance.engines.conftest import Served
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest, served: Served) -> Iterator[Client]:
+    if request.param == "grpclib":
+        pytest.importorskip("grpclib", reason="the client of this test is not installed")
+    made = CLIENTS[request.param](served.path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 350_000, 5_000_000])
+def test_a_call_is_answered(client: Client, size: int) -> None:
+    assert client.call(ECHO, b"x" * size) == b"x" * size
+
+
+def test_calls_one_after_the_other_on_one_connection(client: Client) -> None:
+    for number in range(50):
+        request = b"%d" % number
+        assert client.call(ECHO, request) == request
+
+
+def test_an_error_of_a_handler_has_its_code_and_its_text(client: Client) -> None:
+    with pytest.raises(Refused) as caught:
+        client.call(FAIL, b"3 GPU-1::7 is no device")
+    assert (caught.value.code, caught.value.text) == (3, "GPU-1::7 is no device")
+
+
+def test_a_handler_that_raises_something_else_is_unknown(client: Client) -> None:
+    with pytest.raises(Refused) as caught:
+        client.call(BOOM, b"division by zero")
+    expected = (2, "Exception calling application: division by zero")
+    assert (caught.value.code, caught.value.text) == expected
+
+
+def test_an_unknown_method_is_unimplemented(client: Client) -> None:
+    with pytest.raises(Refused) as caught:
+        client.call("/test.Conformance/Nothing", b"")
+    assert caught.value.code == 12
+
+
+def test_a_call_within_its_deadline(client: Client) -> None:
+    assert client.call(ECHO, b"in time", timeout_s=20.0) == b"in time"
+
+
+def test_a_stream_gets_the_newest_message(client: Client, served: Served) -> None:
+    served.watched.publish(b"first")
+    with client.watch(WATCH) as read:
+        assert read() == b"first"
+        served.watched.publish(b"second" * 100_000)
+        assert read() == b"second" * 100_000
+    eventually(lambda: served.watched.open_streams == 0)
+
+
+def test_a_stream_ends_when_its_subscription_is_closed(client: Client, served: Served) -> None:
+    served.watched.publish(b"first")
+    with client.watch(WATCH) as read:
+        assert read() == b"first"
+        served.watched.end_streams()
+        assert read() is None
+
+
+def test_calls_go_on_beside_a_stream(client: Client, served: Served) -> None:
+    served.watched.publish(b"x" * 1_000_000)
+    with client.watch(WATCH) as read:
+        assert client.call(ECHO, b"beside") == b"beside"
+        assert read() == b"x" * 1_000_000
+        assert client.call(REPEAT, b"70000") == b"x" * 70_000
+
+
+def test_many_calls_at_a_time_on_one_connection(served: Served) -> None:
+    client = GrpcioClient(served.path)
+    try:
+        with ThreadPoolExecutor(16) as threads:
+            requests = [b"%d" % number for number in range(200)]
+            answers = list(threads.map(lambda one: client.call(ECHO, one), requests))
+    finally:
+        client.close()
+    assert answers == requests
+
+
+_NGHTTP2 = pytest.mark.skipif(
+    shutil.which("h2load") is None, reason="h2load is not installed (Debian: nghttp2-client)"
+)
+_HEADERS = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+
+
+@_NGHTTP2
+def test_h2load(served: Served, tmp_path: Path) -> None:
+    body = tmp_path / "body"
+    body.write_bytes(grpc_message(b"hello"))
+    command = ("h2load", "-n", "400", "-c", "2", "-m", "8", "-d", str(body), *_HEADERS)
+    target = (f"--base-uri=unix:{served.path}", f"http://localhost{ECHO}")
+    text = subprocess.run(
+        (*command, *target), capture_output=True, text=True, timeout=30, check=True
+    ).stdout
+    assert "400 succeeded, 0 failed, 0 errored" in text
+    assert served.requests == [b"hello"] * 400

@@ -1,0 +1,91 @@
+"""Messages, statuses and deadlines on the wire."""
+
+from __future__ import annotations
+
+import pytest
+from hpack import Decoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuplugin.kubelet.h2 import grpcwire
+from gpuplugin.kubelet.rpc import RpcCode, RpcError
+
+
+def _headers(block: bytes) -> list[tuple[bytes, bytes]]:
+    return [(one[0], one[1]) for one in Decoder().decode(block, raw=True)]
+
+
+@given(st.integers(0, 16), st.text(max_size=100))
+def test_a_status_is_read_as_it_was_written(code: int, text: str) -> None:
+    expected = (code, text.encode("utf-8", "replace").decode())
+    for block in (grpcwire.trailers_block, grpcwire.refusal_block):
+        assert grpcwire.read_status(_headers(block(code, text))) == expected
+
+
+@given(st.text("a\u00e4\u20ac%", min_size=1, max_size=7), st.integers(500, 3_000))
+def test_a_long_status_text_is_cut_to_something_readable(piece: str, count: int) -> None:
+    text = piece * count
+    headers = _headers(grpcwire.trailers_block(3, text))
+    encoded = dict(headers).get(b"grpc-message", b"")
+    assert len(encoded) <= grpcwire.MAX_STATUS_TEXT_BYTES
+    status = grpcwire.read_status(headers)
+    assert status is not None
+    assert text.startswith(status[1].rstrip("\ufffd"))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"0n", 0.0),
+        (b"2H", 7200.0),
+        (b"3M", 180.0),
+        (b"99999999S", 99_999_999.0),
+        (b"5m", 0.005),
+        (b"7u", 7e-6),
+        (b"8n", 8e-9),
+    ],
+)
+def test_timeouts(value: bytes, seconds: float) -> None:
+    assert grpcwire.read_timeout(value) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"1", b"S", b"123456789S", b"1s", b"-1S", b"1S ", b"\xd9\xa1S"]
+)
+def test_malformed_timeouts(value: bytes) -> None:
+    assert grpcwire.read_timeout(value) is None
+
+
+@given(st.floats(0, 1e9))
+def test_a_timeout_is_read_as_it_was_written(seconds: float) -> None:
+    written = grpcwire.write_timeout(seconds)
+    read = grpcwire.read_timeout(written)
+    assert read is not None
+    assert read <= seconds + 1e-9
+    assert read >= min(seconds, 99_999_999) - 1
+
+
+@given(st.binary(max_size=50), st.binary(max_size=20), st.integers(0, 55))
+def test_a_message_is_read_once_it_is_whole(message: bytes, more: bytes, cut: int) -> None:
+    framed = grpcwire.message_prefix(len(message)) + message
+    assert grpcwire.read_message(framed + more) == message
+    if cut < len(framed):
+        assert grpcwire.read_message(framed[:cut]) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"\x01" + bytes(4), RpcCode.INTERNAL),
+        (b"\x80" + bytes(4), RpcCode.INTERNAL),
+        (grpcwire.message_prefix(grpcwire.MAX_REQUEST_BYTES + 1), RpcCode.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_messages_that_are_refused(body: bytes, code: RpcCode) -> None:
+    with pytest.raises(RpcError) as caught:
+        grpcwire.read_message(body)
+    assert caught.value.code is code
+
+
+def test_the_longest_message_is_not_refused() -> None:
+    assert grpcwire.read_message(grpcwire.message_prefix(grpcwire.MAX_REQUEST_BYTES)) is None
