@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from benchmarks.engines import ENGINES
 from gpuplugin.daemon.sockets import KubeletDirs
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000, help="in all (default 100000)")
     parser.add_argument("--rounds", type=int, default=20, help="default 20")
     parser.add_argument("--registration", choices=("watcher", "classic"), default="watcher")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="fast")
     parser.add_argument("--json", metavar="FILE", help="write the rounds as JSON")
     options = parser.parse_args()
     print(
@@ -73,7 +75,9 @@ def main() -> None:
         f"{'fault ms':>8} {'back ms':>8} {'restart':>7} {'RSS MiB':>8} {'fds':>4} {'threads':>7}"
     )
     rounds = []
-    for number, one in enumerate(soak(options.calls, options.rounds, options.registration)):
+    for number, one in enumerate(
+        soak(options.calls, options.rounds, options.registration, options.engine)
+    ):
         rounds.append(one)
         print(
             f"{number:5} {one.calls:6} {one.failed:6} {one.p50_us:7.0f} {one.p99_us:7.0f} "
@@ -86,14 +90,15 @@ def main() -> None:
         Path(options.json).write_text(json.dumps([asdict(one) for one in rounds], indent=2))
 
 
-def soak(calls: int, rounds: int, registration: str) -> Iterator[Round]:
+def soak(calls: int, rounds: int, registration: str, engine: str) -> Iterator[Round]:
     """What each round showed, as it ends."""
     folder = Path(tempfile.mkdtemp(prefix="gp"))
     log = (folder / "plugin.log").open("w")
     plugin = subprocess.Popen(
         [sys.executable, "-m", "gpuplugin", "run", "--backend", "sim", "--kubelet-dir", folder,
          "--registration", registration, "--listen-address", "127.0.0.1:0",
-         "--health-quiet-period", "100ms", "--health-probe-interval", "500ms"],
+         "--health-quiet-period", "100ms", "--health-probe-interval", "500ms",
+         *ENGINES[engine].daemon_flags],
         stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:

@@ -28,6 +28,7 @@ from tests.component.running import (
     Hardware,
     PluginProcess,
     allocate_request,
+    chosen_engine,
     status_of,
 )
 from tests.component.waiting import DEADLINE_S, eventually
@@ -81,7 +82,7 @@ class FollowingPlugin(PluginProcess):
         given = {_BY_FLAG[flag]: text for flag, text in flags.items()}
 
         def load() -> Loaded:
-            return load_settings(given, {}, str(file))
+            return load_settings(given, chosen_engine(), str(file))
 
         loaded = load()
         super().__init__(loaded.settings, backend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
@@ -59,6 +60,12 @@ STOP_TIMEOUT_S = 5.0
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 
 
+def chosen_engine() -> dict[str, str]:
+    """The variable that names the engine, if a run of the tests is for another one."""
+    name = "GPUPLUGIN_RPC_ENGINE"
+    return {name: os.environ[name]} if name in os.environ else {}
+
+
 def settings_for(
     kubelet_dir: Path,
     flags: Mapping[str, str] | None = None,
@@ -74,7 +81,7 @@ def settings_for(
     }
     return load_settings(
         {_BY_FLAG[flag]: text for flag, text in given.items()},
-        environment or {},
+        {**chosen_engine(), **(environment or {})},
         str(config_file) if config_file else None,
     ).settings
 
