@@ -160,7 +160,7 @@ def test_it_stops_while_a_socket_that_cannot_be_made_is_tried(
             eventually(told_to_stop)
             raise SocketError("no socket here")
 
-    monkeypatch.setattr(app, "GrpcioEngine", Engine)
+    monkeypatch.setattr(app, "make_engine", lambda _name: Engine())
     plugins.append(start_plugin(hardware.backend))
     assert trying.wait(DEADLINE_S)
     plugins[0].stop()
