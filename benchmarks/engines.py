@@ -29,8 +29,9 @@ class EngineChoice:
 
 
 ENGINES = {
+    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine"),
     "grpcio": EngineChoice(
         "gpuplugin.kubelet.engine_grpcio", "GrpcioEngine", ("--rpc-engine", "grpcio")
     ),
-    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine", ("--rpc-engine", "fast")),
 }
+"""The daemon's own first."""

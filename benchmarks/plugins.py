@@ -112,7 +112,7 @@ def own_plugin(engine: str, backend: str) -> PluginSpec:
         "--kubelet-dir", KUBELET_DIR, "--config-file", CONFIG,
         "--listen-address", "127.0.0.1:0", *ENGINES[engine].daemon_flags,
     )  # fmt: skip
-    name = "gpuplugin" if engine == "grpcio" else f"gpuplugin/{engine}"
+    name = f"gpuplugin/{engine}" if ENGINES[engine].daemon_flags else "gpuplugin"
     return PluginSpec(name, command, engine=engine)
 
 
