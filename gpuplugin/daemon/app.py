@@ -24,11 +24,9 @@ from gpuplugin.daemon.plans import (
     warn_of_exposure,
 )
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.sampler import make_sampler
 from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.supervisor import Fatal, supervise
 from gpuplugin.daemon.ticks import tick
-from gpuplugin.daemon.usagemetrics import UsageCollector
 from gpuplugin.daemon.vitals import Vitals
 from gpuplugin.kubelet.engines import make_engine
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.nodeconfig import NodeChoice
-    from gpuplugin.daemon.sampler import Sampler
+    from gpuplugin.daemon.sampler import Reading, Sampler
     from hal import Backend
 
 HEARTBEAT_S = 1.0
@@ -95,6 +93,7 @@ class Daemon:
         self._http: HttpServer | None = None
         self._version = version
         self._make_page: Callable[[], str] | None = None
+        self._sampler: Sampler | None = None
 
     @property
     def port(self) -> int | None:
@@ -133,15 +132,29 @@ class Daemon:
     def _page(self) -> str | None:
         return self._make_page and self._make_page()
 
-    def _page_of(self, node: Node, news: HealthNews, sampler: Sampler) -> str:
+    def _page_of(self, node: Node, news: HealthNews) -> str:
         from gpuplugin.daemon.page.gather import PageSource  # when somebody looks
         from gpuplugin.daemon.page.html import page_html
 
-        reading = sampler.reading
         source = PageSource(
-            self._version, self.vitals, node, news.record, reading, lambda: self._loaded
+            self._version, self.vitals, node, news.record, self._reading, lambda: self._loaded
         )
         return page_html(source.view())
+
+    def _reading(self) -> Reading | None:
+        return None if self._sampler is None else self._sampler.reading()
+
+    async def _sample(self, queries: HalQueries, node: Node, news: HealthNews) -> None:
+        """Read what GPUs do, from the end of the first period on: the kubelet is served first."""
+        settings = self._loaded.settings
+        await tick(settings.daemon.metrics_interval)
+        if self._sampler is None:
+            from gpuplugin.daemon.sampler import make_sampler
+            from gpuplugin.daemon.usagemetrics import UsageCollector
+
+            self._sampler = make_sampler(settings, self._backend, queries, node)
+            self.metrics.registry.register(UsageCollector(self._reading, node, news.record))
+        await self._sampler.run()
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
         """A callback or a forgotten task failed: nobody else would tell of it."""
@@ -175,9 +188,7 @@ class Daemon:
         news = HealthNews(metrics, reporter.report if reporter else None)
         node = Node(plans, vitals, metrics, news)
         queries = HalQueries()
-        sampler = make_sampler(settings, self._backend, queries, node)
-        metrics.registry.register(UsageCollector(sampler.reading, node, news.record))
-        self._make_page = lambda: self._page_of(node, news, sampler)
+        self._make_page = lambda: self._page_of(node, news)
         monitor = Monitor(
             self._backend,
             queries,
@@ -213,7 +224,7 @@ class Daemon:
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
                 ("control", control.run),
-                ("sampler", sampler.run),
+                ("sampler", lambda: self._sample(queries, node, news)),
                 *([("node-reports", reporter.run)] if reporter else ()),
                 *([("node-label", lambda: self._follow_label(choice))] if choice else ()),
             ):
