@@ -1,4 +1,4 @@
-"""The version of the package; the build reads it here.
+"""The version of the package, as in pyproject.toml.
 
 Asking the installed metadata for it would cost every start 4 MiB and 10 ms.
 """
