@@ -1,4 +1,4 @@
-"""Reads the configuration in a process of its own, which ends when it is read.
+"""Reads the configuration in a process of its own, which ends when it is read (`child`).
 
 The library that checks it is a fifth of the daemon's memory and a third of its start, for something
 that happens once. So a child reads while the daemon gets ready, and whatever a file does to its
@@ -41,11 +41,11 @@ class Reading:
         # Nothing but where this process found its modules: not the working directory, as with -m.
         path = os.pathsep.join(one or os.getcwd() for one in sys.path)  # noqa: PTH109
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gpuplugin.config.apart"],
+            [sys.executable, "-P", "-m", "gpuplugin.config.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "PYDANTIC_DISABLE_PLUGINS": "__all__"},
         )
         if self._child.stdin is not None:  # as it is, with a pipe
             with suppress(OSError):  # a child that is gone says why when it is waited for
@@ -75,22 +75,3 @@ class Reading:
 
 def _failed(why: str) -> ConfigError:
     return ConfigError([Problem("", "", f"the configuration could not be read: {why}")])
-
-
-def main() -> None:
-    """The child: a request on standard input, what was read on standard output."""
-    from gpuplugin.config.load import load_settings
-
-    given, environment, config_file = pickle.load(sys.stdin.buffer)  # noqa: S301 - our parent's
-    flags = {option: given[option.flags[0]] for option in OPTIONS if option.flags[0] in given}
-    try:
-        read: Loaded | tuple[Problem, ...] = load_settings(flags, environment, config_file)
-    except ConfigError as error:
-        read = error.problems
-    sys.stdout.buffer.write(pickle.dumps(read))
-    sys.stdout.flush()
-    os._exit(0)  # nothing is left to tidy up
-
-
-if __name__ == "__main__":
-    main()

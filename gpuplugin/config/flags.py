@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from gpuplugin.config.section import Integer, SecondsOrInfinite, Section
-from gpuplugin.core.injection import IdStrategy, Strategy
-from gpuplugin.core.inventory import MigStrategy
-from gpuplugin.core.preference import PolicyName
+from gpuplugin.core.words import IdStrategy, MigStrategy, PolicyName, Strategy
 
 
 def _listed(value: object) -> object:

@@ -70,7 +70,7 @@ class DaemonSection(Section):
     cdi_disable_hooks: Strings = []
     kubernetes_reports: bool = False
     node_name: str = ""
-    rpc_engine: Literal["fast", "grpcio"] = "fast"
+    rpc_engine: Literal["fast", "grpcio"] = "grpcio"
     metrics_interval: Period = 10.0
     pod_metrics: bool = True
     config_map_dir: str = ""

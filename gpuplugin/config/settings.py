@@ -15,10 +15,8 @@ from gpuplugin.core.sharing import SharedResource, TimeSlicing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpuplugin.core.injection import IdStrategy, Strategy
-    from gpuplugin.core.inventory import MigStrategy
-    from gpuplugin.core.preference import PolicyName
     from gpuplugin.core.sharing import Selection
+    from gpuplugin.core.words import IdStrategy, MigStrategy, PolicyName, Strategy
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gpuplugin.core.inventory import Device
+    from gpuplugin.core.words import IdStrategy, Strategy
 
-Strategy: TypeAlias = Literal["envvar", "volume-mounts", "cdi-annotations", "cdi-cri"]
-IdStrategy: TypeAlias = Literal["uuid", "index"]
 
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 VISIBLE_IMEX_CHANNELS = "NVIDIA_IMEX_CHANNELS"

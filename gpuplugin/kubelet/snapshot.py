@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.injection import InjectionPlan, inject
-from gpuplugin.core.preference import PolicyName, PreferenceIndex
+from gpuplugin.core.preference import PreferenceIndex
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.injection import Injection
     from gpuplugin.core.inventory import Device, Resource
+    from gpuplugin.core.words import PolicyName
     from hal import Link
 
 HEALTHY = "Healthy"

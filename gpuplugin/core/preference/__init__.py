@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.preference.aligned import aligned
-from gpuplugin.core.preference.choice import Choice, Method, PolicyName
+from gpuplugin.core.preference.choice import Choice, Method
 from gpuplugin.core.preference.distributed import distributed
 from gpuplugin.core.preference.index import PreferenceIndex
 from gpuplugin.core.preference.packed import packed
@@ -22,10 +22,11 @@ from gpuplugin.core.replicas import is_replica_id
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpuplugin.core.words import PolicyName
+
 __all__ = [
     "Choice",
     "Method",
-    "PolicyName",
     "PreferenceIndex",
     "aligned",
     "distinct_gpus",

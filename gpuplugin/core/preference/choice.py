@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-PolicyName: TypeAlias = Literal["distributed", "packed", "spread", "spread-strict"]
-
 Method: TypeAlias = Literal["exact", "bounded", "greedy", "plain"]
 """How an answer was found.
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.core.injection import DeviceNode, InjectionPlan, Mount, Strategy, inject
+from gpuplugin.core.injection import DeviceNode, InjectionPlan, Mount, inject
 from gpuplugin.core.inventory import Device, Plan, build_inventory
 from tests.unit.builders import a_resource, gpus, uuid_of_gpu
 from tests.unit.core.test_mig_strategies import mig_gpu
+
+if TYPE_CHECKING:
+    from gpuplugin.core.words import Strategy
 
 NAME = "nvidia.com/gpu"
 A, B = uuid_of_gpu(0), uuid_of_gpu(1)

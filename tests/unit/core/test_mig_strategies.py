@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gpuplugin.core.inventory import (
     Inventory,
     InventoryError,
-    MigStrategy,
     Plan,
     build_inventory,
     mig_resource_name,
@@ -18,6 +18,9 @@ from gpuplugin.core.selection import NamePattern
 from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
 from hal import Gpu, MigDevice
 from tests.unit.builders import a_gpu, uuid_of_gpu
+
+if TYPE_CHECKING:
+    from gpuplugin.core.words import MigStrategy
 
 
 def mig_gpu(index: int, *profiles: str) -> Gpu:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import Resource
 from gpuplugin.core.preference import (
-    PolicyName,
     PreferenceIndex,
     aligned,
     distributed,
@@ -19,6 +18,7 @@ from gpuplugin.core.preference import (
     prefer,
     spread,
 )
+from gpuplugin.core.words import PolicyName
 from hal import MigDevice
 from tests.unit.builders import a_resource, ids, uuid_of_gpu
 from tests.unit.core.preference.topologies import islands, links_of, wired
