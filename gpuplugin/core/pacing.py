@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-GATHER_S = 0.001
-"""Changes that come together, as when a switch takes several GPUs along, are one list."""
-
 PAUSE_S = 0.02
 """Between two lists, whatever happens: a storm of events is a few lists, not thousands."""
 
 
 def list_due_s(now_s: float, last_list_s: float) -> float:
     """When the list that changed at `now_s` is to be sent, if the last one was at `last_list_s`."""
-    return max(now_s + GATHER_S, last_list_s + PAUSE_S)
+    return max(now_s, last_list_s + PAUSE_S)

@@ -288,7 +288,7 @@ class Node:
             metric.remove_by_labels({"resource": resource})
 
     def _publish_soon(self) -> None:
-        """Publish a moment later, so that what comes together is one list and not many."""
+        """Publish at the loop's next turn, or later: a storm is a few lists and not thousands."""
         if self._publishing is None:
             loop = asyncio.get_running_loop()
             due_s = list_due_s(loop.time(), self._published_s)
