@@ -64,6 +64,7 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
     assert gpuplugin("bench", "--compare", before, after, "--threshold", "2").returncode == 0
 
 
+@pytest.mark.slow
 def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:
     json = tmp_path / "run.json"
     suites = ("listing", "life")
