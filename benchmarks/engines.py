@@ -29,9 +29,7 @@ class EngineChoice:
 
 
 ENGINES = {
-    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine"),
-    "grpcio": EngineChoice(
-        "gpuplugin.kubelet.engine_grpcio", "GrpcioEngine", ("--rpc-engine", "grpcio")
-    ),
+    "grpcio": EngineChoice("gpuplugin.kubelet.engine_grpcio", "GrpcioEngine"),
+    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine", ("--rpc-engine", "fast")),
 }
 """The daemon's own first."""

@@ -331,7 +331,7 @@ OPTIONS: tuple[Option, ...] = (
         ("GPUPLUGIN_METRICS_INTERVAL",),
         ("daemon", "metricsInterval"),
         Kind.DURATION,
-        "how often what GPUs do and who uses them is read for /metrics, for example 15s",
+        "how often what GPUs do and who uses them is read for /metrics, for example 5s",
     ),
     Option(
         ("--pod-metrics",),

@@ -71,7 +71,7 @@ class DaemonSection(Section):
     kubernetes_reports: bool = False
     node_name: str = ""
     rpc_engine: Literal["fast", "grpcio"] = "grpcio"
-    metrics_interval: Period = 10.0
+    metrics_interval: Period = 15.0
     pod_metrics: bool = True
     config_map_dir: str = ""
     default_config: str = ""

@@ -204,7 +204,7 @@ OWN = (
     daemon("default-config", "DEFAULT_CONFIG", "default_config", "", ("a", "a"), ("b", "b")),
     daemon("rpc-engine", "GPUPLUGIN_RPC_ENGINE", "rpc_engine", "grpcio", ("fast", "fast"),
            ("grpcio", "grpcio")),
-    daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 10.0, ("2s", 2.0),
+    daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 15.0, ("2s", 2.0),
            ("1m", 60.0)),
     daemon("pod-metrics", "GPUPLUGIN_POD_METRICS", "pod_metrics", True, ("f", False), ("T", True)),
     daemon("host-proc", "GPUPLUGIN_HOST_PROC", "host_proc", Path("/proc"), ("/v", Path("/v")),
