@@ -6,6 +6,7 @@ HTTP/2's rules about streams are kept by `connection`, which owns this.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from struct import Struct
@@ -90,7 +91,7 @@ class Stream(Outgoing):
         super().__init__(stream_id, window, is_list=isinstance(method, Streaming))
         self.path = path
         self.method = method
-        self.deadline_s: float | None = None
+        self.deadline_s = math.inf
         self.subscription: Subscription | None = None
         self.body = bytearray()
         self.granted = RECEIVE_WINDOW_BYTES
@@ -126,8 +127,7 @@ class Calls:
         """A request begins with these headers; it has no body if it `ended` with them."""
         method = self._methods.get(head.path)
         stream = self._open(stream_id, head.path, method, ended=ended)
-        if head.timeout_s is not None:
-            stream.deadline_s = self._clock_s() + head.timeout_s
+        stream.deadline_s = self._clock_s() + head.timeout_s
         if head.refusal:
             self._end(stream, head.refusal)
         elif method is None:
@@ -204,12 +204,11 @@ class Calls:
             self.outbox.send(stream, message_prefix(len(message)) + message)
 
     @property
-    def next_deadline_s(self) -> float | None:
-        """The earliest deadline of the open calls, if one has a deadline."""
+    def next_deadline_s(self) -> float:
+        """The earliest deadline of the open calls; infinity if none has one."""
         if not self.streams:
-            return None
-        timed = (one.deadline_s for one in self.streams.values())
-        return min((one for one in timed if one is not None), default=None)
+            return math.inf
+        return min(one.deadline_s for one in self.streams.values())
 
     def expire(self) -> None:
         """End the calls whose deadline has passed."""
@@ -335,7 +334,7 @@ class Calls:
             self.reset(stream.stream_id, ErrorCode.NO_ERROR)
 
     def _expired(self, stream: Stream) -> bool:
-        return stream.deadline_s is not None and self._clock_s() >= stream.deadline_s
+        return self._clock_s() >= stream.deadline_s
 
 
 _ANSWER_HEAD = Struct(f">5sI{len(ANSWER_BLOCK)}sHBBBIBI")

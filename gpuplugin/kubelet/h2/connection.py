@@ -130,8 +130,8 @@ class Connection:
             self._outbox.put(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
 
     @property
-    def next_deadline_s(self) -> float | None:
-        """When the next call must have been answered, by the clock."""
+    def next_deadline_s(self) -> float:
+        """When the next call must have been answered, by the clock; infinity for never."""
         return self._calls.next_deadline_s
 
     def look_after(self) -> None:

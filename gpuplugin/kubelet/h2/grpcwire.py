@@ -6,6 +6,7 @@ followed to the letter of its messages, so that a client sees no difference.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Head:
     """What the headers of a request ask for."""
 
     path: bytes = b""
-    timeout_s: float | None = None
+    timeout_s: float = math.inf
     refusal: bytes = b""
     """The whole answer as a header block, if no handler should be asked."""
     malformed: bool = False
@@ -76,7 +77,7 @@ class Head:
     @property
     def plain(self) -> bool:
         """True if there is a path and nothing else to be seen to."""
-        return not self.malformed and not self.refusal and self.timeout_s is None
+        return not self.malformed and not self.refusal and self.timeout_s == math.inf
 
 
 def read_head(headers: Sequence[Header]) -> Head:
@@ -90,9 +91,10 @@ def read_head(headers: Sequence[Header]) -> Head:
         text = f"the request's headers are larger than {MAX_HEADERS_BYTES} bytes"
         return Head(refusal=refusal_block(RpcCode.RESOURCE_EXHAUSTED, text))
     timeout = fields.get(b"grpc-timeout")
-    timeout_s = None if timeout is None else read_timeout(timeout)
+    timeout_s = math.inf if timeout is None else read_timeout(timeout)
     refusal = _refusal(fields)
-    if timeout is not None and timeout_s is None:
+    if timeout_s is None:
+        timeout_s = math.inf
         refusal = refusal or refusal_block(
             RpcCode.INTERNAL, "Error parsing 'grpc-timeout' metadata"
         )
