@@ -22,7 +22,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2.calls import Method, Stream, Streaming, Unary
+from gpuplugin.kubelet.h2.calls import Method, Stream
 from gpuplugin.kubelet.h2.connection import Connection
 from gpuplugin.kubelet.rpc import SocketError, check_socket_path
 
@@ -75,9 +75,9 @@ def _methods(services: Sequence[Service]) -> dict[bytes, Method]:
     methods: dict[bytes, Method] = {}
     for service in services:
         for name, handler in service.unary.items():
-            methods[f"/{service.name}/{name}".encode()] = Unary(handler)
+            methods[f"/{service.name}/{name}".encode()] = Method(handler)
         for name, subscribe in service.streams.items():
-            methods[f"/{service.name}/{name}".encode()] = Streaming(subscribe)
+            methods[f"/{service.name}/{name}".encode()] = Method(subscribe=subscribe)
     return methods
 
 

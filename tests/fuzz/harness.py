@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hpack import Decoder, Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame
 
-from gpuplugin.kubelet.h2.calls import Stream, Streaming, Unary
+from gpuplugin.kubelet.h2.calls import Method, Stream
 from gpuplugin.kubelet.h2.connection import MAX_STREAMS, Connection
 from gpuplugin.kubelet.h2.frames import DEFAULT_FRAME_BYTES, PREFACE
 from gpuplugin.kubelet.publication import Publication
@@ -46,10 +46,10 @@ class Fuzzed:
         self.encoder = Encoder()
         self.connection = Connection(
             {
-                b"/t.S/Echo": Unary(lambda request: request),
-                b"/t.S/Fail": Unary(_fail),
-                b"/t.S/Boom": Unary(_boom),
-                b"/t.S/Watch": Streaming(self.watched.subscribe),
+                b"/t.S/Echo": Method(lambda request: request),
+                b"/t.S/Fail": Method(_fail),
+                b"/t.S/Boom": Method(_boom),
+                b"/t.S/Watch": Method(subscribe=self.watched.subscribe),
             },
             self.woken.append,
             lambda: self.now_s,
