@@ -22,7 +22,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2.calls import Method, Stream
+from gpuplugin.kubelet.h2.calls import Calls, Method, Stream
 from gpuplugin.kubelet.h2.connection import Connection
 from gpuplugin.kubelet.rpc import SocketError, check_socket_path
 
@@ -74,10 +74,10 @@ class FastEngine:
 def _methods(services: Sequence[Service]) -> dict[bytes, Method]:
     methods: dict[bytes, Method] = {}
     for service in services:
-        for name, handler in service.unary.items():
-            methods[f"/{service.name}/{name}".encode()] = Method(handler)
+        root = f"/{service.name}/"
+        methods |= {(root + name).encode(): Method(one) for name, one in service.unary.items()}
         for name, subscribe in service.streams.items():
-            methods[f"/{service.name}/{name}".encode()] = Method(subscribe=subscribe)
+            methods[(root + name).encode()] = Method(subscribe=subscribe)
     return methods
 
 
@@ -87,7 +87,8 @@ class _Link:
     def __init__(self, peer: socket.socket, server: FastServer) -> None:
         self.peer = peer
         self.descriptor = peer.fileno()
-        self.connection = Connection(server.methods, self._wake, time.monotonic)
+        self.calls = Calls(server.methods, self._wake, time.monotonic)
+        self._connection = Connection(self.calls)
         self.last_read_s = time.monotonic()
         self.next_deadline_s = math.inf
         self.unsent = b""
@@ -112,18 +113,18 @@ class _Link:
         """The connection is over: nothing of it stays."""
         with self._lock:
             self.unsent = b""
-            self.connection.close()
+            self._connection.close()
             self.peer.close()
         self._woken.clear()
         self._server.forget(self)
 
     def _look_after(self) -> None:
         if self._server.stop_by_s < math.inf:
-            self.connection.drain()
-        self.connection.look_after()
+            self._connection.drain()
+        self._connection.look_after()
         late_s = time.monotonic() - STALL_S
         stalled = bool(self.unsent) and self._sent_s < late_s
-        if stalled or (self.connection.unfinished and self.last_read_s < late_s):
+        if stalled or (self._connection.unfinished and self.last_read_s < late_s):
             log.info("a client that does not %s is left", "read" if stalled else "go on")
             self.end()
 
@@ -137,7 +138,7 @@ class _Link:
             try:
                 act(*args)
                 self._flush()
-                self.next_deadline_s = self.connection.next_deadline_s
+                self.next_deadline_s = self.calls.next_deadline_s
             except Exception:
                 log.exception("a connection failed; its client will come back")
                 self.end()
@@ -152,7 +153,7 @@ class _Link:
             self._locked(_FOREVER_S, self._pull)
             while data := self.peer.recv(_READ_BYTES):
                 self.last_read_s = time.monotonic()
-                self._locked(_FOREVER_S, self.connection.receive, data)
+                self._locked(_FOREVER_S, self._connection.receive, data)
                 if self.next_deadline_s < math.inf:
                     self._server.poke()
                 if self.unsent:
@@ -175,7 +176,7 @@ class _Link:
 
     def _crowded(self) -> bool:
         with self._lock:
-            return self.connection.waiting_bytes > MAX_WAITING_BYTES
+            return self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
 
     def _wake(self, stream: Stream) -> None:
         self._woken.append(stream)
@@ -183,7 +184,7 @@ class _Link:
 
     def _pull(self) -> None:
         while self._woken:
-            self.connection.pull(self._woken.popleft())
+            self.calls.pull(self._woken.popleft())
 
     def _flush(self) -> None:
         """Send what can be sent without waiting, for a turn. The lock is held.
@@ -192,7 +193,7 @@ class _Link:
         it is written to does not keep the connection's thread from the lock.
         """
         turn_bytes = 0
-        while data := self.unsent or self.connection.output(_SEND_BYTES):
+        while data := self.unsent or self.calls.outbox.take(_SEND_BYTES):
             sent = 0
             try:
                 if turn_bytes < _TURN_BYTES:
@@ -209,7 +210,7 @@ class _Link:
             if self.unsent:
                 self._server.poke()
                 return
-        if self.connection.ended:
+        if self._connection.ended:
             self.end()
 
 
@@ -289,7 +290,7 @@ class FastServer:
             time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once
             return
         if len(self._links) >= MAX_CONNECTIONS:
-            idle = [link for link in self._links.copy() if link.connection.idle]
+            idle = [link for link in self._links.copy() if not link.calls.streams]
             if not idle:
                 log.warning("%d connections are open, one more is refused", len(self._links))
                 peer.close()

@@ -70,7 +70,7 @@ class UnaryCall:
 
     def output(self) -> bytes:
         """What can be sent now."""
-        return self._outbox.take(frames.LARGEST_WINDOW_BYTES)
+        return self._outbox.take(frames.MOST_31_BITS)
 
     def receive(self, data: bytes) -> None:
         """Take what the server sent; no bytes mean that it has closed the connection.
@@ -108,7 +108,7 @@ class UnaryCall:
                 text = payload[8:].decode(errors="replace")
                 raise CallFailed(RpcCode.UNAVAILABLE, f"the server is going away: {text}")
             case frames.WINDOW_UPDATE:
-                more = int.from_bytes(payload, "big") & frames.LARGEST_WINDOW_BYTES
+                more = int.from_bytes(payload, "big") & frames.MOST_31_BITS
                 (self._stream if stream_id else self._outbox).widen(more)
             case frames.SETTINGS | frames.PING if not flags & frames.ACK:
                 self._acknowledge(kind, payload)

@@ -13,16 +13,9 @@ from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2 import frames
+from gpuplugin.kubelet.h2 import frames, grpcwire
 from gpuplugin.kubelet.h2.flow import NOTHING, Outbox, Outgoing
-from gpuplugin.kubelet.h2.grpcwire import (
-    ANSWER_BLOCK,
-    OK_BLOCK,
-    PREFIX_BYTES,
-    message_prefix,
-    read_message,
-    status_block,
-)
+from gpuplugin.kubelet.h2.grpcwire import ANSWER_BLOCK, OK_BLOCK, PREFIX_BYTES
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
@@ -43,10 +36,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What a call is answered by: a handler of one message, or a subscription."""
+    """What a call is answered by: a handler of one message, or a subscription; or nothing."""
 
     handler: Callable[[bytes], bytes] | None = None
     subscribe: Callable[[Callable[[], None]], Subscription] | None = None
+
+
+_UNKNOWN = Method()
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -54,7 +50,7 @@ class Stream(Outgoing):
     """One open stream, which is one call."""
 
     path: bytes
-    method: Method | None
+    method: Method
     ended: bool
     """True once the peer has sent its whole request."""
     deadline_s: float = math.inf
@@ -66,7 +62,11 @@ class Stream(Outgoing):
 
 
 class Calls:
-    """The open streams of one connection, what they have to send, and which were reset."""
+    """The open streams of one connection, what they have to send, and which were reset.
+
+    `wake` is called with a stream, from any thread, when its subscription has something to take:
+    `pull` it then. `clock_s` is monotonic.
+    """
 
     def __init__(
         self,
@@ -82,16 +82,16 @@ class Calls:
         """Streams that were reset here lately: the peer may not know yet."""
         self._methods = methods
         self._wake = wake
-        self._clock_s = clock_s
+        self.clock_s = clock_s
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
 
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
         """A request begins with these headers; it has no body if it `ended` with them."""
         stream = self._open(stream_id, head.path, ended=ended)
-        stream.deadline_s = self._clock_s() + head.timeout_s
+        stream.deadline_s = self.clock_s() + head.timeout_s
         if head.refusal:
             self._end(stream, head.refusal)
-        elif stream.method is None:
+        elif stream.method is _UNKNOWN:
             self._finish(stream, RpcCode.UNIMPLEMENTED, "Method not found!")
         elif ended:
             self.data(stream, b"")
@@ -101,11 +101,11 @@ class Calls:
 
         False, and nothing was done, if `path` is no unary method: `begin` and `data` see to it.
         """
-        method = self._methods.get(path)
-        if method is None or method.handler is None:
+        handler = self._methods.get(path, _UNKNOWN).handler
+        if handler is None:
             return False
         try:
-            answer = method.handler(request)
+            answer = handler(request)
         except Exception as error:  # noqa: BLE001 - looked at, and logged, there
             self._failed(self._open(stream_id, path, ended=True), error)
             return True
@@ -170,9 +170,8 @@ class Calls:
             self.drop(stream_id)
 
     def _open(self, stream_id: int, path: bytes, *, ended: bool) -> Stream:
-        method = self._methods.get(path)
-        is_list = method is not None and method.subscribe is not None
-        window = self._initial_window
+        method = self._methods.get(path, _UNKNOWN)
+        is_list, window = method.subscribe is not None, self._initial_window
         stream = Stream(stream_id, window, is_list, path=path, method=method, ended=ended)
         self.streams[stream_id] = stream
         return stream
@@ -194,15 +193,15 @@ class Calls:
 
     def _take(self, stream: Stream) -> None:
         """Call the handler if the request's message is complete."""
-        message = read_message(stream.body or b"")
+        message = grpcwire.read_message(stream.body or b"")
         if message is None:
             self._check_incomplete(stream)
             return
         stream.body = None
         self._check_deadline(stream)
-        if stream.method is not None and stream.method.handler is not None:
+        if stream.method.handler is not None:
             self._answer(stream, stream.method.handler(message))
-        elif stream.method is not None and stream.method.subscribe is not None:
+        elif stream.method.subscribe is not None:
             stream.subscription = stream.method.subscribe(partial(self._wake, stream))
 
     def _check_incomplete(self, stream: Stream) -> None:
@@ -213,7 +212,7 @@ class Calls:
             raise RpcError(RpcCode.RESOURCE_EXHAUSTED, "too many incomplete requests")
 
     def _check_deadline(self, stream: Stream) -> None:
-        if self._clock_s() >= stream.deadline_s:
+        if self.clock_s() >= stream.deadline_s:
             raise RpcError(RpcCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _pull(self, stream: Stream) -> None:
@@ -233,7 +232,7 @@ class Calls:
         if stream.lead:
             self.outbox.put(_headers(stream.stream_id, stream.lead, frames.END_HEADERS))
             stream.lead = b""
-        self.outbox.send(stream, message_prefix(len(message)) + message, trailers)
+        self.outbox.send(stream, grpcwire.message_prefix(len(message)) + message, trailers)
 
     def _sent_at_once(self, stream_id: int, window: int, message: bytes) -> bool:
         """Send the whole answer if it is one frame that the windows take."""
@@ -259,7 +258,7 @@ class Calls:
         if stream.rest:
             self.reset(stream.stream_id, frames.ErrorCode.CANCEL)
         else:
-            self._end(stream, stream.lead + status_block(code, text))
+            self._end(stream, stream.lead + grpcwire.status_block(code, text))
 
     def _end(self, stream: Stream, block: bytes) -> None:
         self.outbox.put(_headers(stream.stream_id, block, _END))

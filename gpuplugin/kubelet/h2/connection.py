@@ -10,7 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames
-from gpuplugin.kubelet.h2.calls import Calls
+from gpuplugin.kubelet.h2.flow import RESERVE_BYTES
 from gpuplugin.kubelet.h2.frames import ErrorCode, Fault
 from gpuplugin.kubelet.h2.grpcwire import (
     MAX_HEADERS_BYTES,
@@ -21,9 +21,7 @@ from gpuplugin.kubelet.h2.grpcwire import (
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from gpuplugin.kubelet.h2.calls import Method, Stream
+    from gpuplugin.kubelet.h2.calls import Calls
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
@@ -35,8 +33,8 @@ _STREAM_WINDOW_BYTES = 2 * MAX_REQUEST_BYTES
 """More than a request takes, with its frames' padding, so that no stream is granted more later."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
-_LAST_STREAM = 2**31 - 1
 _LEAST_CALL_BYTES = 2 * frames.HEAD_BYTES + PREFIX_BYTES
+_OF_REQUESTS = (frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.WINDOW_UPDATE)
 _UNPACK = frames.HEAD.unpack_from
 _ONE_MESSAGE = Struct(">BBIBI")
 """The head of a DATA frame after its length, and the prefix of a message that fills the frame."""
@@ -51,26 +49,13 @@ _GREETING = frames.settings(
 
 
 class Connection:
-    """One connection; not for several threads at a time.
+    """One connection, whose streams are `calls`; not for several threads at a time."""
 
-    `wake` is called with a stream, from any thread, when its subscription has something to take:
-    `pull` it then. `clock_s` is monotonic.
-    """
-
-    def __init__(
-        self,
-        methods: Mapping[bytes, Method],
-        wake: Callable[[Stream], None],
-        clock_s: Callable[[], float],
-    ) -> None:
-        self._clock_s = clock_s
-        self._calls = Calls(methods, wake, clock_s)
-        self.pull: Callable[[Stream], None] = self._calls.pull
-        """Send what a stream's subscription has, unless a message of it is under way."""
-        self._outbox = self._calls.outbox
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._clock_s = calls.clock_s
+        self._outbox = calls.outbox
         self._outbox.put(_GREETING)
-        self.output: Callable[[int], bytes] = self._outbox.take
-        """What is to be sent now, with about so many bytes of messages; call until it is empty."""
         self._blocks = BlockReader(read_head)
         self._granted = _CONNECTION_WINDOW_BYTES
         self._preface = frames.PREFACE
@@ -82,35 +67,20 @@ class Connection:
         self._block_of = (0, 0)
         self._last_id = 0
         self._patience = PATIENCE
-        self._patient_since_s = self._held_since_s = clock_s()
+        self._patient_since_s = self._held_since_s = self._clock_s()
         self._draining = False
         self._failed = False
 
     @property
     def ended(self) -> bool:
         """True once the connection should be closed, after what is left was sent."""
-        return self._failed or (self._draining and self.idle)
-
-    @property
-    def idle(self) -> bool:
-        """True if no stream is open."""
-        return not self._calls.streams
+        return self._failed or (self._draining and not self._calls.streams)
 
     @property
     def unfinished(self) -> bool:
         """True if the peer has begun something (a frame, a request) and not ended it."""
         begun = bool(self._rest) or self._only is not None
         return begun or any(one.body is not None for one in self._calls.streams.values())
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of frames and answers that are not sent yet; lists are not counted."""
-        return self._outbox.waiting_bytes
-
-    @property
-    def next_deadline_s(self) -> float:
-        """When the next call must have been answered, by the clock; infinity for never."""
-        return self._calls.next_deadline_s
 
     def receive(self, data: bytes) -> None:
         """Take what the peer sent, calling handlers for requests that are complete."""
@@ -123,15 +93,14 @@ class Connection:
                 at = end
             self._rest = data[at:]
         except Fault as fault:
-            text = fault.text
-            self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, fault.code, text=text))
+            self._go_away(fault.code, fault.text)
             self.close()
 
     def drain(self) -> None:
         """Tell the peer to open no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
             self._draining = True
-            self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, ErrorCode.NO_ERROR))
+            self._go_away(ErrorCode.NO_ERROR, "")
 
     def look_after(self) -> None:
         """End calls whose deadline has passed, and free a list that only the reserve holds back.
@@ -139,8 +108,7 @@ class Connection:
         To be called about every second, and at the next deadline.
         """
         now_s = self._clock_s()
-        if self._outbox.granted or not self._outbox.held_back:
-            self._outbox.granted = False
+        if not self._outbox.held_back:
             self._held_since_s = now_s
         elif now_s - self._held_since_s >= HELD_BACK_S:
             self._outbox.reserve = 0
@@ -151,6 +119,9 @@ class Connection:
         self._failed = True
         self._calls.close()
         self._rest = self._block = b""
+
+    def _go_away(self, code: ErrorCode, text: str) -> None:
+        self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, code, text=text))
 
     def _greet(self, data: bytes) -> int:
         """Take the preface, or what there is of it; returns where the rest begins."""
@@ -184,7 +155,7 @@ class Connection:
         numbers = (frames.DATA, frames.END_STREAM, stream_id, 0, end - message_at)
         if data[body_at + 3 : message_at] != _ONE_MESSAGE.pack(*numbers):
             return 0
-        if not self._last_id < stream_id <= _LAST_STREAM or not stream_id & 1:
+        if not self._last_id < stream_id <= frames.MOST_31_BITS or not stream_id & 1:
             return 0
         if self._granted - length < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
             return 0
@@ -206,12 +177,20 @@ class Connection:
             self._lose_patience()
         try:
             frames.check(kind, stream_id, payload)
+            self._check_stream(kind, stream_id)
             self._act(kind, flags, stream_id, payload)
         except Fault as fault:
             if not stream_id or not fault.stream_id:
                 raise
             self._calls.reset(fault.stream_id, fault.code)
         return end
+
+    def _check_stream(self, kind: int, stream_id: int) -> None:
+        """Raise for a request that is no client's, or a frame of one that was never opened."""
+        if not stream_id or kind not in _OF_REQUESTS:
+            return
+        if not stream_id & 1 or (stream_id > self._last_id and kind != frames.HEADERS):
+            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
 
     def _act(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         match kind:
@@ -230,7 +209,6 @@ class Connection:
             case frames.GOAWAY:
                 self.drain()
             case frames.RST_STREAM:
-                self._check_known(stream_id)
                 self._calls.drop(stream_id)
             case frames.PUSH_PROMISE:
                 raise Fault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
@@ -244,7 +222,6 @@ class Connection:
             self._granted = _CONNECTION_WINDOW_BYTES
         stream = self._calls.streams.get(stream_id)
         if stream is None:
-            self._check_known(stream_id)
             self._lose_patience()
             if stream_id in self._calls.resets:
                 return
@@ -257,8 +234,6 @@ class Connection:
         self._calls.data(stream, payload)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if not stream_id & 1:
-            raise Fault(ErrorCode.PROTOCOL_ERROR, "HEADERS on no client's stream")
         self._block_of = (stream_id, flags)
         self._block = b""
         self._add_to_block(flags, frames.header_block(stream_id, flags, payload))
@@ -309,19 +284,16 @@ class Connection:
         self._outbox.put(frames.SETTINGS_ACK)
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:
-        more = int.from_bytes(payload, "big") & frames.LARGEST_WINDOW_BYTES
-        if stream_id:
-            self._check_known(stream_id)
+        more = int.from_bytes(payload, "big") & frames.MOST_31_BITS
         window = self._calls.streams.get(stream_id) if stream_id else self._outbox
-        if window is not None and not more:
+        if window is None:
+            return
+        if not more:
             raise Fault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing", stream_id)
-        if window is not None:
-            window.widen(more)
-
-    def _check_known(self, stream_id: int) -> None:
-        """Raise for a frame on a stream that was never opened, or on none."""
-        if not stream_id & 1 or stream_id > self._last_id:
-            raise Fault(ErrorCode.PROTOCOL_ERROR, f"a frame on idle stream {stream_id}")
+        window.widen(more)
+        if not stream_id:
+            self._outbox.reserve = RESERVE_BYTES
+            self._held_since_s = self._clock_s()
 
     def _lose_patience(self) -> None:
         """Count a frame that leads to nothing by itself."""

@@ -33,7 +33,7 @@ class Window:
             Fault: FLOW_CONTROL_ERROR for a window larger than HTTP/2 allows.
         """
         self.window += more_bytes
-        if self.window > frames.LARGEST_WINDOW_BYTES:
+        if self.window > frames.MOST_31_BITS:
             raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large", self.stream_id)
 
 
@@ -53,17 +53,9 @@ class Outbox(Window):
     def __init__(self, on_sent: Callable[[Outgoing], None]) -> None:
         super().__init__(0, frames.DEFAULT_WINDOW_BYTES)
         self.reserve = RESERVE_BYTES
-        self.granted = False
-        """True if the peer has granted more; whoever looks sets it back."""
         self._on_sent = on_sent
         self._frames: list[bytes | memoryview] = []
         self._waiting: dict[int, Outgoing] = {}
-
-    def widen(self, more_bytes: int) -> None:
-        """The peer grants more for the whole connection; see `Window.widen`."""
-        super().widen(more_bytes)
-        self.reserve = RESERVE_BYTES
-        self.granted = True
 
     def put(self, whole_frames: bytes) -> None:
         """Send frames that no window limits."""

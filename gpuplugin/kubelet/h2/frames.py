@@ -30,22 +30,16 @@ DEFAULT_FRAME_BYTES = 16_384
 """The largest payload that a peer may send unless it was told otherwise, and the least it takes."""
 LARGEST_FRAME_BYTES = 2**24 - 1
 DEFAULT_WINDOW_BYTES = 65_535
-LARGEST_WINDOW_BYTES = 2**31 - 1
+MOST_31_BITS = 2**31 - 1
+"""The largest window, the last stream, and the mask of either."""
 
 HEAD = Struct(">HBBBI")
 """Length (16 and 8 bits), type, flags, stream."""
 U32 = Struct(">I")
 _SETTING = Struct(">HI")
-_STREAM_MASK = 0x7FFF_FFFF
 _OF_CONNECTION = (SETTINGS, PING, GOAWAY)
-_LENGTHS = {
-    PRIORITY: (5, 5),
-    RST_STREAM: (4, 4),
-    PING: (8, 8),
-    GOAWAY: (8, DEFAULT_FRAME_BYTES),
-    WINDOW_UPDATE: (4, 4),
-}
-"""The least and the most bytes of a payload, for types that have such a rule."""
+_LENGTHS = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+_LEAST_GOAWAY_BYTES = 8
 
 
 class ErrorCode(IntEnum):
@@ -114,7 +108,7 @@ def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
     end = start + HEAD_BYTES + length
     if end > len(data):
         return None
-    return kind, flags, stream_id & _STREAM_MASK, data[start + HEAD_BYTES : end], end
+    return kind, flags, stream_id & MOST_31_BITS, data[start + HEAD_BYTES : end], end
 
 
 def check(kind: int, stream_id: int, payload: bytes) -> None:
@@ -123,8 +117,8 @@ def check(kind: int, stream_id: int, payload: bytes) -> None:
     Raises:
         Fault: FRAME_SIZE_ERROR or PROTOCOL_ERROR.
     """
-    least, most = _LENGTHS.get(kind, (0, DEFAULT_FRAME_BYTES))
-    if not least <= len(payload) <= most:
+    length = len(payload)
+    if length != _LENGTHS.get(kind, length) or (kind == GOAWAY and length < _LEAST_GOAWAY_BYTES):
         ended_id = stream_id if kind == PRIORITY else 0
         raise Fault(ErrorCode.FRAME_SIZE_ERROR, f"type {kind} of a wrong length", ended_id)
     if kind < WINDOW_UPDATE and bool(stream_id) == (kind in _OF_CONNECTION):
@@ -156,7 +150,7 @@ def header_block(stream_id: int, flags: int, payload: bytes) -> bytes:
         return payload
     if len(payload) < 5:
         raise Fault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
-    if U32.unpack_from(payload)[0] & _STREAM_MASK == stream_id:
+    if U32.unpack_from(payload)[0] & MOST_31_BITS == stream_id:
         raise Fault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
     return payload[5:]
 
@@ -172,7 +166,7 @@ def read_settings(payload: bytes) -> dict[int, int]:
     values = dict(_SETTING.iter_unpack(payload))
     if values.get(ENABLE_PUSH, 0) > 1:
         raise Fault(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
-    if values.get(INITIAL_WINDOW_SIZE, 0) > LARGEST_WINDOW_BYTES:
+    if values.get(INITIAL_WINDOW_SIZE, 0) > MOST_31_BITS:
         raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
     size = values.get(MAX_FRAME_SIZE, DEFAULT_FRAME_BYTES)
     if not DEFAULT_FRAME_BYTES <= size <= LARGEST_FRAME_BYTES:

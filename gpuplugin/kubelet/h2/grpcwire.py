@@ -75,25 +75,21 @@ def read_head(headers: Sequence[Header]) -> Head | None:
         return None
     timeout_s = read_timeout(fields[b"grpc-timeout"]) if b"grpc-timeout" in fields else math.inf
     size = sum(len(name) + len(value) + 32 for name, value in headers)
-    encoding = fields.get(b"grpc-encoding", b"identity")
-    refusal = b""
-    if size > MAX_HEADERS_BYTES:
-        text = f"the request's headers are larger than {MAX_HEADERS_BYTES} bytes"
-        refusal = ANSWER_BLOCK + status_block(RpcCode.RESOURCE_EXHAUSTED, text)
-    elif fields[b":method"] != b"POST":
-        text = "gRPC calls are made by POST"
-        refusal = answer_block(b"405") + status_block(RpcCode.INTERNAL, text)
-    elif not _CONTENT_TYPES.match(fields.get(b"content-type", b"")):
-        text = "the content-type is not application/grpc"
-        refusal = answer_block(b"415") + status_block(RpcCode.INVALID_ARGUMENT, text)
-    elif encoding != b"identity":
-        text = f"messages compressed by {encoding.decode(errors='replace')} are not understood"
-        refusal = ANSWER_BLOCK + status_block(RpcCode.UNIMPLEMENTED, text)
-        refusal += plain_block([(b"grpc-accept-encoding", b"identity")])
-    elif timeout_s is None:
-        text = "Error parsing 'grpc-timeout' metadata"
-        refusal = ANSWER_BLOCK + status_block(RpcCode.INTERNAL, text)
-    return Head(fields[b":path"], timeout_s or 0.0, refusal)
+    foreign = not _CONTENT_TYPES.match(fields.get(b"content-type", b""))
+    coded = fields.get(b"grpc-encoding", b"identity") != b"identity"
+    refusals = (
+        (size > MAX_HEADERS_BYTES, b"200", RpcCode.RESOURCE_EXHAUSTED, "too large headers"),
+        (fields[b":method"] != b"POST", b"405", RpcCode.INTERNAL, "gRPC calls are made by POST"),
+        (foreign, b"415", RpcCode.INVALID_ARGUMENT, "the content-type is not application/grpc"),
+        (coded, b"200", RpcCode.UNIMPLEMENTED, "compressed messages are not understood"),
+        (timeout_s is None, b"200", RpcCode.INTERNAL, "Error parsing 'grpc-timeout' metadata"),
+    )
+    for refused, http_status, code, text in refusals:
+        if refused:
+            accepted = plain_block([(b"grpc-accept-encoding", b"identity")])
+            refusal = answer_block(http_status) + accepted + status_block(code, text)
+            return Head(fields[b":path"], refusal=refusal)
+    return Head(fields[b":path"], timeout_s or 0.0)
 
 
 def _well_formed(names: list[bytes]) -> bool:
