@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gpuplugin.kubelet.rpc import Service
 
 MAX_CONNECTIONS = 16
-"""A kubelet opens one or two; one more than these closes the one that was idle for longest."""
+"""A kubelet opens one or two; one more closes the one that was idle for longest, or itself."""
 MAX_WAITING_BYTES = 1024 * 1024
 """A peer with so many answers that it does not read is not read from."""
 STALL_S = 20.0
@@ -289,14 +289,11 @@ class FastServer:
             log.warning("cannot accept a connection: %s; trying again", error)
             time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once
             return
-        if len(self._links) >= MAX_CONNECTIONS:
-            idle = [link for link in self._links.copy() if not link.calls.streams]
-            if not idle:
-                log.warning("%d connections are open, one more is refused", len(self._links))
-                peer.close()
-                return
-            min(idle, key=lambda link: link.last_read_s).end()
         link = _Link(peer, self)
+        if len(self._links) >= MAX_CONNECTIONS:
+            log.warning("%d connections are open, one more is too many", len(self._links))
+            idle = [one for one in self._links.copy() if not one.calls.streams]
+            min(idle, key=lambda one: one.last_read_s, default=link).end()
         self._links.add(link)
         try:
             link.thread.start()

@@ -10,7 +10,6 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames, grpcwire
@@ -273,18 +272,18 @@ class Calls:
             self.reset(stream.stream_id, frames.ErrorCode.NO_ERROR)
 
 
-_ANSWER_HEAD = Struct(f">5sI{len(ANSWER_BLOCK)}sHBBBIBI")
-_ANSWER_END = Struct(f">5sI{len(OK_BLOCK)}s")
 _HEADERS_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
 _TRAILERS_START = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)[:5]
 
 
 def _answer_frames(stream_id: int, message: bytes) -> bytes:
     """A whole answer: headers, a message that fits in one frame, trailers."""
-    size = PREFIX_BYTES + len(message)
-    data_head = (size >> 8, size & 0xFF, frames.DATA, 0, stream_id, 0, len(message))
-    head = _ANSWER_HEAD.pack(_HEADERS_START, stream_id, ANSWER_BLOCK, *data_head)
-    return head + message + _ANSWER_END.pack(_TRAILERS_START, stream_id, OK_BLOCK)
+    number, length = frames.U32.pack(stream_id), len(message)
+    head = frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, stream_id)
+    data = (head, grpcwire.message_prefix(length), message)
+    return b"".join(
+        (_HEADERS_START, number, ANSWER_BLOCK, *data, _TRAILERS_START, number, OK_BLOCK)
+    )
 
 
 def _headers(stream_id: int, block: bytes, flags: int) -> bytes:

@@ -173,11 +173,12 @@ class Connection:
         kind, flags, stream_id, payload, end = found
         if self._only not in (None, kind):
             raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} instead of type {self._only}")
-        if kind > frames.HEADERS:
-            self._lose_patience()
         try:
-            frames.check(kind, stream_id, payload)
-            self._check_stream(kind, stream_id)
+            if kind > frames.HEADERS:
+                self._lose_patience()
+                frames.check(kind, stream_id, payload)
+            if kind in _OF_REQUESTS and (stream_id or kind != frames.WINDOW_UPDATE):
+                self._check_stream(kind, stream_id)
             self._act(kind, flags, stream_id, payload)
         except Fault as fault:
             if not stream_id or not fault.stream_id:
@@ -187,8 +188,6 @@ class Connection:
 
     def _check_stream(self, kind: int, stream_id: int) -> None:
         """Raise for a request that is no client's, or a frame of one that was never opened."""
-        if not stream_id or kind not in _OF_REQUESTS:
-            return
         if not stream_id & 1 or (stream_id > self._last_id and kind != frames.HEADERS):
             raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
 
