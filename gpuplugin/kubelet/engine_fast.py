@@ -142,6 +142,7 @@ class _Link:
             except Exception:
                 log.exception("a connection failed; its client will come back")
                 self.end()
+                self._connection.close()  # what is read before the end must not be acted on
             finally:
                 self._lock.release()
             if not self._woken:

@@ -93,7 +93,7 @@ class Connection:
                 at = end
             self._rest = data[at:]
         except Fault as fault:
-            self._go_away(fault.code, fault.text)
+            self._go_away(fault.code, str(fault))
             self.close()
 
     def drain(self) -> None:

@@ -63,7 +63,6 @@ class Fault(Exception):
     def __init__(self, code: ErrorCode, text: str, stream_id: int = 0) -> None:
         super().__init__(text)
         self.code = code
-        self.text = text
         self.stream_id = stream_id
 
 
