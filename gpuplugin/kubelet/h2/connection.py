@@ -195,10 +195,8 @@ class Connection:
         match kind:
             case frames.DATA:
                 self._on_data(flags, stream_id, payload)
-            case frames.HEADERS:
-                self._on_headers(flags, stream_id, payload)
-            case frames.CONTINUATION:
-                self._on_continuation(flags, stream_id, payload)
+            case frames.HEADERS | frames.CONTINUATION:
+                self._on_headers(kind, flags, stream_id, payload)
             case frames.SETTINGS:
                 self._on_settings(flags, payload)
             case frames.WINDOW_UPDATE:
@@ -232,18 +230,14 @@ class Connection:
             self._lose_patience()
         self._calls.data(stream, payload)
 
-    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._block_of = (stream_id, flags)
-        self._block = b""
-        self._add_to_block(flags, frames.header_block(stream_id, flags, payload))
-
-    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if self._only is None or stream_id != self._block_of[0]:
+    def _on_headers(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """HEADERS or CONTINUATION: a piece of a header block."""
+        if kind == frames.HEADERS:
+            self._block_of, self._block = (stream_id, flags), b""
+            payload = frames.header_block(stream_id, flags, payload)
+        elif self._only is None or stream_id != self._block_of[0]:
             raise Fault(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION of nothing")
-        self._add_to_block(flags, payload)
-
-    def _add_to_block(self, flags: int, fragment: bytes) -> None:
-        self._block += fragment
+        self._block += payload
         if len(self._block) > MAX_LIST_BYTES:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
         self._only = None if flags & frames.END_HEADERS else frames.CONTINUATION
