@@ -12,6 +12,7 @@ whoever has it looks for woken streams once more after letting go.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import socket
@@ -21,7 +22,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2.calls import Method, Stream, Streaming, Unary
+from gpuplugin.kubelet.h2.calls import Calls, Method, Stream
 from gpuplugin.kubelet.h2.connection import Connection
 from gpuplugin.kubelet.rpc import SocketError, check_socket_path
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from gpuplugin.kubelet.rpc import Service
 
 MAX_CONNECTIONS = 16
-"""A kubelet opens one or two; one more than these closes the one that was idle for longest."""
+"""A kubelet opens one or two; one more closes the one that was idle for longest, or itself."""
 MAX_WAITING_BYTES = 1024 * 1024
 """A peer with so many answers that it does not read is not read from."""
 STALL_S = 20.0
@@ -44,6 +45,7 @@ _READ_BYTES = 64 * 1024
 _SEND_BYTES = 64 * 1024
 _TURN_BYTES = 256 * 1024
 _LOCK_S = 0.05
+_FOREVER_S = -1.0
 _ACCEPT_PAUSE_S = 0.1
 _LAST_WORDS_S = 1.0
 
@@ -72,10 +74,10 @@ class FastEngine:
 def _methods(services: Sequence[Service]) -> dict[bytes, Method]:
     methods: dict[bytes, Method] = {}
     for service in services:
-        for name, handler in service.unary.items():
-            methods[f"/{service.name}/{name}".encode()] = Unary(handler)
+        root = f"/{service.name}/"
+        methods |= {(root + name).encode(): Method(one) for name, one in service.unary.items()}
         for name, subscribe in service.streams.items():
-            methods[f"/{service.name}/{name}".encode()] = Streaming(subscribe)
+            methods[(root + name).encode()] = Method(subscribe=subscribe)
     return methods
 
 
@@ -85,122 +87,105 @@ class _Link:
     def __init__(self, peer: socket.socket, server: FastServer) -> None:
         self.peer = peer
         self.descriptor = peer.fileno()
+        self.calls = Calls(server.methods, self._wake, time.monotonic)
+        self._connection = Connection(self.calls)
         self.last_read_s = time.monotonic()
-        self.unsent = memoryview(b"")
+        self.next_deadline_s = math.inf
+        self.unsent = b""
+        self._sent_s = 0.0
         self._server = server
         self._lock = threading.Lock()
         self._woken: deque[Stream] = deque()
-        self._sent_s = 0.0
-        self._next_deadline_s: float | None = None
-        self._crowded = False
-        self._gone = False
-        self._connection = Connection(server.methods, self._wake, time.monotonic)
         self.thread = threading.Thread(target=self._run, name="rpc", daemon=True)
 
-    @property
-    def idle(self) -> bool:
-        """True if no call is open on it."""
-        return self._connection.idle
-
-    def drain(self) -> bool:
-        """Ask the peer to go, and close the connection once its calls have ended."""
-        return self._locked(self._connection.drain)
+    def look_after(self) -> None:
+        """See to deadlines, to what was not sent, to a peer that has stopped, and to the end."""
+        if time.monotonic() >= self._server.stop_by_s:
+            self.end()
+        self._locked(_LOCK_S, self._look_after)
 
     def end(self) -> None:
         """Break the connection off; its thread does the rest."""
         with suppress(OSError):
             self.peer.shutdown(socket.SHUT_RDWR)
 
-    def look_after(self, now_s: float) -> float | None:
-        """See to deadlines, to what was not sent, and to a peer that has stopped.
+    def close(self) -> None:
+        """The connection is over: nothing of it stays."""
+        with self._lock:
+            self.unsent = b""
+            self._connection.close()
+            self.peer.close()
+        self._woken.clear()
+        self._server.forget(self)
 
-        Returns the next deadline, if there is one.
-        """
-        self._locked(lambda: self._look_after(now_s))
-        return self._next_deadline_s
-
-    def send_more(self) -> None:
-        """Send what the socket did not take before."""
-        self._locked(lambda: None)
-
-    def _look_after(self, now_s: float) -> None:
+    def _look_after(self) -> None:
+        if self._server.stop_by_s < math.inf:
+            self._connection.drain()
         self._connection.look_after()
-        stalled = bool(self.unsent) and now_s - self._sent_s > STALL_S
-        silent = self._connection.unfinished and now_s - self.last_read_s > STALL_S
-        if stalled or silent:
+        late_s = time.monotonic() - STALL_S
+        stalled = bool(self.unsent) and self._sent_s < late_s
+        if stalled or (self._connection.unfinished and self.last_read_s < late_s):
             log.info("a client that does not %s is left", "read" if stalled else "go on")
             self.end()
 
-    def _locked(self, act: Callable[[], None]) -> bool:
-        """Do something and send what comes of it; False if a call holds the lock for long."""
-        if not self._lock.acquire(timeout=_LOCK_S):
-            return False
-        self._do_and_release(act)
-        self._work()
-        return True
+    def _locked(self, wait_s: float, act: Callable[..., object], *args: object) -> None:
+        """Do something and send what comes of it, unless the lock is not free within `wait_s`.
 
-    def _do_and_release(self, act: Callable[[], None]) -> None:
-        """The same with the lock held. It may be the publisher's thread: errors stay here."""
-        try:
-            act()
-            self._flush()
-            self._next_deadline_s = self._connection.next_deadline_s
-            self._crowded = self._connection.waiting_bytes > MAX_WAITING_BYTES
-        except Exception:
-            log.exception("a connection failed; its client will come back")
-            self.end()
-        finally:
-            self._lock.release()
+        Then look for woken streams: whoever woke them has found the lock taken. This may be the
+        publisher's thread, so errors stay here.
+        """
+        while self._lock.acquire(timeout=wait_s):
+            try:
+                act(*args)
+                self._flush()
+                self.next_deadline_s = self.calls.next_deadline_s
+            except Exception:
+                log.exception("a connection failed; its client will come back")
+                self.end()
+                self._connection.close()  # what is read before the end must not be acted on
+            finally:
+                self._lock.release()
+            if not self._woken:
+                break
+            wait_s, act, args = 0.0, self._pull, ()
 
     def _run(self) -> None:
         try:
-            self.send_more()
+            self._locked(_FOREVER_S, self._pull)
             while data := self.peer.recv(_READ_BYTES):
-                self._read(data)
+                self.last_read_s = time.monotonic()
+                self._locked(_FOREVER_S, self._connection.receive, data)
+                if self.next_deadline_s < math.inf:
+                    self._server.poke()
                 if self.unsent:
                     self._wait_for_reader()
         except OSError:
             log.debug("a client broke its connection off")
-        except Exception:
-            log.exception("a connection failed; its client will come back")
         finally:
-            self._close()
-
-    def _read(self, data: bytes) -> None:
-        self.last_read_s = time.monotonic()
-        with self._lock:
-            self._connection.receive(data)
-            self._flush()
-            self._next_deadline_s = self._connection.next_deadline_s
-        if self._woken:
-            self._work()
-        if self._next_deadline_s is not None:
-            self._server.poke()
+            self.close()
 
     def _wait_for_reader(self) -> None:
         """Read no more while the peer reads nothing itself, or its answers would pile up here."""
         writable = select.poll()
         writable.register(self.peer, select.POLLOUT)
-        self.send_more()
-        while self._crowded and not self._gone:
-            if not writable.poll(STALL_S * 1000):
+        while self._crowded():
+            if writable.poll(STALL_S * 1000) != [(self.descriptor, select.POLLOUT)]:
                 self.end()
                 return
             self.last_read_s = time.monotonic()
-            self.send_more()
+            self._locked(_FOREVER_S, self._pull)
+
+    def _crowded(self) -> bool:
+        with self._lock:
+            return self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
 
     def _wake(self, stream: Stream) -> None:
         self._woken.append(stream)
-        self._work()
-
-    def _work(self) -> None:
-        """Serve woken streams, unless another thread has the lock: it comes here afterwards."""
-        while self._woken and self._lock.acquire(blocking=False):
-            self._do_and_release(self._pull)
+        self._locked(0.0, self._pull)
 
     def _pull(self) -> None:
         while self._woken:
-            self._connection.pull(self._woken.popleft())
+            self.calls.pull(self._woken.popleft())
 
     def _flush(self) -> None:
         """Send what can be sent without waiting, for a turn. The lock is held.
@@ -209,42 +194,25 @@ class _Link:
         it is written to does not keep the connection's thread from the lock.
         """
         turn_bytes = 0
-        while not self._gone:
-            data = self.unsent or self._connection.output(_SEND_BYTES)
-            if not data:
-                break
+        while data := self.unsent or self.calls.outbox.take(_SEND_BYTES):
+            sent = 0
             try:
-                sent = self.peer.send(data, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._gone = True
-                break
-            if sent == len(data):
-                self.unsent = memoryview(b"")
-                turn_bytes += sent
                 if turn_bytes < _TURN_BYTES:
-                    continue
-                sent, data = 0, self._connection.output(_SEND_BYTES)
-                if not data:
-                    break
+                    sent = self.peer.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.end()
+                return
             if sent or not self.unsent:
                 self._sent_s = time.monotonic()
-            self.unsent = memoryview(data)[sent:]
-            self._server.poke()
-            return
-        if self._connection.ended or self._gone:
+            turn_bytes += sent
+            self.unsent = data[sent:]
+            if self.unsent:
+                self._server.poke()
+                return
+        if self._connection.ended:
             self.end()
-
-    def _close(self) -> None:
-        """The connection is over: nothing of it stays."""
-        with self._lock:
-            self._gone = True
-            self.unsent = memoryview(b"")
-            self._connection.close()
-            self.peer.close()
-        self._woken.clear()
-        self._server.forget(self)
 
 
 class FastServer:
@@ -254,120 +222,82 @@ class FastServer:
         self, listener: socket.socket, path: Path, methods: Mapping[bytes, Method]
     ) -> None:
         self.methods = methods
+        self.stop_by_s = math.inf
         self._listener = listener
         self._path = path
-        self._file = _identity(path)
+        self._file = path.lstat()
         self._links: set[_Link] = set()
-        self._lock = threading.Lock()
+        """Its keys are changed and copied in one operation each, so without a lock."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._accept_from_s = 0.0
-        self._stop_by_s: float | None = None
+        self._bell_lock = threading.Lock()
         self._keeper = threading.Thread(target=self._keep, name="rpc-keeper", daemon=True)
         self._keeper.start()
 
     def stop(self, grace_s: float) -> None:
         """Stop; see `Server.stop`. A handler that does not return is left behind."""
-        if self._file is not None and _identity(self._path) == self._file:
-            self._path.unlink(missing_ok=True)
-        self._stop_by_s = time.monotonic() + grace_s
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._path.lstat(), self._file):
+                self._path.unlink()
+        self.stop_by_s = time.monotonic() + grace_s
         self.poke()
         self._keeper.join()
-        with self._lock:
+        with self._bell_lock:
             if self._bell >= 0:
                 os.close(self._bell)
                 self._bell = -1
 
     def poke(self) -> None:
         """Let the keeper look at what has changed."""
-        with self._lock:
+        with self._bell_lock:
             if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
 
     def forget(self, link: _Link) -> None:
         """A connection is over."""
-        with self._lock:
-            self._links.discard(link)
+        self._links.discard(link)
         self.poke()
 
     def _keep(self) -> None:
-        next_s: float | None = None
-        while self._stop_by_s is None:
-            self._wait(next_s, LOOK_S)
-            next_s = self._look_after()
+        while self.stop_by_s == math.inf:
+            self._wait_and_look(LOOK_S)
         self._listener.close()
-        undrained = set(self._all())
-        last_s = self._stop_by_s + _LAST_WORDS_S
-        while self._links and time.monotonic() < last_s:
-            undrained = {link for link in undrained if not link.drain()}
-            if time.monotonic() >= self._stop_by_s:
-                for link in self._all():
-                    link.end()
-            self._wait(self._look_after(), _LOCK_S)
+        while self._links and time.monotonic() < self.stop_by_s + _LAST_WORDS_S:
+            self._wait_and_look(_LOCK_S)
 
-    def _all(self) -> tuple[_Link, ...]:
-        with self._lock:
-            return tuple(self._links)
-
-    def _wait(self, next_s: float | None, at_most_s: float) -> None:
-        """Wait until something is to be done, and accept a connection if there is one."""
-        links = self._all()
-        now_s = time.monotonic()
-        due = [now_s + at_most_s] if links else []
-        due += [] if next_s is None else [next_s]
+    def _wait_and_look(self, at_most_s: float) -> None:
+        """Wait until something is to be done, and do it."""
         ready = select.poll()
         ready.register(self._bell, select.POLLIN)
-        if self._accept_from_s > now_s:
-            due.append(self._accept_from_s)
-        elif self._stop_by_s is None:
+        if self.stop_by_s == math.inf:
             ready.register(self._listener, select.POLLIN)
-        for link in links:
+        due_s = time.monotonic() + at_most_s
+        for link in self._links.copy():
+            due_s = min(due_s, link.next_deadline_s)
             if link.unsent:
                 ready.register(link.descriptor, select.POLLOUT)
-        timeout_ms = None if not due else max(0.0, (min(due) - now_s) * 1000)
-        for descriptor, _ in ready.poll(timeout_ms):
+        for descriptor, _ in ready.poll(max(0.0, (due_s - time.monotonic()) * 1000)):
             if descriptor == self._bell:
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._bell)
+                os.eventfd_read(self._bell)
             elif descriptor == self._listener.fileno():
                 self._accept()
-
-    def _look_after(self) -> float | None:
-        now_s = time.monotonic()
-        times = [link.look_after(now_s) for link in self._all()]
-        return min((one for one in times if one is not None), default=None)
+        for link in self._links.copy():
+            link.look_after()
 
     def _accept(self) -> None:
         try:
             peer, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return
         except OSError as error:
             log.warning("cannot accept a connection: %s; trying again", error)
-            self._accept_from_s = time.monotonic() + _ACCEPT_PAUSE_S
+            time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once
             return
-        links = self._all()
-        if len(links) >= MAX_CONNECTIONS:
-            idle = [link for link in links if link.idle]
-            if not idle:
-                log.warning("%d connections are open, one more is refused", len(links))
-                peer.close()
-                return
-            min(idle, key=lambda link: link.last_read_s).end()
-        peer.setblocking(True)
         link = _Link(peer, self)
-        with self._lock:
-            self._links.add(link)
+        if len(self._links) >= MAX_CONNECTIONS:
+            log.warning("%d connections are open, one more is too many", len(self._links))
+            idle = [one for one in self._links.copy() if not one.calls.streams]
+            min(idle, key=lambda one: one.last_read_s, default=link).end()
+        self._links.add(link)
         try:
             link.thread.start()
         except RuntimeError as error:
             log.warning("no thread for a connection: %s", error)
-            self.forget(link)
-            peer.close()
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+            link.close()

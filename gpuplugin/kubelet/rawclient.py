@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames, grpcwire
 from gpuplugin.kubelet.h2.flow import Outbox, Outgoing
-from gpuplugin.kubelet.h2.frames import ConnectionFault, ErrorCode, StreamFault
+from gpuplugin.kubelet.h2.frames import ErrorCode, Fault
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader, plain_block
 from gpuplugin.kubelet.rpc import MAX_MESSAGE_BYTES, RpcCode
 
@@ -71,7 +71,7 @@ class UnaryCall:
         window_bytes = 2 * max_answer_bytes
         settings = {frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: window_bytes}
         self._outbox.put(frames.PREFACE + frames.settings(settings))
-        self._outbox.put(frames.window_update(0, window_bytes))
+        self._outbox.put(frames.numbers(frames.WINDOW_UPDATE, 0, window_bytes))
         self._outbox.put(frames.frame(frames.HEADERS, frames.END_HEADERS, _STREAM, headers))
         body = grpcwire.message_prefix(len(request)) + request
         self._outbox.send(
@@ -80,7 +80,7 @@ class UnaryCall:
 
     def output(self) -> bytes:
         """What can be sent now."""
-        return self._outbox.take(frames.LARGEST_WINDOW_BYTES)
+        return self._outbox.take(frames.MOST_31_BITS)
 
     def receive(self, data: bytes) -> None:
         """Take what the server sent; no bytes mean that it has closed the connection.
@@ -96,16 +96,16 @@ class UnaryCall:
             while self.answer is None and (found := frames.first(data, at)) is not None:
                 kind, flags, stream_id, payload, at = found
                 self._take(kind, flags, stream_id, payload)
-        except (ConnectionFault, StreamFault) as fault:
+        except Fault as fault:
             raise CallFailed(RpcCode.INTERNAL, f"the server broke HTTP/2: {fault}") from fault
         self._rest = data[at:]
 
     def _take(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        frames.check(kind, stream_id, payload)
         match kind:
             case frames.HEADERS:
-                payload = frames.unpadded(flags, payload)
                 self._block_flags = flags
-                self._block = bytearray(frames.without_priority(stream_id, flags, payload))
+                self._block = bytearray(frames.header_block(stream_id, flags, payload))
                 self._take_headers(flags)
             case frames.CONTINUATION:
                 self._block += payload
@@ -113,12 +113,12 @@ class UnaryCall:
             case frames.DATA:
                 self._take_data(flags, payload)
             case frames.RST_STREAM:
-                self._was_reset(frames.read_u32(payload, "RST_STREAM"))
+                self._was_reset(int.from_bytes(payload, "big"))
             case frames.GOAWAY if payload[:4] < frames.U32.pack(_STREAM):
                 text = payload[8:].decode(errors="replace")
                 raise CallFailed(RpcCode.UNAVAILABLE, f"the server is going away: {text}")
             case frames.WINDOW_UPDATE:
-                more = frames.read_u32(payload, "WINDOW_UPDATE") & frames.LARGEST_WINDOW_BYTES
+                more = int.from_bytes(payload, "big") & frames.MOST_31_BITS
                 (self._stream if stream_id else self._outbox).widen(more)
             case frames.SETTINGS | frames.PING if not flags & frames.ACK:
                 self._acknowledge(kind, payload)
@@ -142,7 +142,7 @@ class UnaryCall:
 
     def _take_headers(self, flags: int) -> None:
         if len(self._block) > MAX_LIST_BYTES:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
+            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
         if not flags & frames.END_HEADERS:
             return
         status = grpcwire.read_status(self._blocks.read(bytes(self._block)))

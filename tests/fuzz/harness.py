@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hpack import Decoder, Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame
 
-from gpuplugin.kubelet.h2.calls import Stream, Streaming, Unary
+from gpuplugin.kubelet.h2.calls import Calls, Method, Stream
 from gpuplugin.kubelet.h2.connection import MAX_STREAMS, Connection
 from gpuplugin.kubelet.h2.frames import DEFAULT_FRAME_BYTES, PREFACE
 from gpuplugin.kubelet.publication import Publication
@@ -44,29 +44,30 @@ class Fuzzed:
         self.woken: list[Stream] = []
         self.sent = bytearray()
         self.encoder = Encoder()
-        self.connection = Connection(
+        self.calls = Calls(
             {
-                b"/t.S/Echo": Unary(lambda request: request),
-                b"/t.S/Fail": Unary(_fail),
-                b"/t.S/Boom": Unary(_boom),
-                b"/t.S/Watch": Streaming(self.watched.subscribe),
+                b"/t.S/Echo": Method(lambda request: request),
+                b"/t.S/Fail": Method(_fail),
+                b"/t.S/Boom": Method(_boom),
+                b"/t.S/Watch": Method(subscribe=self.watched.subscribe),
             },
             self.woken.append,
             lambda: self.now_s,
         )
+        self.connection = Connection(self.calls)
 
     def receive(self, data: bytes) -> None:
         self.connection.receive(data)
-        assert len(self.connection._calls.streams) <= MAX_STREAMS
+        assert len(self.calls.streams) <= MAX_STREAMS
         assert self.watched.open_streams <= MAX_STREAMS
         assert len(self.connection._rest) <= 9 + DEFAULT_FRAME_BYTES
 
     def pull(self) -> None:
         while self.woken:
-            self.connection.pull(self.woken.pop())
+            self.calls.pull(self.woken.pop())
 
     def take(self, limit: int) -> None:
-        while data := self.connection.output(limit):
+        while data := self.calls.outbox.take(limit):
             self.sent += data
 
     def finish(self) -> None:
@@ -76,7 +77,7 @@ class Fuzzed:
         check_output(bytes(self.sent))
         self.connection.close()
         assert self.watched.open_streams == 0
-        assert self.connection.idle
+        assert not self.calls.streams
         self.pull()
         self.connection.look_after()
 

@@ -6,104 +6,66 @@ HTTP/2's rules about streams are kept by `connection`, which owns this.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
-from struct import Struct
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from gpuplugin.kubelet.h2 import frames, grpcwire
 from gpuplugin.kubelet.h2.flow import NOTHING, Outbox, Outgoing
-from gpuplugin.kubelet.h2.frames import (
-    DATA,
-    DEFAULT_FRAME_BYTES,
-    DEFAULT_WINDOW_BYTES,
-    END_HEADERS,
-    END_STREAM,
-    HEADERS,
-    ConnectionFault,
-    ErrorCode,
-    StreamFault,
-    frame,
-    frame_head,
-    rst_stream,
-)
-from gpuplugin.kubelet.h2.grpcwire import (
-    ANSWER_BLOCK,
-    OK_BLOCK,
-    PREFIX_BYTES,
-    message_prefix,
-    read_message,
-    refusal_block,
-    trailers_block,
-)
+from gpuplugin.kubelet.h2.grpcwire import ANSWER_BLOCK, OK_BLOCK, PREFIX_BYTES
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from gpuplugin.kubelet.h2.frames import ErrorCode
     from gpuplugin.kubelet.h2.grpcwire import Head
     from gpuplugin.kubelet.rpc import Subscription
 
-RECEIVE_WINDOW_BYTES = 4 * 1024 * 1024
-"""What a peer may send of one request before it is granted more: the largest ones need no wait."""
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """Incomplete requests of one connection, all together."""
 
 _REMEMBERED_RESETS = 256
-_DEADLINE_TEXT = "Deadline Exceeded"
+_END = frames.END_HEADERS | frames.END_STREAM
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Unary:
-    """A method that answers one message with one."""
+class Method:
+    """What a call is answered by: a handler of one message, or a subscription; or nothing."""
 
-    handler: Callable[[bytes], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Streaming:
-    """A method whose answer is a subscription."""
-
-    subscribe: Callable[[Callable[[], None]], Subscription]
+    handler: Callable[[bytes], bytes] | None = None
+    subscribe: Callable[[Callable[[], None]], Subscription] | None = None
 
 
-Method: TypeAlias = Unary | Streaming
+_UNKNOWN = Method()
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class Stream(Outgoing):
     """One open stream, which is one call."""
 
-    __slots__ = (
-        "body",
-        "deadline_s",
-        "ended",
-        "granted",
-        "headers_sent",
-        "method",
-        "path",
-        "subscription",
-        "waiting",
-    )
-
-    def __init__(self, stream_id: int, window: int, path: bytes, method: Method | None) -> None:
-        super().__init__(stream_id, window, is_list=isinstance(method, Streaming))
-        self.path = path
-        self.method = method
-        self.deadline_s: float | None = None
-        self.subscription: Subscription | None = None
-        self.body = bytearray()
-        self.granted = RECEIVE_WINDOW_BYTES
-        """What the peer may send before it is granted more."""
-        self.ended = False
-        """True once the peer has sent its whole request."""
-        self.waiting = True
-        """True until the request's message is complete."""
-        self.headers_sent = False
+    path: bytes
+    method: Method
+    ended: bool
+    """True once the peer has sent its whole request."""
+    deadline_s: float = math.inf
+    subscription: Subscription | None = None
+    body: bytearray | None = field(default_factory=bytearray)
+    """The request as far as it has come; None once its message is complete."""
+    lead: bytes = ANSWER_BLOCK
+    """The headers of the answer until they are sent."""
 
 
 class Calls:
-    """The open streams of one connection, what they have to send, and which were reset."""
+    """The open streams of one connection, what they have to send, and which were reset.
+
+    `wake` is called with a stream, from any thread, when its subscription has something to take:
+    `pull` it then. `clock_s` is monotonic.
+    """
 
     def __init__(
         self,
@@ -115,22 +77,20 @@ class Calls:
         self.outbox = Outbox(self._sent)
         self.progress = False
         """True if a call was answered or a list was sent; whoever looks sets it back."""
+        self.resets: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
+        """Streams that were reset here lately: the peer may not know yet."""
         self._methods = methods
         self._wake = wake
-        self._clock_s = clock_s
-        self._initial_window = DEFAULT_WINDOW_BYTES
-        self._unread_bytes = 0
-        self._resets: dict[int, None] = {}
+        self.clock_s = clock_s
+        self._initial_window = frames.DEFAULT_WINDOW_BYTES
 
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
         """A request begins with these headers; it has no body if it `ended` with them."""
-        method = self._methods.get(head.path)
-        stream = self._open(stream_id, head.path, method, ended=ended)
-        if head.timeout_s is not None:
-            stream.deadline_s = self._clock_s() + head.timeout_s
+        stream = self._open(stream_id, head.path, ended=ended)
+        stream.deadline_s = self.clock_s() + head.timeout_s
         if head.refusal:
             self._end(stream, head.refusal)
-        elif method is None:
+        elif stream.method is _UNKNOWN:
             self._finish(stream, RpcCode.UNIMPLEMENTED, "Method not found!")
         elif ended:
             self.data(stream, b"")
@@ -140,105 +100,58 @@ class Calls:
 
         False, and nothing was done, if `path` is no unary method: `begin` and `data` see to it.
         """
-        method = self._methods.get(path)
-        if not isinstance(method, Unary):
+        handler = self._methods.get(path, _UNKNOWN).handler
+        if handler is None:
             return False
         try:
-            answer = method.handler(request)
+            answer = handler(request)
         except Exception as error:  # noqa: BLE001 - looked at, and logged, there
-            self._failed(self._open(stream_id, path, method, ended=True), error)
+            self._failed(self._open(stream_id, path, ended=True), error)
             return True
-        size = PREFIX_BYTES + len(answer)
-        if size > min(self.outbox.window, self._initial_window, DEFAULT_FRAME_BYTES):
-            self._answer(self._open(stream_id, path, method, ended=True), answer)
-        else:
-            self.outbox.window -= size
-            self.outbox.put(_answer_frames(stream_id, answer))
-            self.progress = True
+        if not self._sent_at_once(stream_id, self._initial_window, answer):
+            self._answer(self._open(stream_id, path, ended=True), answer)
         return True
 
     def data(self, stream: Stream, payload: bytes) -> None:
         """More of a request came. The handler is called with its first message, as in grpcio."""
-        if not stream.waiting:
-            return
-        body: bytes | bytearray = payload
-        if stream.body:
+        if stream.body is not None:
             stream.body += payload
-            self._unread_bytes += len(payload)
-            body = stream.body
-        try:
-            message = read_message(body)
-        except RpcError as error:
-            self._finish(stream, error.code, error.message)
-            return
-        if message is not None:
-            self._call(stream, message)
-        elif stream.ended:
-            text = f'"{stream.path!r}" requires exactly one request message.'
-            self._finish(stream, RpcCode.UNIMPLEMENTED, text)
-        elif body is payload:
-            stream.body += payload
-            self._unread_bytes += len(payload)
-        if self._unread_bytes > MAX_UNREAD_BYTES:
-            text = "too many incomplete requests"
-            self._finish(stream, RpcCode.RESOURCE_EXHAUSTED, text)
+            self._guarded(self._take, stream)
 
     def pull(self, stream: Stream) -> None:
         """Send what a stream's subscription has, unless a message of it is under way."""
-        subscription = stream.subscription
-        if subscription is None or stream.rest:
-            return
-        try:
-            closed = subscription.closed
-            message = None if closed else subscription.take()
-        except Exception as error:  # the peer is told, as in grpcio, and other calls go on
-            log.exception("a subscription failed")
-            self._finish(stream, RpcCode.UNKNOWN, f"Exception iterating responses: {error}")
-            return
-        if closed:
-            self._finish(stream, RpcCode.OK, "")
-        elif message is not None:
-            if not stream.headers_sent:
-                stream.headers_sent = True
-                self.outbox.put(_headers(stream.stream_id, ANSWER_BLOCK, END_HEADERS))
-            self.outbox.send(stream, message_prefix(len(message)) + message)
+        if stream.subscription is not None and not stream.rest:
+            self._guarded(self._pull, stream)
 
     @property
-    def next_deadline_s(self) -> float | None:
-        """The earliest deadline of the open calls, if one has a deadline."""
+    def next_deadline_s(self) -> float:
+        """The earliest deadline of the open calls, by the clock; infinity if none has one."""
         if not self.streams:
-            return None
-        timed = (one.deadline_s for one in self.streams.values())
-        return min((one for one in timed if one is not None), default=None)
+            return math.inf
+        return min(one.deadline_s for one in self.streams.values())
 
     def expire(self) -> None:
         """End the calls whose deadline has passed."""
-        for stream in [one for one in self.streams.values() if self._expired(one)]:
-            if stream.rest:  # a message that is cut off cannot be followed by trailers
-                self.reset(stream.stream_id, ErrorCode.CANCEL)
-            else:
-                self._finish(stream, RpcCode.DEADLINE_EXCEEDED, _DEADLINE_TEXT)
+        for stream in tuple(self.streams.values()):
+            self._guarded(self._check_deadline, stream)
 
     def resize_windows(self, size: int) -> None:
         """The peer changed what streams begin with, which counts for open ones as well.
 
         Raises:
-            ConnectionFault: a window is larger than HTTP/2 allows now.
+            Fault: a window is larger than HTTP/2 allows now.
         """
         more, self._initial_window = size - self._initial_window, size
         for stream in self.streams.values():
-            try:
-                stream.widen(more)
-            except StreamFault as fault:
-                raise ConnectionFault(fault.code, "a window is too large") from fault
+            stream.widen(more)
 
-    def drop(self, stream: Stream) -> None:
-        """A stream has ended; nothing more is sent on it."""
-        if self.streams.pop(stream.stream_id, None) is None:
+    def drop(self, stream_id: int) -> None:
+        """A stream has ended, if it was open; nothing more is sent on it."""
+        stream = self.streams.pop(stream_id, None)
+        if stream is None:
             return
         self.outbox.forget(stream)
-        self._unread_bytes -= len(stream.body)
-        stream.waiting = False
+        stream.body = None
         stream.rest = NOTHING
         if stream.subscription is not None:
             stream.subscription.close()
@@ -246,67 +159,89 @@ class Calls:
 
     def reset(self, stream_id: int, code: ErrorCode) -> None:
         """End a stream with RST_STREAM, whether it is open or not."""
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self.drop(stream)
-        if len(self._resets) >= _REMEMBERED_RESETS:
-            del self._resets[next(iter(self._resets))]
-        self._resets[stream_id] = None
-        self.outbox.put(rst_stream(stream_id, code))
-
-    def was_reset(self, stream_id: int) -> bool:
-        """True for a stream that was reset here lately: its peer may not know yet."""
-        return stream_id in self._resets
+        self.drop(stream_id)
+        self.resets.append(stream_id)
+        self.outbox.put(frames.numbers(frames.RST_STREAM, stream_id, code))
 
     def close(self) -> None:
         """End all streams without a word."""
-        for stream in tuple(self.streams.values()):
-            self.drop(stream)
+        for stream_id in tuple(self.streams):
+            self.drop(stream_id)
 
-    def _call(self, stream: Stream, request: bytes) -> None:
-        stream.waiting = False
-        method = stream.method
+    def _open(self, stream_id: int, path: bytes, *, ended: bool) -> Stream:
+        method = self._methods.get(path, _UNKNOWN)
+        is_list, window = method.subscribe is not None, self._initial_window
+        stream = Stream(stream_id, window, is_list, path=path, method=method, ended=ended)
+        self.streams[stream_id] = stream
+        return stream
+
+    def _guarded(self, act: Callable[[Stream], None], stream: Stream) -> None:
         try:
-            if self._expired(stream):
-                self._finish(stream, RpcCode.DEADLINE_EXCEEDED, _DEADLINE_TEXT)
-            elif isinstance(method, Streaming):
-                stream.subscription = method.subscribe(partial(self._wake, stream))
-            elif method is not None:
-                self._answer(stream, method.handler(request))
+            act(stream)
         except Exception as error:  # noqa: BLE001 - looked at, and logged, there
             self._failed(stream, error)
 
     def _failed(self, stream: Stream, error: Exception) -> None:
-        """A handler raised: the peer is told, in grpcio's words, and other calls go on."""
-        if isinstance(error, RpcError):
-            self._finish(stream, error.code, error.message)
+        """The peer is told of an error, one of a handler in grpcio's words; other calls go on."""
+        if not isinstance(error, RpcError):
+            name = stream.path.decode("utf-8", "replace")
+            log.error("the handler of %s failed", name, exc_info=error)
+            doing = "iterating responses" if stream.is_list else "calling application"
+            error = RpcError(RpcCode.UNKNOWN, f"Exception {doing}: {error}")
+        self._finish(stream, error.code, error.message)
+
+    def _take(self, stream: Stream) -> None:
+        """Call the handler if the request's message is complete."""
+        message = grpcwire.read_message(stream.body or b"")
+        if message is None:
+            self._check_incomplete(stream)
             return
-        log.error(
-            "the handler of %s failed", stream.path.decode("utf-8", "replace"), exc_info=error
-        )
-        doing = "iterating responses" if stream.is_list else "calling application"
-        self._finish(stream, RpcCode.UNKNOWN, f"Exception {doing}: {error}")
+        stream.body = None
+        self._check_deadline(stream)
+        if stream.method.handler is not None:
+            self._answer(stream, stream.method.handler(message))
+        elif stream.method.subscribe is not None:
+            stream.subscription = stream.method.subscribe(partial(self._wake, stream))
+
+    def _check_incomplete(self, stream: Stream) -> None:
+        if stream.ended:
+            text = f'"{stream.path!r}" requires exactly one request message.'
+            raise RpcError(RpcCode.UNIMPLEMENTED, text)
+        if sum(len(one.body or b"") for one in self.streams.values()) > MAX_UNREAD_BYTES:
+            raise RpcError(RpcCode.RESOURCE_EXHAUSTED, "too many incomplete requests")
+
+    def _check_deadline(self, stream: Stream) -> None:
+        if self.clock_s() >= stream.deadline_s:
+            raise RpcError(RpcCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def _pull(self, stream: Stream) -> None:
+        if stream.subscription is None or stream.subscription.closed:
+            self._finish(stream, RpcCode.OK, "")
+        elif (message := stream.subscription.take()) is not None:
+            self._send(stream, message)
 
     def _answer(self, stream: Stream, message: bytes) -> None:
-        if self._expired(stream):
-            self._finish(stream, RpcCode.DEADLINE_EXCEEDED, _DEADLINE_TEXT)
-            return
-        outbox, stream_id = self.outbox, stream.stream_id
-        size = PREFIX_BYTES + len(message)
-        if size > min(outbox.window, stream.window, DEFAULT_FRAME_BYTES):
-            outbox.put(_headers(stream_id, ANSWER_BLOCK, END_HEADERS))
-            trailers = _headers(stream_id, OK_BLOCK, END_HEADERS | END_STREAM)
-            outbox.send(stream, message_prefix(len(message)) + message, trailers)
-            return
-        outbox.window -= size
-        outbox.put(_answer_frames(stream_id, message))
-        self._ended(stream)
+        self._check_deadline(stream)
+        if self._sent_at_once(stream.stream_id, stream.window, message):
+            self._ended(stream)
+        else:
+            self._send(stream, message, _headers(stream.stream_id, OK_BLOCK, _END))
 
-    def _open(self, stream_id: int, path: bytes, method: Method | None, *, ended: bool) -> Stream:
-        stream = Stream(stream_id, self._initial_window, path, method)
-        stream.ended = ended
-        self.streams[stream_id] = stream
-        return stream
+    def _send(self, stream: Stream, message: bytes, trailers: bytes = b"") -> None:
+        if stream.lead:
+            self.outbox.put(_headers(stream.stream_id, stream.lead, frames.END_HEADERS))
+            stream.lead = b""
+        self.outbox.send(stream, grpcwire.message_prefix(len(message)) + message, trailers)
+
+    def _sent_at_once(self, stream_id: int, window: int, message: bytes) -> bool:
+        """Send the whole answer if it is one frame that the windows take."""
+        size = PREFIX_BYTES + len(message)
+        if size > min(self.outbox.window, window, frames.DEFAULT_FRAME_BYTES):
+            return False
+        self.outbox.window -= size
+        self.outbox.put(_answer_frames(stream_id, message))
+        self.progress = True
+        return True
 
     def _sent(self, outgoing: Outgoing) -> None:
         """The outbox has sent the whole message of a stream."""
@@ -318,39 +253,38 @@ class Calls:
             self._ended(stream)
 
     def _finish(self, stream: Stream, code: int, text: str) -> None:
-        """End a call with a status, if it was not ended before."""
-        block = trailers_block if stream.headers_sent else refusal_block
-        self._end(stream, block(code, text))
+        """End a call with a status; a message that is cut off cannot be followed by one."""
+        if stream.rest:
+            self.reset(stream.stream_id, frames.ErrorCode.CANCEL)
+        else:
+            self._end(stream, stream.lead + grpcwire.status_block(code, text))
 
     def _end(self, stream: Stream, block: bytes) -> None:
-        if stream.stream_id in self.streams:
-            self.outbox.put(_headers(stream.stream_id, block, END_HEADERS | END_STREAM))
-            self._ended(stream)
+        self.outbox.put(_headers(stream.stream_id, block, _END))
+        self._ended(stream)
 
     def _ended(self, stream: Stream) -> None:
         """The answer is complete; a peer that still sends its request is told to stop."""
         self.progress = True
-        self.drop(stream)
-        if not stream.ended:
-            self.reset(stream.stream_id, ErrorCode.NO_ERROR)
-
-    def _expired(self, stream: Stream) -> bool:
-        return stream.deadline_s is not None and self._clock_s() >= stream.deadline_s
+        if stream.ended:
+            self.drop(stream.stream_id)
+        else:
+            self.reset(stream.stream_id, frames.ErrorCode.NO_ERROR)
 
 
-_ANSWER_HEAD = Struct(f">5sI{len(ANSWER_BLOCK)}sHBBBIBI")
-_ANSWER_END = Struct(f">5sI{len(OK_BLOCK)}s")
-_HEADERS_START = frame_head(len(ANSWER_BLOCK), HEADERS, END_HEADERS, 0)[:5]
-_TRAILERS_START = frame_head(len(OK_BLOCK), HEADERS, END_HEADERS | END_STREAM, 0)[:5]
+_HEADERS_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
+_TRAILERS_START = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)[:5]
 
 
 def _answer_frames(stream_id: int, message: bytes) -> bytes:
     """A whole answer: headers, a message that fits in one frame, trailers."""
-    size = PREFIX_BYTES + len(message)
-    data_head = (size >> 8, size & 0xFF, DATA, 0, stream_id, 0, len(message))
-    head = _ANSWER_HEAD.pack(_HEADERS_START, stream_id, ANSWER_BLOCK, *data_head)
-    return head + message + _ANSWER_END.pack(_TRAILERS_START, stream_id, OK_BLOCK)
+    number, length = frames.U32.pack(stream_id), len(message)
+    head = frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, stream_id)
+    data = (head, grpcwire.message_prefix(length), message)
+    return b"".join(
+        (_HEADERS_START, number, ANSWER_BLOCK, *data, _TRAILERS_START, number, OK_BLOCK)
+    )
 
 
 def _headers(stream_id: int, block: bytes, flags: int) -> bytes:
-    return frame(HEADERS, flags, stream_id, block)
+    return frames.frame(frames.HEADERS, flags, stream_id, block)

@@ -30,13 +30,16 @@ DEFAULT_FRAME_BYTES = 16_384
 """The largest payload that a peer may send unless it was told otherwise, and the least it takes."""
 LARGEST_FRAME_BYTES = 2**24 - 1
 DEFAULT_WINDOW_BYTES = 65_535
-LARGEST_WINDOW_BYTES = 2**31 - 1
+MOST_31_BITS = 2**31 - 1
+"""The largest window, the last stream, and the mask of either."""
 
 HEAD = Struct(">HBBBI")
 """Length (16 and 8 bits), type, flags, stream."""
 U32 = Struct(">I")
 _SETTING = Struct(">HI")
-_STREAM_MASK = 0x7FFF_FFFF
+_OF_CONNECTION = (SETTINGS, PING, GOAWAY)
+_LENGTHS = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+_LEAST_GOAWAY_BYTES = 8
 
 
 class ErrorCode(IntEnum):
@@ -54,22 +57,13 @@ class ErrorCode(IntEnum):
     ENHANCE_YOUR_CALM = 11
 
 
-class ConnectionFault(Exception):
-    """The peer broke a rule that ends the connection; `code` goes into the GOAWAY."""
+class Fault(Exception):
+    """The peer broke a rule. That ends a stream by RST_STREAM, or the connection (0) by GOAWAY."""
 
-    def __init__(self, code: ErrorCode, text: str) -> None:
+    def __init__(self, code: ErrorCode, text: str, stream_id: int = 0) -> None:
         super().__init__(text)
         self.code = code
-        self.text = text
-
-
-class StreamFault(Exception):
-    """The peer broke a rule that ends one stream; `code` goes into the RST_STREAM."""
-
-    def __init__(self, stream_id: int, code: ErrorCode) -> None:
-        super().__init__(f"stream {stream_id}: {code.name}")
         self.stream_id = stream_id
-        self.code = code
 
 
 def frame_head(length: int, kind: int, flags: int, stream_id: int) -> bytes:
@@ -91,20 +85,9 @@ def settings(values: Mapping[int, int]) -> bytes:
 SETTINGS_ACK = frame(SETTINGS, ACK, 0, b"")
 
 
-def window_update(stream_id: int, more_bytes: int) -> bytes:
-    """A WINDOW_UPDATE frame; stream 0 is the connection."""
-    return frame(WINDOW_UPDATE, 0, stream_id, U32.pack(more_bytes))
-
-
-def rst_stream(stream_id: int, code: ErrorCode) -> bytes:
-    """A RST_STREAM frame."""
-    return frame(RST_STREAM, 0, stream_id, U32.pack(code))
-
-
-def goaway(last_stream_id: int, code: ErrorCode, text: str = "") -> bytes:
-    """A GOAWAY frame; `text` is for whoever debugs the peer."""
-    payload = U32.pack(last_stream_id) + U32.pack(code) + text.encode()
-    return frame(GOAWAY, 0, 0, payload)
+def numbers(kind: int, stream_id: int, *values: int, text: str = "") -> bytes:
+    """A WINDOW_UPDATE, RST_STREAM or GOAWAY frame; `text` is for whoever debugs the peer."""
+    return frame(kind, 0, stream_id, b"".join(map(U32.pack, values)) + text.encode())
 
 
 def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
@@ -113,46 +96,61 @@ def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
     None if it is not there as a whole.
 
     Raises:
-        ConnectionFault: FRAME_SIZE_ERROR for a frame that is longer than was ever allowed.
+        Fault: FRAME_SIZE_ERROR for a frame that is longer than was ever allowed.
     """
     if len(data) - start < HEAD_BYTES:
         return None
     high, low, kind, flags, stream_id = HEAD.unpack_from(data, start)
     length = high << 8 | low
     if length > DEFAULT_FRAME_BYTES:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+        raise Fault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
     end = start + HEAD_BYTES + length
     if end > len(data):
         return None
-    return kind, flags, stream_id & _STREAM_MASK, data[start + HEAD_BYTES : end], end
+    return kind, flags, stream_id & MOST_31_BITS, data[start + HEAD_BYTES : end], end
+
+
+def check(kind: int, stream_id: int, payload: bytes) -> None:
+    """See that a frame has a length, and a stream or none, that its type allows.
+
+    Raises:
+        Fault: FRAME_SIZE_ERROR or PROTOCOL_ERROR.
+    """
+    length = len(payload)
+    if length != _LENGTHS.get(kind, length) or (kind == GOAWAY and length < _LEAST_GOAWAY_BYTES):
+        ended_id = stream_id if kind == PRIORITY else 0
+        raise Fault(ErrorCode.FRAME_SIZE_ERROR, f"type {kind} of a wrong length", ended_id)
+    if kind < WINDOW_UPDATE and bool(stream_id) == (kind in _OF_CONNECTION):
+        raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:
     """The payload of a DATA or HEADERS frame without its padding.
 
     Raises:
-        ConnectionFault: PROTOCOL_ERROR if the padding is longer than the payload.
+        Fault: PROTOCOL_ERROR if the padding is longer than the payload.
     """
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+        raise Fault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
 
 
-def without_priority(stream_id: int, flags: int, payload: bytes) -> bytes:
-    """The header block of a HEADERS payload, without the priority that nobody uses any more.
+def header_block(stream_id: int, flags: int, payload: bytes) -> bytes:
+    """What a HEADERS frame has of a block, without the priority that nobody uses any more.
 
     Raises:
-        ConnectionFault: FRAME_SIZE_ERROR for a payload too short for it, PROTOCOL_ERROR for a
-            stream that depends on itself.
+        Fault: as `unpadded`, FRAME_SIZE_ERROR for a payload too short for its priority,
+            PROTOCOL_ERROR for a stream that depends on itself.
     """
+    payload = unpadded(flags, payload)
     if not flags & HAS_PRIORITY:
         return payload
     if len(payload) < 5:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
-    if U32.unpack_from(payload)[0] & _STREAM_MASK == stream_id:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
+        raise Fault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+    if U32.unpack_from(payload)[0] & MOST_31_BITS == stream_id:
+        raise Fault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
     return payload[5:]
 
 
@@ -160,28 +158,16 @@ def read_settings(payload: bytes) -> dict[int, int]:
     """The values of a SETTINGS payload, unknown ones included.
 
     Raises:
-        ConnectionFault: a payload of a wrong length, or a value outside its range.
+        Fault: a payload of a wrong length, or a value outside its range.
     """
     if len(payload) % _SETTING.size:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
+        raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
     values = dict(_SETTING.iter_unpack(payload))
     if values.get(ENABLE_PUSH, 0) > 1:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
-    if values.get(INITIAL_WINDOW_SIZE, 0) > LARGEST_WINDOW_BYTES:
-        raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
+        raise Fault(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+    if values.get(INITIAL_WINDOW_SIZE, 0) > MOST_31_BITS:
+        raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
     size = values.get(MAX_FRAME_SIZE, DEFAULT_FRAME_BYTES)
     if not DEFAULT_FRAME_BYTES <= size <= LARGEST_FRAME_BYTES:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
+        raise Fault(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
     return values
-
-
-def read_u32(payload: bytes, kind: str) -> int:
-    """The number that is the whole payload of a RST_STREAM or WINDOW_UPDATE.
-
-    Raises:
-        ConnectionFault: FRAME_SIZE_ERROR if there are not exactly four bytes.
-    """
-    if len(payload) != U32.size:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{kind} of a wrong length")
-    value: int = U32.unpack(payload)[0]
-    return value

@@ -6,6 +6,7 @@ followed to the letter of its messages, so that a client sees no difference.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from gpuplugin.kubelet.h2.headers import plain_block
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gpuplugin.kubelet.h2.headers import Header
 
@@ -28,106 +29,75 @@ MAX_STATUS_TEXT_BYTES = 4096
 PREFIX_BYTES = 5
 
 _CONTENT_TYPE = b"application/grpc"
-_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
-_OF_CONNECTION = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+_CONTENT_TYPES = re.compile(_CONTENT_TYPE + rb"(\Z|[+;])", re.IGNORECASE)
+_REQUIRED = {b":method", b":scheme", b":path"}
+_FORBIDDEN = re.compile(
+    rb"|.*[A-Z].*|connection|keep-alive|proxy-connection|transfer-encoding|upgrade", re.DOTALL
 )
-_UPPER = re.compile(rb"[A-Z]")
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])", re.ASCII)
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _UNENCODED = "".join(set(string.printable) - set(string.whitespace) - {"%"}) + " "
 
 
-def _status_headers(code: int, text: str) -> list[Header]:
+def answer_block(http_status: bytes = b"200") -> bytes:
+    """The headers that begin an answer, or with a status after them are all of it."""
+    return plain_block([(b":status", http_status), (b"content-type", _CONTENT_TYPE)])
+
+
+def status_block(code: int, text: str = "") -> bytes:
+    """The trailers that end an answer."""
     encoded = quote(text, safe=_UNENCODED, errors="replace")
     if len(encoded) > MAX_STATUS_TEXT_BYTES:
         # A sequence such as %C3%A4 that is cut through decodes to a replacement character.
         encoded = re.sub(r"%.?\Z", "", encoded[:MAX_STATUS_TEXT_BYTES])
     message = [(b"grpc-message", encoded.encode())] if encoded else []
-    return [(b"grpc-status", b"%d" % code), *message]
+    return plain_block([(b"grpc-status", b"%d" % code), *message])
 
 
-def trailers_block(code: int, text: str = "") -> bytes:
-    """The trailers that end an answer whose headers were sent."""
-    return plain_block(_status_headers(code, text))
-
-
-def refusal_block(code: int, text: str, *, http_status: bytes = b"200") -> bytes:
-    """Headers that are the whole answer."""
-    head = [(b":status", http_status), (b"content-type", _CONTENT_TYPE)]
-    return plain_block([*head, *_status_headers(code, text)])
-
-
-ANSWER_BLOCK = plain_block([(b":status", b"200"), (b"content-type", _CONTENT_TYPE)])
-OK_BLOCK = trailers_block(RpcCode.OK)
+ANSWER_BLOCK = answer_block()
+OK_BLOCK = status_block(RpcCode.OK)
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """What the headers of a request ask for."""
 
-    path: bytes = b""
-    timeout_s: float | None = None
+    path: bytes
+    timeout_s: float = math.inf
     refusal: bytes = b""
     """The whole answer as a header block, if no handler should be asked."""
-    malformed: bool = False
-    """True if HTTP/2 forbids such headers."""
-
-    @property
-    def plain(self) -> bool:
-        """True if there is a path and nothing else to be seen to."""
-        return not self.malformed and not self.refusal and self.timeout_s is None
 
 
-def read_head(headers: Sequence[Header]) -> Head:
-    """What a request's headers ask for."""
-    fields = _fields(headers)
-    if fields is None or not {b":method", b":scheme", b":path"} <= fields.keys():
-        return Head(malformed=True)
-    if not fields[b":path"]:
-        return Head(malformed=True)
-    if sum(len(name) + len(value) + 32 for name, value in headers) > MAX_HEADERS_BYTES:
-        text = f"the request's headers are larger than {MAX_HEADERS_BYTES} bytes"
-        return Head(refusal=refusal_block(RpcCode.RESOURCE_EXHAUSTED, text))
-    timeout = fields.get(b"grpc-timeout")
-    timeout_s = None if timeout is None else read_timeout(timeout)
-    refusal = _refusal(fields)
-    if timeout is not None and timeout_s is None:
-        refusal = refusal or refusal_block(
-            RpcCode.INTERNAL, "Error parsing 'grpc-timeout' metadata"
-        )
-    return Head(fields[b":path"], timeout_s, refusal)
+def read_head(headers: Sequence[Header]) -> Head | None:
+    """What a request's headers ask for; None if HTTP/2 forbids such headers."""
+    fields = dict(headers)
+    if not _well_formed([name for name, _ in headers]) or not fields[b":path"]:
+        return None
+    timeout_s = read_timeout(fields[b"grpc-timeout"]) if b"grpc-timeout" in fields else math.inf
+    size = sum(len(name) + len(value) + 32 for name, value in headers)
+    foreign = not _CONTENT_TYPES.match(fields.get(b"content-type", b""))
+    coded = fields.get(b"grpc-encoding", b"identity") != b"identity"
+    refusals = (
+        (size > MAX_HEADERS_BYTES, b"200", RpcCode.RESOURCE_EXHAUSTED, "too large headers"),
+        (fields[b":method"] != b"POST", b"405", RpcCode.INTERNAL, "gRPC calls are made by POST"),
+        (foreign, b"415", RpcCode.INVALID_ARGUMENT, "the content-type is not application/grpc"),
+        (coded, b"200", RpcCode.UNIMPLEMENTED, "compressed messages are not understood"),
+        (timeout_s is None, b"200", RpcCode.INTERNAL, "Error parsing 'grpc-timeout' metadata"),
+    )
+    for refused, http_status, code, text in refusals:
+        if refused:
+            accepted = plain_block([(b"grpc-accept-encoding", b"identity")])
+            refusal = answer_block(http_status) + accepted + status_block(code, text)
+            return Head(fields[b":path"], refusal=refusal)
+    return Head(fields[b":path"], timeout_s or 0.0)
 
 
-def _fields(headers: Sequence[Header]) -> dict[bytes, bytes] | None:
-    """Headers by name; None if HTTP/2 forbids them (RFC 9113, sections 8.2 and 8.3)."""
-    fields: dict[bytes, bytes] = {}
-    regular = False
-    for name, value in headers:
-        if name[:1] == b":":
-            if regular or name not in _PSEUDO or name in fields:
-                return None
-        else:
-            regular = True
-            if not name or _UPPER.search(name) or name in _OF_CONNECTION:
-                return None
-        fields[name] = value
-    return fields
-
-
-def _refusal(fields: Mapping[bytes, bytes]) -> bytes:
-    if fields[b":method"] != b"POST":
-        return refusal_block(RpcCode.INTERNAL, "gRPC calls are made by POST", http_status=b"405")
-    kind = fields.get(b"content-type", b"").lower()
-    if kind[:16] != _CONTENT_TYPE or kind[16:17] not in (b"", b"+", b";"):
-        text = "the content-type is not application/grpc"
-        return refusal_block(RpcCode.INVALID_ARGUMENT, text, http_status=b"415")
-    encoding = fields.get(b"grpc-encoding", b"identity")
-    if encoding != b"identity":
-        text = f"messages compressed by {encoding.decode(errors='replace')} are not understood"
-        refusal = refusal_block(RpcCode.UNIMPLEMENTED, text)
-        return refusal + plain_block([(b"grpc-accept-encoding", b"identity")])
-    return b""
+def _well_formed(names: list[bytes]) -> bool:
+    """True for names that HTTP/2 allows in this order (RFC 9113, sections 8.2 and 8.3)."""
+    pseudo = [name for name in names if name[:1] == b":"]
+    once = len(pseudo) == len(set(pseudo)) and names[: len(pseudo)] == pseudo
+    known = _REQUIRED <= set(pseudo) <= _REQUIRED | {b":authority"}
+    return once and known and not any(map(_FORBIDDEN.fullmatch, names))
 
 
 def read_timeout(value: bytes) -> float | None:

@@ -14,7 +14,7 @@ import pytest
 
 from gpuplugin.kubelet import engine_fast
 from gpuplugin.kubelet.engine_fast import MAX_CONNECTIONS, FastEngine
-from gpuplugin.kubelet.h2.connection import Connection
+from gpuplugin.kubelet.h2.calls import Calls, Stream
 from gpuplugin.kubelet.rpc import Service, SocketError
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ECHO, ENGINES, WATCH, serving
@@ -271,11 +271,18 @@ def test_an_engine_fault_ends_its_connection_alone(
     fast: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever publishes is in the thread where it happens, and must not be hit."""
+    failing, pull = threading.Event(), Calls.pull
+
+    def pull_or_fail(calls: Calls, stream: Stream) -> None:
+        assert not failing.is_set(), "a fault"
+        pull(calls, stream)
+
+    monkeypatch.setattr(Calls, "pull", pull_or_fail)
     fast.watched.publish(b"list")
     with fast.raw() as client, fast.raw() as other:
         stream = client.begin(WATCH)
         client.read_message(stream, b"list")
-        monkeypatch.setattr(Connection, "pull", lambda *_: 1 // 0)
+        failing.set()
         fast.watched.publish(b"more")
         client.read_until(lambda: client.closed)
         assert other.call(ECHO, b"x")["grpc-status"] == "0"
