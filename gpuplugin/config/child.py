@@ -1,4 +1,4 @@
-"""The process that reads the configuration for `apart`: a request on standard input, and out.
+"""What reads the configuration for `apart`, in a process that ends then.
 
 The daemon waits for it, so it loads nothing else, and collects no garbage.
 """
@@ -9,27 +9,45 @@ import gc
 import os
 import pickle
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from gpuplugin.config.loaded import Loaded, Problem
 
+Request: TypeAlias = "tuple[dict[str, str], dict[str, str], str | None]"
+"""Flags and variables by name with their text, and the file."""
 
-def main() -> None:
-    """Read a request; write the `Loaded`, or the problems, as they are pickled."""
+
+def answer(request: Request, end: int) -> None:
+    """Write the `Loaded`, the problems, or what went wrong to a pipe, as they are pickled."""
     gc.disable()
+    read: Loaded | tuple[Problem, ...] | str
+    try:
+        read = _read(request)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the daemon is told
+        read = f"{type(error).__name__}: {error}"
+    with os.fdopen(end, "wb") as stream:
+        pickle.dump(read, stream)
+
+
+def _read(request: Request) -> Loaded | tuple[Problem, ...]:
     from gpuplugin.config.load import load_settings
     from gpuplugin.config.loaded import ConfigError
     from gpuplugin.config.options import OPTIONS
 
-    given, environment, config_file = pickle.load(sys.stdin.buffer)  # noqa: S301 - our parent's
+    given, environment, config_file = request
     flags = {option: given[option.flags[0]] for option in OPTIONS if option.flags[0] in given}
     try:
-        read: Loaded | tuple[Problem, ...] = load_settings(flags, environment, config_file)
+        return load_settings(flags, environment, config_file)
     except ConfigError as error:
-        read = error.problems
-    sys.stdout.buffer.write(pickle.dumps(read))
-    sys.stdout.flush()
+        return error.problems
+
+
+def main() -> None:
+    """As a program: the numbers of the pipes to read the request from and to answer to."""
+    with os.fdopen(int(sys.argv[1]), "rb") as stream:
+        request: Request = pickle.load(stream)  # noqa: S301 - our parent's
+    answer(request, int(sys.argv[2]))
     os._exit(0)  # nothing is left to tidy up
 
 

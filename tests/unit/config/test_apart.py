@@ -6,7 +6,8 @@ import dataclasses
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +18,16 @@ from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.plain import PLAIN
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 FLAGS = {option.flags[0]: option for option in OPTIONS}
+
+
+@pytest.fixture(params=["fork", "program"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With threads the child is a program of its own, without them a fork."""
+    chosen: str = request.param
+    monkeypatch.setattr("threading.active_count", lambda: 1 if chosen == "fork" else 2)
+    return chosen
+
 
 FILE = """
 version: v1
@@ -59,17 +66,39 @@ def test_a_child_tells_all_that_is_wrong(tmp_path: Path) -> None:
     assert len(told.value.problems) == 2
 
 
-def test_a_reader_that_dies_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_dies_is_told_of(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ConfigError, match="could not be read: it ended with status 1"):
+    monkeypatch.setattr(apart, "answer", lambda _request, _end: os._exit(3))
+    with pytest.raises(ConfigError, match="could not be read: its reader ended without an answer"):
         Reading({}, {}, None).result()
 
 
-def test_a_reader_that_fails_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "yaml.py").write_text("raise RuntimeError('this is no yaml')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="RuntimeError: this is no yaml"):
+def test_a_reader_that_fails_says_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    if way == "fork":
+        monkeypatch.setattr("gpuplugin.config.load.load_settings", lambda *_: 1 / 0)
+        expected = "ZeroDivisionError"
+    else:
+        (tmp_path / "yaml.py").write_text("raise RuntimeError('this is no yaml')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        expected = "RuntimeError: this is no yaml"
+    with pytest.raises(ConfigError, match=expected):
         Reading({}, {}, None).result()
+
+
+def own_children() -> str:
+    return Path("/proc/thread-self/children").read_text()
+
+
+def test_no_child_and_no_pipe_is_left(tmp_path: Path) -> None:
+    descriptors, children = len(list(Path("/proc/self/fd").iterdir())), own_children()
+    for text in (FILE, "flags: 7"):
+        (tmp_path / "config.yaml").write_text(text)
+        with suppress(ConfigError):
+            Reading({}, {}, str(tmp_path / "config.yaml")).result()
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert own_children() == children
 
 
 def test_a_reader_that_hangs_is_not_waited_for(
