@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.imports import without_collector
-from gpuplugin.cli.options import load_apart
+from gpuplugin.cli.options import given_options, load_apart
+from gpuplugin.config.options import OPTIONS
 
 if TYPE_CHECKING:
     import argparse
+
+_LIBRARIES = {
+    ("backend", "nvml"): "hal.nvml.binding",
+    ("rpcEngine", "grpcio"): "gpuplugin.kubelet.engine_grpcio",
+    ("rpcEngine", "fast"): "gpuplugin.kubelet.engine_fast",
+}
+"""What is loaded when it is chosen; the first of a name is the default."""
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -16,4 +26,18 @@ def run(parsed: argparse.Namespace) -> int:
     reading = load_apart(parsed)
     with without_collector():
         from gpuplugin.cli.rundaemon import run as run_daemon
+
+        for name in ("backend", "rpcEngine"):
+            _load_chosen(parsed, name)
     return run_daemon(parsed, reading)
+
+
+def _load_chosen(parsed: argparse.Namespace, name: str) -> None:
+    """Load the library of an option that stands in no file, while the child still reads."""
+    option = next(one for one in OPTIONS if one.path == ("daemon", name))
+    variables = (os.environ[one] for one in option.variables if one in os.environ)
+    default = next(value for key, value in _LIBRARIES if key == name)
+    chosen = given_options(parsed).get(option) or next(variables, "") or default
+    library = _LIBRARIES.get((name, chosen))
+    if library is not None:
+        import_module(library)
