@@ -128,3 +128,12 @@ def test_the_help_names_the_suites_that_there_are() -> None:
     from benchmarks.suites import SUITES
 
     assert tuple(SUITES) == benchoptions.SUITES
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_names_far_down_the_static_table_change_nothing(indexed: bool) -> None:
+    """`content-type` has number 31 there, which takes a second byte."""
+    block = Encoder().encode([("content-type", "x" * 200, not indexed)], huffman=False)
+    assert http2.leaves_tables_alone(block) is not indexed
+    for cut in range(1, len(block)):
+        assert not http2.leaves_tables_alone(block[:cut])
