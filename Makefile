@@ -19,7 +19,8 @@ test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtua
 	$(BIN)/pytest $(PYTEST) -m slow
 
 test-fast: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the fast RPC engine
-	GPUPLUGIN_RPC_ENGINE=fast $(BIN)/pytest $(PYTEST) tests/component tests/e2e tests/chaos
+	GPUPLUGIN_RPC_ENGINE=fast $(BIN)/pytest $(PYTEST) tests/component tests/e2e tests/chaos \
+		--ignore tests/e2e/test_bench.py
 
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes
 	$(PIP) -e '.[fuzz]'

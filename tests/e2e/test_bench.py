@@ -14,15 +14,17 @@ from tests.component.test_bench_plugins import SCRIPT
 from tests.e2e.conftest import Process, eventually, gpuplugin
 from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio
 
+LONG_S = 200.0
+"""For what takes half a minute on a machine that has nothing else to do."""
 NAME = "{http://www.w3.org/2000/svg}"
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, timeout_s: float = 50) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gpuplugin", "bench", *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=timeout_s,
         check=False,
     )
 
@@ -65,10 +67,13 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(LONG_S + 10)
 def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:
     json = tmp_path / "run.json"
     suites = ("listing", "life")
-    done = bench(*suites, "--calls", "3", "--client", "grpcio", "--json", str(json))
+    done = bench(
+        *suites, "--calls", "3", "--client", "grpcio", "--json", str(json), timeout_s=LONG_S
+    )
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.split() if line.lower() in suites] == [
         suite.upper() for suite in suites
@@ -92,9 +97,12 @@ def test_an_end_from_outside_takes_plugins_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(LONG_S + 10)
 def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
     json = tmp_path / "run.json"
-    done = bench("faults", "prefer", "simulator", "--calls", "1", "--json", str(json))
+    engine = ("--engine", "grpcio")
+    suites = ("faults", "prefer", "simulator")
+    done = bench(*suites, *engine, "--calls", "1", "--json", str(json), timeout_s=LONG_S)
     assert done.returncode == 0, done.stderr
     found = {(one.case, one.subject): one for one in read_run(json).figures}
     assert found["fault to list, 8 x 10", "gpuplugin"].n == 8
