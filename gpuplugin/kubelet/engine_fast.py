@@ -235,7 +235,7 @@ class FastServer:
 
     def stop(self, grace_s: float) -> None:
         """Stop; see `Server.stop`. A handler that does not return is left behind."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a file that is gone, with its folder or without, or not ours
             if os.path.samestat(self._path.lstat(), self._file):
                 self._path.unlink()
         self.stop_by_s = time.monotonic() + grace_s
