@@ -25,7 +25,13 @@ GPUS = 8
 FEW, MANY = 1, 1000
 CALLS = 2000
 
-DAEMON = ("gpuplugin.cli.main", "gpuplugin.cli.run", "gpuplugin.cli.rundaemon", "hal.nvml.binding")
+DAEMON = (
+    "gpuplugin.cli.main",
+    "gpuplugin.cli.parser",
+    "gpuplugin.cli.run",
+    "gpuplugin.cli.rundaemon",
+    "hal.nvml.binding",
+)
 NOT_IN_THE_DAEMON = frozenset(
     {
         "benchmarks", "httpx2", "jsonschema", "lightkube", "plotly", "pydantic", "pydantic_core",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.apart import Reading
     from gpuplugin.config.loaded import Loaded
+    from gpuplugin.config.reader import Reader
 
 _PREFIX = "option:"
 
@@ -60,11 +61,13 @@ def load(parsed: argparse.Namespace, config_file: str | None = None) -> Loaded:
     return load_settings(given_options(parsed), os.environ, config_file or parsed.config_file)
 
 
-def load_apart(parsed: argparse.Namespace, config_file: str | None = None) -> Reading:
+def load_apart(
+    parsed: argparse.Namespace, config_file: str | None = None, reader: Reader | None = None
+) -> Reading:
     """The same, read in a process of its own: for the daemon, which has no use for the reader."""
     from gpuplugin.config.apart import Reading
 
-    return Reading(given_options(parsed), os.environ, config_file or parsed.config_file)
+    return Reading(given_options(parsed), os.environ, config_file or parsed.config_file, reader)
 
 
 def _add(parser: argparse.ArgumentParser, option: Option) -> None:

@@ -23,7 +23,7 @@ _LIBRARIES = {
 
 def run(parsed: argparse.Namespace) -> int:
     """Run until a signal; 0 then, 1 if the daemon could not start."""
-    reading = load_apart(parsed)
+    reading = load_apart(parsed, reader=parsed.reader)
     with without_collector():
         from gpuplugin.cli.rundaemon import run as run_daemon
 

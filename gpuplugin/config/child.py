@@ -18,15 +18,25 @@ Request: TypeAlias = "tuple[dict[str, str], dict[str, str], str | None]"
 """Flags and variables by name with their text, and the file."""
 
 
-def answer(request: Request, end: int) -> None:
-    """Write the `Loaded`, the problems, or what went wrong to a pipe, as they are pickled."""
+def answer(requests: int, answers: int) -> None:
+    """Get ready, read a request from a pipe, and write what came of it to another, as pickles.
+
+    That is the `Loaded`, the problems, or what went wrong. Nothing is answered if nobody asks.
+    """
     gc.disable()
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # a plugin would be somebody else's
     read: Loaded | tuple[Problem, ...] | str
     try:
+        import gpuplugin.config.load  # noqa: F401 - this takes longest, so it is done before
+
+        with os.fdopen(requests, "rb") as stream:
+            request: Request = pickle.load(stream)  # noqa: S301 - our parent's
         read = _read(request)
+    except EOFError:
+        return
     except Exception as error:  # noqa: BLE001 - whatever it is, the daemon is told
         read = f"{type(error).__name__}: {error}"
-    with os.fdopen(end, "wb") as stream:
+    with os.fdopen(answers, "wb") as stream:
         pickle.dump(read, stream)
 
 
@@ -45,9 +55,7 @@ def _read(request: Request) -> Loaded | tuple[Problem, ...]:
 
 def main() -> None:
     """As a program: the numbers of the pipes to read the request from and to answer to."""
-    with os.fdopen(int(sys.argv[1]), "rb") as stream:
-        request: Request = pickle.load(stream)  # noqa: S301 - our parent's
-    answer(request, int(sys.argv[2]))
+    answer(int(sys.argv[1]), int(sys.argv[2]))
     os._exit(0)  # nothing is left to tidy up
 
 

@@ -86,9 +86,7 @@ class Daemon:
         self._load = load
         self._backend = backend
         self.vitals = Vitals()
-        self.metrics = Metrics()
-        backend_name = loaded.settings.daemon.backend
-        self.metrics.build.info({"version": version, "backend": backend_name})
+        self.metrics = Metrics(version, loaded.settings.daemon.backend)
         self._reloader: Reloader | None = None
         self._http: HttpServer | None = None
         self._version = version
@@ -153,7 +151,7 @@ class Daemon:
             from gpuplugin.daemon.usagemetrics import UsageCollector
 
             self._sampler = make_sampler(settings, self._backend, queries, node)
-            self.metrics.registry.register(UsageCollector(self._reading, node, news.record))
+            self.metrics.sources.append(UsageCollector(self._reading, node, news.record))
         await self._sampler.run()
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:

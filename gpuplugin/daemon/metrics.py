@@ -1,161 +1,162 @@
-"""The metrics of the daemon, on a registry of their own. How they are served is in `http`."""
+"""The metrics of the daemon by name. How they are exported is in `exposition`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
-
-from gpuplugin.daemon.callmetrics import CallMetrics
+from gpuplugin.daemon.series import Counter, Gauge, Histogram
+from gpuplugin.kubelet.observe import CallStats
 
 if TYPE_CHECKING:
-    from prometheus_client.metrics import MetricWrapperBase
+    from collections.abc import Mapping
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
+
+    from gpuplugin.daemon.series import Family
 
 PROBE_BUCKETS_S = (1e-3, 5e-3, 20e-3, 0.1, 0.5, 2.0, 10.0)
+
+
+class CallCounts:
+    """The counts of each resource's calls; they outlive the sockets that it is served on."""
+
+    def __init__(self) -> None:
+        self.by_resource: dict[str, CallStats] = {}
+
+    def of(self, resource: str) -> CallStats:
+        """The counts of a resource's calls."""
+        return self.by_resource.setdefault(resource, CallStats())
+
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """The counts of a resource end, which is given as `resource`."""
+        self.by_resource.pop(labels["resource"], None)
 
 
 class Metrics:
     """Every series that the daemon exports; labels are bounded by GPUs, resources and Xids."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        registry = self.registry
-        self.build = Info("gpuplugin_build", "Version of the plugin.", registry=registry)
+    def __init__(self, version: str = "", backend: str = "") -> None:
+        self.build = {"version": version, "backend": backend}
+        self.sources: list[Collector] = []
+        """More series, which are made from what is known at each scrape."""
+        self._registry: CollectorRegistry | None = None
         self.start_time = Gauge(
             "gpuplugin_start_time_seconds",
             "When the plugin was started; the time since is its age.",
-            registry=registry,
         )
         self.start_time.set_to_current_time()
-        self.calls = CallMetrics()
-        registry.register(self.calls)
+        self.calls = CallCounts()
         self.devices = Gauge(
             "gpuplugin_devices",
             "Devices by what the kubelet is told of them.",
             ["resource", "health"],
-            registry=registry,
         )
         self.gpu_health = Gauge(
             "gpuplugin_gpu_health",
             "1 for the state that the GPU or MIG device is in, 0 for the others.",
             ["uuid", "gpu", "state"],
-            registry=registry,
         )
         self.xids = Counter(
             "gpuplugin_xid_events",
             "Xids that the driver reported, application errors included.",
             ["uuid", "gpu", "xid", "action"],
-            registry=registry,
         )
         self.ecc_errors = Counter(
             "gpuplugin_ecc_events",
             "ECC events that the driver reported.",
             ["uuid", "gpu", "kind"],
-            registry=registry,
         )
         self.health_transitions = Counter(
             "gpuplugin_gpu_health_transitions",
             "Changes of the health state of a GPU or MIG device, with what caused them.",
             ["uuid", "gpu", "state", "cause", "xid", "action"],
-            registry=registry,
         )
         self.list_updates = Counter(
             "gpuplugin_list_updates",
             "New device lists that were published; an unchanged list is not.",
             ["resource"],
-            registry=registry,
         )
         self.list_bytes = Gauge(
             "gpuplugin_list_bytes",
             "Size of the device list; the kubelet receives at most 4194304 bytes.",
             ["resource"],
-            registry=registry,
         )
         self.streams = Gauge(
             "gpuplugin_open_streams",
             "ListAndWatch streams that are open.",
             ["resource"],
-            registry=registry,
         )
         self.kubelet_restarts = Counter(
             "gpuplugin_kubelet_restarts",
             "Streams that the kubelet ended while their socket was good, as when it restarts.",
             ["resource"],
-            registry=registry,
         )
         self.registrations = Counter(
             "gpuplugin_registrations",
             "What came of registrations with the kubelet.",
             ["resource", "mode", "result"],
-            registry=registry,
         )
         self.socket_renewals = Counter(
             "gpuplugin_socket_renewals",
             "New sockets that were made because the old one was of no use, by reason.",
             ["resource", "reason"],
-            registry=registry,
         )
         self.monitor_failures = Counter(
             "gpuplugin_monitor_failures",
             "Failed attempts to open the driver or to watch the GPUs.",
             ["stage"],
-            registry=registry,
         )
         self.probe_seconds = Histogram(
             "gpuplugin_probe_duration_seconds",
             "Time that the driver took to say whether a GPU can be used.",
-            buckets=PROBE_BUCKETS_S,
-            registry=registry,
+            PROBE_BUCKETS_S,
         )
         self.monitor_blind = Gauge(
             "gpuplugin_monitor_blind",
             "1 while the GPUs cannot be watched and are reported Unhealthy for that.",
-            registry=registry,
         )
         self.config_reloads = Counter(
             "gpuplugin_config_reloads",
             "Attempts to take over a changed configuration, by result.",
             ["result"],
-            registry=registry,
         )
         self.config_good = Gauge(
             "gpuplugin_config_last_reload_successful",
             "0 while the configuration file is not the one in force, because it cannot be used.",
-            registry=registry,
         )
         self.config_good_since = Gauge(
             "gpuplugin_config_last_good_timestamp_seconds",
             "When the configuration in force was read.",
-            registry=registry,
         )
         self.preferences = Counter(
             "gpuplugin_preferences",
             "Choices of GetPreferredAllocation, by the method that found them.",
             ["resource", "method"],
-            registry=registry,
         )
         self.task_restarts = Counter(
             "gpuplugin_task_restarts",
             "Tasks of the daemon that failed and were started again.",
             ["task"],
-            registry=registry,
         )
         self.node_reports = Counter(
             "gpuplugin_node_reports",
             "Events and node conditions for the API server: sent, failed (tried again), refused, "
             "dropped.",
             ["kind", "result"],
-            registry=registry,
         )
 
     @property
-    def by_resource(self) -> tuple[MetricWrapperBase | CallMetrics, ...]:
+    def registry(self) -> CollectorRegistry:
+        """What is scraped. The library is loaded by whoever asks first."""
+        if self._registry is None:
+            from gpuplugin.daemon.exposition import make_registry
+
+            self._registry = make_registry(self)
+        return self._registry
+
+    @property
+    def by_resource(self) -> tuple[Family | CallCounts, ...]:
         """Everything that has the label `resource`."""
         return (
             self.calls,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from gpuplugin.cli.main import build_parser
+from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.document import parse_document
 from tests.deploy.binaries import program
 from tests.deploy.choices import CHOICES

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options
+from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import DEFAULT_CDI_ROOT, DEFAULT_POD_LOGS, OPTIONS
 from gpuplugin.daemon.sockets import KubeletDirs

@@ -68,7 +68,7 @@ def test_a_child_tells_all_that_is_wrong(tmp_path: Path) -> None:
 
 def test_a_reader_that_dies_is_told_of(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    monkeypatch.setattr(apart, "answer", lambda _request, _end: os._exit(3))
+    monkeypatch.setattr("gpuplugin.config.child.answer", lambda _request, _end: os._exit(3))
     with pytest.raises(ConfigError, match="could not be read: its reader ended without an answer"):
         Reading({}, {}, None).result()
 
@@ -127,7 +127,8 @@ def test_a_plain_class_has_the_fields_of_its_section(section: type, plain: type)
 
 def test_the_daemon_does_without_the_checker() -> None:
     script = (
-        "import sys, gpuplugin.cli.main, gpuplugin.cli.run, gpuplugin.cli.rundaemon\n"
+        "import sys, gpuplugin.cli.main, gpuplugin.cli.parser, gpuplugin.cli.rundaemon\n"
+        "import gpuplugin.cli.run\n"
         "print(*sorted({'pydantic', 'pydantic_core', 'simpy', 'rich', 'sim'} & set(sys.modules)))"
     )
     found = subprocess.run(

@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options, load
+from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError, Loaded
 from gpuplugin.config.option import Kind

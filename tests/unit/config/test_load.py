@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options
+from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError, Loaded
 from gpuplugin.config.option import Kind, Option

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gpuplugin.cli.main import build_parser
 from gpuplugin.cli.options import given_options
+from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ from typing import get_args
 import jsonschema
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
 
-from gpuplugin.cli.main import build_parser, main
+from gpuplugin.cli.main import main
+from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.document import parse_document
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.settings import Settings
-from gpuplugin.daemon.callmetrics import CallMetrics
+from gpuplugin.daemon.exposition import families
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.usagemetrics import FAMILIES
 from gpuplugin.doctor.checks import CHECKS
@@ -56,15 +56,13 @@ WORKLOADS = get_args(get_args(Workload)[0])
 def metrics_table() -> str:
     """Every series of the daemon, from the code."""
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for metric in vars(Metrics()).values():
-        for family in (
-            metric.describe() if isinstance(metric, MetricWrapperBase | CallMetrics) else ()
-        ):
-            suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
-            names = getattr(family, "_labelnames", None) or metric._labelnames
-            labels = ", ".join(f"`{label}`" for label in names) or "-"
-            name = f"`{family.name}{suffix}`"
-            lines.append(f"| {name} | {family.type} | {labels} | {family.documentation} |")
+    for family in families(Metrics("1", "nvml")):
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        info = [*Metrics().build] if family.type == "info" else []
+        names = info or getattr(family, "_labelnames", [])
+        labels = ", ".join(f"`{label}`" for label in names) or "-"
+        name = f"`{family.name}{suffix}`"
+        lines.append(f"| {name} | {family.type} | {labels} | {family.documentation} |")
     for one in FAMILIES:
         suffix = "_total" if one.kind == "counter" else ""
         labels = ", ".join(f"`{label}`" for label in one.labels) or "-"

@@ -1,0 +1,119 @@
+"""What the daemon counts about itself, as plain numbers. How they are exported is in `exposition`.
+
+They are counted from the first moment on, when the library that exports them need not be loaded.
+Everything here may be used from any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from threading import Lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Number:
+    """One number, which is counted up or set."""
+
+    __slots__ = ("_lock", "value")
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Count up."""
+        with self._lock:
+            self.value += amount
+
+    def set(self, value: float) -> None:
+        """Set it."""
+        self.value = float(value)
+
+
+class Family:
+    """The numbers of one name, each with values of the family's labels; without labels it is one.
+
+    `name` is without the suffix that the kind may bring, as `_total` of a counter.
+    """
+
+    def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        self.name = name
+        self.text = text
+        self.label_names = tuple(labels)
+        self._numbers: dict[tuple[str, ...], Number] = {}
+        self._lock = Lock()
+        if not labels:
+            self.labels()
+
+    def labels(self, *values: object, **named: object) -> Number:
+        """The number with these labels, in the family's order or by name; made at the first use.
+
+        Raises:
+            ValueError: other labels than the family has.
+        """
+        if named:
+            values = (*values, *(named.pop(name) for name in self.label_names[len(values) :]))
+        if named or len(values) != len(self.label_names):
+            raise ValueError(f"{self.name} has the labels {self.label_names}")
+        key = tuple(map(str, values))
+        number = self._numbers.get(key)
+        if number is None:
+            with self._lock:
+                number = self._numbers.setdefault(key, Number())
+        return number
+
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """The numbers end that have these values of these labels."""
+        wanted = [(self.label_names.index(name), value) for name, value in labels.items()]
+        with self._lock:
+            for key in [*self._numbers]:
+                if all(key[place] == value for place, value in wanted):
+                    del self._numbers[key]
+
+    def samples(self) -> list[tuple[tuple[str, ...], float]]:
+        """The values of the labels and the number, of all."""
+        with self._lock:
+            return [(key, number.value) for key, number in self._numbers.items()]
+
+
+class Counter(Family):
+    """Numbers that only grow."""
+
+
+class Gauge(Family):
+    """Numbers that go up and down."""
+
+    def set(self, value: float) -> None:
+        """Set the number of a family without labels."""
+        self.labels().set(value)
+
+    def set_to_current_time(self) -> None:
+        """Set it to the seconds since the epoch."""
+        self.set(time.time())
+
+
+class Histogram:
+    """How many of what was observed, in seconds, were within each of `bounds_s`."""
+
+    def __init__(self, name: str, text: str, bounds_s: Sequence[float]) -> None:
+        self.name = name
+        self.text = text
+        self.bounds_s = tuple(bounds_s)
+        self._lock = Lock()
+        self._counts = [0] * (len(self.bounds_s) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more."""
+        with self._lock:
+            self._counts[bisect_left(self.bounds_s, seconds)] += 1
+            self._sum_s += seconds
+
+    def counts(self) -> tuple[list[int], float]:
+        """How many by bucket, one more than bounds for all that was longer, and the sum."""
+        with self._lock:
+            return [*self._counts], self._sum_s
