@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
 from gpuplugin.core.injection import imex_channel_node
-from gpuplugin.daemon.cdifiles import cdi_writer, present_features, remove_specs
+from gpuplugin.daemon.cdifiles import present_features, remove_specs
 from gpuplugin.daemon.monitor import MonitorPlan
 from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuplugin.config.settings import Settings
+    from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.inventory import Inventory
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def node_plans(settings: Settings) -> NodePlans:
         injection=plan,
         policy=settings.flags.plugin.shared_devices_allocation_policy,
         health=health_policy(settings),
-        write_specs=cdi_writer(settings, plan).write if plan.uses_cdi else _no_specs,
+        write_specs=_spec_writer(settings, plan) if plan.uses_cdi else _no_specs,
     )
 
 
@@ -70,6 +73,12 @@ def remove_unwanted_specs(settings: Settings) -> None:
         remove_specs(settings.daemon.cdi_root)
     except OSError as error:
         log.warning("old CDI specs cannot be removed: %s", error, extra={"event": "cdi-stale"})
+
+
+def _spec_writer(settings: Settings, plan: InjectionPlan) -> Callable[[Inventory], None]:
+    from gpuplugin.daemon.cdiwriter import cdi_writer  # for those who use CDI
+
+    return cdi_writer(settings, plan).write
 
 
 def _no_specs(_inventory: Inventory) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import secrets
+import os
 import socket
 import stat
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def new_socket_path(folder: Path, resource: str) -> Path:
     The kubelet's back-off belongs to a path, and gRPC unlinks by path when a server stops, so a
     name must not come back.
     """
-    return folder / f"{_stem(resource)}{secrets.token_hex(_TOKEN_BYTES)}.sock"
+    return folder / f"{_stem(resource)}{os.urandom(_TOKEN_BYTES).hex()}.sock"
 
 
 def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, ...]:
