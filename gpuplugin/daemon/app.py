@@ -13,6 +13,7 @@ from gpuplugin.daemon.endpoints import Endpoints
 from gpuplugin.daemon.halqueries import HalQueries
 from gpuplugin.daemon.healthnews import HealthNews
 from gpuplugin.daemon.http import HttpError, HttpServer
+from gpuplugin.daemon.later import load_later
 from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.daemon.monitor import Monitor
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
@@ -217,6 +218,7 @@ class Daemon:
         control = ControlServer(dirs.of(settings.daemon.way_of_registration), node, vitals)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_heartbeat(vitals), name="heartbeat")
+            tasks.create_task(load_later(), name="loader")
             for name, task in (
                 ("monitor", monitor.run),
                 ("endpoints", endpoints.run),

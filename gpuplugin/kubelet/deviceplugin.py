@@ -9,19 +9,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.allocation import AllocationError, check_request
 from gpuplugin.core.preference import prefer
-from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.protowire import message, number
 from gpuplugin.kubelet.publication import Publication
 from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
     from gpuplugin.kubelet.rpc import Subscription
     from gpuplugin.kubelet.snapshot import IsHealthy, ResourceSnapshot
 
@@ -33,13 +32,11 @@ _RECENT_BYTES = 64 * 1024
 MAX_STREAMS = 8
 """ListAndWatch streams at a time; the kubelet needs one, two while it reconnects."""
 
-OPTIONS = pb.DevicePluginOptions(pre_start_required=False, get_preferred_allocation_available=True)
-_OPTIONS_BYTES = OPTIONS.SerializeToString()
+OPTIONS = number(2, 1)
+"""A DevicePluginOptions: no PreStartContainer, but GetPreferredAllocation."""
 _EMPTY = b""
 
 log = logging.getLogger(__name__)
-
-_M = TypeVar("_M", bound=Message)
 
 
 class RecentCall(NamedTuple):
@@ -96,7 +93,7 @@ class DevicePlugin:
 
     def options(self, _request: bytes) -> bytes:
         """GetDevicePluginOptions."""
-        return _OPTIONS_BYTES
+        return OPTIONS
 
     def pre_start_container(self, _request: bytes) -> bytes:
         """PreStartContainer: nothing to do; the options say that it is not required."""
@@ -115,7 +112,9 @@ class DevicePlugin:
         if lone is not None:
             self._remember(request, "")
             return lone
-        containers = _parse(pb.AllocateRequest, request).container_requests
+        from gpuplugin.kubelet.requests import allocate_containers
+
+        containers = allocate_containers(request)
         try:
             answer = b"".join(
                 _allocate_container(snapshot, container.devices_ids) for container in containers
@@ -134,13 +133,12 @@ class DevicePlugin:
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
         snapshot = self._snapshot
-        containers = _parse(pb.PreferredAllocationRequest, request).container_requests
-        return pb.PreferredAllocationResponse(
-            container_responses=[
-                pb.ContainerPreferredAllocationResponse(deviceIDs=self._prefer(snapshot, container))
-                for container in containers
-            ]
-        ).SerializeToString()
+        from gpuplugin.kubelet.requests import preferring_containers
+
+        return b"".join(
+            message(1, _ids(self._prefer(snapshot, container)))
+            for container in preferring_containers(request)
+        )
 
     def _prefer(
         self, snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
@@ -173,11 +171,6 @@ def _allocate_container(snapshot: ResourceSnapshot, device_ids: Sequence[str]) -
     return snapshot.allocate_answer(devices)
 
 
-def _parse(kind: type[_M], data: bytes) -> _M:
-    message = kind()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        text = f"the request is not a {kind.DESCRIPTOR.full_name}: {error}"
-        raise RpcError(RpcCode.INVALID_ARGUMENT, text) from error
-    return message
+def _ids(ids: Iterable[str]) -> bytes:
+    """A ContainerPreferredAllocationResponse."""
+    return b"".join(message(1, one.encode()) for one in ids)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError
-
 from gpuplugin.kubelet.deviceplugin import API_VERSION
-from gpuplugin.kubelet.proto import pluginregistration_pb2 as pb
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from gpuplugin.kubelet.protowire import message, number, text
+from gpuplugin.kubelet.rpc import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SERVICE_NAME = "pluginregistration.Registration"
 PLUGIN_TYPE = "DevicePlugin"
+
+_REGISTERED = number(1, 1)
+"""What a kubelet says of a plugin that it likes."""
 
 
 def registration_service(
@@ -30,22 +31,19 @@ def registration_service(
     working list: the kubelet says so even when ListAndWatch breaks right after.
     """
     # An empty endpoint means "this socket": in a container the path differs from the host's.
-    info = pb.PluginInfo(
-        type=PLUGIN_TYPE, name=resource, endpoint="", supported_versions=[API_VERSION]
-    ).SerializeToString()
+    info = text(1, PLUGIN_TYPE) + text(2, resource) + message(4, API_VERSION.encode())
 
     def get_info(_request: bytes) -> bytes:
         on_asked()
         return info
 
     def notify(request: bytes) -> bytes:
-        status = pb.RegistrationStatus()
-        try:
-            status.ParseFromString(request)
-        except DecodeError as error:
-            text = f"not a RegistrationStatus: {error}"
-            raise RpcError(RpcCode.INVALID_ARGUMENT, text) from error
-        on_status(status.plugin_registered, status.error)
+        if request == _REGISTERED:
+            on_status(True, "")
+            return b""
+        from gpuplugin.kubelet.requests import registration_status
+
+        on_status(*registration_status(request))
         return b""
 
     return Service(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.deviceplugin import API_VERSION, OPTIONS
-from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.protowire import message, text
 from gpuplugin.kubelet.rawclient import CallFailed, unary_call_async
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ async def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s
     Raises:
         RegistrationFailed: with the kubelet's words, or why the socket could not be used.
     """
-    request = pb.RegisterRequest(
-        version=API_VERSION, endpoint=endpoint, resource_name=resource, options=OPTIONS
+    request = b"".join(
+        (text(1, API_VERSION), text(2, endpoint), text(3, resource), message(4, OPTIONS))
     )
     try:
-        await unary_call_async(kubelet_socket, METHOD, request.SerializeToString(), timeout_s)
+        await unary_call_async(kubelet_socket, METHOD, request, timeout_s)
     except CallFailed as error:
-        text = f"Register of {resource} on {kubelet_socket} failed: {error}"
-        raise RegistrationFailed(text) from error
+        raise RegistrationFailed(
+            f"Register of {resource} on {kubelet_socket} failed: {error}"
+        ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.preference import PreferenceIndex
-from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.protowire import entry, message, number, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,38 +113,34 @@ def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnaps
 
 def _lone_request(device_id: str) -> bytes:
     """As the kubelet writes it: one container with one device."""
-    text = device_id.encode()
-    if len(text) <= _SHORT_BYTES:
-        return b"\x0a%c\x0a%c%b" % (len(text) + 2, len(text), text)
-    return pb.AllocateRequest(
-        container_requests=[pb.ContainerAllocateRequest(devices_ids=[device_id])]
-    ).SerializeToString()
+    encoded = device_id.encode()
+    if len(encoded) <= _SHORT_BYTES:
+        return b"\x0a%c\x0a%c%b" % (len(encoded) + 2, len(encoded), encoded)
+    return message(1, message(1, encoded))
 
 
 def _allocate_answer(
     resource: Resource, devices: Sequence[Device], injection: InjectionPlan
 ) -> bytes:
-    granted = inject(resource.name, devices, injection)
-    return pb.AllocateResponse(container_responses=[_container(granted)]).SerializeToString(
-        deterministic=True
-    )
+    return message(1, _container(inject(resource.name, devices, injection)))
 
 
-def _container(injection: Injection) -> pb.ContainerAllocateResponse:
-    return pb.ContainerAllocateResponse(
-        envs=dict(injection.envs),
-        mounts=[
-            pb.Mount(container_path=one.container_path, host_path=one.host_path, read_only=True)
-            for one in injection.mounts
-        ],
-        devices=[
-            pb.DeviceSpec(
-                container_path=one.container_path, host_path=one.host_path, permissions="rw"
-            )
-            for one in injection.nodes
-        ],
-        annotations=dict(injection.annotations),
-        cdi_devices=[pb.CDIDevice(name=name) for name in injection.cdi_devices],
+def _container(injection: Injection) -> bytes:
+    """A ContainerAllocateResponse; maps in the order of their keys."""
+    return b"".join(
+        (
+            *(entry(1, *one) for one in sorted(dict(injection.envs).items())),
+            *(
+                message(2, text(1, one.container_path) + text(2, one.host_path) + number(3, 1))
+                for one in injection.mounts
+            ),
+            *(
+                message(3, text(1, one.container_path) + text(2, one.host_path) + text(3, "rw"))
+                for one in injection.nodes
+            ),
+            *(entry(4, *one) for one in sorted(dict(injection.annotations).items())),
+            *(message(5, text(1, name)) for name in injection.cdi_devices),
+        )
     )
 
 
@@ -164,15 +160,16 @@ def _list_part(gpu_uuid: str, mig_uuid: str | None, devices: Sequence[Device]) -
 
 
 def _devices(devices: Iterable[Device], health: str) -> bytes:
-    return pb.ListAndWatchResponse(
-        devices=[
-            pb.Device(ID=device.id, health=health, topology=_topology(device.numa_node))
-            for device in devices
-        ]
-    ).SerializeToString()
+    """Pieces of a ListAndWatchResponse."""
+    return b"".join(
+        message(1, message(1, device.id.encode()) + rest)
+        for numa_node, group in groupby(devices, key=lambda device: device.numa_node)
+        for rest in (text(2, health) + _topology(numa_node),)
+        for device in group
+    )
 
 
-def _topology(numa_node: int | None) -> pb.TopologyInfo | None:
+def _topology(numa_node: int | None) -> bytes:
     if numa_node is None:
-        return None
-    return pb.TopologyInfo(nodes=[pb.NUMANode(ID=numa_node)])
+        return b""
+    return message(3, message(1, number(1, numa_node)))
