@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.sampler import Reading, Sampler
     from hal import Backend
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 2.0
 
 log = logging.getLogger(__name__)
 

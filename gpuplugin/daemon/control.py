@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SOCKET_NAME = ".gpuplugin-control.sock"
 """Hidden, so that the kubelet's plugin watcher passes it over."""
 
-POLL_S = 1.0
+POLL_S = 2.0
 _RETRY_S = 30.0
 _REQUEST_TIMEOUT_S = 5.0
 _LINE_LIMIT_BYTES = 64 * 1024

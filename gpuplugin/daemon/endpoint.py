@@ -295,7 +295,7 @@ class Endpoint:
             if not connected and self._known_for_s() > CONNECT_GRACE_S:
                 return "kubelet-did-not-connect"
             # While a kubelet watches, nothing is urgent.
-            pause_s = POLL_S * (4 if is_open else 1)
+            pause_s = POLL_S * (8 if is_open else 1)
             self._watched_s += pause_s if is_open else 0.0
             await tick(pause_s)
 

@@ -10,7 +10,13 @@ import threading
 from importlib import import_module
 
 AFTER_S = 1.0
-_MODULES = ("gpuplugin.kubelet.requests", "gpuplugin.daemon.web", "gpuplugin.daemon.exposition")
+_MODULES = (
+    "gpuplugin.kubelet.requests",
+    "gpuplugin.daemon.web",
+    "gpuplugin.daemon.exposition",
+    "gpuplugin.daemon.sampler",
+    "gpuplugin.daemon.usagemetrics",
+)
 
 
 async def load_later() -> None:

@@ -19,6 +19,7 @@ Identity: TypeAlias = tuple[int, int, int]
 
 _PREFIX = "gpuplugin-"
 _TOKEN_BYTES = 4
+_SUFFIX = ".sock"
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def new_socket_path(folder: Path, resource: str) -> Path:
     The kubelet's back-off belongs to a path, and gRPC unlinks by path when a server stops, so a
     name must not come back.
     """
-    return folder / f"{_stem(resource)}{os.urandom(_TOKEN_BYTES).hex()}.sock"
+    return folder / f"{_stem(resource)}{os.urandom(_TOKEN_BYTES).hex()}{_SUFFIX}"
 
 
 def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, ...]:
@@ -105,9 +106,18 @@ def _stem(resource: str) -> str:
 
 def plugin_sockets(folder: Path, resource: str | None = None) -> list[Path]:
     """This plugin's sockets in a folder; those of one resource, if one is named."""
-    random = "?" * _TOKEN_BYTES * 2
-    pattern = f"{_PREFIX}*.sock" if resource is None else f"{_stem(resource)}{random}.sock"
-    return sorted(path for path in folder.glob(pattern) if _is_socket(path))
+    stem = _PREFIX if resource is None else _stem(resource)
+    length = None if resource is None else len(stem) + 2 * _TOKEN_BYTES + len(_SUFFIX)
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - looked at every second, and paths are slow
+    except OSError:
+        return []
+    return [
+        path
+        for name in sorted(names)
+        if name.startswith(stem) and name.endswith(_SUFFIX) and length in (None, len(name))
+        if _is_socket(path := folder / name)
+    ]
 
 
 def _is_socket(path: Path) -> bool:

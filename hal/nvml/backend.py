@@ -20,7 +20,13 @@ from hal.nvml.failures import hal_error
 from hal.nvml.inventory import Inventory
 from hal.nvml.library import load_library
 from hal.nvml.links import read_links
-from hal.nvml.readings import read_epoch, read_probe, read_processes, read_telemetry
+from hal.nvml.readings import (
+    ShutdownLimits,
+    read_epoch,
+    read_probe,
+    read_processes,
+    read_telemetry,
+)
 from hal.nvml.timeslice import set_time_slice
 from hal.nvml.watch import Watcher
 
@@ -44,6 +50,7 @@ class _Session:
     driver_version: str
     watcher: Watcher
     library: Path | None
+    limits: ShutdownLimits
 
 
 class NvmlBackend:
@@ -79,7 +86,7 @@ class NvmlBackend:
         self._procfs_root = procfs_root
         self._rescan_s = rescan_s
         self._clock = clock
-        self._inventory = Inventory(sysfs_root, procfs_root)
+        self._inventory = Inventory(sysfs_root, procfs_root, clock)
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
@@ -139,7 +146,7 @@ class NvmlBackend:
         api = session.api
         gpu = self._inventory.identify(api, uuid)
         epoch = read_epoch(gpu, session.driver_version, self._sysfs_root, self._procfs_root)
-        return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch)
+        return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch, session.limits)
 
     def telemetry(self, uuid: str) -> Telemetry:
         """Read the GPU's sensors; see `hal.Backend.telemetry`."""
@@ -179,7 +186,7 @@ class NvmlBackend:
         """Set the time slice by way of `nvidia-smi`; see `hal.Backend.set_time_slice`."""
         session = self._open_session()
         try:
-            self._inventory.handle(session.api, uuid)
+            self._inventory.handle(session.api, uuid, anew=True)
         except NvmlError as err:
             raise hal_error(err, "Finding the handle", uuid) from err
         if self._inventory.known(uuid).mig_enabled:
@@ -212,7 +219,7 @@ class NvmlBackend:
         self._inventory.connected()
         start = self._inventory.scan(api)
         watcher = Watcher(api, self._inventory, start, self._rescan_s, self._clock)
-        return _Session(api, version, watcher, library)
+        return _Session(api, version, watcher, library, ShutdownLimits(api))
 
 
 def _open_error(err: NvmlError) -> DriverNotFound | DriverUnavailable:

@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -30,6 +31,9 @@ _T = TypeVar("_T")
 _D = TypeVar("_D")
 
 _log = logging.getLogger(__name__)
+
+_JUST_NOW_S: Final = 0.5
+"""Who asks about each GPU after a look need not ask each for its name again."""
 
 _MIB: Final = 1024**2
 _GIB: Final = 1024**3
@@ -139,9 +143,10 @@ class Snapshot:
 
 
 class _Board(NamedTuple):
-    """What does not change of a GPU as long as it stays where it is."""
+    """What does not change of a GPU on one connection."""
 
     product: str
+    bus_id: str
     minor: int | None
     numa_node: int | None
     compute_capability: tuple[int, int] | None
@@ -150,9 +155,16 @@ class _Board(NamedTuple):
 class Inventory:
     """The GPUs that were ever seen. Safe to use from several threads."""
 
-    def __init__(self, sysfs_root: Path, procfs_root: Path) -> None:
+    def __init__(
+        self,
+        sysfs_root: Path,
+        procfs_root: Path,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sysfs_root = sysfs_root
         self._procfs_root = procfs_root
+        self._clock_s = clock_s
+        self._looked_s = -math.inf
         self._lock = threading.Lock()
         self._known: dict[str, Gpu] = {}
         self._answering: Mapping[str, Handle] = {}
@@ -163,6 +175,7 @@ class Inventory:
     def connected(self) -> None:
         """Another connection to NVML begins: nothing that was said on the last one counts."""
         self._answering = {}
+        self._looked_s = -math.inf
         self._latest = None
 
     @property
@@ -183,6 +196,7 @@ class Inventory:
         Raises:
             HalError: the driver does not answer at all; never because of a single GPU.
         """
+        looked_s = self._clock_s()
         try:
             count = api.device_count()
         except NvmlError as err:
@@ -212,6 +226,7 @@ class Inventory:
             ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
             snapshot = self._latest = Snapshot(tuple(ordered), handles)
             self._answering = handles
+            self._looked_s = looked_s
             self._scans += 1
         self._warn_of_strangers(failures, seen)
         return snapshot
@@ -273,8 +288,10 @@ class Inventory:
             self.scan(api)
             return self.known(uuid)
 
-    def handle(self, api: NvmlApi, uuid: str) -> Handle:
+    def handle(self, api: NvmlApi, uuid: str, *, anew: bool = False) -> Handle:
         """The handle of a GPU, checked to be that GPU's.
+
+        A look right before is as good as asking now, unless it must be done `anew`.
 
         Raises:
             UnknownGpu: it was never seen.
@@ -283,6 +300,9 @@ class Inventory:
         gpu = self.identify(api, uuid)
         try:
             handle = self._answering.get(uuid)
+            just_now = not anew and self._clock_s() - self._looked_s < _JUST_NOW_S
+            if handle is not None and just_now:
+                return handle
             if handle is None:
                 # By index: NVML looks for a UUID on all GPUs, and fails if any of them is lost.
                 handle = api.handle_by_index(gpu.index)
@@ -299,9 +319,7 @@ class Inventory:
 
     def _read(self, api: NvmlApi, handle: Handle, index: int) -> Gpu | None:
         uuid = api.uuid(handle)
-        # A GPU that is part of the processor's chip may be on no bus.
-        bus_id = canonical_bus_id(supported(lambda: api.pci_bus_id(handle), ""))
-        board = self._board_of(uuid, bus_id) or self._read_board(api, handle, bus_id)
+        board = self._board_of(uuid, handle) or self._read_board(api, handle)
         if board.product in _NOT_FOR_COMPUTE:
             return None
         # Chips that share the host's memory have none of their own to report. It is asked every
@@ -316,7 +334,7 @@ class Inventory:
             uuid=uuid,
             index=index,
             minor=minor,
-            pci_bus_id=bus_id,
+            pci_bus_id=board.bus_id,
             numa_node=board.numa_node,
             product=board.product,
             memory_bytes=memory,
@@ -334,19 +352,22 @@ class Inventory:
             compute_mode=None if mode is None else _COMPUTE_MODES.get(mode),
         )
 
-    def _board_of(self, uuid: str, bus_id: str) -> _Board | None:
-        """What an earlier look of this connection found, if it is the same GPU in its place."""
-        gpu = self._known.get(uuid) if uuid in self._answering else None
-        if gpu is None or gpu.pci_bus_id != bus_id:
+    def _board_of(self, uuid: str, handle: Handle) -> _Board | None:
+        """What the last look of this connection found, if the GPU has kept its handle."""
+        gpu = self._known.get(uuid) if self._answering.get(uuid) == handle else None
+        if gpu is None:
             return None
-        return _Board(gpu.product, gpu.minor, gpu.numa_node, gpu.compute_capability)
+        return _Board(gpu.product, gpu.pci_bus_id, gpu.minor, gpu.numa_node, gpu.compute_capability)
 
-    def _read_board(self, api: NvmlApi, handle: Handle, bus_id: str) -> _Board:
+    def _read_board(self, api: NvmlApi, handle: Handle) -> _Board:
         product = api.name(handle)
         if product in _NOT_FOR_COMPUTE:
-            return _Board(product, None, None, None)
+            return _Board(product, "", None, None, None)
+        # A GPU that is part of the processor's chip may be on no bus.
+        bus_id = canonical_bus_id(supported(lambda: api.pci_bus_id(handle), ""))
         return _Board(
             product,
+            bus_id,
             supported(lambda: api.minor(handle), None),
             numa_node(self._sysfs_root, bus_id, self._warn_once),
             supported(lambda: api.compute_capability(handle), None),

@@ -43,7 +43,9 @@ _HARDWARE_SLOWDOWN: Final = 0x08
 _HARDWARE_CAUSES: Final = 0x40 | 0x80
 
 
-def read_probe(api: NvmlApi, find: Callable[[], Handle], epoch: str) -> Probe:
+def read_probe(
+    api: NvmlApi, find: Callable[[], Handle], epoch: str, limits: ShutdownLimits
+) -> Probe:
     """Whether the GPU that `find` finds can be used now.
 
     Raises:
@@ -53,7 +55,7 @@ def read_probe(api: NvmlApi, find: Callable[[], Handle], epoch: str) -> Probe:
         handle = find()
         # Any answer will do; chips without their own memory say just that.
         supported(lambda: api.memory(handle), None)
-        return _healthy_probe(api, handle, epoch)
+        return _healthy_probe(api, handle, epoch, limits)
     except NvmlError as err:
         if err.is_driver_gone:
             raise hal_error(err, "Probing a GPU") from err
@@ -68,7 +70,7 @@ def read_probe(api: NvmlApi, find: Callable[[], Handle], epoch: str) -> Probe:
         )
 
 
-def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str) -> Probe:
+def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str, limits: ShutdownLimits) -> Probe:
     action = optional(lambda: api.field(handle, Field.RECOVERY_ACTION), None)
     rows = optional(lambda: api.remapped_rows(handle), None)
     return Probe(
@@ -78,25 +80,56 @@ def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str) -> Probe:
         row_remap_failed=rows is not None and rows.failure,
         uncorrectable_ecc=optional(lambda: api.volatile_ecc(handle, EccKind.UNCORRECTED), None),
         epoch=epoch,
-        thermal_shutdown=_at_shutdown_temperature(api, handle),
+        thermal_shutdown=limits.reached(handle),
     )
 
 
-def _at_shutdown_temperature(api: NvmlApi, handle: Handle) -> bool:
-    """Whether the die is as hot as the limit at which the GPU shuts itself down.
+class ShutdownLimits:
+    """Where GPUs shut themselves down for heat: limits are asked once on a connection.
 
     Up to Ampere the limit is a temperature; since then it is a margin below the slowdown.
     """
-    limit_c = optional(lambda: api.shutdown_temperature_c(handle), None)
-    if limit_c:
-        temperature_c = optional(lambda: api.temperature_c(handle), None)
-        return temperature_c is not None and temperature_c >= limit_c
-    margin_limit_c = optional(lambda: _signed(api.field(handle, Field.SHUTDOWN_MARGIN_C)), None)
-    if margin_limit_c is None or margin_limit_c >= 0:
-        # Slowing down begins at a margin of 0: a limit there would call every hot GPU dead.
-        return False
-    margin_c = optional(lambda: api.temperature_margin_c(handle), None)
-    return margin_c is not None and margin_c <= margin_limit_c
+
+    def __init__(self, api: NvmlApi) -> None:
+        self._api = api
+        self._temperatures_c: dict[Handle, int] = {}
+        self._margins_c: dict[Handle, int] = {}
+
+    def reached(self, handle: Handle) -> bool:
+        """Whether the die is as hot as that.
+
+        Raises:
+            NvmlError: the GPU or the driver does not answer.
+        """
+        api = self._api
+        if limit_c := self._temperature_limit_c(handle):
+            temperature_c = optional(lambda: api.temperature_c(handle), None)
+            return temperature_c is not None and temperature_c >= limit_c
+        margin_limit_c = self._margin_limit_c(handle)
+        if margin_limit_c is None or margin_limit_c >= 0:
+            # Slowing down begins at a margin of 0: a limit there would call every hot GPU dead.
+            return False
+        margin_c = optional(lambda: api.temperature_margin_c(handle), None)
+        return margin_c is not None and margin_c <= margin_limit_c
+
+    def _temperature_limit_c(self, handle: Handle) -> int:
+        if handle in self._margins_c:
+            return 0
+        if handle not in self._temperatures_c:
+            limit_c = optional(lambda: self._api.shutdown_temperature_c(handle), None)
+            if not limit_c:
+                return 0  # perhaps only now: what failed is asked again
+            self._temperatures_c[handle] = limit_c
+        return self._temperatures_c[handle]
+
+    def _margin_limit_c(self, handle: Handle) -> int | None:
+        if handle not in self._margins_c:
+            field = Field.SHUTDOWN_MARGIN_C
+            limit_c = optional(lambda: _signed(self._api.field(handle, field)), None)
+            if limit_c is None:
+                return None
+            self._margins_c[handle] = limit_c
+        return self._margins_c[handle]
 
 
 def _signed(number: int) -> int:

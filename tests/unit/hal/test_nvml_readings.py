@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
 
 
 def opened(nvml: FakeNvml, root: Path) -> NvmlBackend:
-    backend = NvmlBackend(root, nvml, sysfs_root=root / "sys", procfs_root=root / "proc")
+    seconds = count(0.0, 60.0)  # a minute between any two looks
+    backend = NvmlBackend(
+        root,
+        nvml,
+        sysfs_root=root / "sys",
+        procfs_root=root / "proc",
+        clock=lambda: next(seconds),
+    )
     backend.open()
     return backend
 
@@ -133,6 +141,41 @@ def test_a_gpu_that_does_not_answer_is_not_reachable(
     assert (probe.reachable, probe.clean) == (False, False)
     if call == "memory":
         assert probe.recovery_action is action
+
+
+def test_right_after_a_look_gpus_are_not_asked_for_their_names(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b"))
+    now_s = [0.0]
+    backend = NvmlBackend(tmp_path, nvml, clock=lambda: now_s[0])
+    backend.open()
+    backend.gpus()
+    nvml.calls.clear()
+    assert backend.probe("GPU-a").reachable
+    assert "uuid" not in nvml.calls
+    now_s[0] = 1.0
+    nvml.gpus.reverse()
+    assert backend.probe("GPU-a").reachable
+    assert "uuid" in nvml.calls
+
+
+def test_limits_that_were_told_are_not_asked_again(tmp_path: Path) -> None:
+    gpu = FakeGpu("GPU-a", shutdown_temperature=100, temperature=50)
+    nvml = FakeNvml(gpu)
+    backend = opened(nvml, tmp_path)
+    assert not backend.probe("GPU-a").thermal_shutdown
+    nvml.calls.clear()
+    gpu.temperature = 100
+    assert backend.probe("GPU-a").thermal_shutdown
+    assert "shutdown_temperature_c" not in nvml.calls
+
+
+def test_a_limit_that_could_not_be_read_is_asked_again(tmp_path: Path) -> None:
+    gpu = FakeGpu("GPU-a", shutdown_temperature=100, temperature=100)
+    gpu.failing["shutdown_temperature_c"] = Code.UNKNOWN
+    backend = opened(FakeNvml(gpu), tmp_path)
+    assert not backend.probe("GPU-a").thermal_shutdown
+    gpu.failing.clear()
+    assert backend.probe("GPU-a").thermal_shutdown
 
 
 def test_a_gpu_lost_in_the_middle_of_a_probe_is_not_reachable(tmp_path: Path) -> None:
