@@ -135,12 +135,11 @@ class DevicePlugin:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
         snapshot = self._snapshot
         containers = _parse(pb.PreferredAllocationRequest, request).container_requests
-        return pb.PreferredAllocationResponse(
-            container_responses=[
-                pb.ContainerPreferredAllocationResponse(deviceIDs=self._prefer(snapshot, container))
-                for container in containers
-            ]
-        ).SerializeToString()
+        response = pb.PreferredAllocationResponse()
+        answers = response.container_responses
+        for container in containers:
+            answers.add(deviceIDs=self._prefer(snapshot, container))
+        return response.SerializeToString()
 
     def _prefer(
         self, snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
