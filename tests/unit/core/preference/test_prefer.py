@@ -120,6 +120,15 @@ def test_the_table_is_for_whole_gpus_alone(available: Sequence[str]) -> None:
     assert from_table(PreferenceIndex.of(resource), available, 1) is None
 
 
+def test_a_replica_is_no_whole_gpu_even_where_it_is_the_only_one_of_its_gpu() -> None:
+    shared, whole = a_resource(1, 2), a_resource(4, 1)
+    resource = replace(whole, devices=(shared.devices[0], *whole.devices[1:]))
+    index = PreferenceIndex.of(resource, links_of(4, islands(2)))
+
+    assert from_table(index, index.ids, 2) is None
+    assert prefer("distributed", index, index.ids, (), 2).method == "plain"
+
+
 def test_a_node_without_a_table_is_not_answered_from_one() -> None:
     for resource in (a_resource(17, 1), a_resource(3, 4), Resource("nvidia.com/gpu", ())):
         assert from_table(PreferenceIndex.of(resource), (), 1) is None
