@@ -100,11 +100,10 @@ def _one_case(context: Context, case: _Case) -> list[Figure]:
         for name, server in ((own, what), (EMPTY, case.floor)):
             path = context.folder / f"{what.engine}-prefer-{len(subjects)}.sock"
             stack.enter_context(serving(path, server))
+            # Connections of their own, so that answers of the one do not come between the other's.
             before = _caller(stack, context, path, RENEW) if case.first_calls else None
+            call = _caller(stack, context, path, "GetPreferredAllocation")
             for size in case.sizes:
-                # A connection for each: the client does not read an answer that repeats the one
-                # before it, so in turns with others the plugin's would cost more than empty ones.
-                call = _caller(stack, context, path, "GetPreferredAllocation")
                 sample = partial(_calls, call, before, ids, size, chance)
                 subjects.append(Subject(f"{name}, {size}", sample))
         found = in_turns(
@@ -142,6 +141,9 @@ def _calls(
 ) -> list[float]:
     """One round: all ids are available, in an order of its own, as the kubelet sends them."""
     request = prefer_request(chance.sample(ids, len(ids)), size)
+    # The client does not read an answer that repeats the one before it. Empty ones always do; by
+    # this call those of the plugin do, too.
+    call(request)
     if before is None:
         return one_by_one(partial(call, request), CALLS)
     found = []
