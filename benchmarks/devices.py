@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
+from gpuplugin.daemon.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
@@ -24,12 +25,15 @@ _CUBE = 8
 
 
 def plugin_for(gpus: int, replicas: int, topology: Topology | None = None) -> DevicePlugin:
-    """The handlers for so many GPUs, each as so many replicas; the list is published."""
+    """The handlers for so many GPUs, each as so many replicas; the list is published.
+
+    Choices are counted as in the daemon.
+    """
     shared = (SharedResource(GPU_RESOURCE, replicas),) if replicas > 1 else ()
     inventory = build_inventory(made_up_gpus(gpus), Plan(TimeSlicing(shared)))
     links = links_of(gpus, topology) if topology else {}
     snapshot = snapshot_of(inventory.resources[0], ServingPlan(links=MappingProxyType(links)))
-    plugin = DevicePlugin(snapshot)
+    plugin = DevicePlugin(snapshot, Metrics().choices_of(GPU_RESOURCE))
     plugin.update(snapshot, lambda _gpu, _mig: True)
     return plugin
 

@@ -103,6 +103,10 @@ def _prefer_counts() -> Iterator[Guarded]:
         name = f"GetPreferredAllocation, {GPUS} x {MANY}, request {size}"
         yield at_most(name, instructions(call), 2500, "instructions")
         yield at_most(f"{name}: kept", kept_bytes(call, 20), 8192, "bytes")
+    ids = _ids(FEW)
+    whole = [_call(FEW, "GetPreferredAllocation", prefer_request(ids, size)) for size in (1, GPUS)]
+    name = f"GetPreferredAllocation, {GPUS} whole GPUs, all free"
+    yield at_most(name, max(map(instructions, whole)), 500, "instructions")
     for topology in TOPOLOGIES:
         service = daemon_like(plugin_for(16, 1, topology))
         ids = list(plugin_for(16, 1).snapshot.devices)

@@ -6,7 +6,6 @@ processes of a Linux machine. What a kubelet decides from a list is in `sim.kube
 
 from __future__ import annotations
 
-import stat
 import threading
 import time
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
 from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from sim.kubelet.socketfiles import sockets_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from gpuplugin.kubelet.rpc import Server
 
@@ -68,7 +68,7 @@ class MeasuringKubelet:
         """What went wrong with plugins, in words."""
         self._news = threading.Condition()
         self._streams: list[tuple[Connection, threading.Thread]] = []
-        self._seen: set[tuple[str, int]] = set()
+        self._seen: set[tuple[Path, int]] = set()
         self._stopping = threading.Event()
         self._looker = threading.Thread(target=self._look, name="looker", daemon=True)
         self._server: Server | None = None
@@ -116,9 +116,10 @@ class MeasuringKubelet:
 
     def _look(self) -> None:
         while not self._stopping.is_set():
-            for path, inode in _sockets(self._registry):
-                if (str(path), inode) not in self._seen and self._ask(path):
-                    self._seen.add((str(path), inode))
+            for path, status in sockets_below(self._registry):
+                seen = path, status.st_ino
+                if seen not in self._seen and self._ask(path):
+                    self._seen.add(seen)
             time.sleep(CALM_LOOK_S if self.plugins else LOOK_S)
 
     def _ask(self, path: Path) -> bool:
@@ -192,22 +193,3 @@ class MeasuringKubelet:
         with self._news:
             self.problems.append(problem)
             self._news.notify_all()
-
-
-def _sockets(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Sockets below a folder with their inodes; names that begin with a dot are passed over."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        try:
-            status = entry.lstat()
-        except OSError:
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            yield from _sockets(entry)
-        elif stat.S_ISSOCK(status.st_mode):
-            yield entry, status.st_ino

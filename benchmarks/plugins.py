@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 LOG_LINES = 15
+
+_HTTP_PORT = re.compile(rb"\bevent=http port=(\d+)")
 
 KUBELET_DIR, CONFIG = "{kubelet_dir}", "{config}"
 """What a command line says for the kubelet's folder, and for a file in NVIDIA's format (v1)."""
@@ -79,6 +82,12 @@ class RunningPlugin:
         except NeverCame as error:
             raise DidNotStart(self.failure(f"has no device list: {error}")) from error
         return next(plugin for plugin in self.kubelet.plugins if plugin.lists)
+
+    @property
+    def http_port(self) -> int | None:
+        """Where its metrics are, if its log tells a port as ours does before it registers."""
+        found = _HTTP_PORT.search(self.log.read_bytes())
+        return int(found[1]) if found else None
 
     def alive(self) -> bool:
         """False once it has ended."""

@@ -16,6 +16,7 @@ from benchmarks.machine import cpu_s, resident_mib
 from benchmarks.node import simulated_node
 from benchmarks.plugins import started
 from benchmarks.rounds import Subject, in_turns
+from benchmarks.scrape import scrape
 
 if TYPE_CHECKING:
     from benchmarks.context import Context
@@ -96,6 +97,11 @@ def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Figure]:
     with started(spec, node, REPLICAS) as running:
         plugin = running.first()
         time.sleep(min(SETTLE_S, effort.idle_s))
+        if running.http_port is None:
+            context.note(f"{spec.name} tells no port for metrics: its memory is without a scrape.")
+        else:
+            # A plugin at work is scraped, and the first scrape takes memory that stays.
+            scrape(running.http_port)
         idle_percent = _cpu_percent(running, effort.idle_s)
         idle_mib = resident_mib(running.pids)
         named = partial(Named, SUITE)

@@ -1,7 +1,8 @@
 """GetPreferredAllocation over a socket: replicas in random order, and whole GPUs with links.
 
 For whole GPUs each call is the first one that a new plugin gets, since what a search found may be
-kept for the next one. The empty handler is sent the same bytes.
+kept for the next one. The empty handler is sent the same bytes, and its process does what the
+plugin's does between the calls.
 """
 
 from __future__ import annotations
@@ -19,23 +20,29 @@ from benchmarks.figures import Floors, Named, figure
 from benchmarks.loop import one_by_one
 from benchmarks.node import simulated_node
 from benchmarks.plugins import started
+from benchmarks.renewed import RenewedEmptyHandler
 from benchmarks.rounds import Subject, in_turns
 from benchmarks.servers import RENEW, EmptyHandler, Handlers, serving
 from benchmarks.targets import EMPTY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
     from random import Random
 
     from benchmarks.context import Context
     from benchmarks.results import Figure
+    from benchmarks.servers import Serves
 
 SUITE = "prefer"
 GPUS = 8
 SIZES = range(1, 9)
-WHOLE = (8, 16)
+WHOLE = {8: SIZES, 16: (1, 2, 4, 8, 12, 15, 16)}
+"""GPUs given out whole, and the sizes that are asked of them."""
 CALLS = 4
 """In a round, for each request: they are many, and the longest take milliseconds."""
+FIRST_CALLS = 2
+"""The same where a new plugin is made before each, which takes up to 20 ms for 16 GPUs."""
 PEER_REPLICAS = 10
 QUIET_S = 0.003
 """After a new plugin was made, so that what is left of making it is no part of its first call."""
@@ -43,59 +50,60 @@ QUIET_S = 0.003
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A plugin to ask; `first_calls` makes a new one before each call."""
+    """A plugin to ask for so many devices; `first_calls` makes a new one before each call."""
 
     name: str
-    gpus: int
-    replicas: int
     what: Handlers
+    sizes: Sequence[int]
     first_calls: bool
+
+    @property
+    def floor(self) -> Serves:
+        """What does all that is no part of the plugin's call."""
+        return (
+            RenewedEmptyHandler(self.what) if self.first_calls else EmptyHandler(self.what.engine)
+        )
 
 
 def measure(context: Context) -> list[Figure]:
     """All of it."""
-    figures: list[Figure] = []
-    for engine in context.engines:
-        with ExitStack() as stack:
-            empty = context.folder / f"{engine}-prefer-empty.sock"
-            stack.enter_context(serving(empty, EmptyHandler(engine)))
-            for case in _cases(context, engine):
-                figures += _one_case(context, engine, case)
+    figures = [
+        figure
+        for engine in context.engines
+        for case in _cases(context, engine)
+        for figure in _one_case(context, case)
+    ]
     return figures + _whole_plugins(context)
 
 
 def _cases(context: Context, engine: str) -> list[_Case]:
     cases = [
-        _Case(f"{GPUS} x {count}", GPUS, count, Handlers(engine, GPUS, count), first_calls=False)
+        _Case(f"{GPUS} x {count}", Handlers(engine, GPUS, count), SIZES, first_calls=False)
         for count in context.effort.replicas
         if count > 1
     ]
-    for gpus in WHOLE:
+    for gpus, sizes in WHOLE.items():
         for topology in TOPOLOGIES:
             what = Handlers(engine, gpus, 1, topology)
             name = f"{gpus} whole GPUs, {topology}"
-            cases.append(_Case(name, gpus, 1, what, first_calls=True))
+            cases.append(_Case(name, what, sizes, first_calls=True))
     return cases
 
 
-def _one_case(context: Context, engine: str, case: _Case) -> list[Figure]:
-    chance = context.chance(f"{engine} {case.name}")
-    ids = list(plugin_for(case.gpus, case.replicas).snapshot.devices)
-    sizes = SIZES if case.replicas > 1 else range(1, case.gpus + 1)
-    subject = f"engine {engine}"
+def _one_case(context: Context, case: _Case) -> list[Figure]:
+    what = case.what
+    chance = context.chance(f"{what.engine} {case.name}")
+    ids = list(plugin_for(what.gpus, what.replicas).snapshot.devices)
+    own = f"engine {what.engine}"
+    subjects: list[Subject] = []
     with ExitStack() as stack:
-        path = context.folder / f"{engine}-prefer.sock"
-        stack.enter_context(serving(path, case.what))
-        clients = {
-            subject: client(context.client, path),
-            EMPTY: client(context.client, context.folder / f"{engine}-prefer-empty.sock"),
-        }
-        subjects = []
-        for name, connected in clients.items():
-            stack.callback(connected.close)
-            call = connected.caller("GetPreferredAllocation")
-            before = connected.caller(RENEW) if case.first_calls else None
-            for size in sizes:
+        for name, server in ((own, what), (EMPTY, case.floor)):
+            path = context.folder / f"{what.engine}-prefer-{len(subjects)}.sock"
+            stack.enter_context(serving(path, server))
+            # Connections of their own, so that answers of the one do not come between the other's.
+            before = _caller(stack, context, path, RENEW) if case.first_calls else None
+            call = _caller(stack, context, path, "GetPreferredAllocation")
+            for size in case.sizes:
                 sample = partial(_calls, call, before, ids, size, chance)
                 subjects.append(Subject(f"{name}, {size}", sample))
         found = in_turns(
@@ -106,13 +114,22 @@ def _one_case(context: Context, engine: str, case: _Case) -> list[Figure]:
         )
     return [
         figure(
-            Named(SUITE, f"{case.name}, request {size}", subject, "us", case.name),
-            found[f"{subject}, {size}"],
+            Named(SUITE, f"{case.name}, request {size}", own, "us", case.name),
+            found[f"{own}, {size}"],
             context.seed,
             Floors({EMPTY: found[f"{EMPTY}, {size}"]}),
         )
-        for size in sizes
+        for size in case.sizes
     ]
+
+
+def _caller(
+    stack: ExitStack, context: Context, path: Path, method: str
+) -> Callable[[bytes], bytes]:
+    """A method, on a connection of its own until `stack` ends."""
+    connected = client(context.client, path)
+    stack.callback(connected.close)
+    return connected.caller(method)
 
 
 def _calls(
@@ -124,10 +141,13 @@ def _calls(
 ) -> list[float]:
     """One round: all ids are available, in an order of its own, as the kubelet sends them."""
     request = prefer_request(chance.sample(ids, len(ids)), size)
+    # The client does not read an answer that repeats the one before it. Empty ones always do; by
+    # this call those of the plugin do, too.
+    call(request)
     if before is None:
         return one_by_one(partial(call, request), CALLS)
     found = []
-    for _ in range(CALLS):
+    for _ in range(FIRST_CALLS):
         before(b"")
         time.sleep(QUIET_S)
         found += one_by_one(partial(call, request), 1)
@@ -151,9 +171,7 @@ def _whole_plugins(context: Context) -> list[Figure]:
             ids = healthy_ids(plugin.lists[-1].data)
             path = floors[spec.engine or context.engines[0]]
             for name, socket in ((spec.name, plugin.socket), (f"{EMPTY} {spec.name}", path)):
-                connected = client(context.client, socket)
-                stack.callback(connected.close)
-                call = connected.caller("GetPreferredAllocation")
+                call = _caller(stack, context, socket, "GetPreferredAllocation")
                 if ids and _answers(call, ids):
                     sample = partial(_calls, call, None, ids, min(2, len(ids)), chance)
                     subjects.append(Subject(name, sample))

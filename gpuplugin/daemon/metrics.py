@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from gpuplugin.daemon.series import Counter, Gauge, Histogram
 from gpuplugin.kubelet.observe import CallStats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.registry import Collector
@@ -169,3 +170,9 @@ class Metrics:
             self.socket_renewals,
             self.preferences,
         )
+
+    def choices_of(self, resource: str) -> Callable[[str], None]:
+        """A function that counts a choice of the resource by its method, in any thread."""
+        # Each counter is looked up once: that takes longer than to count.
+        inc_of = cache(lambda method: self.preferences.labels(resource, method).inc)
+        return lambda method: inc_of(method)()

@@ -273,14 +273,10 @@ class Node:
         for name in self._plugins.keys() - self._snapshots.keys():
             self._forget(name)
         self._plugins = {
-            name: self._plugins.get(name) or self._new_plugin(name, snapshot)
+            name: self._plugins.get(name) or DevicePlugin(snapshot, self._metrics.choices_of(name))
             for name, snapshot in self._snapshots.items()
         }
         self.resources_changed.set()
-
-    def _new_plugin(self, resource: str, snapshot: ResourceSnapshot) -> DevicePlugin:
-        preferences = self._metrics.preferences
-        return DevicePlugin(snapshot, lambda method: preferences.labels(resource, method).inc())
 
     def _forget(self, resource: str) -> None:
         """A resource is served no more: its series end."""

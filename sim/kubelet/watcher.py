@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from gpuplugin.kubelet.proto import pluginregistration_pb2 as pb
 from gpuplugin.kubelet.rpc import grpc_target
 from sim.kubelet.admission import CallFailed
 from sim.kubelet.pluginclient import go_error
+from sim.kubelet.socketfiles import sockets_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 POLL_S = 0.2
 GET_INFO_TIMEOUT_S = 1.0
@@ -110,7 +110,10 @@ class PluginWatcher:
             self._stopping.wait(POLL_S)
 
     def _reconcile(self) -> None:
-        found = dict(_sockets(self._folder))
+        found = {
+            path: (status.st_ino, status.st_ctime_ns)
+            for path, status in sockets_below(self._folder)
+        }
         for path, known in list(self._known.items()):
             if found.get(path) != known.identity:
                 del self._known[path]
@@ -149,24 +152,6 @@ class PluginWatcher:
                 _notify(channel, registered=True, error="")
             finally:
                 known.busy = False
-
-
-def _sockets(folder: Path) -> Iterator[tuple[Path, Identity]]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        try:
-            status = entry.lstat()
-        except OSError:
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            yield from _sockets(entry)
-        elif stat.S_ISSOCK(status.st_mode):
-            yield entry, (status.st_ino, status.st_ctime_ns)
 
 
 def _get_info(channel: grpc.Channel) -> pb.PluginInfo:

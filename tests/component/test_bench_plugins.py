@@ -23,7 +23,8 @@ from benchmarks.namespace import (
     with_private_kubelet_dir,
 )
 from benchmarks.node import Node
-from benchmarks.plugins import PluginSpec, started
+from benchmarks.plugins import PluginSpec, own_plugin, started
+from benchmarks.scrape import scrape
 from benchmarks.servers import DidNotStart
 from tests.component.tinyplugin import WIDGET, TinyPlugin
 from tests.component.waiting import DEADLINE_S, eventually
@@ -90,6 +91,21 @@ def test_a_plugin_that_ends_shows_its_log() -> None:
         started(PluginSpec("none", ("/nowhere/plugin",)), NO_NODE, 10),
     ):
         pass
+
+
+def test_a_plugin_that_tells_no_port_has_none(script: Path) -> None:
+    spec = PluginSpec("tiny", (sys.executable, str(script), "watcher", "{kubelet_dir}"))
+    with started(spec, NO_NODE, 1) as running:
+        running.first()
+        assert running.http_port is None
+
+
+def test_our_own_plugin_has_told_its_port_when_it_is_there() -> None:
+    with started(own_plugin("grpcio", "sim"), NO_NODE, 1) as running:
+        running.first()
+        assert running.http_port is not None
+        _, body_bytes = scrape(running.http_port)
+        assert body_bytes > 1000
 
 
 def test_a_plugins_children_are_ended_with_it(folder: Path) -> None:

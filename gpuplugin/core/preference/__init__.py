@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.preference.aligned import aligned
+from gpuplugin.core.preference.aligned import aligned, from_table
 from gpuplugin.core.preference.choice import Choice, Method
 from gpuplugin.core.preference.distributed import distributed
 from gpuplugin.core.preference.index import PreferenceIndex
@@ -31,6 +31,7 @@ __all__ = [
     "aligned",
     "distinct_gpus",
     "distributed",
+    "from_table",
     "packed",
     "prefer",
     "spread",
@@ -49,6 +50,9 @@ def prefer(
     Whole GPUs go by their links whatever the policy, as with NVIDIA's plugin: the policies are
     about replicas. `spread-strict` prefers as `spread` does; what is strict is Allocate.
     """
+    choice = from_table(index, available, size) if not must_include else None
+    if choice is not None:
+        return choice
     if index.whole_gpus and not any(map(is_replica_id, available)):
         return aligned(index, available, must_include, size)
     match policy:

@@ -17,6 +17,9 @@ searched (`search`).
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import compress
+from operator import or_
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.preference.choice import Choice
@@ -28,6 +31,25 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.preference.choice import Method
     from gpuplugin.core.preference.index import PreferenceIndex
+
+
+def from_table(index: PreferenceIndex, available: Sequence[str], size: int) -> Choice | None:
+    """What `aligned` takes where nothing must be included; None if an id is of no whole GPU.
+
+    That is nearly every call, and whatever it does not touch need not be fetched into the
+    processor's caches: after a pause that is most of what a call costs.
+    """
+    lone, sets = index.lone, index.sets
+    if sets is None:
+        return None
+    try:
+        free = reduce(or_, map(lone.__getitem__, available), 0)
+    except KeyError:
+        return None
+    if size <= 0:
+        return Choice((), "exact")
+    best = free if size >= free.bit_count() else sets.best(0, free, size)
+    return Choice(tuple(compress(lone, map(best.__and__, lone.values()))), "exact")
 
 
 def aligned(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Method: TypeAlias = Literal["exact", "bounded", "greedy", "plain"]
 """How an answer was found.
@@ -14,8 +13,7 @@ is proven to be the best, `bounded` is the best that a search found before it ha
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The preferred ids, those that must be included first, and how they were found."""
 
     ids: tuple[str, ...]

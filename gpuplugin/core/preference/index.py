@@ -57,6 +57,11 @@ class PreferenceIndex:
     """How well two GPUs are connected, by their numbers; symmetric, 0 for a GPU with itself."""
     sets: GpuSets | None
     """The sets of the GPUs; None where no GPU is given out whole, or there are too many of them."""
+    lone: Mapping[str, int]
+    """The set of one GPU that each id stands for, by rank: of GPUs given out whole, if `sets` are.
+
+    A plain dictionary, which is read in every call: a view that cannot be written takes longer.
+    """
 
     @classmethod
     def of(
@@ -70,6 +75,9 @@ class PreferenceIndex:
         sizes = tuple(map(len, by_gpu.values()))
         whole_gpus = all(device.mig is None for device in resource.devices)
         pair_scores = _pair_scores(tuple(by_gpu), links)
+        # Nobody asks for sets of GPUs where none is given out whole.
+        given_whole = whole_gpus and not all(map(is_replica_id, ids))
+        sets = _sets(pair_scores) if given_whole else None
         return cls(
             ids=ids,
             rank=MappingProxyType({device_id: rank for rank, device_id in enumerate(ids)}),
@@ -78,12 +86,22 @@ class PreferenceIndex:
             gpu_start=tuple(accumulate(sizes, initial=0)),
             whole_gpus=whole_gpus,
             pair_scores=pair_scores,
-            sets=_sets(pair_scores) if whole_gpus and not all(map(is_replica_id, ids)) else None,
+            sets=sets,
+            lone=_lone(sets, tuple(by_gpu.values())) if sets else {},
         )
 
 
 def _sets(pair_scores: Sequence[Sequence[int]]) -> GpuSets | None:
     return GpuSets.of(pair_scores) if len(pair_scores) <= MAX_GPUS else None
+
+
+def _lone(sets: GpuSets, by_gpu: Sequence[Sequence[Device]]) -> dict[str, int]:
+    """The sets of one GPU by the id of the GPU's only device, where that is no replica."""
+    return {
+        devices[0].id: sets.set_of((gpu,))
+        for gpu, devices in enumerate(by_gpu)
+        if len(devices) == 1 and not is_replica_id(devices[0].id)
+    }
 
 
 def _pair_scores(

@@ -62,3 +62,31 @@ def test_the_series_of_a_resource_that_is_gone_end() -> None:
         metric.remove_by_labels({"resource": RESOURCE})
     assert calls(metrics, "Allocate", "OK") is None
     assert in_flight(metrics, "Allocate") is None
+
+
+def choices(metrics: Metrics, resource: str, method: str) -> float | None:
+    return metrics.registry.get_sample_value(
+        "gpuplugin_preferences_total", {"resource": resource, "method": method}
+    )
+
+
+def test_choices_are_counted_by_resource_and_method() -> None:
+    metrics = Metrics()
+    count, other = metrics.choices_of(RESOURCE), metrics.choices_of("other")
+    for method in ("exact", "plain", "exact"):
+        count(method)
+    other("plain")
+    assert choices(metrics, RESOURCE, "exact") == 2
+    assert choices(metrics, RESOURCE, "plain") == 1
+    assert choices(metrics, "other", "plain") == 1
+    assert choices(metrics, "other", "exact") is None
+
+
+def test_choices_of_a_resource_that_comes_back_count_from_the_start() -> None:
+    metrics = Metrics()
+    metrics.choices_of(RESOURCE)("exact")
+    for metric in metrics.by_resource:
+        metric.remove_by_labels({"resource": RESOURCE})
+    assert choices(metrics, RESOURCE, "exact") is None
+    metrics.choices_of(RESOURCE)("exact")
+    assert choices(metrics, RESOURCE, "exact") == 1

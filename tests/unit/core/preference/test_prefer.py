@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import Resource
@@ -14,6 +14,7 @@ from gpuplugin.core.preference import (
     PreferenceIndex,
     aligned,
     distributed,
+    from_table,
     packed,
     prefer,
     spread,
@@ -21,7 +22,7 @@ from gpuplugin.core.preference import (
 from gpuplugin.core.words import PolicyName
 from hal import MigDevice
 from tests.unit.builders import a_resource, ids, uuid_of_gpu
-from tests.unit.core.preference.topologies import islands, links_of, wired
+from tests.unit.core.preference.topologies import islands, links_of, pcie_tree, ring, wired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,6 +84,54 @@ def test_whole_gpus_of_a_resource_that_has_replicas_too_go_by_their_links() -> N
 
     assert choice.ids == (f"{uuid_of_gpu(0)}::1", uuid_of_gpu(2), uuid_of_gpu(3))
     assert choice.method == "exact"
+
+
+@settings(max_examples=400)
+@given(st.integers(1, 9), st.sampled_from(["islands", "tree", "ring"]), st.data())
+def test_the_table_answers_as_the_policy_does(
+    count: int, topology: str, data: st.DataObject
+) -> None:
+    index = wired(
+        count, {"islands": islands(4), "tree": pcie_tree(8), "ring": ring(count)}[topology]
+    )
+    available = data.draw(st.lists(st.sampled_from(index.ids), max_size=12))
+    size = data.draw(st.one_of(st.integers(-2, 10), st.integers(-(2**70), 2**70)))
+
+    choice = from_table(index, available, size)
+
+    assert choice is not None
+    # With an id that nobody knows the policy is asked itself.
+    assert prefer("packed", index, [*available, "GPU-x"], (), size) == choice
+    assert aligned(index, available, (), size) == choice
+
+
+@pytest.mark.parametrize(
+    "available",
+    [
+        pytest.param(("GPU-x",), id="not known"),
+        pytest.param((f"{uuid_of_gpu(0)}::0",), id="a replica"),
+        pytest.param((uuid_of_gpu(3), f"{uuid_of_gpu(1)}::1"), id="a replica beside a whole GPU"),
+    ],
+)
+def test_the_table_is_for_whole_gpus_alone(available: Sequence[str]) -> None:
+    shared, whole = a_resource(2, 2), a_resource(8, 1)
+    resource = replace(whole, devices=(*shared.devices, *whole.devices[2:]))
+
+    assert from_table(PreferenceIndex.of(resource), available, 1) is None
+
+
+def test_a_replica_is_no_whole_gpu_even_where_it_is_the_only_one_of_its_gpu() -> None:
+    shared, whole = a_resource(1, 2), a_resource(4, 1)
+    resource = replace(whole, devices=(shared.devices[0], *whole.devices[1:]))
+    index = PreferenceIndex.of(resource, links_of(4, islands(2)))
+
+    assert from_table(index, index.ids, 2) is None
+    assert prefer("distributed", index, index.ids, (), 2).method == "plain"
+
+
+def test_a_node_without_a_table_is_not_answered_from_one() -> None:
+    for resource in (a_resource(17, 1), a_resource(3, 4), Resource("nvidia.com/gpu", ())):
+        assert from_table(PreferenceIndex.of(resource), (), 1) is None
 
 
 def test_mig_devices_go_by_the_policy() -> None:
