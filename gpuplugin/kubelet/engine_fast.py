@@ -90,7 +90,6 @@ class _Link:
         self.calls = Calls(server.methods, self._wake, time.monotonic)
         self._connection = Connection(self.calls)
         self.last_read_s = time.monotonic()
-        self.next_deadline_s = math.inf
         self.unsent = b""
         self._sent_s = 0.0
         self._server = server
@@ -134,11 +133,10 @@ class _Link:
         Then look for woken streams: whoever woke them has found the lock taken. This may be the
         publisher's thread, so errors stay here.
         """
-        while self._lock.acquire(timeout=wait_s):
+        while self._lock.acquire(True, wait_s):
             try:
                 act(*args)
                 self._flush()
-                self.next_deadline_s = self.calls.next_deadline_s
             except Exception:
                 log.exception("a connection failed; its client will come back")
                 self.end()
@@ -155,7 +153,7 @@ class _Link:
             while data := self.peer.recv(_READ_BYTES):
                 self.last_read_s = time.monotonic()
                 self._locked(_FOREVER_S, self._connection.receive, data)
-                if self.next_deadline_s < math.inf:
+                if self.calls.next_deadline_s < math.inf:
                     self._server.poke()
                 if self.unsent:
                     self._wait_for_reader()
@@ -204,13 +202,14 @@ class _Link:
             except OSError:
                 self.end()
                 return
-            if sent or not self.unsent:
-                self._sent_s = time.monotonic()
             turn_bytes += sent
-            self.unsent = data[sent:]
-            if self.unsent:
+            if sent < len(data):
+                if sent or not self.unsent:
+                    self._sent_s = time.monotonic()
+                self.unsent = data[sent:]
                 self._server.poke()
                 return
+            self.unsent = b""
         if self._connection.ended:
             self.end()
 
@@ -272,7 +271,7 @@ class FastServer:
             ready.register(self._listener, select.POLLIN)
         due_s = time.monotonic() + at_most_s
         for link in self._links.copy():
-            due_s = min(due_s, link.next_deadline_s)
+            due_s = min(due_s, link.calls.next_deadline_s)
             if link.unsent:
                 ready.register(link.descriptor, select.POLLOUT)
         for descriptor, _ in ready.poll(max(0.0, (due_s - time.monotonic()) * 1000)):

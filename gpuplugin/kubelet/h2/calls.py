@@ -33,11 +33,15 @@ _END = frames.END_HEADERS | frames.END_STREAM
 log = logging.getLogger(__name__)
 
 
+def _not_found(_request: bytes) -> bytes:
+    raise RpcError(RpcCode.UNIMPLEMENTED, "Method not found!")
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What a call is answered by: a handler of one message, or a subscription; or nothing."""
+    """What a call is answered by: a handler of one message, or a subscription if there is one."""
 
-    handler: Callable[[bytes], bytes] | None = None
+    handler: Callable[[bytes], bytes] = _not_found
     subscribe: Callable[[Callable[[], None]], Subscription] | None = None
 
 
@@ -75,42 +79,38 @@ class Calls:
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
+        self.next_deadline_s = math.inf
+        """The earliest deadline of the open calls, by the clock, or an earlier time."""
         self.progress = False
         """True if a call was answered or a list was sent; whoever looks sets it back."""
         self.resets: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         """Streams that were reset here lately: the peer may not know yet."""
-        self._methods = methods
+        self.methods = methods
         self._wake = wake
         self.clock_s = clock_s
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
+        self._last_answer, self._last_parts = b"", _answer_parts(b"")
+        """The last answer that was sent in one piece: many calls have the same."""
 
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
         """A request begins with these headers; it has no body if it `ended` with them."""
         stream = self._open(stream_id, head.path, ended=ended)
         stream.deadline_s = self.clock_s() + head.timeout_s
+        self.next_deadline_s = min(self.next_deadline_s, stream.deadline_s)
         if head.refusal:
             self._end(stream, head.refusal)
-        elif stream.method is _UNKNOWN:
-            self._finish(stream, RpcCode.UNIMPLEMENTED, "Method not found!")
-        elif ended:
+        elif ended or stream.method is _UNKNOWN:
             self.data(stream, b"")
 
-    def whole(self, stream_id: int, path: bytes, request: bytes) -> bool:
-        """A call came as a whole: the shortest way from its message to an answer in one piece.
-
-        False, and nothing was done, if `path` is no unary method: `begin` and `data` see to it.
-        """
-        handler = self._methods.get(path, _UNKNOWN).handler
-        if handler is None:
-            return False
+    def whole(self, stream_id: int, path: bytes, request: bytes) -> None:
+        """A call of a handler came as a whole: the shortest way to an answer in one piece."""
         try:
-            answer = handler(request)
+            answer = self.methods[path].handler(request)
         except Exception as error:  # noqa: BLE001 - looked at, and logged, there
             self._failed(self._open(stream_id, path, ended=True), error)
-            return True
+            return
         if not self._sent_at_once(stream_id, self._initial_window, answer):
             self._answer(self._open(stream_id, path, ended=True), answer)
-        return True
 
     def data(self, stream: Stream, payload: bytes) -> None:
         """More of a request came. The handler is called with its first message, as in grpcio."""
@@ -123,17 +123,13 @@ class Calls:
         if stream.subscription is not None and not stream.rest:
             self._guarded(self._pull, stream)
 
-    @property
-    def next_deadline_s(self) -> float:
-        """The earliest deadline of the open calls, by the clock; infinity if none has one."""
-        if not self.streams:
-            return math.inf
-        return min(one.deadline_s for one in self.streams.values())
-
     def expire(self) -> None:
         """End the calls whose deadline has passed."""
         for stream in tuple(self.streams.values()):
             self._guarded(self._check_deadline, stream)
+        self.next_deadline_s = min(
+            (one.deadline_s for one in self.streams.values()), default=math.inf
+        )
 
     def resize_windows(self, size: int) -> None:
         """The peer changed what streams begin with, which counts for open ones as well.
@@ -169,7 +165,7 @@ class Calls:
             self.drop(stream_id)
 
     def _open(self, stream_id: int, path: bytes, *, ended: bool) -> Stream:
-        method = self._methods.get(path, _UNKNOWN)
+        method = self.methods.get(path, _UNKNOWN)
         is_list, window = method.subscribe is not None, self._initial_window
         stream = Stream(stream_id, window, is_list, path=path, method=method, ended=ended)
         self.streams[stream_id] = stream
@@ -192,15 +188,16 @@ class Calls:
 
     def _take(self, stream: Stream) -> None:
         """Call the handler if the request's message is complete."""
-        message = grpcwire.read_message(stream.body or b"")
+        unknown = stream.method is _UNKNOWN  # its request is not waited for
+        message = b"" if unknown else grpcwire.read_message(stream.body or b"")
         if message is None:
             self._check_incomplete(stream)
             return
         stream.body = None
         self._check_deadline(stream)
-        if stream.method.handler is not None:
+        if stream.method.subscribe is None:
             self._answer(stream, stream.method.handler(message))
-        elif stream.method.subscribe is not None:
+        else:
             stream.subscription = stream.method.subscribe(partial(self._wake, stream))
 
     def _check_incomplete(self, stream: Stream) -> None:
@@ -235,11 +232,13 @@ class Calls:
 
     def _sent_at_once(self, stream_id: int, window: int, message: bytes) -> bool:
         """Send the whole answer if it is one frame that the windows take."""
-        size = PREFIX_BYTES + len(message)
-        if size > min(self.outbox.window, window, frames.DEFAULT_FRAME_BYTES):
+        size, outbox = PREFIX_BYTES + len(message), self.outbox
+        if size > window or size > outbox.window or size > frames.DEFAULT_FRAME_BYTES:
             return False
-        self.outbox.window -= size
-        self.outbox.put(_answer_frames(stream_id, message))
+        if message != self._last_answer:
+            self._last_answer, self._last_parts = message, _answer_parts(message)
+        outbox.window -= size
+        outbox.put(frames.U32.pack(stream_id).join(self._last_parts))
         self.progress = True
         return True
 
@@ -272,17 +271,17 @@ class Calls:
             self.reset(stream.stream_id, frames.ErrorCode.NO_ERROR)
 
 
-_HEADERS_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
-_TRAILERS_START = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)[:5]
-
-
-def _answer_frames(stream_id: int, message: bytes) -> bytes:
-    """A whole answer: headers, a message that fits in one frame, trailers."""
-    number, length = frames.U32.pack(stream_id), len(message)
-    head = frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, stream_id)
-    data = (head, grpcwire.message_prefix(length), message)
-    return b"".join(
-        (_HEADERS_START, number, ANSWER_BLOCK, *data, _TRAILERS_START, number, OK_BLOCK)
+def _answer_parts(message: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """What stands around the stream's numbers in an answer whose message fits in one frame."""
+    length = len(message)
+    headers = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)
+    data = frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, 0)
+    trailers = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)
+    return (
+        headers[:-4],
+        ANSWER_BLOCK + data[:-4],
+        grpcwire.message_prefix(length) + message + trailers[:-4],
+        OK_BLOCK,
     )
 
 

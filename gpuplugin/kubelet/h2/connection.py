@@ -6,7 +6,6 @@ Streams become calls in `calls`; sockets, threads and time belong to `engine_fas
 from __future__ import annotations
 
 import math
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames
@@ -16,12 +15,19 @@ from gpuplugin.kubelet.h2.grpcwire import (
     MAX_HEADERS_BYTES,
     MAX_REQUEST_BYTES,
     PREFIX_BYTES,
+    message_prefix,
     read_head,
 )
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from gpuplugin.kubelet.h2.calls import Calls
+
+    _Whole: TypeAlias = tuple[tuple[bytes, bytes, bytes], int, bytes, bytes]
+    """A call in two frames: the bytes around the stream's numbers, how many there are with these,
+    its path and its message."""
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
@@ -33,11 +39,10 @@ _STREAM_WINDOW_BYTES = 2 * MAX_REQUEST_BYTES
 """More than a request takes, with its frames' padding, so that no stream is granted more later."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
-_LEAST_CALL_BYTES = 2 * frames.HEAD_BYTES + PREFIX_BYTES
+_NUMBER_AT = frames.HEAD_BYTES - 4
+"""Where the stream's number stands in a frame."""
+_LARGEST_LENGTH = frames.DEFAULT_FRAME_BYTES.to_bytes(3, "big")
 _OF_REQUESTS = (frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.WINDOW_UPDATE)
-_UNPACK = frames.HEAD.unpack_from
-_ONE_MESSAGE = Struct(">BBIBI")
-"""The head of a DATA frame after its length, and the prefix of a message that fills the frame."""
 
 _GREETING = frames.settings(
     {
@@ -66,6 +71,8 @@ class Connection:
         self._block = b""
         self._block_of = (0, 0)
         self._last_id = 0
+        self._whole: _Whole | None = None
+        """The call that came last, if nothing but whole calls has come since."""
         self._patience = PATIENCE
         self._patient_since_s = self._held_since_s = self._clock_s()
         self._draining = False
@@ -89,7 +96,7 @@ class Connection:
         data = self._rest + data
         try:
             at = self._greet(data) if self._preface else 0
-            while end := self._whole_call(data, at) or self._frame(data, at):
+            while at < len(data) and (end := self._whole_call(data, at) or self._frame(data, at)):
                 at = end
             self._rest = data[at:]
         except Fault as fault:
@@ -100,6 +107,7 @@ class Connection:
         """Tell the peer to open no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
             self._draining = True
+            self._whole = None
             self._go_away(ErrorCode.NO_ERROR, "")
 
     def look_after(self) -> None:
@@ -117,6 +125,7 @@ class Connection:
     def close(self) -> None:
         """The connection is gone: end what belongs to it."""
         self._failed = True
+        self._whole = None
         self._calls.close()
         self._rest = self._block = b""
 
@@ -135,35 +144,57 @@ class Connection:
         """The short way for what a client sends most: HEADERS seen before and DATA that end it.
 
         Returns where the call ends; 0, with nothing done, if anything asks for the long way,
-        which would do the same. A block that is known means that SETTINGS have come.
+        which would do the same.
         """
-        size = len(data)
-        if size - at < _LEAST_CALL_BYTES or self._only is not None or self._draining:
-            return 0
-        high, low, kind, flags, stream_id = _UNPACK(data, at)
-        body_at: int = at + frames.HEAD_BYTES + (high << 8 | low)
-        message_at = body_at + frames.HEAD_BYTES + PREFIX_BYTES
-        if kind != frames.HEADERS or flags != frames.END_HEADERS or message_at > size:
-            return 0
-        head = self._blocks.known(data[at + frames.HEAD_BYTES : body_at])
-        if head is None or head.refusal or head.timeout_s != math.inf:
-            return 0
-        length = int.from_bytes(data[body_at : body_at + 3], "big")
-        end = body_at + frames.HEAD_BYTES + length
-        if not message_at <= end <= size or length > frames.DEFAULT_FRAME_BYTES:
-            return 0
-        numbers = (frames.DATA, frames.END_STREAM, stream_id, 0, end - message_at)
-        if data[body_at + 3 : message_at] != _ONE_MESSAGE.pack(*numbers):
-            return 0
+        number = data[at + _NUMBER_AT : at + frames.HEAD_BYTES]
+        whole = self._whole
+        if whole is None or not data.startswith(number.join(whole[0]), at):
+            whole = self._recognised(data, at)
+            if whole is None:
+                return 0
+        _, size, path, request = whole
+        stream_id = int.from_bytes(number, "big")
+        left = self._granted - PREFIX_BYTES - len(request)
         if not self._last_id < stream_id <= frames.MOST_31_BITS or not stream_id & 1:
             return 0
-        if self._granted - length < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
-            return 0
-        if not self._calls.whole(stream_id, head.path, data[message_at:end]):
+        if left < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
             return 0
         self._last_id = stream_id
-        self._granted -= length
-        return end
+        self._granted = left
+        self._whole = whole
+        self._calls.whole(stream_id, path, request)
+        return at + size
+
+    def _recognised(self, data: bytes, at: int) -> _Whole | None:
+        """The call that stands here in two frames, if it asks for nothing special.
+
+        A block that is known means that SETTINGS have come.
+        """
+        found = frames.first(data, at)
+        if found is None or self._only is not None or self._draining:
+            return None
+        kind, flags, stream_id, block, body_at = found
+        head = self._blocks.known(block)
+        if (kind, flags) != (frames.HEADERS, frames.END_HEADERS) or head is None:
+            return None
+        method = self._calls.methods.get(head.path)
+        if method is None or method.subscribe or head.refusal or head.timeout_s != math.inf:
+            return None
+        if data[body_at : body_at + 3] > _LARGEST_LENGTH:
+            return None
+        found = frames.first(data, body_at)
+        if found is None or found[:3] != (frames.DATA, frames.END_STREAM, stream_id):
+            return None
+        body, end = found[3:]
+        request = body[PREFIX_BYTES:]
+        if body[:PREFIX_BYTES] != message_prefix(len(request)):
+            return None
+        parts = (
+            data[at : at + _NUMBER_AT],
+            data[at + frames.HEAD_BYTES : body_at + _NUMBER_AT],
+            data[body_at + frames.HEAD_BYTES : end],
+        )
+        return parts, end - at, head.path, request
 
     def _frame(self, data: bytes, at: int) -> int:
         """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""
@@ -171,6 +202,7 @@ class Connection:
         if found is None:
             return 0
         kind, flags, stream_id, payload, end = found
+        self._whole = None
         if self._only not in (None, kind):
             raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} instead of type {self._only}")
         try:
