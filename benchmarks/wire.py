@@ -182,11 +182,18 @@ class Wire:
     def _read(self) -> bytes:
         try:
             data = self._socket.recv(READ_BYTES)
-        except TimeoutError as error:
-            timeout_s = self._socket.gettimeout() or 0.0
-            raise ConnectionLost(f"{self._path} did not answer within {timeout_s:g} s") from error
         except OSError as error:
-            raise ConnectionLost(f"{self._path}: {error}") from error
+            raise self._lost(error) from error
+        return self._checked(data)
+
+    def _lost(self, error: OSError) -> ConnectionLost:
+        if not isinstance(error, TimeoutError):
+            return ConnectionLost(f"{self._path}: {error}")
+        timeout_s = self._socket.gettimeout() or 0.0
+        return ConnectionLost(f"{self._path} did not answer within {timeout_s:g} s")
+
+    def _checked(self, data: bytes) -> bytes:
+        """What was read, unless it is nothing: the server has closed the connection then."""
         if not data:
             raise ConnectionLost(f"{self._path} closed the connection")
         return data
