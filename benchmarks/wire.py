@@ -7,7 +7,6 @@ answer's bytes say, and when they only repeat, in `answers`.
 from __future__ import annotations
 
 import socket
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import unquote
@@ -17,6 +16,7 @@ from hpack import HPACKError
 from benchmarks import http2
 from benchmarks.answers import HeaderReader, Repeats
 from benchmarks.http2 import Flag, Kind, Setting
+from benchmarks.messages import Messages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +69,7 @@ class Call:
 
     window: int
     followed: bool = False
-    data: bytearray = field(default_factory=bytearray)
-    messages: deque[bytes] = field(default_factory=deque)
+    messages: Messages = field(default_factory=Messages)
     status: int | None = None
     text: str = ""
 
@@ -267,15 +266,10 @@ class Wire:
         call = self._calls.get(head.stream_id)
         if call is None:
             return
-        call.data += body
-        while len(call.data) >= 5:
-            compressed, length = http2.message_length(call.data)
-            if compressed:
-                raise ConnectionLost(f"{self._path} compresses its answers, unasked")
-            if len(call.data) < 5 + length:
-                break
-            call.messages.append(bytes(call.data[5 : 5 + length]))
-            del call.data[: 5 + length]
+        try:
+            call.messages.feed(body)
+        except ValueError as error:
+            raise ConnectionLost(f"{self._path} sent {error}") from None
         if head.flags & Flag.END_STREAM:
             self._end(head.stream_id, 13, "an answer without trailers")
 
