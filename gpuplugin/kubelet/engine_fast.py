@@ -18,6 +18,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -76,10 +77,11 @@ class FastEngine:
 def _methods(services: Sequence[Service]) -> dict[bytes, Method]:
     methods: dict[bytes, Method] = {}
     for service in services:
-        root = f"/{service.name}/"
-        methods |= {(root + name).encode(): Method(one) for name, one in service.unary.items()}
-        for name, subscribe in service.streams.items():
-            methods[(root + name).encode()] = Method(subscribe=subscribe)
+        unary = {name: Method(handler) for name, handler in service.unary.items()}
+        streams = {name: Method(subscribe=one) for name, one in service.streams.items()}
+        methods |= {
+            f"/{service.name}/{name}".encode(): it for name, it in (unary | streams).items()
+        }
     return methods
 
 
@@ -93,6 +95,8 @@ class _Link:
         self._connection = Connection(self.calls)
         self.last_read_s = time.monotonic()
         self.unsent = b""
+        self._crowded = False
+        """True while the peer leaves more answers unread than are kept for it."""
         self._sent_s = 0.0
         self._server = server
         self._lock = threading.Lock()
@@ -168,16 +172,12 @@ class _Link:
         """Read no more while the peer reads nothing itself, or its answers would pile up here."""
         writable = select.poll()
         writable.register(self.peer, select.POLLOUT)
-        while self._crowded():
+        while self._crowded:
             if writable.poll(STALL_S * 1000) != [(self.descriptor, select.POLLOUT)]:
                 self.end()
                 return
             self.last_read_s = time.monotonic()
             self._locked(_FOREVER_S, self._pull)
-
-    def _crowded(self) -> bool:
-        with self._lock:
-            return self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
 
     def _wake(self, stream: Stream) -> None:
         self._woken.append(stream)
@@ -210,10 +210,11 @@ class _Link:
                 if sent or not known:
                     self._sent_s = time.monotonic()
                 self.unsent = data[sent:]
+                self._crowded = self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
                 if not known:  # else the keeper knows, and is not to wake itself over and over
                     self._server.poke()
                 return
-            self.unsent = b""
+            self.unsent, self._crowded = b"", False
         if self._connection.ended:
             self.end()
 
@@ -232,7 +233,8 @@ class FastServer:
         self._links: set[_Link] = set()
         """Its keys are changed and copied in one operation each, so without a lock."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._bell_lock = threading.Lock()
+        # Not in `stop`: a connection whose handler does not return may ring it long after.
+        weakref.finalize(self, os.close, self._bell).atexit = False
         self._keeper = threading.Thread(target=self._keep, name="rpc-keeper", daemon=True)
         self._keeper.start()
 
@@ -244,16 +246,10 @@ class FastServer:
         self.stop_by_s = time.monotonic() + grace_s
         self.poke()
         self._keeper.join()
-        with self._bell_lock:
-            if self._bell >= 0:
-                os.close(self._bell)
-                self._bell = -1
 
     def poke(self) -> None:
         """Let the keeper look at what has changed."""
-        with self._bell_lock:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._bell, 1)
 
     def forget(self, link: _Link) -> None:
         """A connection is over."""

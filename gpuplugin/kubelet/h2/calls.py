@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames, grpcwire
-from gpuplugin.kubelet.h2.flow import NOTHING, Outbox, Outgoing
+from gpuplugin.kubelet.h2.flow import Outbox, Outgoing
 from gpuplugin.kubelet.h2.grpcwire import ANSWER_BLOCK, OK_BLOCK, PREFIX_BYTES
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
@@ -144,12 +144,8 @@ class Calls:
     def drop(self, stream_id: int) -> None:
         """A stream has ended, if it was open; nothing more is sent on it."""
         stream = self.streams.pop(stream_id, None)
-        if stream is None:
-            return
-        self.outbox.forget(stream)
-        stream.body = None
-        stream.rest = NOTHING
-        if stream.subscription is not None:
+        self.outbox.forget(stream_id)
+        if stream is not None and stream.subscription is not None:
             stream.subscription.close()
             stream.subscription = None
 
@@ -271,17 +267,12 @@ class Calls:
             self.reset(stream.stream_id, frames.ErrorCode.NO_ERROR)
 
 
-def _answer_parts(message: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """What stands around the stream's numbers in an answer whose message fits in one frame."""
-    length = len(message)
-    headers = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)
-    data = frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, 0)
-    trailers = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)
-    return (
-        headers[:-4],
-        ANSWER_BLOCK + data[:-4],
-        grpcwire.message_prefix(length) + message + trailers[:-4],
-        OK_BLOCK,
+def _answer_parts(message: bytes) -> list[bytes]:
+    """What stands around the stream's number in an answer whose message fits in one frame."""
+    return frames.around_numbers(
+        _headers(0, ANSWER_BLOCK, frames.END_HEADERS),
+        frames.frame(frames.DATA, 0, 0, grpcwire.message_prefix(len(message)) + message),
+        _headers(0, OK_BLOCK, _END),
     )
 
 

@@ -8,16 +8,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2 import frames
+from gpuplugin.kubelet.h2 import frames, grpcwire
 from gpuplugin.kubelet.h2.flow import RESERVE_BYTES
 from gpuplugin.kubelet.h2.frames import ErrorCode, Fault
-from gpuplugin.kubelet.h2.grpcwire import (
-    MAX_HEADERS_BYTES,
-    MAX_REQUEST_BYTES,
-    PREFIX_BYTES,
-    message_prefix,
-    read_head,
-)
+from gpuplugin.kubelet.h2.grpcwire import PREFIX_BYTES
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
@@ -25,8 +19,8 @@ if TYPE_CHECKING:
 
     from gpuplugin.kubelet.h2.calls import Calls
 
-    _Whole: TypeAlias = tuple[tuple[bytes, bytes, bytes], int, bytes, bytes]
-    """A call in two frames: the bytes around the stream's numbers, how many there are with these,
+    _Whole: TypeAlias = tuple[list[bytes], int, bytes, bytes]
+    """A call in two frames: the bytes around the stream's number, how many there are with it,
     its path and its message."""
 
 MAX_STREAMS = 100
@@ -35,7 +29,7 @@ PATIENCE = 2000
 """Frames of a second that may come without a call being answered or a list being sent."""
 HELD_BACK_S = 1.0
 """After so long without a grant, a list may use up the window of the connection."""
-_STREAM_WINDOW_BYTES = 2 * MAX_REQUEST_BYTES
+_STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
 """More than a request takes, with its frames' padding, so that no stream is granted more later."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
@@ -48,7 +42,7 @@ _GREETING = frames.settings(
     {
         frames.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
         frames.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
-        frames.MAX_HEADER_LIST_SIZE: MAX_HEADERS_BYTES,
+        frames.MAX_HEADER_LIST_SIZE: grpcwire.MAX_HEADERS_BYTES,
     }
 ) + frames.numbers(frames.WINDOW_UPDATE, 0, _CONNECTION_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES)
 
@@ -61,7 +55,7 @@ class Connection:
         self._clock_s = calls.clock_s
         self._outbox = calls.outbox
         self._outbox.put(_GREETING)
-        self._blocks = BlockReader(read_head)
+        self._blocks = BlockReader(grpcwire.read_head)
         self._granted = _CONNECTION_WINDOW_BYTES
         self._preface = frames.PREFACE
         """What is still to come of it."""
@@ -187,13 +181,9 @@ class Connection:
             return None
         body, end = found[3:]
         request = body[PREFIX_BYTES:]
-        if body[:PREFIX_BYTES] != message_prefix(len(request)):
+        if body[:PREFIX_BYTES] != grpcwire.message_prefix(len(request)):
             return None
-        parts = (
-            data[at : at + _NUMBER_AT],
-            data[at + frames.HEAD_BYTES : body_at + _NUMBER_AT],
-            data[body_at + frames.HEAD_BYTES : end],
-        )
+        parts = frames.around_numbers(data[at:body_at], data[body_at:end])
         return parts, end - at, head.path, request
 
     def _frame(self, data: bytes, at: int) -> int:

@@ -67,9 +67,9 @@ class Outbox(Window):
         stream.trailers = trailers
         self._waiting[stream.stream_id] = stream
 
-    def forget(self, stream: Outgoing) -> None:
+    def forget(self, stream_id: int) -> None:
         """Send no more of a stream's message."""
-        self._waiting.pop(stream.stream_id, None)
+        self._waiting.pop(stream_id, None)
 
     @property
     def held_back(self) -> bool:
