@@ -23,15 +23,13 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2.calls import Calls, Method, Stream
+from gpuplugin.kubelet.h2.calls import Calls, Stream
 from gpuplugin.kubelet.h2.connection import Connection
-from gpuplugin.kubelet.rpc import SocketError, check_socket_path
+from gpuplugin.kubelet.rpc import Service, SocketError, check_socket_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from gpuplugin.kubelet.rpc import Service
 
 MAX_CONNECTIONS = 16
 """A kubelet opens one or two; one more closes the one that was idle for longest, or itself."""
@@ -68,21 +66,19 @@ class FastEngine:
             listener.bind(str(socket_path))
             listener.listen(MAX_CONNECTIONS)
             listener.setblocking(False)
-            return FastServer(listener, socket_path, _methods(services))
+            return FastServer(listener, socket_path, _joined(services))
         except (OSError, RuntimeError) as error:  # the latter: there can be no more threads
             listener.close()
             raise SocketError(f"cannot listen on {socket_path}: {error}") from error
 
 
-def _methods(services: Sequence[Service]) -> dict[bytes, Method]:
-    methods: dict[bytes, Method] = {}
-    for service in services:
-        unary = {name: Method(handler) for name, handler in service.unary.items()}
-        streams = {name: Method(subscribe=one) for name, one in service.streams.items()}
-        methods |= {
-            f"/{service.name}/{name}".encode(): it for name, it in (unary | streams).items()
-        }
-    return methods
+def _joined(services: Sequence[Service]) -> Service:
+    """All of them as one, whose methods have the whole paths of calls for names."""
+    return Service(
+        "",
+        {f"/{of.name}/{name}": call for of in services for name, call in of.unary.items()},
+        {f"/{of.name}/{name}": call for of in services for name, call in of.streams.items()},
+    )
 
 
 class _Link:
@@ -91,7 +87,7 @@ class _Link:
     def __init__(self, peer: socket.socket, server: FastServer) -> None:
         self.peer = peer
         self.descriptor = peer.fileno()
-        self.calls = Calls(server.methods, self._wake, time.monotonic)
+        self.calls = Calls(server.service, self._wake, time.monotonic)
         self._connection = Connection(self.calls)
         self.last_read_s = time.monotonic()
         self.unsent = b""
@@ -121,7 +117,8 @@ class _Link:
             self._connection.close()
             self.peer.close()
         self._woken.clear()
-        self._server.forget(self)
+        self._server.links.discard(self)
+        self._server.poke()
 
     def _look_after(self) -> None:
         if self._server.stop_by_s < math.inf:
@@ -206,10 +203,9 @@ class _Link:
                 return
             turn_bytes += sent
             if sent < len(data):
-                known = bool(self.unsent)
-                if sent or not known:
+                if sent or not self.unsent:
                     self._sent_s = time.monotonic()
-                self.unsent = data[sent:]
+                known, self.unsent = self.unsent, data[sent:]
                 self._crowded = self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
                 if not known:  # else the keeper knows, and is not to wake itself over and over
                     self._server.poke()
@@ -222,15 +218,13 @@ class _Link:
 class FastServer:
     """See `gpuplugin.kubelet.rpc.Server`."""
 
-    def __init__(
-        self, listener: socket.socket, path: Path, methods: Mapping[bytes, Method]
-    ) -> None:
-        self.methods = methods
+    def __init__(self, listener: socket.socket, path: Path, service: Service) -> None:
+        self.service = service
         self.stop_by_s = math.inf
         self._listener = listener
         self._path = path
         self._file = path.lstat()
-        self._links: set[_Link] = set()
+        self.links: set[_Link] = set()
         """Its keys are changed and copied in one operation each, so without a lock."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # Not in `stop`: a connection whose handler does not return may ring it long after.
@@ -251,16 +245,11 @@ class FastServer:
         """Let the keeper look at what has changed."""
         os.eventfd_write(self._bell, 1)
 
-    def forget(self, link: _Link) -> None:
-        """A connection is over."""
-        self._links.discard(link)
-        self.poke()
-
     def _keep(self) -> None:
         while self.stop_by_s == math.inf:
             self._wait_and_look(LOOK_S)
         self._listener.close()
-        while self._links and time.monotonic() < self.stop_by_s + _LAST_WORDS_S:
+        while self.links and time.monotonic() < self.stop_by_s + _LAST_WORDS_S:
             self._wait_and_look(_LOCK_S)
 
     def _wait_and_look(self, at_most_s: float) -> None:
@@ -270,7 +259,7 @@ class FastServer:
         if self.stop_by_s == math.inf:
             ready.register(self._listener, select.POLLIN)
         due_s = time.monotonic() + at_most_s
-        for link in self._links.copy():
+        for link in self.links.copy():
             due_s = min(due_s, link.calls.next_deadline_s)
             if link.unsent:
                 ready.register(link.descriptor, select.POLLOUT)
@@ -279,7 +268,7 @@ class FastServer:
                 os.eventfd_read(self._bell)
             elif descriptor == self._listener.fileno():
                 self._accept()
-        for link in self._links.copy():
+        for link in self.links.copy():
             link.look_after()
 
     def _accept(self) -> None:
@@ -291,11 +280,11 @@ class FastServer:
             time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once
             return
         link = _Link(peer, self)
-        if len(self._links) >= MAX_CONNECTIONS:
-            log.warning("%d connections are open, one more is too many", len(self._links))
-            idle = [one for one in self._links.copy() if not one.calls.streams]
+        if len(self.links) >= MAX_CONNECTIONS:
+            log.warning("%d connections are open, one more is too many", len(self.links))
+            idle = [one for one in self.links.copy() if not one.calls.streams]
             min(idle, key=lambda one: one.last_read_s, default=link).end()
-        self._links.add(link)
+        self.links.add(link)
         try:
             link.thread.start()
         except RuntimeError as error:

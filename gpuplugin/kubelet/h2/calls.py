@@ -18,11 +18,11 @@ from gpuplugin.kubelet.h2.grpcwire import ANSWER_BLOCK, OK_BLOCK, PREFIX_BYTES
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gpuplugin.kubelet.h2.frames import ErrorCode
     from gpuplugin.kubelet.h2.grpcwire import Head
-    from gpuplugin.kubelet.rpc import Subscription
+    from gpuplugin.kubelet.rpc import Service, Subscription
 
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """Incomplete requests of one connection, all together."""
@@ -33,27 +33,11 @@ _END = frames.END_HEADERS | frames.END_STREAM
 log = logging.getLogger(__name__)
 
 
-def _not_found(_request: bytes) -> bytes:
-    raise RpcError(RpcCode.UNIMPLEMENTED, "Method not found!")
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """What a call is answered by: a handler of one message, or a subscription if there is one."""
-
-    handler: Callable[[bytes], bytes] = _not_found
-    subscribe: Callable[[Callable[[], None]], Subscription] | None = None
-
-
-_UNKNOWN = Method()
-
-
 @dataclass(eq=False, slots=True, kw_only=True)
 class Stream(Outgoing):
     """One open stream, which is one call."""
 
-    path: bytes
-    method: Method
+    path: str
     ended: bool
     """True once the peer has sent its whole request."""
     deadline_s: float = math.inf
@@ -67,13 +51,13 @@ class Stream(Outgoing):
 class Calls:
     """The open streams of one connection, what they have to send, and which were reset.
 
-    `wake` is called with a stream, from any thread, when its subscription has something to take:
-    `pull` it then. `clock_s` is monotonic.
+    `service` has methods by the whole path of a call. `wake` is called with a stream, from any
+    thread, when its subscription has something to take: `pull` it then. `clock_s` is monotonic.
     """
 
     def __init__(
         self,
-        methods: Mapping[bytes, Method],
+        service: Service,
         wake: Callable[[Stream], None],
         clock_s: Callable[[], float],
     ) -> None:
@@ -85,7 +69,7 @@ class Calls:
         """True if a call was answered or a list was sent; whoever looks sets it back."""
         self.resets: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         """Streams that were reset here lately: the peer may not know yet."""
-        self.methods = methods
+        self.service = service
         self._wake = wake
         self.clock_s = clock_s
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
@@ -99,13 +83,15 @@ class Calls:
         self.next_deadline_s = min(self.next_deadline_s, stream.deadline_s)
         if head.refusal:
             self._end(stream, head.refusal)
-        elif ended or stream.method is _UNKNOWN:
+        elif head.path not in self.service.unary and not stream.is_list:
+            self._finish(stream, RpcCode.UNIMPLEMENTED, "Method not found!")
+        elif ended:
             self.data(stream, b"")
 
-    def whole(self, stream_id: int, path: bytes, request: bytes) -> None:
+    def whole(self, stream_id: int, path: str, request: bytes) -> None:
         """A call of a handler came as a whole: the shortest way to an answer in one piece."""
         try:
-            answer = self.methods[path].handler(request)
+            answer = self.service.unary[path](request)
         except Exception as error:  # noqa: BLE001 - looked at, and logged, there
             self._failed(self._open(stream_id, path, ended=True), error)
             return
@@ -127,9 +113,8 @@ class Calls:
         """End the calls whose deadline has passed."""
         for stream in tuple(self.streams.values()):
             self._guarded(self._check_deadline, stream)
-        self.next_deadline_s = min(
-            (one.deadline_s for one in self.streams.values()), default=math.inf
-        )
+        deadlines_s = [one.deadline_s for one in self.streams.values()]
+        self.next_deadline_s = min(deadlines_s, default=math.inf)
 
     def resize_windows(self, size: int) -> None:
         """The peer changed what streams begin with, which counts for open ones as well.
@@ -160,10 +145,9 @@ class Calls:
         for stream_id in tuple(self.streams):
             self.drop(stream_id)
 
-    def _open(self, stream_id: int, path: bytes, *, ended: bool) -> Stream:
-        method = self.methods.get(path, _UNKNOWN)
-        is_list, window = method.subscribe is not None, self._initial_window
-        stream = Stream(stream_id, window, is_list, path=path, method=method, ended=ended)
+    def _open(self, stream_id: int, path: str, *, ended: bool) -> Stream:
+        is_list = path in self.service.streams
+        stream = Stream(stream_id, self._initial_window, is_list, path=path, ended=ended)
         self.streams[stream_id] = stream
         return stream
 
@@ -176,29 +160,28 @@ class Calls:
     def _failed(self, stream: Stream, error: Exception) -> None:
         """The peer is told of an error, one of a handler in grpcio's words; other calls go on."""
         if not isinstance(error, RpcError):
-            name = stream.path.decode("utf-8", "replace")
-            log.error("the handler of %s failed", name, exc_info=error)
+            log.error("the handler of %s failed", stream.path, exc_info=error)
             doing = "iterating responses" if stream.is_list else "calling application"
             error = RpcError(RpcCode.UNKNOWN, f"Exception {doing}: {error}")
         self._finish(stream, error.code, error.message)
 
     def _take(self, stream: Stream) -> None:
         """Call the handler if the request's message is complete."""
-        unknown = stream.method is _UNKNOWN  # its request is not waited for
-        message = b"" if unknown else grpcwire.read_message(stream.body or b"")
+        message = grpcwire.read_message(stream.body or b"")
         if message is None:
             self._check_incomplete(stream)
             return
         stream.body = None
         self._check_deadline(stream)
-        if stream.method.subscribe is None:
-            self._answer(stream, stream.method.handler(message))
+        if stream.is_list:
+            subscribe = self.service.streams[stream.path]
+            stream.subscription = subscribe(partial(self._wake, stream))
         else:
-            stream.subscription = stream.method.subscribe(partial(self._wake, stream))
+            self._answer(stream, self.service.unary[stream.path](message))
 
     def _check_incomplete(self, stream: Stream) -> None:
         if stream.ended:
-            text = f'"{stream.path!r}" requires exactly one request message.'
+            text = f'"{stream.path.encode()!r}" requires exactly one request message.'
             raise RpcError(RpcCode.UNIMPLEMENTED, text)
         if sum(len(one.body or b"") for one in self.streams.values()) > MAX_UNREAD_BYTES:
             raise RpcError(RpcCode.RESOURCE_EXHAUSTED, "too many incomplete requests")

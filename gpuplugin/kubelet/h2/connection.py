@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
     from gpuplugin.kubelet.h2.calls import Calls
 
-    _Whole: TypeAlias = tuple[list[bytes], int, bytes, bytes]
-    """A call in two frames: the bytes around the stream's number, how many there are with it,
-    its path and its message."""
+    _Whole: TypeAlias = tuple[list[bytes], str, bytes, int]
+    """A call in two frames: the bytes around the stream's number, path, message, bytes in all."""
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
@@ -30,11 +29,10 @@ PATIENCE = 2000
 HELD_BACK_S = 1.0
 """After so long without a grant, a list may use up the window of the connection."""
 _STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
-"""More than a request takes, with its frames' padding, so that no stream is granted more later."""
+"""More than a request takes, so that no stream is granted more later, but for padding."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
-_NUMBER_AT = frames.HEAD_BYTES - 4
-"""Where the stream's number stands in a frame."""
+_LAST_STREAM = frames.MOST_31_BITS
 _LARGEST_LENGTH = frames.DEFAULT_FRAME_BYTES.to_bytes(3, "big")
 _OF_REQUESTS = (frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.WINDOW_UPDATE)
 
@@ -61,8 +59,7 @@ class Connection:
         """What is still to come of it."""
         self._only: int | None = frames.SETTINGS
         """The one type that the next frame may have, if there is such a rule."""
-        self._rest = b""
-        self._block = b""
+        self._rest = self._block = b""
         self._block_of = (0, 0)
         self._last_id = 0
         self._whole: _Whole | None = None
@@ -101,7 +98,6 @@ class Connection:
         """Tell the peer to open no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
             self._draining = True
-            self._whole = None
             self._go_away(ErrorCode.NO_ERROR, "")
 
     def look_after(self) -> None:
@@ -119,7 +115,6 @@ class Connection:
     def close(self) -> None:
         """The connection is gone: end what belongs to it."""
         self._failed = True
-        self._whole = None
         self._calls.close()
         self._rest = self._block = b""
 
@@ -140,21 +135,20 @@ class Connection:
         Returns where the call ends; 0, with nothing done, if anything asks for the long way,
         which would do the same.
         """
-        number = data[at + _NUMBER_AT : at + frames.HEAD_BYTES]
+        number = data[at + 5 : at + 9]
         whole = self._whole
         if whole is None or not data.startswith(number.join(whole[0]), at):
             whole = self._recognised(data, at)
             if whole is None:
                 return 0
-        _, size, path, request = whole
+        _, path, request, size = whole
         stream_id = int.from_bytes(number, "big")
-        left = self._granted - PREFIX_BYTES - len(request)
-        if not self._last_id < stream_id <= frames.MOST_31_BITS or not stream_id & 1:
+        if not self._last_id < stream_id <= _LAST_STREAM or not stream_id & 1 or self._draining:
             return 0
-        if left < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
+        if self._granted - size < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
             return 0
         self._last_id = stream_id
-        self._granted = left
+        self._granted -= PREFIX_BYTES + len(request)
         self._whole = whole
         self._calls.whole(stream_id, path, request)
         return at + size
@@ -165,14 +159,13 @@ class Connection:
         A block that is known means that SETTINGS have come.
         """
         found = frames.first(data, at)
-        if found is None or self._only is not None or self._draining:
+        if found is None or found[:2] != (frames.HEADERS, frames.END_HEADERS) or self._only:
             return None
-        kind, flags, stream_id, block, body_at = found
+        stream_id, block, body_at = found[2:]
         head = self._blocks.known(block)
-        if (kind, flags) != (frames.HEADERS, frames.END_HEADERS) or head is None:
+        if head is None or head.refusal or head.timeout_s < math.inf:
             return None
-        method = self._calls.methods.get(head.path)
-        if method is None or method.subscribe or head.refusal or head.timeout_s != math.inf:
+        if head.path not in self._calls.service.unary:
             return None
         if data[body_at : body_at + 3] > _LARGEST_LENGTH:
             return None
@@ -184,7 +177,7 @@ class Connection:
         if body[:PREFIX_BYTES] != grpcwire.message_prefix(len(request)):
             return None
         parts = frames.around_numbers(data[at:body_at], data[body_at:end])
-        return parts, end - at, head.path, request
+        return parts, head.path, request, end - at
 
     def _frame(self, data: bytes, at: int) -> int:
         """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""
@@ -195,12 +188,13 @@ class Connection:
         self._whole = None
         if self._only not in (None, kind):
             raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} instead of type {self._only}")
+        opened = stream_id & 1 and (stream_id <= self._last_id or kind == frames.HEADERS)
+        if kind in _OF_REQUESTS and not opened and (stream_id or kind != frames.WINDOW_UPDATE):
+            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
         try:
             if kind > frames.HEADERS:
                 self._lose_patience()
                 frames.check(kind, stream_id, payload)
-            if kind in _OF_REQUESTS and (stream_id or kind != frames.WINDOW_UPDATE):
-                self._check_stream(kind, stream_id)
             self._act(kind, flags, stream_id, payload)
         except Fault as fault:
             if not stream_id or not fault.stream_id:
@@ -208,19 +202,16 @@ class Connection:
             self._calls.reset(fault.stream_id, fault.code)
         return end
 
-    def _check_stream(self, kind: int, stream_id: int) -> None:
-        """Raise for a request that is no client's, or a frame of one that was never opened."""
-        if not stream_id & 1 or (stream_id > self._last_id and kind != frames.HEADERS):
-            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
-
     def _act(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         match kind:
             case frames.DATA:
                 self._on_data(flags, stream_id, payload)
             case frames.HEADERS | frames.CONTINUATION:
                 self._on_headers(kind, flags, stream_id, payload)
-            case frames.SETTINGS:
-                self._on_settings(flags, payload)
+            case frames.SETTINGS if not flags & frames.ACK:
+                self._on_settings(payload)
+            case frames.SETTINGS if payload:
+                raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
             case frames.WINDOW_UPDATE:
                 self._on_window_update(stream_id, payload)
             case frames.PING if not flags & frames.ACK:
@@ -246,8 +237,10 @@ class Connection:
                 return
         if stream is None or stream.ended:
             raise Fault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream", stream_id)
-        payload = frames.unpadded(flags, payload)
+        padded_bytes, payload = len(payload), frames.unpadded(flags, payload)
         stream.ended = bool(flags & frames.END_STREAM)
+        if (padding_bytes := padded_bytes - len(payload)) and not stream.ended:
+            self._outbox.put(frames.numbers(frames.WINDOW_UPDATE, stream_id, padding_bytes))
         if not payload and not stream.ended:
             self._lose_patience()
         self._calls.data(stream, payload)
@@ -287,11 +280,7 @@ class Connection:
                 raise Fault(ErrorCode.PROTOCOL_ERROR, "malformed headers", stream_id)
             self._calls.begin(stream_id, head, ended=ended)
 
-    def _on_settings(self, flags: int, payload: bytes) -> None:
-        if flags & frames.ACK:
-            if payload:
-                raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            return
+    def _on_settings(self, payload: bytes) -> None:
         self._only = None
         values = frames.read_settings(payload)
         if frames.INITIAL_WINDOW_SIZE in values:
@@ -312,12 +301,10 @@ class Connection:
 
     def _lose_patience(self) -> None:
         """Count a frame that leads to nothing by itself."""
-        self._patience -= 1
-        if self._patience > 0:
-            return
         now_s = self._clock_s()
-        if now_s - self._patient_since_s < 1 and not self._calls.progress:
+        if self._calls.progress or now_s - self._patient_since_s >= 1:
+            self._patience, self._patient_since_s = PATIENCE, now_s
+            self._calls.progress = False
+        self._patience -= 1
+        if not self._patience:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without progress")
-        self._patient_since_s = now_s
-        self._patience = PATIENCE
-        self._calls.progress = False

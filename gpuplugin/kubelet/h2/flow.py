@@ -74,9 +74,8 @@ class Outbox(Window):
     @property
     def held_back(self) -> bool:
         """True if a list waits for nothing but the reserve."""
-        if not 0 < self.window <= self.reserve:
-            return False
-        return any(one.is_list and one.window > 0 for one in self._waiting.values())
+        lists = [one for one in self._waiting.values() if one.is_list and one.window > 0]
+        return bool(lists) and 0 < self.window <= self.reserve
 
     @property
     def waiting_bytes(self) -> int:
