@@ -15,12 +15,7 @@ from gpuplugin.kubelet.h2.grpcwire import PREFIX_BYTES
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from gpuplugin.kubelet.h2.calls import Calls
-
-    _Whole: TypeAlias = tuple[list[bytes], str, bytes, int]
-    """A call in two frames: the bytes around the stream's number, path, message, bytes in all."""
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
@@ -50,8 +45,7 @@ class Connection:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._clock_s = calls.clock_s
-        self._outbox = calls.outbox
+        self._clock_s, self._outbox = calls.clock_s, calls.outbox
         self._outbox.put(_GREETING)
         self._blocks = BlockReader(grpcwire.read_head)
         self._granted = _CONNECTION_WINDOW_BYTES
@@ -62,12 +56,12 @@ class Connection:
         self._rest = self._block = b""
         self._block_of = (0, 0)
         self._last_id = 0
-        self._whole: _Whole | None = None
-        """The call that came last, if nothing but whole calls has come since."""
+        self._whole: tuple[list[bytes], str, bytes, int] | None = None
+        """The last call, if it came in two frames and nothing else has come since: the bytes around
+        the stream's number, path, message, bytes in all."""
         self._patience = PATIENCE
         self._patient_since_s = self._held_since_s = self._clock_s()
-        self._draining = False
-        self._failed = False
+        self._draining = self._failed = False
 
     @property
     def ended(self) -> bool:
@@ -136,12 +130,11 @@ class Connection:
         which would do the same.
         """
         number = data[at + 5 : at + 9]
-        whole = self._whole
-        if whole is None or not data.startswith(number.join(whole[0]), at):
-            whole = self._recognised(data, at)
-            if whole is None:
+        if self._whole is None or not data.startswith(number.join(self._whole[0]), at):
+            self._recognise(data, at)
+            if self._whole is None:
                 return 0
-        _, path, request, size = whole
+        _, path, request, size = self._whole
         stream_id = int.from_bytes(number, "big")
         if not self._last_id < stream_id <= _LAST_STREAM or not stream_id & 1 or self._draining:
             return 0
@@ -149,35 +142,31 @@ class Connection:
             return 0
         self._last_id = stream_id
         self._granted -= PREFIX_BYTES + len(request)
-        self._whole = whole
         self._calls.whole(stream_id, path, request)
         return at + size
 
-    def _recognised(self, data: bytes, at: int) -> _Whole | None:
-        """The call that stands here in two frames, if it asks for nothing special.
+    def _recognise(self, data: bytes, at: int) -> None:
+        """See whether a call stands here in two frames and asks for nothing special.
 
         A block that is known means that SETTINGS have come.
         """
-        found = frames.first(data, at)
+        self._whole = None
+        found, unary = frames.first(data, at), self._calls.service.unary
         if found is None or found[:2] != (frames.HEADERS, frames.END_HEADERS) or self._only:
-            return None
+            return
         stream_id, block, body_at = found[2:]
         head = self._blocks.known(block)
-        if head is None or head.refusal or head.timeout_s < math.inf:
-            return None
-        if head.path not in self._calls.service.unary:
-            return None
-        if data[body_at : body_at + 3] > _LARGEST_LENGTH:
-            return None
-        found = frames.first(data, body_at)
+        if head is None or head.refusal or head.timeout_s < math.inf or head.path not in unary:
+            return
+        too_long = data[body_at : body_at + 3] > _LARGEST_LENGTH  # an error, but not yet
+        found = None if too_long else frames.first(data, body_at)
         if found is None or found[:3] != (frames.DATA, frames.END_STREAM, stream_id):
-            return None
+            return
         body, end = found[3:]
         request = body[PREFIX_BYTES:]
-        if body[:PREFIX_BYTES] != grpcwire.message_prefix(len(request)):
-            return None
-        parts = frames.around_numbers(data[at:body_at], data[body_at:end])
-        return parts, head.path, request, end - at
+        if body[:PREFIX_BYTES] == grpcwire.message_prefix(len(request)):
+            parts = frames.around_numbers(data[at:body_at], data[body_at:end])
+            self._whole = parts, head.path, request, end - at
 
     def _frame(self, data: bytes, at: int) -> int:
         """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""
