@@ -7,7 +7,8 @@ streams are busy is decided in `loop`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from benchmarks import http2
 from benchmarks.http2 import Flag, Kind
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["TIMEOUT_S", "CallError", "Connection", "ConnectionLost", "Done", "Method"]
 
 
-class _Again(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Again:
     """A call that was answered, as bytes but for its stream, whose number stands between them."""
 
     method: Method
@@ -51,7 +53,7 @@ class Connection(Wire):
     def __init__(self, path: Path | str, timeout_s: float | None = TIMEOUT_S) -> None:
         super().__init__(path, timeout_s)
         self._again: _Again | None = None
-        """The last call, if nothing has happened since and nothing else is under way."""
+        """The last call that was the only one under way."""
 
     def call(self, method: Method, payload: bytes) -> bytes:
         """One call to its end.
@@ -66,6 +68,10 @@ class Connection(Wire):
             or again.method is not method
             or again.payload != payload
             or again.data_bytes > self._window
+            or again.answer is not self._repeats.parts
+            or self._calls
+            or self._rest
+            or self._done
         ):
             return self._call_anew(method, payload)
         stream_id = self._next_id
@@ -84,15 +90,6 @@ class Connection(Wire):
         self._calls[stream_id] = Call(self._first_window - again.data_bytes)
         self._feed(self._checked(data))
         return self._answer_of(stream_id)
-
-    def begin(self, method: Method, payload: bytes) -> int:
-        """See `Wire`."""
-        self._again = None
-        return super().begin(method, payload)
-
-    def _feed(self, data: bytes) -> None:
-        self._again = None
-        super()._feed(data)
 
     def _call_anew(self, method: Method, payload: bytes) -> bytes:
         answer = self._answer_of(self.begin(method, payload))

@@ -14,11 +14,11 @@ class Messages(deque[bytes]):
     several times as much.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._prefix = b""
-        self._pieces: list[bytes] = []
-        self._missing_bytes = 0
+    # Of the message under way. There is no constructor: each call has one of these, and few of
+    # them are ever fed, because most answers are known again as a whole.
+    _prefix = b""
+    _missing_bytes = 0
+    _pieces: list[bytes]
 
     def feed(self, data: bytes) -> None:
         """More data came.
@@ -35,10 +35,10 @@ class Messages(deque[bytes]):
                 compressed, self._missing_bytes = http2.message_length(self._prefix)
                 if compressed:
                     raise ValueError("a compressed message, unasked")
+                self._pieces = []
             piece, data = data[: self._missing_bytes], data[self._missing_bytes :]
             self._pieces.append(piece)
             self._missing_bytes -= len(piece)
             if not self._missing_bytes:
                 self.append(b"".join(self._pieces))
-                self._pieces.clear()
                 self._prefix = b""
