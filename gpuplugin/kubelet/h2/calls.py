@@ -141,9 +141,10 @@ class Calls:
         self.outbox.put(frames.numbers(frames.RST_STREAM, stream_id, code))
 
     def close(self) -> None:
-        """End all streams without a word."""
+        """End all streams without a word, and let go of whoever would be woken."""
         for stream_id in tuple(self.streams):
             self.drop(stream_id)
+        self._wake = lambda _: None
 
     def _open(self, stream_id: int, path: str, *, ended: bool) -> Stream:
         is_list = path in self.service.streams

@@ -27,7 +27,6 @@ _STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
 """More than a request takes, so that no stream is granted more later, but for padding."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
-_LAST_STREAM = frames.MOST_31_BITS
 _LARGEST_LENGTH = frames.DEFAULT_FRAME_BYTES.to_bytes(3, "big")
 _OF_REQUESTS = (frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.WINDOW_UPDATE)
 
@@ -91,7 +90,7 @@ class Connection:
     def drain(self) -> None:
         """Tell the peer to open no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
-            self._draining = True
+            self._draining, self._whole = True, None
             self._go_away(ErrorCode.NO_ERROR, "")
 
     def look_after(self) -> None:
@@ -129,14 +128,14 @@ class Connection:
         Returns where the call ends; 0, with nothing done, if anything asks for the long way,
         which would do the same.
         """
-        number = data[at + 5 : at + 9]
+        number = data[at + 5 : at + 9]  # of the stream, as bytes
         if self._whole is None or not data.startswith(number.join(self._whole[0]), at):
             self._recognise(data, at)
             if self._whole is None:
                 return 0
         _, path, request, size = self._whole
         stream_id = int.from_bytes(number, "big")
-        if not self._last_id < stream_id <= _LAST_STREAM or not stream_id & 1 or self._draining:
+        if not self._last_id < stream_id <= frames.MOST_31_BITS or not stream_id & 1:
             return 0
         if self._granted - size < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
             return 0
@@ -152,11 +151,13 @@ class Connection:
         """
         self._whole = None
         found, unary = frames.first(data, at), self._calls.service.unary
-        if found is None or found[:2] != (frames.HEADERS, frames.END_HEADERS) or self._only:
+        if found is None or found[:2] != (frames.HEADERS, frames.END_HEADERS):
             return
         stream_id, block, body_at = found[2:]
         head = self._blocks.known(block)
         if head is None or head.refusal or head.timeout_s < math.inf or head.path not in unary:
+            return
+        if self._only or self._draining:
             return
         too_long = data[body_at : body_at + 3] > _LARGEST_LENGTH  # an error, but not yet
         found = None if too_long else frames.first(data, body_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,11 +37,11 @@ def repeat(client: RawClient, stream: int, path: str = ECHO, message: bytes = b"
 
 def warm_up(client: RawClient) -> int:
     """Call often enough to be known again; the last stream."""
-    for _ in range(TIMES):
-        stream = client.stream()
+    streams = [client.stream() for _ in range(TIMES)]
+    for stream in streams:
         repeat(client, stream)
         assert client.finish(stream).messages == [b"again"]
-    return stream
+    return streams[-1]
 
 
 @pytest.mark.parametrize("many", [1, 40])
@@ -103,11 +104,15 @@ def test_a_repeated_answer_waits_for_the_windows(fast: Served) -> None:
         for _ in range(2):
             stream = client.stream()
             repeat(client, stream)
-            client.read_until(lambda stream=stream: len(client.answers[stream].body) == 3)
+            client.read_until(partial(_has, client, stream, 3))
             client.ping()
             assert len(client.answers[stream].body) == 3
             client.send(pack(WINDOW, 0, stream, u32(100)))
             assert client.finish(stream).messages == [b"again"]
+
+
+def _has(client: RawClient, stream: int, count: int) -> bool:
+    return len(client.answers[stream].body) == count
 
 
 def test_repeated_calls_are_granted_what_they_send(fast: Served) -> None:
