@@ -277,16 +277,15 @@ def uncollected() -> Iterator[None]:
 
 
 def test_servers_leave_no_descriptors_behind(uncollected: None) -> None:
-    def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    before = descriptors()
-    for _ in range(10):
+    def serve_once() -> None:
         with serving(FastEngine()) as served, served.raw() as client:
             client.begin(WATCH)
             assert client.call(ECHO, b"x")["grpc-status"] == "0"
-    del served
-    eventually(lambda: descriptors() == before)
+
+    before = _descriptors()
+    for _ in range(10):
+        serve_once()
+    eventually(lambda: _descriptors() <= before)
 
 
 def test_an_engine_fault_ends_its_connection_alone(
