@@ -6,6 +6,7 @@ Streams become calls in `calls`; sockets, threads and time belong to `engine_fas
 from __future__ import annotations
 
 import math
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames, grpcwire
@@ -15,7 +16,13 @@ from gpuplugin.kubelet.h2.grpcwire import PREFIX_BYTES
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from gpuplugin.kubelet.h2.calls import Calls
+
+    _Whole: TypeAlias = tuple[tuple[bytes, ...], str, bytes, int]
+    """A call: the bytes around its stream's number (none if its message is not the one before),
+    path, message, bytes in all."""
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
@@ -27,7 +34,10 @@ _STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
 """More than a request takes, so that no stream is granted more later, but for padding."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
-_LARGEST_LENGTH = frames.DEFAULT_FRAME_BYTES.to_bytes(3, "big")
+_LEAST_CALL_BYTES = 2 * frames.HEAD_BYTES + PREFIX_BYTES
+_UNPACK = frames.HEAD.unpack_from
+_ONE_MESSAGE = Struct(">BBIBI")
+"""The head of a DATA frame after its length, and the prefix of a message that fills the frame."""
 _OF_REQUESTS = (frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.WINDOW_UPDATE)
 
 _GREETING = frames.settings(
@@ -55,9 +65,8 @@ class Connection:
         self._rest = self._block = b""
         self._block_of = (0, 0)
         self._last_id = 0
-        self._whole: tuple[list[bytes], str, bytes, int] | None = None
-        """The last call, if it came in two frames and nothing else has come since: the bytes around
-        the stream's number, path, message, bytes in all."""
+        self._whole: _Whole | None = None
+        """The last call, if it came in two frames and nothing else has come since."""
         self._patience = PATIENCE
         self._patient_since_s = self._held_since_s = self._clock_s()
         self._draining = self._failed = False
@@ -129,11 +138,12 @@ class Connection:
         which would do the same.
         """
         number = data[at + 5 : at + 9]  # of the stream, as bytes
-        if self._whole is None or not data.startswith(number.join(self._whole[0]), at):
-            self._recognise(data, at)
-            if self._whole is None:
+        whole = self._whole
+        if whole is None or not whole[0] or not data.startswith(number.join(whole[0]), at):
+            whole = self._whole = self._recognised(data, at)
+            if whole is None:
                 return 0
-        _, path, request, size = self._whole
+        _, path, request, size = whole
         stream_id = int.from_bytes(number, "big")
         if not self._last_id < stream_id <= frames.MOST_31_BITS or not stream_id & 1:
             return 0
@@ -144,30 +154,33 @@ class Connection:
         self._calls.whole(stream_id, path, request)
         return at + size
 
-    def _recognise(self, data: bytes, at: int) -> None:
-        """See whether a call stands here in two frames and asks for nothing special.
+    def _recognised(self, data: bytes, at: int) -> _Whole | None:
+        """The call that stands here in two frames, if it asks for nothing special.
 
         A block that is known means that SETTINGS have come.
         """
-        self._whole = None
-        found, unary = frames.first(data, at), self._calls.service.unary
-        if found is None or found[:2] != (frames.HEADERS, frames.END_HEADERS):
-            return
-        stream_id, block, body_at = found[2:]
-        head = self._blocks.known(block)
-        if head is None or head.refusal or head.timeout_s < math.inf or head.path not in unary:
-            return
-        if self._only or self._draining:
-            return
-        too_long = data[body_at : body_at + 3] > _LARGEST_LENGTH  # an error, but not yet
-        found = None if too_long else frames.first(data, body_at)
-        if found is None or found[:3] != (frames.DATA, frames.END_STREAM, stream_id):
-            return
-        body, end = found[3:]
-        request = body[PREFIX_BYTES:]
-        if body[:PREFIX_BYTES] == grpcwire.message_prefix(len(request)):
-            parts = frames.around_numbers(data[at:body_at], data[body_at:end])
-            self._whole = parts, head.path, request, end - at
+        if self._only is not None or self._draining or len(data) - at < _LEAST_CALL_BYTES:
+            return None
+        high, low, kind, flags, stream_id = _UNPACK(data, at)
+        body_at: int = at + 9 + (high << 8 | low)
+        head = self._blocks.known(data[at + 9 : body_at])
+        if kind != frames.HEADERS or flags != frames.END_HEADERS or head is None:
+            return None
+        if head.refusal or head.timeout_s < math.inf or head.path not in self._calls.service.unary:
+            return None
+        message_at = body_at + 9 + PREFIX_BYTES
+        length = int.from_bytes(data[body_at : body_at + 3], "big")
+        end = body_at + 9 + length
+        numbers = (frames.DATA, frames.END_STREAM, stream_id, 0, end - message_at)
+        if not message_at <= end <= len(data) or length > frames.DEFAULT_FRAME_BYTES:
+            return None
+        if data[body_at + 3 : message_at] != _ONE_MESSAGE.pack(*numbers):
+            return None
+        request = data[message_at:end]
+        parts: tuple[bytes, ...] = ()
+        if self._whole is not None and self._whole[2] == request:  # so it may come once more
+            parts = data[at : at + 5], data[at + 9 : body_at + 5], data[body_at + 9 : end]
+        return parts, head.path, request, end - at
 
     def _frame(self, data: bytes, at: int) -> int:
         """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""

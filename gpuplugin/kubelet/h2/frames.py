@@ -89,13 +89,6 @@ def numbers(kind: int, stream_id: int, *values: int, text: str = "") -> bytes:
     return frame(kind, 0, stream_id, b"".join(map(U32.pack, values)) + text.encode())
 
 
-def around_numbers(*whole_frames: bytes) -> list[bytes]:
-    """What stands around the stream's number in frames that follow each other."""
-    starts = [one[: HEAD_BYTES - U32.size] for one in whole_frames]
-    rests = [one[HEAD_BYTES:] for one in whole_frames]
-    return [rest + start for rest, start in zip([b"", *rests], [*starts, b""], strict=True)]
-
-
 def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
     """The frame in `data` at `start`: type, flags, stream, payload, where the next one begins.
 

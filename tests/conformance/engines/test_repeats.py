@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from tests.conformance.engines.rawh2 import RawClient
 
 PROTOCOL, STREAM_CLOSED, REFUSED = 1, 5, 7
-TIMES = 3
-"""The first call fills the table of headers, the second is read, the third is known."""
+TIMES = 4
+"""Two calls until the table of headers is full, one with headers that are known, one more with the
+same message: what follows is known as a whole."""
 
 
 def repeat(client: RawClient, stream: int, path: str = ECHO, message: bytes = b"again") -> None:
