@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from tests.conformance.engines.rawh2 import (
     END_STREAM,
     GOAWAY,
     PADDED,
+    SETTINGS,
     WINDOW,
     grpc_message,
     pack,
@@ -97,10 +99,27 @@ def test_a_repeated_call_after_a_goodbye(fast: Served) -> None:
         assert client.finish(waiting).messages == [b"keeps the connection open"]
 
 
+def test_a_repeated_call_while_the_server_stops(fast: Served) -> None:
+    with fast.raw({4: 2}) as client:
+        waiting = client.begin(ECHO, b"keeps the connection open")
+        for _ in range(TIMES):
+            repeat(client, last := client.stream())
+            client.read_until(partial(_has, client, last, 2))
+        stopping = threading.Thread(target=fast.server.stop, args=(20,))
+        stopping.start()
+        client.read_until(lambda: any(one.kind == GOAWAY for one in client.others))
+        late = client.stream()
+        repeat(client, late)
+        assert client.finish(late).reset == REFUSED
+        client.send(pack(SETTINGS, 0, 0, b"\x00\x04" + u32(100)))
+        assert client.finish(waiting).messages == [b"keeps the connection open"]
+        stopping.join()
+
+
 def test_a_repeated_answer_waits_for_the_windows(fast: Served) -> None:
     with fast.raw() as client:
         warm_up(client)
-        client.send(pack(4, 0, 0, b"\x00\x04" + u32(3)))
+        client.send(pack(SETTINGS, 0, 0, b"\x00\x04" + u32(3)))
         client.ping()
         for _ in range(2):
             stream = client.stream()
