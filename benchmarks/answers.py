@@ -62,21 +62,22 @@ class Repeats:
 
     def __init__(self) -> None:
         self._sighting = _Sighting()
-        self._parts: tuple[bytes, ...] = ()
+        self.parts: tuple[bytes, ...] = ()
+        """The bytes around the numbers of its stream; none if there is no such answer."""
         self.message = b""
 
     @property
     def known(self) -> bool:
         """True if there is an answer to be recognised."""
-        return bool(self._parts)
+        return bool(self.parts)
 
     def forget(self) -> None:
         """The tables have changed: the same bytes may mean something else."""
-        self._parts = ()
+        self.parts = ()
 
     def of(self, stream: bytes) -> bytes:
         """The answer as it would be on another stream, whose id this is as bytes."""
-        return stream.join(self._parts)
+        return stream.join(self.parts)
 
     def begin(self) -> None:
         """Other bytes are read from now on."""
@@ -103,7 +104,7 @@ class Repeats:
             return
         begins = [sighting.begins, *(place + 4 for place in sighting.ids)]
         ends = [*sighting.ids, sighting.ids[-1] + 4 + last.length]
-        self._parts = tuple(data[begin:end] for begin, end in zip(begins, ends, strict=True))
+        self.parts = tuple(data[begin:end] for begin, end in zip(begins, ends, strict=True))
         self.message = message
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import grpc
@@ -53,8 +54,7 @@ class RawClient:
 
     def caller(self, method: str) -> Callable[[bytes], bytes]:
         """See `Client`."""
-        prepared, call = device_plugin_method(method), self._connection.call
-        return lambda payload: call(prepared, payload)
+        return partial(self._connection.call, device_plugin_method(method))
 
     def close(self) -> None:
         """See `Client`."""

@@ -7,11 +7,21 @@ streams are busy is decided in `loop`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from benchmarks import http2
 from benchmarks.http2 import Flag, Kind
-from benchmarks.wire import TIMEOUT_S, Call, CallError, ConnectionLost, Done, Method, Wire
+from benchmarks.wire import (
+    READ_BYTES,
+    TIMEOUT_S,
+    Call,
+    CallError,
+    ConnectionLost,
+    Done,
+    Method,
+    Wire,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,13 +29,16 @@ if TYPE_CHECKING:
 __all__ = ["TIMEOUT_S", "CallError", "Connection", "ConnectionLost", "Done", "Method"]
 
 
-class _Prepared(NamedTuple):
-    """A whole call but for its stream, whose id stands between the parts."""
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A call that was answered, as bytes but for its stream, whose number stands between them."""
 
     method: Method
     payload: bytes
-    parts: tuple[bytes, bytes, bytes]
     data_bytes: int
+    request: tuple[bytes, ...]
+    answer: tuple[bytes, ...]
+    message: bytes
 
 
 class Connection(Wire):
@@ -39,7 +52,8 @@ class Connection(Wire):
 
     def __init__(self, path: Path | str, timeout_s: float | None = TIMEOUT_S) -> None:
         super().__init__(path, timeout_s)
-        self._prepared: _Prepared | None = None
+        self._again: _Again | None = None
+        """The last call that was the only one under way."""
 
     def call(self, method: Method, payload: bytes) -> bytes:
         """One call to its end.
@@ -48,45 +62,52 @@ class Connection(Wire):
             CallError: it was answered with an error status.
             ConnectionLost: see above.
         """
-        prepared = self._prepared
+        again = self._again
         if (
-            prepared is not None
-            and prepared.payload == payload
-            and prepared.method is method
-            and self._repeats.known
-            and prepared.data_bytes <= self._window
-            and not (self._calls or self._rest or self._done)
+            again is None
+            or again.method is not method
+            or again.payload != payload
+            or again.data_bytes > self._window
+            or again.answer is not self._repeats.parts
+            or self._calls
+            or self._rest
+            or self._done
         ):
-            return self._call_again(prepared)
-        stream_id = self.begin(method, payload)
-        answer = self._answer_of(stream_id)
-        self._prepare(method, payload)
-        return answer
-
-    def _prepare(self, method: Method, payload: bytes) -> None:
-        """Make the bytes of a call in advance, if they fit into one send."""
-        data = http2.message(payload)
-        if len(data) > min(self._first_window, self._frame_bytes):
-            return
-        head = http2.frame(Kind.HEADERS, Flag.END_HEADERS, 0, method.block)
-        body = http2.frame(Kind.DATA, Flag.END_STREAM, 0, data)
-        parts = head[:5], head[9:] + body[:5], body[9:]
-        self._prepared = _Prepared(method, payload, parts, len(data))
-
-    def _call_again(self, prepared: _Prepared) -> bytes:
-        """The call before once more, while nothing else is under way: as cheap as can be."""
+            return self._call_anew(method, payload)
         stream_id = self._next_id
-        self._next_id += 2
-        name = http2.stream_bytes(stream_id)
-        self._window -= prepared.data_bytes
-        self._send(name.join(prepared.parts))
-        data = self._read()
-        if data == self._repeats.of(name):
-            self._received += len(self._repeats.message)
-            return self._repeats.message
-        self._calls[stream_id] = Call(self._first_window - prepared.data_bytes)
-        self._feed(data)
+        number = http2.stream_bytes(stream_id)
+        self._next_id = stream_id + 2
+        self._window -= again.data_bytes
+        try:
+            self._socket.sendall(number.join(again.request))
+            expected = number.join(again.answer)
+            data = self._socket.recv(READ_BYTES)
+        except OSError as error:
+            raise self._lost(error) from error
+        if data == expected:
+            self._received += len(again.message)
+            return again.message
+        self._calls[stream_id] = Call(self._first_window - again.data_bytes)
+        self._feed(self._checked(data))
         return self._answer_of(stream_id)
+
+    def _call_anew(self, method: Method, payload: bytes) -> bytes:
+        answer = self._answer_of(self.begin(method, payload))
+        data = http2.message(payload)
+        alone = not (self._calls or self._rest or self._done)
+        if (
+            alone
+            and self._repeats.known
+            and len(data) <= min(self._first_window, self._frame_bytes)
+        ):
+            head = http2.frame(Kind.HEADERS, Flag.END_HEADERS, 0, method.block)
+            body = http2.frame(Kind.DATA, Flag.END_STREAM, 0, data)
+            request = head[:5], head[9:] + body[:5], body[9:]
+            repeats = self._repeats
+            self._again = _Again(
+                method, payload, len(data), request, repeats.parts, repeats.message
+            )
+        return answer
 
     def _answer_of(self, stream_id: int) -> bytes:
         """Wait for the end of a call; those of others are dropped."""

@@ -12,12 +12,16 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES = 9
 DEFAULT_WINDOW_BYTES = 65_535
 DEFAULT_FRAME_BYTES = 16_384
+MESSAGE_PREFIX_BYTES = 5
 LARGEST_WINDOW_BYTES = 2**31 - 1
 
 _HEADER = Struct(">BHBBL")
 _SETTING = Struct(">HL")
 _NUMBER = Struct(">L")
 _MESSAGE = Struct(">BL")
+
+stream_bytes = _NUMBER.pack
+"""A stream's number as it stands in the head of a frame; in every call, so without a wrapper."""
 
 
 class Kind(IntEnum):
@@ -96,11 +100,6 @@ def number(body: bytes, at: int = 0) -> int:
     """A number of 32 bits, as RST_STREAM, WINDOW_UPDATE and GOAWAY have them."""
     found: int = _NUMBER.unpack_from(body, at)[0]
     return found
-
-
-def stream_bytes(stream_id: int) -> bytes:
-    """A stream's id as it stands in the head of a frame."""
-    return _NUMBER.pack(stream_id)
 
 
 def message(payload: bytes) -> bytes:

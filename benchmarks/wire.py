@@ -7,7 +7,6 @@ answer's bytes say, and when they only repeat, in `answers`.
 from __future__ import annotations
 
 import socket
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import unquote
@@ -17,6 +16,7 @@ from hpack import HPACKError
 from benchmarks import http2
 from benchmarks.answers import HeaderReader, Repeats
 from benchmarks.http2 import Flag, Kind, Setting
+from benchmarks.messages import Messages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +69,7 @@ class Call:
 
     window: int
     followed: bool = False
-    data: bytearray = field(default_factory=bytearray)
-    messages: deque[bytes] = field(default_factory=deque)
+    messages: Messages = field(default_factory=Messages)
     status: int | None = None
     text: str = ""
 
@@ -182,11 +181,18 @@ class Wire:
     def _read(self) -> bytes:
         try:
             data = self._socket.recv(READ_BYTES)
-        except TimeoutError as error:
-            timeout_s = self._socket.gettimeout() or 0.0
-            raise ConnectionLost(f"{self._path} did not answer within {timeout_s:g} s") from error
         except OSError as error:
-            raise ConnectionLost(f"{self._path}: {error}") from error
+            raise self._lost(error) from error
+        return self._checked(data)
+
+    def _lost(self, error: OSError) -> ConnectionLost:
+        if not isinstance(error, TimeoutError):
+            return ConnectionLost(f"{self._path}: {error}")
+        timeout_s = self._socket.gettimeout() or 0.0
+        return ConnectionLost(f"{self._path} did not answer within {timeout_s:g} s")
+
+    def _checked(self, data: bytes) -> bytes:
+        """What was read, unless it is nothing: the server has closed the connection then."""
         if not data:
             raise ConnectionLost(f"{self._path} closed the connection")
         return data
@@ -260,15 +266,10 @@ class Wire:
         call = self._calls.get(head.stream_id)
         if call is None:
             return
-        call.data += body
-        while len(call.data) >= 5:
-            compressed, length = http2.message_length(call.data)
-            if compressed:
-                raise ConnectionLost(f"{self._path} compresses its answers, unasked")
-            if len(call.data) < 5 + length:
-                break
-            call.messages.append(bytes(call.data[5 : 5 + length]))
-            del call.data[: 5 + length]
+        try:
+            call.messages.feed(body)
+        except ValueError as error:
+            raise ConnectionLost(f"{self._path} sent {error}") from None
         if head.flags & Flag.END_STREAM:
             self._end(head.stream_id, 13, "an answer without trailers")
 

@@ -202,7 +202,7 @@ def _calls(
     """One round: calls for a device of its own, of which the first does not count."""
     request = allocate_request([chance.choice(ids)])
     call(request)
-    return one_by_one(lambda: call(request), calls)
+    return one_by_one(partial(call, request), calls)
 
 
 def _busy(context: Context) -> list[Figure]:

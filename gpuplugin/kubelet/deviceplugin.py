@@ -109,8 +109,8 @@ class DevicePlugin:
         """Allocate: one answer per container, in the order of the request."""
         snapshot = self._snapshot
         lone = snapshot.lone_answers.get(request)
-        if lone is not None:
-            self._remember(request, "")
+        if lone is not None:  # so the request is short: no more of it need be looked at
+            self._recent.append((time.time(), request, ""))
             return lone
         from gpuplugin.kubelet.requests import allocate_containers
 

@@ -18,19 +18,18 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2.calls import Calls, Method, Stream
+from gpuplugin.kubelet.h2.calls import Calls, Stream
 from gpuplugin.kubelet.h2.connection import Connection
-from gpuplugin.kubelet.rpc import SocketError, check_socket_path
+from gpuplugin.kubelet.rpc import Service, SocketError, check_socket_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from gpuplugin.kubelet.rpc import Service
 
 MAX_CONNECTIONS = 16
 """A kubelet opens one or two; one more closes the one that was idle for longest, or itself."""
@@ -45,6 +44,8 @@ _READ_BYTES = 64 * 1024
 _SEND_BYTES = 64 * 1024
 _TURN_BYTES = 256 * 1024
 _LOCK_S = 0.05
+_SEND_BUFFER_BYTES = 512 * 1024
+"""What is asked of the kernel for a connection, so that a list of 8,000 devices leaves at once."""
 _FOREVER_S = -1.0
 _ACCEPT_PAUSE_S = 0.1
 _LAST_WORDS_S = 1.0
@@ -65,20 +66,19 @@ class FastEngine:
             listener.bind(str(socket_path))
             listener.listen(MAX_CONNECTIONS)
             listener.setblocking(False)
-            return FastServer(listener, socket_path, _methods(services))
+            return FastServer(listener, socket_path, _joined(services))
         except (OSError, RuntimeError) as error:  # the latter: there can be no more threads
             listener.close()
             raise SocketError(f"cannot listen on {socket_path}: {error}") from error
 
 
-def _methods(services: Sequence[Service]) -> dict[bytes, Method]:
-    methods: dict[bytes, Method] = {}
-    for service in services:
-        root = f"/{service.name}/"
-        methods |= {(root + name).encode(): Method(one) for name, one in service.unary.items()}
-        for name, subscribe in service.streams.items():
-            methods[(root + name).encode()] = Method(subscribe=subscribe)
-    return methods
+def _joined(services: Sequence[Service]) -> Service:
+    """All of them as one, whose methods have the whole paths of calls for names."""
+    return Service(
+        "",
+        {f"/{of.name}/{name}": call for of in services for name, call in of.unary.items()},
+        {f"/{of.name}/{name}": call for of in services for name, call in of.streams.items()},
+    )
 
 
 class _Link:
@@ -87,11 +87,12 @@ class _Link:
     def __init__(self, peer: socket.socket, server: FastServer) -> None:
         self.peer = peer
         self.descriptor = peer.fileno()
-        self.calls = Calls(server.methods, self._wake, time.monotonic)
+        self.calls = Calls(server.service, self._wake, time.monotonic)
         self._connection = Connection(self.calls)
         self.last_read_s = time.monotonic()
-        self.next_deadline_s = math.inf
         self.unsent = b""
+        self._crowded = False
+        """True while the peer leaves more answers unread than are kept for it."""
         self._sent_s = 0.0
         self._server = server
         self._lock = threading.Lock()
@@ -116,7 +117,8 @@ class _Link:
             self._connection.close()
             self.peer.close()
         self._woken.clear()
-        self._server.forget(self)
+        self._server.links.discard(self)
+        self._server.poke()
 
     def _look_after(self) -> None:
         if self._server.stop_by_s < math.inf:
@@ -134,11 +136,10 @@ class _Link:
         Then look for woken streams: whoever woke them has found the lock taken. This may be the
         publisher's thread, so errors stay here.
         """
-        while self._lock.acquire(timeout=wait_s):
+        while self._lock.acquire(True, wait_s):
             try:
                 act(*args)
                 self._flush()
-                self.next_deadline_s = self.calls.next_deadline_s
             except Exception:
                 log.exception("a connection failed; its client will come back")
                 self.end()
@@ -155,7 +156,7 @@ class _Link:
             while data := self.peer.recv(_READ_BYTES):
                 self.last_read_s = time.monotonic()
                 self._locked(_FOREVER_S, self._connection.receive, data)
-                if self.next_deadline_s < math.inf:
+                if self.calls.next_deadline_s < math.inf:
                     self._server.poke()
                 if self.unsent:
                     self._wait_for_reader()
@@ -168,16 +169,12 @@ class _Link:
         """Read no more while the peer reads nothing itself, or its answers would pile up here."""
         writable = select.poll()
         writable.register(self.peer, select.POLLOUT)
-        while self._crowded():
+        while self._crowded:
             if writable.poll(STALL_S * 1000) != [(self.descriptor, select.POLLOUT)]:
                 self.end()
                 return
             self.last_read_s = time.monotonic()
             self._locked(_FOREVER_S, self._pull)
-
-    def _crowded(self) -> bool:
-        with self._lock:
-            return self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
 
     def _wake(self, stream: Stream) -> None:
         self._woken.append(stream)
@@ -204,13 +201,16 @@ class _Link:
             except OSError:
                 self.end()
                 return
-            if sent or not self.unsent:
-                self._sent_s = time.monotonic()
             turn_bytes += sent
-            self.unsent = data[sent:]
-            if self.unsent:
-                self._server.poke()
+            if sent < len(data):
+                if sent or not self.unsent:
+                    self._sent_s = time.monotonic()
+                known, self.unsent = self.unsent, data[sent:]
+                self._crowded = self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
+                if not known:  # else the keeper knows, and is not to wake itself over and over
+                    self._server.poke()
                 return
+            self.unsent, self._crowded = b"", False
         if self._connection.ended:
             self.end()
 
@@ -218,18 +218,17 @@ class _Link:
 class FastServer:
     """See `gpuplugin.kubelet.rpc.Server`."""
 
-    def __init__(
-        self, listener: socket.socket, path: Path, methods: Mapping[bytes, Method]
-    ) -> None:
-        self.methods = methods
+    def __init__(self, listener: socket.socket, path: Path, service: Service) -> None:
+        self.service = service
         self.stop_by_s = math.inf
         self._listener = listener
         self._path = path
         self._file = path.lstat()
-        self._links: set[_Link] = set()
+        self.links: set[_Link] = set()
         """Its keys are changed and copied in one operation each, so without a lock."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._bell_lock = threading.Lock()
+        # Not in `stop`: a connection whose handler does not return may ring it long after.
+        weakref.finalize(self, os.close, self._bell).atexit = False
         self._keeper = threading.Thread(target=self._keep, name="rpc-keeper", daemon=True)
         self._keeper.start()
 
@@ -241,27 +240,16 @@ class FastServer:
         self.stop_by_s = time.monotonic() + grace_s
         self.poke()
         self._keeper.join()
-        with self._bell_lock:
-            if self._bell >= 0:
-                os.close(self._bell)
-                self._bell = -1
 
     def poke(self) -> None:
         """Let the keeper look at what has changed."""
-        with self._bell_lock:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
-
-    def forget(self, link: _Link) -> None:
-        """A connection is over."""
-        self._links.discard(link)
-        self.poke()
+        os.eventfd_write(self._bell, 1)
 
     def _keep(self) -> None:
         while self.stop_by_s == math.inf:
             self._wait_and_look(LOOK_S)
         self._listener.close()
-        while self._links and time.monotonic() < self.stop_by_s + _LAST_WORDS_S:
+        while self.links and time.monotonic() < self.stop_by_s + _LAST_WORDS_S:
             self._wait_and_look(_LOCK_S)
 
     def _wait_and_look(self, at_most_s: float) -> None:
@@ -271,8 +259,8 @@ class FastServer:
         if self.stop_by_s == math.inf:
             ready.register(self._listener, select.POLLIN)
         due_s = time.monotonic() + at_most_s
-        for link in self._links.copy():
-            due_s = min(due_s, link.next_deadline_s)
+        for link in self.links.copy():
+            due_s = min(due_s, link.calls.next_deadline_s)
             if link.unsent:
                 ready.register(link.descriptor, select.POLLOUT)
         for descriptor, _ in ready.poll(max(0.0, (due_s - time.monotonic()) * 1000)):
@@ -280,22 +268,23 @@ class FastServer:
                 os.eventfd_read(self._bell)
             elif descriptor == self._listener.fileno():
                 self._accept()
-        for link in self._links.copy():
+        for link in self.links.copy():
             link.look_after()
 
     def _accept(self) -> None:
         try:
             peer, _ = self._listener.accept()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         except OSError as error:
             log.warning("cannot accept a connection: %s; trying again", error)
             time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once
             return
         link = _Link(peer, self)
-        if len(self._links) >= MAX_CONNECTIONS:
-            log.warning("%d connections are open, one more is too many", len(self._links))
-            idle = [one for one in self._links.copy() if not one.calls.streams]
+        if len(self.links) >= MAX_CONNECTIONS:
+            log.warning("%d connections are open, one more is too many", len(self.links))
+            idle = [one for one in self.links.copy() if not one.calls.streams]
             min(idle, key=lambda one: one.last_read_s, default=link).end()
-        self._links.add(link)
+        self.links.add(link)
         try:
             link.thread.start()
         except RuntimeError as error:

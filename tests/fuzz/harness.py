@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from hpack import Decoder, Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame
 
-from gpuplugin.kubelet.h2.calls import Calls, Method, Stream
+from gpuplugin.kubelet.h2.calls import Calls, Stream
 from gpuplugin.kubelet.h2.connection import MAX_STREAMS, Connection
 from gpuplugin.kubelet.h2.frames import DEFAULT_FRAME_BYTES, PREFACE
 from gpuplugin.kubelet.publication import Publication
-from gpuplugin.kubelet.rpc import RpcCode, RpcError
+from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,12 +45,11 @@ class Fuzzed:
         self.sent = bytearray()
         self.encoder = Encoder()
         self.calls = Calls(
-            {
-                b"/t.S/Echo": Method(lambda request: request),
-                b"/t.S/Fail": Method(_fail),
-                b"/t.S/Boom": Method(_boom),
-                b"/t.S/Watch": Method(subscribe=self.watched.subscribe),
-            },
+            Service(
+                "",
+                {"/t.S/Echo": lambda request: request, "/t.S/Fail": _fail, "/t.S/Boom": _boom},
+                {"/t.S/Watch": self.watched.subscribe},
+            ),
             self.woken.append,
             lambda: self.now_s,
         )

@@ -13,16 +13,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames, grpcwire
-from gpuplugin.kubelet.h2.flow import NOTHING, Outbox, Outgoing
+from gpuplugin.kubelet.h2.flow import Outbox, Outgoing
 from gpuplugin.kubelet.h2.grpcwire import ANSWER_BLOCK, OK_BLOCK, PREFIX_BYTES
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gpuplugin.kubelet.h2.frames import ErrorCode
     from gpuplugin.kubelet.h2.grpcwire import Head
-    from gpuplugin.kubelet.rpc import Subscription
+    from gpuplugin.kubelet.rpc import Service, Subscription
 
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """Incomplete requests of one connection, all together."""
@@ -33,23 +33,11 @@ _END = frames.END_HEADERS | frames.END_STREAM
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """What a call is answered by: a handler of one message, or a subscription; or nothing."""
-
-    handler: Callable[[bytes], bytes] | None = None
-    subscribe: Callable[[Callable[[], None]], Subscription] | None = None
-
-
-_UNKNOWN = Method()
-
-
 @dataclass(eq=False, slots=True, kw_only=True)
 class Stream(Outgoing):
     """One open stream, which is one call."""
 
-    path: bytes
-    method: Method
+    path: str
     ended: bool
     """True once the peer has sent its whole request."""
     deadline_s: float = math.inf
@@ -63,54 +51,52 @@ class Stream(Outgoing):
 class Calls:
     """The open streams of one connection, what they have to send, and which were reset.
 
-    `wake` is called with a stream, from any thread, when its subscription has something to take:
-    `pull` it then. `clock_s` is monotonic.
+    `service` has methods by the whole path of a call. `wake` is called with a stream, from any
+    thread, when its subscription has something to take: `pull` it then. `clock_s` is monotonic.
     """
 
     def __init__(
         self,
-        methods: Mapping[bytes, Method],
+        service: Service,
         wake: Callable[[Stream], None],
         clock_s: Callable[[], float],
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
+        self.next_deadline_s = math.inf
+        """The earliest deadline of the open calls, by the clock, or an earlier time."""
         self.progress = False
         """True if a call was answered or a list was sent; whoever looks sets it back."""
         self.resets: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         """Streams that were reset here lately: the peer may not know yet."""
-        self._methods = methods
+        self.service = service
         self._wake = wake
         self.clock_s = clock_s
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
+        self._last_answer, self._last_parts = b"", _answer_parts(b"")
+        """The last answer that was sent in one piece: many calls have the same."""
 
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
         """A request begins with these headers; it has no body if it `ended` with them."""
         stream = self._open(stream_id, head.path, ended=ended)
         stream.deadline_s = self.clock_s() + head.timeout_s
+        self.next_deadline_s = min(self.next_deadline_s, stream.deadline_s)
         if head.refusal:
             self._end(stream, head.refusal)
-        elif stream.method is _UNKNOWN:
+        elif head.path not in self.service.unary and not stream.is_list:
             self._finish(stream, RpcCode.UNIMPLEMENTED, "Method not found!")
         elif ended:
             self.data(stream, b"")
 
-    def whole(self, stream_id: int, path: bytes, request: bytes) -> bool:
-        """A call came as a whole: the shortest way from its message to an answer in one piece.
-
-        False, and nothing was done, if `path` is no unary method: `begin` and `data` see to it.
-        """
-        handler = self._methods.get(path, _UNKNOWN).handler
-        if handler is None:
-            return False
+    def whole(self, stream_id: int, path: str, request: bytes) -> None:
+        """A call of a handler came as a whole: the shortest way to an answer in one piece."""
         try:
-            answer = handler(request)
+            answer = self.service.unary[path](request)
         except Exception as error:  # noqa: BLE001 - looked at, and logged, there
             self._failed(self._open(stream_id, path, ended=True), error)
-            return True
+            return
         if not self._sent_at_once(stream_id, self._initial_window, answer):
             self._answer(self._open(stream_id, path, ended=True), answer)
-        return True
 
     def data(self, stream: Stream, payload: bytes) -> None:
         """More of a request came. The handler is called with its first message, as in grpcio."""
@@ -123,17 +109,12 @@ class Calls:
         if stream.subscription is not None and not stream.rest:
             self._guarded(self._pull, stream)
 
-    @property
-    def next_deadline_s(self) -> float:
-        """The earliest deadline of the open calls, by the clock; infinity if none has one."""
-        if not self.streams:
-            return math.inf
-        return min(one.deadline_s for one in self.streams.values())
-
     def expire(self) -> None:
         """End the calls whose deadline has passed."""
         for stream in tuple(self.streams.values()):
             self._guarded(self._check_deadline, stream)
+        deadlines_s = [one.deadline_s for one in self.streams.values()]
+        self.next_deadline_s = min(deadlines_s, default=math.inf)
 
     def resize_windows(self, size: int) -> None:
         """The peer changed what streams begin with, which counts for open ones as well.
@@ -148,12 +129,8 @@ class Calls:
     def drop(self, stream_id: int) -> None:
         """A stream has ended, if it was open; nothing more is sent on it."""
         stream = self.streams.pop(stream_id, None)
-        if stream is None:
-            return
-        self.outbox.forget(stream)
-        stream.body = None
-        stream.rest = NOTHING
-        if stream.subscription is not None:
+        self.outbox.forget(stream_id)
+        if stream is not None and stream.subscription is not None:
             stream.subscription.close()
             stream.subscription = None
 
@@ -164,14 +141,14 @@ class Calls:
         self.outbox.put(frames.numbers(frames.RST_STREAM, stream_id, code))
 
     def close(self) -> None:
-        """End all streams without a word."""
+        """End all streams without a word, and let go of whoever would be woken."""
         for stream_id in tuple(self.streams):
             self.drop(stream_id)
+        self._wake = lambda _: None
 
-    def _open(self, stream_id: int, path: bytes, *, ended: bool) -> Stream:
-        method = self._methods.get(path, _UNKNOWN)
-        is_list, window = method.subscribe is not None, self._initial_window
-        stream = Stream(stream_id, window, is_list, path=path, method=method, ended=ended)
+    def _open(self, stream_id: int, path: str, *, ended: bool) -> Stream:
+        is_list = path in self.service.streams
+        stream = Stream(stream_id, self._initial_window, is_list, path=path, ended=ended)
         self.streams[stream_id] = stream
         return stream
 
@@ -184,8 +161,7 @@ class Calls:
     def _failed(self, stream: Stream, error: Exception) -> None:
         """The peer is told of an error, one of a handler in grpcio's words; other calls go on."""
         if not isinstance(error, RpcError):
-            name = stream.path.decode("utf-8", "replace")
-            log.error("the handler of %s failed", name, exc_info=error)
+            log.error("the handler of %s failed", stream.path, exc_info=error)
             doing = "iterating responses" if stream.is_list else "calling application"
             error = RpcError(RpcCode.UNKNOWN, f"Exception {doing}: {error}")
         self._finish(stream, error.code, error.message)
@@ -198,14 +174,15 @@ class Calls:
             return
         stream.body = None
         self._check_deadline(stream)
-        if stream.method.handler is not None:
-            self._answer(stream, stream.method.handler(message))
-        elif stream.method.subscribe is not None:
-            stream.subscription = stream.method.subscribe(partial(self._wake, stream))
+        if stream.is_list:
+            subscribe = self.service.streams[stream.path]
+            stream.subscription = subscribe(partial(self._wake, stream))
+        else:
+            self._answer(stream, self.service.unary[stream.path](message))
 
     def _check_incomplete(self, stream: Stream) -> None:
         if stream.ended:
-            text = f'"{stream.path!r}" requires exactly one request message.'
+            text = f'"{stream.path.encode()!r}" requires exactly one request message.'
             raise RpcError(RpcCode.UNIMPLEMENTED, text)
         if sum(len(one.body or b"") for one in self.streams.values()) > MAX_UNREAD_BYTES:
             raise RpcError(RpcCode.RESOURCE_EXHAUSTED, "too many incomplete requests")
@@ -235,11 +212,13 @@ class Calls:
 
     def _sent_at_once(self, stream_id: int, window: int, message: bytes) -> bool:
         """Send the whole answer if it is one frame that the windows take."""
-        size = PREFIX_BYTES + len(message)
-        if size > min(self.outbox.window, window, frames.DEFAULT_FRAME_BYTES):
+        size, outbox = PREFIX_BYTES + len(message), self.outbox
+        if size > window or size > outbox.window or size > frames.DEFAULT_FRAME_BYTES:
             return False
-        self.outbox.window -= size
-        self.outbox.put(_answer_frames(stream_id, message))
+        if message != self._last_answer:
+            self._last_answer, self._last_parts = message, _answer_parts(message)
+        outbox.window -= size
+        outbox.put(frames.U32.pack(stream_id).join(self._last_parts))
         self.progress = True
         return True
 
@@ -276,14 +255,12 @@ _HEADERS_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END
 _TRAILERS_START = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)[:5]
 
 
-def _answer_frames(stream_id: int, message: bytes) -> bytes:
-    """A whole answer: headers, a message that fits in one frame, trailers."""
-    number, length = frames.U32.pack(stream_id), len(message)
-    head = frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, stream_id)
-    data = (head, grpcwire.message_prefix(length), message)
-    return b"".join(
-        (_HEADERS_START, number, ANSWER_BLOCK, *data, _TRAILERS_START, number, OK_BLOCK)
-    )
+def _answer_parts(message: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """What stands around the stream's number in an answer whose message fits in one frame."""
+    length = len(message)
+    data_start = ANSWER_BLOCK + frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, 0)[:5]
+    whole_message = grpcwire.message_prefix(length) + message
+    return _HEADERS_START, data_start, whole_message + _TRAILERS_START, OK_BLOCK
 
 
 def _headers(stream_id: int, block: bytes, flags: int) -> bytes:

@@ -9,19 +9,20 @@ import math
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from gpuplugin.kubelet.h2 import frames
+from gpuplugin.kubelet.h2 import frames, grpcwire
 from gpuplugin.kubelet.h2.flow import RESERVE_BYTES
 from gpuplugin.kubelet.h2.frames import ErrorCode, Fault
-from gpuplugin.kubelet.h2.grpcwire import (
-    MAX_HEADERS_BYTES,
-    MAX_REQUEST_BYTES,
-    PREFIX_BYTES,
-    read_head,
-)
+from gpuplugin.kubelet.h2.grpcwire import PREFIX_BYTES
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from gpuplugin.kubelet.h2.calls import Calls
+
+    _Whole: TypeAlias = tuple[tuple[bytes, ...], str, bytes, int]
+    """A call: the bytes around its stream's number (none if its message is not the one before),
+    path, message, bytes in all."""
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
@@ -29,21 +30,21 @@ PATIENCE = 2000
 """Frames of a second that may come without a call being answered or a list being sent."""
 HELD_BACK_S = 1.0
 """After so long without a grant, a list may use up the window of the connection."""
-_STREAM_WINDOW_BYTES = 2 * MAX_REQUEST_BYTES
-"""More than a request takes, with its frames' padding, so that no stream is granted more later."""
+_STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
+"""More than a request takes, so that no stream is granted more later, but for padding."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
 _LEAST_CALL_BYTES = 2 * frames.HEAD_BYTES + PREFIX_BYTES
-_OF_REQUESTS = (frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.WINDOW_UPDATE)
 _UNPACK = frames.HEAD.unpack_from
 _ONE_MESSAGE = Struct(">BBIBI")
 """The head of a DATA frame after its length, and the prefix of a message that fills the frame."""
+_OF_REQUESTS = (frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.WINDOW_UPDATE)
 
 _GREETING = frames.settings(
     {
         frames.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
         frames.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
-        frames.MAX_HEADER_LIST_SIZE: MAX_HEADERS_BYTES,
+        frames.MAX_HEADER_LIST_SIZE: grpcwire.MAX_HEADERS_BYTES,
     }
 ) + frames.numbers(frames.WINDOW_UPDATE, 0, _CONNECTION_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES)
 
@@ -53,23 +54,22 @@ class Connection:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._clock_s = calls.clock_s
-        self._outbox = calls.outbox
+        self._clock_s, self._outbox = calls.clock_s, calls.outbox
         self._outbox.put(_GREETING)
-        self._blocks = BlockReader(read_head)
+        self._blocks = BlockReader(grpcwire.read_head)
         self._granted = _CONNECTION_WINDOW_BYTES
         self._preface = frames.PREFACE
         """What is still to come of it."""
         self._only: int | None = frames.SETTINGS
         """The one type that the next frame may have, if there is such a rule."""
-        self._rest = b""
-        self._block = b""
+        self._rest = self._block = b""
         self._block_of = (0, 0)
         self._last_id = 0
+        self._whole: _Whole | None = None
+        """The last call, if it came in two frames and nothing else has come since."""
         self._patience = PATIENCE
         self._patient_since_s = self._held_since_s = self._clock_s()
-        self._draining = False
-        self._failed = False
+        self._draining = self._failed = False
 
     @property
     def ended(self) -> bool:
@@ -89,7 +89,7 @@ class Connection:
         data = self._rest + data
         try:
             at = self._greet(data) if self._preface else 0
-            while end := self._whole_call(data, at) or self._frame(data, at):
+            while at < len(data) and (end := self._whole_call(data, at) or self._frame(data, at)):
                 at = end
             self._rest = data[at:]
         except Fault as fault:
@@ -99,7 +99,7 @@ class Connection:
     def drain(self) -> None:
         """Tell the peer to open no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
-            self._draining = True
+            self._draining, self._whole = True, None
             self._go_away(ErrorCode.NO_ERROR, "")
 
     def look_after(self) -> None:
@@ -135,35 +135,52 @@ class Connection:
         """The short way for what a client sends most: HEADERS seen before and DATA that end it.
 
         Returns where the call ends; 0, with nothing done, if anything asks for the long way,
-        which would do the same. A block that is known means that SETTINGS have come.
+        which would do the same.
         """
-        size = len(data)
-        if size - at < _LEAST_CALL_BYTES or self._only is not None or self._draining:
-            return 0
-        high, low, kind, flags, stream_id = _UNPACK(data, at)
-        body_at: int = at + frames.HEAD_BYTES + (high << 8 | low)
-        message_at = body_at + frames.HEAD_BYTES + PREFIX_BYTES
-        if kind != frames.HEADERS or flags != frames.END_HEADERS or message_at > size:
-            return 0
-        head = self._blocks.known(data[at + frames.HEAD_BYTES : body_at])
-        if head is None or head.refusal or head.timeout_s != math.inf:
-            return 0
-        length = int.from_bytes(data[body_at : body_at + 3], "big")
-        end = body_at + frames.HEAD_BYTES + length
-        if not message_at <= end <= size or length > frames.DEFAULT_FRAME_BYTES:
-            return 0
-        numbers = (frames.DATA, frames.END_STREAM, stream_id, 0, end - message_at)
-        if data[body_at + 3 : message_at] != _ONE_MESSAGE.pack(*numbers):
-            return 0
+        number = data[at + 5 : at + 9]  # of the stream, as bytes
+        whole = self._whole
+        if whole is None or not whole[0] or not data.startswith(number.join(whole[0]), at):
+            whole = self._whole = self._recognised(data, at)
+            if whole is None:
+                return 0
+        _, path, request, size = whole
+        stream_id = int.from_bytes(number, "big")
         if not self._last_id < stream_id <= frames.MOST_31_BITS or not stream_id & 1:
             return 0
-        if self._granted - length < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
-            return 0
-        if not self._calls.whole(stream_id, head.path, data[message_at:end]):
+        if self._granted - size < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
             return 0
         self._last_id = stream_id
-        self._granted -= length
-        return end
+        self._granted -= PREFIX_BYTES + len(request)
+        self._calls.whole(stream_id, path, request)
+        return at + size
+
+    def _recognised(self, data: bytes, at: int) -> _Whole | None:
+        """The call that stands here in two frames, if it asks for nothing special.
+
+        A block that is known means that SETTINGS have come.
+        """
+        if self._only is not None or self._draining or len(data) - at < _LEAST_CALL_BYTES:
+            return None
+        high, low, kind, flags, stream_id = _UNPACK(data, at)
+        body_at: int = at + 9 + (high << 8 | low)
+        head = self._blocks.known(data[at + 9 : body_at])
+        if kind != frames.HEADERS or flags != frames.END_HEADERS or head is None:
+            return None
+        if head.refusal or head.timeout_s < math.inf or head.path not in self._calls.service.unary:
+            return None
+        message_at = body_at + 9 + PREFIX_BYTES
+        length = int.from_bytes(data[body_at : body_at + 3], "big")
+        end = body_at + 9 + length
+        numbers = (frames.DATA, frames.END_STREAM, stream_id, 0, end - message_at)
+        if not message_at <= end <= len(data) or length > frames.DEFAULT_FRAME_BYTES:
+            return None
+        if data[body_at + 3 : message_at] != _ONE_MESSAGE.pack(*numbers):
+            return None
+        request = data[message_at:end]
+        parts: tuple[bytes, ...] = ()
+        if self._whole is not None and self._whole[2] == request:  # so it may come once more
+            parts = data[at : at + 5], data[at + 9 : body_at + 5], data[body_at + 9 : end]
+        return parts, head.path, request, end - at
 
     def _frame(self, data: bytes, at: int) -> int:
         """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""
@@ -171,14 +188,16 @@ class Connection:
         if found is None:
             return 0
         kind, flags, stream_id, payload, end = found
+        self._whole = None
         if self._only not in (None, kind):
             raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} instead of type {self._only}")
+        opened = stream_id & 1 and (stream_id <= self._last_id or kind == frames.HEADERS)
+        if kind in _OF_REQUESTS and not opened and (stream_id or kind != frames.WINDOW_UPDATE):
+            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
         try:
             if kind > frames.HEADERS:
                 self._lose_patience()
                 frames.check(kind, stream_id, payload)
-            if kind in _OF_REQUESTS and (stream_id or kind != frames.WINDOW_UPDATE):
-                self._check_stream(kind, stream_id)
             self._act(kind, flags, stream_id, payload)
         except Fault as fault:
             if not stream_id or not fault.stream_id:
@@ -186,19 +205,16 @@ class Connection:
             self._calls.reset(fault.stream_id, fault.code)
         return end
 
-    def _check_stream(self, kind: int, stream_id: int) -> None:
-        """Raise for a request that is no client's, or a frame of one that was never opened."""
-        if not stream_id & 1 or (stream_id > self._last_id and kind != frames.HEADERS):
-            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
-
     def _act(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         match kind:
             case frames.DATA:
                 self._on_data(flags, stream_id, payload)
             case frames.HEADERS | frames.CONTINUATION:
                 self._on_headers(kind, flags, stream_id, payload)
-            case frames.SETTINGS:
-                self._on_settings(flags, payload)
+            case frames.SETTINGS if not flags & frames.ACK:
+                self._on_settings(payload)
+            case frames.SETTINGS if payload:
+                raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
             case frames.WINDOW_UPDATE:
                 self._on_window_update(stream_id, payload)
             case frames.PING if not flags & frames.ACK:
@@ -224,8 +240,10 @@ class Connection:
                 return
         if stream is None or stream.ended:
             raise Fault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream", stream_id)
-        payload = frames.unpadded(flags, payload)
+        padded_bytes, payload = len(payload), frames.unpadded(flags, payload)
         stream.ended = bool(flags & frames.END_STREAM)
+        if (padding_bytes := padded_bytes - len(payload)) and not stream.ended:
+            self._outbox.put(frames.numbers(frames.WINDOW_UPDATE, stream_id, padding_bytes))
         if not payload and not stream.ended:
             self._lose_patience()
         self._calls.data(stream, payload)
@@ -265,11 +283,7 @@ class Connection:
                 raise Fault(ErrorCode.PROTOCOL_ERROR, "malformed headers", stream_id)
             self._calls.begin(stream_id, head, ended=ended)
 
-    def _on_settings(self, flags: int, payload: bytes) -> None:
-        if flags & frames.ACK:
-            if payload:
-                raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            return
+    def _on_settings(self, payload: bytes) -> None:
         self._only = None
         values = frames.read_settings(payload)
         if frames.INITIAL_WINDOW_SIZE in values:
@@ -290,12 +304,10 @@ class Connection:
 
     def _lose_patience(self) -> None:
         """Count a frame that leads to nothing by itself."""
-        self._patience -= 1
-        if self._patience > 0:
-            return
         now_s = self._clock_s()
-        if now_s - self._patient_since_s < 1 and not self._calls.progress:
+        if self._calls.progress or now_s - self._patient_since_s >= 1:
+            self._patience, self._patient_since_s = PATIENCE, now_s
+            self._calls.progress = False
+        self._patience -= 1
+        if not self._patience:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without progress")
-        self._patient_since_s = now_s
-        self._patience = PATIENCE
-        self._calls.progress = False

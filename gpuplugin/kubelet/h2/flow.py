@@ -67,16 +67,15 @@ class Outbox(Window):
         stream.trailers = trailers
         self._waiting[stream.stream_id] = stream
 
-    def forget(self, stream: Outgoing) -> None:
+    def forget(self, stream_id: int) -> None:
         """Send no more of a stream's message."""
-        self._waiting.pop(stream.stream_id, None)
+        self._waiting.pop(stream_id, None)
 
     @property
     def held_back(self) -> bool:
         """True if a list waits for nothing but the reserve."""
-        if not 0 < self.window <= self.reserve:
-            return False
-        return any(one.is_list and one.window > 0 for one in self._waiting.values())
+        lists = [one for one in self._waiting.values() if one.is_list and one.window > 0]
+        return bool(lists) and 0 < self.window <= self.reserve
 
     @property
     def waiting_bytes(self) -> int:

@@ -47,7 +47,6 @@ class ErrorCode(IntEnum):
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
     FLOW_CONTROL_ERROR = 3
     STREAM_CLOSED = 5
     FRAME_SIZE_ERROR = 6
@@ -163,11 +162,9 @@ def read_settings(payload: bytes) -> dict[int, int]:
     if len(payload) % _SETTING.size:
         raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
     values = dict(_SETTING.iter_unpack(payload))
-    if values.get(ENABLE_PUSH, 0) > 1:
-        raise Fault(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
     if values.get(INITIAL_WINDOW_SIZE, 0) > MOST_31_BITS:
         raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
     size = values.get(MAX_FRAME_SIZE, DEFAULT_FRAME_BYTES)
-    if not DEFAULT_FRAME_BYTES <= size <= LARGEST_FRAME_BYTES:
-        raise Fault(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
+    if not DEFAULT_FRAME_BYTES <= size <= LARGEST_FRAME_BYTES or values.get(ENABLE_PUSH, 0) > 1:
+        raise Fault(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE or ENABLE_PUSH is out of range")
     return values

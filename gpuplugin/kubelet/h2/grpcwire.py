@@ -62,7 +62,7 @@ OK_BLOCK = status_block(RpcCode.OK)
 class Head:
     """What the headers of a request ask for."""
 
-    path: bytes
+    path: str
     timeout_s: float = math.inf
     refusal: bytes = b""
     """The whole answer as a header block, if no handler should be asked."""
@@ -73,6 +73,7 @@ def read_head(headers: Sequence[Header]) -> Head | None:
     fields = dict(headers)
     if not _well_formed([name for name, _ in headers]) or not fields[b":path"]:
         return None
+    path = fields[b":path"].decode(errors="replace")
     timeout_s = read_timeout(fields[b"grpc-timeout"]) if b"grpc-timeout" in fields else math.inf
     size = sum(len(name) + len(value) + 32 for name, value in headers)
     foreign = not _CONTENT_TYPES.match(fields.get(b"content-type", b""))
@@ -88,8 +89,8 @@ def read_head(headers: Sequence[Header]) -> Head | None:
         if refused:
             accepted = plain_block([(b"grpc-accept-encoding", b"identity")])
             refusal = answer_block(http_status) + accepted + status_block(code, text)
-            return Head(fields[b":path"], refusal=refusal)
-    return Head(fields[b":path"], timeout_s or 0.0)
+            return Head(path, refusal=refusal)
+    return Head(path, timeout_s or 0.0)
 
 
 def _well_formed(names: list[bytes]) -> bool:

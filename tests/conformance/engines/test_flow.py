@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections import deque
@@ -127,6 +128,28 @@ def test_a_call_is_answered_while_a_long_list_waits_for_the_connection(fast: Ser
         assert client.call(ECHO, b"beside").messages == [b"beside"]
         widen(client, 0, 2**30)
         client.read_message(stream, LIST)
+
+
+def test_nobody_is_woken_over_and_over_for_a_peer_that_does_not_read(
+    fast: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rings: list[int] = []
+    ring = os.eventfd_write
+
+    def counted(bell: int, value: int) -> None:
+        rings.append(value)
+        ring(bell, value)
+
+    monkeypatch.setattr(os, "eventfd_write", counted)
+    fast.watched.publish(LIST)
+    with fast.raw(WIDE) as stuck, fast.raw() as other:
+        widen(stuck, 0, 2**30)
+        stream = stuck.begin(WATCH)
+        eventually(lambda: bool(rings))
+        for _ in range(100):
+            other.call(ECHO, b"beside")
+        assert len(rings) < 20
+        stuck.read_message(stream, LIST)
 
 
 def test_the_reserve_is_given_up_to_a_peer_that_grants_no_more(

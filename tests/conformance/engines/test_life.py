@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import socket
@@ -265,6 +266,26 @@ def test_the_keeper_looks_while_streams_come_and_go(hasty: None, fast: Served) -
                 assert client.finish(stream)["grpc-status"] == "0"
     with fast.raw() as client:
         assert client.call(ECHO, b"x")["grpc-status"] == "0"
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Nothing is freed by the garbage collector, which comes when it likes."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_servers_leave_no_descriptors_behind(uncollected: None) -> None:
+    def serve_once() -> None:
+        with serving(FastEngine()) as served, served.raw() as client:
+            client.begin(WATCH)
+            assert client.call(ECHO, b"x")["grpc-status"] == "0"
+
+    before = _descriptors()
+    for _ in range(10):
+        serve_once()
+    eventually(lambda: _descriptors() <= before)
 
 
 def test_an_engine_fault_ends_its_connection_alone(
