@@ -40,8 +40,7 @@ STALL_S = 20.0
 LOOK_S = 1.0
 """How often the keeper looks at what only time changes."""
 
-_READ_BYTES = 64 * 1024
-_SEND_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 1024
 _TURN_BYTES = 256 * 1024
 _LOCK_S = 0.05
 _SEND_BUFFER_BYTES = 512 * 1024
@@ -86,6 +85,7 @@ class _Link:
 
     def __init__(self, peer: socket.socket, server: FastServer) -> None:
         self.peer = peer
+        self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.descriptor = peer.fileno()
         self.calls = Calls(server.service, self._wake, time.monotonic)
         self._connection = Connection(self.calls)
@@ -153,10 +153,10 @@ class _Link:
     def _run(self) -> None:
         try:
             self._locked(_FOREVER_S, self._pull)
-            while data := self.peer.recv(_READ_BYTES):
+            while data := self.peer.recv(_PIECE_BYTES):
                 self.last_read_s = time.monotonic()
                 self._locked(_FOREVER_S, self._connection.receive, data)
-                if self.calls.next_deadline_s < math.inf:
+                if self.calls.streams and self.calls.next_deadline_s < math.inf:
                     self._server.poke()
                 if self.unsent:
                     self._wait_for_reader()
@@ -191,7 +191,7 @@ class _Link:
         it is written to does not keep the connection's thread from the lock.
         """
         turn_bytes = 0
-        while data := self.unsent or self.calls.outbox.take(_SEND_BYTES):
+        while data := self.unsent or self.calls.outbox.take(_PIECE_BYTES):
             sent = 0
             try:
                 if turn_bytes < _TURN_BYTES:
@@ -274,7 +274,6 @@ class FastServer:
     def _accept(self) -> None:
         try:
             peer, _ = self._listener.accept()
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         except OSError as error:
             log.warning("cannot accept a connection: %s; trying again", error)
             time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once

@@ -9,6 +9,7 @@ import asyncio
 import socket
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from gpuplugin.kubelet.h2 import frames, grpcwire
 from gpuplugin.kubelet.h2.flow import Outbox, Outgoing
@@ -17,7 +18,10 @@ from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader, plain_bloc
 from gpuplugin.kubelet.rpc import MAX_MESSAGE_BYTES, RpcCode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from gpuplugin.kubelet.h2.headers import Header
 
 _STREAM = 1
 _READ_BYTES = 64 * 1024
@@ -64,7 +68,7 @@ class UnaryCall:
                 (b":authority", b"localhost"),
                 (b"content-type", b"application/grpc"),
                 (b"te", b"trailers"),
-                (b"grpc-timeout", grpcwire.write_timeout(timeout_s)),
+                (b"grpc-timeout", write_timeout(timeout_s)),
             ]
         )
         # More than the largest answer that is taken, so no more needs to be granted.
@@ -105,7 +109,7 @@ class UnaryCall:
         match kind:
             case frames.HEADERS:
                 self._block_flags = flags
-                self._block = bytearray(frames.header_block(stream_id, flags, payload))
+                self._block = bytearray(frames.header_block(flags, payload))
                 self._take_headers(flags)
             case frames.CONTINUATION:
                 self._block += payload
@@ -145,7 +149,7 @@ class UnaryCall:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
         if not flags & frames.END_HEADERS:
             return
-        status = grpcwire.read_status(self._blocks.read(bytes(self._block)))
+        status = read_status(self._blocks.read(bytes(self._block)))
         if not self._block_flags & frames.END_STREAM:
             return
         if status is None:
@@ -223,3 +227,22 @@ async def unary_call_async(
     except OSError as error:
         raise CallFailed(RpcCode.UNAVAILABLE, f"cannot use {socket_path}: {error}") from error
     return call.answer
+
+
+def write_timeout(timeout_s: float) -> bytes:
+    """The value of a grpc-timeout, rounded down to what eight digits can say."""
+    timeout_us = max(int(timeout_s * 1e6), 0)
+    return b"%du" % timeout_us if timeout_us < 10**8 else b"%dS" % min(timeout_s, 99_999_999)
+
+
+def read_status(headers: Sequence[Header]) -> tuple[int, str] | None:
+    """Code and text in an answer's headers or trailers; None if there is no status yet.
+
+    An HTTP status other than 200 without a gRPC one counts as UNKNOWN.
+    """
+    fields = dict(headers)
+    code, status = fields.get(b"grpc-status"), fields.get(b":status", b"200")
+    if code is None:
+        return None if status == b"200" else (RpcCode.UNKNOWN, f"HTTP status {status.decode()}")
+    text = unquote(fields.get(b"grpc-message", b"").decode(errors="replace"), errors="replace")
+    return int(code) if code.isdigit() else RpcCode.UNKNOWN, text

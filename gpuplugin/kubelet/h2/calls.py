@@ -10,6 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.h2 import frames, grpcwire
@@ -29,6 +30,12 @@ MAX_UNREAD_BYTES = 64 * 1024 * 1024
 
 _REMEMBERED_RESETS = 256
 _END = frames.END_HEADERS | frames.END_STREAM
+
+_ANSWER_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
+_ANSWER = Struct(f">5sI{len(ANSWER_BLOCK)}sHBBBIBI")
+"""A HEADERS frame, the head of a DATA frame, and the prefix of the message that fills it."""
+_TRAILERS_START = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)[:5]
+_TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s")
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +70,6 @@ class Calls:
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
-        self.next_deadline_s = math.inf
-        """The earliest deadline of the open calls, by the clock, or an earlier time."""
         self.progress = False
         """True if a call was answered or a list was sent; whoever looks sets it back."""
         self.resets: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
@@ -73,14 +78,16 @@ class Calls:
         self._wake = wake
         self.clock_s = clock_s
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
-        self._last_answer, self._last_parts = b"", _answer_parts(b"")
-        """The last answer that was sent in one piece: many calls have the same."""
+
+    @property
+    def next_deadline_s(self) -> float:
+        """The earliest deadline of the open calls, by the clock; from any thread."""
+        return min([one.deadline_s for one in tuple(self.streams.values())], default=math.inf)
 
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
         """A request begins with these headers; it has no body if it `ended` with them."""
         stream = self._open(stream_id, head.path, ended=ended)
         stream.deadline_s = self.clock_s() + head.timeout_s
-        self.next_deadline_s = min(self.next_deadline_s, stream.deadline_s)
         if head.refusal:
             self._end(stream, head.refusal)
         elif head.path not in self.service.unary and not stream.is_list:
@@ -113,8 +120,6 @@ class Calls:
         """End the calls whose deadline has passed."""
         for stream in tuple(self.streams.values()):
             self._guarded(self._check_deadline, stream)
-        deadlines_s = [one.deadline_s for one in self.streams.values()]
-        self.next_deadline_s = min(deadlines_s, default=math.inf)
 
     def resize_windows(self, size: int) -> None:
         """The peer changed what streams begin with, which counts for open ones as well.
@@ -215,10 +220,10 @@ class Calls:
         size, outbox = PREFIX_BYTES + len(message), self.outbox
         if size > window or size > outbox.window or size > frames.DEFAULT_FRAME_BYTES:
             return False
-        if message != self._last_answer:
-            self._last_answer, self._last_parts = message, _answer_parts(message)
         outbox.window -= size
-        outbox.put(frames.U32.pack(stream_id).join(self._last_parts))
+        sizes = size >> 8, size & 0xFF, frames.DATA, 0, stream_id, 0, len(message)
+        head = _ANSWER.pack(_ANSWER_START, stream_id, ANSWER_BLOCK, *sizes)
+        outbox.put(head + message + _TRAILERS.pack(_TRAILERS_START, stream_id, OK_BLOCK))
         self.progress = True
         return True
 
@@ -249,18 +254,6 @@ class Calls:
             self.drop(stream.stream_id)
         else:
             self.reset(stream.stream_id, frames.ErrorCode.NO_ERROR)
-
-
-_HEADERS_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
-_TRAILERS_START = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)[:5]
-
-
-def _answer_parts(message: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """What stands around the stream's number in an answer whose message fits in one frame."""
-    length = len(message)
-    data_start = ANSWER_BLOCK + frames.frame_head(PREFIX_BYTES + length, frames.DATA, 0, 0)[:5]
-    whole_message = grpcwire.message_prefix(length) + message
-    return _HEADERS_START, data_start, whole_message + _TRAILERS_START, OK_BLOCK
 
 
 def _headers(stream_id: int, block: bytes, flags: int) -> bytes:

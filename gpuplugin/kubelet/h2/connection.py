@@ -12,17 +12,10 @@ from typing import TYPE_CHECKING
 from gpuplugin.kubelet.h2 import frames, grpcwire
 from gpuplugin.kubelet.h2.flow import RESERVE_BYTES
 from gpuplugin.kubelet.h2.frames import ErrorCode, Fault
-from gpuplugin.kubelet.h2.grpcwire import PREFIX_BYTES
 from gpuplugin.kubelet.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from gpuplugin.kubelet.h2.calls import Calls
-
-    _Whole: TypeAlias = tuple[tuple[bytes, ...], str, bytes, int]
-    """A call: the bytes around its stream's number (none if its message is not the one before),
-    path, message, bytes in all."""
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
@@ -34,7 +27,7 @@ _STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
 """More than a request takes, so that no stream is granted more later, but for padding."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2
-_LEAST_CALL_BYTES = 2 * frames.HEAD_BYTES + PREFIX_BYTES
+_LEAST_CALL_BYTES = 2 * frames.HEAD_BYTES + grpcwire.PREFIX_BYTES
 _UNPACK = frames.HEAD.unpack_from
 _ONE_MESSAGE = Struct(">BBIBI")
 """The head of a DATA frame after its length, and the prefix of a message that fills the frame."""
@@ -65,8 +58,6 @@ class Connection:
         self._rest = self._block = b""
         self._block_of = (0, 0)
         self._last_id = 0
-        self._whole: _Whole | None = None
-        """The last call, if it came in two frames and nothing else has come since."""
         self._patience = PATIENCE
         self._patient_since_s = self._held_since_s = self._clock_s()
         self._draining = self._failed = False
@@ -99,7 +90,7 @@ class Connection:
     def drain(self) -> None:
         """Tell the peer to open no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
-            self._draining, self._whole = True, None
+            self._draining = True
             self._go_away(ErrorCode.NO_ERROR, "")
 
     def look_after(self) -> None:
@@ -137,50 +128,31 @@ class Connection:
         Returns where the call ends; 0, with nothing done, if anything asks for the long way,
         which would do the same.
         """
-        number = data[at + 5 : at + 9]  # of the stream, as bytes
-        whole = self._whole
-        if whole is None or not whole[0] or not data.startswith(number.join(whole[0]), at):
-            whole = self._whole = self._recognised(data, at)
-            if whole is None:
-                return 0
-        _, path, request, size = whole
-        stream_id = int.from_bytes(number, "big")
-        if not self._last_id < stream_id <= frames.MOST_31_BITS or not stream_id & 1:
-            return 0
-        if self._granted - size < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
-            return 0
-        self._last_id = stream_id
-        self._granted -= PREFIX_BYTES + len(request)
-        self._calls.whole(stream_id, path, request)
-        return at + size
-
-    def _recognised(self, data: bytes, at: int) -> _Whole | None:
-        """The call that stands here in two frames, if it asks for nothing special.
-
-        A block that is known means that SETTINGS have come.
-        """
         if self._only is not None or self._draining or len(data) - at < _LEAST_CALL_BYTES:
-            return None
+            return 0
         high, low, kind, flags, stream_id = _UNPACK(data, at)
         body_at: int = at + 9 + (high << 8 | low)
-        head = self._blocks.known(data[at + 9 : body_at])
+        head = self._blocks.known(data[at + 9 : body_at])  # if it is, SETTINGS have come
         if kind != frames.HEADERS or flags != frames.END_HEADERS or head is None:
-            return None
+            return 0
         if head.refusal or head.timeout_s < math.inf or head.path not in self._calls.service.unary:
-            return None
-        message_at = body_at + 9 + PREFIX_BYTES
+            return 0
+        message_at = body_at + 9 + grpcwire.PREFIX_BYTES
         length = int.from_bytes(data[body_at : body_at + 3], "big")
         end = body_at + 9 + length
         numbers = (frames.DATA, frames.END_STREAM, stream_id, 0, end - message_at)
         if not message_at <= end <= len(data) or length > frames.DEFAULT_FRAME_BYTES:
-            return None
-        if data[body_at + 3 : message_at] != _ONE_MESSAGE.pack(*numbers):
-            return None
-        request = data[message_at:end]
-        parts: tuple[bytes, ...] = ()
-        if self._whole is not None and self._whole[2] == request:  # so it may come once more
-            parts = data[at : at + 5], data[at + 9 : body_at + 5], data[body_at + 9 : end]
-        return parts, head.path, request, end - at
+            return 0
+        if data[body_at + 3 : message_at] != _ONE_MESSAGE.pack(*numbers) or not stream_id & 1:
+            return 0
+        if not self._last_id < stream_id <= frames.MOST_31_BITS:
+            return 0
+        if self._granted - length < _GRANT_MORE_AT or len(self._calls.streams) >= MAX_STREAMS:
+            return 0
+        self._last_id = stream_id
+        self._granted -= length
+        self._calls.whole(stream_id, head.path, data[message_at:end])
+        return end
 
     def _frame(self, data: bytes, at: int) -> int:
         """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""
@@ -188,7 +160,6 @@ class Connection:
         if found is None:
             return 0
         kind, flags, stream_id, payload, end = found
-        self._whole = None
         if self._only not in (None, kind):
             raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} instead of type {self._only}")
         opened = stream_id & 1 and (stream_id <= self._last_id or kind == frames.HEADERS)
@@ -252,7 +223,7 @@ class Connection:
         """HEADERS or CONTINUATION: a piece of a header block."""
         if kind == frames.HEADERS:
             self._block_of, self._block = (stream_id, flags), b""
-            payload = frames.header_block(stream_id, flags, payload)
+            payload = frames.header_block(flags, payload)
         elif self._only is None or stream_id != self._block_of[0]:
             raise Fault(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION of nothing")
         self._block += payload
@@ -300,7 +271,6 @@ class Connection:
         window.widen(more)
         if not stream_id:
             self._outbox.reserve = RESERVE_BYTES
-            self._held_since_s = self._clock_s()
 
     def _lose_patience(self) -> None:
         """Count a frame that leads to nothing by itself."""

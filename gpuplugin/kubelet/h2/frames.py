@@ -136,20 +136,17 @@ def unpadded(flags: int, payload: bytes) -> bytes:
     return payload[1 : len(payload) - payload[0]]
 
 
-def header_block(stream_id: int, flags: int, payload: bytes) -> bytes:
+def header_block(flags: int, payload: bytes) -> bytes:
     """What a HEADERS frame has of a block, without the priority that nobody uses any more.
 
     Raises:
-        Fault: as `unpadded`, FRAME_SIZE_ERROR for a payload too short for its priority,
-            PROTOCOL_ERROR for a stream that depends on itself.
+        Fault: as `unpadded`, or FRAME_SIZE_ERROR for a payload too short for its priority.
     """
     payload = unpadded(flags, payload)
     if not flags & HAS_PRIORITY:
         return payload
     if len(payload) < 5:
         raise Fault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
-    if U32.unpack_from(payload)[0] & MOST_31_BITS == stream_id:
-        raise Fault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
     return payload[5:]
 
 

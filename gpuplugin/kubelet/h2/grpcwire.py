@@ -11,7 +11,7 @@ import re
 import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from gpuplugin.kubelet.h2.headers import plain_block
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
@@ -107,12 +107,6 @@ def read_timeout(value: bytes) -> float | None:
     return int(match[1]) * _UNITS_S[match[2]] if match else None
 
 
-def write_timeout(timeout_s: float) -> bytes:
-    """The value of a grpc-timeout, rounded down to what eight digits can say."""
-    timeout_us = max(int(timeout_s * 1e6), 0)
-    return b"%du" % timeout_us if timeout_us < 10**8 else b"%dS" % min(timeout_s, 99_999_999)
-
-
 def message_prefix(length: int) -> bytes:
     """What stands before an uncompressed message of `length` bytes."""
     return b"\x00" + length.to_bytes(4, "big")
@@ -134,16 +128,3 @@ def read_message(body: bytes | bytearray, limit_bytes: int = MAX_REQUEST_BYTES) 
         raise RpcError(RpcCode.RESOURCE_EXHAUSTED, text)
     end = PREFIX_BYTES + length
     return bytes(body[PREFIX_BYTES:end]) if len(body) >= end else None
-
-
-def read_status(headers: Sequence[Header]) -> tuple[int, str] | None:
-    """Code and text in an answer's headers or trailers; None if there is no status yet.
-
-    An HTTP status other than 200 without a gRPC one counts as UNKNOWN.
-    """
-    fields = dict(headers)
-    code, status = fields.get(b"grpc-status"), fields.get(b":status", b"200")
-    if code is None:
-        return None if status == b"200" else (RpcCode.UNKNOWN, f"HTTP status {status.decode()}")
-    text = unquote(fields.get(b"grpc-message", b"").decode(errors="replace"), errors="replace")
-    return int(code) if code.isdigit() else RpcCode.UNKNOWN, text

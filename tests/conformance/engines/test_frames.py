@@ -348,10 +348,6 @@ CONNECTION_ERRORS: dict[str, tuple[int, Callable[[RawClient], list[bytes]]]] = {
         FRAME_SIZE,
         lambda _: [pack(HEADERS, END_HEADERS | HAS_PRIORITY, 1, bytes(4))],
     ),
-    "stream-depends-on-itself": (
-        PROTOCOL,
-        lambda _: [pack(HEADERS, END_HEADERS | HAS_PRIORITY, 1, u32(1) + bytes(9))],
-    ),
     "push-promise": (PROTOCOL, lambda _: [pack(PUSH, END_HEADERS, 1, u32(2))]),
     "continuation-of-nothing": (PROTOCOL, lambda _: [pack(CONTINUATION, END_HEADERS, 1)]),
     "continuation-of-another": (

@@ -1,4 +1,4 @@
-"""Calls that repeat the one before byte for byte: they are known again, and every rule holds."""
+"""Calls that repeat the one before byte for byte: they go the short way, and every rule holds."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 PROTOCOL, STREAM_CLOSED, REFUSED = 1, 5, 7
 TIMES = 4
-"""Two calls until the table of headers is full, one with headers that are known, one more with the
-same message: what follows is known as a whole."""
+"""Two calls until the table of headers is full, and some with headers that are known."""
 
 
 def repeat(client: RawClient, stream: int, path: str = ECHO, message: bytes = b"again") -> None:
@@ -39,7 +38,7 @@ def repeat(client: RawClient, stream: int, path: str = ECHO, message: bytes = b"
 
 
 def warm_up(client: RawClient) -> int:
-    """Call often enough to be known again; the last stream."""
+    """Call often enough for the headers to be known; the last stream."""
     streams = [client.stream() for _ in range(TIMES)]
     for stream in streams:
         repeat(client, stream)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.kubelet.h2 import grpcwire
+from gpuplugin.kubelet.rawclient import read_status, write_timeout
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
 
@@ -20,7 +21,7 @@ def test_a_status_is_read_as_it_was_written(code: int, text: str) -> None:
     expected = (code, text.encode("utf-8", "replace").decode())
     for before in (b"", grpcwire.answer_block()):
         block = before + grpcwire.status_block(code, text)
-        assert grpcwire.read_status(_headers(block)) == expected
+        assert read_status(_headers(block)) == expected
 
 
 @given(st.text("a\u00e4\u20ac%", min_size=1, max_size=7), st.integers(500, 3_000))
@@ -29,7 +30,7 @@ def test_a_long_status_text_is_cut_to_something_readable(piece: str, count: int)
     headers = _headers(grpcwire.status_block(3, text))
     encoded = dict(headers).get(b"grpc-message", b"")
     assert len(encoded) <= grpcwire.MAX_STATUS_TEXT_BYTES
-    status = grpcwire.read_status(headers)
+    status = read_status(headers)
     assert status is not None
     assert text.startswith(status[1].rstrip("\ufffd"))
 
@@ -59,7 +60,7 @@ def test_malformed_timeouts(value: bytes) -> None:
 
 @given(st.floats(0, 1e9))
 def test_a_timeout_is_read_as_it_was_written(seconds: float) -> None:
-    written = grpcwire.write_timeout(seconds)
+    written = write_timeout(seconds)
     read = grpcwire.read_timeout(written)
     assert read is not None
     assert read <= seconds + 1e-9
