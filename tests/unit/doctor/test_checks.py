@@ -627,7 +627,7 @@ def test_what_only_root_may_see_is_skipped_not_failed() -> None:
 
 def test_exclusive_gpus_that_are_not_shared_are_right() -> None:
     facts = gpu(compute_mode=ComputeMode.EXCLUSIVE_PROCESS)(well())
-    unshared = replace(facts.settings, sharing=Sharing(time_slicing=None))
+    unshared = replace(facts.settings, sharing=Sharing(time_slicing=None, mps=None))
     facts = replace(facts, config=replace(facts.config, settings=unshared))
     assert verdict("compute-mode", facts).problems == ()
 
@@ -638,7 +638,7 @@ def test_a_list_that_does_not_fit_is_told_with_the_count_that_does() -> None:
     assert sharing.time_slicing is not None
     (entry,) = sharing.time_slicing.resources
     many = replace(sharing.time_slicing, resources=[replace(entry, replicas=100_000)])
-    large = replace(facts.settings, sharing=Sharing(time_slicing=many))
+    large = replace(facts.settings, sharing=Sharing(time_slicing=many, mps=None))
     (problem,) = verdict(
         "list-size", replace(facts, config=replace(facts.config, settings=large))
     ).problems
