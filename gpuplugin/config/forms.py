@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar
 
 from gpuplugin.config.shape import Form, list_of
 from gpuplugin.config.values import (
@@ -84,10 +84,7 @@ def _boolean(value: object) -> bool:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise unfit(value, "must be a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        # Half a character, as a variable that is not UTF-8 has; nothing could write it.
-        raise unfit(value, "must be text in UTF-8")
+        raise unfit(value, "must be text")
     return value
 
 
@@ -96,9 +93,14 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _is_integer(value: object) -> TypeGuard[int]:
+    """Python has booleans among its integers; a configuration has not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _integer(value: object) -> int:
     number = _integral(value)
-    if not isinstance(number, int) or isinstance(number, bool):
+    if not _is_integer(number):
         raise unfit(value, "must be a whole number")
     return number
 
@@ -113,12 +115,12 @@ def _positive(value: object) -> int:
 def _number_of_seconds(value: object) -> float:
     if isinstance(value, str):
         return parse_duration_s(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not isinstance(value, float) and not _is_integer(value):
         raise unfit(value, "must be a duration such as 30s or 1m30s")
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        raise unfit(value, "must be a duration such as 30s or 1m30s") from None
 
 
 def _seconds_or_infinite(value: object) -> float:
@@ -131,14 +133,14 @@ def _seconds_or_infinite(value: object) -> float:
 def _seconds(value: object) -> float:
     number_s = _number_of_seconds(value)
     if not 0 < number_s < math.inf:
-        raise unfit(value, "must be above 0s and have an end")
+        raise unfit(value, "must be finite and above 0s")
     return number_s
 
 
 def _period(value: object) -> float:
     number_s = _number_of_seconds(value)
     if not math.isfinite(number_s):
-        raise unfit(value, "must have an end")
+        raise unfit(value, "must be finite")
     if number_s < _SHORTEST_PERIOD_S:
         raise ValueError(f"must be at least 10ms, found {_written_seconds(number_s)}")
     return number_s
@@ -175,11 +177,11 @@ def _xids_of(item: object) -> list[int | str]:
 def _device_term(value: object) -> str:
     """An index may be written as a number."""
     number = _integral(value)
-    if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
+    if _is_integer(number) and number >= 0:
         return str(number)
     if not isinstance(value, str):
-        raise unfit(value, "must be an index or a text")
-    return _text(value)
+        raise unfit(value, "must be an index or text")
+    return value
 
 
 def _device_terms(value: object) -> list[str]:
@@ -191,7 +193,7 @@ def _selection(value: object) -> Selection:
     if value == "all":
         return Selection()
     number = _integral(value)
-    if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+    if _is_integer(number) and number > 0:
         return Selection(count=number)
     if isinstance(value, list) and value:
         return Selection(ids=frozenset(device_reference(one) for one in value))
