@@ -9,17 +9,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from gpuplugin.config.document import Document
-from gpuplugin.config.shape import keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from _typeshed import DataclassInstance
-
     from gpuplugin.config.document import KeyPath
+    from gpuplugin.config.shape import Section
 
 
-def canonical(document: Document, kind: type[DataclassInstance]) -> Document:
+def canonical(document: Document, kind: type[Section]) -> Document:
     """The document with the section's spelling of its keys; lines stay with their values."""
     renamed: dict[KeyPath, KeyPath] = {}
     data = _renamed(_with_text_keys(document.data), kind, (), (), renamed)
@@ -40,12 +38,12 @@ def _text_keys_within(value: object) -> object:
 
 def _renamed(
     data: Mapping[str, object],
-    kind: type[DataclassInstance],
+    kind: type[Section],
     old: KeyPath,
     new: KeyPath,
     renamed: dict[KeyPath, KeyPath],
 ) -> dict[str, object]:
-    keys = keys_of(kind)
+    keys = kind.keys
     spelling = {key.lower(): key for key in keys}
     result: dict[str, object] = {}
     for key, value in data.items():

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.settings import DaemonSettings, Settings
-from gpuplugin.config.shape import REQUIRED, keys_of
+from gpuplugin.config.shape import REQUIRED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from _typeshed import DataclassInstance
-
     from gpuplugin.config.option import Option
-    from gpuplugin.config.shape import Key
+    from gpuplugin.config.shape import Key, Section
 
 _BY_PATH = {option.path: option for option in OPTIONS}
 
@@ -47,10 +45,10 @@ def option_table() -> str:
 
 
 def _leaves(
-    kind: type[DataclassInstance], prefix: str, path: tuple[str, ...]
+    kind: type[Section], prefix: str, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], str, Key]]:
     """Keys that hold values, as (path, written form, key)."""
-    for name, key in keys_of(kind).items():
+    for name, key in kind.keys.items():
         if not path and name == "daemon":
             continue
         inner = key.form.section
@@ -75,5 +73,5 @@ def _default(key: Key) -> str:
 def _daemon_default(option: Option) -> str:
     if option.path[0] != "daemon":
         return ""
-    text = _default(keys_of(DaemonSettings)[option.path[1]])
+    text = _default(DaemonSettings.keys[option.path[1]])
     return "" if text in ("-", "required") else f"; default {text}"

@@ -7,7 +7,6 @@ file; `daemon` comes from flags and variables only. What settings mean for devic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from gpuplugin.config.forms import (
@@ -30,7 +29,7 @@ from gpuplugin.config.forms import (
     text,
     xids,
 )
-from gpuplugin.config.shape import key, list_of, optional, section
+from gpuplugin.config.shape import Section, key, list_of, optional, section
 from gpuplugin.config.values import node_name
 from gpuplugin.core.selection import NamePattern
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
@@ -66,8 +65,7 @@ def _channels(value: list[int]) -> list[int]:
     return value
 
 
-@dataclass(frozen=True)
-class PluginFlags:
+class PluginFlags(Section):
     """flags.plugin."""
 
     pass_device_specs: bool = key(boolean, False)
@@ -83,8 +81,7 @@ class PluginFlags:
     shared_devices_allocation_policy: PolicyName = key(one_of(get_args(PolicyName)), "distributed")
 
 
-@dataclass(frozen=True)
-class GfdFlags:
+class GfdFlags(Section):
     """flags.gfd: options of GPU feature discovery, which is not part of this plugin."""
 
     oneshot: bool = key(boolean, False, _NO_EFFECT)
@@ -97,8 +94,7 @@ class GfdFlags:
     use_node_feature_api: bool = key(boolean, True, _NO_EFFECT, name="useNodeFeatureAPI")
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(Section):
     """flags."""
 
     mig_strategy: MigStrategy = key(one_of(get_args(MigStrategy)), "none")
@@ -116,16 +112,14 @@ class Flags:
     gfd: GfdFlags = key(section(GfdFlags), {})
 
 
-@dataclass(frozen=True)
-class Imex:
+class Imex(Section):
     """imex."""
 
     channel_ids: list[int] = key(checked(list_of(integer), _channels), [], name="channelIDs")
     required: bool = key(boolean, False)
 
 
-@dataclass(frozen=True)
-class SharedEntry:
+class SharedEntry(Section):
     """One entry of sharing.timeSlicing.resources."""
 
     name: str = key(
@@ -143,8 +137,7 @@ class SharedEntry:
     replicas: int = key(positive, meaning="replicas per device; 1 is not shared")
 
 
-@dataclass(frozen=True)
-class TimeSlicingSettings:
+class TimeSlicingSettings(Section):
     """sharing.timeSlicing."""
 
     rename_by_default: bool = key(boolean, False, "advertise what is shared as `<name>.shared`")
@@ -154,8 +147,7 @@ class TimeSlicingSettings:
     resources: list[SharedEntry] = key(not_empty(list_of(section(SharedEntry))))
 
 
-@dataclass(frozen=True)
-class Sharing:
+class Sharing(Section):
     """sharing."""
 
     time_slicing: TimeSlicingSettings | None = key(optional(section(TimeSlicingSettings)), None)
@@ -180,16 +172,14 @@ class Sharing:
         )
 
 
-@dataclass(frozen=True)
-class NamedPattern:
+class NamedPattern(Section):
     """One entry of resources.gpus or resources.mig."""
 
     pattern: str = key(not_empty(text), meaning="a product or MIG profile; `*` stands for any text")
     name: str = key(resource_name, meaning="the resource for what matches")
 
 
-@dataclass(frozen=True)
-class Resources:
+class Resources(Section):
     """resources: names for products and MIG profiles; the first pattern that matches counts.
 
     Without one that does they are `nvidia.com/gpu` and (strategy mixed) `nvidia.com/mig-<profile>`.
@@ -207,8 +197,7 @@ class Resources:
         return tuple(NamePattern(one.pattern, one.name) for one in self.mig)
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(Section):
     """health: what makes a GPU Unhealthy, how soon it is used again, how often it is looked at.
 
     Times are in seconds.
@@ -239,16 +228,14 @@ class Health:
     )
 
 
-@dataclass(frozen=True)
-class Gpus:
+class Gpus(Section):
     """gpus: which GPUs take part, by index, UUID, PCI bus id or product pattern."""
 
     include: list[str] = key(device_terms, [])
     exclude: list[str] = key(device_terms, [])
 
 
-@dataclass(frozen=True)
-class DaemonSettings:
+class DaemonSettings(Section):
     """How the daemon runs; not part of the file. `metrics_interval` is in seconds."""
 
     backend: _Backend = key(one_of(get_args(_Backend)), "nvml")
@@ -284,27 +271,26 @@ class DaemonSettings:
             return "watcher"
         return "classic" if self.kubelet_socket else "none"
 
+    @classmethod
+    def faults_together(cls, values: Mapping[str, object]) -> Iterator[Fault]:
+        """What needs the node's name; nobody else asks for it, so a wrong one does no harm."""
+        name = values.get("node_name")
+        if not isinstance(name, str):
+            return
+        if values.get("kubernetes_reports"):
+            try:
+                node_name(name)
+            except ValueError as error:
+                yield ("nodeName",), str(error)
+        elif values.get("config_map_dir") and not name:
+            text = (
+                "--config-map-dir needs the node's name: set NODE_NAME (fieldRef: {fieldPath: "
+                "spec.nodeName}) or --node-name"
+            )
+            yield (), text
 
-def _named(values: Mapping[str, object]) -> Iterator[Fault]:
-    """What needs the node's name; without it nobody asks for one, so a wrong one does no harm."""
-    name = values.get("node_name")
-    if not isinstance(name, str):
-        return
-    if values.get("kubernetes_reports"):
-        try:
-            node_name(name)
-        except ValueError as error:
-            yield ("nodeName",), str(error)
-    elif values.get("config_map_dir") and not name:
-        text = (
-            "--config-map-dir needs the node's name: set NODE_NAME (fieldRef: {fieldPath: "
-            "spec.nodeName}) or --node-name"
-        )
-        yield (), text
 
-
-@dataclass(frozen=True)
-class Settings:
+class Settings(Section):
     """The whole configuration, after all layers."""
 
     version: _Version = key(one_of(get_args(_Version)), "v1", "the version of the file's format")
@@ -314,7 +300,7 @@ class Settings:
     imex: Imex = key(section(Imex), {})
     health: Health = key(section(Health), {})
     gpus: Gpus = key(section(Gpus), {})
-    daemon: DaemonSettings = key(section(DaemonSettings, _named), {})
+    daemon: DaemonSettings = key(section(DaemonSettings), {})
 
 
 SETTINGS = section(Settings)

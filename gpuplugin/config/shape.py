@@ -1,35 +1,38 @@
 """What a section of the configuration is made of, and how a mapping is checked against it.
 
-A section is a dataclass, each field of which is made by `key`. Which sections there are is in
-`settings`, how single values are read in `forms`.
+Which sections there are is in `settings`, how single values are read in `forms`.
 """
 
 from __future__ import annotations
 
-from dataclasses import field, fields
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    ClassVar,
+    Final,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    cast,
+    dataclass_transform,
+)
 
 from gpuplugin.config.values import unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from _typeshed import DataclassInstance
-
     from gpuplugin.config.document import KeyPath
 
     Fault = tuple[KeyPath, str]
     """Where in a value something is wrong, and what."""
-    Together = Callable[[Mapping[str, object]], Iterable[Fault]]
-    """What is wrong with values, by attribute, that are right each for itself."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Section = TypeVar("Section", bound="DataclassInstance")
+S = TypeVar("S", bound="Section")
 
 REQUIRED: Final = object()
 """The default of a key that has none."""
-_KEY = "key"
 
 
 class Refused(ValueError):
@@ -54,7 +57,7 @@ class Form(NamedTuple, Generic[T_co]):
     read: Callable[[object], T_co]
     spelled: str
     written: Callable[[object], object] = _as_it_is
-    section: type[DataclassInstance] | None = None
+    section: type[Section] | None = None
     many: bool = False
 
 
@@ -73,19 +76,50 @@ class Key(NamedTuple):
 
 
 def key(form: Form[T], default: object = REQUIRED, meaning: str = "", *, name: str = "") -> T:
-    """A field of a section; its name in the file is the attribute's in camelCase if not given."""
-    made: T = field(metadata={_KEY: Key(name, "", form, default, meaning)})
-    return made
+    """An attribute of a section; its name in the file is the same in camelCase if not given."""
+    return cast("T", Key(name, "", form, default, meaning))
 
 
-def keys_of(kind: type[DataclassInstance]) -> dict[str, Key]:
-    """The keys of a section by their names in the file."""
-    keys: dict[str, Key] = {}
-    for one in fields(kind):
-        declared: Key = one.metadata[_KEY]
-        name = declared.name or _camel_case(one.name)
-        keys[name] = declared._replace(name=name, attribute=one.name)
-    return keys
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(key,))
+class Section:
+    """A part of the configuration: an immutable value for each `key` of its class.
+
+    What a dataclass is, but without code that is made anew at every start.
+    """
+
+    keys: ClassVar[Mapping[str, Key]]
+    """By their names in the file."""
+
+    def __init_subclass__(cls) -> None:
+        keys = (
+            one._replace(name=one.name or _camel_case(attribute), attribute=attribute)
+            for attribute, one in vars(cls).items()
+            if isinstance(one, Key)
+        )
+        cls.keys = {one.name: one for one in keys}
+
+    def __init__(self, **values: object) -> None:
+        missing = {one.attribute for one in self.keys.values()} ^ values.keys()
+        if missing:
+            raise TypeError(f"{type(self).__name__}: not exactly its keys: {sorted(missing)}")
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]  # its lists have none either
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
+    @classmethod
+    def faults_together(cls, values: Mapping[str, object]) -> Iterable[Fault]:  # noqa: ARG003
+        """What is wrong with values, by attribute, that are right each for itself."""
+        return ()
 
 
 def _camel_case(attribute: str) -> str:
@@ -93,21 +127,17 @@ def _camel_case(attribute: str) -> str:
     return first + "".join(word.capitalize() for word in others)
 
 
-def section(kind: type[Section], together: Together | None = None) -> Form[Section]:
-    """The form of a section, which has its defaults for the keys that are not given.
+def section(kind: type[S]) -> Form[S]:
+    """The form of a section: what is not given has its default, what nobody knows no effect."""
 
-    `together` looks at what could be read. Keys that nobody knows are left out.
-    """
-
-    def read(value: object) -> Section:
+    def read(value: object) -> S:
         if not isinstance(value, dict):
             raise unfit(value, "must be a mapping of keys")
-        return _checked(kind, value, together)
+        return _checked(kind, value)
 
     def written(value: object) -> object:
         return {
-            name: one.form.written(getattr(value, one.attribute))
-            for name, one in keys_of(kind).items()
+            name: one.form.written(getattr(value, one.attribute)) for name, one in kind.keys.items()
         }
 
     return Form(read, "-", written, kind)
@@ -148,12 +178,10 @@ def optional(form: Form[T]) -> Form[T | None]:
     return Form(read, form.spelled, written, form.section, form.many)
 
 
-def _checked(
-    kind: type[Section], given: Mapping[str, object], together: Together | None
-) -> Section:
+def _checked(kind: type[S], given: Mapping[str, object]) -> S:
     values: dict[str, object] = {}
     faults: list[Fault] = []
-    for name, one in keys_of(kind).items():
+    for name, one in kind.keys.items():
         value = given.get(name, one.default)
         if value is REQUIRED:
             faults.append(((name,), "is required"))
@@ -162,8 +190,7 @@ def _checked(
             values[one.attribute] = one.form.read(value)
         except ValueError as error:
             faults.extend(_faults_at(name, error))
-    if together is not None:
-        faults.extend(together(values))
+    faults.extend(kind.faults_together(values))
     if faults:
         raise Refused(faults)
     return kind(**values)

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.shape import keys_of
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from _typeshed import DataclassInstance
-
     from gpuplugin.config.document import KeyPath
+    from gpuplugin.config.shape import Section
 
 _NOT_IN_FILE = frozenset({"daemon"})
 
 
 def unknown_keys(
-    data: Mapping[str, object], kind: type[DataclassInstance]
+    data: Mapping[str, object], kind: type[Section]
 ) -> tuple[tuple[KeyPath, str], ...]:
     """Every key that `kind` does not read, with what to tell the user."""
     known = tuple(_known_paths(kind, ()))
     return tuple(_walk(data, kind, (), known))
 
 
-def misshapen(data: Mapping[str, object], kind: type[DataclassInstance]) -> Iterator[KeyPath]:
+def misshapen(data: Mapping[str, object], kind: type[Section]) -> Iterator[KeyPath]:
     """Sections that are no mappings; null counts as absent."""
     for key, value in data.items():
-        known = keys_of(kind).get(key)
+        known = kind.keys.get(key)
         if known is None or known.form.section is None or known.form.many or value is None:
             continue
         if isinstance(value, dict):
@@ -37,9 +34,9 @@ def misshapen(data: Mapping[str, object], kind: type[DataclassInstance]) -> Iter
 
 
 def _walk(
-    data: Mapping[str, object], kind: type[DataclassInstance], path: KeyPath, known: tuple[str, ...]
+    data: Mapping[str, object], kind: type[Section], path: KeyPath, known: tuple[str, ...]
 ) -> Iterator[tuple[KeyPath, str]]:
-    keys = keys_of(kind)
+    keys = kind.keys
     if not path:
         keys = {key: one for key, one in keys.items() if key not in _NOT_IN_FILE}
     for key, value in data.items():
@@ -69,8 +66,8 @@ def _explain(path: KeyPath, known: tuple[str, ...]) -> str:
     return f"is not a known key and has no effect{hint}"
 
 
-def _known_paths(kind: type[DataclassInstance], path: tuple[str, ...]) -> Iterator[str]:
-    for key, one in keys_of(kind).items():
+def _known_paths(kind: type[Section], path: tuple[str, ...]) -> Iterator[str]:
+    for key, one in kind.keys.items():
         if not path and key in _NOT_IN_FILE:
             continue
         here = (*path, key)
