@@ -99,9 +99,9 @@ class Section:
         cls.keys = {one.name: one for one in keys}
 
     def __init__(self, **values: object) -> None:
-        missing = {one.attribute for one in self.keys.values()} ^ values.keys()
-        if missing:
-            raise TypeError(f"{type(self).__name__}: not exactly its keys: {sorted(missing)}")
+        amiss = {one.attribute for one in self.keys.values()} ^ values.keys()
+        if amiss:
+            raise TypeError(f"{type(self).__name__}: not exactly its keys: {sorted(amiss)}")
         self.__dict__.update(values)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
