@@ -1,8 +1,7 @@
 """Reads the configuration in a process of its own, which ends when it is read.
 
-The library that checks it is a fifth of the daemon's memory and a third of its start, for something
-that happens once. So a child reads while the daemon gets ready, and whatever a file does to its
-reader, the daemon goes on. The child's life is in `reader`.
+The child loads what reads it, and reads it, while the daemon gets ready. Whatever a file does to
+its reader, the daemon goes on. The child's life is in `reader`.
 """
 
 from __future__ import annotations

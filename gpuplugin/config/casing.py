@@ -9,20 +9,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from gpuplugin.config.document import Document
-from gpuplugin.config.unknown import fields_by_key, model_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pydantic import BaseModel
-
     from gpuplugin.config.document import KeyPath
+    from gpuplugin.config.shape import Section
 
 
-def canonical(document: Document, model: type[BaseModel]) -> Document:
-    """The document with the model's spelling of its keys; lines stay with their values."""
+def canonical(document: Document, kind: type[Section]) -> Document:
+    """The document with the section's spelling of its keys; lines stay with their values."""
     renamed: dict[KeyPath, KeyPath] = {}
-    data = _renamed(_with_text_keys(document.data), model, (), (), renamed)
+    data = _renamed(_with_text_keys(document.data), kind, (), (), renamed)
     lines = {_moved(path, renamed): line for path, line in document.lines.items()}
     return Document(document.name, cast("Mapping[str, object]", data), MappingProxyType(lines))
 
@@ -40,21 +38,21 @@ def _text_keys_within(value: object) -> object:
 
 def _renamed(
     data: Mapping[str, object],
-    model: type[BaseModel],
+    kind: type[Section],
     old: KeyPath,
     new: KeyPath,
     renamed: dict[KeyPath, KeyPath],
 ) -> dict[str, object]:
-    fields = fields_by_key(model)
-    spelling = {key.lower(): key for key in fields}
+    keys = kind.keys
+    spelling = {key.lower(): key for key in keys}
     result: dict[str, object] = {}
     for key, value in data.items():
         # An exact key wins over one in another case beside it.
-        wanted = key if key in fields else spelling.get(str(key).lower(), key)
+        wanted = key if key in keys else spelling.get(str(key).lower(), key)
         name = key if wanted in data and wanted != key else wanted
         if name != key:
             renamed[*old, key] = (*new, name)
-        inner = model_of(fields[name]) if name in fields else None
+        inner = keys[name].form.section if name in keys else None
         if inner is not None and isinstance(value, dict):
             result[name] = _renamed(value, inner, (*old, key), (*new, name), renamed)
         else:

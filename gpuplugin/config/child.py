@@ -24,7 +24,6 @@ def answer(requests: int, answers: int) -> None:
     That is the `Loaded`, the problems, or what went wrong. Nothing is answered if nobody asks.
     """
     gc.disable()
-    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # a plugin would be somebody else's
     read: Loaded | tuple[Problem, ...] | str
     try:
         import gpuplugin.config.load  # noqa: F401 - this takes longest, so it is done before

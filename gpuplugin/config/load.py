@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pydantic import ValidationError
-
 from gpuplugin.config.casing import canonical
 from gpuplugin.config.document import Document, DocumentError, parse_document
 from gpuplugin.config.loaded import ConfigError, Loaded, Problem
@@ -22,19 +20,16 @@ from gpuplugin.config.options import (
     DEFAULT_POD_LOGS,
     OPTIONS,
 )
-from gpuplugin.config.plain import plain_settings
-from gpuplugin.config.schema import Schema
+from gpuplugin.config.settings import SETTINGS, Settings
+from gpuplugin.config.shape import Refused
 from gpuplugin.config.unknown import misshapen, unknown_keys
-from gpuplugin.config.values import XID_WORDS
+from gpuplugin.config.values import XID_WORDS, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pydantic_core import ErrorDetails
-
     from gpuplugin.config.document import KeyPath
     from gpuplugin.config.option import Option, Value
-    from gpuplugin.config.settings import Settings
 
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 DEFAULT_FILE = "the built-in default.yaml"
@@ -44,8 +39,6 @@ _DEFAULTS = {
         "cdiRoot": DEFAULT_CDI_ROOT,
         "hostProc": DEFAULT_HOST_PROC,
         "podLogs": DEFAULT_POD_LOGS,
-        # Given, for only what is given is validated: reports need a name.
-        "nodeName": "",
     }
 }
 
@@ -104,8 +97,8 @@ def load_settings(
     usual = default or default_document()
     document = read_config_file(Path(config_file)) if config_file else usual
     source = config_file or document.name
-    document = canonical(document, Schema)
-    wrong_shapes = tuple(misshapen(document.data, Schema))
+    document = canonical(document, Settings)
+    wrong_shapes = tuple(misshapen(document.data, Settings))
     problems = [_misshapen(document, path) for path in wrong_shapes]
     layers = (
         _flag_layer(flags, problems),
@@ -113,13 +106,12 @@ def load_settings(
         _Layer(_without(_file_values(document), wrong_shapes), {}, document),
         _Layer(_DEFAULTS, {}),
     )
-    checked = _validate(layers, problems)
-    settings = plain_settings(checked)
+    settings = _checked(layers, problems)
     unknown = _unknown(document)
     if settings.daemon.strict_config and unknown:
         raise ConfigError(unknown)
     warnings = (*unknown, *_without_strategy(settings, layers), *_malformed(environment))
-    effective = checked.model_dump(mode="json", by_alias=True)
+    effective = cast("Mapping[str, object]", SETTINGS.written(settings))
     return Loaded(settings, source, config_file or None, warnings, effective)
 
 
@@ -128,8 +120,8 @@ def _misshapen(document: Document, path: KeyPath) -> Problem:
     value: object = document.data
     for key in path:
         value = _child(value, key)
-    text = f"must be a mapping of keys, found {value!r}"
-    return Problem(document.where(path), dotted(path), text)
+    error = unfit(value, "must be a mapping of keys")
+    return Problem(document.where(path), dotted(path), str(error))
 
 
 def _without(values: Mapping[str, object], paths: Sequence[KeyPath]) -> Mapping[str, object]:
@@ -146,7 +138,7 @@ def _without(values: Mapping[str, object], paths: Sequence[KeyPath]) -> Mapping[
 
 
 def read_config_file(path: Path) -> Document:
-    """Read and parse a file, unvalidated.
+    """Read and parse a file, unchecked.
 
     Raises:
         ConfigError: it cannot be read or is not YAML.
@@ -233,18 +225,20 @@ def _put(values: dict[str, object], path: tuple[str, ...], value: Value) -> None
     section[path[-1]] = value
 
 
-def _validate(layers: Sequence[_Layer], problems: list[Problem]) -> Schema:
+def _checked(layers: Sequence[_Layer], problems: list[Problem]) -> Settings:
     merged: dict[str, object] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer.values)
     try:
-        schema = Schema.model_validate(merged)
-    except ValidationError as error:
-        problems.extend(_problem(details, layers) for details in error.errors())
+        settings = SETTINGS.read(merged)
+    except Refused as refused:
+        problems.extend(
+            Problem(_where(path, layers), dotted(path), text) for path, text in refused.faults
+        )
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
-    return schema
+    return settings
 
 
 def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
@@ -257,11 +251,6 @@ def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[st
         else:
             merged[key] = value
     return merged
-
-
-def _problem(details: ErrorDetails, layers: Sequence[_Layer]) -> Problem:
-    path = tuple(details["loc"])
-    return Problem(_where(path, layers), dotted(path), _message(details))
 
 
 def _where(path: KeyPath, layers: Sequence[_Layer]) -> str:
@@ -278,26 +267,10 @@ def dotted(path: KeyPath) -> str:
     return text.removeprefix(".")
 
 
-def _message(details: ErrorDetails) -> str:
-    found = details["input"]
-    match details["type"]:
-        case "missing":
-            return "is required"
-        case "model_type" | "dict_type":
-            return f"must be a mapping of keys, found {found!r}"
-        case "value_error":
-            return details["msg"].removeprefix("Value error, ")
-        case "literal_error":
-            expected = details.get("ctx", {}).get("expected", "")
-            return f"must be {expected}, found {found!r}"
-    text = details["msg"].removeprefix("Input ")
-    return f"{text[:1].lower()}{text[1:]}, found {found!r}"
-
-
 def _unknown(document: Document) -> tuple[Problem, ...]:
     return tuple(
         Problem(document.where(path), dotted(path), message)
-        for path, message in unknown_keys(document.data, Schema)
+        for path, message in unknown_keys(document.data, Settings)
     )
 
 

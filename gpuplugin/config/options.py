@@ -1,7 +1,7 @@
 """Every option that is a flag or an environment variable: one table, for parsers and documents.
 
 Flags and variables of NVIDIA's plugin keep their names; this project's own variables start with
-GPUPLUGIN_. `path` is where the value goes in `schema.Settings`.
+GPUPLUGIN_. `path` is where the value goes in `settings.Settings`.
 """
 
 from __future__ import annotations

@@ -1,98 +1,161 @@
-"""The configuration in force, as all that runs uses it: plain values, checked elsewhere.
+"""The configuration in force: its sections, and what each key of them may hold.
 
-What may be written, and what is wrong with it, is in `schema` and `load`. The names are the same,
-and a test holds both together; but these load in a moment, and a process can hand them to another.
+This is what all that runs uses, and the one place that declares a key: an attribute has its form,
+its default as the file would write it, and its meaning. Everything but `daemon` can stand in the
+file; `daemon` comes from flags and variables only. What settings mean for devices is in `plans`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from gpuplugin.config.forms import (
+    address,
+    boolean,
+    checked,
+    device_terms,
+    folder,
+    integer,
+    listed,
+    never,
+    not_empty,
+    one_of,
+    period,
+    positive,
+    resource_name,
+    seconds,
+    seconds_or_infinite,
+    selection,
+    text,
+    xids,
+)
+from gpuplugin.config.shape import Section, key, list_of, optional, section
+from gpuplugin.config.values import node_name
 from gpuplugin.core.selection import NamePattern
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
+from gpuplugin.core.words import IdStrategy, MigStrategy, PolicyName, Strategy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from gpuplugin.config.shape import Fault
     from gpuplugin.core.sharing import Selection
-    from gpuplugin.core.words import IdStrategy, MigStrategy, PolicyName, Strategy
+
+_Discovery: TypeAlias = Literal["auto", "nvml", "tegra"]
+_Backend: TypeAlias = Literal["nvml", "sim"]
+_Registration: TypeAlias = Literal["watcher", "classic", "none"]
+_LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+_LogFormat: TypeAlias = Literal["text", "json"]
+_RpcEngine: TypeAlias = Literal["fast", "grpcio"]
+_Version: TypeAlias = Literal["v1"]
+
+_NO_EFFECT = "read, and of no effect here"
 
 
-@dataclass(frozen=True)
-class PluginFlags:
+def _no_tegra(value: _Discovery) -> _Discovery:
+    if value == "tegra":
+        raise ValueError("Tegra is not supported; use 'auto' or 'nvml'")
+    return value
+
+
+def _channels(value: list[int]) -> list[int]:
+    if value not in ([], [0]):
+        raise ValueError(f"must be [] or [0], found {value!r}")
+    return value
+
+
+class PluginFlags(Section):
     """flags.plugin."""
 
-    pass_device_specs: bool
-    device_list_strategy: list[Strategy]
-    device_id_strategy: IdStrategy
-    cdi_annotation_prefix: str
-    nvidia_ctk_path: str
-    container_driver_root: str
-    shared_devices_allocation_policy: PolicyName
+    pass_device_specs: bool = key(boolean, False)
+    device_list_strategy: list[Strategy] = key(
+        listed(list_of(one_of(get_args(Strategy)))), ["envvar"]
+    )
+    device_id_strategy: IdStrategy = key(
+        one_of(get_args(IdStrategy)), "uuid", name="deviceIDStrategy"
+    )
+    cdi_annotation_prefix: str = key(text, "cdi.k8s.io/")
+    nvidia_ctk_path: str = key(text, "/usr/bin/nvidia-ctk", name="nvidiaCTKPath")
+    container_driver_root: str = key(text, "/driver-root")
+    shared_devices_allocation_policy: PolicyName = key(one_of(get_args(PolicyName)), "distributed")
 
 
-@dataclass(frozen=True)
-class GfdFlags:
-    """flags.gfd, which is of no effect here."""
+class GfdFlags(Section):
+    """flags.gfd: options of GPU feature discovery, which is not part of this plugin."""
 
-    oneshot: bool
-    no_timestamp: bool
-    sleep_interval: float
-    output_file: str
-    machine_type_file: str
-    use_node_feature_api: bool
+    oneshot: bool = key(boolean, False, _NO_EFFECT)
+    no_timestamp: bool = key(boolean, False, _NO_EFFECT)
+    sleep_interval: float = key(seconds_or_infinite, "60s", _NO_EFFECT)
+    output_file: str = key(
+        text, "/etc/kubernetes/node-feature-discovery/features.d/gfd", _NO_EFFECT
+    )
+    machine_type_file: str = key(text, "/sys/class/dmi/id/product_name", _NO_EFFECT)
+    use_node_feature_api: bool = key(boolean, True, _NO_EFFECT, name="useNodeFeatureAPI")
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(Section):
     """flags."""
 
-    mig_strategy: MigStrategy
-    fail_on_init_error: bool
-    nvidia_driver_root: str
-    nvidia_dev_root: str
-    gdrcopy_enabled: bool
-    gds_enabled: bool
-    mofed_enabled: bool
-    mps_root: str
-    device_discovery_strategy: Literal["auto", "nvml", "tegra"]
-    plugin: PluginFlags
-    gfd: GfdFlags
+    mig_strategy: MigStrategy = key(one_of(get_args(MigStrategy)), "none")
+    fail_on_init_error: bool = key(boolean, False)
+    nvidia_driver_root: str = key(text, "/")
+    nvidia_dev_root: str = key(text, "")
+    gdrcopy_enabled: bool = key(boolean, False)
+    gds_enabled: bool = key(boolean, False)
+    mofed_enabled: bool = key(boolean, False)
+    mps_root: str = key(text, "")
+    device_discovery_strategy: _Discovery = key(
+        checked(one_of(get_args(_Discovery)), _no_tegra), "auto"
+    )
+    plugin: PluginFlags = key(section(PluginFlags), {})
+    gfd: GfdFlags = key(section(GfdFlags), {})
 
 
-@dataclass(frozen=True)
-class Imex:
+class Imex(Section):
     """imex."""
 
-    channel_ids: list[int]
-    required: bool
+    channel_ids: list[int] = key(checked(list_of(integer), _channels), [], name="channelIDs")
+    required: bool = key(boolean, False)
 
 
-@dataclass(frozen=True)
-class SharedEntry:
+class SharedEntry(Section):
     """One entry of sharing.timeSlicing.resources."""
 
-    name: str
-    rename: str | None
-    devices: Selection
-    replicas: int
+    name: str = key(
+        resource_name,
+        meaning="the resource to share; `nvidia.com/` is added where it is missing",
+    )
+    rename: str | None = key(
+        optional(resource_name), None, "advertise what is shared under this name"
+    )
+    devices: Selection = key(
+        selection,
+        "all",
+        "`all`, the first N, or a list of GPU index, MIG index `i:j`, and UUIDs of either",
+    )
+    replicas: int = key(positive, meaning="replicas per device; 1 is not shared")
 
 
-@dataclass(frozen=True)
-class TimeSlicingSettings:
+class TimeSlicingSettings(Section):
     """sharing.timeSlicing."""
 
-    rename_by_default: bool
-    fail_requests_greater_than_one: bool
-    resources: list[SharedEntry]
+    rename_by_default: bool = key(boolean, False, "advertise what is shared as `<name>.shared`")
+    fail_requests_greater_than_one: bool = key(
+        boolean, False, "refuse a container that asks for more than one replica"
+    )
+    resources: list[SharedEntry] = key(not_empty(list_of(section(SharedEntry))))
 
 
-@dataclass(frozen=True)
-class Sharing:
+class Sharing(Section):
     """sharing."""
 
-    time_slicing: TimeSlicingSettings | None
+    time_slicing: TimeSlicingSettings | None = key(optional(section(TimeSlicingSettings)), None)
+    mps: None = key(
+        never("sharing by MPS is not supported yet; use sharing.timeSlicing"),
+        None,
+        "not supported yet: an error",
+    )
 
     def plan(self) -> TimeSlicing:
         """The sharing plan, as the inventory needs it."""
@@ -109,20 +172,21 @@ class Sharing:
         )
 
 
-@dataclass(frozen=True)
-class NamedPattern:
+class NamedPattern(Section):
     """One entry of resources.gpus or resources.mig."""
 
-    pattern: str
-    name: str
+    pattern: str = key(not_empty(text), meaning="a product or MIG profile; `*` stands for any text")
+    name: str = key(resource_name, meaning="the resource for what matches")
 
 
-@dataclass(frozen=True)
-class Resources:
-    """resources."""
+class Resources(Section):
+    """resources: names for products and MIG profiles; the first pattern that matches counts.
 
-    gpus: list[NamedPattern]
-    mig: list[NamedPattern]
+    Without one that does they are `nvidia.com/gpu` and (strategy mixed) `nvidia.com/mig-<profile>`.
+    """
+
+    gpus: list[NamedPattern] = key(list_of(section(NamedPattern)), [])
+    mig: list[NamedPattern] = key(list_of(section(NamedPattern)), [])
 
     def gpu_names(self) -> tuple[NamePattern, ...]:
         """Patterns of products."""
@@ -133,57 +197,73 @@ class Resources:
         return tuple(NamePattern(one.pattern, one.name) for one in self.mig)
 
 
-@dataclass(frozen=True)
-class Health:
-    """health; times in seconds."""
+class Health(Section):
+    """health: what makes a GPU Unhealthy, how soon it is used again, how often it is looked at.
 
-    quiet_period: float
-    quiet_period_cap: float
-    flap_memory: float
-    probe_interval: float
-    blind_after: float
-    ignore_xids: list[int | str]
-    fatal_xids: list[int | str]
+    Times are in seconds.
+    """
+
+    quiet_period: float = key(period, "30s")
+    quiet_period_cap: float = key(
+        seconds,
+        "1800s",
+        "the longest that relapses make of the quiet period, each of which doubles it",
+    )
+    flap_memory: float = key(
+        seconds,
+        "3600s",
+        "healthy for this long, a GPU's earlier faults no longer lengthen its quiet period",
+    )
+    probe_interval: float = key(period, "5s")
+    blind_after: float = key(
+        period, "10s", "GPUs that cannot be watched for this long count as Unhealthy"
+    )
+    ignore_xids: list[int | str] = key(
+        xids,
+        [],
+        "Xids that leave a GPU healthy; `xids`: all of them; `all`: no health check but an answer",
+    )
+    fatal_xids: list[int | str] = key(
+        xids, [], "Xids that make a GPU Unhealthy, whatever ignoreXids says; `all`: every Xid"
+    )
 
 
-@dataclass(frozen=True)
-class Gpus:
-    """gpus."""
+class Gpus(Section):
+    """gpus: which GPUs take part, by index, UUID, PCI bus id or product pattern."""
 
-    include: list[str]
-    exclude: list[str]
+    include: list[str] = key(device_terms, [])
+    exclude: list[str] = key(device_terms, [])
 
 
-@dataclass(frozen=True)
-class DaemonSettings:
+class DaemonSettings(Section):
     """How the daemon runs; not part of the file. `metrics_interval` is in seconds."""
 
-    backend: Literal["nvml", "sim"]
-    scenario: str
-    sysfs_root: Path
-    procfs_root: Path
-    kubelet_dir: Path
-    kubelet_socket: str | None
-    registration: Literal["watcher", "classic", "none"] | None
-    listen_address: str
-    log_level: Literal["debug", "info", "warning", "error"]
-    log_format: Literal["text", "json"]
-    strict_config: bool
-    cdi_root: Path
-    cdi_feature_flags: list[str]
-    cdi_disable_hooks: list[str]
-    kubernetes_reports: bool
-    node_name: str
-    rpc_engine: Literal["fast", "grpcio"]
-    metrics_interval: float
-    pod_metrics: bool
-    config_map_dir: str
-    default_config: str
-    host_proc: Path
-    pod_logs: Path
+    backend: _Backend = key(one_of(get_args(_Backend)), "nvml")
+    scenario: str = key(text, "default")
+    sysfs_root: Path = key(folder, "/sys")
+    procfs_root: Path = key(folder, "/proc")
+    kubelet_dir: Path = key(folder)
+    kubelet_socket: str | None = key(optional(text), None)
+    registration: _Registration | None = key(optional(one_of(get_args(_Registration))), None)
+    listen_address: str = key(address, "0.0.0.0:2112")
+    log_level: _LogLevel = key(one_of(get_args(_LogLevel)), "info")
+    log_format: _LogFormat = key(one_of(get_args(_LogFormat)), "text")
+    strict_config: bool = key(boolean, False)
+    cdi_root: Path = key(folder)
+    cdi_feature_flags: list[str] = key(listed(list_of(text)), [])
+    cdi_disable_hooks: list[str] = key(listed(list_of(text)), [])
+    kubernetes_reports: bool = key(boolean, False)
+    node_name: str = key(text, "")
+    rpc_engine: _RpcEngine = key(one_of(get_args(_RpcEngine)), "grpcio")
+    metrics_interval: float = key(period, 15.0)
+    pod_metrics: bool = key(boolean, True)
+    config_map_dir: str = key(text, "")
+    default_config: str = key(text, "")
+    host_proc: Path = key(folder)
+    pod_logs: Path = key(folder)
 
     @property
-    def way_of_registration(self) -> Literal["watcher", "classic", "none"]:
+    def way_of_registration(self) -> _Registration:
         """As asked for; else what --kubelet-socket says: a path is classic, empty is none."""
         if self.registration is not None:
             return self.registration
@@ -191,16 +271,37 @@ class DaemonSettings:
             return "watcher"
         return "classic" if self.kubelet_socket else "none"
 
+    @classmethod
+    def faults_together(cls, values: Mapping[str, object]) -> Iterator[Fault]:
+        """What needs the node's name; nobody else asks for it, so a wrong one does no harm."""
+        name = values.get("node_name")
+        if not isinstance(name, str):
+            return
+        if values.get("kubernetes_reports"):
+            try:
+                node_name(name)
+            except ValueError as error:
+                yield ("nodeName",), str(error)
+        elif values.get("config_map_dir") and not name:
+            text = (
+                "--config-map-dir needs the node's name: set NODE_NAME (fieldRef: {fieldPath: "
+                "spec.nodeName}) or --node-name"
+            )
+            yield (), text
 
-@dataclass(frozen=True)
-class Settings:
+
+class Settings(Section):
     """The whole configuration, after all layers."""
 
-    version: Literal["v1"]
-    flags: Flags
-    resources: Resources
-    sharing: Sharing
-    imex: Imex
-    health: Health
-    gpus: Gpus
-    daemon: DaemonSettings
+    version: _Version = key(one_of(get_args(_Version)), "v1", "the version of the file's format")
+    flags: Flags = key(section(Flags), {})
+    resources: Resources = key(section(Resources), {})
+    sharing: Sharing = key(section(Sharing), {})
+    imex: Imex = key(section(Imex), {})
+    health: Health = key(section(Health), {})
+    gpus: Gpus = key(section(Gpus), {})
+    daemon: DaemonSettings = key(section(DaemonSettings), {})
+
+
+SETTINGS = section(Settings)
+"""The form of the whole configuration."""

@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args, get_origin
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pydantic.fields import FieldInfo
-
     from gpuplugin.config.document import KeyPath
+    from gpuplugin.config.shape import Section
 
 _NOT_IN_FILE = frozenset({"daemon"})
 
 
 def unknown_keys(
-    data: Mapping[str, object], model: type[BaseModel]
+    data: Mapping[str, object], kind: type[Section]
 ) -> tuple[tuple[KeyPath, str], ...]:
-    """Every key that `model` does not read, with what to tell the user."""
-    known = tuple(_known_paths(model, ()))
-    return tuple(_walk(data, model, (), known))
+    """Every key that `kind` does not read, with what to tell the user."""
+    known = tuple(_known_paths(kind, ()))
+    return tuple(_walk(data, kind, (), known))
 
 
-def misshapen(data: Mapping[str, object], model: type[BaseModel]) -> Iterator[KeyPath]:
+def misshapen(data: Mapping[str, object], kind: type[Section]) -> Iterator[KeyPath]:
     """Sections that are no mappings; null counts as absent."""
     for key, value in data.items():
-        field = fields_by_key(model).get(key)
-        inner = None if field is None else model_of(field)
-        if inner is None or value is None or (field is not None and _is_list(field)):
+        known = kind.keys.get(key)
+        if known is None or known.form.section is None or known.form.many or value is None:
             continue
         if isinstance(value, dict):
-            yield from ((key, *path) for path in misshapen(value, inner))
+            yield from ((key, *path) for path in misshapen(value, known.form.section))
         else:
             yield (key,)
 
 
 def _walk(
-    data: Mapping[str, object], model: type[BaseModel], path: KeyPath, known: tuple[str, ...]
+    data: Mapping[str, object], kind: type[Section], path: KeyPath, known: tuple[str, ...]
 ) -> Iterator[tuple[KeyPath, str]]:
-    fields = fields_by_key(model)
+    keys = kind.keys
     if not path:
-        fields = {key: field for key, field in fields.items() if key not in _NOT_IN_FILE}
+        keys = {key: one for key, one in keys.items() if key not in _NOT_IN_FILE}
     for key, value in data.items():
         here = (*path, key)
-        field = fields.get(key)
-        if field is None:
+        if key not in keys:
             yield here, _explain(here, known)
             continue
-        inner = model_of(field)
+        inner = keys[key].form.section
         if inner is None:
             continue
         if isinstance(value, dict):
@@ -71,29 +66,11 @@ def _explain(path: KeyPath, known: tuple[str, ...]) -> str:
     return f"is not a known key and has no effect{hint}"
 
 
-def _known_paths(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
-    for key, field in fields_by_key(model).items():
+def _known_paths(kind: type[Section], path: tuple[str, ...]) -> Iterator[str]:
+    for key, one in kind.keys.items():
         if not path and key in _NOT_IN_FILE:
             continue
         here = (*path, key)
         yield ".".join(here)
-        inner = model_of(field)
-        if inner is not None:
-            yield from _known_paths(inner, here)
-
-
-def fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a model by their keys in the file."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
-def model_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model in an annotation such as `X`, `X | None` or `list[X]`."""
-    for candidate in (field.annotation, *get_args(field.annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _is_list(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is list
+        if one.form.section is not None:
+            yield from _known_paths(one.form.section, here)

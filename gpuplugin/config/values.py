@@ -22,6 +22,14 @@ _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
+def unfit(value: object, allowed: str) -> ValueError:
+    """The error for a value that is not what is allowed, such as `must be a list`."""
+    try:
+        return ValueError(f"{allowed}, found {value!r}")
+    except ValueError:  # Python writes no number of more than some thousand digits
+        return ValueError(f"{allowed}, found a number that is too long")
+
+
 def parse_bool(text: str) -> bool:
     """A boolean as Go's strconv.ParseBool reads it.
 

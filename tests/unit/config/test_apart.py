@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from gpuplugin.config.apart import Reading
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.options import OPTIONS
-from gpuplugin.config.plain import PLAIN
 
 FLAGS = {option.flags[0]: option for option in OPTIONS}
 
@@ -119,16 +117,10 @@ def test_modules_of_the_working_directory_are_not_read(
     assert Reading({}, {}, None).result() == load_settings({}, {}, None)
 
 
-@pytest.mark.parametrize(("section", "plain"), PLAIN.items(), ids=lambda one: one.__name__)
-def test_a_plain_class_has_the_fields_of_its_section(section: type, plain: type) -> None:
-    fields = {field.name for field in dataclasses.fields(plain)}
-    assert fields == section.model_fields.keys() - {"mps"}  # type: ignore[attr-defined]
-
-
-def test_the_daemon_does_without_the_checker() -> None:
+def test_neither_the_daemon_nor_its_reader_loads_what_they_do_without() -> None:
     script = (
         "import sys, gpuplugin.cli.main, gpuplugin.cli.parser, gpuplugin.cli.rundaemon\n"
-        "import gpuplugin.cli.run\n"
+        "import gpuplugin.cli.run, gpuplugin.config.load\n"
         "print(*sorted({'pydantic', 'pydantic_core', 'simpy', 'rich', 'sim'} & set(sys.modules)))"
     )
     found = subprocess.run(

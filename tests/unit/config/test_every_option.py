@@ -616,6 +616,18 @@ def test_the_name_of_the_node_is_looked_at_where_it_is_needed(files: Files, name
     assert files.load("", NODE_NAME=name).settings.daemon.node_name == name
 
 
+def test_a_folder_of_configurations_needs_the_name_of_the_node(files: Files) -> None:
+    """Which is told beside what else is wrong, and once where reports need the name too."""
+    folder = "--config-map-dir=/maps"
+    problem = files.problem("", folder)
+    assert (problem.where, problem.key) == ("", "daemon")
+    assert "NODE_NAME" in problem.message
+    assert files.problem("", folder, REPORTS).key == "daemon.nodeName"
+    with pytest.raises(ConfigError) as caught:
+        files.load("", folder, "--log-level=x")
+    assert {one.key for one in caught.value.problems} == {"daemon", "daemon.logLevel"}
+
+
 # 1.3: entries of sharing.timeSlicing.resources
 
 NAMES = (

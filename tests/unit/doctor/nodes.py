@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from gpuplugin.config.document import parse_document
 from gpuplugin.config.load import load_settings
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.facts import (
@@ -41,6 +42,11 @@ SOCKET = f"{PLUGIN_FOLDER}/gpuplugin-nvidia.com-gpu-0123abcd.sock"
 def settings(**environment: str) -> Settings:
     """The default configuration with some variables set."""
     return load_settings({}, environment, None).settings
+
+
+def settings_of(text: str) -> Settings:
+    """Those of a file with this text."""
+    return load_settings({}, {}, None, parse_document(text, "file")).settings
 
 
 def a_node(path: str, numbers: tuple[int, int], mode: int = 0o666) -> FileFact:

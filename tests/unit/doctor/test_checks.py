@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gpuplugin.config.settings import Sharing
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.checks.gpus import CURES
 from gpuplugin.doctor.facts import (
@@ -40,6 +39,7 @@ from tests.unit.doctor.nodes import (
     a_node,
     nodes,
     settings,
+    settings_of,
     verdict,
     well,
 )
@@ -627,18 +627,14 @@ def test_what_only_root_may_see_is_skipped_not_failed() -> None:
 
 def test_exclusive_gpus_that_are_not_shared_are_right() -> None:
     facts = gpu(compute_mode=ComputeMode.EXCLUSIVE_PROCESS)(well())
-    unshared = replace(facts.settings, sharing=Sharing(time_slicing=None))
+    unshared = settings_of("version: v1")
     facts = replace(facts, config=replace(facts.config, settings=unshared))
     assert verdict("compute-mode", facts).problems == ()
 
 
 def test_a_list_that_does_not_fit_is_told_with_the_count_that_does() -> None:
     facts = well()
-    sharing = facts.settings.sharing
-    assert sharing.time_slicing is not None
-    (entry,) = sharing.time_slicing.resources
-    many = replace(sharing.time_slicing, resources=[replace(entry, replicas=100_000)])
-    large = replace(facts.settings, sharing=Sharing(time_slicing=many))
+    large = settings_of("sharing: {timeSlicing: {resources: [{name: gpu, replicas: 100000}]}}")
     (problem,) = verdict(
         "list-size", replace(facts, config=replace(facts.config, settings=large))
     ).problems
