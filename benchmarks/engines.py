@@ -29,7 +29,9 @@ class EngineChoice:
 
 
 ENGINES = {
-    "grpcio": EngineChoice("gpuplugin.kubelet.engine_grpcio", "GrpcioEngine"),
-    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine", ("--rpc-engine", "fast")),
+    "grpcio": EngineChoice(
+        "gpuplugin.kubelet.engine_grpcio", "GrpcioEngine", ("--rpc-engine", "grpcio")
+    ),
+    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine"),
 }
-"""The daemon's own first."""
+"""The library first, which the other is held against; the daemon's own has no flags."""

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000, help="in all (default 100000)")
     parser.add_argument("--rounds", type=int, default=20, help="default 20")
     parser.add_argument("--registration", choices=("watcher", "classic"), default="watcher")
-    parser.add_argument("--engine", choices=tuple(ENGINES), default="grpcio")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="fast")
     parser.add_argument("--json", metavar="FILE", help="write the rounds as JSON")
     options = parser.parse_args()
     print(

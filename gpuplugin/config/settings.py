@@ -254,7 +254,7 @@ class DaemonSettings(Section):
     cdi_disable_hooks: list[str] = key(listed(list_of(text)), [])
     kubernetes_reports: bool = key(boolean, False)
     node_name: str = key(text, "")
-    rpc_engine: _RpcEngine = key(one_of(get_args(_RpcEngine)), "grpcio")
+    rpc_engine: _RpcEngine = key(one_of(get_args(_RpcEngine)), "fast")
     metrics_interval: float = key(period, 15.0)
     pod_metrics: bool = key(boolean, True)
     config_map_dir: str = key(text, "")

@@ -100,7 +100,7 @@ def test_an_end_from_outside_takes_plugins_along(tmp_path: Path) -> None:
 @pytest.mark.timeout(LONG_S + 10)
 def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
     json = tmp_path / "run.json"
-    engine = ("--engine", "grpcio")
+    engine = ("--engine", "fast")
     suites = ("faults", "prefer", "simulator")
     done = bench(*suites, *engine, "--calls", "1", "--json", str(json), timeout_s=LONG_S)
     assert done.returncode == 0, done.stderr

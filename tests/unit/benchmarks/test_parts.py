@@ -56,7 +56,8 @@ def test_a_plugin_is_a_name_and_a_command() -> None:
 
 
 def test_our_own_plugin_runs_as_in_production() -> None:
-    spec = own_plugin("grpcio", "nvml")
+    assert own_plugin("grpcio", "nvml").name == "gpuplugin/grpcio"
+    spec = own_plugin("fast", "nvml")
     assert spec.name == "gpuplugin"
     assert "--backend nvml" in " ".join(spec.command)
     assert "--metrics-interval" not in spec.command
