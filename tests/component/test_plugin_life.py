@@ -201,7 +201,8 @@ def test_a_plugin_that_was_refused_is_accepted_as_soon_as_the_kubelet_wants_it(
 
 def part_text(plugin: PluginProcess) -> str:
     """What /ready says of the kubelet."""
-    return str(plugin.get("/ready").parts[f"kubelet:{RESOURCE}"]["text"])
+    part = plugin.get("/ready").parts.get(f"kubelet:{RESOURCE}", {})
+    return str(part.get("text", ""))
 
 
 def test_a_refusal_shows_while_the_next_socket_is_waited_for(
