@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.allocation import AllocationError, check_request
 from gpuplugin.core.preference import prefer
-from gpuplugin.kubelet.protowire import message, number
+from gpuplugin.kubelet.protowire import number
 from gpuplugin.kubelet.publication import Publication
 from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
     from gpuplugin.kubelet.rpc import Subscription
@@ -133,12 +134,9 @@ class DevicePlugin:
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
         snapshot = self._snapshot
-        from gpuplugin.kubelet.requests import preferring_containers
+        from gpuplugin.kubelet.requests import answer_preferences
 
-        return b"".join(
-            message(1, _ids(self._prefer(snapshot, container)))
-            for container in preferring_containers(request)
-        )
+        return answer_preferences(request, partial(self._prefer, snapshot))
 
     def _prefer(
         self, snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
@@ -169,8 +167,3 @@ def _allocate_container(snapshot: ResourceSnapshot, device_ids: Sequence[str]) -
     distinct = snapshot.plan.policy == "spread-strict"
     devices = check_request(snapshot.resource, snapshot.devices, device_ids, distinct=distinct)
     return snapshot.allocate_answer(devices)
-
-
-def _ids(ids: Iterable[str]) -> bytes:
-    """A ContainerPreferredAllocationResponse."""
-    return b"".join(message(1, one.encode()) for one in ids)

@@ -1,4 +1,4 @@
-"""What the kubelet asks, taken apart by the protobuf library.
+"""What the kubelet asks, taken apart by the protobuf library, and answers that need it anyway.
 
 Loaded by the first who needs it, or once the kubelet is served: registering needs none of it.
 """
@@ -14,7 +14,7 @@ from gpuplugin.kubelet.proto import pluginregistration_pb2
 from gpuplugin.kubelet.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _M = TypeVar("_M", bound=Message)
 
@@ -28,13 +28,19 @@ def allocate_containers(data: bytes) -> Sequence[pb.ContainerAllocateRequest]:
     return _parse(pb.AllocateRequest, data).container_requests
 
 
-def preferring_containers(data: bytes) -> Sequence[pb.ContainerPreferredAllocationRequest]:
-    """The containers of a PreferredAllocationRequest.
+def answer_preferences(
+    data: bytes, prefer: Callable[[pb.ContainerPreferredAllocationRequest], Sequence[str]]
+) -> bytes:
+    """The answer to a PreferredAllocationRequest, with the ids that `prefer` takes for each.
 
     Raises:
         RpcError: it is none.
     """
-    return _parse(pb.PreferredAllocationRequest, data).container_requests
+    response = pb.PreferredAllocationResponse()
+    answers = response.container_responses
+    for container in _parse(pb.PreferredAllocationRequest, data).container_requests:
+        answers.add(deviceIDs=prefer(container))
+    return response.SerializeToString()
 
 
 def registration_status(data: bytes) -> tuple[bool, str]:
