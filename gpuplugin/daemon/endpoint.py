@@ -23,7 +23,7 @@ from gpuplugin.daemon.sockets import (
     remove_leftovers,
     remove_socket,
 )
-from gpuplugin.daemon.ticks import tick
+from gpuplugin.daemon.ticks import tick_or
 from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.register import RegistrationFailed, register
 from gpuplugin.kubelet.rpc import SocketError
@@ -118,6 +118,8 @@ class Endpoint:
         self._watched_s = 0.0
         self._refusal = ""
         self._known_since_s: float | None = None
+        self._turn = asyncio.Event()
+        plugin.devices.on_streams = self._streams_changed_in_thread
         self._say(self._waiting_text(), ok=surroundings.registration == "none")
 
     async def run(self) -> None:
@@ -147,6 +149,8 @@ class Endpoint:
                 await asyncio.sleep(delay_s)
         finally:
             self._around.vitals.remove(self._part)
+            if self._plugin.devices.on_streams == self._streams_changed_in_thread:
+                self._plugin.devices.on_streams = lambda: None
 
     async def _serve_one_socket(self) -> str:
         """Serve a new socket until it is of no use; returns why that is."""
@@ -296,8 +300,9 @@ class Endpoint:
                 return "kubelet-did-not-connect"
             # While a kubelet watches, nothing is urgent.
             pause_s = POLL_S * (8 if is_open else 1)
-            self._watched_s += pause_s if is_open else 0.0
-            await tick(pause_s)
+            looked_s = time.monotonic()
+            await tick_or(self._turn, pause_s)
+            self._watched_s += time.monotonic() - looked_s if is_open else 0.0
 
     def _outdated(self, socket: _Socket, kubelet: Identity | None, company: _Company) -> str:
         """Why the socket is of no use whatever its streams do; "" if it is not."""
@@ -314,6 +319,10 @@ class Endpoint:
     def _known_for_s(self) -> float:
         """How long a kubelet has known the socket, in seconds."""
         return 0.0 if self._known_since_s is None else time.monotonic() - self._known_since_s
+
+    def _streams_changed_in_thread(self) -> None:
+        with suppress(RuntimeError):  # the loop is gone, and with it whoever would look
+            self._loop.call_soon_threadsafe(self._turn.set)
 
     def _asked_from_thread(self) -> None:
         """GetInfo was called: a kubelet that fails after it says nothing, and backs off."""
@@ -338,6 +347,7 @@ class Endpoint:
         if self._around.registration == "watcher":
             # Its path is in the kubelet's back-off now; another one is not.
             self._refusal = error or "no reason given"
+            self._turn.set()
         if self._say(f"the kubelet refused the plugin: {error}", ok=False):
             log.error(
                 "the kubelet did not register %s: %s",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.daemon.node import ConfigurationMisfit
-from gpuplugin.daemon.ticks import next_tick_s
+from gpuplugin.daemon.ticks import tick_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,13 +89,7 @@ class Reloader:
 
     async def _pause(self) -> bool:
         """Wait for the next look; True if somebody asked for it."""
-        # An alarm that sets the event costs a tenth of a timeout, which cancels and is caught.
-        alarm = asyncio.get_running_loop().call_at(next_tick_s(POLL_S), self._turn.set)
-        try:
-            await self._turn.wait()
-        finally:
-            alarm.cancel()
-        self._turn.clear()
+        await tick_or(self._turn, POLL_S)
         asked, self._asked = self._asked, False
         return asked
 

@@ -16,6 +16,8 @@ class Publication:
     """Publishes serialised messages to any number of subscriptions; safe from any thread."""
 
     def __init__(self) -> None:
+        self.on_streams: Callable[[], None] = _nothing
+        """Told, in any thread, of each stream that began or ended; must not wait."""
         self._lock = threading.Lock()
         self._message: bytes | None = None
         self._version = 0
@@ -42,6 +44,7 @@ class Publication:
             self._subscribers.add(subscription)
             self._opened += 1
             ready = self._message is not None
+        self.on_streams()
         if ready:
             wake()
         return subscription
@@ -88,6 +91,11 @@ class Publication:
     def _drop(self, subscription: _Subscription) -> None:
         with self._lock:
             self._subscribers.discard(subscription)
+        self.on_streams()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class _Subscription:

@@ -326,6 +326,24 @@ def test_the_way_of_registration_may_change_with_a_restart(
     wait_for_eighty(kubelet)
 
 
+def test_streams_are_noticed_at_once(
+    kubelet: Kubelet,
+    hardware: Hardware,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever asks right after the kubelet has come or gone is told so."""
+    monkeypatch.setattr("gpuplugin.daemon.endpoint.POLL_S", 3600.0)
+    plugin = start_plugin(hardware.backend, "watcher")
+    wait_for_eighty(kubelet)
+    eventually(lambda: plugin.ready)
+    kubelet.stop()
+    eventually(lambda: not plugin.ready)
+    kubelet.start()
+    wait_for_eighty(kubelet)
+    eventually(lambda: plugin.ready)
+
+
 def test_contact_that_begins_and_ends_between_two_looks_is_remembered(
     kubelet_dir: Path,
     hardware: Hardware,
