@@ -34,8 +34,6 @@ _END = frames.END_HEADERS | frames.END_STREAM
 _ANSWER_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
 _ANSWER = Struct(f">5sI{len(ANSWER_BLOCK)}sHBBBIBI")
 """A HEADERS frame, the head of a DATA frame, and the prefix of the message that fills it."""
-_TRAILERS_START = frames.frame_head(len(OK_BLOCK), frames.HEADERS, _END, 0)[:5]
-_TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s")
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +61,7 @@ class Calls:
     """
 
     def __init__(
-        self,
-        service: Service,
-        wake: Callable[[Stream], None],
-        clock_s: Callable[[], float],
+        self, service: Service, wake: Callable[[Stream], None], clock_s: Callable[[], float]
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
@@ -223,7 +218,7 @@ class Calls:
         outbox.window -= size
         sizes = size >> 8, size & 0xFF, frames.DATA, 0, stream_id, 0, len(message)
         head = _ANSWER.pack(_ANSWER_START, stream_id, ANSWER_BLOCK, *sizes)
-        outbox.put(head + message + _TRAILERS.pack(_TRAILERS_START, stream_id, OK_BLOCK))
+        outbox.put(head + message + _headers(stream_id, OK_BLOCK, _END))
         self.progress = True
         return True
 

@@ -84,14 +84,15 @@ class Connection:
                 at = end
             self._rest = data[at:]
         except Fault as fault:
-            self._go_away(fault.code, str(fault))
+            text = str(fault)
+            self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, fault.code, text=text))
             self.close()
 
     def drain(self) -> None:
         """Tell the peer to open no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
             self._draining = True
-            self._go_away(ErrorCode.NO_ERROR, "")
+            self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, ErrorCode.NO_ERROR))
 
     def look_after(self) -> None:
         """End calls whose deadline has passed, and free a list that only the reserve holds back.
@@ -111,9 +112,6 @@ class Connection:
         self._calls.close()
         self._rest = self._block = b""
 
-    def _go_away(self, code: ErrorCode, text: str) -> None:
-        self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, code, text=text))
-
     def _greet(self, data: bytes) -> int:
         """Take the preface, or what there is of it; returns where the rest begins."""
         begin = data[: len(self._preface)]
@@ -132,7 +130,7 @@ class Connection:
             return 0
         high, low, kind, flags, stream_id = _UNPACK(data, at)
         body_at: int = at + 9 + (high << 8 | low)
-        head = self._blocks.known(data[at + 9 : body_at])  # if it is, SETTINGS have come
+        head = self._blocks.seen.get(data[at + 9 : body_at])  # if it is, SETTINGS have come
         if kind != frames.HEADERS or flags != frames.END_HEADERS or head is None:
             return 0
         if head.refusal or head.timeout_s < math.inf or head.path not in self._calls.service.unary:

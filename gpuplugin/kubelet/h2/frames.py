@@ -17,10 +17,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = range(5)
 PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(5, 10)
 
-END_STREAM = ACK = 0x1
-END_HEADERS = 0x4
-PADDED = 0x8
-HAS_PRIORITY = 0x20
+END_STREAM, END_HEADERS, PADDED, HAS_PRIORITY = 0x1, 0x4, 0x8, 0x20
+ACK = 0x1
 
 HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS = range(1, 4)
 INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(4, 7)
@@ -28,7 +26,6 @@ INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(4, 7)
 HEAD_BYTES = 9
 DEFAULT_FRAME_BYTES = 16_384
 """The largest payload that a peer may send unless it was told otherwise, and the least it takes."""
-LARGEST_FRAME_BYTES = 2**24 - 1
 DEFAULT_WINDOW_BYTES = 65_535
 MOST_31_BITS = 2**31 - 1
 """The largest window, the last stream, and the mask of either."""
@@ -162,6 +159,6 @@ def read_settings(payload: bytes) -> dict[int, int]:
     if values.get(INITIAL_WINDOW_SIZE, 0) > MOST_31_BITS:
         raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
     size = values.get(MAX_FRAME_SIZE, DEFAULT_FRAME_BYTES)
-    if not DEFAULT_FRAME_BYTES <= size <= LARGEST_FRAME_BYTES or values.get(ENABLE_PUSH, 0) > 1:
+    if not DEFAULT_FRAME_BYTES <= size < 2**24 or values.get(ENABLE_PUSH, 0) > 1:
         raise Fault(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE or ENABLE_PUSH is out of range")
     return values

@@ -45,7 +45,8 @@ class BlockReader(Generic[T]):
     def __init__(self, understand: Callable[[Sequence[Header]], T]) -> None:
         self._understand = understand
         self._decoder = Decoder(MAX_LIST_BYTES)
-        self._seen: dict[bytes, T] = {}
+        self.seen: dict[bytes, T] = {}
+        """What was made of the blocks that are kept: one that is looked up here counts as read."""
 
     def read(self, block: bytes) -> T:
         """What `understand` makes of the headers in `block`.
@@ -54,7 +55,7 @@ class BlockReader(Generic[T]):
             Fault: COMPRESSION_ERROR for a block that cannot be decoded,
                 ENHANCE_YOUR_CALM for more than `MAX_LIST_BYTES` of headers.
         """
-        known = self.known(block)
+        known = self.seen.get(block)
         if known is not None:
             return known
         before = self._table()
@@ -66,15 +67,11 @@ class BlockReader(Generic[T]):
             raise Fault(ErrorCode.COMPRESSION_ERROR, "a broken header block") from error
         meaning = self._understand(headers)
         changed = self._table() != before
-        if changed or len(self._seen) >= MAX_CACHED_BLOCKS:
-            self._seen.clear()
+        if changed or len(self.seen) >= MAX_CACHED_BLOCKS:
+            self.seen.clear()
         if not changed and len(block) <= MAX_CACHED_BLOCK_BYTES:
-            self._seen[block] = meaning
+            self.seen[block] = meaning
         return meaning
-
-    def known(self, block: bytes) -> T | None:
-        """The same without decoding, if the block is kept; it counts as read then."""
-        return self._seen.get(block)
 
     def _table(self) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
         table = self._decoder.header_table

@@ -75,11 +75,11 @@ def test_a_block_that_leaves_the_table_is_kept_until_the_table_changes() -> None
     headers = [(b":path", b"/a"), (b"te", b"trailers")]
     first = encoder.encode(headers)
     reader.read(first)
-    assert reader.known(first) is None
+    assert reader.seen.get(first) is None
     again = encoder.encode(headers)
-    assert reader.read(again) is reader.read(again) is reader.known(again)
+    assert reader.read(again) is reader.read(again) is reader.seen.get(again)
     reader.read(encoder.encode([(b"x-new", b"1")]))
-    assert reader.known(again) is None
+    assert reader.seen.get(again) is None
 
 
 def test_an_entry_that_takes_the_place_of_another() -> None:
@@ -105,11 +105,11 @@ def test_few_and_short_blocks_are_kept() -> None:
     blocks = [_literal(b"x", b"%d" % number, 0) for number in range(MAX_CACHED_BLOCKS * 3)]
     for block in blocks:
         reader.read(block)
-        assert reader.known(block) is not None
-        assert sum(reader.known(one) is not None for one in blocks) <= MAX_CACHED_BLOCKS
+        assert reader.seen.get(block) is not None
+        assert sum(reader.seen.get(one) is not None for one in blocks) <= MAX_CACHED_BLOCKS
     long_block = plain_block([(b"x", b"y" * MAX_CACHED_BLOCK_BYTES)])
     reader.read(long_block)
-    assert reader.known(long_block) is None
+    assert reader.seen.get(long_block) is None
 
 
 def test_too_many_headers() -> None:
