@@ -11,7 +11,7 @@ import grpc
 from benchmarks.client import TIMEOUT_S, Connection, ConnectionLost, Method
 from benchmarks.servers import read_exactly
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
-from gpuplugin.kubelet.rpc import grpc_target
+from gpuplugin.rpc.services import grpc_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

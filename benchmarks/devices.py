@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
-from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from gpuplugin.kubelet.rpc import Engine
+    from gpuplugin.rpc.services import Engine
 
 
 class _MakesEngine(Protocol):
@@ -30,8 +30,8 @@ class EngineChoice:
 
 ENGINES = {
     "grpcio": EngineChoice(
-        "gpuplugin.kubelet.engine_grpcio", "GrpcioEngine", ("--rpc-engine", "grpcio")
+        "gpuplugin.rpc.grpcio_engine", "GrpcioEngine", ("--rpc-engine", "grpcio")
     ),
-    "fast": EngineChoice("gpuplugin.kubelet.engine_fast", "FastEngine"),
+    "fast": EngineChoice("gpuplugin.rpc.fast", "FastEngine"),
 }
 """The library first, which the other is held against; the daemon's own has no flags."""

@@ -30,7 +30,7 @@ DAEMON = (
     "gpuplugin.cli.parser",
     "gpuplugin.cli.run",
     "gpuplugin.cli.rundaemon",
-    "gpuplugin.kubelet.engine_fast",
+    "gpuplugin.rpc.fast",
     "hal.nvml.binding",
 )
 NOT_AT_THE_START = frozenset(

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from benchmarks.calls import device_plugin_method
 from benchmarks.client import CallError, Connection, ConnectionLost, Method
-from gpuplugin.daemon.sockets import KubeletDirs
-from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.grpcio_engine import GrpcioEngine
+from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from sim.kubelet.socketfiles import sockets_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.kubelet.rpc import Server
+    from gpuplugin.rpc.services import Server
 
 LOOK_S = 0.001
 CALM_LOOK_S = 0.05

@@ -20,7 +20,7 @@ from benchmarks.client import Connection
 from benchmarks.devices import allocate_request, plugin_for
 from benchmarks.servers import run_engine, serving, with_metrics
 from benchmarks.stats import quantile
-from gpuplugin.kubelet.rpc import Service
+from gpuplugin.rpc.services import Service
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe

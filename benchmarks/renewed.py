@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.devices import plugin_for
 from benchmarks.servers import RENEW, daemon_like, run_engine
-from gpuplugin.kubelet.rpc import Service
+from gpuplugin.rpc.services import Service
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import grpc
 import yaml
 
-from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from sim.kubelet.control import ask_kubelet

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.devices import Topology, plugin_for
 from benchmarks.engines import ENGINES
-from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
 from gpuplugin.kubelet.publication import Publication
-from gpuplugin.kubelet.rpc import Service
 from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.rpc.services import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,9 +20,9 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from sim.fleet.openb import FleetNode, FleetPod, read_nodes, read_pods
-from sim.fleet.replay import Replay
-from sim.scenario import load_scenario
+from sim.node.scenario import load_scenario
+from sim.study.fleet.openb import FleetNode, FleetPod, read_nodes, read_pods
+from sim.study.fleet.replay import Replay
 from sim.virtual.run import VirtualRun
 from sim.virtual.settings import settings_for
 

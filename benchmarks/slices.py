@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.compute.engine import ContextId
-from sim.compute.parameters import NS_PER_MS, NS_PER_S
-from sim.compute.stepwise import StepwiseTimeSlicing
-from sim.compute.timeslicing import TimeSlicing
+from sim.gpu.compute.engine import ContextId
+from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S
+from sim.gpu.compute.stepwise import StepwiseTimeSlicing
+from sim.gpu.compute.timeslicing import TimeSlicing
 
 if TYPE_CHECKING:
-    from sim.compute.engine import Engine
+    from sim.gpu.compute.engine import Engine
 
 CLIENTS = 8
 WORKS_MS = (10, 100, 1_000, 10_000)

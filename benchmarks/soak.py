@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 import grpc
 
 from benchmarks.engines import ENGINES
-from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from sim.control import control_socket, inject, status
 from sim.kubelet import Kubelet
+from sim.node.control import control_socket, inject, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

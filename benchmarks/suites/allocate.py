@@ -23,7 +23,7 @@ from benchmarks.rounds import Subject, in_turns
 from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving, with_metrics
 from benchmarks.targets import ECHO, EMPTY
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
-from gpuplugin.kubelet.rpc import Service
+from gpuplugin.rpc.services import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ from benchmarks.figures import Floors, Named, figure, one_round_each
 from benchmarks.kubelet import NeverCame
 from benchmarks.node import GPUS, simulated_node
 from benchmarks.plugins import started
-from sim.control import inject, status
+from sim.node.control import inject, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

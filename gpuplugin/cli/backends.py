@@ -44,11 +44,11 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
 
 
 def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backend:
-    from sim.backend import SimBackend
-    from sim.node import SimulatedNode
-    from sim.realtime import RealTimeNode
-    from sim.scenario import ScenarioError, load_scenario
-    from sim.serve import CannotServe, served
+    from sim.node.backend import SimBackend
+    from sim.node.node import SimulatedNode
+    from sim.node.realtime import RealTimeNode
+    from sim.node.scenario import ScenarioError, load_scenario
+    from sim.node.serve import CannotServe, served
 
     try:
         node = RealTimeNode(SimulatedNode(load_scenario(settings.daemon.scenario)))

@@ -11,7 +11,7 @@ from gpuplugin.cli.options import load
 from gpuplugin.cli.text import table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.daemon.control import SOCKET_NAME
-from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.linesocket import ControlError, ask
 
 if TYPE_CHECKING:

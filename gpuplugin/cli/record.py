@@ -11,8 +11,8 @@ from gpuplugin.cli.options import load
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from hal import HalError
-from sim.recorder import as_yaml, observe
-from sim.scenario import ScenarioError
+from sim.node.scenario import ScenarioError
+from sim.study.recorder import as_yaml, observe
 
 if TYPE_CHECKING:
     import argparse

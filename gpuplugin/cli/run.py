@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = {
     ("backend", "nvml"): "hal.nvml.binding",
-    ("rpcEngine", "fast"): "gpuplugin.kubelet.engine_fast",
-    ("rpcEngine", "grpcio"): "gpuplugin.kubelet.engine_grpcio",
+    ("rpcEngine", "fast"): "gpuplugin.rpc.fast",
+    ("rpcEngine", "grpcio"): "gpuplugin.rpc.grpcio_engine",
 }
 """What is loaded when it is chosen; the first of a name is the default."""
 

@@ -11,8 +11,8 @@ from gpuplugin.cli.backends import BackendError, make_backend
 from gpuplugin.cli.options import load_apart
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.daemon.app import run as run_daemon
+from gpuplugin.daemon.cluster.nodeconfig import node_choice
 from gpuplugin.daemon.logs import set_up_logging
-from gpuplugin.daemon.nodeconfig import node_choice
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.linesocket import ControlError
 from hal import lookup_xid
-from sim.control import control_socket
-from sim.control import inject as inject_into
+from sim.node.control import control_socket
+from sim.node.control import inject as inject_into
 
 if TYPE_CHECKING:
     import argparse

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.linesocket import ControlError
-from sim.control import control_socket, status
-from sim.node import SimulatedNode
+from sim.node.control import control_socket, status
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import ScenarioError, load_scenario
+from sim.node.serve import CannotServe, served
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.kernelfiles import kernel_folder
 from sim.nvml.server import nvml_socket
 from sim.nvml.standins import StandIns
-from sim.realtime import RealTimeNode
-from sim.scenario import ScenarioError, load_scenario
-from sim.serve import CannotServe, served
 
 if TYPE_CHECKING:
     import argparse

@@ -6,9 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import table
-from sim.fleet.openb import TraceError, read_nodes, read_pods
-from sim.fleet.replay import Replay
-from sim.fleet.report import FleetReport, Spread, fleet_report
+from sim.study.fleet.openb import TraceError, read_nodes, read_pods
+from sim.study.fleet.replay import Replay
+from sim.study.fleet.report import FleetReport, Spread, fleet_report
 
 if TYPE_CHECKING:
     import argparse

@@ -6,13 +6,13 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import gib, table
-from sim.report.words import duration, in_words, number, percent
+from sim.study.report.words import duration, in_words, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sim.report import Report
-    from sim.report.schema import GpuReport, KindReport, Spread, TenantReport
+    from sim.study.report import Report
+    from sim.study.report.schema import GpuReport, KindReport, Spread, TenantReport
 
 FEW = 12
 """So many tenants are shown one by one; more of them by kind."""

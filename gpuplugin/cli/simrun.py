@@ -16,12 +16,12 @@ from gpuplugin.cli.simreport import as_text
 from gpuplugin.cli.simrunoptions import span_s
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.core.inventory import InventoryError
-from sim.report import report_of
-from sim.report.words import duration
-from sim.scenario import ScenarioError, load_scenario
+from sim.gpu.workloads.drivers import TraceError
+from sim.node.scenario import ScenarioError, load_scenario
+from sim.study.report import report_of
+from sim.study.report.words import duration
 from sim.virtual.run import WINDOW_S, VirtualRun
 from sim.virtual.settings import load_for
-from sim.workloads.drivers import TraceError
 
 if TYPE_CHECKING:
     import argparse
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from gpuplugin.config.settings import Settings
-    from sim.report import Report
-    from sim.scenario import Scenario
+    from sim.node.scenario import Scenario
+    from sim.study.report import Report
     from sim.virtual.run import Outcome
 
 
@@ -131,7 +131,7 @@ def _write_files(
         with _writing(parsed.report) as stream:
             stream.write(report.model_dump_json(indent=2) + "\n")
     if parsed.html is not None:
-        from sim.html import page_of
+        from sim.study.html import page_of
 
         page = page_of(outcome, report, description)
         with _writing(parsed.html) as stream:

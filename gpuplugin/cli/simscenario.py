@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import table
-from sim.scenario import Scenario, ScenarioError, load_scenario, scenario_names
+from sim.node.scenario import Scenario, ScenarioError, load_scenario, scenario_names
 
 if TYPE_CHECKING:
     import argparse

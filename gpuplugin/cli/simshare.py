@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import gib, table
 from hal import TimeSliceLevel
-from sim.compute.parameters import NS_PER_MS
-from sim.profiles import UnknownModel
-from sim.share import share as share_out
-from sim.shareplan import Mechanism, SharePlan, WrongPlan
+from sim.gpu.compute.parameters import NS_PER_MS
+from sim.gpu.profiles import UnknownModel
+from sim.study.share import share as share_out
+from sim.study.shareplan import Mechanism, SharePlan, WrongPlan
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from sim.share import Refused, ShareResult
+    from sim.study.share import Refused, ShareResult
 
 _SAME = 1.005
 """A slowdown below this is called none."""

@@ -15,22 +15,22 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
-from sim.backend import SimBackend
 from sim.kubelet import Kubelet
 from sim.kubelet.control import serve_kubelet_control
-from sim.node import SimulatedNode
-from sim.podarrivals import PodArrivals
-from sim.podwork import PodWork, scenario_work
-from sim.realtime import RealTimeNode
-from sim.scenario import ScenarioError, load_scenario
-from sim.serve import CannotServe, served
+from sim.node.backend import SimBackend
+from sim.node.node import SimulatedNode
+from sim.node.podarrivals import PodArrivals
+from sim.node.podwork import PodWork, scenario_work
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import ScenarioError, load_scenario
+from sim.node.serve import CannotServe, served
 from sim.virtual.settings import load_for
 
 if TYPE_CHECKING:
     import argparse
 
     from gpuplugin.config.loaded import Loaded
-    from sim.scenario import Scenario
+    from sim.node.scenario import Scenario
 
 log = logging.getLogger("gpuplugin")
 

@@ -7,36 +7,36 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
+from gpuplugin.daemon.cluster.nodelabel import PART as LABEL_PART
 from gpuplugin.daemon.control import ControlServer
-from gpuplugin.daemon.endpoint import Surroundings
-from gpuplugin.daemon.endpoints import Endpoints
-from gpuplugin.daemon.halqueries import HalQueries
+from gpuplugin.daemon.hardware.monitor import Monitor
+from gpuplugin.daemon.hardware.queries import HalQueries
 from gpuplugin.daemon.healthnews import HealthNews
-from gpuplugin.daemon.http import HttpError, HttpServer
-from gpuplugin.daemon.later import load_later
-from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.daemon.monitor import Monitor
+from gpuplugin.daemon.http.metrics import Metrics
+from gpuplugin.daemon.http.server import HttpError, HttpServer
 from gpuplugin.daemon.node import ConfigurationMisfit, Node
-from gpuplugin.daemon.nodelabel import PART as LABEL_PART
 from gpuplugin.daemon.plans import (
     monitor_plan,
     node_plans,
     remove_unwanted_specs,
     warn_of_exposure,
 )
+from gpuplugin.daemon.preload import load_later
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.sockets import KubeletDirs, remove_leftovers
+from gpuplugin.daemon.serving.endpoint import Surroundings
+from gpuplugin.daemon.serving.endpoints import Endpoints
+from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
+from gpuplugin.daemon.status import Vitals
 from gpuplugin.daemon.supervisor import Fatal, supervise
-from gpuplugin.daemon.ticks import tick
-from gpuplugin.daemon.vitals import Vitals
-from gpuplugin.kubelet.engines import make_engine
+from gpuplugin.daemon.timers import tick
+from gpuplugin.rpc.engines import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuplugin.config.loaded import Loaded
-    from gpuplugin.daemon.nodeconfig import NodeChoice
-    from gpuplugin.daemon.sampler import Reading, Sampler
+    from gpuplugin.daemon.cluster.nodeconfig import NodeChoice
+    from gpuplugin.daemon.hardware.sampler import Reading, Sampler
     from hal import Backend
 
 HEARTBEAT_S = 2.0
@@ -132,8 +132,8 @@ class Daemon:
         return self._make_page and self._make_page()
 
     def _page_of(self, node: Node, news: HealthNews) -> str:
-        from gpuplugin.daemon.page.gather import PageSource  # when somebody looks
-        from gpuplugin.daemon.page.html import page_html
+        from gpuplugin.daemon.http.page.gather import PageSource  # when somebody looks
+        from gpuplugin.daemon.http.page.html import page_html
 
         source = PageSource(
             self._version, self.vitals, node, news.record, self._reading, lambda: self._loaded
@@ -148,8 +148,8 @@ class Daemon:
         settings = self._loaded.settings
         await tick(settings.daemon.metrics_interval)
         if self._sampler is None:
-            from gpuplugin.daemon.sampler import make_sampler
-            from gpuplugin.daemon.usagemetrics import UsageCollector
+            from gpuplugin.daemon.hardware.sampler import make_sampler
+            from gpuplugin.daemon.http.usagemetrics import UsageCollector
 
             self._sampler = make_sampler(settings, self._backend, queries, node)
             self.metrics.sources.append(UsageCollector(self._reading, node, news.record))
@@ -181,7 +181,7 @@ class Daemon:
             raise Fatal(str(misfit)) from misfit
         reporter = None
         if settings.daemon.kubernetes_reports:
-            from gpuplugin.daemon.nodereports import make_reporter
+            from gpuplugin.daemon.cluster.nodereports import make_reporter
 
             reporter = make_reporter(settings, metrics)
         news = HealthNews(metrics, reporter.report if reporter else None)

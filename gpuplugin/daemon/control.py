@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
-from gpuplugin.daemon.sockets import identity, remove_socket
-from gpuplugin.daemon.ticks import tick
+from gpuplugin.daemon.serving.sockets import identity, remove_socket
+from gpuplugin.daemon.timers import tick
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.daemon.node import Node
-    from gpuplugin.daemon.vitals import Vitals
+    from gpuplugin.daemon.status import Vitals
 
 SOCKET_NAME = ".gpuplugin-control.sock"
 """Hidden, so that the kubelet's plugin watcher passes it over."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.healthboard import HealthBoard, Transition
     from gpuplugin.core.news import Condition
-    from gpuplugin.daemon.metrics import Metrics
+    from gpuplugin.daemon.http.metrics import Metrics
     from hal import Event, Gpu
 
 log = logging.getLogger(__name__)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from gpuplugin.core.inventory import Plan
     from gpuplugin.core.words import PolicyName
     from gpuplugin.daemon.healthnews import HealthNews
-    from gpuplugin.daemon.metrics import Metrics
-    from gpuplugin.daemon.vitals import Vitals
+    from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.status import Vitals
     from gpuplugin.kubelet.snapshot import ResourceSnapshot
     from hal import Event, Gpu, Link, Probe
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
 from gpuplugin.core.injection import imex_channel_node
-from gpuplugin.daemon.cdifiles import present_features, remove_specs
-from gpuplugin.daemon.monitor import MonitorPlan
+from gpuplugin.daemon.hardware.monitor import MonitorPlan
 from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
+from gpuplugin.daemon.serving.cdifiles import present_features, remove_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def remove_unwanted_specs(settings: Settings) -> None:
 
 
 def _spec_writer(settings: Settings, plan: InjectionPlan) -> Callable[[Inventory], None]:
-    from gpuplugin.daemon.cdiwriter import cdi_writer  # for those who use CDI
+    from gpuplugin.daemon.serving.cdiwriter import cdi_writer  # for those who use CDI
 
     return cdi_writer(settings, plan).write
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.daemon.node import ConfigurationMisfit
-from gpuplugin.daemon.ticks import tick_or
+from gpuplugin.daemon.timers import tick_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuplugin.config.loaded import Loaded
-    from gpuplugin.daemon.metrics import Metrics
-    from gpuplugin.daemon.vitals import Vitals
+    from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.status import Vitals
 
 POLL_S = 2.0
 PART = "config"

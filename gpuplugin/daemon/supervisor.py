@@ -12,8 +12,8 @@ from gpuplugin.daemon.backoff import Backoff
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gpuplugin.daemon.metrics import Metrics
-    from gpuplugin.daemon.vitals import Vitals
+    from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.status import Vitals
 
 _STABLE_AFTER_S = 60.0
 

@@ -16,14 +16,14 @@ from gpuplugin.core.allocation import AllocationError, check_request
 from gpuplugin.core.preference import prefer
 from gpuplugin.kubelet.protowire import number
 from gpuplugin.kubelet.publication import Publication
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.services import RpcCode, RpcError, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-    from gpuplugin.kubelet.rpc import Subscription
     from gpuplugin.kubelet.snapshot import IsHealthy, ResourceSnapshot
+    from gpuplugin.rpc.services import Subscription
 
 SERVICE_NAME = "v1beta1.DevicePlugin"
 API_VERSION = "v1beta1"

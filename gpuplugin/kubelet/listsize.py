@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.replicas import SEPARATOR
-from gpuplugin.kubelet.rpc import MAX_MESSAGE_BYTES
+from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

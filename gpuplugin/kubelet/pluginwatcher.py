@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.deviceplugin import API_VERSION
 from gpuplugin.kubelet.protowire import message, number, text
-from gpuplugin.kubelet.rpc import Service
+from gpuplugin.rpc.services import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -99,7 +99,7 @@ def _nothing() -> None:
 
 
 class _Subscription:
-    """See `gpuplugin.kubelet.rpc.Subscription`."""
+    """See `gpuplugin.rpc.services.Subscription`."""
 
     def __init__(self, publication: Publication, wake: Callable[[], None]) -> None:
         self._publication = publication

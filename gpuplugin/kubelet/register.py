@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.deviceplugin import API_VERSION, OPTIONS
 from gpuplugin.kubelet.protowire import message, text
-from gpuplugin.kubelet.rawclient import CallFailed, unary_call_async
+from gpuplugin.rpc.client import CallFailed, unary_call_async
 
 if TYPE_CHECKING:
     from pathlib import Path

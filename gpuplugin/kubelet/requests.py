@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2
-from gpuplugin.kubelet.rpc import RpcCode, RpcError
+from gpuplugin.rpc.services import RpcCode, RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

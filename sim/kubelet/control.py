@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet.pods import Container, Pod
-from sim.lineserver import LineServer
+from sim.node.lineserver import LineServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from gpuplugin.kubelet.rpc import grpc_target
+from gpuplugin.rpc.services import grpc_target
 from sim.kubelet.admission import CallFailed
 from sim.kubelet.devices import Listed
 from sim.kubelet.pods import Grant

@@ -9,7 +9,7 @@ import grpc
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import podresources_pb2 as pr
-from gpuplugin.kubelet.rpc import grpc_target
+from gpuplugin.rpc.services import grpc_target
 from sim.kubelet.admission import CallFailed
 from sim.kubelet.watcher import API_VERSION, is_extended_resource
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import grpc
 
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pb
-from gpuplugin.kubelet.rpc import grpc_target
+from gpuplugin.rpc.services import grpc_target
 from sim.kubelet.admission import CallFailed
 from sim.kubelet.pluginclient import go_error
 from sim.kubelet.socketfiles import sockets_below

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import ctypes
 
     from hal import MigDevice
-    from sim.gpu import SimulatedGpu
-    from sim.node import SimulatedNode
+    from sim.gpu.gpu import SimulatedGpu
+    from sim.gpu.profiles import Profile
+    from sim.node.node import SimulatedNode
     from sim.nvml.eventsets import EventSets
     from sim.nvml.handles import Handles, Place
     from sim.nvml.standins import ProcessIds
-    from sim.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,10 @@ from sim.nvml.wire import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sim.node import SimulatedNode
+    from sim.node.node import SimulatedNode
+    from sim.node.realtime import RealTimeNode
     from sim.nvml.abi import Function
     from sim.nvml.standins import ProcessIds
-    from sim.realtime import RealTimeNode
 
 
 log = logging.getLogger(__name__)

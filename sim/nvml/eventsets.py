@@ -12,7 +12,7 @@ from sim.nvml.codes import Code, NvmlFailure
 
 if TYPE_CHECKING:
     from hal import Event
-    from sim.node import SimulatedNode
+    from sim.node.node import SimulatedNode
 
 SINGLE_BIT_ECC, DOUBLE_BIT_ECC, XID = 0x1, 0x2, 0x8
 NO_INSTANCE = 0xFFFFFFFF

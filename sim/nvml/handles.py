@@ -9,8 +9,8 @@ from sim.nvml.codes import Code, NvmlFailure
 
 if TYPE_CHECKING:
     from hal import MigDevice
-    from sim.gpu import SimulatedGpu
-    from sim.node import SimulatedNode
+    from sim.gpu.gpu import SimulatedGpu
+    from sim.node.node import SimulatedNode
 
     Key: TypeAlias = tuple[Literal["gpu", "mig"], str] | tuple[Literal["gi", "ci"], str, int]
     """A GPU or MIG device by UUID; instances by their GPU's UUID and their GPU instance id.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hal import Gpu
-    from sim.node import SimulatedNode
+    from sim.node.node import SimulatedNode
 
 log = logging.getLogger(__name__)
 

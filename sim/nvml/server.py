@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from sim.node.realtime import RealTimeNode
     from sim.nvml.abi import Function
     from sim.nvml.dispatch import Dispatcher, Hello, Request
     from sim.nvml.standins import ProcessIds
-    from sim.realtime import RealTimeNode
 
 log = logging.getLogger(__name__)
 

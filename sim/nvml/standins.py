@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sim.node import SimulatedNode
+    from sim.node.node import SimulatedNode
 
 _REFRESH_S = 0.5
 """How often stand-ins are made to follow the tenants, at most."""

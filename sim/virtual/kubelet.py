@@ -10,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from gpuplugin.kubelet.rpc import RpcError
+from gpuplugin.rpc.services import RpcError
 from sim.kubelet.admission import (
     AllocateCall,
     Answer,

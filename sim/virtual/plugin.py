@@ -16,7 +16,7 @@ from gpuplugin.core.pacing import list_due_s
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
 from hal import Probe, RecoveryAction
-from sim.compute.parameters import to_ns
+from sim.gpu.compute.parameters import to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from gpuplugin.core.healthboard import Transition
     from gpuplugin.kubelet.snapshot import ResourceSnapshot
     from hal import Gpu
-    from sim.node import SimulatedNode
-    from sim.population import Log
+    from sim.node.node import SimulatedNode
+    from sim.node.population import Log
 
 
 class VirtualPlugin:

@@ -6,19 +6,19 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from sim.compute.parameters import to_ns
+from sim.gpu.compute.parameters import to_ns
+from sim.gpu.tenancy import TenantSpec
 from sim.kubelet.pods import Phase, simple_pod
-from sim.tenancy import TenantSpec
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     import simpy
 
-    from sim.node import SimulatedNode
-    from sim.population import Log
-    from sim.scenario import Pods
-    from sim.tenancy import Tenant
+    from sim.gpu.tenancy import Tenant
+    from sim.node.node import SimulatedNode
+    from sim.node.population import Log
+    from sim.node.scenario import Pods
     from sim.virtual.kubelet import VirtualKubelet
 
 FIRST_RESTART_S = 10.0

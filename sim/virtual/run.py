@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sim.compute.parameters import NS_PER_S, to_ns
-from sim.compute.slicing import Segment, Slicing
-from sim.faults import ThermalShutdown
-from sim.node import SimulatedNode
+from sim.gpu.compute.parameters import NS_PER_S, to_ns
+from sim.gpu.compute.slicing import Segment, Slicing
+from sim.gpu.faults import ThermalShutdown
+from sim.node.node import SimulatedNode
 from sim.virtual.kubelet import VirtualKubelet
 from sim.virtual.plugin import VirtualPlugin
 from sim.virtual.pods import VirtualPods
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
-    from sim.scenario import Scenario
-    from sim.tenancy import TenantRecord
+    from sim.gpu.tenancy import TenantRecord
+    from sim.node.scenario import Scenario
 
 SAMPLES = 400
 """Readings of each GPU over the whole run, for curves."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.config.option import Option
     from gpuplugin.config.settings import Settings
-    from sim.scenario import Scenario
+    from sim.node.scenario import Scenario
 
 
 def load_for(

@@ -15,15 +15,15 @@ _SHORTER = {
     "sim.kubelet.watcher.POLL_S": 0.05,
     "sim.kubelet.watcher.FIRST_RETRY_S": 0.1,
     "sim.kubelet.pluginclient.DIAL_TIMEOUT_S": 1.0,
-    "gpuplugin.daemon.endpoint.POLL_S": 0.02,
-    "gpuplugin.daemon.endpoint.STREAM_GRACE_S": 0.4,
+    "gpuplugin.daemon.serving.endpoint.POLL_S": 0.02,
+    "gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S": 0.4,
     "gpuplugin.daemon.control.POLL_S": 0.05,
-    "gpuplugin.daemon.monitor._OPEN_DEADLINE_S": 0.5,
-    "gpuplugin.daemon.monitor._CALL_DEADLINE_S": 0.5,
-    "gpuplugin.daemon.monitor._PROBE_DEADLINE_S": 0.5,
+    "gpuplugin.daemon.hardware.monitor._OPEN_DEADLINE_S": 0.5,
+    "gpuplugin.daemon.hardware.monitor._CALL_DEADLINE_S": 0.5,
+    "gpuplugin.daemon.hardware.monitor._PROBE_DEADLINE_S": 0.5,
     "hal.nvml.watch._SLICE_MS": 50,
     "hal.nvml.backend._CLOSE_TIMEOUT_S": 0.3,
-    "gpuplugin.daemon.monitor._CLOSE_DEADLINE_S": 0.5,
+    "gpuplugin.daemon.hardware.monitor._CLOSE_DEADLINE_S": 0.5,
 }
 
 
@@ -33,7 +33,7 @@ def short_deadlines() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _SHORTER.items():
             patch.setattr(name, value)
-        for module in ("monitor", "endpoint"):
+        for module in ("hardware.monitor", "serving.endpoint"):
             patch.setattr(
                 f"gpuplugin.daemon.{module}.Backoff",
                 lambda first_s, cap_s: Backoff(first_s / 20, min(cap_s / 10, 0.1)),

@@ -47,10 +47,10 @@ def quick_polls() -> Iterator[None]:
     """Both sides look and try again sooner than in earnest, so that tests wait less."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sim.kubelet.watcher.POLL_S", 0.05)
-        patch.setattr("gpuplugin.daemon.endpoint.POLL_S", 0.05)
-        patch.setattr("gpuplugin.daemon.endpoint.STREAM_GRACE_S", 1.0)
+        patch.setattr("gpuplugin.daemon.serving.endpoint.POLL_S", 0.05)
+        patch.setattr("gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S", 1.0)
         patch.setattr(
-            "gpuplugin.daemon.monitor.Backoff",
+            "gpuplugin.daemon.hardware.monitor.Backoff",
             lambda first_s, cap_s: Backoff(first_s / 10, cap_s / 10),
         )
         yield

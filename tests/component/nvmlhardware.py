@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
+from sim.node.serve import kernel_files
 from sim.nvml.eventsets import EventSets
 from sim.nvml.server import NvmlServer
-from sim.serve import kernel_files
 from tests.component.running import Hardware
 from tests.component.waiting import eventually
 from tests.conformance.library import bound

@@ -17,11 +17,10 @@ from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import Loaded
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import Daemon, run
-from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from hal import Backend
-from sim.backend import SimBackend
-from sim.faults import (
+from sim.gpu.faults import (
     DriverDown,
     DriverHang,
     DriverUp,
@@ -39,9 +38,10 @@ from sim.faults import (
     WatchMended,
     XidFault,
 )
-from sim.node import SimulatedNode
-from sim.realtime import RealTimeNode
-from sim.scenario import GpuGroup, Scenario
+from sim.node.backend import SimBackend
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import GpuGroup, Scenario
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from hal import Probe
-    from sim.faults import GpuHappening, NodeHappening
+    from sim.gpu.faults import GpuHappening, NodeHappening
 
 RESOURCE = "nvidia.com/gpu"
 STOP_TIMEOUT_S = 5.0

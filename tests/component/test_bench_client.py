@@ -18,9 +18,9 @@ from benchmarks.calls import EchoClient, client
 from benchmarks.client import CallError, Connection, ConnectionLost, Method
 from benchmarks.loop import kept_busy
 from benchmarks.servers import RENEW, Echo, EmptyHandler, Handlers, serving
-from gpuplugin.kubelet.engine_grpcio import GrpcioEngine
 from gpuplugin.kubelet.publication import Publication
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.grpcio_engine import GrpcioEngine
+from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from tests.component.waiting import eventually
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from gpuplugin.core.news import Condition, GpuNews
-from gpuplugin.daemon import nodereports
 from gpuplugin.daemon.backoff import Backoff
-from gpuplugin.daemon.kubeapi import KubeApi, NoCluster
-from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.daemon.nodereports import NodeReporter, ReportFailed
+from gpuplugin.daemon.cluster import nodereports
+from gpuplugin.daemon.cluster.kubeapi import KubeApi, NoCluster
+from gpuplugin.daemon.cluster.nodereports import NodeReporter, ReportFailed
+from gpuplugin.daemon.http.metrics import Metrics
 from hal import DriverUnavailable
 from tests.component.apiserver import JSON, STRATEGIC, TOKEN, ApiServer
 from tests.component.fakedriver import FakeDriver

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from gpuplugin.linesocket import ask
-from sim.control import control_socket, inject
+from sim.node.control import control_socket, inject
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.server import nvml_socket
 from tests.component.waiting import DEADLINE_S, eventually

@@ -12,9 +12,9 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from gpuplugin.daemon.http import HttpError, HttpServer
-from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.daemon.vitals import Vitals
+from gpuplugin.daemon.http.metrics import Metrics
+from gpuplugin.daemon.http.server import HttpError, HttpServer
+from gpuplugin.daemon.status import Vitals
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import (
     RESOURCE,

@@ -19,10 +19,10 @@ import pytest
 from gpuplugin.daemon import app
 from gpuplugin.daemon.backoff import Backoff
 from gpuplugin.daemon.control import SOCKET_NAME
-from gpuplugin.kubelet.engine_grpcio import GrpcioEngine, GrpcioServer
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
-from gpuplugin.kubelet.rpc import SocketError
+from gpuplugin.rpc.grpcio_engine import GrpcioEngine, GrpcioServer
+from gpuplugin.rpc.services import SocketError
 from hal import XidError
 from sim.kubelet import Amount, Kubelet, Phase, simple_pod
 from tests.component.fakedriver import FakeDriver, made_up_gpu, with_mig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gpuplugin.kubelet.rpc import Service
+    from gpuplugin.rpc.services import Service
     from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware
 
@@ -79,7 +79,7 @@ def test_a_dead_kubelet_socket_does_not_delay_the_next_kubelet(
     The pause before the next Register call is a minute here, so only the kubelet can end it.
     """
     monkeypatch.setattr(
-        "gpuplugin.daemon.endpoint.Backoff",
+        "gpuplugin.daemon.serving.endpoint.Backoff",
         lambda first_s, cap_s: Backoff(60.0 if first_s == 0.5 else first_s, cap_s),
     )
     folder = kubelet_dir / "device-plugins"
@@ -236,7 +236,7 @@ def test_a_kubelet_that_asked_and_never_came_gets_another_socket(
     hardware: Hardware, start_plugin: StartPlugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GetInfo that comes too late for the kubelet ends in a back-off of which nobody is told."""
-    monkeypatch.setattr("gpuplugin.daemon.endpoint.CONNECT_GRACE_S", 0.2)
+    monkeypatch.setattr("gpuplugin.daemon.serving.endpoint.CONNECT_GRACE_S", 0.2)
     plugin = start_plugin(hardware.backend, "watcher")
     (first,) = eventually(plugin.sockets)
     info = pr.PluginInfo.FromString(
@@ -256,7 +256,7 @@ def test_a_kubelet_that_accepts_and_never_comes_gets_another_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same with classic registration, where the kubelet had to dial and could not."""
-    monkeypatch.setattr("gpuplugin.daemon.endpoint.CONNECT_GRACE_S", 0.2)
+    monkeypatch.setattr("gpuplugin.daemon.serving.endpoint.CONNECT_GRACE_S", 0.2)
     monkeypatch.setattr("sim.kubelet.kubelet.Kubelet._register_classic", lambda *_: None)
     with Kubelet(kubelet_dir):
         plugin = start_plugin(hardware.backend, "classic")

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from gpuplugin.daemon import app
-from gpuplugin.kubelet.engine_grpcio import GrpcioEngine, GrpcioServer
+from gpuplugin.rpc.grpcio_engine import GrpcioEngine, GrpcioServer
 from sim.kubelet import Amount, Kubelet, Phase, simple_pod
 from tests.component.running import RESOURCE, run_as_loaded, settings_for
 from tests.component.waiting import DEADLINE_S, eventually
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gpuplugin.kubelet.rpc import Service
+    from gpuplugin.rpc.services import Service
     from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware
 
@@ -333,7 +333,7 @@ def test_streams_are_noticed_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever asks right after the kubelet has come or gone is told so."""
-    monkeypatch.setattr("gpuplugin.daemon.endpoint.POLL_S", 3600.0)
+    monkeypatch.setattr("gpuplugin.daemon.serving.endpoint.POLL_S", 3600.0)
     plugin = start_plugin(hardware.backend, "watcher")
     wait_for_eighty(kubelet)
     eventually(lambda: plugin.ready)
@@ -351,7 +351,7 @@ def test_contact_that_begins_and_ends_between_two_looks_is_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A node that was watched a moment ago must not be told that it never was."""
-    monkeypatch.setattr("gpuplugin.daemon.endpoint.POLL_S", 0.5)
+    monkeypatch.setattr("gpuplugin.daemon.serving.endpoint.POLL_S", 0.5)
     plugin = start_plugin(hardware.backend)
     (socket_path,) = eventually(plugin.sockets)
     with grpc.insecure_channel(f"unix://{socket_path}") as channel:

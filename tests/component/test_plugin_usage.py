@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sim.gpu.partition import GIB
+from sim.gpu.tenancy import TenantSpec
+from sim.gpu.workloads.models import ClosedLoop, MemoryUse
 from sim.kubelet import Phase, simple_pod
-from sim.partition import GIB
-from sim.podwork import PodWork
-from sim.tenancy import TenantSpec
-from sim.workloads.models import ClosedLoop, MemoryUse
+from sim.node.podwork import PodWork
 from tests.component.running import RESOURCE
 from tests.component.waiting import eventually
 
@@ -128,7 +128,7 @@ def test_without_the_hosts_processes_that_is_said_once(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO", "gpuplugin.daemon.sampler")
+    caplog.set_level("INFO", "gpuplugin.daemon.hardware.sampler")
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     plugin = start_plugin(hardware.backend, flags=flags(work, host_proc=str(nothing)))

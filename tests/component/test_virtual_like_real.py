@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.faults import NodeHappening
+from sim.gpu.faults import NodeHappening
 from sim.kubelet import Kubelet
-from sim.scenario import Scenario
+from sim.node.scenario import Scenario
 from sim.virtual.run import VirtualRun
 from tests.component.running import RESOURCE, settings_for
 from tests.component.waiting import eventually
@@ -22,7 +22,7 @@ from tests.component.waiting import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sim.faults import TimedHappening
+    from sim.gpu.faults import TimedHappening
     from sim.kubelet import Happened
     from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware

@@ -13,20 +13,20 @@ import pytest
 from hal import DriverNotFound, DriverUnavailable
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
-from sim.backend import SimBackend
-from sim.node import SimulatedNode
+from sim.node.backend import SimBackend
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import GpuGroup, Scenario
+from sim.node.serve import kernel_files
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
-from sim.realtime import RealTimeNode
-from sim.scenario import GpuGroup, Scenario
-from sim.serve import kernel_files
 from tests.conformance.library import bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hal import Backend
-    from sim.faults import GpuHappening
+    from sim.gpu.faults import GpuHappening
 
 
 @dataclass(frozen=True, slots=True)

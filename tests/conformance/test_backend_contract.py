@@ -26,7 +26,7 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.faults import EccFault, LostFault, Recovery, XidFault
+from sim.gpu.faults import EccFault, LostFault, Recovery, XidFault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

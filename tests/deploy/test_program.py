@@ -16,10 +16,10 @@ from gpuplugin.cli.options import given_options
 from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import DEFAULT_CDI_ROOT, DEFAULT_POD_LOGS, OPTIONS
-from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from sim.kubelet import Kubelet, Phase
 from sim.kubelet.manifests import pods_from_yaml
-from sim.scenario import load_scenario
+from sim.node.scenario import load_scenario
 from tests.deploy.choices import RENDERED
 from tests.deploy.rendering import (
     DEPLOY,

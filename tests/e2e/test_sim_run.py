@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.report import Report
-from sim.scenario import scenario_names
+from sim.node.scenario import scenario_names
+from sim.study.report import Report
 from tests.e2e.browser import browse, complaints
 from tests.e2e.conftest import gpuplugin
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["gpuplugin.kubelet.h2", "hpack"]):
+with atheris.instrument_imports(include=["gpuplugin.rpc.h2", "hpack"]):
     from tests.fuzz import harness
 
 _LONGEST_BYTES = 1024

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from hpack import Decoder, Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame
 
-from gpuplugin.kubelet.h2.calls import Calls, Stream
-from gpuplugin.kubelet.h2.connection import MAX_STREAMS, Connection
-from gpuplugin.kubelet.h2.frames import DEFAULT_FRAME_BYTES, PREFACE
 from gpuplugin.kubelet.publication import Publication
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.h2.calls import Calls, Stream
+from gpuplugin.rpc.h2.connection import MAX_STREAMS, Connection
+from gpuplugin.rpc.h2.frames import DEFAULT_FRAME_BYTES, PREFACE
+from gpuplugin.rpc.services import RpcCode, RpcError, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -201,7 +201,7 @@ def run_in_pieces(data: bytes, sizes: list[int]) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No log lines about handlers that fail on purpose."""
-    log = logging.getLogger("gpuplugin.kubelet.h2.calls")
+    log = logging.getLogger("gpuplugin.rpc.h2.calls")
     log.disabled = True
     yield
     log.disabled = False

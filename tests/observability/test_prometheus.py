@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from gpuplugin.daemon.sockets import KubeletDirs
-from sim.backend import SimBackend
-from sim.faults import LostFault, Recovery, XidFault
+from gpuplugin.daemon.serving.sockets import KubeletDirs
+from sim.gpu.faults import LostFault, Recovery, XidFault
 from sim.kubelet import Kubelet, Phase, simple_pod
-from sim.node import SimulatedNode
-from sim.podwork import PodWork, scenario_work
-from sim.realtime import RealTimeNode
-from sim.scenario import load_scenario
+from sim.node.backend import SimBackend
+from sim.node.node import SimulatedNode
+from sim.node.podwork import PodWork, scenario_work
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import load_scenario
 from tests.component.conftest import short_folder
 from tests.component.running import RESOURCE, PluginProcess, settings_for
 from tests.component.waiting import eventually

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 from gpuplugin.linesocket import ControlError
-from sim.control import control_socket, inject, status
 from sim.kubelet import Kubelet
+from sim.node.control import control_socket, inject, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -26,9 +26,9 @@ from sim.nvml.functions.inventory import is_geforce
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sim.gpu import SimulatedGpu
+    from sim.gpu.gpu import SimulatedGpu
+    from sim.gpu.profiles import Thermal
     from sim.nvml.call import Call
-    from sim.profiles import Thermal
 
 _GRAPHICS, _SM, _MEMORY, _VIDEO = range(4)
 _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX = range(4)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
+from sim.gpu.partition import instance_memory_bytes
 from sim.nvml.abi import (
     COMPUTE_INSTANCE,
     DEVICE,
@@ -28,13 +29,12 @@ from sim.nvml.codes import Code, NvmlFailure
 from sim.nvml.functions.mig import can_mig, profile_of, slices_of
 from sim.nvml.functions.placements import placements, possible_starts, width
 from sim.nvml.structures import ComputeInstanceInfo, GpuInstanceInfo
-from sim.partition import instance_memory_bytes
 
 if TYPE_CHECKING:
     import ctypes
 
+    from sim.gpu.profiles import MigProfile
     from sim.nvml.call import Call
-    from sim.profiles import MigProfile
 
 _MIB = 1024**2
 _GPU_PROFILES = 18

@@ -30,7 +30,7 @@ from sim.nvml.structures import PciInfoV1, pci_info, pci_info_v1, pci_info_v2
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sim.gpu import SimulatedGpu
+    from sim.gpu.gpu import SimulatedGpu
 
 _ARCHITECTURES = {"Turing": 6, "Ampere": 7, "Ada Lovelace": 8, "Ada": 8, "Hopper": 9}
 _BLACKWELL = 10

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable
 
+    from sim.gpu.profiles import NvLink
     from sim.nvml.call import Call
-    from sim.profiles import NvLink
 
 _GENERATIONS = {6: 3, 7: 4, 8: 4, 9: 5, 10: 5}
 """PCIe generation by architecture, from the data sheets."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
+from sim.gpu.partition import COMPUTE_SLICES
 from sim.nvml.abi import (
     DEVICE,
     U32,
@@ -15,15 +16,14 @@ from sim.nvml.abi import (
     out,
 )
 from sim.nvml.codes import Code, NvmlFailure
-from sim.partition import COMPUTE_SLICES
 
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable
 
     from hal import MigDevice
+    from sim.gpu.profiles import MigProfile
     from sim.nvml.call import Call
-    from sim.profiles import MigProfile
 
 _MIB = 1024**2
 

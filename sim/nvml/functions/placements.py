@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sim.partition import GIB, MEMORY_SLICES
+from sim.gpu.partition import GIB, MEMORY_SLICES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hal import MigDevice
-    from sim.profiles import MigProfile, Profile
+    from sim.gpu.profiles import MigProfile, Profile
 
 _STARTS: Mapping[int, Sequence[int]] = {
     1: (0, 1, 2, 3, 4, 5, 6),

@@ -21,7 +21,7 @@ from h2.events import (
     TrailersReceived,
 )
 
-from gpuplugin.kubelet.rpc import grpc_target
+from gpuplugin.rpc.services import grpc_target
 from tests.conformance.engines.rawh2 import grpc_message, request_headers
 
 if TYPE_CHECKING:

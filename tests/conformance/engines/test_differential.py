@@ -19,8 +19,8 @@ from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.snapshot import snapshot_of
-from sim.node import SimulatedNode
-from sim.scenario import load_scenario
+from sim.node.node import SimulatedNode
+from sim.node.scenario import load_scenario
 from tests.conformance.engines.conftest import BOOM, ECHO, ENGINES, FAIL, REPEAT, serving
 from tests.conformance.engines.rawh2 import (
     DATA,

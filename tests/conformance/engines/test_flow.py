@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.kubelet import engine_fast
-from gpuplugin.kubelet.h2 import connection
+from gpuplugin.rpc import fast as engine_fast
+from gpuplugin.rpc.h2 import connection
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ECHO, REPEAT, WATCH
 from tests.conformance.engines.rawh2 import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 from hpack import Encoder
 
-from gpuplugin.kubelet.rawclient import CallFailed, unary_call, unary_call_async
+from gpuplugin.rpc.client import CallFailed, unary_call, unary_call_async
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import BOOM, ECHO, FAIL, REPEAT
 from tests.conformance.engines.rawh2 import (
@@ -273,6 +273,6 @@ def test_a_cancelled_call_ends_at_once(scripted: Scripted) -> None:
 
 
 def test_grpcio_is_not_loaded() -> None:
-    code = "import sys, gpuplugin.kubelet.rawclient, gpuplugin.kubelet.engine_fast; "
+    code = "import sys, gpuplugin.rpc.client, gpuplugin.rpc.fast; "
     code += "assert 'grpc' not in sys.modules and 'google' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

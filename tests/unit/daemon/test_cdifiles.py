@@ -15,10 +15,10 @@ from gpuplugin.config.plans import injection_plan
 from gpuplugin.core.cdi import CdiHost
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.inventory import Inventory, Plan, build_inventory
-from gpuplugin.daemon.cdifiles import present_features, remove_specs
-from gpuplugin.daemon.cdiwriter import CdiWriter, cdi_writer
 from gpuplugin.daemon.node import ConfigurationMisfit
 from gpuplugin.daemon.plans import existing_nodes, node_plans, remove_unwanted_specs
+from gpuplugin.daemon.serving.cdifiles import present_features, remove_specs
+from gpuplugin.daemon.serving.cdiwriter import CdiWriter, cdi_writer
 from hal.driverfiles import DriverFiles
 from tests.unit.builders import gpus
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from gpuplugin.daemon.control import SOCKET_NAME, ControlServer
-from gpuplugin.daemon.vitals import Vitals
+from gpuplugin.daemon.status import Vitals
 
 if TYPE_CHECKING:
     from gpuplugin.daemon.node import Node

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.core.news import GpuNews
-from gpuplugin.daemon.eventqueue import (
+from gpuplugin.daemon.cluster.eventqueue import (
     SAME_WITHIN_S,
     WORTH_TELLING_S,
     EventQueue,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.halqueries import HalQueries
-from gpuplugin.daemon.halthread import HalHung
+from gpuplugin.daemon.hardware.queries import HalQueries
+from gpuplugin.daemon.hardware.thread import HalHung
 from hal import UnknownGpu
 
 if TYPE_CHECKING:

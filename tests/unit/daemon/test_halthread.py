@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.halthread import HalHung, HalThread
+from gpuplugin.daemon.hardware.thread import HalHung, HalThread
 from hal import GpuLost, HalError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
+from gpuplugin.daemon.http.metrics import Metrics
+from gpuplugin.rpc.services import RpcCode, RpcError, Service
 
 RESOURCE = "nvidia.com/gpu"
 

@@ -15,10 +15,9 @@ import pytest
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.core.news import Condition, GpuNews
-from gpuplugin.daemon import nodereports
-from gpuplugin.daemon.eventqueue import CAPACITY
-from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.daemon.nodereports import (
+from gpuplugin.daemon.cluster import nodereports
+from gpuplugin.daemon.cluster.eventqueue import CAPACITY
+from gpuplugin.daemon.cluster.nodereports import (
     BURST,
     EVERY_S,
     HEARTBEAT_S,
@@ -27,6 +26,7 @@ from gpuplugin.daemon.nodereports import (
     ReportFailed,
     make_reporter,
 )
+from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.supervisor import Fatal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.config.settings import Settings
-    from gpuplugin.daemon.eventqueue import NodeEvent
+    from gpuplugin.daemon.cluster.eventqueue import NodeEvent
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 GOOD = Condition(True, "AllGPUsHealthy", "all")
@@ -441,7 +441,7 @@ def test_reports_are_off_by_default() -> None:
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "gpuplugin.daemon.kubeapi", raising=False)
+    monkeypatch.delitem(sys.modules, "gpuplugin.daemon.cluster.kubeapi", raising=False)
     monkeypatch.setitem(sys.modules, "lightkube", None)
 
     with pytest.raises(Fatal, match=r"pip install 'gpuplugin\[kubernetes\]'"):

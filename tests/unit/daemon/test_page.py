@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 
 from gpuplugin.daemon.healthrecord import Change, HealthRecord
-from gpuplugin.daemon.page.gather import HISTORY_S, spans
-from gpuplugin.daemon.page.html import page_html
-from gpuplugin.daemon.page.view import CallView, PageView, SpanView, TenantView, UnitView
-from gpuplugin.daemon.vitals import Part
+from gpuplugin.daemon.http.page.gather import HISTORY_S, spans
+from gpuplugin.daemon.http.page.html import page_html
+from gpuplugin.daemon.http.page.view import CallView, PageView, SpanView, TenantView, UnitView
+from gpuplugin.daemon.status import Part
 
 GIB = 1024**3
 EVIL = "<script>alert('x')</script>&\"'"

@@ -9,9 +9,9 @@ import pytest
 
 from gpuplugin.config.load import load_settings
 from gpuplugin.daemon import reload as reload_module
-from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.vitals import Vitals
+from gpuplugin.daemon.status import Vitals
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.sockets import (
+from gpuplugin.daemon.serving.sockets import (
     KubeletDirs,
     identity,
     new_socket_path,
@@ -17,7 +17,7 @@ from gpuplugin.daemon.sockets import (
     remove_leftovers,
     remove_socket,
 )
-from gpuplugin.kubelet.rpc import SocketError, check_socket_path
+from gpuplugin.rpc.services import SocketError, check_socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.metrics import Metrics
+from gpuplugin.daemon.http.metrics import Metrics
+from gpuplugin.daemon.status import Vitals
 from gpuplugin.daemon.supervisor import Fatal, supervise
-from gpuplugin.daemon.vitals import Vitals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from gpuplugin.core.usage import Holding, PodName, Seen, Work, usage_of
+from gpuplugin.daemon.hardware.sampler import Reading
 from gpuplugin.daemon.healthrecord import HealthRecord
-from gpuplugin.daemon.sampler import Reading
-from gpuplugin.daemon.usagemetrics import FAMILIES, UsageCollector
+from gpuplugin.daemon.http.usagemetrics import FAMILIES, UsageCollector
 from hal import ComputeProcess, Gpu, Telemetry, ThrottleReason
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gpuplugin.daemon.vitals import Vitals
+from gpuplugin.daemon.status import Vitals
 
 
 class Clock:

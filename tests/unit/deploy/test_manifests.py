@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gpuplugin.config.options import CONFIG_FILE_FLAG, OPTIONS
-from gpuplugin.daemon.sockets import KubeletDirs
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from tests.unit.deploy.manifests import (
     BASE,
     PLUGIN,

@@ -22,18 +22,18 @@ from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.settings import Settings
-from gpuplugin.daemon.exposition import families
-from gpuplugin.daemon.metrics import Metrics
-from gpuplugin.daemon.usagemetrics import FAMILIES
+from gpuplugin.daemon.http.exposition import families
+from gpuplugin.daemon.http.metrics import Metrics
+from gpuplugin.daemon.http.usagemetrics import FAMILIES
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.report import table_of
+from sim.gpu.profiles import model_names
+from sim.gpu.workloads.models import Workload
+from sim.node.reference import gallery, scenario_reference
+from sim.node.scenario import Scenario, parse_scenario
 from sim.nvml.table import function_table
-from sim.profiles import model_names
-from sim.published import comparison_table
-from sim.reference import gallery, scenario_reference
-from sim.report.schema import key_table
-from sim.scenario import Scenario, parse_scenario
-from sim.workloads.models import Workload
+from sim.study.published import comparison_table
+from sim.study.report.schema import key_table
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))

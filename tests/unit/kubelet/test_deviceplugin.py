@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from gpuplugin.core.preference import PreferenceIndex, distributed
 from gpuplugin.kubelet import deviceplugin
 from gpuplugin.kubelet.deviceplugin import MAX_STREAMS, DevicePlugin
-from gpuplugin.kubelet.observe import BOUNDS_S, CallStats
 from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration_pb
-from gpuplugin.kubelet.rpc import RpcCode, RpcError, Service
 from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.rpc.callstats import BOUNDS_S, CallStats
+from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from tests.unit.builders import a_resource, ids, uuid_of_gpu
 
 if TYPE_CHECKING:
@@ -398,7 +398,7 @@ def test_counts_of_many_threads_lose_nothing_and_outlive_a_new_socket() -> None:
 def test_a_call_is_in_the_bucket_of_its_time() -> None:
     times_s = iter([0.0, 0.0002, 1.0, 1.00025, 2.0, 9.0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpuplugin.kubelet.observe.time.perf_counter", lambda: next(times_s))
+        patch.setattr("gpuplugin.rpc.callstats.time.perf_counter", lambda: next(times_s))
         stats = CallStats()
         call = stats.wrap(Service("a.B", {"Good": lambda _request: b""}, {})).unary["Good"]
         for _ in range(3):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from gpuplugin.core.inventory import Device, Planned, Resource, expand
 from gpuplugin.kubelet import listsize
 from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
-from gpuplugin.kubelet.rpc import MAX_MESSAGE_BYTES
 from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 from tests.unit.builders import a_resource, uuid_of_gpu
 
 NAME = "nvidia.com/gpu"

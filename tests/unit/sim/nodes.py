@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from sim.backend import SimBackend
-from sim.faults import HAPPENING, NodeHappening, TimedHappening
-from sim.node import SimulatedNode
-from sim.realtime import RealTimeNode
-from sim.scenario import GpuGroup, Scenario, Tenant, parse_scenario
+from sim.gpu.faults import HAPPENING, NodeHappening, TimedHappening
+from sim.node.backend import SimBackend
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import GpuGroup, Scenario, Tenant, parse_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hal import Event
-    from sim.gpu import SimulatedGpu
+    from sim.gpu.gpu import SimulatedGpu
 
 TENANTS = [
     Tenant(name="one", gpu=0, utilization=0.6, memory_gib=3),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from sim.compute.engine import ContextId
-from sim.compute.parameters import NS_PER_MS, NS_PER_S
-from sim.compute.slicing import Segment
-from sim.partition import GIB
-from sim.tenancy import TenantRecord
+from sim.gpu.compute.engine import ContextId
+from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S
+from sim.gpu.compute.slicing import Segment
+from sim.gpu.partition import GIB
+from sim.gpu.tenancy import TenantRecord
 from sim.virtual.run import Change, GpuNotes, Outcome, Sample
 
 if TYPE_CHECKING:

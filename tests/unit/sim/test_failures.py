@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.failures import Failures, gaps_s, victims_of
-from sim.node import SimulatedNode
-from sim.scenario import Scenario, ScenarioError, parse_scenario
+from sim.gpu.failures import Failures, gaps_s, victims_of
+from sim.node.node import SimulatedNode
+from sim.node.scenario import Scenario, ScenarioError, parse_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,8 +17,8 @@ from hal import (
     TimeSliceLevel,
     XidError,
 )
-from sim.node import CannotBefall
-from sim.profiles import load_profile, model_names
+from sim.gpu.profiles import load_profile, model_names
+from sim.node.node import CannotBefall
 from tests.unit.sim.nodes import Story
 
 MIG = "[{model: h100-sxm5-80gb, mig: [3g.40gb, 2g.20gb]}, {model: h100-sxm5-80gb}]"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal import ThrottleReason
-from sim.faults import (
+from sim.gpu.faults import (
     EccFault,
     GpuHappening,
     Hang,
@@ -23,14 +23,14 @@ from sim.faults import (
     Unplug,
     XidFault,
 )
-from sim.node import CannotBefall, SimulatedNode
-from sim.partition import GIB
-from sim.profiles import model_names
-from sim.scenario import GpuGroup, Scenario, Tenant
+from sim.gpu.partition import GIB
+from sim.gpu.profiles import model_names
+from sim.node.node import CannotBefall, SimulatedNode
+from sim.node.scenario import GpuGroup, Scenario, Tenant
 from tests.unit.sim.nodes import a_node
 
 if TYPE_CHECKING:
-    from sim.gpu import SimulatedGpu
+    from sim.gpu.gpu import SimulatedGpu
 
 WHAT = st.one_of(
     st.sampled_from([31, 43, 46, 48, 63, 64, 79, 94, 95]).map(lambda code: XidFault(xid=code)),

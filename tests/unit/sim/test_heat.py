@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hal import GpuDisappeared, ThrottleReason
-from sim.physics import Physics
-from sim.profiles import load_profile, model_names
-from sim.scenario import load_scenario, parse_scenario
+from sim.gpu.physics import Physics
+from sim.gpu.profiles import load_profile, model_names
+from sim.node.scenario import load_scenario, parse_scenario
 from sim.virtual.run import VirtualRun
 from sim.virtual.settings import settings_for
 from tests.unit.sim.nodes import Story

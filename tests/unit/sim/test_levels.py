@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hal import NotSupported, TimeSliceLevel
-from sim.compute.parameters import LEVEL_SLICES_NS, NS_PER_MS
+from sim.gpu.compute.parameters import LEVEL_SLICES_NS, NS_PER_MS
 from tests.unit.sim.nodes import Story
 
 SHORT_MS = 0.5

@@ -8,9 +8,9 @@ import uuid as uuids
 import pytest
 
 from hal import GpuState
-from sim.node import SimulatedNode
-from sim.profiles import load_profile, model_names
-from sim.scenario import GpuGroup, Scenario
+from sim.gpu.profiles import load_profile, model_names
+from sim.node.node import SimulatedNode
+from sim.node.scenario import GpuGroup, Scenario
 from tests.unit.sim.nodes import a_scenario
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hal import ThrottleReason
-from sim.physics import FULL_LOAD_TEMPERATURE_C, IDLE_TEMPERATURE_C, LOWEST_PPM, Physics
-from sim.profiles import load_profile
+from sim.gpu.physics import FULL_LOAD_TEMPERATURE_C, IDLE_TEMPERATURE_C, LOWEST_PPM, Physics
+from sim.gpu.profiles import load_profile
 
 A100 = load_profile("a100-sxm4-80gb")
 H100 = load_profile("h100-sxm5-80gb")

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from sim.compute.parameters import TEGRA_SLICE_NS
-from sim.profiles import (
+from sim.gpu.compute.parameters import TEGRA_SLICE_NS
+from sim.gpu.profiles import (
     Profile,
     TimeSlice,
     UnknownModel,

@@ -17,11 +17,11 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.backend import SimBackend
-from sim.faults import LostFault, Recovery, TimedHappening, XidFault
-from sim.node import SimulatedNode
-from sim.realtime import RealTimeNode
-from sim.scenario import GpuGroup, Scenario, Tenant
+from sim.gpu.faults import LostFault, Recovery, TimedHappening, XidFault
+from sim.node.backend import SimBackend
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import GpuGroup, Scenario, Tenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -25,14 +25,14 @@ from hal import (
 )
 from hal.nvml.api import Code, EventType, Process, ProcessSample
 from hal.nvml.backend import NvmlBackend
-from sim.backend import SimBackend
-from sim.node import SimulatedNode
-from sim.profiles import load_profile, model_names
-from sim.realtime import RealTimeNode
-from sim.recorder import Recording, as_yaml, observe
-from sim.recorder.models import nearest_model
-from sim.recorder.observe import Sample
-from sim.scenario import Scenario, ScenarioError, parse_scenario
+from sim.gpu.profiles import load_profile, model_names
+from sim.node.backend import SimBackend
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import Scenario, ScenarioError, parse_scenario
+from sim.study.recorder import Recording, as_yaml, observe
+from sim.study.recorder.models import nearest_model
+from sim.study.recorder.observe import Sample
 from tests.unit.builders import GIB, a_gpu, a_probe
 from tests.unit.hal.fake_nvml import FakeGpu, FakeNvml, event
 

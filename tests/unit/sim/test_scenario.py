@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.scenario import (
+from sim.node.scenario import (
     Scenario,
     ScenarioError,
     load_scenario,

@@ -17,8 +17,8 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.compute.parameters import to_ns
-from sim.faults import (
+from sim.gpu.compute.parameters import to_ns
+from sim.gpu.faults import (
     EccFault,
     GpuHappening,
     Hang,
@@ -29,8 +29,8 @@ from sim.faults import (
     TimedHappening,
     XidFault,
 )
-from sim.node import SimulatedNode
-from sim.scenario import load_scenario, scenario_names
+from sim.node.node import SimulatedNode
+from sim.node.scenario import load_scenario, scenario_names
 from tests.unit.sim.nodes import a_node, names
 
 if TYPE_CHECKING:

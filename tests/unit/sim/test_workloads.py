@@ -10,17 +10,17 @@ import pytest
 import simpy
 from pydantic import TypeAdapter, ValidationError
 
-from sim.compute.parameters import NS_PER_MS, NS_PER_S, to_ns
-from sim.compute.timeslicing import TimeSlicing
-from sim.memory import Memory
-from sim.tenancy import Tenancy, TenantSpec
-from sim.workloads.drivers import TraceError, read_kernels
-from sim.workloads.models import MemoryUse, Workload
+from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S, to_ns
+from sim.gpu.compute.timeslicing import TimeSlicing
+from sim.gpu.memory import Memory
+from sim.gpu.tenancy import Tenancy, TenantSpec
+from sim.gpu.workloads.drivers import TraceError, read_kernels
+from sim.gpu.workloads.models import MemoryUse, Workload
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sim.tenancy import TenantRecord
+    from sim.gpu.tenancy import TenantRecord
 
 WORKLOAD: TypeAdapter[Workload] = TypeAdapter(Workload)
 SWITCH_NS = 145_000

@@ -7,9 +7,9 @@ from hpack import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.kubelet.h2 import grpcwire
-from gpuplugin.kubelet.rawclient import read_status, write_timeout
-from gpuplugin.kubelet.rpc import RpcCode, RpcError
+from gpuplugin.rpc.client import read_status, write_timeout
+from gpuplugin.rpc.h2 import grpcwire
+from gpuplugin.rpc.services import RpcCode, RpcError
 
 
 def _headers(block: bytes) -> list[tuple[bytes, bytes]]:

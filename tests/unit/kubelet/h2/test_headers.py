@@ -7,8 +7,8 @@ from hpack import Decoder, Encoder, HPACKError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.kubelet.h2.frames import ErrorCode, Fault
-from gpuplugin.kubelet.h2.headers import (
+from gpuplugin.rpc.h2.frames import ErrorCode, Fault
+from gpuplugin.rpc.h2.headers import (
     MAX_CACHED_BLOCK_BYTES,
     MAX_CACHED_BLOCKS,
     BlockReader,

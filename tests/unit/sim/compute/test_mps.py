@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sim.compute.engine import ContextId, Ended
-from sim.compute.mps import Mps
+from sim.gpu.compute.engine import ContextId, Ended
+from sim.gpu.compute.mps import Mps
 
 
 def test_looking_at_work_just_before_its_end_does_not_end_it() -> None:

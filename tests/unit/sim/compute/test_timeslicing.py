@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sim.compute.engine import ContextId, Ended
-from sim.compute.parameters import SliceParameters
-from sim.compute.stepwise import StepwiseTimeSlicing
-from sim.compute.timeslicing import TimeSlicing
+from sim.gpu.compute.engine import ContextId, Ended
+from sim.gpu.compute.parameters import SliceParameters
+from sim.gpu.compute.stepwise import StepwiseTimeSlicing
+from sim.gpu.compute.timeslicing import TimeSlicing
 
 T, C = 1000, 70
 PARAMETERS = SliceParameters(slice_ns=T, switch_base_ns=C, switch_occupancy_ns=150)

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.cli.main import main
-from sim.compute.parameters import SliceParameters, to_ns
-from sim.compute.timeslicing import TimeSlicing
-from sim.fleet.openb import FleetNode, FleetPod, TraceError, read_nodes, read_pods
-from sim.fleet.replay import Replay
-from sim.fleet.report import fleet_report, jain, spread
-from sim.fleet.sharing import shares_of
-from sim.memory import Memory
-from sim.tenancy import Tenancy, TenantSpec
-from sim.workloads.models import DutyCycle, MemoryUse
+from sim.gpu.compute.parameters import SliceParameters, to_ns
+from sim.gpu.compute.timeslicing import TimeSlicing
+from sim.gpu.memory import Memory
+from sim.gpu.tenancy import Tenancy, TenantSpec
+from sim.gpu.workloads.models import DutyCycle, MemoryUse
+from sim.study.fleet.openb import FleetNode, FleetPod, TraceError, read_nodes, read_pods
+from sim.study.fleet.replay import Replay
+from sim.study.fleet.report import fleet_report, jain, spread
+from sim.study.fleet.sharing import shares_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

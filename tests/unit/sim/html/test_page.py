@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sim.html import page_of
-from sim.html.figure import KIND_COLOURS, NEUTRAL, Colours
-from sim.html.sharing import LANES_SHOWN
-from sim.report import report_of
+from sim.study.html import page_of
+from sim.study.html.figure import KIND_COLOURS, NEUTRAL, Colours
+from sim.study.html.sharing import LANES_SHOWN
+from sim.study.report import report_of
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample, segment
 
 

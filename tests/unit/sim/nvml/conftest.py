@@ -11,12 +11,12 @@ import pynvml
 import pytest
 import yaml
 
-from sim.faults import HAPPENING, NodeHappening
-from sim.node import SimulatedNode
+from sim.gpu.faults import HAPPENING, NodeHappening
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import parse_scenario
 from sim.nvml.build import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
-from sim.realtime import RealTimeNode
-from sim.scenario import parse_scenario
 from tests.conformance.library import bound
 
 if TYPE_CHECKING:

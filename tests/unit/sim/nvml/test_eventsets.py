@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hal import XidError
-from sim.node import SimulatedNode
+from sim.node.node import SimulatedNode
+from sim.node.scenario import GpuGroup, Scenario
 from sim.nvml.codes import Code, NvmlFailure
 from sim.nvml.eventsets import XID, EventSets
-from sim.scenario import GpuGroup, Scenario
 
 
 @pytest.fixture

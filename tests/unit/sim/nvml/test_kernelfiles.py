@@ -10,7 +10,7 @@ from hal.nvml.inventory import numa_node, sysfs_bus_id
 from hal.nvml.migminors import mig_device_nodes, read_mig_minors
 from hal.nvml.procgpus import read_proc_gpus
 from hal.nvml.readings import read_epoch
-from sim.faults import (
+from sim.gpu.faults import (
     DriverDown,
     DriverHang,
     DriverUp,
@@ -22,16 +22,16 @@ from sim.faults import (
     Unplug,
     XidFault,
 )
-from sim.node import SimulatedNode
-from sim.realtime import RealTimeNode
-from sim.scenario import GpuGroup, Scenario
-from sim.serve import CannotServe, kernel_files
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import GpuGroup, Scenario
+from sim.node.serve import CannotServe, kernel_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sim.faults import GpuHappening
+    from sim.gpu.faults import GpuHappening
     from sim.nvml.kernelfiles import KernelFiles
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from sim.partition import GIB
-from sim.report import Report, kind_of, report_of
-from sim.report.schema import key_table
+from sim.gpu.partition import GIB
+from sim.study.report import Report, kind_of, report_of
+from sim.study.report.schema import key_table
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sim.scenario import load_scenario, parse_scenario, scenario_names
+from sim.node.scenario import load_scenario, parse_scenario, scenario_names
 from sim.virtual.run import Outcome, VirtualRun
 from sim.virtual.settings import settings_for
 

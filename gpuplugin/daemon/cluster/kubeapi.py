@@ -1,0 +1,191 @@
+"""Requests to the Kubernetes API server, by lightkube. Imported only if reports are wanted.
+
+Which requests are made, and when, is in `nodereports`; the rights that they need are listed in
+docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx2
+from lightkube import ApiError, Client, KubeConfig
+from lightkube.models.core_v1 import EventSource, ObjectReference
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import Event, NodeStatus
+
+from gpuplugin.daemon.cluster.nodereports import NodeCondition, ReportFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightkube import SingleConfig
+
+    from gpuplugin.daemon.cluster.eventqueue import NodeEvent
+
+COMPONENT = "gpuplugin"
+CONDITION = "GPUHealthy"
+NAMESPACE = "default"
+"""Events on what has no namespace stand here."""
+TIMEOUT_S = 5.0
+
+_EVENT_RIGHTS = f"create and patch on events in the namespace {NAMESPACE}"
+_NODE_RIGHTS = "patch on nodes/status"
+_LONGEST_WAIT_S = 300.0
+
+_T = TypeVar("_T")
+
+
+class NoCluster(Exception):
+    """It is not known where the API server is, or who asks; the text says what was looked for."""
+
+
+class KubeApi:
+    """The requests for one node, with a client of its own each.
+
+    Reports are rare: a connection kept open would be of no use, and a new client reads the token
+    and the CA's certificate again, which change while the plugin runs.
+    """
+
+    def __init__(self, node: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._node = node
+        self._timeout_s = timeout_s
+        self._config = cluster()
+        for name in ("httpx2", "httpcore2"):
+            # They have a line for each request; what comes of them is logged by the reporter.
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+    def post_event(self, event: NodeEvent) -> None:
+        """Make an Event on the node, or count up one that is known.
+
+        Raises:
+            ReportFailed: it was not taken.
+        """
+        self._request(_EVENT_RIGHTS, lambda client: self._post_event(client, event))
+
+    def patch_condition(self, condition: NodeCondition | None) -> NodeCondition | None:
+        """Set the node's condition (None: leave it as it is); returns it as it is then.
+
+        Raises:
+            ReportFailed: it was not taken.
+        """
+        # An empty patch answers with the node: no right to read nodes is needed for it.
+        body = {} if condition is None else {"status": {"conditions": [_condition_body(condition)]}}
+        node = self._request(
+            _NODE_RIGHTS, lambda client: client.patch(NodeStatus, self._node, body)
+        )
+        return _condition_of(node)
+
+    def _post_event(self, client: Client, event: NodeEvent) -> None:
+        if event.known:
+            counted = {"count": event.count, "lastTimestamp": _seconds(event.last)}
+            try:
+                client.patch(Event, event.name, counted, namespace=NAMESPACE)
+            except ApiError as error:
+                if error.response.status_code != httpx2.codes.NOT_FOUND:
+                    raise
+            else:
+                return
+        try:
+            client.create(_event_body(event, self._node))
+        except ApiError as error:
+            # An earlier attempt of ours came through, though its answer did not.
+            if error.response.status_code != httpx2.codes.CONFLICT:
+                raise
+
+    def _request(self, rights: str, function: Callable[[Client], _T]) -> _T:
+        timeout = httpx2.Timeout(self._timeout_s)
+        try:
+            with Client(self._config, timeout=timeout, field_manager=COMPONENT) as client:
+                return function(client)
+        except httpx2.HTTPStatusError as error:
+            raise _refusal(error, rights) from error
+        except httpx2.HTTPError as error:
+            server = self._config.cluster.server
+            text = f"the API server at {server} cannot be reached: {_described(error)}"
+            raise ReportFailed(text, retryable=True) from error
+        except Exception as error:
+            # Answers that are no Kubernetes, tokens that cannot be read: nobody may fall over it.
+            text = f"a request to the API server failed: {_described(error)}"
+            raise ReportFailed(text, retryable=True) from error
+
+
+def cluster() -> SingleConfig:
+    """The cluster that the plugin runs in, else that of KUBECONFIG or ~/.kube/config.
+
+    Raises:
+        NoCluster: there is none of them.
+    """
+    try:
+        config = KubeConfig.from_env().get()
+    except Exception as error:
+        raise NoCluster(
+            f"no cluster is configured ({_described(error)}): in a pod, mount the service "
+            "account's token (automountServiceAccountToken: true); elsewhere, set KUBECONFIG"
+        ) from error
+    if config is None or config.user is None:
+        raise NoCluster("the current context of the kubeconfig names no user")
+    return config
+
+
+def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
+    code = error.response.status_code
+    text = f"{code} from the API server: {_described(error)}"
+    if code == httpx2.codes.FORBIDDEN:
+        text = f"{text}; the plugin's service account needs {rights} (docs/operations.md)"
+    retryable = code == httpx2.codes.TOO_MANY_REQUESTS or code >= httpx2.codes.INTERNAL_SERVER_ERROR
+    return ReportFailed(text, retryable=retryable, wait_s=_retry_after_s(error.response))
+
+
+def _retry_after_s(response: httpx2.Response) -> float:
+    """What Retry-After says in seconds, the only form that the API server uses."""
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), _LONGEST_WAIT_S) if text.isascii() and text.isdecimal() else 0.0
+
+
+def _described(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _event_body(event: NodeEvent, node: str) -> Event:
+    return Event(
+        metadata=ObjectMeta(name=event.name, namespace=NAMESPACE),
+        # kubelet's convention, by which kubectl describe node finds it: the name for a UID.
+        involvedObject=ObjectReference(kind="Node", name=node, uid=node),
+        reason=event.reason,
+        message=event.message,
+        type=event.type,
+        count=event.count,
+        firstTimestamp=_seconds(event.first),
+        lastTimestamp=_seconds(event.last),
+        source=EventSource(component=COMPONENT, host=node),
+        reportingComponent=COMPONENT,
+        reportingInstance=node,
+    )
+
+
+def _condition_body(condition: NodeCondition) -> dict[str, object]:
+    return {
+        "type": CONDITION,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastTransitionTime": _seconds(condition.since),
+        "lastHeartbeatTime": _seconds(condition.seen),
+    }
+
+
+def _condition_of(node: NodeStatus) -> NodeCondition | None:
+    conditions = (node.status and node.status.conditions) or []
+    for one in conditions:
+        if one.type == CONDITION and one.lastTransitionTime and one.lastHeartbeatTime:
+            since, seen = one.lastTransitionTime, one.lastHeartbeatTime
+            return NodeCondition(one.status, one.reason or "", one.message or "", since, seen)
+    return None
+
+
+def _seconds(when: datetime) -> datetime:
+    """The API's times are whole seconds of UTC."""
+    return when.astimezone(UTC).replace(microsecond=0)

@@ -1,0 +1,1 @@
+"""Watches the hardware through the HAL, in threads with deadlines."""

@@ -1,0 +1,213 @@
+"""Reads at a period what GPUs do and who uses them, for whoever scrapes or looks.
+
+Event loop only; the blocking reads are in threads. What is made of a reading is in `core.usage`,
+how it is exported in `usagemetrics`. Nothing here decides on health.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuplugin.core.usage import Seen, Usage, Work, usage_of
+from gpuplugin.daemon.cluster.podidentity import CgroupsUnreadable, PodIdentities
+from gpuplugin.daemon.cluster.podresources import PodResources, PodResourcesUnavailable
+from gpuplugin.daemon.hardware.thread import HalThread
+from gpuplugin.daemon.timers import tick
+from hal import HalError, NotSupported
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gpuplugin.config.settings import Settings
+    from gpuplugin.core.usage import Holding, PodName
+    from gpuplugin.daemon.hardware.queries import HalQueries
+    from gpuplugin.daemon.node import Node
+    from hal import Backend, ComputeProcess, Gpu, Telemetry
+
+STALE_AFTER_PERIODS = 3
+"""A reading that is older than so many periods is dropped: it says nothing about now."""
+
+_GPU_DEADLINE_S = 2.0
+_HOST_DEADLINE_S = 5.0
+
+HOLDINGS = "pod-resources"
+PROCESSES = "processes"
+PODS = "pods"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read at `at_s` (monotonic), and what of it could not be: the reason by its name."""
+
+    at_s: float = 0.0
+    took_s: float = 0.0
+    driver: str = ""
+    gpus: Sequence[Gpu] = ()
+    telemetry: Mapping[str, Telemetry] = field(default_factory=lambda: MappingProxyType({}))
+    usage: Usage = field(default_factory=Usage)
+    unseen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class _GpuAnswer(NamedTuple):
+    """What a GPU does, and who works on it, or that its driver cannot tell."""
+
+    telemetry: Telemetry
+    processes: Sequence[ComputeProcess] | NotSupported
+
+
+class Sampler:
+    """The task; `reading()` may be called from any thread.
+
+    `pod_resources` and `identities` are None where the user does not want them to be asked.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        queries: HalQueries,
+        node: Node,
+        period_s: float,
+        pod_resources: PodResources | None,
+        identities: PodIdentities | None,
+    ) -> None:
+        self._backend = backend
+        self._queries = queries
+        self._node = node
+        self._period_s = period_s
+        self._pod_resources = pod_resources
+        self._identities = identities
+        self._host_thread = HalThread("usage")
+        self._told: dict[str, str] = {}
+        self._reading: Reading | None = None
+
+    def reading(self) -> Reading | None:
+        """The newest reading; None if there is none that still counts."""
+        reading = self._reading
+        if reading is None:
+            return None
+        too_old = time.monotonic() - reading.at_s > STALE_AFTER_PERIODS * self._period_s
+        return None if too_old else reading
+
+    async def run(self) -> None:
+        """Read for ever."""
+        try:
+            while True:
+                if self._queries.open and self._node.gpus:
+                    self._reading = await self._read(time.monotonic())
+                await tick(self._period_s)
+        finally:
+            self._host_thread.close()
+
+    async def _read(self, started_s: float) -> Reading:
+        unseen: dict[str, str] = {}
+        gpus = self._node.gpus
+        telemetry: dict[str, Telemetry] = {}
+        processes: dict[str, Sequence[ComputeProcess]] = {}
+        answers = await self._queries.ask_gpus(
+            [gpu.uuid for gpu in gpus], _GPU_DEADLINE_S, self._read_in_thread
+        )
+        for uuid, answer in answers.items():
+            if isinstance(answer, HalError):
+                # What a GPU that does not answer means is the monitor's business.
+                log.debug("no reading of GPU %s: %s", uuid, answer, extra={"event": "no-reading"})
+                continue
+            telemetry[uuid] = answer.telemetry
+            if isinstance(answer.processes, HalError):
+                unseen[PROCESSES] = str(answer.processes)
+            else:
+                processes[uuid] = answer.processes
+        if not processes:
+            unseen.setdefault(PROCESSES, "no GPU answers")
+        holdings = await self._holdings(unseen)
+        pods = await self._pods(processes, unseen)
+        work = {
+            uuid: [Work(uuid, one, pods.get(one.pid)) for one in found]
+            for uuid, found in processes.items()
+        }
+        usage = usage_of(Seen(gpus, self._node.inventory, holdings, telemetry, work))
+        self._tell(unseen)
+        return Reading(
+            at_s=started_s,
+            took_s=time.monotonic() - started_s,
+            driver=self._driver(),
+            gpus=gpus,
+            telemetry=MappingProxyType(telemetry),
+            usage=usage,
+            unseen=MappingProxyType(unseen),
+        )
+
+    def _driver(self) -> str:
+        try:
+            return self._backend.driver_version
+        except HalError:
+            return ""  # closed meanwhile
+
+    def _read_in_thread(self, uuid: str) -> _GpuAnswer:
+        telemetry = self._backend.telemetry(uuid)
+        try:
+            return _GpuAnswer(telemetry, self._backend.processes(uuid))
+        except NotSupported as error:
+            return _GpuAnswer(telemetry, error)
+
+    async def _holdings(self, unseen: dict[str, str]) -> Sequence[Holding] | None:
+        if self._pod_resources is None:
+            unseen[HOLDINGS] = "switched off"
+            return None
+        try:
+            return await self._host_thread.call(_HOST_DEADLINE_S, self._pod_resources.holdings)
+        except (PodResourcesUnavailable, HalError) as error:
+            unseen[HOLDINGS] = str(error)
+            return None
+
+    async def _pods(
+        self, processes: Mapping[str, Sequence[ComputeProcess]], unseen: dict[str, str]
+    ) -> Mapping[int, PodName | None]:
+        if self._identities is None:
+            unseen[PODS] = "switched off"
+            return {}
+        pids = frozenset(one.pid for found in processes.values() for one in found)
+        try:
+            return await self._host_thread.call(_HOST_DEADLINE_S, self._identities.pods_of, pids)
+        except (CgroupsUnreadable, HalError) as error:
+            unseen[PODS] = str(error)
+            return {}
+
+    def _tell(self, unseen: Mapping[str, str]) -> None:
+        """Say once what is not seen, and once that it is again."""
+        for what, why in unseen.items():
+            if what not in self._told:
+                log.info(
+                    "metrics will not show %s: %s",
+                    _WORDS[what],
+                    why,
+                    extra={"event": "not-visible", "what": what},
+                )
+        for what in self._told.keys() - unseen.keys():
+            log.info(
+                "metrics show %s again", _WORDS[what], extra={"event": "visible", "what": what}
+            )
+        self._told = dict(unseen)
+
+
+def make_sampler(settings: Settings, backend: Backend, queries: HalQueries, node: Node) -> Sampler:
+    """The sampler that the settings want."""
+    daemon = settings.daemon
+    pod_resources = identities = None
+    if daemon.pod_metrics:
+        socket = daemon.kubelet_dir / "pod-resources" / "kubelet.sock"
+        pod_resources = PodResources(socket, _HOST_DEADLINE_S / 2)
+        identities = PodIdentities(daemon.host_proc, daemon.pod_logs)
+    return Sampler(backend, queries, node, daemon.metrics_interval, pod_resources, identities)
+
+
+_WORDS = {
+    HOLDINGS: "which pod holds which replica",
+    PROCESSES: "who works on the GPUs",
+    PODS: "which pod a process belongs to",
+}

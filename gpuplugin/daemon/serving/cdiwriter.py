@@ -1,0 +1,103 @@
+"""CDI specs as files: written atomically when they change. What belongs to them is in `cdifiles`.
+
+Loaded only where containers are given CDI names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuplugin.config.plans import driver_root
+from gpuplugin.core.cdi import CdiHost, cdi_specs
+from gpuplugin.core.injection import CDI_VENDOR
+from gpuplugin.daemon.serving.cdifiles import feature_nodes, remove_specs
+from hal.driverfiles import DriverFiles, find_driver_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuplugin.config.settings import Settings
+    from gpuplugin.core.injection import InjectionPlan
+    from gpuplugin.core.inventory import Inventory
+
+_MODE = 0o644
+
+log = logging.getLogger(__name__)
+
+
+class CdiWriter:
+    """Keeps the specs in one folder true to an inventory."""
+
+    def __init__(self, folder: Path, host: CdiHost, plan: InjectionPlan) -> None:
+        self._folder = folder
+        self._host = host
+        self._plan = plan
+
+    def specs(self, inventory: Inventory) -> dict[str, dict[str, object]]:
+        """The specs by file name."""
+        return cdi_specs(inventory, self._plan, self._host)
+
+    def write(self, inventory: Inventory) -> None:
+        """Make the folder say what the inventory says; files that are right are left alone.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
+        wanted = self.specs(inventory)
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name, spec in wanted.items():
+            if _write_if_changed(self._folder / name, spec):
+                log.info("wrote %s", self._folder / name, extra={"event": "cdi-written"})
+        remove_specs(self._folder, keep=wanted)
+
+
+def cdi_writer(settings: Settings, plan: InjectionPlan) -> CdiWriter:
+    """A writer for this machine; a simulated node has no driver files to mount."""
+    root = driver_root(settings)
+    simulated = settings.daemon.backend == "sim"
+    host = CdiHost(
+        driver_root=settings.flags.nvidia_driver_root,
+        driver=DriverFiles() if simulated else find_driver_files(root),
+        hook=_hook(settings, root),
+        feature_nodes=tuple((one, feature_nodes(root, one)) for one in plan.features),
+    )
+    return CdiWriter(settings.daemon.cdi_root, host, plan)
+
+
+def _write_if_changed(path: Path, spec: Mapping[str, object]) -> bool:
+    text = json.dumps(spec, indent=2) + "\n"
+    try:
+        if path.read_text() == text:
+            return False
+    except OSError:
+        pass  # not there, or not readable: written anew
+    _write_whole(path, text)
+    return True
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the new one; a failure leaves nothing behind."""
+    # Runtimes read every file in the folder that ends in .json: the temporary one must not.
+    descriptor, name = tempfile.mkstemp(prefix=f".{CDI_VENDOR}-", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            os.fchmod(stream.fileno(), _MODE)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _hook(settings: Settings, root: Path) -> str | None:
+    """The hook program, if it is on the host and the user wants hooks."""
+    path = settings.flags.plugin.nvidia_ctk_path
+    disabled = {"all", "update-ldcache"} & set(settings.daemon.cdi_disable_hooks)
+    there = any((base / path.lstrip("/")).is_file() for base in (Path("/"), root))
+    return path if there and not disabled else None

@@ -1,0 +1,64 @@
+"""One endpoint per resource: starts and stops them as the node's resources come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gpuplugin.daemon.serving.endpoint import Endpoint
+from gpuplugin.daemon.supervisor import supervise
+
+if TYPE_CHECKING:
+    from gpuplugin.daemon.node import Node
+    from gpuplugin.daemon.serving.endpoint import Surroundings
+    from gpuplugin.kubelet.deviceplugin import DevicePlugin
+
+
+_FAREWELL_S = 0.5
+"""Time for an empty list to reach the kubelet before the resource's socket goes."""
+
+
+class Endpoints:
+    """The task that keeps endpoints and resources the same."""
+
+    def __init__(self, node: Node, surroundings: Surroundings) -> None:
+        self._node = node
+        self._around = surroundings
+
+    async def run(self) -> None:
+        """Follow the node's resources until cancelled; sockets are gone when this returns."""
+        running: dict[str, tuple[DevicePlugin, asyncio.Task[None]]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._node.resources_changed.clear()
+                wanted = dict(self._node.plugins)
+                for name, (plugin, task) in list(running.items()):
+                    if wanted.get(name) is not plugin:
+                        await _leave(plugin, task)
+                        del running[name]
+                        self._forget(name)
+                for name, plugin in wanted.items():
+                    if name not in running:
+                        running[name] = (plugin, tasks.create_task(self._serve(name, plugin)))
+                await self._node.resources_changed.wait()
+
+    def _forget(self, name: str) -> None:
+        """End the series that the endpoint wrote to until its end."""
+        if name in self._node.plugins:
+            return  # the resource is back meanwhile
+        for metric in self._around.metrics.by_resource:
+            metric.remove_by_labels({"resource": name})
+
+    async def _serve(self, name: str, plugin: DevicePlugin) -> None:
+        endpoint = Endpoint(plugin, self._around)
+        around = self._around
+        await supervise(f"endpoint:{name}", partial(endpoint.run), around.vitals, around.metrics)
+
+
+async def _leave(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:
+    """Stop serving a resource: an empty list first, so that the kubelet forgets its capacity."""
+    plugin.devices.publish(b"")
+    await asyncio.sleep(_FAREWELL_S)
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,291 @@
+"""The fast engine: a thread per connection that reads, calls the handler and answers in place.
+
+Right for a kubelet, which is one local client, and for handlers that answer from memory. HTTP/2 and
+gRPC are in `h2`; here are sockets, threads and time.
+
+A connection is worked on under its lock: by its own thread when the peer sent something, by any
+thread whose `wake` finds the lock free, and by the keeper, a thread that accepts connections, waits
+for sockets that took no more, and looks after deadlines. `wake` never waits: if the lock is taken,
+whoever has it looks for woken streams once more after letting go.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from gpuplugin.rpc.h2.calls import Calls, Stream
+from gpuplugin.rpc.h2.connection import Connection
+from gpuplugin.rpc.services import Service, SocketError, check_socket_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+MAX_CONNECTIONS = 16
+"""A kubelet opens one or two; one more closes the one that was idle for longest, or itself."""
+MAX_WAITING_BYTES = 1024 * 1024
+"""A peer with so many answers that it does not read is not read from."""
+STALL_S = 20.0
+"""A peer that takes nothing of what is sent, or does not go on with what it began, is left."""
+LOOK_S = 1.0
+"""How often the keeper looks at what only time changes."""
+
+_PIECE_BYTES = 64 * 1024
+_TURN_BYTES = 256 * 1024
+_LOCK_S = 0.05
+_SEND_BUFFER_BYTES = 512 * 1024
+"""What is asked of the kernel for a connection, so that a list of 8,000 devices leaves at once."""
+_FOREVER_S = -1.0
+_ACCEPT_PAUSE_S = 0.1
+_LAST_WORDS_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class FastEngine:
+    """See `gpuplugin.rpc.services.Engine`."""
+
+    def serve(self, socket_path: Path, services: Sequence[Service]) -> FastServer:
+        """Listen on `socket_path`; see `Engine.serve`."""
+        check_socket_path(socket_path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if socket_path.is_socket():
+                socket_path.unlink()
+            listener.bind(str(socket_path))
+            listener.listen(MAX_CONNECTIONS)
+            listener.setblocking(False)
+            return FastServer(listener, socket_path, _joined(services))
+        except (OSError, RuntimeError) as error:  # the latter: there can be no more threads
+            listener.close()
+            raise SocketError(f"cannot listen on {socket_path}: {error}") from error
+
+
+def _joined(services: Sequence[Service]) -> Service:
+    """All of them as one, whose methods have the whole paths of calls for names."""
+    return Service(
+        "",
+        {f"/{of.name}/{name}": call for of in services for name, call in of.unary.items()},
+        {f"/{of.name}/{name}": call for of in services for name, call in of.streams.items()},
+    )
+
+
+class _Link:
+    """One connection's socket, its lock and its thread."""
+
+    def __init__(self, peer: socket.socket, server: FastServer) -> None:
+        self.peer = peer
+        self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self.descriptor = peer.fileno()
+        self.calls = Calls(server.service, self._wake, time.monotonic)
+        self._connection = Connection(self.calls)
+        self.last_read_s = time.monotonic()
+        self.unsent = b""
+        self._crowded = False
+        """True while the peer leaves more answers unread than are kept for it."""
+        self._sent_s = 0.0
+        self._server = server
+        self._lock = threading.Lock()
+        self._woken: deque[Stream] = deque()
+        self.thread = threading.Thread(target=self._run, name="rpc", daemon=True)
+
+    def look_after(self) -> None:
+        """See to deadlines, to what was not sent, to a peer that has stopped, and to the end."""
+        if time.monotonic() >= self._server.stop_by_s:
+            self.end()
+        self._locked(_LOCK_S, self._look_after)
+
+    def end(self) -> None:
+        """Break the connection off; its thread does the rest."""
+        with suppress(OSError):
+            self.peer.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """The connection is over: nothing of it stays."""
+        with self._lock:
+            self.unsent = b""
+            self._connection.close()
+            self.peer.close()
+        self._woken.clear()
+        self._server.links.discard(self)
+        self._server.poke()
+
+    def _look_after(self) -> None:
+        if self._server.stop_by_s < math.inf:
+            self._connection.drain()
+        self._connection.look_after()
+        late_s = time.monotonic() - STALL_S
+        stalled = bool(self.unsent) and self._sent_s < late_s
+        if stalled or (self._connection.unfinished and self.last_read_s < late_s):
+            log.info("a client that does not %s is left", "read" if stalled else "go on")
+            self.end()
+
+    def _locked(self, wait_s: float, act: Callable[..., object], *args: object) -> None:
+        """Do something and send what comes of it, unless the lock is not free within `wait_s`.
+
+        Then look for woken streams: whoever woke them has found the lock taken. This may be the
+        publisher's thread, so errors stay here.
+        """
+        while self._lock.acquire(True, wait_s):
+            try:
+                act(*args)
+                self._flush()
+            except Exception:
+                log.exception("a connection failed; its client will come back")
+                self.end()
+                self._connection.close()  # what is read before the end must not be acted on
+            finally:
+                self._lock.release()
+            if not self._woken:
+                break
+            wait_s, act, args = 0.0, self._pull, ()
+
+    def _run(self) -> None:
+        try:
+            self._locked(_FOREVER_S, self._pull)
+            while data := self.peer.recv(_PIECE_BYTES):
+                self.last_read_s = time.monotonic()
+                self._locked(_FOREVER_S, self._connection.receive, data)
+                if self.calls.streams and self.calls.next_deadline_s < math.inf:
+                    self._server.poke()
+                if self.unsent:
+                    self._wait_for_reader()
+        except OSError:
+            log.debug("a client broke its connection off")
+        finally:
+            self.close()
+
+    def _wait_for_reader(self) -> None:
+        """Read no more while the peer reads nothing itself, or its answers would pile up here."""
+        writable = select.poll()
+        writable.register(self.peer, select.POLLOUT)
+        while self._crowded:
+            if writable.poll(STALL_S * 1000) != [(self.descriptor, select.POLLOUT)]:
+                self.end()
+                return
+            self.last_read_s = time.monotonic()
+            self._locked(_FOREVER_S, self._pull)
+
+    def _wake(self, stream: Stream) -> None:
+        self._woken.append(stream)
+        self._locked(0.0, self._pull)
+
+    def _pull(self) -> None:
+        while self._woken:
+            self.calls.pull(self._woken.popleft())
+
+    def _flush(self) -> None:
+        """Send what can be sent without waiting, for a turn. The lock is held.
+
+        What is left after a turn is the keeper's, so that a list to a peer that reads as fast as
+        it is written to does not keep the connection's thread from the lock.
+        """
+        turn_bytes = 0
+        while data := self.unsent or self.calls.outbox.take(_PIECE_BYTES):
+            sent = 0
+            try:
+                if turn_bytes < _TURN_BYTES:
+                    sent = self.peer.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.end()
+                return
+            turn_bytes += sent
+            if sent < len(data):
+                if sent or not self.unsent:
+                    self._sent_s = time.monotonic()
+                known, self.unsent = self.unsent, data[sent:]
+                self._crowded = self.calls.outbox.waiting_bytes > MAX_WAITING_BYTES
+                if not known:  # else the keeper knows, and is not to wake itself over and over
+                    self._server.poke()
+                return
+            self.unsent, self._crowded = b"", False
+        if self._connection.ended:
+            self.end()
+
+
+class FastServer:
+    """See `gpuplugin.rpc.services.Server`."""
+
+    def __init__(self, listener: socket.socket, path: Path, service: Service) -> None:
+        self.service = service
+        self.stop_by_s = math.inf
+        self._listener = listener
+        self._path = path
+        self._file = path.lstat()
+        self.links: set[_Link] = set()
+        """Its keys are changed and copied in one operation each, so without a lock."""
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Not in `stop`: a connection whose handler does not return may ring it long after.
+        weakref.finalize(self, os.close, self._bell).atexit = False
+        self._keeper = threading.Thread(target=self._keep, name="rpc-keeper", daemon=True)
+        self._keeper.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Stop; see `Server.stop`. A handler that does not return is left behind."""
+        with suppress(OSError):  # a file that is gone, with its folder or without, or not ours
+            if os.path.samestat(self._path.lstat(), self._file):
+                self._path.unlink()
+        self.stop_by_s = time.monotonic() + grace_s
+        self.poke()
+        self._keeper.join()
+
+    def poke(self) -> None:
+        """Let the keeper look at what has changed."""
+        os.eventfd_write(self._bell, 1)
+
+    def _keep(self) -> None:
+        while self.stop_by_s == math.inf:
+            self._wait_and_look(LOOK_S)
+        self._listener.close()
+        while self.links and time.monotonic() < self.stop_by_s + _LAST_WORDS_S:
+            self._wait_and_look(_LOCK_S)
+
+    def _wait_and_look(self, at_most_s: float) -> None:
+        """Wait until something is to be done, and do it."""
+        ready = select.poll()
+        ready.register(self._bell, select.POLLIN)
+        if self.stop_by_s == math.inf:
+            ready.register(self._listener, select.POLLIN)
+        due_s = time.monotonic() + at_most_s
+        for link in self.links.copy():
+            due_s = min(due_s, link.calls.next_deadline_s)
+            if link.unsent:
+                ready.register(link.descriptor, select.POLLOUT)
+        for descriptor, _ in ready.poll(max(0.0, (due_s - time.monotonic()) * 1000)):
+            if descriptor == self._bell:
+                os.eventfd_read(self._bell)
+            elif descriptor == self._listener.fileno():
+                self._accept()
+        for link in self.links.copy():
+            link.look_after()
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError as error:
+            log.warning("cannot accept a connection: %s; trying again", error)
+            time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once
+            return
+        link = _Link(peer, self)
+        if len(self.links) >= MAX_CONNECTIONS:
+            log.warning("%d connections are open, one more is too many", len(self.links))
+            idle = [one for one in self.links.copy() if not one.calls.streams]
+            min(idle, key=lambda one: one.last_read_s, default=link).end()
+        self.links.add(link)
+        try:
+            link.thread.start()
+        except RuntimeError as error:
+            log.warning("no thread for a connection: %s", error)
+            link.close()

@@ -1,0 +1,131 @@
+"""The engine on grpcio's synchronous server: gRPC over unix sockets, handlers in a thread pool."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NoReturn
+
+import grpc
+
+from gpuplugin.rpc.services import (
+    RpcCode,
+    RpcError,
+    Service,
+    SocketError,
+    check_socket_path,
+    grpc_target,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from gpuplugin.rpc.services import Subscription
+
+_WORKERS = 16
+"""Threads for calls; every open stream holds one (at most `deviceplugin.MAX_STREAMS`)."""
+
+_MAX_REQUEST_BYTES = 16 * 1024 * 1024
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+)
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+log = logging.getLogger(__name__)
+
+
+class GrpcioEngine:
+    """See `gpuplugin.rpc.services.Engine`."""
+
+    def serve(self, socket_path: Path, services: Sequence[Service]) -> GrpcioServer:
+        """Listen on `socket_path`; see `Engine.serve`."""
+        check_socket_path(socket_path)
+        pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rpc")
+        server = grpc.server(pool, options=_OPTIONS)
+        for service in services:
+            server.add_generic_rpc_handlers((_generic_handler(service),))
+        try:
+            server.add_insecure_port(grpc_target(socket_path))
+        except RuntimeError as error:
+            pool.shutdown(wait=False)
+            raise SocketError(f"cannot listen on {socket_path}: {error}") from error
+        server.start()
+        return GrpcioServer(server, pool)
+
+
+class GrpcioServer:
+    """See `gpuplugin.rpc.services.Server`."""
+
+    def __init__(self, server: grpc.Server, pool: ThreadPoolExecutor) -> None:
+        self._server = server
+        self._pool = pool
+
+    def stop(self, grace_s: float) -> None:
+        """Stop; see `Server.stop`."""
+        self._server.stop(grace_s).wait(grace_s + 5)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _generic_handler(service: Service) -> grpc.GenericRpcHandler:
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        name: grpc.unary_unary_rpc_method_handler(_unary(handler))
+        for name, handler in service.unary.items()
+    }
+    methods |= {
+        name: grpc.unary_stream_rpc_method_handler(_stream(handler))
+        for name, handler in service.streams.items()
+    }
+    return grpc.method_handlers_generic_handler(service.name, methods)
+
+
+def _unary(
+    handler: Callable[[bytes], bytes],
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def call(request: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            return handler(request)
+        except RpcError as error:
+            _abort(context, error)
+
+    return call
+
+
+def _stream(
+    subscribe: Callable[[Callable[[], None]], Subscription],
+) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+    def call(_request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        wake = threading.Event()
+        try:
+            subscription = subscribe(wake.set)
+        except RpcError as error:
+            _abort(context, error)
+        try:
+            if context.add_callback(wake.set):
+                yield from _messages(subscription, wake, context)
+        finally:
+            subscription.close()
+
+    return call
+
+
+def _messages(
+    subscription: Subscription, wake: threading.Event, context: grpc.ServicerContext
+) -> Iterator[bytes]:
+    while True:
+        wake.wait()
+        wake.clear()
+        if subscription.closed or not context.is_active():
+            return
+        message = subscription.take()
+        if message is not None:
+            yield message
+
+
+def _abort(context: grpc.ServicerContext, error: RpcError) -> NoReturn:
+    context.abort(_CODES.get(RpcCode(error.code).value, grpc.StatusCode.UNKNOWN), error.message)

@@ -1,0 +1,1 @@
+"""One simulated GPU: compute, memory, tenants, physics and faults."""

@@ -1,0 +1,239 @@
+"""What can befall a simulated GPU or node: the kinds of happenings, as a scenario spells them.
+
+Validated here. What becomes of a GPU is in `sim.gpu.gpu`, of a node in `sim.node`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_LOST_AFTER_S = 2.0
+"""Assumed: how long an overheated GPU still answers before it shuts itself down."""
+
+
+class Part(BaseModel):
+    """A part of a scenario: immutable; an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class XidFault(Part):
+    """The driver reports an Xid, and the GPU suffers what the catalogue says.
+
+    `mig` is the index of a MIG device of that GPU: the report names its instances. Such an Xid
+    leaves the GPU as a whole alone, whatever its code: no counter moves, nothing is to be reset. A
+    process dies if its scope is one. Who was told of it learns from `recover` that it is over.
+    """
+
+    kind: Literal["xid"] = "xid"
+    xid: Annotated[int, Field(ge=1, le=999)]
+    mig: Annotated[int, Field(ge=0)] | None = None
+
+
+class EccFault(Part):
+    """`count` ECC errors that were found together: one event without an Xid."""
+
+    kind: Literal["ecc"] = "ecc"
+    uncorrectable: bool = False
+    count: Annotated[int, Field(ge=1)] = 1
+
+
+class RowRemap(Part):
+    """A row of memory is to be remapped, or that failed; no event tells of it."""
+
+    kind: Literal["row-remap"] = "row-remap"
+    failed: bool = False
+
+
+class LostFault(Part):
+    """The GPU stops answering, without an Xid."""
+
+    kind: Literal["lost"] = "lost"
+
+
+class Hang(Part):
+    """Calls about the GPU do not return for `for_s` seconds (None: until it recovers)."""
+
+    kind: Literal["hang"] = "hang"
+    for_s: Seconds | None = None
+
+
+class ThermalShutdown(Part):
+    """Cooling failed: the GPU is at its shutdown temperature, and is lost `lost_after_s` later.
+
+    It comes by itself, too, where load and a bad airflow (`cooling`) make a GPU that hot.
+    """
+
+    kind: Literal["thermal-shutdown"] = "thermal-shutdown"
+    lost_after_s: Annotated[float, Field(ge=0)] = DEFAULT_LOST_AFTER_S
+
+
+class Unplug(Part):
+    """The GPU is removed from the bus, without an Xid. Only `plug` or `replace` ends it."""
+
+    kind: Literal["unplug"] = "unplug"
+
+
+class Plug(Part):
+    """The GPU that was removed is back, after a power cycle. A failed row remap stays."""
+
+    kind: Literal["plug"] = "plug"
+
+
+class Replacement(Part):
+    """Another GPU of the same model sits in its place, with another UUID and as many partitions.
+
+    The one that was there stays in the list as lost, for ever.
+    """
+
+    kind: Literal["replace"] = "replace"
+
+
+class Repartition(Part):
+    """MIG mode with devices of these profiles (None: MIG off). The GPU's processes end."""
+
+    kind: Literal["repartition"] = "repartition"
+    mig: list[str] | None
+
+
+class Recovery(Part):
+    """The GPU was reset, or the node rebooted: it answers again and all is as new.
+
+    A failed row remap and a thermal shutdown are over as well: a person has seen to them. The
+    airflow of its group (`cooling`) stays as it is.
+    """
+
+    kind: Literal["recover"] = "recover"
+
+
+class DriverDown(Part):
+    """The driver is unloaded: every call fails, and processes on GPUs end."""
+
+    kind: Literal["driver-down"] = "driver-down"
+
+
+class DriverUp(Part):
+    """The driver was loaded anew: calls work, and no GPU waits for a reset any more."""
+
+    kind: Literal["driver-up"] = "driver-up"
+
+
+class DriverHang(Part):
+    """No call returns for `for_s` seconds (None: until `driver-up`)."""
+
+    kind: Literal["driver-hang"] = "driver-hang"
+    for_s: Seconds | None = None
+
+
+class WatchBroken(Part):
+    """Waiting for events fails for `for_s` seconds (None: until `watch-mended`); the rest works."""
+
+    kind: Literal["watch-broken"] = "watch-broken"
+    for_s: Seconds | None = None
+
+
+class WatchMended(Part):
+    """Events can be waited for again."""
+
+    kind: Literal["watch-mended"] = "watch-mended"
+
+
+GpuHappening: TypeAlias = (
+    XidFault
+    | EccFault
+    | RowRemap
+    | LostFault
+    | Hang
+    | ThermalShutdown
+    | Unplug
+    | Plug
+    | Replacement
+    | Repartition
+    | Recovery
+)
+"""What can befall a GPU."""
+
+NodeHappening: TypeAlias = DriverDown | DriverUp | DriverHang | WatchBroken | WatchMended
+"""What can befall the node as a whole."""
+
+Happening: TypeAlias = GpuHappening | NodeHappening
+
+HAPPENING: TypeAdapter[Happening] = TypeAdapter(Annotated[Happening, Field(discriminator="kind")])
+
+
+def _gpu_choice(value: object) -> object:
+    """One plain error where pydantic would list what is wrong with each of the alternatives."""
+    indices = value if isinstance(value, list | tuple) else [value]
+    sound = all(type(one) is int and one >= 0 for one in indices)
+    if value is None or value == "all" or (indices and sound and len(set(indices)) == len(indices)):
+        return value
+    raise ValueError("an index, a list of different indices, or 'all'")
+
+
+GpuChoice = Annotated[int | tuple[int, ...] | Literal["all"] | None, BeforeValidator(_gpu_choice)]
+
+
+class Repeat(Part):
+    """Again every `every_s` seconds, `times` times in all."""
+
+    every_s: Seconds
+    times: Annotated[int, Field(ge=1)]
+
+
+class TimedHappening(Part):
+    """`what` befalls GPUs or the node, `at_s` seconds after the start, and again as `repeat` says.
+
+    `gpu` is an index, a list of them, or "all"; what befalls the node as a whole has none. What
+    cannot happen at its time (a GPU that is unplugged already) does not.
+    """
+
+    at_s: Annotated[float, Field(ge=0)]
+    what: Annotated[Happening, Field(discriminator="kind")]
+    # Behind `what`, so that its validator knows whether there has to be one.
+    gpu: Annotated[GpuChoice, Field(validate_default=True)] = None
+    repeat: Repeat | None = None
+
+    def indices(self, gpu_count: int) -> Sequence[int]:
+        """The GPUs of a node with `gpu_count` of them that it befalls; none for the node."""
+        if self.gpu is None:
+            return ()
+        if self.gpu == "all":
+            return range(gpu_count)
+        return (self.gpu,) if isinstance(self.gpu, int) else self.gpu
+
+    @field_validator("gpu")
+    @classmethod
+    def _gpu_as_kind_needs(cls, gpu: GpuChoice, info: ValidationInfo) -> GpuChoice:
+        what = info.data.get("what")
+        if what is None:
+            return gpu  # its own error says enough
+        if isinstance(what, NodeHappening) and gpu is not None:
+            raise ValueError(f"{what.kind} befalls the whole node: leave this key out")
+        if isinstance(what, GpuHappening) and gpu is None:
+            raise ValueError(f"{what.kind} befalls a GPU: an index, a list of them, or 'all'")
+        return gpu
+
+
+def problems(error: ValidationError) -> str:
+    """Every wrong key with what is wrong about it, on one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, details['loc']))}: {details['msg'].removeprefix('Value error, ')}"
+        for details in error.errors()
+    )

@@ -1,0 +1,359 @@
+"""One simulated GPU: identity, condition, and what happenings do to it. No clock, no I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from hal import (
+    ComputeProcess,
+    EccError,
+    Event,
+    Gpu,
+    GpuAppeared,
+    GpuDisappeared,
+    GpuState,
+    Probe,
+    RecoveryAction,
+    Telemetry,
+    ThrottleReason,
+    TimeSliceLevel,
+    XidAction,
+    XidError,
+    XidScope,
+    lookup_xid,
+)
+from sim.gpu.faults import (
+    EccFault,
+    Hang,
+    LostFault,
+    Plug,
+    Recovery,
+    RowRemap,
+    ThermalShutdown,
+    Unplug,
+    XidFault,
+)
+from sim.gpu.partition import GIB
+from sim.gpu.profiles import slice_parameters
+from sim.node.driver import until_s
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from sim.gpu.physics import Physics
+    from sim.gpu.profiles import Profile
+    from sim.gpu.tenancy import Tenancy
+    from sim.node.scenario import Tenant
+
+    Suffered: TypeAlias = (
+        XidFault
+        | EccFault
+        | RowRemap
+        | LostFault
+        | Hang
+        | ThermalShutdown
+        | Unplug
+        | Plug
+        | Recovery
+    )
+    """What befalls a GPU that stays the one it is."""
+
+_DOUBLE_BIT_XIDS = frozenset({48, 95, 171, 172})
+_ROW_REMAPPED, _ROW_REMAP_FAILED, _OFF_THE_BUS = 63, 64, 79
+
+
+@dataclass(slots=True)
+class Use:
+    """Sums over the schedulers of a GPU: nanoseconds of work and of switching, and where."""
+
+    active_ns: int = 0
+    switching_ns: int = 0
+    places: set[str] = field(default_factory=set)
+    """UUIDs of the GPU or its MIG devices whose tenants ran there."""
+
+
+@dataclass(slots=True)
+class SimulatedGpu:
+    """State of one GPU; every method is given the model time in seconds where it matters."""
+
+    identity: Gpu
+    profile: Profile
+    physics: Physics
+    tenants: list[tuple[int, Tenant]] = field(default_factory=list)
+    """Processes of constant load, as (pid, tenant)."""
+    tenancies: dict[str, Tenancy] = field(default_factory=dict)
+    """Tenants whose kernels compete, by the UUID of the GPU or of its MIG device."""
+    past: Use = field(default_factory=Use)
+    """What its schedulers did before it was partitioned anew."""
+    lost: bool = False
+    plugged: bool = True
+    replaced_by: str | None = None
+    """The UUID of the GPU that took its place."""
+    overheated: bool = False
+    recovery_action: RecoveryAction = RecoveryAction.NONE
+    row_remap_pending: bool = False
+    row_remap_failed: bool = False
+    corrected_ecc: int = 0
+    uncorrectable_ecc: int = 0
+    resets: int = 0
+    time_slice: TimeSliceLevel = TimeSliceLevel.DEFAULT
+    _hung_until_s: float = -math.inf
+    _loss_due_s: float = math.inf
+
+    def listed(self) -> Gpu:
+        """The GPU as an enumeration shows it."""
+        if not self.lost:
+            return self.identity
+        return replace(self.identity, state=GpuState.LOST)
+
+    def suffer(self, what: Suffered, now_s: float) -> tuple[Event, ...]:
+        """Let something befall the GPU; returns what the driver reports of it.
+
+        Until its recovery nothing changes a lost GPU any more.
+        """
+        match what:
+            case XidFault():
+                return self._suffer_xid(what, now_s)
+            case EccFault(uncorrectable=uncorrectable):
+                self._worsen(what, now_s)
+                return (EccError(self.identity.uuid, uncorrectable),)
+            case LostFault():
+                return self._lose(now_s)
+            case Unplug():
+                self.plugged = False
+                return self._lose(now_s)
+            case Plug():
+                self.plugged = True
+                return self._restart()
+            case Recovery():
+                self.row_remap_failed = False
+                return self._restart()
+            case _:
+                self._worsen(what, now_s)
+                return ()
+
+    def elapse(self, now_s: float) -> tuple[Event, ...]:
+        """Let happen what an earlier happening led to by now; returns what the driver reports."""
+        return self._lose(now_s) if now_s >= self._loss_due_s else ()
+
+    def hangs(self, now_s: float) -> bool:
+        """True while calls about it do not return; a lost GPU fails them at once."""
+        return not self.lost and now_s < self._hung_until_s
+
+    def evict(self, now_s: float, why: str = "reset") -> None:
+        """End all its processes."""
+        self.settle(now_s)
+        self.tenants.clear()
+        for tenancy in self.tenancies.values():
+            tenancy.kill_all(why)
+
+    def repartition(self, identity: Gpu, tenancies: dict[str, Tenancy], now_s: float) -> None:
+        """Other MIG devices, or none: processes end, and work is done elsewhere from now on."""
+        self.evict(now_s, "repartitioned")
+        self.past = self.use()
+        self.identity, self.tenancies = identity, tenancies
+        if not identity.mig_enabled:
+            self.set_time_slice(self.time_slice)
+
+    def use(self) -> Use:
+        """What its schedulers did up to now, those of earlier partitions included."""
+        use = Use(self.past.active_ns, self.past.switching_ns, set(self.past.places))
+        for uuid, tenancy in self.tenancies.items():
+            tenancy.compute.catch_up()
+            usage = tenancy.compute.engine.usage
+            use.active_ns += usage.active_ns
+            use.switching_ns += usage.switching_ns
+            use.places.add(uuid)
+        return use
+
+    def settle(self, now_s: float) -> None:
+        """Bring temperature and utilisation to the present."""
+        for tenancy in self.tenancies.values():
+            tenancy.sample()
+        self.physics.settle(self.load, now_s)
+
+    def set_time_slice(self, level: TimeSliceLevel) -> None:
+        """Slices of another length for all tenants, those that run included."""
+        self.time_slice = level
+        for tenancy in self.tenancies.values():
+            tenancy.set_slices(slice_parameters(self.profile, level))
+
+    def govern(self, now_s: float) -> None:
+        """Let the temperature move the clocks, and the clocks the tenants' speed."""
+        self.settle(now_s)
+        self.physics.govern()
+        for tenancy in self.tenancies.values():
+            tenancy.set_clock(self.physics.clock_ppm)
+
+    def replace(self, successor: str, now_s: float) -> tuple[Event, ...]:
+        """Another GPU took its place for ever; returns what the driver reports of this one."""
+        self.replaced_by = successor
+        return self._lose(now_s)
+
+    def driver_loaded(self) -> None:
+        """The driver was loaded anew, which resets the GPU; one that is lost stays lost."""
+        self._count_reset()
+        if self.recovery_action is RecoveryAction.RESET:
+            self.recovery_action = RecoveryAction.NONE
+
+    def probe(self) -> Probe:
+        """What the hardware says of its usability; a lost GPU does not tell its temperature."""
+        return Probe(
+            reachable=not self.lost,
+            recovery_action=self.recovery_action,
+            row_remap_pending=self.row_remap_pending,
+            row_remap_failed=self.row_remap_failed,
+            uncorrectable_ecc=self.uncorrectable_ecc,
+            epoch=f"reset-{self.resets}",
+            thermal_shutdown=self.overheated and not self.lost,
+        )
+
+    def telemetry(self, now_s: float) -> Telemetry:
+        """A reading at `now_s`."""
+        self.settle(now_s)
+        load = self.load
+        clocks, power = self.profile.clocks_mhz, self.profile.power_w
+        busy = load > 0
+        return Telemetry(
+            utilization=load,
+            memory_used_bytes=self._memory_used_bytes(),
+            memory_total_bytes=self.identity.memory_bytes,
+            temperature_c=self._temperature_c(),
+            power_w=self.physics.power_w(load),
+            power_limit_w=power.default_limit,
+            sm_clock_mhz=self._sm_clock_mhz(clocks.sm_max) if busy else clocks.sm_idle,
+            memory_clock_mhz=clocks.memory,
+            throttle_reasons=self._throttle_reasons(busy=busy),
+            corrected_ecc=self.corrected_ecc if self.profile.ecc else None,
+            uncorrectable_ecc=self.uncorrectable_ecc if self.profile.ecc else None,
+        )
+
+    def processes(self) -> tuple[ComputeProcess, ...]:
+        """Tenants as the driver lists them; constant loads share a saturated GPU evenly."""
+        demand = sum(tenant.utilization for _, tenant in self.tenants)
+        scale = 1 / demand if demand > 1 else 1.0
+        constant = (
+            ComputeProcess(
+                pid, tenant.name, int(tenant.memory_gib * GIB), tenant.utilization * scale
+            )
+            for pid, tenant in self.tenants
+        )
+        competing = (
+            ComputeProcess(
+                pid,
+                tenant.spec.name,
+                tenancy.memory.held_bytes.get(tenant.context, 0),
+                tenancy.sm_share(pid),
+                None if uuid == self.identity.uuid else uuid,
+            )
+            for uuid, tenancy in self.tenancies.items()
+            for pid, tenant in tenancy.tenants.items()
+        )
+        return tuple(sorted((*constant, *competing), key=lambda process: process.pid))
+
+    def _suffer_xid(self, what: XidFault, now_s: float) -> tuple[Event, ...]:
+        code, uuid = what.xid, self.identity.uuid
+        if self.lost:
+            return (XidError(uuid, code),)
+        xid = lookup_xid(code)
+        if xid.scope is XidScope.PROCESS:
+            self.settle(now_s)
+            self._kill_one(what)
+        if what.mig is not None:
+            device = self.identity.mig_devices[what.mig]
+            return (XidError(uuid, code, device.gpu_instance, device.compute_instance),)
+        self.uncorrectable_ecc += code in _DOUBLE_BIT_XIDS
+        self.row_remap_pending |= code == _ROW_REMAPPED
+        self.row_remap_failed |= code == _ROW_REMAP_FAILED
+        reported = XidError(uuid, code)
+        if code == _OFF_THE_BUS:
+            self.recovery_action = RecoveryAction.REBOOT
+            return (reported, *self._lose(now_s))
+        if xid.action in (XidAction.RESET_GPU, XidAction.ECC_WORKFLOW):
+            self.evict(now_s, f"xid {code}")
+            self.recovery_action = RecoveryAction.RESET
+        return (reported,)
+
+    def _worsen(self, what: EccFault | RowRemap | Hang | ThermalShutdown, now_s: float) -> None:
+        """What the driver itself reports nothing of."""
+        if self.lost:
+            return
+        match what:
+            case EccFault(uncorrectable=uncorrectable, count=count):
+                self.uncorrectable_ecc += count * uncorrectable
+                self.corrected_ecc += count * (not uncorrectable)
+            case RowRemap(failed=failed):
+                self.row_remap_failed |= failed
+                self.row_remap_pending |= not failed
+            case Hang(for_s=for_s):
+                self._hung_until_s = until_s(now_s, for_s)
+            case ThermalShutdown(lost_after_s=lost_after_s):
+                self.evict(now_s, "thermal shutdown")
+                self.overheated = True
+                self._loss_due_s = until_s(now_s, lost_after_s)
+
+    def _lose(self, now_s: float) -> tuple[Event, ...]:
+        if self.lost:
+            return ()
+        self.evict(now_s, "GPU lost")
+        self.lost = True
+        return (GpuDisappeared(self.identity.uuid),)
+
+    def _restart(self) -> tuple[Event, ...]:
+        was_lost, self.lost = self.lost, False
+        self.recovery_action = RecoveryAction.NONE
+        self._hung_until_s, self._loss_due_s = -math.inf, math.inf
+        self.overheated = False
+        self._count_reset()
+        return (GpuAppeared(self.identity.uuid),) if was_lost else ()
+
+    def _count_reset(self) -> None:
+        """Volatile counters start anew, and rows that wait for a remapping get it."""
+        self.resets += 1
+        self.row_remap_pending = False
+        self.corrected_ecc = self.uncorrectable_ecc = 0
+
+    def _kill_one(self, what: XidFault) -> None:
+        """An application error ends one process; under MPS all clients of the server."""
+        why = f"xid {what.xid}"
+        uuid = self.identity.uuid
+        if what.mig is not None:
+            uuid = self.identity.mig_devices[what.mig].uuid
+        tenancy = self.tenancies.get(uuid)
+        if tenancy is not None and tenancy.tenants:
+            if tenancy.shares_faults:
+                tenancy.kill_all(why)
+            else:
+                tenancy.kill_running(why)
+        elif self.tenants:
+            self.tenants.pop(0)
+
+    @property
+    def load(self) -> float:
+        """Share of the last sample in which a kernel ran, 0 to 1."""
+        constant = sum(tenant.utilization for _, tenant in self.tenants)
+        shares = sum(
+            tenancy.utilization * tenancy.compute_share for tenancy in self.tenancies.values()
+        )
+        return min(1.0, constant + shares)
+
+    def _memory_used_bytes(self) -> int:
+        reserved = self.profile.memory_reserved_bytes or 0
+        used = reserved + sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
+        used += sum(sum(tenancy.memory.held_bytes.values()) for tenancy in self.tenancies.values())
+        return min(used, self.identity.memory_bytes)
+
+    def _sm_clock_mhz(self, maximum_mhz: int | None) -> int | None:
+        if maximum_mhz is None:
+            return None
+        return maximum_mhz * self.physics.clock_ppm // 1_000_000
+
+    def _temperature_c(self) -> float:
+        return self.physics.shutdown_c if self.overheated else self.physics.temperature_c
+
+    def _throttle_reasons(self, *, busy: bool) -> ThrottleReason:
+        if self.overheated:
+            return ThrottleReason.THERMAL_HARDWARE
+        return self.physics.throttle_reasons(busy=busy)

@@ -1,0 +1,136 @@
+"""Power, temperature and clocks of a simulated GPU, as one state: each follows from the others.
+
+Load makes power, power makes heat, heat slows the clocks down, and slow clocks take less power. The
+GPU's temperature lags behind its power (first order); everything is exact between two changes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hal import ThrottleReason
+
+if TYPE_CHECKING:
+    from sim.gpu.profiles import Profile
+
+AMBIENT_C = 25.0
+"""Assumed: air at the inlet of a server."""
+
+IDLE_TEMPERATURE_C = 33.0
+"""GPU temperature of an idle A100 in the capture behind its profile."""
+
+FULL_LOAD_TEMPERATURE_C = 73.0
+"""Assumed: at the power limit, in an airflow as it should be."""
+
+THERMAL_TIME_CONSTANT_S = 30.0
+"""Assumed: first-order lag of the die behind the power it draws."""
+
+IDLE_POWER_SHARE = 0.1
+"""Assumed where the profile has no measured idle power: share of the power limit."""
+
+SLOWDOWN_C = 87.0
+SHUTDOWN_C = 95.0
+"""Assumed where the profile does not say: as an H100 SXM does."""
+
+_ROUNDING_C = 1e-6
+"""So near to a threshold, reckoned by exponential and logarithm, counts as reached."""
+
+STEP_PPM = 50_000
+LOWEST_PPM = 300_000
+"""Assumed: clocks go down in steps of 5 %, to 30 % at least, while it is too hot."""
+
+
+@dataclass(slots=True)
+class Physics:
+    """State at `at_s`; `cooling` is 1 for an airflow as it should be, less for a blocked one."""
+
+    profile: Profile
+    cooling: float = 1.0
+    clock_ppm: int = 1_000_000
+    at_s: float = 0.0
+    _temperature_c: float = IDLE_TEMPERATURE_C
+
+    @property
+    def temperature_c(self) -> float:
+        """At `at_s`, in degrees Celsius."""
+        return round(self._temperature_c, 1)
+
+    @property
+    def slowdown_c(self) -> float:
+        """From here on the clocks go down."""
+        thermal = self.profile.thermal_c
+        at = thermal.slowdown_c if thermal else None
+        return SLOWDOWN_C if at is None else at
+
+    @property
+    def shutdown_c(self) -> float:
+        """From here on the GPU shuts itself down."""
+        thermal = self.profile.thermal_c
+        at = thermal.shutdown_c if thermal else None
+        return SHUTDOWN_C if at is None else at
+
+    @property
+    def throttled(self) -> bool:
+        """True while the clocks are below what was asked for because of the temperature."""
+        return self.clock_ppm < 1_000_000
+
+    def throttle_reasons(self, *, busy: bool) -> ThrottleReason:
+        """As the driver tells them."""
+        if self.throttled:
+            return ThrottleReason.THERMAL_SOFTWARE
+        return ThrottleReason.NONE if busy else ThrottleReason.IDLE
+
+    def power_w(self, load: float) -> float | None:
+        """What the board draws under a load (0 to 1) at the present clocks; None if not known."""
+        limit_w = self.profile.power_w.default_limit
+        if limit_w is None:
+            return None
+        idle_w = self.profile.power_w.idle or limit_w * IDLE_POWER_SHARE
+        return round(idle_w + self._power_share(load) * (limit_w - idle_w), 1)
+
+    def settle(self, load: float, now_s: float) -> None:
+        """Bring the temperature to `now_s` under the load (0 to 1) since the last time."""
+        target_c = self._target_c(load)
+        decay = math.exp(-(now_s - self.at_s) / THERMAL_TIME_CONSTANT_S)
+        self._temperature_c = target_c + (self._temperature_c - target_c) * decay
+        self.at_s = now_s
+
+    @property
+    def can_overheat(self) -> bool:
+        """True if full load for long enough would slow the clocks down, or end it."""
+        rise_c = (FULL_LOAD_TEMPERATURE_C - AMBIENT_C) / self.cooling
+        return AMBIENT_C + rise_c >= min(self.slowdown_c, self.shutdown_c)
+
+    @property
+    def too_hot(self) -> bool:
+        """True from the shutdown temperature on."""
+        return self._temperature_c >= self.shutdown_c - _ROUNDING_C
+
+    def too_hot_in_s(self, load: float) -> float:
+        """Seconds until it is too hot if load and clocks stay as they are; infinity if never."""
+        if self.too_hot:
+            return 0.0
+        target_c = self._target_c(load)
+        if target_c <= self.shutdown_c:
+            return math.inf
+        to_go = (target_c - self._temperature_c) / (target_c - self.shutdown_c)
+        return THERMAL_TIME_CONSTANT_S * math.log(to_go)
+
+    def govern(self) -> None:
+        """Move the clocks one step, if the temperature asks for it."""
+        if self._temperature_c >= self.slowdown_c:
+            self.clock_ppm = max(LOWEST_PPM, self.clock_ppm - STEP_PPM)
+        elif self.throttled and self._temperature_c < self.slowdown_c - 3:
+            self.clock_ppm = min(1_000_000, self.clock_ppm + STEP_PPM)
+
+    def _target_c(self, load: float) -> float:
+        """Where the temperature goes under a load at the present clocks."""
+        span_c = FULL_LOAD_TEMPERATURE_C - IDLE_TEMPERATURE_C
+        rise_c = IDLE_TEMPERATURE_C - AMBIENT_C + span_c * self._power_share(load)
+        return AMBIENT_C + rise_c / self.cooling
+
+    def _power_share(self, load: float) -> float:
+        """Dynamic power as a share of that at full load and clocks: it goes with their square."""
+        return load * (self.clock_ppm / 1_000_000) ** 2

@@ -1,0 +1,283 @@
+"""Tenants that run on one GPU, or on one MIG device: contexts, memory, and how they end.
+
+What a tenant does is its workload's matter (`sim.gpu.workloads`), who gets the GPU the engine's
+(`sim.gpu.compute`). What comes out is kept in a `TenantRecord`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import simpy
+
+from sim.gpu.compute.engine import ContextId
+from sim.gpu.compute.gpucompute import ContextGone, GpuCompute
+from sim.gpu.compute.parameters import to_ns
+from sim.gpu.compute.slicing import Slicing
+from sim.gpu.memory import MIB, OutOfMemory
+from sim.gpu.partition import GIB
+from sim.gpu.workloads.drivers import drive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from random import Random
+
+    from sim.gpu.compute.engine import Engine
+    from sim.gpu.compute.parameters import SliceParameters
+    from sim.gpu.memory import Memory
+    from sim.gpu.workloads.models import MemoryUse, Workload
+
+FULL_SPEED_PPM = 1_000_000
+SAMPLE_NS = 100_000_000
+"""Drivers measure utilisation over 1/6 s to 1 s; nothing shorter means much."""
+
+
+@dataclass(slots=True)
+class TenantRecord:
+    """What came of a tenant.
+
+    For every request that was served, in order: `latency_ns` from its coming to its end, and
+    `work_ns`, what it takes alone. `ended` is why it ended, empty while it runs.
+    """
+
+    name: str
+    gpu: str
+    started_ns: int
+    ended_ns: int | None = None
+    ended: str = ""
+    latency_ns: array[int] = field(default_factory=lambda: array("q"))
+    work_ns: array[int] = field(default_factory=lambda: array("q"))
+    ooms: int = 0
+    busy_ns: int = 0
+    """Time on the GPU; known when it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpec:
+    """A tenant as it is started; `occupancy` (0 to 1) is how much of the GPU its kernels fill."""
+
+    name: str
+    workload: Workload
+    memory: MemoryUse
+    occupancy: float
+
+
+@dataclass(slots=True)
+class Tenant:
+    """A tenant: its process id, context, spec and record; `gone` succeeds when it has ended."""
+
+    pid: int
+    context: ContextId
+    spec: TenantSpec
+    record: TenantRecord
+    gone: simpy.Event
+    process: simpy.Process | None = None
+    growth: simpy.Process | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """The counters of a scheduler at a moment."""
+
+    at_ns: int
+    active_ns: int
+    busy_ns: dict[ContextId, int]
+
+
+@dataclass(slots=True)
+class _Bench:
+    """What a driver works on: see `workloads.drivers.Bench`."""
+
+    env: simpy.Environment
+    random: Random
+    tenancy: Tenancy
+    tenant: Tenant
+
+    def work(self, work_ns: int) -> simpy.Event:
+        wanted, share = self.tenant.spec.occupancy, self.tenancy.compute_share
+        here_ns = round(work_ns * max(1.0, wanted / share))
+        return self.tenancy.compute.run(self.tenant.context, here_ns, min(1.0, wanted / share))
+
+    def served(self, since_ns: int, work_ns: int) -> None:
+        record = self.tenant.record
+        record.latency_ns.append(int(self.env.now) - since_ns)
+        record.work_ns.append(work_ns)
+
+
+class Tenancy:
+    """The tenants of one GPU or MIG device, which `gpu` names.
+
+    `compute_share` is the share of the whole GPU's SMs that there are; work that fills more of them
+    takes longer in proportion. With `shares_faults` (MPS) the fault of one ends all of them. `log`
+    is told of facts as (kind, keys and values).
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        engine: Engine,
+        memory: Memory,
+        gpu: str,
+        *,
+        compute_share: float = 1.0,
+        shares_faults: bool = False,
+        log: Callable[[str, dict[str, object]], None] = lambda _kind, _facts: None,
+    ) -> None:
+        self.env = env
+        self.compute = GpuCompute(env, engine)
+        self.memory = memory
+        self.gpu = gpu
+        self.compute_share = compute_share
+        self.shares_faults = shares_faults
+        self.tenants: dict[int, Tenant] = {}
+        """Those that run, by process id, in the order in which they came."""
+        self._log = log
+        self._clock_ppm = FULL_SPEED_PPM
+        self._sample = _Sample(int(env.now), 0, {})
+        self._shares: dict[ContextId, float] = {}
+        self._utilization = 0.0
+
+    def start(self, pid: int, spec: TenantSpec, random: Random) -> Tenant:
+        """Start a tenant now; one whose memory does not fit ends at once."""
+        record = TenantRecord(spec.name, self.gpu, int(self.env.now))
+        tenant = Tenant(pid, ContextId(pid), spec, record, self.env.event())
+        self.tenants[pid] = tenant
+        if not self._allocate(tenant, round(spec.memory.context_mib * MIB), "context"):
+            self._end(tenant, "oom")
+            return tenant
+        fits = self._allocate(tenant, round(spec.memory.start_gib * GIB), "start")
+        if not fits and spec.memory.on_oom == "die":
+            self._end(tenant, "oom")
+            return tenant
+        bench = _Bench(self.env, random, self, tenant)
+        tenant.process = self.env.process(self._run(tenant, bench))
+        if spec.memory.grow_gib:
+            tenant.growth = self.env.process(self._grow(tenant))
+        return tenant
+
+    def kill(self, pid: int, why: str) -> None:
+        """End a tenant now, as a fault or a person does; one that is gone already stays gone."""
+        tenant = self.tenants.get(pid)
+        if tenant is not None:
+            self._end(tenant, why)
+
+    def kill_all(self, why: str) -> None:
+        """End every tenant now."""
+        for pid in list(self.tenants):
+            self.kill(pid, why)
+
+    def set_clock(self, ppm: int) -> None:
+        """Run at `ppm` millionths of full clocks from now on."""
+        if ppm != self._clock_ppm:
+            self._clock_ppm = ppm
+            self._set_speed()
+
+    def set_slices(self, parameters: SliceParameters) -> None:
+        """Other slices and switches from now on, where the compute is sliced at all."""
+        self.compute.catch_up()
+        engine = self.compute.engine
+        if isinstance(engine, Slicing):
+            engine.parameters = parameters
+            self.compute.changed()
+
+    def kill_running(self, why: str) -> str | None:
+        """End the tenant whose kernel is on the GPU, or the first that there is; its name."""
+        self.compute.catch_up()
+        pid = next(
+            (pid for pid in self.tenants if self.compute.engine.on_gpu(ContextId(pid))), None
+        )
+        pid = next(iter(self.tenants), None) if pid is None else pid
+        if pid is None:
+            return None
+        name = self.tenants[pid].spec.name
+        self.kill(pid, why)
+        return name
+
+    def sample(self) -> None:
+        """Measure anew what `utilization` and `sm_share` tell, if the last time is 100 ms ago."""
+        self.compute.catch_up()
+        usage, last, now_ns = self.compute.engine.usage, self._sample, int(self.env.now)
+        elapsed_ns = now_ns - last.at_ns
+        if elapsed_ns < SAMPLE_NS:
+            return
+        self._utilization = min(1.0, (usage.active_ns - last.active_ns) / elapsed_ns)
+        self._shares = {
+            context: min(1.0, (busy_ns - last.busy_ns.get(context, 0)) / elapsed_ns)
+            for context, busy_ns in usage.busy_ns.items()
+        }
+        self._sample = _Sample(now_ns, usage.active_ns, dict(usage.busy_ns))
+
+    @property
+    def utilization(self) -> float:
+        """Share of the time before the last sample in which a kernel ran, 0 to 1."""
+        return self._utilization
+
+    def sm_share(self, pid: int) -> float:
+        """A tenant's part of that time."""
+        return self._shares.get(ContextId(pid), 0.0)
+
+    def _run(self, tenant: Tenant, bench: _Bench) -> Generator[simpy.Event, object, None]:
+        try:
+            yield from drive(tenant.spec.workload, bench)
+        except (simpy.Interrupt, ContextGone):
+            return
+        self._end(tenant, "done")
+
+    def _grow(self, tenant: Tenant) -> Generator[simpy.Event, object, None]:
+        use = tenant.spec.memory
+        held_gib, most_gib = use.start_gib, use.most_gib or 0.0
+        while held_gib < most_gib:
+            try:
+                yield self.env.timeout(to_ns(use.every_s))
+            except simpy.Interrupt:
+                return
+            step_gib = min(use.grow_gib, most_gib - held_gib)
+            if self._allocate(tenant, round(step_gib * GIB), "growth"):
+                held_gib += step_gib
+            elif use.on_oom == "die":
+                tenant.growth = None
+                self._end(tenant, "oom")
+                return
+
+    def _allocate(self, tenant: Tenant, size_bytes: int, what: str) -> bool:
+        try:
+            self.memory.allocate(tenant.context, size_bytes)
+        except OutOfMemory as error:
+            tenant.record.ooms += 1
+            holders: Counter[str] = Counter()  # two tenants may have one name
+            for pid, held in error.holders.items():
+                holders[self.tenants[pid].spec.name] += held
+            self._log(
+                "oom",
+                {
+                    "gpu": self.gpu,
+                    "tenant": tenant.spec.name,
+                    "what": what,
+                    "asked_bytes": error.asked_bytes,
+                    "free_bytes": error.free_bytes,
+                    "holders": dict(holders),
+                },
+            )
+            return False
+        self._set_speed()
+        return True
+
+    def _end(self, tenant: Tenant, why: str) -> None:
+        del self.tenants[tenant.pid]
+        tenant.record.ended, tenant.record.ended_ns = why, int(self.env.now)
+        self.memory.release(tenant.context)
+        self.compute.cancel(tenant.context)
+        tenant.record.busy_ns = self.compute.engine.usage.busy_ns.pop(tenant.context, 0)
+        for process in (tenant.process, tenant.growth):
+            if process is not None and process.is_alive and process is not self.env.active_process:
+                process.interrupt(why)
+        self._set_speed()
+        tenant.gone.succeed(why)
+        self._log("tenant-ended", {"gpu": self.gpu, "tenant": tenant.spec.name, "why": why})
+
+    def _set_speed(self) -> None:
+        """Clocks, and pages that move: together they make the speed of everybody."""
+        self.compute.set_speed(max(1, round(self._clock_ppm * self.memory.speed)))

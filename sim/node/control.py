@@ -1,0 +1,162 @@
+"""Steering a running simulated node from another process: inject faults, look at the GPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from gpuplugin.linesocket import ControlError, ask
+from hal import UnknownGpu
+from sim.gpu.faults import HAPPENING, GpuHappening, NodeHappening, problems
+from sim.node.lineserver import LineServer
+from sim.node.node import CannotBefall
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sim.gpu.gpu import SimulatedGpu
+    from sim.node.node import SimulatedNode
+    from sim.node.realtime import RealTimeNode
+
+ANSWER_TIMEOUT_S = 5.0
+
+
+class GpuStatus(BaseModel):
+    """One GPU of a simulated node, for those who look from outside."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    uuid: str
+    product: str
+    lost: bool
+    recovery_action: str
+    tenants: list[str]
+
+
+class BefallenGpu(BaseModel):
+    """A GPU that something befell; `replaced_by` is the UUID of the GPU that took its place."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    uuid: str
+    replaced_by: str | None
+
+
+class Befallen(BaseModel):
+    """What an injection met: the GPUs (none if it was the node), and the model time in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    gpus: list[BefallenGpu]
+    at_s: float
+
+
+_GPUS = TypeAdapter(list[GpuStatus])
+
+
+def control_socket(kubelet_dir: Path) -> Path:
+    """Where the node that serves this kubelet folder listens."""
+    return kubelet_dir / "gpuplugin-sim.sock"
+
+
+def serve_control(node: RealTimeNode, path: Path) -> LineServer:
+    """Listen for requests to `node` until the server is closed."""
+
+    def handle(request: Mapping[str, object]) -> Mapping[str, object]:
+        if "inject" in request:
+            return _inject(node, request)
+        return _status(node)
+
+    return LineServer(path, handle)
+
+
+def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Befallen:
+    """Let `what` (a happening of a scenario) befall GPUs of the node behind `path`, or the node.
+
+    `gpu` is an index, a UUID, or "all", which means every GPU that it can befall; None for what
+    befalls the node as a whole.
+
+    Raises:
+        ControlError: no node there, no such GPU, or nothing that can happen.
+    """
+    request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
+    return Befallen.model_validate(ask(path, request, ANSWER_TIMEOUT_S))
+
+
+def status(path: Path) -> list[GpuStatus]:
+    """The GPUs of the node behind `path`, by index.
+
+    Raises:
+        ControlError: no node there.
+    """
+    answer = ask(path, {"status": True}, ANSWER_TIMEOUT_S)
+    return _GPUS.validate_python(answer["gpus"])
+
+
+def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
+    try:
+        what = HAPPENING.validate_python(request["inject"])
+    except ValidationError as error:
+        raise ControlError(f"this cannot be injected: {problems(error)}") from error
+    named = request.get("gpu")
+    with node.present() as model:
+        if isinstance(what, NodeHappening):
+            if named is not None:
+                raise ControlError(f"{what.kind} befalls the whole node: name no GPU")
+            model.befall_node(what)
+            met: list[SimulatedGpu] = []
+        elif named is None:
+            raise ControlError(f"{what.kind} befalls a GPU: name one, or 'all'")
+        else:
+            met = _befall(model, str(named), what)
+        gpus = [
+            BefallenGpu(
+                index=gpu.identity.index, uuid=gpu.identity.uuid, replaced_by=gpu.replaced_by
+            )
+            for gpu in met
+        ]
+        return Befallen(gpus=gpus, at_s=model.now_s).model_dump()
+
+
+def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[SimulatedGpu]:
+    """The GPUs that it befell: of all, those that it can befall."""
+    try:
+        wanted = list(model.present) if named == "all" else [model.find(named)]
+    except UnknownGpu as error:
+        last = len(model.present) - 1
+        raise ControlError(f"{error.cause}; this node has GPUs 0 to {last}") from error
+    met: list[SimulatedGpu] = []
+    refusals: list[str] = []
+    for gpu in wanted:
+        try:
+            model.befall(gpu, what)
+        except CannotBefall as refusal:
+            refusals.append(str(refusal))
+        else:
+            met.append(gpu)
+    if not met:
+        raise ControlError("; ".join(refusals))
+    return met
+
+
+def _status(node: RealTimeNode) -> Mapping[str, object]:
+    with node.present() as model:
+        return {
+            "scenario": model.scenario.name,
+            "model_time_s": model.now_s,
+            "gpus": [
+                GpuStatus(
+                    index=gpu.identity.index,
+                    uuid=gpu.identity.uuid,
+                    product=gpu.identity.product,
+                    lost=gpu.lost,
+                    recovery_action=gpu.recovery_action.value,
+                    tenants=[tenant.name for _, tenant in gpu.tenants],
+                ).model_dump()
+                for gpu in model.present
+            ],
+        }

@@ -1,0 +1,391 @@
+"""The simulated node: GPUs on one simpy environment, driven by a scenario and one seed.
+
+Model time is the environment's clock, in integer nanoseconds from 0 on, so that it adds up exactly;
+people and happenings count in seconds. Who advances it (real time: `sim.node.realtime`) and
+who looks (`sim.node.backend`) is elsewhere; nothing here locks or sleeps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from contextlib import suppress
+from random import Random
+from typing import TYPE_CHECKING
+
+import simpy
+
+from hal import EccError, GpuAppeared, Link, LinkKind, UnknownGpu, XidError
+from sim.gpu.compute.parameters import NS_PER_S, to_ns
+from sim.gpu.failures import gaps_s, repair_time_s, victims_of
+from sim.gpu.faults import (
+    DriverDown,
+    DriverHang,
+    DriverUp,
+    GpuHappening,
+    Hang,
+    NodeHappening,
+    Plug,
+    Repartition,
+    Replacement,
+    ThermalShutdown,
+    XidFault,
+)
+from sim.gpu.gpu import SimulatedGpu
+from sim.gpu.identities import Identities
+from sim.gpu.partition import CannotPartition, check_partition
+from sim.gpu.tenancy import TenantSpec
+from sim.gpu.workloads.models import MemoryUse
+from sim.node.driver import SimulatedDriver
+from sim.node.population import physics_of, tenancies_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+    from hal import Event, Gpu
+    from sim.gpu.failures import Failures, Victims
+    from sim.gpu.faults import TimedHappening
+    from sim.gpu.profiles import Profile
+    from sim.gpu.tenancy import Tenancy, Tenant, TenantRecord
+    from sim.node.population import Log
+    from sim.node.scenario import Scenario
+    from sim.node.scenario import Tenant as TenantOfScenario
+
+FIRST_PID = 4001
+MOST_EVENTS = 4096
+"""Assumed: how many events wait to be taken, often by nobody; older ones are dropped."""
+GOVERN_S = 1.0
+"""How often clocks follow the temperature; assumed. They have to be faster than the heat: between
+slowdown and shutdown there are 3 degrees on some models."""
+
+
+class CannotBefall(Exception):
+    """This cannot happen to the GPU as it is now; the text says why and what can."""
+
+
+class SimulatedNode:
+    """GPUs, tenants and faults; `now_s` is the model time, `env.now` the same in nanoseconds."""
+
+    def __init__(self, scenario: Scenario, log: Log = lambda _kind, _facts: None) -> None:
+        self.env = simpy.Environment()
+        self.log = log
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when something befell the node or a GPU, or the driver has something to report."""
+        self.listeners: list[Callable[[Event], None]] = []
+        """Each is told every event that the driver reports; `take_events` is for one who asks."""
+        self.scenario = scenario
+        self.driver = SimulatedDriver()
+        self._identities = Identities(scenario)
+        self._groups = [group for group in scenario.gpus for _ in range(group.count)]
+        self._present = [
+            self._make_gpu(identity, profile)
+            for identity, profile in self._identities.of_the_node()
+        ]
+        self.gpus: dict[str, SimulatedGpu] = {gpu.identity.uuid: gpu for gpu in self._present}
+        """Every GPU that ever was in the node, by UUID; `present` has those that are."""
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self.records: list[TenantRecord] = []
+        """What came of every tenant that was started, in that order."""
+        self._pids = itertools.count(FIRST_PID)
+        for tenant in scenario.tenants:
+            self._bring(tenant)
+        if any(gpu.physics.can_overheat for gpu in self._present):
+            self.env.process(self._govern())
+        for happening in scenario.happenings:
+            self.env.process(self._happen_later(happening))
+        for number, failures in enumerate(scenario.failures):
+            self._let_fail(failures, Random(f"{scenario.seed}/failures/{number}"))
+
+    def advance(self, now_s: float) -> None:
+        """Let everything happen that is due by `now_s`, which becomes the present."""
+        now_ns = to_ns(now_s)
+        if now_ns > self.env.now:
+            self.env.run(until=now_ns)
+        # run() leaves its own stop event scheduled for the present; peek() would show it for ever.
+        while self.env.peek() <= self.env.now:
+            self.env.step()
+
+    @property
+    def now_s(self) -> float:
+        """The model time in seconds."""
+        return self.env.now / NS_PER_S
+
+    @property
+    def next_s(self) -> float:
+        """When the next scheduled event is due, in seconds; infinity if none is."""
+        return self.env.peek() / NS_PER_S
+
+    @property
+    def present(self) -> tuple[SimulatedGpu, ...]:
+        """The GPUs by index, without those that were replaced; an unplugged one keeps its index."""
+        return tuple(self._present)
+
+    def listed(self) -> tuple[Gpu, ...]:
+        """All GPUs as an enumeration shows them, by index; one that was replaced comes second."""
+        order = sorted(
+            self.gpus.values(), key=lambda gpu: (gpu.identity.index, gpu.replaced_by is not None)
+        )
+        return tuple(gpu.listed() for gpu in order)
+
+    def gpu(self, uuid: str) -> SimulatedGpu:
+        """The GPU of a UUID.
+
+        Raises:
+            UnknownGpu: this node has none.
+        """
+        try:
+            return self.gpus[uuid]
+        except KeyError:
+            raise UnknownGpu(uuid) from None
+
+    def find(self, index_or_uuid: str) -> SimulatedGpu:
+        """The GPU that a person named, by UUID or by the index that it has now.
+
+        Raises:
+            UnknownGpu: this node has none.
+        """
+        for gpu in self._present:
+            if index_or_uuid == str(gpu.identity.index):
+                return gpu
+        return self.gpu(index_or_uuid)
+
+    def befall(self, gpu: SimulatedGpu, what: GpuHappening) -> None:
+        """Let something befall a GPU now.
+
+        Raises:
+            CannotBefall: not as the GPU is now; nothing has changed.
+        """
+        _check(gpu, what)
+        now_s = self.now_s
+        match what:
+            case Replacement():
+                self._replace(gpu)
+            case Repartition(mig=mig):
+                identity = self._identities.partitioned(gpu.identity, mig, gpu.profile)
+                gpu.repartition(identity, self._tenancies(identity, gpu.profile), now_s)
+            case _:
+                self._report(gpu.suffer(what, now_s))
+        self.log("happening", {"uuid": gpu.identity.uuid, **what.model_dump()})
+        self.on_change()
+        match what:
+            case Hang(for_s=float(for_s)):
+                self._look_again_after(for_s)
+            case ThermalShutdown(lost_after_s=lost_after_s):
+                self.env.process(self._elapse_later(gpu, lost_after_s))
+
+    def befall_node(self, what: NodeHappening) -> None:
+        """Let something befall the node as a whole now."""
+        self.driver.suffer(what, self.now_s)
+        self.log("happening", dict(what.model_dump()))
+        match what:
+            case DriverDown():
+                for gpu in self._present:
+                    gpu.evict(self.now_s)
+            case DriverUp():
+                for gpu in self.gpus.values():
+                    gpu.driver_loaded()
+            case DriverHang(for_s=float(for_s)):
+                self._look_again_after(for_s)
+        self.on_change()
+
+    def hangs(self, uuid: str | None = None) -> bool:
+        """True while calls do not return: about the GPU of this UUID, or (None) of any kind."""
+        if self.driver.hangs(self.now_s):
+            return True
+        gpu = self.gpus.get(uuid) if uuid is not None else None
+        return gpu is not None and self.driver.loaded and gpu.hangs(self.now_s)
+
+    def take_events(self) -> tuple[Event, ...]:
+        """What the driver reported since the last call."""
+        taken = tuple(self._events)
+        self._events.clear()
+        return taken
+
+    @property
+    def has_events(self) -> bool:
+        """True if there is something to take."""
+        return bool(self._events)
+
+    def links(self) -> dict[tuple[str, str], Link]:
+        """As recorded, else by NUMA node; behind an NVSwitch there is no direct NVLink."""
+        listed = [gpu.identity for gpu in self._present if not gpu.lost]
+        return {
+            (one.uuid, other.uuid): self._link(one, other)
+            for one in listed
+            for other in listed
+            if one.uuid != other.uuid
+        }
+
+    def start_tenant(self, uuid: str, spec: TenantSpec) -> Tenant | None:
+        """Start a tenant on a GPU or MIG device; None if that cannot be used now.
+
+        A GPU that is lost, hot or waits for a reset starts no process, nor does one that hangs.
+        """
+        for gpu in self._present:
+            tenancy = gpu.tenancies.get(uuid)
+            if tenancy is None or not gpu.probe().clean or self.hangs(gpu.identity.uuid):
+                continue
+            pid = next(self._pids)
+            random = Random(f"{self.scenario.seed}/{spec.name}/{pid}")
+            tenant = tenancy.start(pid, spec, random)
+            self.records.append(tenant.record)
+            return tenant
+        return None
+
+    def _link(self, one: Gpu, other: Gpu) -> Link:
+        for link in self.scenario.links:
+            if set(link.gpus) == {one.index, other.index}:
+                return Link(link.path, link.nvlinks)
+        same = one.numa_node == other.numa_node
+        return Link(LinkKind.SAME_CPU if same else LinkKind.CROSS_CPU)
+
+    def _bring(self, tenant: TenantOfScenario) -> None:
+        gpu = self._present[tenant.gpu]
+        if tenant.workload is None:
+            gpu.tenants.append((next(self._pids), tenant))
+            return
+        memory = tenant.memory or MemoryUse(start_gib=tenant.memory_gib)
+        spec = TenantSpec(tenant.name, tenant.workload, memory, tenant.occupancy)
+        self.env.process(self._start_later(tenant, spec))
+
+    def _start_later(
+        self, tenant: TenantOfScenario, spec: TenantSpec
+    ) -> Generator[simpy.Event, object, None]:
+        yield self.env.timeout(to_ns(tenant.start_s))
+        identity = self._present[tenant.gpu].identity
+        devices = identity.mig_devices
+        if tenant.mig is None:
+            self.start_tenant(identity.uuid, spec)
+        elif tenant.mig < len(devices):
+            self.start_tenant(devices[tenant.mig].uuid, spec)
+
+    def _govern(self) -> Generator[simpy.Event, object, None]:
+        """Clocks follow the temperature, where it can ever be too hot."""
+        while True:
+            yield self.env.timeout(to_ns(GOVERN_S))
+            for gpu in self.present:
+                if gpu.physics.can_overheat:
+                    gpu.govern(self.now_s)
+                    self._shut_down_if_too_hot(gpu)
+
+    def _shut_down_if_too_hot(self, gpu: SimulatedGpu) -> None:
+        """Now, or at the moment before the next look at which it will be too hot."""
+        if gpu.lost or gpu.overheated:
+            return
+        if gpu.physics.too_hot:
+            self.befall(gpu, ThermalShutdown())
+            return
+        in_s = gpu.physics.too_hot_in_s(gpu.load)
+        if in_s < GOVERN_S:
+            self.env.process(self._look_at_heat(gpu, in_s))
+
+    def _look_at_heat(
+        self, gpu: SimulatedGpu, delay_s: float
+    ) -> Generator[simpy.Event, object, None]:
+        yield self.env.timeout(max(1, to_ns(delay_s)))
+        if gpu not in self._present or gpu.lost or gpu.overheated:
+            return
+        gpu.settle(self.now_s)
+        if gpu.physics.too_hot:
+            self.befall(gpu, ThermalShutdown())
+
+    def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
+        group = self._groups[identity.index]
+        gpu = SimulatedGpu(identity, profile, physics_of(profile, group))
+        gpu.tenancies = self._tenancies(identity, profile)
+        return gpu
+
+    def _tenancies(self, identity: Gpu, profile: Profile) -> dict[str, Tenancy]:
+        return tenancies_of(self.env, identity, profile, self._groups[identity.index], self.log)
+
+    def _happen_later(self, happening: TimedHappening) -> Generator[simpy.Event, object, None]:
+        yield self.env.timeout(to_ns(happening.at_s))
+        self._happen(happening)
+        if happening.repeat is not None:
+            for _ in range(happening.repeat.times - 1):
+                yield self.env.timeout(to_ns(happening.repeat.every_s))
+                self._happen(happening)
+
+    def _let_fail(self, failures: Failures, random: Random) -> None:
+        numa_nodes = [gpu.identity.numa_node for gpu in self._present]
+        for number, victims in enumerate(victims_of(failures, numa_nodes, random)):
+            own = Random(f"{self.scenario.seed}/{random.random()}/{number}")
+            self.env.process(self._fail(failures, victims, own))
+
+    def _fail(
+        self, failures: Failures, victims: Victims, random: Random
+    ) -> Generator[simpy.Event, object, None]:
+        """Break and mend in turn; what is being mended does not break."""
+        for gap_s in gaps_s(failures, victims.factor, random):
+            yield self.env.timeout(to_ns(gap_s))
+            for index in victims.indices:
+                with suppress(CannotBefall):
+                    self.befall(self._present[index], failures.what)
+            if failures.repair is not None:
+                yield self.env.timeout(to_ns(repair_time_s(failures.repair, random)))
+                for index in victims.indices:
+                    with suppress(CannotBefall):
+                        self.befall(self._present[index], failures.repair.what)
+
+    def _happen(self, happening: TimedHappening) -> None:
+        what = happening.what
+        if isinstance(what, NodeHappening):
+            self.befall_node(what)
+            return
+        for index in happening.indices(len(self._present)):
+            with suppress(CannotBefall):
+                self.befall(self._present[index], what)
+
+    def _look_again_after(self, delay_s: float) -> None:
+        """Have something scheduled then, so that whoever paces the node wakes those who wait."""
+        self.env.timeout(to_ns(delay_s))
+
+    def _elapse_later(
+        self, gpu: SimulatedGpu, delay_s: float
+    ) -> Generator[simpy.Event, object, None]:
+        yield self.env.timeout(to_ns(delay_s))
+        self._report(gpu.elapse(self.now_s))
+
+    def _replace(self, old: SimulatedGpu) -> None:
+        new = self._make_gpu(self._identities.another(old.identity, old.profile), old.profile)
+        uuid = new.identity.uuid
+        self._report(old.replace(uuid, self.now_s))
+        self._present[old.identity.index] = new
+        self.gpus[uuid] = new
+        self._report([GpuAppeared(uuid)])
+
+    def _report(self, events: Iterable[Event]) -> None:
+        """Xids and ECC events that nobody can wait for are lost; that GPUs came or went is not."""
+        deaf = self.driver.watch_failure(self.now_s) is not None
+        for event in events:
+            if not (deaf and isinstance(event, XidError | EccError)):
+                self._events.append(event)
+                for listener in self.listeners:
+                    listener(event)
+        self.on_change()
+
+
+def _check(gpu: SimulatedGpu, what: GpuHappening) -> None:
+    """Raises CannotBefall if this cannot happen to the GPU as it is."""
+    index = gpu.identity.index
+    if gpu.replaced_by is not None:
+        raise CannotBefall(
+            f"GPU {gpu.identity.uuid} was replaced by {gpu.replaced_by}: name that one, or {index}"
+        )
+    if not gpu.plugged and not isinstance(what, Plug | Replacement):
+        raise CannotBefall(f"GPU {index} is unplugged: plug it or replace it first")
+    match what:
+        case Plug() if gpu.plugged:
+            raise CannotBefall(f"GPU {index} is not unplugged; 'recover' brings a lost GPU back")
+        case Repartition() if gpu.lost:
+            raise CannotBefall(f"GPU {index} is lost: let it recover first")
+        case Repartition(mig=list(mig)):
+            try:
+                check_partition(gpu.identity.product, gpu.profile, mig)
+            except CannotPartition as error:
+                raise CannotBefall(str(error)) from error
+        case XidFault(mig=int(mig_index)) if mig_index >= len(gpu.identity.mig_devices):
+            raise CannotBefall(
+                f"GPU {index} has no MIG device {mig_index}, "
+                f"only {len(gpu.identity.mig_devices)}, counted from 0"
+            )

@@ -1,0 +1,161 @@
+"""Paces a simulated node in real time: model seconds are wall-clock seconds times a speed.
+
+One lock guards the node. A thread advances the clock to each scheduled event; whoever looks at the
+node in between advances it to the present first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hal import DriverUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from hal import Event
+    from sim.node.node import SimulatedNode
+
+
+class RealTimeNode:
+    """A node that lives in real time from `start` on; safe from any thread."""
+
+    def __init__(self, node: SimulatedNode, speed: float = 1.0) -> None:
+        self._node = node
+        self._speed = speed
+        self._changed = threading.Condition()
+        self._started_s: float | None = None
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._interrupts = 0
+        self._watchers: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Let time run; safe to call again."""
+        with self._changed:
+            if self._thread is not None:
+                return
+            self._started_s = time.monotonic()
+            self._thread = threading.Thread(target=self._pace, name="sim-clock", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the clock's thread and end calls that hang; the node stays as it is."""
+        with self._changed:
+            self._stopping = True
+            self._wake()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def present(self) -> Iterator[SimulatedNode]:
+        """The node, advanced to the present and held still; changes wake whoever waits."""
+        with self._changed:
+            self._advance()
+            try:
+                yield self._node
+            finally:
+                self._wake()
+
+    @contextmanager
+    def glimpsed(self) -> Iterator[SimulatedNode]:
+        """The node, advanced to the present and held still, for those who change nothing of it."""
+        with self._changed:
+            self._advance()
+            yield self._node
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed`, which must not block, whenever something may have changed."""
+        with self._changed:
+            self._watchers.append(changed)
+
+    def unwatch(self, changed: Callable[[], None]) -> None:
+        """Call it no more."""
+        with self._changed:
+            self._watchers.remove(changed)
+
+    @contextmanager
+    def called(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
+        """The node as a call to its driver finds it; `uuid` is the GPU that the call is about.
+
+        While the driver or that GPU hangs this waits, and lets go of the lock; `stop` ends it.
+
+        Raises:
+            DriverUnavailable: the driver is not loaded, or the node was stopped during a hang.
+        """
+        with self._changed:
+            self._advance()
+            self._wait_while_hanging(uuid)
+            failure = self._node.driver.failure()
+            if failure is not None:
+                raise failure
+            yield self._node
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event]:
+        """Driver events, waiting at most `timeout_s` or until `interrupt`.
+
+        A driver that hangs at its end holds it up for longer; `interrupt` does not help then.
+
+        Raises:
+            DriverUnavailable: events cannot be waited for, as it turns out now or while waiting.
+        """
+        node = self._node
+        with self._changed:
+            self._advance()
+            seen = self._interrupts
+            self._changed.wait_for(
+                lambda: (
+                    node.has_events
+                    or self._interrupts != seen
+                    or node.driver.watch_failure(node.now_s) is not None
+                ),
+                timeout_s,
+            )
+            self._wait_while_hanging(None)
+            failure = node.driver.watch_failure(node.now_s)
+            if failure is not None:
+                raise failure
+            return node.take_events()
+
+    def interrupt(self) -> None:
+        """Make running `wait_events` calls return."""
+        with self._changed:
+            self._interrupts += 1
+            self._wake()
+
+    def _pace(self) -> None:
+        with self._changed:
+            while not self._stopping:
+                self._advance()
+                pause_s = (self._node.next_s - self._model_time_s()) / self._speed
+                # An idle model has nothing scheduled: wait for a change, not for ever.
+                self._changed.wait(min(max(pause_s, 0.0), 3600.0))
+
+    def _advance(self) -> None:
+        """To the present; wakes whoever waits if something was due (an event, or a hang's end)."""
+        now_s = self._model_time_s()
+        due = self._node.next_s <= now_s
+        self._node.advance(now_s)
+        if due:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for changed in self._watchers:
+            changed()
+
+    def _wait_while_hanging(self, uuid: str | None) -> None:
+        self._changed.wait_for(lambda: self._stopping or not self._node.hangs(uuid))
+        if self._node.hangs(uuid):
+            raise DriverUnavailable(
+                "the simulated node was stopped while a call to its driver hung",
+                "Start the node again",
+            )
+
+    def _model_time_s(self) -> float:
+        if self._started_s is None:
+            return 0.0
+        return (time.monotonic() - self._started_s) * self._speed

@@ -1,0 +1,264 @@
+"""Scenarios: which GPUs a simulated node has and what happens to them. Validated, not run, here."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from gpuplugin.config.yamltext import YamlError, read_yaml
+from hal import LinkKind
+from sim.gpu.failures import Failures
+from sim.gpu.faults import Part, Repartition, TimedHappening, XidFault, problems
+from sim.gpu.partition import CannotPartition, check_partition
+from sim.gpu.profiles import UnknownModel, load_profile, model_names
+from sim.gpu.workloads.models import MemoryUse, Workload
+from sim.node.recorded import RecordedGpu
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class GpuGroup(Part):
+    """`count` GPUs of one model, spread evenly over `numa_nodes` (default: 2 from 2 GPUs on).
+
+    `mig` puts each of them into MIG mode with devices of these profiles (an empty list: none).
+    `cooling` below 1 is an airflow that is worse than it should be: load slows the clocks down, or
+    shuts the GPU down; `oversubscribe` lets memory overflow to the host (managed memory);
+    `mechanism` is how tenants share the compute. `recorded` says who a single GPU is (`count: 1`),
+    as `gpuplugin record` writes it.
+    """
+
+    model: str
+    count: Annotated[int, Field(ge=1, le=64)] = 1
+    numa_nodes: Annotated[int, Field(ge=1)] | None = None
+    mig: list[str] | None = None
+    cooling: Annotated[float, Field(gt=0, le=2)] = 1.0
+    oversubscribe: bool = False
+    mechanism: Literal["time-slicing", "mps", "exclusive"] = "time-slicing"
+    recorded: RecordedGpu | None = None
+
+    @model_validator(mode="after")
+    def _one_gpu_if_recorded(self) -> GpuGroup:
+        if self.recorded is not None and self.count != 1:
+            raise ValueError("recorded is for one GPU: give each a group with count 1")
+        if self.recorded is not None and len(self.recorded.mig) > len(self.mig or ()):
+            raise ValueError("recorded.mig has more devices than mig")
+        return self
+
+
+class RecordedLink(Part):
+    """How two GPUs, by their indices, reach each other: the PCIe path, and direct NVLinks."""
+
+    gpus: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+    path: LinkKind
+    nvlinks: Annotated[int, Field(ge=0, le=18)] = 0
+
+
+class Tenant(Part):
+    """A process on the GPU with index `gpu`, or on its MIG device `mig`.
+
+    With a `workload` its kernels compete for the GPU; `occupancy` (0 to 1) is how much of it they
+    fill. Without one it is a constant load (`utilization`, 0 to 1) that nothing slows down.
+    """
+
+    name: str
+    gpu: Annotated[int, Field(ge=0)]
+    mig: Annotated[int, Field(ge=0)] | None = None
+    start_s: Annotated[float, Field(ge=0)] = 0.0
+    workload: Workload | None = None
+    occupancy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    memory: MemoryUse | None = None
+    utilization: Annotated[float, Field(ge=0, le=1)] = 0.5
+    memory_gib: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _constant_or_not(self) -> Tenant:
+        if self.workload is None and (self.memory or self.start_s or self.mig is not None):
+            raise ValueError("memory, mig and start_s need a workload; without one use memory_gib")
+        return self
+
+
+class Pods(Part):
+    """Pods of one kind, for a run in virtual time: the kubelet stand-in gives them devices.
+
+    `count` pods come at `start_s`, or, with `arrivals_per_hour`, one after the other (Poisson) from
+    then on without end (`count` is not used). Each asks for `devices` of `resource` and lives for
+    `lifetime_s` (exponential around it with `random_lifetime`; None: for ever). Its workload runs
+    on the GPU of the first device. With `restart` a container that ended begins anew, 10 s later
+    at first and at most 5 min, as a kubelet does.
+    """
+
+    name: str
+    count: Annotated[int, Field(ge=1, le=1000)] = 1
+    start_s: Annotated[float, Field(ge=0)] = 0.0
+    arrivals_per_hour: Annotated[float, Field(gt=0)] | None = None
+    lifetime_s: Annotated[float, Field(gt=0)] | None = None
+    random_lifetime: bool = False
+    resource: str = "nvidia.com/gpu"
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    restart: bool = True
+    workload: Workload
+    occupancy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    memory: MemoryUse = MemoryUse()
+
+    @model_validator(mode="after")
+    def _arrivals_end(self) -> Pods:
+        if self.arrivals_per_hour is not None and self.lifetime_s is None:
+            raise ValueError("arrivals_per_hour needs lifetime_s, or the node fills up for ever")
+        return self
+
+
+class Scenario(Part):
+    """A node and its fate; the same scenario and seed give the same node."""
+
+    name: str = "unnamed"
+    description: str = ""
+    seed: int = 1
+    driver_version: str = "580.105.08"
+    gpus: Annotated[list[GpuGroup], Field(min_length=1)]
+    tenants: list[Tenant] = Field(default_factory=list)
+    pods: list[Pods] = Field(default_factory=list)
+    links: list[RecordedLink] = Field(default_factory=list)
+    happenings: list[TimedHappening] = Field(default_factory=list)
+    failures: list[Failures] = Field(default_factory=list)
+    config: dict[str, object] | None = None
+    """the plugin's configuration in a run in virtual time, in NVIDIA's format; without it the
+    built-in default"""
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs over all groups."""
+        return sum(group.count for group in self.gpus)
+
+    @property
+    def has_workloads(self) -> bool:
+        """True if a tenant's kernels compete for a GPU."""
+        return bool(self.pods) or any(tenant.workload is not None for tenant in self.tenants)
+
+
+class ScenarioError(Exception):
+    """The scenario cannot be used; the text names the file and every wrong key."""
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Scenarios that come with the package."""
+    files = (entry.name for entry in _folder().iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """A shipped scenario by its name, or one of the user's by its path.
+
+    Raises:
+        ScenarioError: not found, not YAML, or not a scenario.
+    """
+    if name_or_path in scenario_names():
+        text = _folder().joinpath(f"{name_or_path}.yaml").read_text("utf-8")
+        return parse_scenario(text, name_or_path)
+    try:
+        text = Path(name_or_path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ScenarioError(
+            f"scenario {name_or_path}: {error}; shipped scenarios: {', '.join(scenario_names())}"
+        ) from error
+    return parse_scenario(text, name_or_path)
+
+
+def parse_scenario(text: str, name: str) -> Scenario:
+    """A scenario from YAML text.
+
+    Raises:
+        ScenarioError: with every key that is wrong.
+    """
+    try:
+        scenario = Scenario.model_validate(read_yaml(text))
+    except YamlError as error:
+        raise ScenarioError(f"scenario {name} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise ScenarioError(f"scenario {name}: {problems(error)}") from None
+    try:
+        _check_gpus(scenario)
+        _check_identities(scenario)
+        _check_references(scenario)
+    except ScenarioError as error:
+        raise ScenarioError(f"scenario {name}: {error}") from None
+    return scenario
+
+
+def _check_gpus(scenario: Scenario) -> None:
+    for group in scenario.gpus:
+        if group.model not in model_names():
+            raise ScenarioError(f"gpus: {UnknownModel(group.model)}")
+        _check_mig("gpus", group, group.mig or ())
+
+
+def _check_identities(scenario: Scenario) -> None:
+    known = [group.recorded for group in scenario.gpus if group.recorded is not None]
+    for key, values in (
+        ("uuid", [one.uuid for one in known] + [mig.uuid for one in known for mig in one.mig]),
+        ("pci_bus_id", [one.pci_bus_id for one in known]),
+    ):
+        given = [value for value in values if value is not None]
+        twice = sorted({value for value in given if given.count(value) > 1})
+        if twice:
+            raise ScenarioError(f"gpus: recorded.{key} {twice[0]} is there twice")
+
+
+def _check_references(scenario: Scenario) -> None:
+    groups = [group for group in scenario.gpus for _ in range(group.count)]
+    for position, link in enumerate(scenario.links):
+        for index in link.gpus:
+            _check_index(f"links[{position}]", index, len(groups))
+    most_mig = [len(group.mig or ()) for group in groups]
+    for position, tenant in enumerate(scenario.tenants):
+        where = f"tenants[{position}]"
+        _check_index(where, tenant.gpu, len(groups))
+        _check_mig_index(where, tenant, groups[tenant.gpu])
+    for position, happening in enumerate(scenario.happenings):
+        where = f"happenings[{position}]"
+        for index in happening.indices(len(groups)):
+            _check_index(where, index, len(groups))
+            if isinstance(happening.what, Repartition):
+                mig = happening.what.mig or ()
+                _check_mig(f"{where}.what.mig", groups[index], mig)
+                most_mig[index] = max(most_mig[index], len(mig))
+    for position, happening in enumerate(scenario.happenings):
+        wanted = happening.what.mig if isinstance(happening.what, XidFault) else None
+        for index in happening.indices(len(groups)):
+            if wanted is not None and wanted >= most_mig[index]:
+                raise ScenarioError(
+                    f"happenings[{position}].what.mig: {wanted}, but GPU {index} never has more "
+                    f"than {most_mig[index]} MIG devices, counted from 0"
+                )
+
+
+def _check_index(where: str, index: int, count: int) -> None:
+    if index >= count:
+        raise ScenarioError(f"{where}.gpu: {index}, but the node has GPUs 0 to {count - 1}")
+
+
+def _check_mig_index(where: str, tenant: Tenant, group: GpuGroup) -> None:
+    if tenant.workload is None:
+        return
+    devices = group.mig
+    if tenant.mig is None and devices is not None:
+        raise ScenarioError(f"{where}.mig: GPU {tenant.gpu} is in MIG mode: name the MIG device")
+    if tenant.mig is not None and tenant.mig >= len(devices or ()):
+        raise ScenarioError(
+            f"{where}.mig: {tenant.mig}, but GPU {tenant.gpu} has {len(devices or ())} MIG "
+            "devices, counted from 0"
+        )
+
+
+def _check_mig(where: str, group: GpuGroup, wanted: Sequence[str]) -> None:
+    try:
+        check_partition(group.model, load_profile(group.model), wanted)
+    except CannotPartition as error:
+        raise ScenarioError(f"{where}: {error}") from error
+
+
+def _folder() -> resources.abc.Traversable:
+    return resources.files("sim").joinpath("scenarios")

@@ -1,0 +1,1 @@
+"""Questions answered with the simulator: what sharing costs, replays, recordings, reports."""

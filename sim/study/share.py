@@ -1,0 +1,214 @@
+"""What sharing a GPU costs: equal closed-loop clients on a simpy clock, and their figures.
+
+Clients begin at random moments. Between two works a client is off the GPU for half to one and a
+half times the plan's idle time, at random: with a fixed time, clients that once meet would go on
+meeting for ever, and the seed alone would decide between no slowdown and the full one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import simpy
+
+from sim.gpu.compute.engine import ContextId, Usage
+from sim.gpu.compute.exclusive import Exclusive
+from sim.gpu.compute.gpucompute import GpuCompute
+from sim.gpu.compute.mps import SMALLEST_SHARE, Mps
+from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S
+from sim.gpu.compute.timeslicing import TimeSlicing
+from sim.gpu.memory import Memory, OutOfMemory
+from sim.study.shareplan import Division, Mechanism, divide
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from sim.gpu.compute.engine import Engine
+    from sim.study.shareplan import Part, SharePlan
+
+_WORKS = 20_000
+"""Works of all clients together that are enough."""
+_WORKS_PER_CLIENT = (60, 400)
+_ROUNDS = (3, 100)
+"""Rounds of slices at least, and as many as are wanted if they do not make too many works."""
+_WARM_UP = 0.2
+"""Share of the measured time that goes by before it begins; and a round and a cycle at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds from a work's begin of waiting to its end; None if no client ran."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    mean: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A client that did not get its memory: what it asked for, and who held what, by client."""
+
+    client: int
+    asked_bytes: int
+    free_bytes: int
+    holders: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ShareResult:
+    """Figures of all clients that ran, without their warm-up.
+
+    `slowdown_mean` is mean latency over the time alone. `gpu_utilization` is the share of time in
+    which a kernel ran, `switch_loss` the share that went into switches; both are means over MIG
+    devices in use. `latencies_ms` has every work, sorted.
+    """
+
+    slowdown_mean: float | None
+    latency_ms: Latency
+    throughput_per_client_per_s: float
+    gpu_utilization: float
+    switch_loss: float
+    refused: tuple[Refused, ...]
+    division: Division
+    latencies_ms: tuple[float, ...]
+
+    @property
+    def oom(self) -> int:
+        """How many clients did not get their memory, and did not run."""
+        return len(self.refused)
+
+
+def share(plan: SharePlan) -> ShareResult:
+    """Let the clients of a plan run for some hundred works each."""
+    return _Run(plan).result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The time that is measured."""
+
+    begin_ns: int
+    end_ns: int
+
+
+class _Run:
+    def __init__(self, plan: SharePlan) -> None:
+        self._plan = plan
+        self._division = divide(plan)
+        self._env = simpy.Environment()
+        self._window = _window(plan, self._division)
+        self._gpus = [GpuCompute(self._env, _engine(plan)) for _ in self._division.parts]
+        self._latencies_ns: list[int] = []
+        self._refused: list[Refused] = []
+        self._running = 0
+
+    def result(self) -> ShareResult:
+        for part, gpu in zip(self._division.parts, self._gpus, strict=True):
+            self._start(part, gpu)
+        self._env.run(until=self._window.begin_ns)
+        before = [gpu.usage() for gpu in self._gpus]
+        self._env.run(until=self._window.end_ns)
+        return self._figures(before, [gpu.usage() for gpu in self._gpus])
+
+    def _start(self, part: Part, gpu: GpuCompute) -> None:
+        """Clients come in a random order: who comes first has the memory."""
+        plan = self._plan
+        generators = {client: random.Random(f"{plan.seed}/{client}") for client in part.clients}
+        cycle_ns = part.work_ns + plan.idle_ns
+        offsets_ns = {client: generators[client].randrange(cycle_ns) for client in part.clients}
+        memory = Memory(part.memory_bytes, part.reserved_bytes)
+        for client in sorted(part.clients, key=lambda client: (offsets_ns[client], client)):
+            if plan.mechanism is Mechanism.EXCLUSIVE:
+                # Who has the GPU to itself has all of its memory, too.
+                memory = Memory(part.memory_bytes, part.reserved_bytes)
+            try:
+                memory.allocate(ContextId(client), plan.client_bytes)
+            except OutOfMemory as error:
+                holders = {int(context): held for context, held in error.holders.items()}
+                self._refused.append(Refused(client, error.asked_bytes, error.free_bytes, holders))
+                continue
+            self._running += 1
+            self._env.process(
+                self._client(client, part, gpu, offsets_ns[client], generators[client])
+            )
+
+    def _client(
+        self, client: int, part: Part, gpu: GpuCompute, offset_ns: int, generator: random.Random
+    ) -> Generator[simpy.Event, object, None]:
+        env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._window.begin_ns
+        yield env.timeout(offset_ns)
+        while True:
+            submitted_ns = env.now
+            yield gpu.run(ContextId(client), part.work_ns, part.occupancy)
+            if env.now >= begin_ns:
+                self._latencies_ns.append(int(env.now - submitted_ns))
+            if idle_ns:
+                yield env.timeout(round(idle_ns * generator.uniform(0.5, 1.5)))
+
+    def _figures(self, before: Sequence[Usage], after: Sequence[Usage]) -> ShareResult:
+        window_ns = self._window.end_ns - self._window.begin_ns
+        elapsed_ns = window_ns * len(self._gpus)
+        pairs = list(zip(before, after, strict=True))
+        active_ns = sum(late.active_ns - early.active_ns for early, late in pairs)
+        switching_ns = sum(late.switching_ns - early.switching_ns for early, late in pairs)
+        latencies_ms = tuple(sorted(ns / NS_PER_MS for ns in self._latencies_ns))
+        mean_ms = sum(latencies_ms) / len(latencies_ms) if latencies_ms else None
+        client_s = self._running * window_ns / NS_PER_S
+        return ShareResult(
+            slowdown_mean=None if mean_ms is None else mean_ms * NS_PER_MS / self._plan.busy_ns,
+            latency_ms=Latency(
+                p50=_percentile(latencies_ms, 50),
+                p95=_percentile(latencies_ms, 95),
+                p99=_percentile(latencies_ms, 99),
+                mean=mean_ms,
+            ),
+            throughput_per_client_per_s=len(latencies_ms) / client_s if client_s else 0.0,
+            gpu_utilization=active_ns / elapsed_ns,
+            switch_loss=switching_ns / elapsed_ns,
+            refused=tuple(self._refused),
+            division=self._division,
+            latencies_ms=latencies_ms,
+        )
+
+
+def _engine(plan: SharePlan) -> Engine:
+    if plan.mechanism is Mechanism.EXCLUSIVE:
+        return Exclusive()
+    if plan.mechanism is Mechanism.MPS:
+        return Mps()
+    return TimeSlicing(plan.slice_parameters)
+
+
+def _window(plan: SharePlan, division: Division) -> _Window:
+    """Long enough for some hundred works of each client and several rounds of slices.
+
+    Bounded in works: many clients get fewer each, and short works fewer rounds.
+    """
+    part = division.parts[0]
+    sharers, work_ns = len(part.clients), part.work_ns
+    parameters = plan.slice_parameters
+    switch_ns = parameters.switch_ns(part.occupancy, part.occupancy)
+    busy_ns, round_ns = sharers * work_ns, 0
+    if plan.mechanism is Mechanism.MPS:
+        busy_ns = max(work_ns, math.ceil(busy_ns * max(SMALLEST_SHARE, part.occupancy)))
+    elif plan.mechanism is not Mechanism.EXCLUSIVE and sharers > 1:
+        # Who has work at once goes on in its slice; who has it later pays a switch for each.
+        switches = max(work_ns / parameters.slice_ns, 1 if plan.idle_ns else 0)
+        busy_ns += math.ceil(sharers * switches * switch_ns)
+        round_ns = sharers * (parameters.slice_ns + switch_ns)
+    cycle_ns = max(work_ns + plan.idle_ns, busy_ns)
+    works = min(max(_WORKS // plan.clients, _WORKS_PER_CLIENT[0]), _WORKS_PER_CLIENT[1])
+    works_per_round = plan.clients * round_ns / cycle_ns
+    rounds = min(max(_WORKS / works_per_round, _ROUNDS[0]), _ROUNDS[1]) if round_ns else 0
+    length_ns = max(works * cycle_ns, math.ceil(rounds * round_ns))
+    warm_up_ns = max(round(length_ns * _WARM_UP), round_ns + 2 * cycle_ns)
+    return _Window(warm_up_ns, warm_up_ns + length_ns)
+
+
+def _percentile(ordered: Sequence[float], percent: int) -> float | None:
+    """The smallest value that at least `percent` of all do not pass."""
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None
