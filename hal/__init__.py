@@ -10,6 +10,7 @@ from hal.errors import (
     DriverUnavailable,
     GpuLost,
     HalError,
+    HalHung,
     NotSupported,
     UnknownGpu,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "GpuLost",
     "GpuState",
     "HalError",
+    "HalHung",
     "Link",
     "LinkKind",
     "MigDevice",

@@ -50,3 +50,7 @@ class UnknownGpu(HalError):
 
 class NotSupported(HalError):
     """This driver or this GPU cannot do what was asked; the rest of the backend works."""
+
+
+class HalHung(HalError):
+    """A call to the hardware did not return within its deadline."""

@@ -120,6 +120,20 @@ class Probe:
     thermal_shutdown: bool = False
     """At or above the temperature at which the GPU shuts itself down; hot alone is not it."""
 
+    @classmethod
+    def unreachable(
+        cls, epoch: str, recovery_action: RecoveryAction = RecoveryAction.UNKNOWN
+    ) -> Probe:
+        """The probe of a GPU that does not answer: nothing is known but the last epoch."""
+        return cls(
+            reachable=False,
+            recovery_action=recovery_action,
+            row_remap_pending=False,
+            row_remap_failed=False,
+            uncorrectable_ecc=None,
+            epoch=epoch,
+        )
+
     @property
     def clean(self) -> bool:
         """True if nothing that the hardware reports forbids to use the GPU."""

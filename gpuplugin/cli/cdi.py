@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.cli.look import CannotLook, look
 from gpuplugin.config.plans import injection_plan
 from gpuplugin.daemon.plans import existing_nodes
-from gpuplugin.daemon.serving.cdifiles import present_features, remove_specs
-from gpuplugin.daemon.serving.cdiwriter import cdi_writer
+from gpuplugin.daemon.serving.cdi import cdi_writer, present_features, remove_specs
 
 if TYPE_CHECKING:
     import argparse

@@ -29,7 +29,7 @@ from gpuplugin.core.faults import (
 from hal import Event, Probe, RecoveryAction, XidError
 
 
-class Status(Enum):
+class HealthState(Enum):
     """Health of a GPU; the kubelet is told Healthy only for HEALTHY."""
 
     HEALTHY = "Healthy"
@@ -74,7 +74,7 @@ class Health:
     """
 
     since_s: float
-    status: Status = Status.HEALTHY
+    status: HealthState = HealthState.HEALTHY
     fault: Fault | None = None
     faults: int = 0
     epoch: str | None = None
@@ -87,7 +87,7 @@ class Health:
     @property
     def healthy(self) -> bool:
         """True if its devices may be given out."""
-        return self.status is Status.HEALTHY
+        return self.status is HealthState.HEALTHY
 
     @property
     def needs_reset(self) -> bool:
@@ -129,16 +129,16 @@ def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -
     if missed is not None and policy.hardware_checks:
         return _fault(health, missed, now_s, down=False)
     match health.status:
-        case Status.HEALTHY:
+        case HealthState.HEALTHY:
             forgiven = health.faults and now_s - health.since_s >= policy.flap_memory_s
             faults = 0 if forgiven else health.faults
             return replace(health, reset_seen=False, faults=faults)
-        case Status.UNHEALTHY:
+        case HealthState.UNHEALTHY:
             if not _cured(health, probe):
                 return health
             # What answered this fault must not count for the next one.
-            return replace(health, status=Status.RECOVERING, since_s=now_s, reset_seen=False)
-        case Status.RECOVERING:
+            return replace(health, status=HealthState.RECOVERING, since_s=now_s, reset_seen=False)
+        case HealthState.RECOVERING:
             if now_s - health.since_s < quiet_period_s(health, policy):
                 return replace(health, reset_seen=False)
             return Health(
@@ -195,18 +195,20 @@ def _contained(health: Health, now_s: float) -> Health:
     fault = health.fault
     doubted = fault is not None and fault.cause is Cause.ECC
     recent = now_s - health.since_s < CONTAINED_WINDOW_S
-    if health.status is Status.UNHEALTHY and doubted and recent and health.obstacle is None:
+    if health.status is HealthState.UNHEALTHY and doubted and recent and health.obstacle is None:
         faults = max(0, health.faults - 1)
-        health = replace(health, status=Status.HEALTHY, since_s=now_s, fault=None, faults=faults)
+        health = replace(
+            health, status=HealthState.HEALTHY, since_s=now_s, fault=None, faults=faults
+        )
     return replace(health, contained_s=now_s, ecc_told=True)
 
 
 def _fault(health: Health, fault: Fault, now_s: float, *, down: bool) -> Health:
     """Enter or stay in Unhealthy; there, only a fault of a graver cure takes over the reason."""
-    if health.status is not Status.UNHEALTHY or health.fault is None:
+    if health.status is not HealthState.UNHEALTHY or health.fault is None:
         return replace(
             health,
-            status=Status.UNHEALTHY,
+            status=HealthState.UNHEALTHY,
             since_s=now_s,
             fault=fault,
             faults=health.faults + 1,

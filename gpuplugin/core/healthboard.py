@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpuplugin.core.health import Health, cleared, on_event, on_probe
+from gpuplugin.core.health import Health, HealthState, cleared, on_event, on_probe
 from hal import GpuAppeared, GpuDisappeared, GpuState, XidError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gpuplugin.core.faults import Fault
-    from gpuplugin.core.health import HealthPolicy, Status
+    from gpuplugin.core.health import HealthPolicy
     from hal import Event, Gpu, MigDevice, Probe
 
 
@@ -36,9 +36,14 @@ class Transition:
 
     uuid: str
     gpu_uuid: str
-    before: Status | None
-    after: Status
+    before: HealthState | None
+    after: HealthState
     fault: Fault | None
+
+    @property
+    def healthy(self) -> bool:
+        """True if its devices may be allocated now."""
+        return self.after is HealthState.HEALTHY
 
 
 class UnknownUnit(Exception):
@@ -79,7 +84,7 @@ class HealthBoard:
         """GPUs and MIG devices alike."""
         return {**self.gpus, **self.mig}
 
-    def status_of(self, uuid: str) -> Status | None:
+    def status_of(self, uuid: str) -> HealthState | None:
         """The status of a GPU or MIG device, None if it is not on the board."""
         health = self.gpus.get(uuid) or self.mig.get(uuid)
         return health.status if health else None
@@ -187,7 +192,7 @@ class HealthBoard:
         return replace(self, blind=why)
 
     def transitions_from(self, before: HealthBoard) -> tuple[Transition, ...]:
-        """Status changes from `before` to this board: GPUs, then MIG devices, by UUID."""
+        """HealthState changes from `before` to this board: GPUs, then MIG devices, by UUID."""
         return tuple(
             Transition(uuid, self.gpu_of(uuid), before.status_of(uuid), health.status, health.fault)
             for states in (self.gpus, self.mig)

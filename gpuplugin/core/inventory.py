@@ -5,9 +5,9 @@ Health is not here: an inventory says what there is, not in which state it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.replicas import replica_id
 from gpuplugin.core.selection import GpuFilter, NamePattern, first_match
@@ -25,6 +25,10 @@ GPU_RESOURCE = "nvidia.com/gpu"
 """The resource that whole GPUs are advertised as, unless a pattern says otherwise."""
 
 MIG_RESOURCE_PREFIX = "nvidia.com/mig-"
+
+
+Unit: TypeAlias = tuple[str, str | None]
+"""The UUIDs of a GPU and, if it is one, of a MIG device of it: what has a health of its own."""
 
 
 class InventoryError(Exception):
@@ -67,6 +71,11 @@ class Device:
         return self.gpu_index, self.mig.index if self.mig else -1, self.replica or 0
 
     @property
+    def unit(self) -> Unit:
+        """What decides on its health."""
+        return self.gpu_uuid, self.mig.uuid if self.mig else None
+
+    @property
     def names(self) -> frozenset[str]:
         """Every way in which a configuration may name the device."""
         if self.mig is None:
@@ -82,6 +91,14 @@ class Resource:
     name: str
     devices: tuple[Device, ...]
     fail_requests_greater_than_one: bool = False
+    units: Mapping[Unit, int] = field(init=False, compare=False)
+    """Devices of each GPU, or MIG device of it, in order."""
+
+    def __post_init__(self) -> None:
+        units: dict[Unit, int] = {}
+        for device in self.devices:
+            units[device.unit] = units.get(device.unit, 0) + 1
+        object.__setattr__(self, "units", MappingProxyType(units))
 
     @property
     def shared(self) -> bool:

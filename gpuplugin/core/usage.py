@@ -7,8 +7,10 @@ read is in `daemon.podresources` and `daemon.telemetry`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.inventory import Device, Inventory
     from hal import ComputeProcess, Gpu, Telemetry
+
+STALE_AFTER_PERIODS = 3
+"""A reading that is older than so many periods is dropped: it says nothing about now."""
+
+HOLDINGS, PROCESSES, PODS = "pod-resources", "processes", "pods"
+SOURCES = (HOLDINGS, PROCESSES, PODS)
+"""What a reading may lack: which pod holds which replica, who works on the GPUs, whose they are."""
 
 WORKING_SHARE = 0.01
 """A tenant had work if its kernels ran for at least this share of the sample: NVML's resolution."""
@@ -136,6 +145,24 @@ class Seen:
     holdings: Sequence[Holding] | None
     telemetry: Mapping[str, Telemetry]
     work: Mapping[str, Sequence[Work]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read at `at_s`, and what of it could not be: the reason by its name."""
+
+    at_s: float = 0.0
+    took_s: float = 0.0
+    period_s: float = math.inf
+    driver: str = ""
+    gpus: Sequence[Gpu] = ()
+    telemetry: Mapping[str, Telemetry] = field(default_factory=lambda: MappingProxyType({}))
+    usage: Usage = field(default_factory=Usage)
+    unseen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def stale(self, now_s: float) -> bool:
+        """True once it says nothing about `now_s` any more."""
+        return now_s - self.at_s > STALE_AFTER_PERIODS * self.period_s
 
 
 def usage_of(seen: Seen) -> Usage:

@@ -7,26 +7,31 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
-from gpuplugin.daemon.cluster.nodelabel import PART as LABEL_PART
+from gpuplugin.core.node import ConfigurationMisfit
+from gpuplugin.daemon.cluster.nodelabel import COMPONENT as LABEL_COMPONENT
+from gpuplugin.daemon.cluster.nodereports import make_reporter
 from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.hardware.monitor import Monitor
 from gpuplugin.daemon.hardware.queries import HalQueries
-from gpuplugin.daemon.healthnews import HealthNews
+from gpuplugin.daemon.hardware.sampler import make_sampler
+from gpuplugin.daemon.healthlog import HealthLog
+from gpuplugin.daemon.http.exposition import make_registry
 from gpuplugin.daemon.http.metrics import Metrics
+from gpuplugin.daemon.http.page.html import page_html
+from gpuplugin.daemon.http.page.view import page_view
 from gpuplugin.daemon.http.server import HttpError, HttpServer
-from gpuplugin.daemon.node import ConfigurationMisfit, Node
+from gpuplugin.daemon.node import Node
 from gpuplugin.daemon.plans import (
-    monitor_plan,
-    node_plans,
+    node_plan,
     remove_unwanted_specs,
     warn_of_exposure,
+    watch_plan,
 )
-from gpuplugin.daemon.preload import load_later
 from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.serving.endpoint import Surroundings
 from gpuplugin.daemon.serving.endpoints import Endpoints
 from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
-from gpuplugin.daemon.status import Vitals
+from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.daemon.supervisor import Fatal, supervise
 from gpuplugin.daemon.timers import tick
 from gpuplugin.rpc.engines import make_engine
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.cluster.nodeconfig import NodeChoice
-    from gpuplugin.daemon.hardware.sampler import Reading, Sampler
+    from gpuplugin.daemon.cluster.nodereports import NodeReporter
     from hal import Backend
 
 HEARTBEAT_S = 2.0
@@ -86,13 +91,11 @@ class Daemon:
         self._loaded = loaded
         self._load = load
         self._backend = backend
-        self.vitals = Vitals()
+        self._version = version
+        self.status = StatusBoard()
         self.metrics = Metrics(version, loaded.settings.daemon.backend)
         self._reloader: Reloader | None = None
         self._http: HttpServer | None = None
-        self._version = version
-        self._make_page: Callable[[], str] | None = None
-        self._sampler: Sampler | None = None
 
     @property
     def port(self) -> int | None:
@@ -111,14 +114,24 @@ class Daemon:
             Fatal: it cannot go on; the text says why.
         """
         asyncio.get_running_loop().set_exception_handler(self._unforeseen)
-        self.vitals.set("inventory", "starting", ok=False)
-        address = self._loaded.settings.daemon.listen_address
+        settings = self._loaded.settings
+        self.status.set("inventory", "starting", ok=False)
+        reporter = make_reporter(settings, self.metrics)
+        health_log = HealthLog(self.metrics, reporter.report if reporter else None)
         try:
-            http = self._http = HttpServer(address, self.vitals, self.metrics, self._page)
+            plan = await asyncio.to_thread(node_plan, settings)
+        except ConfigurationMisfit as misfit:
+            raise Fatal(str(misfit)) from misfit
+        node = Node(plan, self.status, self.metrics, health_log)
+        registry = make_registry(self.metrics, lambda: node.view)
+        try:
+            http = self._http = HttpServer(
+                settings.daemon.listen_address, self.status, registry, lambda: self._page(node)
+            )
         except HttpError as error:
             raise Fatal(str(error)) from error
         try:
-            await self._serve()
+            await self._serve(node, reporter)
         except ExceptionGroup as group:
             fatal, others = group.split(Fatal)
             if fatal is None or others is not None:
@@ -127,36 +140,16 @@ class Daemon:
         finally:
             self._http = None
             http.close()
+            node.close()
 
-    def _page(self) -> str | None:
-        return self._make_page and self._make_page()
-
-    def _page_of(self, node: Node, news: HealthNews) -> str:
-        from gpuplugin.daemon.http.page.gather import PageSource  # when somebody looks
-        from gpuplugin.daemon.http.page.html import page_html
-
-        source = PageSource(
-            self._version, self.vitals, node, news.record, self._reading, lambda: self._loaded
+    def _page(self, node: Node) -> str:
+        """The status page, in a thread: from values that never change."""
+        return page_html(
+            page_view(self._version, self.status.readiness(), node.view, node.plugins, self._loaded)
         )
-        return page_html(source.view())
-
-    def _reading(self) -> Reading | None:
-        return None if self._sampler is None else self._sampler.reading()
-
-    async def _sample(self, queries: HalQueries, node: Node, news: HealthNews) -> None:
-        """Read what GPUs do, from the end of the first period on: the kubelet is served first."""
-        settings = self._loaded.settings
-        await tick(settings.daemon.metrics_interval)
-        if self._sampler is None:
-            from gpuplugin.daemon.hardware.sampler import make_sampler
-            from gpuplugin.daemon.http.usagemetrics import UsageCollector
-
-            self._sampler = make_sampler(settings, self._backend, queries, node)
-            self.metrics.sources.append(UsageCollector(self._reading, node, news.record))
-        await self._sampler.run()
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
-        """A callback or a forgotten task failed: nobody else would tell of it."""
+        """A callback or a forgotten task failed: nothing else would report it."""
         self.metrics.task_restarts.labels(task="callback").inc()
         error = what.get("exception")
         log.error(
@@ -166,96 +159,83 @@ class Daemon:
             extra={"event": "unforeseen"},
         )
 
-    async def _serve(self) -> None:
+    async def _serve(self, node: Node, reporter: NodeReporter | None) -> None:
         settings = self._loaded.settings
-        vitals, metrics = self.vitals, self.metrics
+        status, metrics, choice = self.status, self.metrics, self._choice
         dirs = KubeletDirs(settings.daemon.kubelet_dir, settings.daemon.kubelet_socket)
         for folder in (dirs.plugin_watcher, dirs.device_plugins):
             for path in remove_leftovers(folder):
                 log.info("removed the old socket %s", path, extra={"event": "leftover-removed"})
-        try:
-            plans = node_plans(settings)
-            warn_of_exposure(settings)
-            remove_unwanted_specs(settings)
-        except ConfigurationMisfit as misfit:
-            raise Fatal(str(misfit)) from misfit
-        reporter = None
-        if settings.daemon.kubernetes_reports:
-            from gpuplugin.daemon.cluster.nodereports import make_reporter
-
-            reporter = make_reporter(settings, metrics)
-        news = HealthNews(metrics, reporter.report if reporter else None)
-        node = Node(plans, vitals, metrics, news)
+        warn_of_exposure(settings)
+        await asyncio.to_thread(remove_unwanted_specs, settings)
         queries = HalQueries()
-        self._make_page = lambda: self._page_of(node, news)
         monitor = Monitor(
             self._backend,
             queries,
             node,
-            vitals,
+            status,
             metrics,
-            plan=lambda: monitor_plan(self._loaded.settings),
+            plan=lambda: watch_plan(self._loaded.settings),
             fail_on_init_error=settings.flags.fail_on_init_error,
-            on_open=lambda: self._look_again(node),
+            on_open=lambda: self._replan(node),
         )
         surroundings = Surroundings(
             dirs=dirs,
             registration=settings.daemon.way_of_registration,
             engine=make_engine(settings.daemon.rpc_engine),
-            vitals=vitals,
+            status=status,
             metrics=metrics,
         )
         endpoints = Endpoints(node, surroundings)
+        sampler = make_sampler(settings, self._backend, queries, node)
         self._reloader = Reloader(
             self._loaded,
             self._load,
             lambda loaded: self._adopt(loaded, node),
-            vitals,
+            status,
             metrics,
-            self._choice.folder if self._choice else None,
+            choice.folder if choice else None,
         )
-        choice = self._choice
-        control = ControlServer(dirs.of(settings.daemon.way_of_registration), node, vitals)
+        control = ControlServer(dirs.of(settings.daemon.way_of_registration), node, status)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_heartbeat(vitals), name="heartbeat")
-            tasks.create_task(load_later(), name="loader")
+            tasks.create_task(_heartbeat(status), name="heartbeat")
             for name, task in (
                 ("monitor", monitor.run),
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
                 ("control", control.run),
-                ("sampler", lambda: self._sample(queries, node, news)),
+                ("sampler", sampler.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
                 *([("node-label", lambda: self._follow_label(choice))] if choice else ()),
             ):
                 metrics.task_restarts.labels(task=name)  # seen from the first restart on
-                tasks.create_task(supervise(name, task, vitals, metrics), name=name)
+                tasks.create_task(supervise(name, task, status, metrics), name=name)
 
     async def _follow_label(self, choice: NodeChoice) -> None:
-        await choice.watch.run(self.reload, lambda text, ok: self._tell_of_label(text, ok=ok))
+        await choice.watch.run(self.reload, lambda text, ok: self._show_label(text, ok=ok))
 
-    def _tell_of_label(self, text: str, *, ok: bool) -> None:
-        if self.vitals.set(LABEL_PART, text, ok=ok):
+    def _show_label(self, text: str, *, ok: bool) -> None:
+        if self.status.set(LABEL_COMPONENT, text, ok=ok):
             log.log(
                 logging.INFO if ok else logging.ERROR, "%s", text, extra={"event": "node-label"}
             )
 
-    def _look_again(self, node: Node) -> None:
+    async def _replan(self, node: Node) -> None:
         """A driver that comes late brings its files and device nodes with it."""
         try:
-            node.replanned(node_plans(self._loaded.settings))
+            node.replan(await asyncio.to_thread(node_plan, self._loaded.settings))
         except ConfigurationMisfit as misfit:
             log.error("%s", misfit, extra={"event": "configuration-misfit"})  # noqa: TRY400
 
-    def _adopt(self, loaded: Loaded, node: Node) -> None:
-        """Put a configuration in force; what only counts at start is told, not applied."""
-        node.configure(node_plans(loaded.settings))
-        remove_unwanted_specs(loaded.settings)
+    async def _adopt(self, loaded: Loaded, node: Node) -> None:
+        """Put a configuration in force; what needs a restart is logged, not applied."""
+        await node.configure(await asyncio.to_thread(node_plan, loaded.settings))
+        await asyncio.to_thread(remove_unwanted_specs, loaded.settings)
         before, now = self._loaded.settings.flags, loaded.settings.flags
         roots = (before.nvidia_driver_root, before.plugin.container_driver_root)
         if roots != (now.nvidia_driver_root, now.plugin.container_driver_root):
             log.warning(
-                "the driver's root counts from the next start on",
+                "a change of the driver root takes effect after a restart",
                 extra={"event": "config-needs-restart"},
             )
         self._loaded = loaded
@@ -266,9 +246,9 @@ def _leaf(group: ExceptionGroup[Fatal]) -> Fatal:
     return _leaf(first) if isinstance(first, ExceptionGroup) else first
 
 
-async def _heartbeat(vitals: Vitals) -> None:
+async def _heartbeat(status: StatusBoard) -> None:
     while True:
-        vitals.beat()
+        status.beat()
         await tick(HEARTBEAT_S)
 
 

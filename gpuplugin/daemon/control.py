@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.daemon.node import Node
-    from gpuplugin.daemon.status import Vitals
+    from gpuplugin.daemon.status import StatusBoard
 
 SOCKET_NAME = ".gpuplugin-control.sock"
 """Hidden, so that the kubelet's plugin watcher passes it over."""
@@ -50,10 +50,10 @@ class Caller:
 class ControlServer:
     """Keeps a socket in `folder` and answers there; a socket that vanishes is made again."""
 
-    def __init__(self, folder: Path, node: Node, vitals: Vitals) -> None:
+    def __init__(self, folder: Path, node: Node, status: StatusBoard) -> None:
         self._path = folder / SOCKET_NAME
         self._node = node
-        self._vitals = vitals
+        self._status = status
         self._problem = ""
 
     async def run(self) -> None:
@@ -119,16 +119,17 @@ class ControlServer:
 
     def _report(self) -> Mapping[str, object]:
         now_s = time.monotonic()
-        board = self._node.board
+        view = self._node.view
+        board = view.board
         return {
             "pid": os.getpid(),
             "uid": os.geteuid(),
             "blind": board.blind,
-            "parts": self._vitals.readiness().as_json()["parts"],
+            "parts": self._status.readiness().as_json()["parts"],
             "units": [
                 {
                     "uuid": uuid,
-                    "index": self._node.index(uuid),
+                    "index": view.index(uuid),
                     "state": health.status.value,
                     "for_s": round(now_s - health.since_s, 1),
                     "reason": health.fault.reason if health.fault else "",
@@ -142,12 +143,13 @@ class ControlServer:
 
     def _clear(self, name: str, caller: Caller) -> Mapping[str, object]:
         """Clear a GPU or MIG device by UUID or index; `all` clears all that can be."""
-        units = self._node.board.units
-        chosen = [uuid for uuid in units if name in (uuid, self._node.index(uuid))]
+        view = self._node.view
+        units = view.board.units
+        chosen = [uuid for uuid in units if name in (uuid, view.index(uuid))]
         if name == "all":
             chosen = [uuid for uuid, health in units.items() if not health.healthy]
         elif not chosen:
-            known = ", ".join(self._node.index(uuid) for uuid in units) or "none"
+            known = ", ".join(view.index(uuid) for uuid in units) or "none"
             raise ControlError(f"no GPU or MIG device is {name!r}; known by index: {known}")
         cleared: list[str] = []
         refused: list[str] = []
@@ -155,7 +157,7 @@ class ControlServer:
             try:
                 self._node.clear(uuid)
             except (StillFaulty, UnknownUnit) as error:
-                refused.append(f"{self._node.index(uuid)} ({uuid}) is still faulty: {error}")
+                refused.append(f"{view.index(uuid)} ({uuid}) is still faulty: {error}")
                 continue
             cleared.append(uuid)
             log.warning(

@@ -8,22 +8,18 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
 from gpuplugin.core.injection import imex_channel_node
-from gpuplugin.daemon.hardware.monitor import MonitorPlan
-from gpuplugin.daemon.node import ConfigurationMisfit, NodePlans
-from gpuplugin.daemon.serving.cdifiles import present_features, remove_specs
+from gpuplugin.core.node import ConfigurationMisfit, NodePlan
+from gpuplugin.core.watch import WatchPlan
+from gpuplugin.daemon.serving.cdi import cdi_writer, present_features, remove_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gpuplugin.config.settings import Settings
-    from gpuplugin.core.injection import InjectionPlan
-    from gpuplugin.core.inventory import Inventory
 
 log = logging.getLogger(__name__)
 
 
-def node_plans(settings: Settings) -> NodePlans:
-    """The plans of a configuration.
+def node_plan(settings: Settings) -> NodePlan:
+    """What a configuration means on this machine. It looks for files, so it blocks.
 
     Raises:
         ConfigurationMisfit: an IMEX channel is required and this machine has none.
@@ -36,18 +32,18 @@ def node_plans(settings: Settings) -> NodePlans:
         if settings.imex.required:
             raise ConfigurationMisfit(f"{text}; start the IMEX service, or unset imex.required")
         log.warning("%s: it is left out", text, extra={"event": "imex-missing"})
-    return NodePlans(
+    return NodePlan(
         inventory=inventory_plan(settings),
         injection=plan,
         policy=settings.flags.plugin.shared_devices_allocation_policy,
         health=health_policy(settings),
-        write_specs=_spec_writer(settings, plan) if plan.uses_cdi else _no_specs,
+        specs=cdi_writer(settings, plan) if plan.uses_cdi else None,
     )
 
 
-def monitor_plan(settings: Settings) -> MonitorPlan:
+def watch_plan(settings: Settings) -> WatchPlan:
     """How the hardware is watched."""
-    return MonitorPlan(
+    return WatchPlan(
         probe_interval_s=settings.health.probe_interval,
         blind_after_s=settings.health.blind_after,
         watch_events=health_policy(settings).needs_events,
@@ -73,16 +69,6 @@ def remove_unwanted_specs(settings: Settings) -> None:
         remove_specs(settings.daemon.cdi_root)
     except OSError as error:
         log.warning("old CDI specs cannot be removed: %s", error, extra={"event": "cdi-stale"})
-
-
-def _spec_writer(settings: Settings, plan: InjectionPlan) -> Callable[[Inventory], None]:
-    from gpuplugin.daemon.serving.cdiwriter import cdi_writer  # for those who use CDI
-
-    return cdi_writer(settings, plan).write
-
-
-def _no_specs(_inventory: Inventory) -> None:
-    """Containers are not given CDI names."""
 
 
 def existing_nodes(settings: Settings) -> frozenset[str]:

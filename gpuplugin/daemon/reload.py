@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.loaded import ConfigError
-from gpuplugin.daemon.node import ConfigurationMisfit
+from gpuplugin.core.node import ConfigurationMisfit
 from gpuplugin.daemon.timers import tick_or
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.http.metrics import Metrics
-    from gpuplugin.daemon.status import Vitals
+    from gpuplugin.daemon.status import StatusBoard
 
 POLL_S = 2.0
-PART = "config"
+COMPONENT = "config"
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class Reloader:
         self,
         first: Loaded,
         load: Callable[[], Loaded],
-        adopt: Callable[[Loaded], None],
-        vitals: Vitals,
+        adopt: Callable[[Loaded], Awaitable[None]],
+        status: StatusBoard,
         metrics: Metrics,
         folder: Path | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class Reloader:
         self._in_force = first
         self._load = load
         self._adopt = adopt
-        self._vitals = vitals
+        self._status = status
         self._metrics = metrics
         self._turn = asyncio.Event()
         self._asked = False
@@ -113,7 +113,7 @@ class Reloader:
             loaded = await asyncio.to_thread(self._load)
             if only_if_other and loaded.settings == self._in_force.settings:
                 return
-            self._adopt(loaded)
+            await self._adopt(loaded)
         except (ConfigError, ConfigurationMisfit) as error:
             self._refused(str(error))
             return
@@ -135,7 +135,7 @@ class Reloader:
     def _accepted(self) -> None:
         self._metrics.config_good.set(1)
         self._metrics.config_good_since.set_to_current_time()
-        self._vitals.set(PART, f"in force: {self._in_force.source}", ok=True)
+        self._status.set(COMPONENT, f"in force: {self._in_force.source}", ok=True)
 
     def _refused(self, why: str) -> None:
         """The node goes on with what it has: ready, with a text that says so."""
@@ -143,7 +143,7 @@ class Reloader:
         self._metrics.config_good.set(0)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         text = f"a change was refused at {when}, the last good one stays in force: {why}"
-        self._vitals.set(PART, text, ok=True)
+        self._status.set(COMPONENT, text, ok=True)
         log.error(
             "the changed configuration cannot be used, the last good one stays in force: %s",
             why,

@@ -7,13 +7,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.core.pacing import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gpuplugin.daemon.http.metrics import Metrics
-    from gpuplugin.daemon.status import Vitals
+    from gpuplugin.daemon.status import StatusBoard
 
 _STABLE_AFTER_S = 60.0
 
@@ -25,7 +25,7 @@ class Fatal(Exception):
 
 
 async def supervise(
-    name: str, task: Callable[[], Awaitable[None]], vitals: Vitals, metrics: Metrics
+    name: str, task: Callable[[], Awaitable[None]], status: StatusBoard, metrics: Metrics
 ) -> None:
     """Run `task` for ever. If it ends or fails, start it again: 0.2 s later, at most 30 s.
 
@@ -49,9 +49,9 @@ async def supervise(
             backoff.reset()
         delay_s = backoff.next_s()
         metrics.task_restarts.labels(task=name).inc()
-        vitals.set(f"task:{name}", f"restarting in {delay_s:g} s: {reason}", ok=False)
+        status.set(f"task:{name}", f"restarting in {delay_s:g} s: {reason}", ok=False)
         await asyncio.sleep(delay_s)
-        vitals.remove(f"task:{name}")
+        status.remove(f"task:{name}")
 
 
 async def _alone(task: Callable[[], Awaitable[None]], name: str) -> None:

@@ -60,14 +60,8 @@ def read_probe(
         if err.is_driver_gone:
             raise hal_error(err, "Probing a GPU") from err
         reset = err.code == Code.RESET_REQUIRED
-        return Probe(
-            reachable=False,
-            recovery_action=RecoveryAction.RESET if reset else RecoveryAction.UNKNOWN,
-            row_remap_pending=False,
-            row_remap_failed=False,
-            uncorrectable_ecc=None,
-            epoch=epoch,
-        )
+        action = RecoveryAction.RESET if reset else RecoveryAction.UNKNOWN
+        return Probe.unreachable(epoch, action)
 
 
 def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str, limits: ShutdownLimits) -> Probe:

@@ -1,34 +1,48 @@
-"""The plugin in virtual time: its own core and RPC handlers, called directly.
+"""The plugin in virtual time: the daemon's own decisions, run by simpy's clock.
 
-What the daemon does with tasks and threads (watch, probe, debounce, publish) happens here by the
-simulated clock; every decision is made by the same functions.
+What the daemon runs with asyncio and threads (`gpuplugin.core.node`, `gpuplugin.core.watch`) is run
+here with timeouts; RPC handlers are called directly. Nothing is decided here.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
+
+import simpy
 
 from gpuplugin.config.plans import health_policy, injection_plan, inventory_plan
-from gpuplugin.core.healthboard import HealthBoard
-from gpuplugin.core.inventory import build_inventory
-from gpuplugin.core.pacing import list_due_s
-from gpuplugin.kubelet.deviceplugin import DevicePlugin
-from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
-from hal import Probe, RecoveryAction
+from gpuplugin.core import watch as deadlines
+from gpuplugin.core.node import (
+    EventReceived,
+    HealthChanged,
+    NodeModel,
+    NodePlan,
+    ProblemFound,
+    Publish,
+    WakeAt,
+    WriteSpecs,
+)
+from gpuplugin.core.watch import Watch, WatchFailed, WatchPlan, judge_probes
+from gpuplugin.kubelet.plugins import DevicePlugins
+from hal import HalError, HalHung
 from sim.gpu.compute.parameters import to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
-    import simpy
+    from collections.abc import Callable, Generator, Iterable, Mapping
+    from typing import TypeAlias
 
     from gpuplugin.config.settings import Settings
-    from gpuplugin.core.healthboard import Transition
-    from gpuplugin.kubelet.snapshot import ResourceSnapshot
-    from hal import Gpu
+    from gpuplugin.core.healthboard import HealthBoard, Transition
+    from gpuplugin.core.node import Effect
+    from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from hal import Probe
     from sim.node.node import SimulatedNode
     from sim.node.population import Log
+
+    Steps: TypeAlias = Generator[simpy.Event, object, None]
+
+_HANG_STEP_NS = 100_000_000
+"""How often it is seen whether a hanging call has returned."""
 
 
 class VirtualPlugin:
@@ -42,160 +56,229 @@ class VirtualPlugin:
         log: Log,
     ) -> None:
         self._node = node
-        self._settings = settings
-        self._policy = health_policy(settings)
+        self._env = node.env
+        health = health_policy(settings)
+        self._model = NodeModel(
+            NodePlan(
+                inventory=inventory_plan(settings),
+                injection=injection_plan(settings, frozenset()),
+                policy=settings.flags.plugin.shared_devices_allocation_policy,
+                health=health,
+            )
+        )
+        self._watch = Watch(
+            WatchPlan(
+                settings.health.probe_interval, settings.health.blind_after, health.needs_events
+            )
+        )
+        self._plugins = DevicePlugins()
         self._publish_list = publish
         self._log = log
-        self._changed = node.env.event()
-        self._unsettled = node.env.event()
-        self._failing_since_s: float | None = None
-        self._publishing = False
-        self._published_s = -math.inf
-        self._gpus: tuple[Gpu, ...] = ()
-        self._snapshots: dict[str, ResourceSnapshot] = {}
-        self.board = HealthBoard()
-        self.plugins: dict[str, DevicePlugin] = {}
+        self._blind = ""
+        self._changed = self._env.event()
+        self._unsettled = self._env.event()
+        self._hanging: set[str] = set()
         node.on_change = self._node_changed
-        self._look()
-        node.env.process(self._watch())
-        node.env.process(self._look_around())
+        self._env.process(self._run())
 
-    def index(self, uuid: str) -> str:
-        """The index of a GPU (`0`) or MIG device (`0:1`), empty if it is not known."""
-        for gpu in self._gpus:
-            if gpu.uuid == uuid:
-                return str(gpu.index)
-            for mig in gpu.mig_devices:
-                if mig.uuid == uuid:
-                    return f"{gpu.index}:{mig.index}"
-        return ""
+    @property
+    def board(self) -> HealthBoard:
+        """Health of the GPUs."""
+        return self._model.view.board
+
+    @property
+    def plugins(self) -> Mapping[str, DevicePlugin]:
+        """The device plugin of each resource, by name."""
+        return self._plugins.by_resource
 
     def _node_changed(self) -> None:
         for event in (self._changed, self._unsettled):
             if not event.triggered:
                 event.succeed()
 
-    def _watch(self) -> Generator[simpy.Event, object, None]:
-        """Events of the driver, at once."""
+    def _run(self) -> Steps:
+        """Open the driver, watch, and open it again when watching fails."""
         while True:
-            yield self._changed
-            self._changed = self._node.env.event()
-            self._read_events()
+            yield from self._open()
+            failed = self._env.event()
+            tasks = [
+                self._env.process(_until_failure(steps, failed))
+                for steps in (self._receive_events(), self._update())
+            ]
+            reason = yield failed
+            for task in tasks:
+                if task.is_alive:
+                    task.interrupt()
+            self._apply(self._model.blinded(str(reason), self._node.now_s))
+            yield self._until(self._watch.closed(self._node.now_s))
 
-    def _read_events(self) -> None:
-        node = self._node
-        if node.driver.watch_failure(node.now_s) is not None or node.hangs():
+    def _open(self) -> Steps:
+        while True:
+            try:
+                yield from self._call(deadlines.OPEN_DEADLINE_S)
+                if self._watch.plan.watch_events:
+                    yield from self._call(deadlines.CALL_DEADLINE_S, watching=True)
+                yield from self._read()
+            except HalError:
+                yield self._until(self._watch.open_failed(self._node.now_s))
+                continue
+            self._watch.opened(self._node.now_s)
             return
-        board = self.board
-        for event in node.take_events():
-            board = board.with_event(event, node.now_s, self._policy)
-        self._adopt(board)
 
-    def _look_around(self) -> Generator[simpy.Event, object, None]:
-        """Look at every interval while anything is unsettled, and again when something happens.
+    def _receive_events(self) -> Steps:
+        """Events of the driver, at once."""
+        node, watch = self._node, self._watch
+        while watch.plan.watch_events:
+            if not node.has_events and not self._watching_fails:
+                self._changed = self._env.event()
+                yield self._changed
+                watch.events.repeated(node.now_s, deadlines.EVENT_WAIT_S)
+            try:
+                wait_s = deadlines.EVENT_WAIT_S + watch.plan.blind_after_s
+                yield from self._call(wait_s, watching=True)
+            except HalError as error:
+                yield self._until(node.now_s + watch.events_failed(error, node.now_s))
+                continue
+            watch.events.succeeded(node.now_s)
+            if events := node.take_events():
+                watch.events_received(events)
+                self._apply(self._model.events_received(events, node.now_s))
 
-        A daemon looks all the time; where everything is well and nothing happened, its looks find
-        nothing and change nothing.
+    @property
+    def _watching_fails(self) -> bool:
+        return self._node.driver.watch_failure(self._node.now_s) is not None or self._node.hangs()
+
+    def _update(self) -> Steps:
+        """Read and probe at every interval while anything is unsettled or an event requires it.
+
+        A daemon does it all the time; where everything is well and nothing happened, its updates
+        find nothing and change nothing.
         """
-        node, interval_s = self._node, self._settings.health.probe_interval
+        node, watch = self._node, self._watch
         while True:
-            yield self._unsettled
-            self._unsettled = node.env.event()
-            while True:
-                rounds = math.floor(node.now_s / interval_s) + 1
-                yield node.env.timeout(max(1, to_ns(rounds * interval_s) - int(node.env.now)))
-                self._look()
-                if self._settled:
-                    break
+            if self._settled:
+                self._unsettled = self._env.event()
+                yield self._unsettled
+                watch.skip_updates(node.now_s)
+            # In whole nanoseconds: a sum of seconds may lie behind the moment that is waited for.
+            while to_ns(due_s := watch.update_due_s()) > self._env.now:
+                self._unsettled = self._env.event()
+                yield self._unsettled | self._until(due_s)
+            try:
+                yield from self._read()
+            except HalError as error:
+                watch.update_failed(error, node.now_s)
+                continue
+            watch.updated(node.now_s)
 
     @property
     def _settled(self) -> bool:
-        well = all(one.healthy and not one.faults for one in self.board.units.values())
-        return well and self._failing_since_s is None
+        board, watch = self.board, self._watch
+        well = all(one.healthy and not one.faults for one in board.units.values())
+        return well and not watch.updates.failures and not watch.events.failures
 
-    def _look(self) -> None:
-        """List and probe all GPUs, as far as the driver lets anybody."""
-        node, now_s = self._node, self._node.now_s
-        if node.driver.watch_failure(now_s) is not None or node.hangs():
-            since_s = self._failing_since_s
-            self._failing_since_s = now_s if since_s is None else since_s
-            if now_s - self._failing_since_s >= self._settings.health.blind_after:
-                self._adopt(self.board.blinded("the driver cannot be watched"))
-            return
-        self._failing_since_s = None
-        self._read_events()
+    def _read(self) -> Steps:
+        """List and probe all GPUs.
+
+        Raises:
+            HalError: no GPU can be listed, or none of them probed.
+        """
+        yield from self._call(deadlines.CALL_DEADLINE_S)
+        node, view = self._node, self._model.view
         gpus = node.listed()
-        board = self.board.with_gpus(gpus, now_s, self._policy).blinded("")
-        for gpu in gpus:
-            board = board.with_probe(gpu.uuid, self._probe(gpu.uuid), now_s, self._policy)
-        if gpus != self._gpus:
-            self._gpus = gpus
-            self._rebuild()
-        self._adopt(board)
+        results: dict[str, Probe | HalError] = {}
+        for uuid in dict.fromkeys((*(gpu.uuid for gpu in gpus), *view.board.gpus)):
+            try:
+                yield from self._call(deadlines.PROBE_DEADLINE_S, uuid)
+                results[uuid] = node.gpu(uuid).probe()
+            except HalError as error:
+                results[uuid] = error
+        probes = judge_probes(results, view.board)
+        known = {gpu.uuid for gpu in view.gpus}
+        events = () if self._watching_fails else node.take_events()
+        self._apply(self._model.updated(gpus, probes.by_uuid, node.now_s, events))
+        if {gpu.uuid for gpu in gpus} != known:
+            self._apply(self._model.linked(node.links(), node.now_s))
 
-    def _probe(self, uuid: str) -> Probe:
-        """A probe; one that hangs counts as no answer."""
-        if not self._node.hangs(uuid):
-            return self._node.gpu(uuid).probe()
-        health = self.board.gpus.get(uuid)
-        return Probe(
-            reachable=False,
-            recovery_action=RecoveryAction.UNKNOWN,
-            row_remap_pending=False,
-            row_remap_failed=False,
-            uncorrectable_ecc=None,
-            epoch=(health.epoch if health else None) or "",
-        )
+    def _call(self, deadline_s: float, uuid: str | None = None, *, watching: bool = False) -> Steps:
+        """A call to the driver, about a GPU or not.
 
-    def _rebuild(self) -> None:
-        """Resources and answers follow the GPUs."""
-        inventory = build_inventory(self._gpus, inventory_plan(self._settings))
-        serving = ServingPlan(
-            injection_plan(self._settings, frozenset()),
-            self._settings.flags.plugin.shared_devices_allocation_policy,
-            self._node.links(),
-        )
-        self._snapshots = {
-            resource.name: snapshot_of(resource, serving) for resource in inventory.resources
-        }
-        for name, snapshot in self._snapshots.items():
-            self.plugins.setdefault(name, DevicePlugin(snapshot))
-        for name in self.plugins.keys() - self._snapshots.keys():
-            plugin = self.plugins.pop(name)
+        Raises:
+            HalError: it fails, or does not return within the deadline.
+        """
+        node = self._node
+        due_ns = int(self._env.now) + to_ns(deadline_s)
+        while node.hangs(uuid):
+            # A call that still hangs is not made again: the GPU has no answer at once.
+            if self._env.now >= due_ns or uuid in self._hanging:
+                if uuid is not None:
+                    self._hanging.add(uuid)
+                raise HalHung(f"the call did not return within {deadline_s:g} s")
+            yield self._env.timeout(min(due_ns - int(self._env.now), _HANG_STEP_NS))
+        self._hanging.discard(uuid or "")
+        failure = node.driver.watch_failure(node.now_s) if watching else node.driver.failure()
+        if failure is not None:
+            raise failure
+
+    def _until(self, due_s: float) -> simpy.Event:
+        return self._env.timeout(max(0, to_ns(due_s) - int(self._env.now)))
+
+    def _apply(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Publish():
+                    self._publish()
+                case WakeAt(at_s=at_s):
+                    self._env.process(self._wake(at_s))
+                case WriteSpecs(number=number):
+                    self._apply(self._model.specs_written(number, self._node.now_s))
+                case EventReceived():
+                    pass  # the node has logged the fault behind it
+                case HealthChanged(transition=transition):
+                    self._log_change(transition)
+                case ProblemFound(kind=kind, text=text):
+                    self._log(kind, {"text": text})
+                case _:
+                    assert_never(effect)
+        if self.board.blind != self._blind:
+            self._blind = self.board.blind
+            self._log("monitor", {"blind": self._blind})
+
+    def _wake(self, at_s: float) -> Steps:
+        yield self._until(at_s)
+        self._apply(self._model.timer(self._node.now_s))
+
+    def _publish(self) -> None:
+        applied = self._plugins.apply(self._model.view)
+        for name in applied.lists:
+            self._publish_list(name, self._plugins.by_resource[name])
+        for name, plugin in applied.removed.items():
             plugin.devices.publish(b"")
             self._publish_list(name, plugin)
 
-    def _adopt(self, board: HealthBoard) -> None:
-        for transition in board.transitions_from(self.board):
-            self._tell(transition)
-        if board.blind != self.board.blind:
-            self._log("monitor", {"blind": board.blind})
-        self.board = board
-        if not self._publishing:
-            self._publishing = True
-            self._node.env.process(self._publish_soon())
-
-    def _publish_soon(self) -> Generator[simpy.Event, object, None]:
-        now_s = self._node.now_s
-        yield self._node.env.timeout(to_ns(list_due_s(now_s, self._published_s) - now_s))
-        self._publishing = False
-        for name, plugin in self.plugins.items():
-            if plugin.update(self._snapshots[name], self.board.healthy):
-                self._published_s = self._node.now_s
-                self._publish_list(name, plugin)
-
-    def _tell(self, transition: Transition) -> None:
-        if transition.before is None and transition.fault is None:
-            return
+    def _log_change(self, transition: Transition) -> None:
         fault = transition.fault
+        if transition.before is None and fault is None:
+            return
         self._log(
             "gpu-health",
             {
                 "uuid": transition.uuid,
-                "gpu": self.index(transition.uuid),
+                "gpu": self._model.view.index(transition.uuid),
                 "state": transition.after.value,
                 "cause": fault.cause.value if fault else "",
                 "reason": fault.reason if fault else "",
                 "xid": fault.xid if fault else None,
             },
         )
+
+
+def _until_failure(steps: Steps, failed: simpy.Event) -> Steps:
+    """Follow the steps; if watching fails in them, `failed` has the reason."""
+    try:
+        yield from steps
+    except WatchFailed as failure:
+        if not failed.triggered:
+            failed.succeed(str(failure))
+    except simpy.Interrupt:
+        return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.core.pacing import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +18,12 @@ _SHORTER = {
     "gpuplugin.daemon.serving.endpoint.POLL_S": 0.02,
     "gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S": 0.4,
     "gpuplugin.daemon.control.POLL_S": 0.05,
-    "gpuplugin.daemon.hardware.monitor._OPEN_DEADLINE_S": 0.5,
-    "gpuplugin.daemon.hardware.monitor._CALL_DEADLINE_S": 0.5,
-    "gpuplugin.daemon.hardware.monitor._PROBE_DEADLINE_S": 0.5,
+    "gpuplugin.core.watch.OPEN_DEADLINE_S": 0.5,
+    "gpuplugin.core.watch.CALL_DEADLINE_S": 0.5,
+    "gpuplugin.core.watch.PROBE_DEADLINE_S": 0.5,
     "hal.nvml.watch._SLICE_MS": 50,
     "hal.nvml.backend._CLOSE_TIMEOUT_S": 0.3,
-    "gpuplugin.daemon.hardware.monitor._CLOSE_DEADLINE_S": 0.5,
+    "gpuplugin.core.watch.CLOSE_DEADLINE_S": 0.5,
 }
 
 
@@ -33,9 +33,9 @@ def short_deadlines() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _SHORTER.items():
             patch.setattr(name, value)
-        for module in ("hardware.monitor", "serving.endpoint"):
+        for module in ("core.watch", "daemon.serving.endpoint"):
             patch.setattr(
-                f"gpuplugin.daemon.{module}.Backoff",
+                f"gpuplugin.{module}.Backoff",
                 lambda first_s, cap_s: Backoff(first_s / 20, min(cap_s / 10, 0.1)),
             )
         yield

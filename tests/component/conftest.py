@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.core.pacing import Backoff
 from sim.kubelet import Kubelet
 from tests.component.running import Hardware, PluginProcess, settings_for
 from tests.component.waiting import eventually
@@ -50,7 +50,7 @@ def quick_polls() -> Iterator[None]:
         patch.setattr("gpuplugin.daemon.serving.endpoint.POLL_S", 0.05)
         patch.setattr("gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S", 1.0)
         patch.setattr(
-            "gpuplugin.daemon.hardware.monitor.Backoff",
+            "gpuplugin.core.watch.Backoff",
             lambda first_s, cap_s: Backoff(first_s / 10, cap_s / 10),
         )
         yield

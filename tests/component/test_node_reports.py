@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from gpuplugin.core.news import Condition, GpuNews
-from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.core.nodecondition import Condition, GpuReport
+from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.cluster import nodereports
+from gpuplugin.daemon.cluster.eventqueue import ReportFailed
 from gpuplugin.daemon.cluster.kubeapi import KubeApi, NoCluster
-from gpuplugin.daemon.cluster.nodereports import NodeReporter, ReportFailed
+from gpuplugin.daemon.cluster.nodereports import NodeReporter
 from gpuplugin.daemon.http.metrics import Metrics
 from hal import DriverUnavailable
 from tests.component.apiserver import JSON, STRATEGIC, TOKEN, ApiServer
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from tests.component.running import Hardware
 
 NODE = "gpu-node-1"
-SICK = GpuNews("GPU-a", "3", "Unhealthy", "Xid 79: off the bus", "reboot-node", 79)
-WELL = GpuNews("GPU-a", "3", "Healthy")
+SICK = GpuReport("GPU-a", "3", "Unhealthy", "Xid 79: off the bus", "reboot-node", 79)
+WELL = GpuReport("GPU-a", "3", "Healthy")
 BAD = Condition(False, "GPUsNotHealthy", "1 of 8 GPUs is not healthy")
 GOOD = Condition(True, "AllGPUsHealthy", "all GPUs are healthy (8)")
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
@@ -72,12 +73,11 @@ class Running:
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
 
-    def report(self, *news: GpuNews, condition: Condition) -> None:
+    def report(self, *news: GpuReport, condition: Condition) -> None:
         self._loop.call_soon_threadsafe(self._reporter.report, news, condition)
 
     def count(self, kind: str, result: str) -> float:
-        name, labels = "gpuplugin_node_reports_total", {"kind": kind, "result": result}
-        return self.metrics.registry.get_sample_value(name, labels) or 0
+        return self.metrics.node_reports.labels(kind, result).value
 
     def wait_for(self, kind: str, result: str, times: int = 1) -> None:
         eventually(lambda: self.count(kind, result) >= times)
@@ -302,7 +302,7 @@ def test_what_is_forbidden_is_told_once_with_the_right_that_is_missing(
     server.fail(403, 4)
     for times in (1, 2):
         reporter.report(
-            GpuNews(f"GPU-{times}", "0", "Unhealthy"), condition=Condition(False, "A", str(times))
+            GpuReport(f"GPU-{times}", "0", "Unhealthy"), condition=Condition(False, "A", str(times))
         )
         reporter.wait_for("event", "refused", times)
         reporter.wait_for("condition", "refused", times)

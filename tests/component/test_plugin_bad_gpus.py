@@ -108,7 +108,7 @@ def test_a_probe_that_hangs_costs_its_own_gpu_only(
     start_plugin: StartPlugin,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gpuplugin.daemon.hardware.monitor._PROBE_DEADLINE_S", 0.2)
+    monkeypatch.setattr("gpuplugin.core.watch.PROBE_DEADLINE_S", 0.2)
     plugin = start_plugin(driver)
     wait_for(kubelet, 3 * REPLICAS)
     stuck = driver.listed[2].uuid

@@ -7,14 +7,14 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.server import HttpError, HttpServer
-from gpuplugin.daemon.status import Vitals
+from gpuplugin.daemon.status import StatusBoard
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import (
     RESOURCE,
@@ -113,11 +113,11 @@ def test_a_client_that_sends_nothing_does_not_hold_up_others(lone_plugin: Plugin
 
 
 def test_a_loop_that_does_not_turn_is_not_alive() -> None:
-    vitals = Vitals()
-    vitals.set("monitor", "fine", ok=True)
-    assert vitals.liveness().ok
-    vitals._beat_s -= Vitals.LOOP_DEAD_AFTER_S + 1
-    server = HttpServer("127.0.0.1:0", vitals, Metrics())
+    status = StatusBoard()
+    status.set("monitor", "fine", ok=True)
+    assert status.liveness().ok
+    status._beat_s -= StatusBoard.LOOP_DEAD_AFTER_S + 1
+    server = HttpServer("127.0.0.1:0", status, CollectorRegistry(), str)
     try:
         answer = http_get("127.0.0.1", server.port, "/health")
         assert answer.status == 503
@@ -143,7 +143,7 @@ def test_a_port_in_use_is_named_and_ends_the_start(
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", "127.0.0.1:http", "", ":99999"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(HttpError, match="--listen-address"):
-        HttpServer(address, Vitals(), Metrics())
+        HttpServer(address, StatusBoard(), CollectorRegistry(), str)
 
 
 def test_ipv6_is_served_where_there_is_any() -> None:
@@ -152,7 +152,7 @@ def test_ipv6_is_served_where_there_is_any() -> None:
             pass
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    server = HttpServer("[::1]:0", Vitals(), Metrics())
+    server = HttpServer("[::1]:0", StatusBoard(), CollectorRegistry(), str)
     try:
         assert http_get("::1", server.port, "/metrics").status == 200
     finally:
@@ -160,10 +160,10 @@ def test_ipv6_is_served_where_there_is_any() -> None:
 
 
 def test_the_port_is_free_after_the_end() -> None:
-    server = HttpServer("127.0.0.1:0", Vitals(), Metrics())
+    server = HttpServer("127.0.0.1:0", StatusBoard(), CollectorRegistry(), str)
     port = server.port
     server.close()
-    again = HttpServer(f"127.0.0.1:{port}", Vitals(), Metrics())
+    again = HttpServer(f"127.0.0.1:{port}", StatusBoard(), CollectorRegistry(), str)
     try:
         assert eventually(lambda: http_get("127.0.0.1", port, "/metrics").status) == 200
     finally:

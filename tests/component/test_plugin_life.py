@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon import app
-from gpuplugin.daemon.backoff import Backoff
 from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr

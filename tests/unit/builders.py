@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gpuplugin.core.health import HealthPolicy
+from gpuplugin.core.injection import InjectionPlan
 from gpuplugin.core.inventory import GPU_RESOURCE, Device, Plan, Resource, build_inventory
+from gpuplugin.core.node import NodePlan, NodeView
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from hal import Gpu, GpuState, Probe, RecoveryAction
 
@@ -94,3 +97,10 @@ def a_probe(
         uncorrectable_ecc=0,
         epoch=epoch,
     )
+
+
+PLAIN = NodePlan(Plan(), InjectionPlan(), "distributed", HealthPolicy())
+"""Every GPU as one device."""
+
+EMPTY_VIEW = NodeView(PLAIN)
+"""A node before its first update."""

@@ -1,4 +1,4 @@
-"""Events that wait to be sent: bounded, with repetitions counted, no faster than a bucket allows.
+"""What is reported to the API server, and Events that wait: bounded, with repetitions counted.
 
 No clock and no I/O: time is an argument. Who sends them is `nodereports`.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from gpuplugin.core.news import GpuNews
+    from gpuplugin.core.nodecondition import GpuReport
 
 CAPACITY = 100
 SAME_WITHIN_S = 600.0
@@ -21,6 +21,32 @@ WORTH_TELLING_S = 3600.0
 
 _NAME_LENGTH = 253
 _SUFFIX_LENGTH = 20
+
+
+class ReportFailed(Exception):
+    """The API server did not take a report; the text says why and what to do.
+
+    `retryable`: the same report may pass later, after `wait_s` at least.
+    """
+
+    def __init__(self, text: str, *, retryable: bool, wait_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retryable = retryable
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCondition:
+    """The condition GPUHealthy as the API has it: `status` is True, False or Unknown.
+
+    `since` is when it came to this status, `seen` when that was last confirmed; both in UTC.
+    """
+
+    status: str
+    reason: str
+    message: str
+    since: datetime
+    seen: datetime
 
 
 class TokenBucket:
@@ -87,7 +113,7 @@ class EventQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, news: GpuNews, now_s: float, now: datetime) -> int:
+    def add(self, news: GpuReport, now_s: float, now: datetime) -> int:
         """Let an Event wait, or count up the same one; returns how many others gave way."""
         self._forget_old(now_s)
         key = (news.event_reason, news.event_message)

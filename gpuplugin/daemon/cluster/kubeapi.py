@@ -16,7 +16,7 @@ from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Event, NodeStatus
 
-from gpuplugin.daemon.cluster.nodereports import NodeCondition, ReportFailed
+from gpuplugin.daemon.cluster.eventqueue import NodeCondition, ReportFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,12 +11,12 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.core.pacing import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PART = "node-label"
+COMPONENT = "node-label"
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 Reports are a courtesy: what the API server does with them changes nothing about the node's devices
 and nothing about readiness. How requests are made is in `kubeapi`, which is imported only if
-reports are wanted; what they say is in `core.news`; which Events wait is in `eventqueue`.
+reports are wanted; what they say is in `core.nodecondition`; which Events wait is in `eventqueue`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
-from gpuplugin.daemon.backoff import Backoff
-from gpuplugin.daemon.cluster.eventqueue import EventQueue, TokenBucket
-from gpuplugin.daemon.hardware.thread import HalHung, HalThread
+from gpuplugin.core.pacing import Backoff
+from gpuplugin.daemon.cluster.eventqueue import (
+    EventQueue,
+    NodeCondition,
+    ReportFailed,
+    TokenBucket,
+)
+from gpuplugin.daemon.hardware.thread import HalThread
 from gpuplugin.daemon.supervisor import Fatal
+from hal import HalHung
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from gpuplugin.config.settings import Settings
-    from gpuplugin.core.news import Condition, GpuNews
+    from gpuplugin.core.nodecondition import Condition, GpuReport
     from gpuplugin.daemon.cluster.eventqueue import NodeEvent
     from gpuplugin.daemon.http.metrics import Metrics
 
@@ -40,32 +45,6 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
-
-
-class ReportFailed(Exception):
-    """The API server did not take a report; the text says why and what to do.
-
-    `retryable`: the same report may pass later, after `wait_s` at least.
-    """
-
-    def __init__(self, text: str, *, retryable: bool, wait_s: float = 0.0) -> None:
-        super().__init__(text)
-        self.retryable = retryable
-        self.wait_s = wait_s
-
-
-@dataclass(frozen=True, slots=True)
-class NodeCondition:
-    """The condition GPUHealthy as the API has it: `status` is True, False or Unknown.
-
-    `since` is when it came to this status, `seen` when that was last confirmed; both in UTC.
-    """
-
-    status: str
-    reason: str
-    message: str
-    since: datetime
-    seen: datetime
 
 
 class Api(Protocol):
@@ -147,7 +126,7 @@ class NodeReporter:
         self._looked = False
         self._stored: NodeCondition | None = None
 
-    def report(self, news: Iterable[GpuNews], condition: Condition) -> None:
+    def report(self, news: Iterable[GpuReport], condition: Condition) -> None:
         """Each of `news` becomes an Event; `condition` is how the node is now. Never blocks.
 
         What waits is bounded: the oldest Events give way, the last condition never does.
@@ -254,13 +233,15 @@ class NodeReporter:
             raise ReportFailed(text, retryable=True) from None
 
 
-def make_reporter(settings: Settings, metrics: Metrics) -> NodeReporter:
-    """The reporter, for who asked for reports.
+def make_reporter(settings: Settings, metrics: Metrics) -> NodeReporter | None:
+    """The reporter, None where no reports are wanted.
 
     Raises:
         Fatal: the client library is not installed, or no cluster is configured.
     """
     options = settings.daemon
+    if not options.kubernetes_reports:
+        return None
     try:
         from gpuplugin.daemon.cluster.kubeapi import KubeApi, NoCluster
     except ImportError as error:

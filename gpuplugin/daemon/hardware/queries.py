@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from gpuplugin.daemon.hardware.thread import HalHung, HalThread
-from hal import HalError
+from gpuplugin.daemon.hardware.thread import HalThread
+from hal import HalError, HalHung
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

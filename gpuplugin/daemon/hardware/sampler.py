@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuplugin.core.usage import Seen, Usage, Work, usage_of
+from gpuplugin.core.usage import HOLDINGS, PODS, PROCESSES, Reading, Seen, Work, usage_of
 from gpuplugin.daemon.cluster.podidentity import CgroupsUnreadable, PodIdentities
 from gpuplugin.daemon.cluster.podresources import PodResources, PodResourcesUnavailable
 from gpuplugin.daemon.hardware.thread import HalThread
@@ -26,32 +25,12 @@ if TYPE_CHECKING:
     from gpuplugin.core.usage import Holding, PodName
     from gpuplugin.daemon.hardware.queries import HalQueries
     from gpuplugin.daemon.node import Node
-    from hal import Backend, ComputeProcess, Gpu, Telemetry
-
-STALE_AFTER_PERIODS = 3
-"""A reading that is older than so many periods is dropped: it says nothing about now."""
+    from hal import Backend, ComputeProcess, Telemetry
 
 _GPU_DEADLINE_S = 2.0
 _HOST_DEADLINE_S = 5.0
 
-HOLDINGS = "pod-resources"
-PROCESSES = "processes"
-PODS = "pods"
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What was read at `at_s` (monotonic), and what of it could not be: the reason by its name."""
-
-    at_s: float = 0.0
-    took_s: float = 0.0
-    driver: str = ""
-    gpus: Sequence[Gpu] = ()
-    telemetry: Mapping[str, Telemetry] = field(default_factory=lambda: MappingProxyType({}))
-    usage: Usage = field(default_factory=Usage)
-    unseen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class _GpuAnswer(NamedTuple):
@@ -62,7 +41,7 @@ class _GpuAnswer(NamedTuple):
 
 
 class Sampler:
-    """The task; `reading()` may be called from any thread.
+    """The task; each reading goes to the node, and is in its next view.
 
     `pod_resources` and `identities` are None where the user does not want them to be asked.
     """
@@ -84,33 +63,24 @@ class Sampler:
         self._identities = identities
         self._host_thread = HalThread("usage")
         self._told: dict[str, str] = {}
-        self._reading: Reading | None = None
-
-    def reading(self) -> Reading | None:
-        """The newest reading; None if there is none that still counts."""
-        reading = self._reading
-        if reading is None:
-            return None
-        too_old = time.monotonic() - reading.at_s > STALE_AFTER_PERIODS * self._period_s
-        return None if too_old else reading
 
     async def run(self) -> None:
-        """Read for ever."""
+        """Read for ever, from the end of the first period on: the kubelet is served first."""
         try:
             while True:
-                if self._queries.open and self._node.gpus:
-                    self._reading = await self._read(time.monotonic())
                 await tick(self._period_s)
+                if self._queries.open and self._node.view.gpus:
+                    self._node.used(await self._read(time.monotonic()))
         finally:
             self._host_thread.close()
 
     async def _read(self, started_s: float) -> Reading:
         unseen: dict[str, str] = {}
-        gpus = self._node.gpus
+        view = self._node.view
         telemetry: dict[str, Telemetry] = {}
         processes: dict[str, Sequence[ComputeProcess]] = {}
         answers = await self._queries.ask_gpus(
-            [gpu.uuid for gpu in gpus], _GPU_DEADLINE_S, self._read_in_thread
+            [gpu.uuid for gpu in view.gpus], _GPU_DEADLINE_S, self._read_in_thread
         )
         for uuid, answer in answers.items():
             if isinstance(answer, HalError):
@@ -130,13 +100,14 @@ class Sampler:
             uuid: [Work(uuid, one, pods.get(one.pid)) for one in found]
             for uuid, found in processes.items()
         }
-        usage = usage_of(Seen(gpus, self._node.inventory, holdings, telemetry, work))
+        usage = usage_of(Seen(view.gpus, view.inventory, holdings, telemetry, work))
         self._tell(unseen)
         return Reading(
             at_s=started_s,
             took_s=time.monotonic() - started_s,
+            period_s=self._period_s,
             driver=self._driver(),
-            gpus=gpus,
+            gpus=view.gpus,
             telemetry=MappingProxyType(telemetry),
             usage=usage,
             unseen=MappingProxyType(unseen),

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from hal import HalError
+from hal import HalHung
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +21,6 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _REMEDY = "Look for a stuck driver in dmesg; a hung GPU often needs a reboot"
-
-
-class HalHung(HalError):
-    """A call to the hardware did not return within its deadline."""
 
 
 class HalThread:

@@ -1,20 +1,18 @@
-"""The metrics of the daemon by name. How they are exported is in `exposition`."""
+"""The one table of the metrics that the daemon exports; how they are exported: `exposition`."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING
 
-from gpuplugin.daemon.http.series import Counter, Gauge, Histogram
+from gpuplugin.daemon.http.series import Counter, Gauge, Histogram, Scraped
 from gpuplugin.rpc.callstats import CallStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.registry import Collector
-
-    from gpuplugin.daemon.http.series import Family
+GPU = ("uuid", "gpu")
+POD = ("uuid", "gpu", "namespace", "pod", "container")
 
 PROBE_BUCKETS_S = (1e-3, 5e-3, 20e-3, 0.1, 0.5, 2.0, 10.0)
 
@@ -35,47 +33,179 @@ class CallCounts:
 
 
 class Metrics:
-    """Every series that the daemon exports; labels are bounded by GPUs, resources and Xids."""
+    """Every metric; labels are bounded by GPUs, resources, Xids and the pods of the node.
+
+    What is counted belongs to an instance; what is made at each scrape is declared on the class.
+    """
+
+    devices = Scraped("gpuplugin_devices", "Advertised devices, by health.", ("resource", "health"))
+    gpu_health = Scraped(
+        "gpuplugin_gpu_health",
+        "1 for the health state of the GPU or MIG device, 0 for the other states.",
+        (*GPU, "state"),
+    )
+    gpu_unhealthy_seconds = Scraped(
+        "gpuplugin_gpu_unhealthy_seconds",
+        "Time since the start during which the GPU or MIG device was not Healthy.",
+        GPU,
+        kind="counter",
+    )
+    monitor_blind = Scraped(
+        "gpuplugin_monitor_blind",
+        "1 while the GPUs cannot be watched; they are reported Unhealthy meanwhile.",
+    )
+    visible = Scraped(
+        "gpuplugin_visible",
+        "1 if the plugin can read it: pod-resources (which pod holds which replica), processes "
+        "(the processes on the GPUs), pods (the pod of each process).",
+        ("what",),
+    )
+    reading_age_seconds = Scraped(
+        "gpuplugin_reading_age_seconds", "Age of the reading behind the GPU and pod metrics."
+    )
+    reading_duration_seconds = Scraped(
+        "gpuplugin_reading_duration_seconds", "Duration of that reading."
+    )
+    gpu_info = Scraped(
+        "gpuplugin_gpu_info",
+        "1 for each listed GPU.",
+        (*GPU, "product", "pci_bus_id", "numa_node", "driver"),
+    )
+    gpu_utilization_ratio = Scraped(
+        "gpuplugin_gpu_utilization_ratio",
+        "Share of the last sample period during which a kernel ran.",
+        GPU,
+    )
+    gpu_memory_used_bytes = Scraped(
+        "gpuplugin_gpu_memory_used_bytes", "Used memory, including the driver's own.", GPU
+    )
+    gpu_memory_total_bytes = Scraped("gpuplugin_gpu_memory_total_bytes", "Memory of the GPU.", GPU)
+    gpu_temperature_celsius = Scraped(
+        "gpuplugin_gpu_temperature_celsius", "Temperature of the GPU.", GPU
+    )
+    gpu_power_watts = Scraped("gpuplugin_gpu_power_watts", "Power draw of the board.", GPU)
+    gpu_power_limit_watts = Scraped(
+        "gpuplugin_gpu_power_limit_watts", "Power limit of the board.", GPU
+    )
+    gpu_clock_hertz = Scraped(
+        "gpuplugin_gpu_clock_hertz", "Clock of the domain sm or memory.", (*GPU, "domain")
+    )
+    gpu_throttled = Scraped(
+        "gpuplugin_gpu_throttled",
+        "1 while this reason keeps the clocks below the requested ones.",
+        (*GPU, "reason"),
+    )
+    gpu_ecc_errors = Scraped(
+        "gpuplugin_gpu_ecc_errors",
+        "ECC errors since the driver was loaded or the GPU was reset.",
+        (*GPU, "kind"),
+        kind="counter",
+    )
+    gpu_row_remap = Scraped(
+        "gpuplugin_gpu_row_remap",
+        "1 if a row remapping waits for a reset (pending) or has failed (failed).",
+        (*GPU, "state"),
+    )
+    gpu_replicas = Scraped(
+        "gpuplugin_gpu_replicas", "Devices advertised for the GPU or MIG device.", GPU
+    )
+    gpu_replicas_allocated = Scraped(
+        "gpuplugin_gpu_replicas_allocated", "Advertised devices that containers hold.", GPU
+    )
+    gpu_oversubscription_ratio = Scraped(
+        "gpuplugin_gpu_oversubscription_ratio",
+        "Devices that containers hold per physical device; above 1 it is shared.",
+        GPU,
+    )
+    gpu_tenants = Scraped(
+        "gpuplugin_gpu_tenants",
+        "Pods, and processes outside of pods, with a context on the GPU or MIG device.",
+        GPU,
+    )
+    gpu_contending_tenants = Scraped(
+        "gpuplugin_gpu_contending_tenants",
+        "Tenants whose kernels ran during the last sample period.",
+        GPU,
+    )
+    gpu_memory_headroom_bytes = Scraped("gpuplugin_gpu_memory_headroom_bytes", "Free memory.", GPU)
+    gpu_fairness_ratio = Scraped(
+        "gpuplugin_gpu_fairness_ratio",
+        "Jain's index of the contending tenants' SM shares per replica: 1 if all are equal, 1/n "
+        "if one has everything. From two contending tenants on.",
+        GPU,
+    )
+    gpu_timeslicing_efficiency_ratio = Scraped(
+        "gpuplugin_gpu_timeslicing_efficiency_ratio",
+        "Share of the time during which a kernel ran while two or more tenants had work: 1 minus "
+        "the time for switching and the time without work.",
+        GPU,
+    )
+    gpu_timeslicing_gain_ratio = Scraped(
+        "gpuplugin_gpu_timeslicing_gain_ratio",
+        "Utilization with all tenants divided by that of the busiest one: 1 if sharing gains "
+        "nothing. From two contending tenants on.",
+        GPU,
+    )
+    pod_replicas = Scraped(
+        "gpuplugin_pod_replicas", "Devices of the GPU or MIG device that the pod holds.", POD
+    )
+    pod_processes = Scraped(
+        "gpuplugin_pod_processes", "Processes of the pod with a context there.", POD
+    )
+    pod_memory_bytes = Scraped(
+        "gpuplugin_pod_memory_bytes", "Memory that the pod's processes use there.", POD
+    )
+    pod_memory_fair_share_bytes = Scraped(
+        "gpuplugin_pod_memory_fair_share_bytes",
+        "Memory multiplied by the pod's share of the advertised replicas.",
+        POD,
+    )
+    pod_memory_over_fair_share = Scraped(
+        "gpuplugin_pod_memory_over_fair_share",
+        "1 while the pod uses more memory than its fair share.",
+        POD,
+    )
+    pod_sm_ratio = Scraped(
+        "gpuplugin_pod_sm_ratio",
+        "Share of the last sample period during which the pod's kernels ran.",
+        POD,
+    )
+    replica_info = Scraped(
+        "gpuplugin_replica_info",
+        "1 for each device that a container holds.",
+        ("resource", *GPU, "replica", "namespace", "pod", "container"),
+    )
+    rpc_duration = Scraped(
+        "gpuplugin_rpc_duration_seconds",
+        "Duration of a handler, without the transport.",
+        ("resource", "method", "code"),
+        kind="histogram",
+    )
+    rpc_in_flight = Scraped("gpuplugin_rpc_in_flight", "Calls in progress.", ("resource", "method"))
 
     def __init__(self, version: str = "", backend: str = "") -> None:
         self.build = {"version": version, "backend": backend}
-        self.sources: list[Collector] = []
-        """More series, which are made from what is known at each scrape."""
-        self._registry: CollectorRegistry | None = None
+        self.calls = CallCounts()
         self.start_time = Gauge(
-            "gpuplugin_start_time_seconds",
-            "When the plugin was started; the time since is its age.",
+            "gpuplugin_start_time_seconds", "Start time of the plugin, in seconds since the epoch."
         )
         self.start_time.set_to_current_time()
-        self.calls = CallCounts()
-        self.devices = Gauge(
-            "gpuplugin_devices",
-            "Devices by what the kubelet is told of them.",
-            ["resource", "health"],
-        )
-        self.gpu_health = Gauge(
-            "gpuplugin_gpu_health",
-            "1 for the state that the GPU or MIG device is in, 0 for the others.",
-            ["uuid", "gpu", "state"],
-        )
         self.xids = Counter(
             "gpuplugin_xid_events",
             "Xids that the driver reported, application errors included.",
-            ["uuid", "gpu", "xid", "action"],
+            [*GPU, "xid", "action"],
         )
         self.ecc_errors = Counter(
-            "gpuplugin_ecc_events",
-            "ECC events that the driver reported.",
-            ["uuid", "gpu", "kind"],
+            "gpuplugin_ecc_events", "ECC events that the driver reported.", [*GPU, "kind"]
         )
         self.health_transitions = Counter(
             "gpuplugin_gpu_health_transitions",
-            "Changes of the health state of a GPU or MIG device, with what caused them.",
-            ["uuid", "gpu", "state", "cause", "xid", "action"],
+            "Changes of the health state of a GPU or MIG device, by cause.",
+            [*GPU, "state", "cause", "xid", "action"],
         )
         self.list_updates = Counter(
             "gpuplugin_list_updates",
-            "New device lists that were published; an unchanged list is not.",
+            "Device lists published, unchanged ones excluded.",
             ["resource"],
         )
         self.list_bytes = Gauge(
@@ -83,24 +213,20 @@ class Metrics:
             "Size of the device list; the kubelet receives at most 4194304 bytes.",
             ["resource"],
         )
-        self.streams = Gauge(
-            "gpuplugin_open_streams",
-            "ListAndWatch streams that are open.",
-            ["resource"],
-        )
+        self.streams = Gauge("gpuplugin_open_streams", "Open ListAndWatch streams.", ["resource"])
         self.kubelet_restarts = Counter(
             "gpuplugin_kubelet_restarts",
-            "Streams that the kubelet ended while their socket was good, as when it restarts.",
+            "Streams that the kubelet ended while their socket was valid, as on its restart.",
             ["resource"],
         )
         self.registrations = Counter(
             "gpuplugin_registrations",
-            "What came of registrations with the kubelet.",
+            "Registrations with the kubelet, by result.",
             ["resource", "mode", "result"],
         )
         self.socket_renewals = Counter(
             "gpuplugin_socket_renewals",
-            "New sockets that were made because the old one was of no use, by reason.",
+            "Sockets replaced because the old one had become useless, by reason.",
             ["resource", "reason"],
         )
         self.monitor_failures = Counter(
@@ -109,36 +235,26 @@ class Metrics:
             ["stage"],
         )
         self.probe_seconds = Histogram(
-            "gpuplugin_probe_duration_seconds",
-            "Time that the driver took to say whether a GPU can be used.",
-            PROBE_BUCKETS_S,
-        )
-        self.monitor_blind = Gauge(
-            "gpuplugin_monitor_blind",
-            "1 while the GPUs cannot be watched and are reported Unhealthy for that.",
+            "gpuplugin_probe_duration_seconds", "Duration of a probe of a GPU.", PROBE_BUCKETS_S
         )
         self.config_reloads = Counter(
-            "gpuplugin_config_reloads",
-            "Attempts to take over a changed configuration, by result.",
-            ["result"],
+            "gpuplugin_config_reloads", "Reloads of a changed configuration, by result.", ["result"]
         )
         self.config_good = Gauge(
             "gpuplugin_config_last_reload_successful",
-            "0 while the configuration file is not the one in force, because it cannot be used.",
+            "0 if the configuration file is invalid and the previous configuration stays in force.",
         )
         self.config_good_since = Gauge(
             "gpuplugin_config_last_good_timestamp_seconds",
-            "When the configuration in force was read.",
+            "Time at which the configuration in force was read, in seconds since the epoch.",
         )
         self.preferences = Counter(
             "gpuplugin_preferences",
-            "Choices of GetPreferredAllocation, by the method that found them.",
+            "Responses to GetPreferredAllocation, by the method that chose the devices.",
             ["resource", "method"],
         )
         self.task_restarts = Counter(
-            "gpuplugin_task_restarts",
-            "Tasks of the daemon that failed and were started again.",
-            ["task"],
+            "gpuplugin_task_restarts", "Restarts of failed tasks of the daemon.", ["task"]
         )
         self.node_reports = Counter(
             "gpuplugin_node_reports",
@@ -147,21 +263,10 @@ class Metrics:
             ["kind", "result"],
         )
 
-    @property
-    def registry(self) -> CollectorRegistry:
-        """What is scraped. The library is loaded by whoever asks first."""
-        if self._registry is None:
-            from gpuplugin.daemon.http.exposition import make_registry
-
-            self._registry = make_registry(self)
-        return self._registry
-
-    @property
-    def by_resource(self) -> tuple[Family | CallCounts, ...]:
-        """Everything that has the label `resource`."""
-        return (
+    def forget_resource(self, resource: str) -> None:
+        """The resource is served no more: its series end."""
+        for metric in (
             self.calls,
-            self.devices,
             self.list_updates,
             self.list_bytes,
             self.streams,
@@ -169,7 +274,8 @@ class Metrics:
             self.registrations,
             self.socket_renewals,
             self.preferences,
-        )
+        ):
+            metric.remove_by_labels({"resource": resource})
 
     def choices_of(self, resource: str) -> Callable[[str], None]:
         """A function that counts a choice of the resource by its method, in any thread."""

@@ -1,6 +1,5 @@
-"""What the daemon counts about itself, as plain numbers. How they are exported is in `exposition`.
+"""The kinds of metrics, as plain numbers. How they are exported is in `exposition`.
 
-They are counted from the first moment on, when the library that exports them need not be loaded.
 Everything here may be used from any thread.
 """
 
@@ -8,11 +7,22 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scraped:
+    """A metric whose samples are made at each scrape, so that none outlives what it describes."""
+
+    name: str
+    text: str
+    label_names: tuple[str, ...] = ()
+    kind: Literal["gauge", "counter", "histogram"] = "gauge"
 
 
 class Number:
@@ -34,7 +44,7 @@ class Number:
         self.value = float(value)
 
 
-class Family:
+class Counted:
     """The numbers of one name, each with values of the family's labels; without labels it is one.
 
     `name` is without the suffix that the kind may bring, as `_total` of a counter.
@@ -80,11 +90,11 @@ class Family:
             return [(key, number.value) for key, number in self._numbers.items()]
 
 
-class Counter(Family):
+class Counter(Counted):
     """Numbers that only grow."""
 
 
-class Gauge(Family):
+class Gauge(Counted):
     """Numbers that go up and down."""
 
     def set(self, value: float) -> None:

@@ -1,25 +1,40 @@
-"""Listens for HTTP from the start on; what is answered is in `web`, in threads of its own.
+"""The HTTP port: /, /metrics, /health and /ready, in threads of their own.
 
-The libraries that answer are a tenth of the daemon's start. They are loaded by the first
-connection, which the kernel holds until then.
+Nothing here touches the event loop or the hardware: responses are made from metrics, the status of
+components and the node's newest view, so a scrape can neither wait for them nor disturb them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import select
 import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler
+
+from prometheus_client import make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from gpuplugin.config.values import MAX_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from gpuplugin.daemon.http.metrics import Metrics
-    from gpuplugin.daemon.status import Vitals
+    from prometheus_client import CollectorRegistry
+
+    from gpuplugin.daemon.status import StatusBoard, StatusReport
+
+REQUEST_TIMEOUT_S = 10
+_PAGE_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
+    ("X-Content-Type-Options", "nosniff"),
+)
 
 _CLOSE_TIMEOUT_S = 2.0
 _WAITING_CONNECTIONS = 16
@@ -32,14 +47,14 @@ class HttpError(Exception):
 
 
 class HttpServer:
-    """Listens from the moment it is made until `close`; `page` makes the page at `/`, if any."""
+    """Serves from the moment it is made until `close`; `page` makes the HTML of `/`."""
 
     def __init__(
         self,
         address: str,
-        vitals: Vitals,
-        metrics: Metrics,
-        page: Callable[[], str | None] = lambda: None,
+        status: StatusBoard,
+        registry: CollectorRegistry,
+        page: Callable[[], str],
     ) -> None:
         host, _, port = address.rpartition(":")
         if not port.isdecimal() or int(port) > MAX_PORT:
@@ -51,7 +66,7 @@ class HttpServer:
                 f"cannot listen on {address}: {error}; choose another --listen-address"
             ) from error
         self._host, self.port = self._listener.getsockname()[:2]
-        self._given = (vitals, metrics, page)
+        self._server = _Server(self._listener, _application(status, registry, page))
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._accept, name="http", daemon=True)
         self._thread.start()
@@ -72,14 +87,10 @@ class HttpServer:
 
     def _accept(self) -> None:
         """Wait for connections without polling, so that an idle plugin is idle."""
-        select.select([self._listener], [], [])
-        if self._closing.is_set():
-            return
-        from gpuplugin.daemon.http.responses import WebServer, make_application
-
-        server = WebServer(self._listener, make_application(*self._given))
         while not self._closing.is_set():
-            server.handle_request()
+            select.select([self._listener], [], [])
+            if not self._closing.is_set():
+                self._server.handle_request()
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -92,3 +103,57 @@ def _listening(host: str, port: int) -> socket.socket:
         backlog=_WAITING_CONNECTIONS,
         dualstack_ipv6=socket.has_dualstack_ipv6(),  # [::] is IPv4's any address, too
     )
+
+
+class _Server(ThreadingWSGIServer):
+    """Serves a socket that listens already, each connection in a thread of its own."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, application: WSGIApplication) -> None:
+        self.address_family = listener.family
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _QuietHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = str(host), port
+        self.setup_environ()
+        self.set_app(application)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT_S
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        log.debug(format, *args, extra={"event": "http-request"})
+
+
+def _application(
+    status: StatusBoard, registry: CollectorRegistry, page: Callable[[], str]
+) -> WSGIApplication:
+    exposition: WSGIApplication = make_wsgi_app(registry)
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        match environ.get("PATH_INFO"):
+            case "/metrics":
+                return exposition(environ, start_response)
+            case "/health" | "/healthz":
+                return _status(status.liveness(), start_response)
+            case "/ready" | "/readyz":
+                return _status(status.readiness(), start_response)
+            case "/":
+                html = page()
+                start_response("200 OK", [*_PAGE_HEADERS])
+                return [html.encode()]
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"Not found. There are /, /metrics, /health and /ready.\n"]
+
+    return application
+
+
+def _status(report: StatusReport, start_response: StartResponse) -> Iterable[bytes]:
+    status = "200 OK" if report.ok else "503 Service Unavailable"
+    body = json.dumps(report.as_json(), indent=2).encode() + b"\n"
+    start_response(status, [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
+    return [body]

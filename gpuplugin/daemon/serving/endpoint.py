@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.serving.sockets import (
     identity,
     new_socket_path,
@@ -29,11 +29,12 @@ from gpuplugin.kubelet.register import RegistrationFailed, register
 from gpuplugin.rpc.services import SocketError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.serving.sockets import Identity, KubeletDirs
-    from gpuplugin.daemon.status import Vitals
+    from gpuplugin.daemon.status import StatusBoard
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from gpuplugin.rpc.services import Engine, Server, Service
 
@@ -61,7 +62,7 @@ class Surroundings:
     dirs: KubeletDirs
     registration: Literal["watcher", "classic", "none"]
     engine: Engine
-    vitals: Vitals
+    status: StatusBoard
     metrics: Metrics
 
 
@@ -92,18 +93,34 @@ class _Company:
         return seen_at_s is not None and time.monotonic() - seen_at_s > STREAM_GRACE_S
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Socket:
-    """A socket that is served: its file, and the streams that were opened before it."""
+    """A socket and what the kubelet did with it; `file` is None until it is served."""
 
     path: Path
-    file: Identity
     opened_before: int
+    """Streams that were opened before it was made."""
+    file: Identity | None = None
+    known_since_s: float | None = None
+    """When a kubelet was told of it."""
+    refusal: str = ""
+    watched_s: float = 0.0
+    """For how long a kubelet's stream was open on it."""
 
     @property
     def removed(self) -> bool:
         """True if the file is gone, or is another one."""
-        return identity(self.path) != self.file
+        return self.file is None or identity(self.path) != self.file
+
+    def known(self) -> None:
+        """A kubelet knows it from now on; one that fails after it says nothing, and backs off."""
+        if self.known_since_s is None:
+            self.known_since_s = time.monotonic()
+
+    @property
+    def known_for_s(self) -> float:
+        """How long a kubelet has known it, in seconds."""
+        return 0.0 if self.known_since_s is None else time.monotonic() - self.known_since_s
 
 
 class Endpoint:
@@ -115,9 +132,6 @@ class Endpoint:
         self._resource = plugin.snapshot.resource.name
         self._part = f"kubelet:{self._resource}"
         self._loop = asyncio.get_running_loop()
-        self._watched_s = 0.0
-        self._refusal = ""
-        self._known_since_s: float | None = None
         self._turn = asyncio.Event()
         plugin.devices.on_streams = self._streams_changed_in_thread
         self._say(self._waiting_text(), ok=surroundings.registration == "none")
@@ -127,17 +141,16 @@ class Endpoint:
         backoff = Backoff(0.1, 30.0)
         try:
             while True:
-                self._watched_s = 0.0
-                self._refusal = ""
-                self._known_since_s = None
                 kubelet = self._kubelet()
-                reason = await self._serve_one_socket()
-                good = self._watched_s > _STABLE_AFTER_S or reason == _LEFT_ALONE
+                path = new_socket_path(self._folder(), self._resource)
+                socket = _Socket(path, self._plugin.devices.opened_streams)
+                reason = await self._serve_one_socket(socket)
+                good = socket.watched_s > _STABLE_AFTER_S or reason == _LEFT_ALONE
                 if good or self._kubelet() != kubelet:
                     backoff.reset()
                 delay_s = backoff.next_s()
                 self._around.metrics.socket_renewals.labels(self._resource, reason).inc()
-                words = f": {self._refusal}" if self._refusal else ""
+                words = f": {socket.refusal}" if socket.refusal else ""
                 self._say(f"no kubelet: {reason}{words}", ok=False)
                 log.warning(
                     "renewing the socket of %s in %g s: %s",
@@ -148,18 +161,17 @@ class Endpoint:
                 )
                 await asyncio.sleep(delay_s)
         finally:
-            self._around.vitals.remove(self._part)
+            self._around.status.remove(self._part)
             if self._plugin.devices.on_streams == self._streams_changed_in_thread:
                 self._plugin.devices.on_streams = lambda: None
 
-    async def _serve_one_socket(self) -> str:
+    async def _serve_one_socket(self, socket: _Socket) -> str:
         """Serve a new socket until it is of no use; returns why that is."""
-        path = new_socket_path(self._folder(), self._resource)
-        opened_before = self._plugin.devices.opened_streams
+        path = socket.path
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             remove_leftovers(path.parent, self._resource)
-            server = await self._start_server(path)
+            server = await self._start_server(socket)
         except (OSError, SocketError) as error:
             log.error(  # noqa: TRY400 - the text says it all
                 "no socket for %s in %s: %s; the folder must be local and writable",
@@ -170,20 +182,18 @@ class Endpoint:
             )
             return "no-socket"
         try:
-            file = identity(path)
-            if file is None:
-                return "socket-removed"
-            return await self._serve(_Socket(path, file, opened_before))
+            socket.file = identity(path)
+            return "socket-removed" if socket.removed else await self._serve(socket)
         finally:
             self._plugin.devices.end_streams()
             await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
             remove_socket(path)
             self._around.metrics.streams.labels(self._resource).set(0)
 
-    async def _start_server(self, path: Path) -> Server:
+    async def _start_server(self, socket: _Socket) -> Server:
         """Start serving in a thread; a cancellation meanwhile leaves no server behind."""
         starting = asyncio.ensure_future(
-            asyncio.to_thread(self._around.engine.serve, path, self._services())
+            asyncio.to_thread(self._around.engine.serve, socket.path, self._services(socket))
         )
         try:
             return await asyncio.shield(starting)
@@ -216,13 +226,17 @@ class Endpoint:
         classic = self._around.registration == "classic"
         return dirs.device_plugins if classic else dirs.plugin_watcher
 
-    def _services(self) -> list[Service]:
+    def _services(self, socket: _Socket) -> list[Service]:
         stats = self._around.metrics.calls.of(self._resource)
         services = [stats.wrap(self._plugin.service())]
         if self._around.registration == "watcher":
             services.append(
                 registration_service(
-                    self._resource, self._asked_from_thread, self._status_from_thread
+                    self._resource,
+                    lambda: self._soon(socket.known),
+                    lambda accepted, error: self._soon(
+                        lambda: self._registered(socket, accepted=accepted, error=error)
+                    ),
                 )
             )
         return services
@@ -238,20 +252,23 @@ class Endpoint:
                 self._say(f"waiting for {self._around.dirs.kubelet_socket}", ok=False)
                 await asyncio.sleep(POLL_S)
                 continue
-            if await self._register(socket.path):
-                self._known_since_s = time.monotonic()
+            if await self._register(socket):
+                socket.known()
                 return await self._watch(socket, kubelet)
             await self._wait_for_another_kubelet(kubelet, backoff.next_s())
 
-    async def _register(self, path: Path) -> bool:
+    async def _register(self, socket: _Socket) -> bool:
         try:
             await register(
-                self._around.dirs.kubelet_socket, path.name, self._resource, REGISTER_TIMEOUT_S
+                self._around.dirs.kubelet_socket,
+                socket.path.name,
+                self._resource,
+                REGISTER_TIMEOUT_S,
             )
         except RegistrationFailed as error:
-            self._registered(accepted=False, error=str(error))
+            self._registered(socket, accepted=False, error=str(error))
             return False
-        self._registered(accepted=True, error="")
+        self._registered(socket, accepted=True, error="")
         return True
 
     async def _wait_for_another_kubelet(self, kubelet: Identity, timeout_s: float) -> None:
@@ -296,19 +313,19 @@ class Endpoint:
                 return reason
             if connected and time.monotonic() - alone_since_s > STREAM_GRACE_S:
                 return "stream-lost"
-            if not connected and self._known_for_s() > CONNECT_GRACE_S:
+            if not connected and socket.known_for_s > CONNECT_GRACE_S:
                 return "kubelet-did-not-connect"
             # While a kubelet watches, nothing is urgent.
             pause_s = POLL_S * (8 if is_open else 1)
             looked_s = time.monotonic()
             await tick_or(self._turn, pause_s)
-            self._watched_s += time.monotonic() - looked_s if is_open else 0.0
+            socket.watched_s += time.monotonic() - looked_s if is_open else 0.0
 
     def _outdated(self, socket: _Socket, kubelet: Identity | None, company: _Company) -> str:
         """Why the socket is of no use whatever its streams do; "" if it is not."""
         if socket.removed:
             return "socket-removed"
-        if self._refusal:
+        if socket.refusal:
             return "registration-refused"
         if kubelet and self._kubelet() not in (None, kubelet):
             return "kubelet-restarted"
@@ -316,23 +333,15 @@ class Endpoint:
             return _LEFT_ALONE
         return ""
 
-    def _known_for_s(self) -> float:
-        """How long a kubelet has known the socket, in seconds."""
-        return 0.0 if self._known_since_s is None else time.monotonic() - self._known_since_s
-
     def _streams_changed_in_thread(self) -> None:
-        with suppress(RuntimeError):  # the loop is gone, and with it whoever would look
-            self._loop.call_soon_threadsafe(self._turn.set)
+        self._soon(self._turn.set)
 
-    def _asked_from_thread(self) -> None:
-        """GetInfo was called: a kubelet that fails after it says nothing, and backs off."""
-        if self._known_since_s is None:
-            self._known_since_s = time.monotonic()
+    def _soon(self, change: Callable[[], None]) -> None:
+        """From a thread of the engine: change the state on the loop, where all of it changes."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(change)
 
-    def _status_from_thread(self, registered: bool, error: str) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._registered(accepted=registered, error=error))
-
-    def _registered(self, *, accepted: bool, error: str) -> None:
+    def _registered(self, socket: _Socket, *, accepted: bool, error: str) -> None:
         """The kubelet said what it makes of the plugin."""
         around = self._around
         result = "accepted" if accepted else "refused"
@@ -346,7 +355,7 @@ class Endpoint:
             return
         if self._around.registration == "watcher":
             # Its path is in the kubelet's back-off now; another one is not.
-            self._refusal = error or "no reason given"
+            socket.refusal = error or "no reason given"
             self._turn.set()
         if self._say(f"the kubelet refused the plugin: {error}", ok=False):
             log.error(
@@ -357,7 +366,7 @@ class Endpoint:
             )
 
     def _say(self, text: str, *, ok: bool) -> bool:
-        return self._around.vitals.set(self._part, text, ok=ok)
+        return self._around.status.set(self._part, text, ok=ok)
 
     def _waiting_text(self) -> str:
         if self._around.registration == "none":

@@ -45,15 +45,13 @@ class Endpoints:
 
     def _forget(self, name: str) -> None:
         """End the series that the endpoint wrote to until its end."""
-        if name in self._node.plugins:
-            return  # the resource is back meanwhile
-        for metric in self._around.metrics.by_resource:
-            metric.remove_by_labels({"resource": name})
+        if name not in self._node.plugins:  # it may be back meanwhile
+            self._around.metrics.forget_resource(name)
 
     async def _serve(self, name: str, plugin: DevicePlugin) -> None:
         endpoint = Endpoint(plugin, self._around)
         around = self._around
-        await supervise(f"endpoint:{name}", partial(endpoint.run), around.vitals, around.metrics)
+        await supervise(f"endpoint:{name}", partial(endpoint.run), around.status, around.metrics)
 
 
 async def _leave(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import inventory_plan
 from gpuplugin.core.inventory import InventoryError, plan_devices
+from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn
-from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
 
 if TYPE_CHECKING:
     from gpuplugin.core.inventory import Planned

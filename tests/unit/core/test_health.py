@@ -13,7 +13,7 @@ from gpuplugin.core.faults import Cause, Fault, XidPolicy
 from gpuplugin.core.health import (
     Health,
     HealthPolicy,
-    Status,
+    HealthState,
     StillFaulty,
     cleared,
     on_event,
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 UUID = "GPU-a"
 POLICY = HealthPolicy(quiet_period_s=30, quiet_period_cap_s=120, flap_memory_s=1000)
-H, U, R = Status.HEALTHY, Status.UNHEALTHY, Status.RECOVERING
+H, U, R = HealthState.HEALTHY, HealthState.UNHEALTHY, HealthState.RECOVERING
 
-Step: TypeAlias = tuple[float, Event | Probe, Status]
+Step: TypeAlias = tuple[float, Event | Probe, HealthState]
 """At a time, what is seen, and the status after it."""
 
 OK = a_probe(epoch="one")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpuplugin.core.health import HealthPolicy, Status, StillFaulty
+from gpuplugin.core.health import HealthPolicy, HealthState, StillFaulty
 from gpuplugin.core.healthboard import HealthBoard, UnknownUnit
 from hal import EccError, Event, Gpu, GpuAppeared, GpuDisappeared, MigDevice, XidError
 from tests.unit.builders import a_gpu, a_probe, gpus, uuid_of_gpu
@@ -86,7 +86,7 @@ def test_a_gpu_that_is_back_in_the_list_waits_for_probes(board: HealthBoard) -> 
 
     assert unhealthy(back) == [C]
     recovering = back.with_probe(C, a_probe(), 3, POLICY)
-    assert recovering.status_of(C) is Status.RECOVERING
+    assert recovering.status_of(C) is HealthState.RECOVERING
     assert recovering.with_probe(C, a_probe(), 33, POLICY).healthy(C)
 
 
@@ -120,7 +120,7 @@ def test_transitions_are_told_once_with_their_cause(board: HealthBoard) -> None:
     (transition,) = after.transitions_from(board)
 
     assert (transition.uuid, transition.gpu_uuid) == (B, B)
-    assert (transition.before, transition.after) == (Status.HEALTHY, Status.UNHEALTHY)
+    assert (transition.before, transition.after) == (HealthState.HEALTHY, HealthState.UNHEALTHY)
     assert transition.fault == after.gpus[B].fault
     assert transition.fault is not None
     assert transition.fault.xid == 79
@@ -134,8 +134,8 @@ def test_a_new_gpu_is_a_transition_from_nothing() -> None:
     transitions = board.transitions_from(HealthBoard())
 
     assert [(one.uuid, one.before, one.after) for one in transitions] == [
-        (A, None, Status.HEALTHY),
-        (B, None, Status.HEALTHY),
+        (A, None, HealthState.HEALTHY),
+        (B, None, HealthState.HEALTHY),
     ]
 
 
@@ -195,12 +195,12 @@ def test_a_mig_device_recovers_by_the_probe_of_its_gpu(partitioned: HealthBoard)
     board = partitioned.with_probe(A, a_probe(epoch="one"), 0, POLICY)
     board = board.with_event(XidError(A, 46, 8, 1), 1, POLICY)
     board = board.with_probe(A, a_probe(epoch="one"), 2, POLICY)
-    assert board.status_of(MIG[1]) is Status.UNHEALTHY, "only a reset ends it"
+    assert board.status_of(MIG[1]) is HealthState.UNHEALTHY, "only a reset ends it"
     board = board.with_probe(B, a_probe(epoch="two"), 3, POLICY)
-    assert board.status_of(MIG[1]) is Status.UNHEALTHY, "another GPU was reset"
+    assert board.status_of(MIG[1]) is HealthState.UNHEALTHY, "another GPU was reset"
     board = board.with_probe(A, a_probe(epoch="two"), 4, POLICY)
-    assert board.status_of(MIG[1]) is Status.RECOVERING
-    assert board.status_of(A) is Status.HEALTHY
+    assert board.status_of(MIG[1]) is HealthState.RECOVERING
+    assert board.status_of(A) is HealthState.HEALTHY
     assert sick(board.with_probe(A, a_probe(epoch="two"), 34, POLICY)) == []
 
 

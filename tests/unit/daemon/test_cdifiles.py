@@ -15,10 +15,9 @@ from gpuplugin.config.plans import injection_plan
 from gpuplugin.core.cdi import CdiHost
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.inventory import Inventory, Plan, build_inventory
-from gpuplugin.daemon.node import ConfigurationMisfit
-from gpuplugin.daemon.plans import existing_nodes, node_plans, remove_unwanted_specs
-from gpuplugin.daemon.serving.cdifiles import present_features, remove_specs
-from gpuplugin.daemon.serving.cdiwriter import CdiWriter, cdi_writer
+from gpuplugin.core.node import ConfigurationMisfit
+from gpuplugin.daemon.plans import existing_nodes, node_plan, remove_unwanted_specs
+from gpuplugin.daemon.serving.cdi import CdiWriter, cdi_writer, present_features, remove_specs
 from hal.driverfiles import DriverFiles
 from tests.unit.builders import gpus
 
@@ -304,7 +303,7 @@ def test_a_simulated_node_has_every_node() -> None:
     assert existing_nodes(settings(backend="sim")) == CONTROL
     wanted = settings(backend="sim", imex_channel_ids="0")
     assert existing_nodes(wanted) == {*CONTROL, CHANNEL}
-    assert node_plans(wanted).injection.imex_channels == (0,)
+    assert node_plan(wanted).injection.imex_channels == (0,)
 
 
 def test_only_nodes_that_are_there_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +313,7 @@ def test_only_nodes_that_are_there_count(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(f"{module}.CONTROL_NODES", (str(there), str(missing)))
 
     assert existing_nodes(settings()) == {str(there)}
-    assert node_plans(settings()).injection.control_nodes == (str(there),)
+    assert node_plan(settings()).injection.control_nodes == (str(there),)
 
 
 class TestImex:
@@ -329,36 +328,49 @@ class TestImex:
 
     def test_there(self, channel: Path) -> None:
         channel.write_text("")
-        plans = node_plans(settings(imex_channel_ids="0", imex_required="true"))
+        plans = node_plan(settings(imex_channel_ids="0", imex_required="true"))
         assert plans.injection.imex_channels == (0,)
 
     def test_missing_and_required(self) -> None:
         with pytest.raises(ConfigurationMisfit, match="IMEX channel 0 has no device node"):
-            node_plans(settings(imex_channel_ids="0", imex_required="true"))
+            node_plan(settings(imex_channel_ids="0", imex_required="true"))
 
     def test_missing_and_not_required(self, caplog: pytest.LogCaptureFixture) -> None:
-        plans = node_plans(settings(imex_channel_ids="0"))
+        plans = node_plan(settings(imex_channel_ids="0"))
         assert plans.injection.imex_channels == ()
         assert "it is left out" in caplog.text
 
     def test_required_but_not_asked_for(self) -> None:
-        plans = node_plans(settings(imex_required="true"))
+        plans = node_plan(settings(imex_required="true"))
         assert plans.injection.imex_channels == ()
 
 
-def test_the_plans_write_specs_with_cdi_and_remove_them_without(tmp_path: Path) -> None:
+def test_the_plan_writes_specs_with_cdi_and_they_are_removed_without(tmp_path: Path) -> None:
     flags = {"backend": "sim", "cdi_root": str(tmp_path)}
-    node_plans(settings(device_list_strategy="cdi-cri", **flags)).write_specs(node(1))
+    specs = node_plan(settings(device_list_strategy="cdi-cri", **flags)).specs
+    assert specs is not None
+    specs.write(node(1))
     assert names(tmp_path) == {GPU_FILE}
 
     without = settings(device_list_strategy="envvar", **flags)
-    node_plans(without).write_specs(node(1))
+    assert node_plan(without).specs is None
     remove_unwanted_specs(without)
     assert names(tmp_path) == set()
 
 
-def test_a_folder_of_specs_that_is_not_there_is_of_no_account_without_cdi(tmp_path: Path) -> None:
-    flags = {"backend": "sim", "cdi_root": str(tmp_path / "none")}
+def test_specs_that_did_not_change_are_not_read(
+    writer: CdiWriter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.write(node(2))
+    reads: list[Path] = []
 
-    node_plans(settings(**flags)).write_specs(node(1))
-    assert names(tmp_path) == set()
+    def read(path: Path) -> str:
+        reads.append(path)
+        return ""
+
+    monkeypatch.setattr(Path, "read_text", read)
+    writer.write(node(2))
+    assert reads == []
+    (folder / GPU_FILE).write_text("{")
+    writer.write(node(2))
+    assert reads == [folder / GPU_FILE]

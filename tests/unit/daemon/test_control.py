@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from gpuplugin.daemon.control import SOCKET_NAME, ControlServer
-from gpuplugin.daemon.status import Vitals
+from gpuplugin.daemon.status import StatusBoard
 
 if TYPE_CHECKING:
     from gpuplugin.daemon.node import Node
@@ -25,7 +25,7 @@ def test_cancelled_at_any_moment_it_leaves_no_socket(turns: int) -> None:
     """An open one would be reported as this test's warning, and warnings are errors."""
 
     async def main(folder: Path) -> None:
-        task = asyncio.create_task(ControlServer(folder, NO_NODE, Vitals()).run())
+        task = asyncio.create_task(ControlServer(folder, NO_NODE, StatusBoard()).run())
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()

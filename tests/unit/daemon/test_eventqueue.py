@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.core.news import GpuNews
+from gpuplugin.core.nodecondition import GpuReport
 from gpuplugin.daemon.cluster.eventqueue import (
     SAME_WITHIN_S,
     WORTH_TELLING_S,
@@ -20,8 +20,8 @@ from gpuplugin.daemon.cluster.eventqueue import (
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def sick(gpu: int) -> GpuNews:
-    return GpuNews(f"GPU-{gpu}", str(gpu), "Unhealthy", "lost", "reset")
+def sick(gpu: int) -> GpuReport:
+    return GpuReport(f"GPU-{gpu}", str(gpu), "Unhealthy", "lost", "reset")
 
 
 class Queue:
@@ -31,7 +31,7 @@ class Queue:
         self.queue = EventQueue(node, capacity)
         self.now_s = 50.0
 
-    def add(self, news: GpuNews) -> int:
+    def add(self, news: GpuReport) -> int:
         return self.queue.add(news, self.now_s, START + timedelta(seconds=self.now_s))
 
     def next(self) -> NodeEvent:

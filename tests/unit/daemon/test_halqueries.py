@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.daemon.hardware.queries import HalQueries
-from gpuplugin.daemon.hardware.thread import HalHung
-from hal import UnknownGpu
+from hal import HalHung, UnknownGpu
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator

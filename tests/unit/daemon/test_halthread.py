@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.hardware.thread import HalHung, HalThread
-from hal import GpuLost, HalError
+from gpuplugin.daemon.hardware.thread import HalThread
+from hal import GpuLost, HalError, HalHung
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

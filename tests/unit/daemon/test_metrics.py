@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 
+from gpuplugin.daemon.http.exposition import make_registry
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.rpc.services import RpcCode, RpcError, Service
+from tests.unit.builders import EMPTY_VIEW
 
 RESOURCE = "nvidia.com/gpu"
 
 
 def in_flight(metrics: Metrics, method: str) -> float | None:
-    return metrics.registry.get_sample_value(
+    return make_registry(metrics, lambda: EMPTY_VIEW).get_sample_value(
         "gpuplugin_rpc_in_flight", {"resource": RESOURCE, "method": method}
     )
 
 
 def calls(metrics: Metrics, method: str, code: str) -> float | None:
-    return metrics.registry.get_sample_value(
+    return make_registry(metrics, lambda: EMPTY_VIEW).get_sample_value(
         "gpuplugin_rpc_duration_seconds_count",
         {"resource": RESOURCE, "method": method, "code": code},
     )
@@ -58,14 +60,13 @@ def test_the_series_of_a_resource_that_is_gone_end() -> None:
     metrics = Metrics()
     metrics.calls.of(RESOURCE).wrap(Service("a.B", {"Allocate": lambda _request: b""}, {}))
     assert calls(metrics, "Allocate", "OK") == 0
-    for metric in metrics.by_resource:
-        metric.remove_by_labels({"resource": RESOURCE})
+    metrics.forget_resource(RESOURCE)
     assert calls(metrics, "Allocate", "OK") is None
     assert in_flight(metrics, "Allocate") is None
 
 
 def choices(metrics: Metrics, resource: str, method: str) -> float | None:
-    return metrics.registry.get_sample_value(
+    return make_registry(metrics, lambda: EMPTY_VIEW).get_sample_value(
         "gpuplugin_preferences_total", {"resource": resource, "method": method}
     )
 
@@ -85,8 +86,7 @@ def test_choices_are_counted_by_resource_and_method() -> None:
 def test_choices_of_a_resource_that_comes_back_count_from_the_start() -> None:
     metrics = Metrics()
     metrics.choices_of(RESOURCE)("exact")
-    for metric in metrics.by_resource:
-        metric.remove_by_labels({"resource": RESOURCE})
+    metrics.forget_resource(RESOURCE)
     assert choices(metrics, RESOURCE, "exact") is None
     metrics.choices_of(RESOURCE)("exact")
     assert choices(metrics, RESOURCE, "exact") == 1

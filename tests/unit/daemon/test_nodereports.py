@@ -14,16 +14,14 @@ import pytest
 
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
-from gpuplugin.core.news import Condition, GpuNews
+from gpuplugin.core.nodecondition import Condition, GpuReport
 from gpuplugin.daemon.cluster import nodereports
-from gpuplugin.daemon.cluster.eventqueue import CAPACITY
+from gpuplugin.daemon.cluster.eventqueue import CAPACITY, NodeCondition, ReportFailed
 from gpuplugin.daemon.cluster.nodereports import (
     BURST,
     EVERY_S,
     HEARTBEAT_S,
-    NodeCondition,
     NodeReporter,
-    ReportFailed,
     make_reporter,
 )
 from gpuplugin.daemon.http.metrics import Metrics
@@ -44,8 +42,8 @@ LATER = ReportFailed("500 from the API server", retryable=True)
 NEVER = ReportFailed("403 from the API server", retryable=False)
 
 
-def sick(gpu: int) -> GpuNews:
-    return GpuNews(f"GPU-{gpu}", str(gpu), "Unhealthy", "lost", "reset")
+def sick(gpu: int) -> GpuReport:
+    return GpuReport(f"GPU-{gpu}", str(gpu), "Unhealthy", "lost", "reset")
 
 
 def void(_value: object) -> None:
@@ -111,8 +109,7 @@ class Bench:
         self.reporter.report([sick(gpu) for gpu in gpus], condition)
 
     def count(self, kind: str, result: str) -> float:
-        name, labels = "gpuplugin_node_reports_total", {"kind": kind, "result": result}
-        return self.metrics.registry.get_sample_value(name, labels) or 0
+        return self.metrics.node_reports.labels(kind, result).value
 
 
 @pytest.fixture

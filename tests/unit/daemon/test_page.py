@@ -8,11 +8,25 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gpuplugin.daemon.healthrecord import Change, HealthRecord
-from gpuplugin.daemon.http.page.gather import HISTORY_S, spans
+from gpuplugin.config.load import load_settings
+from gpuplugin.core.health import HealthState
+from gpuplugin.core.healthboard import Transition
+from gpuplugin.core.history import HealthChange, HealthHistory
+from gpuplugin.core.node import NodeModel
+from gpuplugin.core.usage import Reading, Seen, usage_of
 from gpuplugin.daemon.http.page.html import page_html
-from gpuplugin.daemon.http.page.view import CallView, PageView, SpanView, TenantView, UnitView
-from gpuplugin.daemon.status import Part
+from gpuplugin.daemon.http.page.view import (
+    HISTORY_S,
+    CallView,
+    PageView,
+    SpanView,
+    TenantView,
+    UnitView,
+    page_view,
+    spans,
+)
+from gpuplugin.daemon.status import Component, StatusReport
+from tests.unit.builders import PLAIN, gpus
 
 GIB = 1024**3
 EVIL = "<script>alert('x')</script>&\"'"
@@ -41,7 +55,7 @@ VIEW = PageView(
     node="node-1",
     backend="sim",
     ready=True,
-    parts={"monitor": Part(True, "watching 1 GPUs", 0.0)},
+    components={"monitor": Component(True, "watching 1 GPUs", 0.0)},
     now_s=7300.0,
     units=[UNIT],
     calls=[CallView(3.0, "nvidia.com/gpu", ["GPU-0::3"], "")],
@@ -132,7 +146,7 @@ def test_nothing_from_outside_becomes_html(where: str) -> None:
             VIEW, units=[replace(UNIT, tenants=[TenantView(EVIL, EVIL, 1, 1, 2, 0.1)])]
         ),
         "call": replace(VIEW, calls=[CallView(1, EVIL, [EVIL], EVIL)]),
-        "part": replace(VIEW, parts={EVIL: Part(False, EVIL, 0)}, unseen={EVIL: EVIL}),
+        "part": replace(VIEW, components={EVIL: Component(False, EVIL, 0)}, unseen={EVIL: EVIL}),
         "rest": replace(
             VIEW, version=EVIL, node=EVIL, backend=EVIL, configuration=EVIL, source=EVIL
         ),
@@ -143,7 +157,10 @@ def test_nothing_from_outside_becomes_html(where: str) -> None:
 
 
 def test_history_goes_back_an_hour_or_to_the_first_state() -> None:
-    young = [Change(90.0, "u", "0", "Healthy", ""), Change(95.0, "u", "0", "Unhealthy", "x")]
+    young = [
+        HealthChange(90.0, "u", "0", "Healthy", ""),
+        HealthChange(95.0, "u", "0", "Unhealthy", "x"),
+    ]
     length_s, states = spans(young, 100.0)
     assert length_s == 10.0
     assert [(one.begin, one.end, one.state) for one in states] == [
@@ -156,21 +173,28 @@ def test_history_goes_back_an_hour_or_to_the_first_state() -> None:
     assert spans([], 100.0) == (0.0, [])
 
 
-def test_time_out_of_use_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = 100.0
-    monkeypatch.setattr("gpuplugin.daemon.healthrecord.time.monotonic", lambda: now_s)
-    record = HealthRecord()
-    record.changed("u", "0", "Healthy", "", healthy=True)
-    assert record.unhealthy_seconds() == {("u", "0"): 0.0}
-    now_s = 110.0
-    record.changed("u", "0", "Unhealthy", "x", healthy=False)
-    now_s = 113.0
-    record.changed("u", "0", "Recovering", "x", healthy=False)
-    now_s = 115.0
-    assert record.unhealthy_seconds() == {("u", "0"): 5.0}
-    record.changed("u", "0", "Healthy", "", healthy=True)
-    now_s = 200.0
-    assert record.unhealthy_seconds() == {("u", "0"): 5.0}
-    assert [one.state for one in record.changes(0.0)] == [
+def test_time_out_of_use_adds_up() -> None:
+    states = [HealthState.HEALTHY, HealthState.UNHEALTHY, HealthState.RECOVERING]
+    history, before = HealthHistory(), None
+    totals_s = []
+    for at_s, state in zip((100.0, 110.0, 113.0, 115.0), [*states, states[0]], strict=True):
+        history = history.after(Transition("u", "u", before, state, None), "0", at_s)
+        before = state
+        totals_s.append(history.unhealthy_s(at_s)["u", "0"])
+    assert totals_s == [0.0, 0.0, 3.0, 5.0]
+    assert history.unhealthy_s(200.0) == {("u", "0"): 5.0}
+    assert [one.state for one in history.changes] == [
         "Healthy", "Unhealthy", "Recovering", "Healthy",
     ]  # fmt: skip
+
+
+def test_a_gpu_that_is_newer_than_the_reading_is_shown_without_its_use() -> None:
+    """It was an error 500 until the next reading."""
+    model = NodeModel(PLAIN)
+    model.updated(gpus(1), {}, 1.0)
+    usage = usage_of(Seen(gpus(1), model.view.inventory, None, {}, {}))
+    model.used(Reading(at_s=1.0, gpus=gpus(1), usage=usage))
+    model.updated(gpus(2), {}, 2.0)
+    view = page_view("1", StatusReport(True, {}, 2.0), model.view, {}, load_settings({}, {}, None))
+    assert [(unit.index, unit.allocated) for unit in view.units] == [("0", None), ("1", None)]
+    assert "GPU 1" in words(view)

@@ -11,7 +11,7 @@ from gpuplugin.config.load import load_settings
 from gpuplugin.daemon import reload as reload_module
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.status import Vitals
+from gpuplugin.daemon.status import StatusBoard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,13 +24,13 @@ class Watch:
 
     def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.adopted: list[int] = []
-        self.vitals = Vitals()
+        self.status = StatusBoard()
         self._file = file
 
         def load() -> Loaded:
             return load_settings({}, {}, str(file))
 
-        def adopt(loaded: Loaded) -> None:
+        async def adopt(loaded: Loaded) -> None:
             plan = loaded.settings.sharing.plan()
             self.adopted.append(plan.resources[0].replicas if plan.resources else 1)
 
@@ -43,7 +43,7 @@ class Watch:
             return False
 
         monkeypatch.setattr(reload_module.Reloader, "_pause", pause)
-        self.reloader = Reloader(load(), load, adopt, self.vitals, Metrics())
+        self.reloader = Reloader(load(), load, adopt, self.status, Metrics())
 
     def write(self, replicas: int | None) -> None:
         text = "" if replicas is None else f"[{{name: gpu, replicas: {replicas}}}]"
@@ -123,7 +123,7 @@ def test_an_unforeseen_failure_is_a_refusal_that_shows(
         watch.write(4)
         await watch.poll(3)
         task.cancel()
-        return watch.vitals.readiness().parts["config"].text
+        return watch.status.readiness().components["config"].text
 
     text = asyncio.run(main())
     assert "the last good one stays in force: ZeroDivisionError: no idea" in text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.daemon.http.metrics import Metrics
-from gpuplugin.daemon.status import Vitals
+from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.daemon.supervisor import Fatal, supervise
 
 if TYPE_CHECKING:
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 class Pauses:
-    """Stands in for asyncio.sleep: notes how long, and what the vitals said meanwhile."""
+    """Stands in for asyncio.sleep: notes how long, and what the status said meanwhile."""
 
-    def __init__(self, vitals: Vitals) -> None:
-        self._vitals = vitals
+    def __init__(self, status: StatusBoard) -> None:
+        self._status = status
         self.delays: list[float] = []
         self.told: list[dict[str, str]] = []
 
     async def __call__(self, delay_s: float) -> None:
         self.delays.append(delay_s)
-        parts = self._vitals.readiness().parts
+        parts = self._status.readiness().components
         self.told.append({name: part.text for name, part in parts.items() if not part.ok})
 
 
 @pytest.fixture
-def vitals() -> Vitals:
-    vitals = Vitals()
-    vitals.set("monitor", "fine", ok=True)
-    return vitals
+def status() -> StatusBoard:
+    status = StatusBoard()
+    status.set("monitor", "fine", ok=True)
+    return status
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch, vitals: Vitals) -> Pauses:
-    pauses = Pauses(vitals)
+def pauses(monkeypatch: pytest.MonkeyPatch, status: StatusBoard) -> Pauses:
+    pauses = Pauses(status)
     monkeypatch.setattr("gpuplugin.daemon.supervisor.asyncio.sleep", pauses)
     return pauses
 
@@ -69,29 +69,29 @@ def failing(times: int, error: Exception | None) -> Callable[[], Awaitable[None]
     ],
 )
 def test_a_task_is_started_again_and_shows_meanwhile(
-    vitals: Vitals, pauses: Pauses, error: Exception | None, reason: str
+    status: StatusBoard, pauses: Pauses, error: Exception | None, reason: str
 ) -> None:
     metrics = Metrics()
 
     with pytest.raises(Fatal, match="enough"):
-        asyncio.run(supervise("watch", failing(3, error), vitals, metrics))
+        asyncio.run(supervise("watch", failing(3, error), status, metrics))
 
     assert pauses.delays == pytest.approx([0.2, 0.4, 0.8])
     assert all(reason in told["task:watch"] for told in pauses.told)
-    assert vitals.readiness().ok, "a task that runs again is no news"
-    restarts = metrics.registry.get_sample_value("gpuplugin_task_restarts_total", {"task": "watch"})
+    assert status.readiness().ok, "a task that runs again is no news"
+    restarts = metrics.task_restarts.labels("watch").value
     assert restarts == 3
 
 
-def test_the_delay_is_capped(vitals: Vitals, pauses: Pauses) -> None:
+def test_the_delay_is_capped(status: StatusBoard, pauses: Pauses) -> None:
     with pytest.raises(Fatal):
-        asyncio.run(supervise("watch", failing(12, OSError("x")), vitals, Metrics()))
+        asyncio.run(supervise("watch", failing(12, OSError("x")), status, Metrics()))
 
     assert max(pauses.delays) == pauses.delays[-1] == 30.0
 
 
 def test_a_task_that_ran_long_starts_again_quickly(
-    monkeypatch: pytest.MonkeyPatch, vitals: Vitals, pauses: Pauses
+    monkeypatch: pytest.MonkeyPatch, status: StatusBoard, pauses: Pauses
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr("gpuplugin.daemon.supervisor.time.monotonic", lambda: now_s)
@@ -106,19 +106,19 @@ def test_a_task_that_ran_long_starts_again_quickly(
         raise OSError("x")
 
     with pytest.raises(Fatal):
-        asyncio.run(supervise("watch", task, vitals, Metrics()))
+        asyncio.run(supervise("watch", task, status, Metrics()))
 
     assert pauses.delays == pytest.approx([0.2, 0.4, 0.8, 0.2, 0.4])
 
 
-def test_a_fatal_failure_is_passed_on_at_once(vitals: Vitals, pauses: Pauses) -> None:
+def test_a_fatal_failure_is_passed_on_at_once(status: StatusBoard, pauses: Pauses) -> None:
     with pytest.raises(Fatal, match="enough"):
-        asyncio.run(supervise("watch", failing(0, None), vitals, Metrics()))
+        asyncio.run(supervise("watch", failing(0, None), status, Metrics()))
 
     assert pauses.delays == []
 
 
-def test_cancelling_ends_it(vitals: Vitals) -> None:
+def test_cancelling_ends_it(status: StatusBoard) -> None:
     async def main() -> None:
         started = asyncio.Event()
 
@@ -126,7 +126,7 @@ def test_cancelling_ends_it(vitals: Vitals) -> None:
             started.set()
             await asyncio.Event().wait()
 
-        running = asyncio.create_task(supervise("watch", task, vitals, Metrics()))
+        running = asyncio.create_task(supervise("watch", task, status, Metrics()))
         await started.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -136,7 +136,7 @@ def test_cancelling_ends_it(vitals: Vitals) -> None:
 
 
 def test_a_failure_while_it_is_cancelled_does_not_start_it_again(
-    vitals: Vitals, pauses: Pauses
+    status: StatusBoard, pauses: Pauses
 ) -> None:
     """What fails while it tidies up puts its error in the place of the cancellation."""
 
@@ -150,7 +150,7 @@ def test_a_failure_while_it_is_cancelled_does_not_start_it_again(
             finally:
                 raise OSError("cannot tidy up")
 
-        running = asyncio.create_task(supervise("watch", task, vitals, Metrics()))
+        running = asyncio.create_task(supervise("watch", task, status, Metrics()))
         await started.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

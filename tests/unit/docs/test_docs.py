@@ -22,9 +22,9 @@ from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.reference import file_table, option_table
 from gpuplugin.config.settings import Settings
-from gpuplugin.daemon.http.exposition import families
+from gpuplugin.daemon.http.exposition import empty_family
 from gpuplugin.daemon.http.metrics import Metrics
-from gpuplugin.daemon.http.usagemetrics import FAMILIES
+from gpuplugin.daemon.http.series import Counted, Histogram, Scraped
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.report import table_of
 from sim.gpu.profiles import model_names
@@ -53,20 +53,24 @@ WORKLOADS = get_args(get_args(Workload)[0])
 
 
 def metrics_table() -> str:
-    """Every series of the daemon, from the code."""
-    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for family in families(Metrics("1", "nvml")):
-        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
-        info = [*Metrics().build] if family.type == "info" else []
-        names = info or getattr(family, "_labelnames", [])
-        labels = ", ".join(f"`{label}`" for label in names) or "-"
-        name = f"`{family.name}{suffix}`"
-        lines.append(f"| {name} | {family.type} | {labels} | {family.documentation} |")
-    for one in FAMILIES:
-        suffix = "_total" if one.kind == "counter" else ""
-        labels = ", ".join(f"`{label}`" for label in one.labels) or "-"
-        lines.append(f"| `gpuplugin_{one.name}{suffix}` | {one.kind} | {labels} | {one.meaning} |")
-    return "\n".join(lines)
+    metrics = Metrics()
+    rows = [
+        "| metric | kind | labels | help |",
+        "|---|---|---|---|",
+        f"| `gpuplugin_build_info` | info | {labels_text(tuple(metrics.build))} "
+        "| Version of the plugin. |",
+    ]
+    for metric in (*vars(metrics).values(), *vars(Metrics).values()):
+        if isinstance(metric, Counted | Histogram | Scraped):
+            family = empty_family(metric)
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = () if isinstance(metric, Histogram) else metric.label_names
+            rows.append(f"| `{name}` | {family.type} | {labels_text(labels)} | {metric.text} |")
+    return "\n".join(rows)
+
+
+def labels_text(labels: tuple[str, ...]) -> str:
+    return ", ".join(f"`{label}`" for label in labels) or "-"
 
 
 def doctor_table() -> str:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuplugin.core import listsize
 from gpuplugin.core.inventory import plan_devices
-from gpuplugin.kubelet import listsize
-from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
+from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.snapshot import snapshot_of
 from tests.unit.builders import a_resource, gpus, sharing, uuid_of_gpu
@@ -98,7 +98,7 @@ def largest_list_bytes(count: int, replicas: int, numa_nodes: int) -> int:
 def test_a_list_that_is_too_large_is_refused_with_the_largest_count_that_fits(
     monkeypatch: pytest.MonkeyPatch, count: int, replicas: int, numa_nodes: int, limit: int
 ) -> None:
-    monkeypatch.setattr(listsize, "MAX_MESSAGE_BYTES", limit)
+    monkeypatch.setattr(listsize, "MAX_LIST_BYTES", limit)
     assert largest_list_bytes(count, replicas, numa_nodes) > limit
 
     with pytest.raises(ListTooLarge) as caught:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gpuplugin.daemon.http.page.view import CallView, PageView, TenantView, UnitView
-    from gpuplugin.daemon.status import Part
+    from gpuplugin.daemon.status import Component
 
 REFRESH_S = 5
 _GIB = 1024**3
@@ -41,7 +41,7 @@ def page_html(view: PageView) -> str:
 version {escape(view.version)} &middot; backend {escape(view.backend)}</span>
 </header>
 <main>
-{_parts(view)}
+{_components(view)}
 <section class="units">{"".join(map(_unit, view.units)) or _NOTHING}</section>
 {_unseen(view)}
 {_calls(view.calls)}
@@ -62,15 +62,19 @@ def _style() -> str:
     return resources.files("gpuplugin.daemon.http.page").joinpath("page.css").read_text("utf-8")
 
 
-def _parts(view: PageView) -> str:
-    rows = "".join(_part(name, part, view.now_s) for name, part in sorted(view.parts.items()))
+def _components(view: PageView) -> str:
+    rows = "".join(
+        _component(name, component, view.now_s)
+        for name, component in sorted(view.components.items())
+    )
     return f'<section class="parts">{rows}</section>'
 
 
-def _part(name: str, part: Part, now_s: float) -> str:
+def _component(name: str, component: Component, now_s: float) -> str:
+    age = _age(now_s - component.since_s)
     return (
-        f'<div><i class="dot {"good" if part.ok else "bad"}"></i><b>{escape(name)}</b> '
-        f'{escape(part.text)} <span class="soft">{_age(now_s - part.since_s)}</span></div>'
+        f'<div><i class="dot {"good" if component.ok else "bad"}"></i><b>{escape(name)}</b> '
+        f'{escape(component.text)} <span class="soft">{age}</span></div>'
     )
 
 

@@ -1,14 +1,31 @@
-"""What the status page shows, as plain values. How it looks is in `html`."""
+"""What the status page shows, as plain values, and how they are made. How it looks: `html`."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+import yaml
+from google.protobuf.message import DecodeError
 
-    from gpuplugin.daemon.status import Part
+from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from hal import ThrottleReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from gpuplugin.config.loaded import Loaded
+    from gpuplugin.core.history import HealthChange
+    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.usage import Reading, TenantUse
+    from gpuplugin.daemon.status import Component, StatusReport
+    from gpuplugin.kubelet.deviceplugin import DevicePlugin, RecentCall
+    from hal import Gpu, Telemetry
+
+HISTORY_S = 3600.0
+MOST_CALLS = 20
+_MOST_DEVICES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +100,144 @@ class PageView:
     node: str
     backend: str
     ready: bool
-    parts: Mapping[str, Part]
+    components: Mapping[str, Component]
     now_s: float
     units: Sequence[UnitView]
     calls: Sequence[CallView]
     unseen: Mapping[str, str]
     configuration: str
     source: str
+
+
+def page_view(
+    version: str,
+    status: StatusReport,
+    node: NodeView,
+    plugins: Mapping[str, DevicePlugin],
+    loaded: Loaded,
+) -> PageView:
+    """What there is to show; `status` and `node` are of this moment."""
+    reading = node.reading_at(status.now_s)
+    settings = loaded.settings
+    return PageView(
+        version=version,
+        node=settings.daemon.node_name,
+        backend=settings.daemon.backend,
+        ready=status.ok,
+        components=status.components,
+        now_s=status.now_s,
+        units=list(_units(node, reading, status.now_s)),
+        calls=_calls(plugins),
+        unseen={} if reading is None else reading.unseen,
+        configuration=yaml.safe_dump(loaded.effective, sort_keys=False),
+        source=loaded.source,
+    )
+
+
+def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[UnitView]:
+    """The GPUs and MIG devices that are advertised."""
+    health = node.board.units
+    counts: dict[str, int] = {}
+    for resource in node.inventory.resources:
+        for (gpu_uuid, mig_uuid), count in resource.units.items():
+            uuid = mig_uuid or gpu_uuid
+            counts[uuid] = counts.get(uuid, 0) + count
+    for gpu in node.gpus:
+        for index, uuid, product, memory_bytes in _devices(gpu):
+            if uuid not in counts or uuid not in health:
+                continue
+            state, fault = health[uuid].status.value, health[uuid].fault
+            changes = [one for one in node.history.changes if one.uuid == uuid]
+            history_s, history = spans(changes, now_s)
+            # A GPU or MIG device that is newer than the reading has no usage yet.
+            usage = reading.usage if reading else None
+            used = next((one for one in usage.units if one.uuid == uuid), None) if usage else None
+            uses = [one for one in usage.replicas if one.uuid == uuid] if usage else []
+            telemetry = reading.telemetry.get(uuid) if reading else None
+            memory_used_bytes = telemetry.memory_used_bytes if telemetry else None
+            if telemetry is None and used is not None and used.free_bytes is not None:
+                memory_used_bytes = memory_bytes - used.free_bytes
+            yield UnitView(
+                index=index,
+                uuid=uuid,
+                product=product,
+                state=state,
+                reason=fault.reason if fault else "",
+                replicas=counts[uuid],
+                holders={one.replica or 0: f"{one.pod.namespace}/{one.pod.name}" for one in uses},
+                allocated=used.allocated if used else None,
+                tenants=[
+                    _tenant(one) for one in (usage.tenants if usage else ()) if one.uuid == uuid
+                ],
+                history_s=history_s,
+                history=history,
+                utilization=telemetry.utilization if telemetry else None,
+                memory_used_bytes=memory_used_bytes,
+                memory_total_bytes=telemetry.memory_total_bytes if telemetry else memory_bytes,
+                temperature_c=telemetry.temperature_c if telemetry else None,
+                power_w=telemetry.power_w if telemetry else None,
+                clock_mhz=telemetry.sm_clock_mhz if telemetry else None,
+                throttled=_throttled(telemetry),
+            )
+
+
+def spans(changes: Sequence[HealthChange], now_s: float) -> tuple[float, list[SpanView]]:
+    """The states of the last hour, or since the first of them; and how many seconds that is."""
+    if not changes:
+        return 0.0, []
+    begin_s = max(now_s - HISTORY_S, changes[0].at_s)
+    length_s = max(now_s - begin_s, 1.0)
+    ends = [*(one.at_s for one in changes[1:]), now_s]
+    result = [
+        SpanView(
+            begin=(max(one.at_s, begin_s) - begin_s) / length_s,
+            end=(until_s - begin_s) / length_s,
+            state=one.state,
+            reason=one.reason,
+        )
+        for one, until_s in zip(changes, ends, strict=True)
+        if until_s > begin_s
+    ]
+    return length_s, result
+
+
+def _devices(gpu: Gpu) -> Iterable[tuple[str, str, str, int]]:
+    yield str(gpu.index), gpu.uuid, gpu.product, gpu.memory_bytes
+    for mig in gpu.mig_devices:
+        product = f"{gpu.product} MIG {mig.profile}"
+        yield f"{gpu.index}:{mig.index}", mig.uuid, product, mig.memory_bytes
+
+
+def _tenant(use: TenantUse) -> TenantView:
+    name = f"{use.pod.namespace}/{use.pod.name}" if use.pod else "processes of no known pod"
+    return TenantView(
+        name, use.container, use.replicas, use.memory_bytes, use.fair_memory_bytes, use.sm_share
+    )
+
+
+def _throttled(telemetry: Telemetry | None) -> str:
+    if telemetry is None:
+        return ""
+    reasons = telemetry.throttle_reasons & ~ThrottleReason.IDLE
+    return ", ".join(
+        str(reason.name).lower().replace("_", " ") for reason in ThrottleReason if reason in reasons
+    )
+
+
+def _calls(plugins: Mapping[str, DevicePlugin]) -> list[CallView]:
+    now_s = time.time()
+    recent = [(call, resource) for resource, plugin in plugins.items() for call in plugin.recent]
+    recent.sort(key=lambda one: one[0].at_s, reverse=True)
+    return [_call(call, resource, now_s) for call, resource in recent[:MOST_CALLS]]
+
+
+def _call(call: RecentCall, resource: str, now_s: float) -> CallView:
+    try:
+        containers = pb.AllocateRequest.FromString(call.request).container_requests
+    except DecodeError:
+        return CallView(now_s - call.at_s, resource, (), call.error)
+    ids = [one for container in containers for one in container.devices_ids]
+    shown = ids[:_MOST_DEVICES]
+    if len(ids) > len(shown):
+        shown = [*shown, f"and {len(ids) - len(shown)} more"]
+    return CallView(now_s - call.at_s, resource, shown, call.error)

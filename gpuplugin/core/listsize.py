@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.replicas import SEPARATOR
-from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gpuplugin.core.inventory import Device
+
+MAX_LIST_BYTES = 4 * 1024 * 1024
+"""The kubelet receives nothing larger: gRPC's default limit, which it does not raise."""
 
 _HEALTH_FIELD = 1 + 1 + len("Unhealthy")
 """Tag, length and text; Unhealthy is the longer of the two words."""
@@ -30,7 +32,7 @@ class ListTooLarge(Exception):
         self.largest_replica_count = fitting
         super().__init__(
             f"the device list of {resource} is {size_bytes} bytes with {asked} replicas, the "
-            f"kubelet receives at most {MAX_MESSAGE_BYTES}; "
+            f"kubelet receives at most {MAX_LIST_BYTES}; "
             f"set sharing.timeSlicing.resources[].replicas to at most {fitting}"
         )
 
@@ -53,7 +55,7 @@ def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> Non
         for device, replicas in devices
     ]
     size_bytes = _list_bytes(wholes, None)
-    if size_bytes <= MAX_MESSAGE_BYTES:
+    if size_bytes <= MAX_LIST_BYTES:
         return
     asked = max(whole.replicas for whole in wholes)
     raise ListTooLarge(resource, size_bytes, asked, _largest_fitting(wholes, asked))
@@ -64,7 +66,7 @@ def _largest_fitting(wholes: Sequence[_Whole], asked: int) -> int:
     fits, does_not = 0, asked
     while does_not - fits > 1:
         middle = (fits + does_not) // 2
-        if _list_bytes(wholes, middle) <= MAX_MESSAGE_BYTES:
+        if _list_bytes(wholes, middle) <= MAX_LIST_BYTES:
             fits = middle
         else:
             does_not = middle

@@ -16,7 +16,7 @@ MESSAGE_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class GpuNews:
+class GpuReport:
     """A GPU came to a state: `state` is Healthy, Unhealthy or Recovering, `gpu` is its index.
 
     `reason` and `action` are short texts, empty where there is none; `xid` is the code behind the
@@ -74,7 +74,7 @@ class Condition:
         return "Unknown" if self.healthy is None else str(self.healthy)
 
 
-def condition_for(unhealthy: Sequence[GpuNews], total: int, blind: str) -> Condition:
+def condition_for(unhealthy: Sequence[GpuReport], total: int, blind: str) -> Condition:
     """The condition of a node with `total` GPUs, of which `unhealthy` are not Healthy.
 
     `blind` is why the GPUs cannot be watched, empty if they can. The message names as many GPUs as
@@ -91,7 +91,7 @@ def condition_for(unhealthy: Sequence[GpuNews], total: int, blind: str) -> Condi
     return Condition(False, "GPUsNotHealthy", _listed(head, entries))
 
 
-def _by_index(news: GpuNews) -> tuple[int, str, str]:
+def _by_index(news: GpuReport) -> tuple[int, str, str]:
     return len(news.gpu), news.gpu, news.uuid
 
 

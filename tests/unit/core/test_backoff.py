@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.daemon.backoff import Backoff
+from gpuplugin.core.pacing import Backoff
 
 
 @pytest.mark.parametrize(

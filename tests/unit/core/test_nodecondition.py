@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.core.news import MESSAGE_BYTES, Condition, GpuNews, condition_for
+from gpuplugin.core.nodecondition import MESSAGE_BYTES, Condition, GpuReport, condition_for
 
-LOST = GpuNews("GPU-a", "3", "Unhealthy", "Xid 79: off the bus", "reboot-node", 79)
-UNKNOWN = GpuNews("GPU-b", "", "Unhealthy")
+LOST = GpuReport("GPU-a", "3", "Unhealthy", "Xid 79: off the bus", "reboot-node", 79)
+UNKNOWN = GpuReport("GPU-b", "", "Unhealthy")
 
 
 @pytest.mark.parametrize(
@@ -21,21 +21,21 @@ UNKNOWN = GpuNews("GPU-b", "", "Unhealthy")
             "Warning",
             "GPU 3 (GPU-a) is Unhealthy: Xid 79: off the bus; action: reboot-node",
         ),
-        (GpuNews("GPU-a", "0", "Healthy"), "GPUHealthy", "Normal", "GPU 0 (GPU-a) is Healthy"),
+        (GpuReport("GPU-a", "0", "Healthy"), "GPUHealthy", "Normal", "GPU 0 (GPU-a) is Healthy"),
         (
-            GpuNews("GPU-a", "0", "Recovering", "lost"),
+            GpuReport("GPU-a", "0", "Recovering", "lost"),
             "GPURecovering",
             "Normal",
             "GPU 0 (GPU-a) is Recovering: lost",
         ),
         (
-            GpuNews("GPU-a", "0", "Unhealthy", "off the bus", "", 79),
+            GpuReport("GPU-a", "0", "Unhealthy", "off the bus", "", 79),
             "GPUUnhealthy",
             "Warning",
             "GPU 0 (GPU-a) is Unhealthy: off the bus, Xid 79",
         ),
         (
-            GpuNews("GPU-a", "0", "Unhealthy", "", "reset", 64),
+            GpuReport("GPU-a", "0", "Unhealthy", "", "reset", 64),
             "GPUUnhealthy",
             "Warning",
             "GPU 0 (GPU-a) is Unhealthy: Xid 64; action: reset",
@@ -43,7 +43,7 @@ UNKNOWN = GpuNews("GPU-b", "", "Unhealthy")
         (UNKNOWN, "GPUUnhealthy", "Warning", "GPU unknown (GPU-b) is Unhealthy"),
     ],
 )
-def test_what_an_event_says(news: GpuNews, reason: str, kind: str, message: str) -> None:
+def test_what_an_event_says(news: GpuReport, reason: str, kind: str, message: str) -> None:
     assert (news.event_reason, news.event_type, news.event_message) == (reason, kind, message)
 
 
@@ -60,8 +60,8 @@ def test_what_an_event_says(news: GpuNews, reason: str, kind: str, message: str)
         ),
         (
             [
-                GpuNews("GPU-x", "10", "Unhealthy", "lost", "reset"),
-                GpuNews("GPU-y", "9", "Recovering", "hot"),
+                GpuReport("GPU-x", "10", "Unhealthy", "lost", "reset"),
+                GpuReport("GPU-y", "9", "Recovering", "hot"),
             ],
             16,
             "",
@@ -75,7 +75,7 @@ def test_what_an_event_says(news: GpuNews, reason: str, kind: str, message: str)
     ],
 )
 def test_the_condition(
-    unhealthy: list[GpuNews], total: int, blind: str, condition: Condition
+    unhealthy: list[GpuReport], total: int, blind: str, condition: Condition
 ) -> None:
     assert condition_for(unhealthy, total, blind) == condition
 
@@ -89,7 +89,7 @@ def test_the_status_is_as_the_api_has_it() -> None:
 
 
 def test_many_gpus_are_named_as_far_as_they_fit_and_then_counted() -> None:
-    news = [GpuNews(f"GPU-{index:036}", str(index), "Unhealthy", "x" * 40) for index in range(64)]
+    news = [GpuReport(f"GPU-{index:036}", str(index), "Unhealthy", "x" * 40) for index in range(64)]
     message = condition_for(news, 64, "").message
 
     named = message.count("GPU-")
@@ -103,7 +103,7 @@ WORDS = st.text(max_size=900)
 
 @given(WORDS, st.integers(1, 40), WORDS)
 def test_messages_are_bounded_in_bytes(reason: str, count: int, blind: str) -> None:
-    news = [GpuNews(f"GPU-{one}", str(one), "Unhealthy", reason, reason) for one in range(count)]
+    news = [GpuReport(f"GPU-{one}", str(one), "Unhealthy", reason, reason) for one in range(count)]
 
     for message in (
         news[0].event_message,
@@ -114,8 +114,8 @@ def test_messages_are_bounded_in_bytes(reason: str, count: int, blind: str) -> N
         assert len(message.encode()) <= MESSAGE_BYTES
 
 
-@given(st.permutations([GpuNews(f"GPU-{one}", str(one), "Unhealthy") for one in range(12)]))
-def test_the_order_of_gpus_does_not_matter(news: list[GpuNews]) -> None:
+@given(st.permutations([GpuReport(f"GPU-{one}", str(one), "Unhealthy") for one in range(12)]))
+def test_the_order_of_gpus_does_not_matter(news: list[GpuReport]) -> None:
     ordered = sorted(news, key=lambda one: int(one.gpu))
 
     assert condition_for(news, 12, "") == condition_for(ordered, 12, "")
@@ -124,8 +124,8 @@ def test_the_order_of_gpus_does_not_matter(news: list[GpuNews]) -> None:
 def test_a_message_that_is_too_long_is_cut_between_characters() -> None:
     for text in (
         condition_for([], 8, "é" * 2000).message,
-        GpuNews("GPU-a", "10", "Unhealthy", "é" * 2000).event_message,
-        condition_for([GpuNews("GPU-a", "10", "Unhealthy", "é" * 2000)], 8, "").message,
+        GpuReport("GPU-a", "10", "Unhealthy", "é" * 2000).event_message,
+        condition_for([GpuReport("GPU-a", "10", "Unhealthy", "é" * 2000)], 8, "").message,
     ):
         assert MESSAGE_BYTES - 1 <= len(text.encode()) <= MESSAGE_BYTES
         assert text.endswith("é...")
@@ -133,6 +133,6 @@ def test_a_message_that_is_too_long_is_cut_between_characters() -> None:
 
 def test_text_that_is_no_text_is_no_error() -> None:
     assert condition_for([], 8, "/lib/\udcff.so").message == "GPUs cannot be watched: /lib/?.so"
-    assert GpuNews("GPU-a", "0", "Unhealthy", "\udcff").event_message.endswith(": ?")
-    one = GpuNews("GPU-a", "0", "Unhealthy", "\udcff")
+    assert GpuReport("GPU-a", "0", "Unhealthy", "\udcff").event_message.endswith(": ?")
+    one = GpuReport("GPU-a", "0", "Unhealthy", "\udcff")
     assert condition_for([one], 1, "").message.endswith(": ?")

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuplugin.core import listsize
 from gpuplugin.core.inventory import Device, Planned, Resource, expand
-from gpuplugin.kubelet import listsize
-from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
+from gpuplugin.core.listsize import MAX_LIST_BYTES, ListTooLarge, check_list_size
 from gpuplugin.kubelet.snapshot import snapshot_of
-from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 from tests.unit.builders import a_resource, uuid_of_gpu
 
 NAME = "nvidia.com/gpu"
@@ -42,7 +41,7 @@ def at_most(wholes: Wholes, count: int) -> Wholes:
 def refusal(wholes: Wholes, limit: int) -> ListTooLarge | None:
     """What `check_list_size` says if the kubelet received `limit` bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listsize, "MAX_MESSAGE_BYTES", limit)
+        patch.setattr(listsize, "MAX_LIST_BYTES", limit)
         try:
             check_list_size(NAME, wholes)
         except ListTooLarge as error:
@@ -127,7 +126,7 @@ def test_the_count_that_the_message_names_fits_the_real_limit_and_one_more_does_
     fits = int(found[1])
 
     assert fits == caught.value.largest_replica_count
-    assert message_bytes(at_most(wholes, fits)) <= MAX_MESSAGE_BYTES
+    assert message_bytes(at_most(wholes, fits)) <= MAX_LIST_BYTES
     check_list_size(NAME, at_most(wholes, fits))
     with pytest.raises(ListTooLarge):
         check_list_size(NAME, at_most(wholes, fits + 1))
@@ -136,8 +135,8 @@ def test_the_count_that_the_message_names_fits_the_real_limit_and_one_more_does_
 def test_a_device_that_has_fewer_replicas_keeps_them() -> None:
     few, many = (a_device(gpu, uuid_of_gpu(gpu), None) for gpu in range(2))
     wholes = ((few, 2), (many, 70_000))
-    error = refusal(wholes, MAX_MESSAGE_BYTES)
-    alone = refusal(((replace(many), 70_000),), MAX_MESSAGE_BYTES)
+    error = refusal(wholes, MAX_LIST_BYTES)
+    alone = refusal(((replace(many), 70_000),), MAX_LIST_BYTES)
 
     assert error is not None
     assert alone is not None

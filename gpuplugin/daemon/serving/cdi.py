@@ -1,7 +1,4 @@
-"""CDI specs as files: written atomically when they change. What belongs to them is in `cdifiles`.
-
-Loaded only where containers are given CDI names.
-"""
+"""CDI on this machine: specs as files, written atomically, and the device nodes of features."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import driver_root
-from gpuplugin.core.cdi import CdiHost, cdi_specs
+from gpuplugin.core.cdi import CdiHost, cdi_specs, spec_file_name
 from gpuplugin.core.injection import CDI_VENDOR
-from gpuplugin.daemon.serving.cdifiles import feature_nodes, remove_specs
+from gpuplugin.daemon.serving.sockets import identity
 from hal.driverfiles import DriverFiles, find_driver_files
 
 if TYPE_CHECKING:
@@ -24,8 +21,14 @@ if TYPE_CHECKING:
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.inventory import Inventory
+    from gpuplugin.daemon.serving.sockets import Identity
 
 _MODE = 0o644
+_FEATURE_NODES = {
+    "gdrcopy": ("dev/gdrdrv",),
+    "gds": ("dev/nvidia-fs*",),
+    "mofed": ("dev/infiniband/uverbs*", "dev/infiniband/rdma_cm"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class CdiWriter:
         self._folder = folder
         self._host = host
         self._plan = plan
+        self._written: tuple[Inventory, Mapping[str, Identity | None]] | None = None
 
     def specs(self, inventory: Inventory) -> dict[str, dict[str, object]]:
         """The specs by file name."""
@@ -45,15 +49,24 @@ class CdiWriter:
     def write(self, inventory: Inventory) -> None:
         """Make the folder say what the inventory says; files that are right are left alone.
 
+        Nothing is read where the inventory and the files are those of the last call.
+
         Raises:
             OSError: the folder cannot be made or written.
         """
+        if self._written == (inventory, self._files()):
+            return
         wanted = self.specs(inventory)
         self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         for name, spec in wanted.items():
             if _write_if_changed(self._folder / name, spec):
                 log.info("wrote %s", self._folder / name, extra={"event": "cdi-written"})
         remove_specs(self._folder, keep=wanted)
+        self._written = (inventory, self._files())
+
+    def _files(self) -> dict[str, Identity | None]:
+        """The plugin's files in the folder, with what tells that one is another."""
+        return {path.name: identity(path) for path in own_specs(self._folder)}
 
 
 def cdi_writer(settings: Settings, plan: InjectionPlan) -> CdiWriter:
@@ -101,3 +114,40 @@ def _hook(settings: Settings, root: Path) -> str | None:
     disabled = {"all", "update-ldcache"} & set(settings.daemon.cdi_disable_hooks)
     there = any((base / path.lstrip("/")).is_file() for base in (Path("/"), root))
     return path if there and not disabled else None
+
+
+def present_features(settings: Settings) -> frozenset[str]:
+    """The features that this machine has device nodes of, switched on or not."""
+    root = driver_root(settings)
+    return frozenset(feature for feature in _FEATURE_NODES if feature_nodes(root, feature))
+
+
+def own_specs(folder: Path) -> list[Path]:
+    """The specs that this plugin wrote."""
+    return sorted(folder.glob(spec_file_name("*")))
+
+
+def remove_specs(folder: Path, keep: Mapping[str, object] | None = None) -> tuple[Path, ...]:
+    """Remove this plugin's specs but those in `keep`; returns what was removed.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    stale = [path for path in own_specs(folder) if path.name not in (keep or {})]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return tuple(stale)
+
+
+def feature_nodes(root: Path, feature: str) -> tuple[str, ...]:
+    """The device nodes of a feature, below the driver's root or else on this machine."""
+    bases = (root, Path("/"))
+    for base in bases:
+        found = [
+            f"/{path.relative_to(base)}"
+            for pattern in _FEATURE_NODES[feature]
+            for path in sorted(base.glob(pattern))
+        ]
+        if found:
+            return tuple(found)
+    return ()

@@ -1,0 +1,407 @@
+"""What the node decides: which devices there are, how they are, and what the kubelet is sent.
+
+`NodeModel` has no I/O, clock or threads: each input returns the effects that follow from it, and
+`view` is the newest immutable `NodeView`. The daemon runs the effects with asyncio and threads,
+virtual time with simpy; both are thin. When the hardware is asked is decided in `watch`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from gpuplugin.core.healthboard import HealthBoard, Transition
+from gpuplugin.core.history import HealthHistory
+from gpuplugin.core.inventory import Inventory, InventoryError, Plan, expand, plan_devices
+from gpuplugin.core.listsize import ListTooLarge, check_list_size
+from gpuplugin.core.pacing import list_due_s
+from hal import GpuState, XidError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuplugin.core.health import HealthPolicy
+    from gpuplugin.core.injection import InjectionPlan
+    from gpuplugin.core.usage import Reading
+    from gpuplugin.core.words import PolicyName
+    from hal import Event, Gpu, Link, Probe
+
+
+class ConfigurationMisfit(Exception):
+    """The GPUs of this node cannot be advertised or listed as the configuration wants it."""
+
+
+class SpecsWriter(Protocol):
+    """Makes the container runtime know devices, before the kubelet does."""
+
+    def write(self, inventory: Inventory) -> None:
+        """Make the specs say what the inventory says; blocks, and raises OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """Everything that a configuration means for the node.
+
+    `specs` writes the CDI specs, None where there is nothing to write; the model never calls it.
+    """
+
+    inventory: Plan
+    injection: InjectionPlan
+    policy: PolicyName
+    health: HealthPolicy
+    specs: SpecsWriter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """The node at one moment: what the kubelet is sent, and what people and metrics are shown."""
+
+    plan: NodePlan
+    """What is in force: `inventory` was made by it."""
+    gpus: tuple[Gpu, ...] = ()
+    """GPUs as last enumerated; one that vanished is kept as lost."""
+    probes: Mapping[str, Probe] = field(default_factory=lambda: MappingProxyType({}))
+    """The last probe of each GPU, by UUID."""
+    links: Mapping[tuple[str, str], Link] = field(default_factory=lambda: MappingProxyType({}))
+    board: HealthBoard = field(default_factory=HealthBoard)
+    inventory: Inventory = field(default_factory=Inventory)
+    history: HealthHistory = field(default_factory=HealthHistory)
+    misfit: str = ""
+    """Why the configuration does not suit the GPUs, empty if it does: all is Unhealthy then."""
+    specs_problem: str = ""
+    """Why CDI specs cannot be written, empty if they are."""
+    indices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The index by which people know a GPU (`0`) or MIG device (`0:1`), by UUID."""
+    reading: Reading | None = None
+    """The newest reading of what GPUs do and who uses them."""
+
+    def healthy(self, gpu_uuid: str, mig_uuid: str | None = None) -> bool:
+        """Whether the devices of a GPU, or of a MIG device of it, may be allocated."""
+        return not self.misfit and self.board.healthy(gpu_uuid, mig_uuid)
+
+    def index(self, uuid: str) -> str:
+        """The index of a GPU or MIG device, empty if it is not known."""
+        return self.indices.get(uuid, "")
+
+    def healthy_devices(self) -> dict[str, int]:
+        """The number of healthy devices by resource."""
+        return {
+            resource.name: sum(
+                count for unit, count in resource.units.items() if self.healthy(*unit)
+            )
+            for resource in self.inventory.resources
+        }
+
+    def reading_at(self, now_s: float) -> Reading | None:
+        """The reading, None if there is none, or none that still says something about `now_s`."""
+        reading = self.reading
+        return None if reading is None or reading.stale(now_s) else reading
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Answer the kubelet from the newest view; send lists that differ from the last ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Call `timer` at this moment."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSpecs:
+    """Make the CDI specs say this, then call `specs_written` or `specs_failed` with `number`."""
+
+    number: int
+    inventory: Inventory
+    plan: NodePlan
+
+
+@dataclass(frozen=True, slots=True)
+class EventReceived:
+    """The driver reported something; `fatal` if it makes its GPU Unhealthy."""
+
+    event: Event
+    fatal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChanged:
+    """A GPU or MIG device changed its state; `by_hand` if a person cleared it."""
+
+    transition: Transition
+    by_hand: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemFound:
+    """Something about the configuration or its specs that a person must know; `error` if grave."""
+
+    kind: str
+    text: str
+    error: bool = True
+
+
+Effect: TypeAlias = Publish | WakeAt | WriteSpecs | EventReceived | HealthChanged | ProblemFound
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An inventory that comes into force once its specs are written."""
+
+    number: int
+    plan: NodePlan
+    inventory: Inventory
+    requested: bool
+    """True if somebody asked for this plan: if its specs cannot be written, it is refused."""
+
+
+class NodeModel:
+    """The decisions of one node. Not safe for threads; `view` may be read from any."""
+
+    def __init__(self, plan: NodePlan) -> None:
+        self.view = NodeView(plan)
+        self._plan = plan
+        self._gpus: dict[str, Gpu] = {}
+        self._rebuild_required = False
+        self._candidate: _Candidate | None = None
+        self._number = 0
+        self.refusal = ""
+        """Why the plan of the last `configure` did not come into force after all."""
+        self._published_s = -math.inf
+        self._published: tuple[object, ...] = ()
+        self._due = False
+        self._effects: list[Effect] = []
+
+    @property
+    def plan(self) -> NodePlan:
+        """What the node has been configured with."""
+        return self._plan
+
+    def updated(
+        self,
+        gpus: Iterable[Gpu],
+        probes: Mapping[str, Probe],
+        now_s: float,
+        events: Iterable[Event] = (),
+    ) -> tuple[Effect, ...]:
+        """The backend listed its GPUs and probed them: applied together, published once.
+
+        `events` came before the probes, and nothing dealt with them yet: what the probes show of
+        a reset comes after them.
+        """
+        found = {gpu.uuid: gpu for gpu in gpus}
+        # A GPU that may be in use is never dropped: the kubelet would call it Healthy.
+        missing = {
+            uuid: replace(gpu, state=GpuState.LOST)
+            for uuid, gpu in self._gpus.items()
+            if uuid not in found
+        }
+        changed = found | missing != self._gpus
+        self._gpus = found | missing
+        listed = tuple(self._gpus.values())
+        self.view = replace(
+            self.view, gpus=listed, probes=MappingProxyType(dict(probes)), indices=_indices(listed)
+        )
+        board = self.view.board.with_gpus(listed, now_s, self._plan.health).blinded("")
+        board = self._with_events(board, events, now_s)
+        for uuid, probe in probes.items():
+            board = board.with_probe(uuid, probe, now_s, self._plan.health)
+        self._set_board(board, now_s)
+        if changed or self._rebuild_required or self.view.misfit or self.view.specs_problem:
+            self._rebuild(now_s)
+        else:
+            self._keep_specs()
+            self._publish_soon(now_s)
+        return self._taken()
+
+    def events_received(self, events: Iterable[Event], now_s: float) -> tuple[Effect, ...]:
+        """Events of one wait: applied together."""
+        self._set_board(self._with_events(self.view.board, events, now_s), now_s)
+        self._publish_soon(now_s)
+        return self._taken()
+
+    def linked(self, links: Mapping[tuple[str, str], Link], now_s: float) -> tuple[Effect, ...]:
+        """The backend reported how the GPUs are connected."""
+        if links != self.view.links:
+            self.view = replace(self.view, links=links)
+            self._publish_now(now_s)
+        return self._taken()
+
+    def configure(self, plan: NodePlan, now_s: float) -> tuple[Effect, ...]:
+        """Advertise as another configuration wants it; resources that stay keep their streams.
+
+        Where CDI specs have to be written, it comes into force when they are.
+
+        Raises:
+            ConfigurationMisfit: it does not suit these GPUs; everything stays as it was.
+        """
+        self.refusal = ""
+        self._propose(plan, now_s, requested=True)
+        return self._taken()
+
+    def replan(self, plan: NodePlan) -> None:
+        """The same configuration means something else on this machine, from the next update on."""
+        self._plan = plan
+        self._candidate = None
+        self._rebuild_required = True
+
+    def specs_written(self, number: int, now_s: float) -> tuple[Effect, ...]:
+        """The specs of a `WriteSpecs` are in place."""
+        candidate = self._candidate
+        if candidate is not None and candidate.number == number:
+            self._commit(candidate.plan, candidate.inventory, now_s)
+        self.view = replace(self.view, specs_problem="")
+        return self._taken()
+
+    def specs_failed(self, number: int, reason: str) -> tuple[Effect, ...]:
+        """The specs of a `WriteSpecs` cannot be written: the devices stay as they are."""
+        candidate = self._candidate
+        if candidate is not None and candidate.number == number:
+            self._candidate = None
+            if candidate.requested:
+                self.refusal = reason
+                return ()
+        if reason != self.view.specs_problem:
+            self._effects.append(ProblemFound("cdi-unwritten", reason))
+            self.view = replace(self.view, specs_problem=reason)
+        return self._taken()
+
+    def blinded(self, reason: str, now_s: float) -> tuple[Effect, ...]:
+        """The GPUs cannot be watched: none is healthy until the next update."""
+        if reason != self.view.board.blind:
+            self.view = replace(self.view, board=self.view.board.blinded(reason))
+            self._publish_soon(now_s)
+        return self._taken()
+
+    def clear(self, uuid: str, now_s: float) -> tuple[Effect, ...]:
+        """A person says that the fault of a GPU or MIG device is over.
+
+        Raises:
+            UnknownUnit: there is none of that UUID.
+            StillFaulty: the hardware itself reports a fault now.
+        """
+        self._set_board(self.view.board.cleared(uuid, now_s), now_s, by_hand=True)
+        self._publish_soon(now_s)
+        return self._taken()
+
+    def used(self, reading: Reading) -> None:
+        """What GPUs do and who uses them was read."""
+        self.view = replace(self.view, reading=reading)
+
+    def timer(self, now_s: float) -> tuple[Effect, ...]:
+        """The moment of a `WakeAt` has come."""
+        if self._due:
+            self._publish_now(now_s)
+        return self._taken()
+
+    def _rebuild(self, now_s: float) -> None:
+        """Follow a change of the GPUs; what was listed stays listed if that fails."""
+        candidate = self._candidate
+        try:
+            if candidate is not None and candidate.requested:
+                self._propose(candidate.plan, now_s, requested=True)
+                return
+        except ConfigurationMisfit as misfit:
+            self._candidate, self.refusal = None, str(misfit)
+        try:
+            self._propose(self._plan, now_s, requested=False)
+        except ConfigurationMisfit as misfit:
+            text = str(misfit)
+            if text != self.view.misfit:
+                self._effects.append(ProblemFound("configuration-misfit", text))
+            self.view = replace(self.view, misfit=text)
+            self._publish_now(now_s)
+
+    def _propose(self, plan: NodePlan, now_s: float, *, requested: bool) -> None:
+        """Make the inventory anew; it is in force at once, or when its specs are written."""
+        try:
+            planned = plan_devices(self._gpus.values(), plan.inventory)
+            for name, devices in planned.resources.items():
+                check_list_size(name, devices)
+        except (InventoryError, ListTooLarge) as error:
+            raise ConfigurationMisfit(str(error)) from error
+        inventory = expand(planned)
+        if not plan.injection.uses_cdi:
+            self._commit(plan, inventory, now_s)
+            self.view = replace(self.view, specs_problem="")
+            return
+        self._number += 1
+        self._candidate = _Candidate(self._number, plan, inventory, requested)
+        self._effects.append(WriteSpecs(self._number, inventory, plan))
+
+    def _commit(self, plan: NodePlan, inventory: Inventory, now_s: float) -> None:
+        for note in inventory.notes:
+            if note not in self.view.inventory.notes:
+                self._effects.append(ProblemFound("inventory-note", note, error=False))
+        if inventory == self.view.inventory:
+            inventory = self.view.inventory
+        self._plan = plan
+        self._candidate = None
+        self._rebuild_required = False
+        self.view = replace(self.view, plan=plan, inventory=inventory, misfit="")
+        self._publish_now(now_s)
+
+    def _keep_specs(self) -> None:
+        """Specs that were removed or changed by others are written again."""
+        plan = self.view.plan
+        if plan.injection.uses_cdi and self._candidate is None:
+            self._effects.append(WriteSpecs(self._number, self.view.inventory, plan))
+
+    def _with_events(
+        self, board: HealthBoard, events: Iterable[Event], now_s: float
+    ) -> HealthBoard:
+        policy = self._plan.health
+        for event in events:
+            self._effects.append(EventReceived(event, _is_fatal(event, policy)))
+            board = board.with_event(event, now_s, policy)
+        return board
+
+    def _set_board(self, board: HealthBoard, now_s: float, *, by_hand: bool = False) -> None:
+        history = self.view.history
+        for transition in board.transitions_from(self.view.board):
+            history = history.after(transition, self.view.index(transition.uuid), now_s)
+            self._effects.append(HealthChanged(transition, by_hand))
+        self.view = replace(self.view, board=board, history=history)
+
+    def _publish_soon(self, now_s: float) -> None:
+        """Publish at the next turn, or later: a storm is a few lists and not thousands."""
+        if not self._due and self._content() != self._published:
+            self._due = True
+            self._effects.append(WakeAt(list_due_s(now_s, self._published_s)))
+
+    def _publish_now(self, now_s: float) -> None:
+        self._due = False
+        content = self._content()
+        if content != self._published:
+            self._published_s, self._published = now_s, content
+        self._effects.append(Publish())
+
+    def _content(self) -> tuple[object, ...]:
+        """What the lists follow from: equal content makes equal lists."""
+        view = self.view
+        healthy = [
+            view.healthy(*unit) for resource in view.inventory.resources for unit in resource.units
+        ]
+        return (view.inventory, *healthy)
+
+    def _taken(self) -> tuple[Effect, ...]:
+        effects, self._effects = tuple(self._effects), []
+        return effects
+
+
+def _is_fatal(event: Event, policy: HealthPolicy) -> bool:
+    return isinstance(event, XidError) and policy.xids.is_fatal(event.xid)
+
+
+def _indices(gpus: Iterable[Gpu]) -> Mapping[str, str]:
+    indices: dict[str, str] = {}
+    for gpu in gpus:
+        indices[gpu.uuid] = str(gpu.index)
+        indices |= {mig.uuid: f"{gpu.index}:{mig.index}" for mig in gpu.mig_devices}
+    return MappingProxyType(indices)

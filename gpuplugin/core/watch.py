@@ -1,0 +1,211 @@
+"""When the driver is opened, GPUs are read and probed, and how long that may fail. No I/O.
+
+The model decides; whoever runs it makes the calls and says what came of them: the daemon with
+asyncio and threads, virtual time with simpy. `now_s` is seconds of any monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.pacing import Backoff, next_multiple_s
+from hal import (
+    DriverUnavailable,
+    GpuAppeared,
+    HalError,
+    Probe,
+    UnknownGpu,
+    XidAction,
+    XidError,
+    lookup_xid,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuplugin.core.healthboard import HealthBoard
+    from hal import Event
+
+OPEN_DEADLINE_S = 60.0
+CALL_DEADLINE_S = 20.0
+PROBE_DEADLINE_S = 10.0
+CLOSE_DEADLINE_S = 3.0
+EVENT_WAIT_S = 5.0
+"""How long one call waits for events."""
+
+SOON_S = 0.1
+"""The earliest update after another one, if an event requires it."""
+
+STABLE_AFTER_S = 60.0
+"""Watched for this long, the driver is opened again at once after a failure."""
+
+
+class WatchFailed(Exception):
+    """Watching has failed for too long: the GPUs are Unhealthy, the driver must be reopened."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPlan:
+    """How the hardware is watched: the period of updates, and for how long watching may fail.
+
+    `watch_events` is false where no event could change anything: some platforms have none.
+    """
+
+    probe_interval_s: float
+    blind_after_s: float
+    watch_events: bool = True
+
+
+class Activity:
+    """One kind of watching: how often it failed in a row, and since when."""
+
+    def __init__(self, stage: str, first_s: float, cap_s: float) -> None:
+        self.stage = stage
+        self.failures = 0
+        self._backoff = Backoff(first_s, cap_s)
+        self._good_s = 0.0
+
+    def succeeded(self, now_s: float) -> None:
+        """It worked."""
+        self.failures = 0
+        self._good_s = now_s
+        self._backoff.reset()
+
+    def repeated(self, now_s: float, period_s: float) -> None:
+        """It has worked each `period_s` until now."""
+        self.succeeded(now_s - (now_s - self._good_s) % period_s)
+
+    def failed(self, error: HalError, now_s: float, blind_after_s: float) -> float:
+        """It failed; in how many seconds it is tried again.
+
+        Raises:
+            WatchFailed: it has failed for `blind_after_s`.
+        """
+        self.failures += 1
+        failing_s = now_s - self._good_s
+        if failing_s >= blind_after_s:
+            raise WatchFailed(f"{self.stage} failed for {failing_s:.1f} s: {error}")
+        return min(blind_after_s - failing_s, self._backoff.next_s())
+
+
+class Watch:
+    """The schedule of one driver: closed, or open with updates and waits for events."""
+
+    def __init__(self, plan: WatchPlan) -> None:
+        self.plan = plan
+        self.opened_before = False
+        self.events = Activity("events", 0.1, 5.0)
+        self.updates = Activity("probe", 0.5, 5.0)
+        self._open_backoff = Backoff(1.0, 30.0)
+        self._reopen_backoff = Backoff(1.0, 30.0)
+        self._opened_s = 0.0
+        self._updated_s = 0.0
+        self._pause_s = plan.probe_interval_s
+        self._update_required = False
+
+    def open_failed(self, now_s: float) -> float:
+        """The driver could not be opened, or not read; when to try again."""
+        return now_s + self._open_backoff.next_s()
+
+    def opened(self, now_s: float) -> None:
+        """The driver is open, and its GPUs were read."""
+        self.opened_before = True
+        self._open_backoff.reset()
+        self._opened_s = now_s
+        self.events.succeeded(now_s)
+        self.updated(now_s)
+
+    def closed(self, now_s: float) -> float:
+        """Watching failed; when to open the driver again."""
+        if now_s - self._opened_s > STABLE_AFTER_S:
+            self._reopen_backoff.reset()
+        return now_s + self._reopen_backoff.next_s()
+
+    def update_due_s(self) -> float:
+        """When GPUs are read and probed next: at whole periods, sooner if an event requires it."""
+        soonest_s = self._updated_s + min(self._pause_s, SOON_S)
+        if self._update_required:
+            return soonest_s
+        return max(next_multiple_s(self._updated_s, self._pause_s), soonest_s)
+
+    def updated(self, now_s: float) -> None:
+        """GPUs were read and probed."""
+        self.updates.succeeded(now_s)
+        self._next_update(now_s, self.plan.probe_interval_s)
+
+    def skip_updates(self, now_s: float) -> None:
+        """Updates until now were left out, because they would have found nothing new."""
+        period_s = self.plan.probe_interval_s
+        self._updated_s = next_multiple_s(now_s, period_s) - period_s
+        self._pause_s = period_s
+        self.updates.succeeded(now_s)
+
+    def update_failed(self, error: HalError, now_s: float) -> None:
+        """GPUs could not be read, or none of them probed.
+
+        Raises:
+            WatchFailed: for too long.
+        """
+        plan = self.plan
+        retry_s = self.updates.failed(error, now_s, plan.blind_after_s)
+        self._next_update(now_s, min(plan.probe_interval_s, retry_s))
+
+    def events_received(self, events: Iterable[Event]) -> bool:
+        """True if an update is required sooner than planned: only a probe tells what one means."""
+        required = any(_requires_update(event) for event in events)
+        self._update_required = self._update_required or required
+        return required
+
+    def events_failed(self, error: HalError, now_s: float) -> float:
+        """Waiting for events failed; in how many seconds it is tried again.
+
+        Raises:
+            WatchFailed: for too long.
+        """
+        return self.events.failed(error, now_s, self.plan.blind_after_s)
+
+    def _next_update(self, now_s: float, pause_s: float) -> None:
+        self._updated_s = now_s
+        self._pause_s = pause_s
+        self._update_required = False
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What probes of GPUs showed, by UUID; `failures` are those that count as unreachable."""
+
+    by_uuid: Mapping[str, Probe]
+    failures: Mapping[str, HalError]
+
+
+def judge_probes(results: Mapping[str, Probe | HalError], board: HealthBoard) -> Probes:
+    """A GPU that cannot be probed is unreachable; if none can, the driver is at fault.
+
+    Raises:
+        HalError: the driver does not answer, or no GPU could be probed.
+    """
+    probes: dict[str, Probe] = {}
+    failures: dict[str, HalError] = {}
+    for uuid, result in results.items():
+        match result:
+            case UnknownGpu():
+                continue  # known from an earlier driver: the board has it as lost
+            case DriverUnavailable():
+                raise result
+            case HalError():
+                failures[uuid] = result
+                health = board.gpus.get(uuid)
+                probes[uuid] = Probe.unreachable((health.epoch if health else None) or "")
+            case Probe():
+                probes[uuid] = result
+    if failures and len(failures) == len(probes):
+        raise next(reversed(failures.values()))
+    return Probes(MappingProxyType(probes), MappingProxyType(failures))
+
+
+def _requires_update(event: Event) -> bool:
+    if isinstance(event, XidError):
+        return lookup_xid(event.xid).action is XidAction.RECOVERY_ACTION_CHANGED
+    return isinstance(event, GpuAppeared)

@@ -1,0 +1,129 @@
+"""Reports health to people: log lines, metrics, and reports of changes and states.
+
+What the kubelet is sent is in `node`; where reports to the API server go is in `cluster`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.nodecondition import GpuReport, condition_for
+from hal import EccError, XidError, lookup_xid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gpuplugin.core.faults import Fault
+    from gpuplugin.core.health import HealthState
+    from gpuplugin.core.healthboard import Transition
+    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodecondition import Condition
+    from gpuplugin.daemon.http.metrics import Metrics
+    from hal import Event
+
+log = logging.getLogger(__name__)
+
+CLEARED = "cleared"
+"""The cause of a change that a person asked for."""
+
+
+class HealthLog:
+    """One line and one count per fact; event loop only.
+
+    `report` is given the changes since its last call, and the node's condition after them.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        report: Callable[[Iterable[GpuReport], Condition], None] | None = None,
+    ) -> None:
+        self._metrics = metrics
+        self._report = report
+        self._unreported: list[GpuReport] = []
+
+    def received(self, event: Event, fatal: bool, view: NodeView) -> None:
+        """The driver reported an event; `fatal` if it makes its GPU Unhealthy."""
+        uuid = event.uuid or ""
+        index = view.index(uuid)
+        match event:
+            case XidError(xid=code):
+                xid = lookup_xid(code)
+                self._metrics.xids.labels(uuid, index, code, xid.action.value).inc()
+                log.warning(
+                    "Xid %d on GPU %s: %s",
+                    code,
+                    index or "unknown",
+                    xid.meaning,
+                    extra={
+                        "event": "xid",
+                        "uuid": uuid,
+                        "xid": code,
+                        "action": xid.action.value,
+                        "fatal": fatal,
+                        "gpu_instance": event.gpu_instance,
+                        "compute_instance": event.compute_instance,
+                    },
+                )
+            case EccError(uncorrectable=uncorrectable):
+                kind = "uncorrectable" if uncorrectable else "corrected"
+                self._metrics.ecc_errors.labels(uuid, index, kind).inc()
+
+    def changed(self, transition: Transition, view: NodeView, *, by_hand: bool = False) -> None:
+        """A GPU or MIG device changed its state."""
+        uuid, after, fault = transition.uuid, transition.after, transition.fault
+        index = view.index(uuid)
+        what = "GPU" if uuid == transition.gpu_uuid else "MIG device"
+        if transition.before is None and transition.healthy:
+            log.info("%s %s is listed", what, index, extra={"event": "gpu-listed", "uuid": uuid})
+            return
+        cause = CLEARED if by_hand else fault.cause.value if fault else ""
+        xid = fault.xid if fault else None
+        action = fault.action if fault else ""
+        self._metrics.health_transitions.labels(
+            uuid, index, after.value, cause, "" if xid is None else xid, action
+        ).inc()
+        reason = fault.reason if fault else "cleared by hand" if by_hand else ""
+        log.log(
+            logging.INFO if transition.healthy else logging.WARNING,
+            "%s %s is %s%s",
+            what,
+            index,
+            after.value,
+            f": {reason}" if reason else "",
+            extra={
+                "event": "gpu-health",
+                "uuid": uuid,
+                "state": after.value,
+                "cause": cause,
+                "reason": reason,
+                "action": action,
+                "xid": xid,
+            },
+        )
+        if self._report is not None:
+            self._unreported.append(_report(uuid, index, after, fault))
+
+    def report(self, view: NodeView) -> None:
+        """Report the changes since the last call, and the condition of the node."""
+        board = view.board
+        if self._report is not None and (board.gpus or board.blind):
+            reports, self._unreported = self._unreported, []
+            self._report(reports, _condition(view))
+
+
+def _condition(view: NodeView) -> Condition:
+    board = view.board
+    unhealthy = [
+        _report(uuid, view.index(uuid), health.status, health.fault)
+        for uuid, health in board.units.items()
+        if not health.healthy
+    ]
+    return condition_for(unhealthy, len(board.units), board.blind)
+
+
+def _report(uuid: str, index: str, state: HealthState, fault: Fault | None) -> GpuReport:
+    if fault is None:
+        return GpuReport(uuid, index, state.value)
+    return GpuReport(uuid, index, state.value, fault.reason, fault.action, fault.xid)
