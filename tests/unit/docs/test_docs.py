@@ -57,8 +57,10 @@ def metrics_table() -> str:
     rows = [
         "| metric | kind | labels | help |",
         "|---|---|---|---|",
-        f"| `gpuplugin_build_info` | info | {labels_text(tuple(metrics.build))} "
-        "| Version of the plugin. |",
+        (
+            f"| `gpuplugin_build_info` | info | {labels_text(tuple(metrics.build))} "
+            "| Version of the plugin. |"
+        ),
     ]
     for metric in (*vars(metrics).values(), *vars(Metrics).values()):
         if isinstance(metric, Counted | Histogram | Scraped):

@@ -1,0 +1,151 @@
+"""When the hardware is asked, and for how long that may fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuplugin.core.healthboard import HealthBoard
+from gpuplugin.core.watch import (
+    EVENT_WAIT_S,
+    SOON_S,
+    STABLE_AFTER_S,
+    Watch,
+    WatchFailed,
+    WatchPlan,
+    judge_probes,
+)
+from hal import DriverUnavailable, GpuAppeared, HalError, HalHung, Probe, UnknownGpu, XidError
+from tests.unit.builders import a_probe
+
+PLAN = WatchPlan(probe_interval_s=5.0, blind_after_s=10.0)
+ERROR = HalHung("the call hangs")
+RECOVERY_ACTION_CHANGED = 154
+
+
+def opened(now_s: float = 101.0) -> Watch:
+    watch = Watch(PLAN)
+    watch.opened(now_s)
+    return watch
+
+
+def test_updates_are_at_whole_periods() -> None:
+    watch = opened(101.0)
+    assert watch.update_due_s() == 105.0
+    watch.updated(105.02)
+    assert watch.update_due_s() == 110.0
+
+
+def test_an_update_close_before_a_period_puts_off_the_next_one() -> None:
+    assert opened(104.99).update_due_s() == 104.99 + SOON_S
+
+
+@pytest.mark.parametrize(
+    "event", [GpuAppeared("GPU-1"), XidError("GPU-1", RECOVERY_ACTION_CHANGED)]
+)
+def test_an_event_that_only_a_probe_explains_brings_the_update_forward(
+    event: GpuAppeared | XidError,
+) -> None:
+    watch = opened()
+    assert watch.events_received([event])
+    assert watch.update_due_s() == 101.0 + SOON_S
+    watch.updated(101.1)
+    assert watch.update_due_s() == 105.0
+
+
+def test_other_events_do_not() -> None:
+    watch = opened()
+    assert not watch.events_received([XidError("GPU-1", 79)])
+    assert watch.update_due_s() == 105.0
+
+
+def test_failed_updates_are_repeated_until_the_node_is_blind() -> None:
+    watch = opened(100.0)
+    tried_s = [105.0]
+    while tried_s[-1] < 109.999:
+        watch.update_failed(ERROR, tried_s[-1])
+        tried_s.append(watch.update_due_s())
+    assert tried_s[-1] == pytest.approx(110.0)
+    assert 3 <= len(tried_s) < 10
+    with pytest.raises(WatchFailed, match=r"probe failed for 10\.0 s: the call hangs"):
+        watch.update_failed(ERROR, 110.0)
+    assert watch.updates.failures == len(tried_s)
+
+
+def test_success_forgets_failures() -> None:
+    watch = opened(100.0)
+    watch.update_failed(ERROR, 109.0)
+    watch.updated(109.5)
+    watch.update_failed(ERROR, 119.0)
+    assert watch.updates.failures == 1
+
+
+def test_failed_waits_for_events_are_repeated_with_back_off() -> None:
+    watch = opened(100.0)
+    pauses_s = [watch.events_failed(ERROR, 101.0) for _ in range(4)]
+    assert pauses_s == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    with pytest.raises(WatchFailed):
+        watch.events_failed(ERROR, 110.0)
+
+
+def test_waits_that_were_left_out_count_as_good() -> None:
+    watch = opened(100.0)
+    watch.events.repeated(163.0, EVENT_WAIT_S)
+    assert watch.events_failed(ERROR, 169.0) > 0
+    with pytest.raises(WatchFailed, match=r"events failed for 10\.0 s"):
+        watch.events_failed(ERROR, 170.0)
+
+
+def test_updates_that_were_left_out_count_as_good() -> None:
+    watch = opened(100.0)
+    watch.skip_updates(163.0)
+    assert watch.update_due_s() == 165.0
+    watch.update_failed(ERROR, 172.0)
+    assert watch.updates.failures == 1
+
+
+def test_opening_is_repeated_with_back_off() -> None:
+    watch = Watch(PLAN)
+    assert [watch.open_failed(0.0) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    watch.opened(100.0)
+    assert watch.open_failed(200.0) == 201.0
+
+
+def test_a_driver_that_fails_soon_is_reopened_later_and_later() -> None:
+    watch = opened(0.0)
+    delays_s = []
+    for now_s in (10.0, 20.0, 30.0):
+        delays_s.append(watch.closed(now_s) - now_s)
+        watch.opened(now_s)
+    assert delays_s == [1, 2, 4]
+    assert watch.closed(30.0 + STABLE_AFTER_S + 1) == 30.0 + STABLE_AFTER_S + 2
+
+
+class TestProbes:
+    """What probes mean together."""
+
+    def test_one_that_fails_is_one_gpu_that_does_not_answer(self) -> None:
+        probes = judge_probes({"a": a_probe(), "b": ERROR}, HealthBoard())
+        assert probes.by_uuid == {"a": a_probe(), "b": Probe.unreachable("")}
+        assert probes.failures == {"b": ERROR}
+        assert probes.by_uuid["b"].uncorrectable_ecc is None
+
+    @pytest.mark.parametrize(
+        "results",
+        [
+            {"a": ERROR},
+            {"a": UnknownGpu("a"), "b": ERROR},
+            {"a": a_probe(), "b": DriverUnavailable("the driver does not answer")},
+        ],
+    )
+    def test_no_gpu_that_can_be_probed_is_a_driver_that_fails(
+        self, results: dict[str, Probe | HalError]
+    ) -> None:
+        with pytest.raises(HalError):
+            judge_probes(results, HealthBoard())
+
+    def test_an_unknown_gpu_is_left_out(self) -> None:
+        probes = judge_probes({"a": a_probe(), "b": UnknownGpu("b")}, HealthBoard())
+        assert list(probes.by_uuid) == ["a"]
+
+    def test_a_node_without_gpus(self) -> None:
+        assert judge_probes({}, HealthBoard()).by_uuid == {}
