@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.inventory import Plan
-    from gpuplugin.core.words import PolicyName
+    from gpuplugin.core.preference import PolicyName
     from gpuplugin.daemon.healthnews import HealthNews
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import Vitals

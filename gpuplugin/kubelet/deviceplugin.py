@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.allocation import AllocationError, check_request
-from gpuplugin.core.preference import prefer
+from gpuplugin.core.preference import needs_distinct_gpus, prefer
 from gpuplugin.kubelet.protowire import number
 from gpuplugin.kubelet.publication import Publication
 from gpuplugin.rpc.services import RpcCode, RpcError, Service
@@ -164,6 +164,6 @@ class DevicePlugin:
 
 def _allocate_container(snapshot: ResourceSnapshot, device_ids: Sequence[str]) -> bytes:
     """Serialised answers of containers concatenate to that of the request (proto3 encoding)."""
-    distinct = snapshot.plan.policy == "spread-strict"
+    distinct = needs_distinct_gpus(snapshot.plan.policy)
     devices = check_request(snapshot.resource, snapshot.devices, device_ids, distinct=distinct)
     return snapshot.allocate_answer(devices)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.injection import Injection
     from gpuplugin.core.inventory import Device, Resource
-    from gpuplugin.core.words import PolicyName
+    from gpuplugin.core.preference import PolicyName
     from hal import Link
 
 HEALTHY = "Healthy"

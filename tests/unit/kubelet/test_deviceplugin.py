@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.core.preference import PreferenceIndex, distributed
+from gpuplugin.core import preference
 from gpuplugin.kubelet import deviceplugin
 from gpuplugin.kubelet.deviceplugin import MAX_STREAMS, DevicePlugin
 from gpuplugin.kubelet.pluginwatcher import registration_service
@@ -131,14 +131,14 @@ def test_a_new_snapshot_is_answered_from_at_once() -> None:
 
 
 def test_each_container_gets_a_choice_by_the_policy() -> None:
-    index = PreferenceIndex.of(RESOURCE)
+    index = preference.PreferenceIndex.of(RESOURCE)
     available = ids(RESOURCE)[2:]
 
     answers = prefer(PLUGIN, (available, (), 3), (available, available[:1], 2))
 
     assert answers == [
-        list(distributed(index, available, (), 3)),
-        list(distributed(index, available, available[:1], 2)),
+        list(preference.prefer("distributed", index, available, (), 3).ids),
+        list(preference.prefer("distributed", index, available, available[:1], 2).ids),
     ]
 
 
