@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.counts import instructions, kept_bytes, loaded_modules, peak_bytes
 from benchmarks.devices import TOPOLOGIES, allocate_request, plugin_for, prefer_request
+from benchmarks.machine import instructions, kept_bytes, loaded_modules, peak_bytes
 from benchmarks.run import Wanted, run
 from benchmarks.servers import daemon_like
 from benchmarks.targets import decided

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from benchmarks.calls import device_plugin_method
-from benchmarks.client import CallError, Connection, ConnectionLost, Method
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
+from gpuplugin.rpc.client import CallFailed, Connection, ConnectionFailed, Method
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine
 from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from sim.kubelet.socketfiles import sockets_below
@@ -24,6 +24,7 @@ from sim.kubelet.socketfiles import sockets_below
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuplugin.rpc.client import ClientCall
     from gpuplugin.rpc.services import Server
 
 LOOK_S = 0.001
@@ -86,7 +87,7 @@ class MeasuringKubelet:
         self._stopping.set()
         self._looker.join()
         for connection, thread in self._streams:
-            connection.shut()
+            connection.interrupt()
             thread.join()
             connection.close()
         if self._server is not None:
@@ -126,7 +127,7 @@ class MeasuringKubelet:
         """Register what is behind a new socket; False if nobody listens there yet."""
         try:
             connection = Connection(path)
-        except ConnectionLost:
+        except ConnectionFailed:
             return False
         with connection:
             try:
@@ -138,7 +139,7 @@ class MeasuringKubelet:
                 self._connect(plugin)
                 status = pr.RegistrationStatus(plugin_registered=True)
                 connection.call(_NOTIFY, status.SerializeToString())
-            except (CallError, ConnectionLost) as error:
+            except CallFailed as error:
                 self._tell(f"{path} cannot be registered: {error}")
                 return True
         self._registered(plugin)
@@ -151,35 +152,34 @@ class MeasuringKubelet:
         plugin = Registered(request.resource_name, socket, "classic")
         try:
             self._connect(plugin)
-        except (CallError, ConnectionLost) as error:
+        except CallFailed as error:
             self._tell(f"{socket} cannot be registered: {error}")
             raise RpcError(RpcCode.UNKNOWN, str(error)) from error
         self._registered(plugin)
         return b""
 
     def _connect(self, plugin: Registered) -> None:
-        connection = Connection(plugin.socket, timeout_s=None)
+        connection = Connection(plugin.socket)
         try:
             connection.call(device_plugin_method("GetDevicePluginOptions"), b"")
-            stream_id = connection.follow(device_plugin_method("ListAndWatch"))
-        except (CallError, ConnectionLost):
+            stream = connection.start(device_plugin_method("ListAndWatch"), b"", streaming=True)
+        except CallFailed:
             connection.close()
             raise
         thread = threading.Thread(
-            target=self._follow, args=(plugin, connection, stream_id), name="list", daemon=True
+            target=self._follow, args=(plugin, connection, stream), name="list", daemon=True
         )
         self._streams.append((connection, thread))
         thread.start()
 
-    def _follow(self, plugin: Registered, connection: Connection, stream_id: int) -> None:
+    def _follow(self, plugin: Registered, connection: Connection, stream: ClientCall) -> None:
         try:
-            while True:
-                data = connection.message(stream_id)
+            while (data := connection.next_response(stream)) is not None:
                 listed = Listed(time.perf_counter_ns(), data)
                 with self._news:
                     plugin.lists.append(listed)
                     self._news.notify_all()
-        except (CallError, ConnectionLost) as error:
+        except CallFailed as error:
             if not self._stopping.is_set():
                 self._tell(f"the list of {plugin.resource} has ended: {error}")
 

@@ -10,20 +10,19 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.devices import healthy_ids
-from benchmarks.figures import Floors, Named, figure, one_round_each
 from benchmarks.kubelet import NeverCame
-from benchmarks.node import GPUS, simulated_node
-from benchmarks.plugins import started
+from benchmarks.plugins import GPUS, simulated_node, started
+from benchmarks.results import Floors, Named, measurement, one_round_each
 from sim.node.control import inject, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from benchmarks.context import Context
     from benchmarks.kubelet import MeasuringKubelet, Registered
     from benchmarks.plugins import PluginSpec, RunningPlugin
-    from benchmarks.results import Figure
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
 
 SUITE = "faults"
 FAULT: Mapping[str, object] = {"kind": "xid", "xid": 79}
@@ -34,9 +33,9 @@ QUIET_S = 0.1
 INJECTION = "asking the node"
 
 
-def measure(context: Context) -> list[Figure]:
+def measure(context: Context) -> list[Measurement]:
     """All of it: with few devices and with many."""
-    figures: list[Figure] = []
+    figures: list[Measurement] = []
     counts = [count for count in context.effort.replicas if count in (10, 1000)]
     for number, replicas in enumerate(counts):
         times: dict[str, list[tuple[float, float]]] = {}
@@ -51,7 +50,7 @@ def measure(context: Context) -> list[Figure]:
                 floors = Floors({INJECTION: one_round_each([floor for floor, _ in pairs])})
                 named = Named(SUITE, f"fault to list, {GPUS} x {replicas}", name, "ms")
                 rounds = one_round_each([took for _, took in pairs])
-                figures.append(figure(named, rounds, context.seed, floors))
+                figures.append(measurement(named, rounds, context.seed, floors))
     return figures
 
 

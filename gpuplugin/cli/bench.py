@@ -6,21 +6,22 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from benchmarks import compare
-from benchmarks.engines import ENGINES
 from benchmarks.namespace import NoNamespace, check_namespaces
 from benchmarks.plot import as_svg
 from benchmarks.plugins import PluginSpec, spec_from
 from benchmarks.results import CannotRead, as_json, read_run
 from benchmarks.run import Failed, Wanted, misses, run
+from benchmarks.servers import ENGINES
+from benchmarks.show import as_comparison, as_table, changes
 from benchmarks.suites import SUITES
-from benchmarks.table import as_table
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+T = TypeVar("T", bound=str)
 
 
 def bench(parsed: argparse.Namespace) -> int:
@@ -60,8 +61,8 @@ def _measure(wanted: Wanted, parsed: argparse.Namespace) -> int:
 
 
 def _compare(before: Path, after: Path, threshold: float) -> int:
-    found = compare.changes(read_run(before), read_run(after))
-    print("\n".join(compare.as_text(found, threshold)))
+    found = changes(read_run(before), read_run(after))
+    print("\n".join(as_comparison(found, threshold)))
     return int(any(change.worse_than(threshold) for change in found))
 
 
@@ -76,7 +77,7 @@ def _profile(wanted: Wanted, file: Path) -> int:
 
 def _wanted(parsed: argparse.Namespace) -> Wanted:
     suites = _known("suite", parsed.suites, tuple(SUITES), parsed)
-    engines = _known("engine", parsed.engine or [], tuple(ENGINES), parsed)
+    engines = _known("engine", parsed.engine or [], ENGINES, parsed)
     return Wanted(
         suites=suites,
         engines=engines,
@@ -105,12 +106,12 @@ def _others(parsed: argparse.Namespace) -> list[PluginSpec]:
 
 
 def _known(
-    what: str, given: Sequence[str], known: tuple[str, ...], parsed: argparse.Namespace
-) -> tuple[str, ...]:
+    what: str, given: Sequence[str], known: tuple[T, ...], parsed: argparse.Namespace
+) -> tuple[T, ...]:
     for name in given:
         if name not in known:
             parsed.wrong_usage(f"no {what} {name!r}; there are {', '.join(known)}")
-    return tuple(dict.fromkeys(given)) or known
+    return tuple(dict.fromkeys(one for name in given for one in known if one == name)) or known
 
 
 def _told(parsed: argparse.Namespace, suites: Sequence[str]) -> tuple[str, ...]:

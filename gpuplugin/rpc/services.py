@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, assert_never
 from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+EngineName: TypeAlias = Literal["fast", "grpcio"]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """The kubelet receives nothing larger (gRPC's default limit, which it does not raise)."""
@@ -123,3 +125,18 @@ def check_socket_path(path: Path) -> None:
             f"socket path {path} is {length} bytes long, the limit is {MAX_SOCKET_PATH_BYTES}; "
             "choose a shorter --kubelet-dir"
         )
+
+
+def make_engine(name: EngineName) -> Engine:
+    """The engine of that name, which is loaded by this: grpcio alone takes 10 MiB."""
+    match name:
+        case "fast":
+            from gpuplugin.rpc.fast import FastEngine
+
+            return FastEngine()
+        case "grpcio":
+            from gpuplugin.rpc.grpcio_engine import GrpcioEngine
+
+            return GrpcioEngine()
+        case _:
+            assert_never(name)

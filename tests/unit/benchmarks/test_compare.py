@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.compare import as_text, changes
+from benchmarks.show import as_comparison, changes
 from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio
 
 
@@ -13,19 +13,19 @@ def test_a_median_that_is_worse_and_whose_intervals_are_apart_is_worse() -> None
     assert (change.factor, change.significant) == (1.5, True)
     assert change.worse_than(1.1)
     assert not change.worse_than(1.6)
-    assert "WORSE" in as_text([change], 1.1)[1]
+    assert "WORSE" in as_comparison([change], 1.1)[1]
 
 
 def test_intervals_that_overlap_are_noise() -> None:
     (change,) = changes(a_run(a_figure(10, 9, 16)), a_run(a_figure(15, 14, 19)))
     assert not change.worse_than(1.1)
-    assert "intervals overlap" in as_text([change], 1.1)[1]
+    assert "intervals overlap" in as_comparison([change], 1.1)[1]
 
 
 def test_better_is_not_worse() -> None:
     (change,) = changes(a_run(a_figure(15, 14, 16)), a_run(a_figure(10, 9, 11)))
     assert not change.worse_than(1.1)
-    assert "better" in as_text([change], 1.1)[1]
+    assert "better" in as_comparison([change], 1.1)[1]
 
 
 def test_of_a_throughput_less_is_worse() -> None:
@@ -43,7 +43,7 @@ def test_with_a_floor_its_ratio_counts_and_not_the_machine() -> None:
     slow_machine = with_ratio(a_figure(40, 39, 41), 1.05, 1.02, 1.08)
     (change,) = changes(a_run(before), a_run(slow_machine))
     assert not change.worse_than(1.1)
-    assert "ratio to empty handler" in as_text([change], 1.1)[1]
+    assert "ratio to empty handler" in as_comparison([change], 1.1)[1]
     slow_code = with_ratio(a_figure(10, 9, 11), 1.5, 1.4, 1.6)
     (change,) = changes(a_run(before), a_run(slow_code))
     assert change.worse_than(1.1)

@@ -8,9 +8,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.plot import as_svg
-from benchmarks.results import Ratio
-from benchmarks.stats import Estimate, Interval
-from benchmarks.table import WIDTH, as_table
+from benchmarks.results import Estimate, Interval, Ratio
+from benchmarks.show import WIDTH, as_table
 from benchmarks.targets import TARGETS, Target, judged
 from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio, with_verdict
 

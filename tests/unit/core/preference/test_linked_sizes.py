@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.counts import instructions
+from benchmarks.machine import instructions
 from gpuplugin.core.preference.linked import choose_linked
 from hal import Link, LinkKind
 from tests.unit.core.preference.topologies import (

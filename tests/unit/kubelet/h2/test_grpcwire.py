@@ -7,8 +7,8 @@ from hpack import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.rpc.h2.client import read_status, write_timeout
 from gpuplugin.rpc.h2 import grpcwire
+from gpuplugin.rpc.h2.client import read_status, write_timeout
 from gpuplugin.rpc.services import RpcCode, RpcError
 
 
