@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from benchmarks.devices import Topology, plugin_for
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
-from gpuplugin.kubelet.publication import Publication
 from gpuplugin.kubelet.snapshot import snapshot_of
 from gpuplugin.rpc.h2 import frames, grpcwire
 from gpuplugin.rpc.h2.client import ClientConnection
+from gpuplugin.rpc.publication import Publication
 from gpuplugin.rpc.services import MAX_MESSAGE_BYTES, EngineName, Service, make_engine
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Echo:
         end = frames.END_HEADERS | frames.END_STREAM
         message = grpcwire.message_prefix(len(self.response)) + self.response
         return (
-            frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, grpcwire.ANSWER_BLOCK)
+            frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, grpcwire.RESPONSE_BLOCK)
             + frames.frame(frames.DATA, 0, stream_id, message)
             + frames.frame(frames.HEADERS, end, stream_id, grpcwire.OK_BLOCK)
         )

@@ -128,7 +128,7 @@ def _wrapped(parts: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Comparison:
     """A figure of both runs; `factor` above 1 is worse, whichever way the unit counts.
 
     `against` tells what was compared: the medians, or the ratios to a floor.
@@ -146,7 +146,7 @@ class Change:
         return self.significant and self.factor > threshold
 
 
-def changes(before: Run, after: Run) -> list[Change]:
+def compare_runs(before: Run, after: Run) -> list[Comparison]:
     """What both runs have, in the order of the later one.
 
     A figure with a floor is compared by its ratio to that, so that a busy machine or another one
@@ -155,7 +155,7 @@ def changes(before: Run, after: Run) -> list[Change]:
     known = {figure.key: figure for figure in before.figures}
     floors = {one.floor for figure in after.figures for one in figure.ratios}
     return [
-        _change(known[figure.key], figure)
+        _compared(known[figure.key], figure)
         for figure in after.figures
         if figure.key in known
         and known[figure.key].unit == figure.unit
@@ -163,7 +163,7 @@ def changes(before: Run, after: Run) -> list[Change]:
     ]
 
 
-def as_comparison(found: list[Change], threshold: float) -> list[str]:
+def as_comparison(found: list[Comparison], threshold: float) -> list[str]:
     """Lines of a table."""
     lines = [f"{'case':44} {'of':16} {'before':>10} {'after':>10} {'change':>7}"]
     for change in found:
@@ -181,7 +181,7 @@ def as_comparison(found: list[Change], threshold: float) -> list[str]:
     return lines
 
 
-def _change(before: Measurement, after: Measurement) -> Change:
+def _compared(before: Measurement, after: Measurement) -> Comparison:
     floors = {(one.floor, one.of): one for one in before.ratios}
     for now in after.ratios:
         then = floors.get((now.floor, now.of))
@@ -190,10 +190,10 @@ def _change(before: Measurement, after: Measurement) -> Change:
         factor = then.value / now.value if after.larger_is_better else now.value / then.value
         apart = not then.interval.overlaps(now.interval)
         shown = f"{then.value:.2f}x", f"{now.value:.2f}x"
-        return Change(after, *shown, factor, apart, f"ratio to {now.floor}")
+        return Comparison(after, *shown, factor, apart, f"ratio to {now.floor}")
     old, new = before.p50, after.p50
     factor = _over(old.value, new.value) if after.larger_is_better else _over(new.value, old.value)
-    return Change(
+    return Comparison(
         after,
         number(old.value),
         number(new.value),

@@ -14,7 +14,7 @@ from benchmarks.plugins import PluginSpec, spec_from
 from benchmarks.results import CannotRead, as_json, read_run
 from benchmarks.run import Failed, Wanted, misses, run
 from benchmarks.servers import ENGINES
-from benchmarks.show import as_comparison, as_table, changes
+from benchmarks.show import as_comparison, as_table, compare_runs
 from benchmarks.suites import SUITES
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _measure(wanted: Wanted, parsed: argparse.Namespace) -> int:
 
 
 def _compare(before: Path, after: Path, threshold: float) -> int:
-    found = changes(read_run(before), read_run(after))
+    found = compare_runs(read_run(before), read_run(after))
     print("\n".join(as_comparison(found, threshold)))
     return int(any(change.worse_than(threshold) for change in found))
 

@@ -18,8 +18,7 @@ from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.inventory import Inventory, InventoryError, expand, plan_devices
 from gpuplugin.core.pacing import list_due_s
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
-from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
-from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
+from gpuplugin.kubelet.snapshot import ListTooLarge, ServingPlan, check_list_size, snapshot_of
 from hal import GpuState
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """What the RPC handlers of one resource read: everything serialised in advance, immutable.
 
 Made when the inventory changes; a change of health makes only a new list, from parts kept here.
+How large a list would be is found by arithmetic: nothing is built that the kubelet cannot receive.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.preference import PreferenceIndex
+from gpuplugin.core.replicas import SEPARATOR
 from gpuplugin.kubelet.protowire import entry, message, number, text
+from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,12 +29,12 @@ HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
 
 IsHealthy: TypeAlias = "Callable[[str, str | None], bool]"
-"""Whether a GPU, or a MIG device of it, may be given out: asked by the UUIDs of both."""
+"""Whether a GPU, or a MIG device of it, may be allocated: called with the UUIDs of both."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServingPlan:
-    """How requests are answered: what containers get, which devices are preferred."""
+    """What containers get, and which devices are preferred."""
 
     injection: InjectionPlan = InjectionPlan()
     policy: PolicyName = "distributed"
@@ -39,6 +42,9 @@ class ServingPlan:
 
 
 _PLAIN = ServingPlan()
+
+_HEALTH_FIELD = 1 + 1 + len("Unhealthy")
+"""Tag, length and text; Unhealthy is the longer of the two words."""
 
 _SHORT_BYTES = 125
 """A device id so long has lengths of one byte around it: field 1 of field 1 of the request."""
@@ -57,9 +63,9 @@ class ListPart:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSnapshot:
-    """Answers of one resource.
+    """Responses of one resource.
 
-    `lone_answers` has, by the serialised AllocateRequest for one container and one device, the
+    `lone_responses` has, by the serialised AllocateRequest for one container and one device, the
     serialised AllocateResponse: nearly every call is one of these, and nothing is parsed for it.
     """
 
@@ -67,11 +73,11 @@ class ResourceSnapshot:
     plan: ServingPlan
     devices: Mapping[str, Device]
     parts: tuple[ListPart, ...]
-    lone_answers: Mapping[bytes, bytes]
+    lone_responses: Mapping[bytes, bytes]
     preference: PreferenceIndex
 
     def device_list(self, is_healthy: IsHealthy) -> bytes:
-        """A serialised ListAndWatchResponse; `is_healthy` is asked once per GPU or MIG device."""
+        """A serialised ListAndWatchResponse; `is_healthy` is called once per GPU or MIG device."""
         return b"".join(
             part.healthy if is_healthy(part.gpu_uuid, part.mig_uuid) else part.unhealthy
             for part in self.parts
@@ -83,20 +89,20 @@ class ResourceSnapshot:
             part.device_count for part in self.parts if is_healthy(part.gpu_uuid, part.mig_uuid)
         )
 
-    def allocate_answer(self, devices: Sequence[Device]) -> bytes:
+    def allocate_response(self, devices: Sequence[Device]) -> bytes:
         """A serialised AllocateResponse for one container that gets these devices."""
-        return _allocate_answer(self.resource, devices, self.plan.injection)
+        return _allocate_response(self.resource, devices, self.plan.injection)
 
 
 def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnapshot:
-    """Serialise a resource; that its list fits is checked in `listsize`."""
+    """Serialise a resource; that its list fits is checked by `check_list_size`."""
     parts = tuple(
         _list_part(gpu_uuid, mig_uuid, tuple(devices))
         for (gpu_uuid, mig_uuid), devices in groupby(resource.devices, key=_unit)
     )
-    # Replicas of a device are the same to a container, so they share one answer.
+    # Replicas of a device are the same to a container, so they share one response.
     by_uuid = {
-        device.uuid: _allocate_answer(resource, [device], plan.injection)
+        device.uuid: _allocate_response(resource, [device], plan.injection)
         for device in {device.uuid: device for device in resource.devices}.values()
     }
     return ResourceSnapshot(
@@ -104,7 +110,7 @@ def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnaps
         plan=plan,
         devices=MappingProxyType({device.id: device for device in resource.devices}),
         parts=parts,
-        lone_answers=MappingProxyType(
+        lone_responses=MappingProxyType(
             {_lone_request(device.id): by_uuid[device.uuid] for device in resource.devices}
         ),
         preference=PreferenceIndex.of(resource, plan.links),
@@ -119,7 +125,7 @@ def _lone_request(device_id: str) -> bytes:
     return message(1, message(1, encoded))
 
 
-def _allocate_answer(
+def _allocate_response(
     resource: Resource, devices: Sequence[Device], injection: InjectionPlan
 ) -> bytes:
     return message(1, _container(inject(resource.name, devices, injection)))
@@ -173,3 +179,91 @@ def _topology(numa_node: int | None) -> bytes:
     if numa_node is None:
         return b""
     return message(3, message(1, number(1, numa_node)))
+
+
+class ListTooLarge(Exception):
+    """The kubelet cannot receive the device list of a resource.
+
+    `largest_replica_count` is the largest number of replicas with which it can, 0 if with none.
+    """
+
+    def __init__(self, resource: str, size_bytes: int, asked: int, fitting: int) -> None:
+        self.largest_replica_count = fitting
+        super().__init__(
+            f"the device list of {resource} is {size_bytes} bytes with {asked} replicas, the "
+            f"kubelet receives at most {MAX_MESSAGE_BYTES}; "
+            f"set sharing.timeSlicing.resources[].replicas to at most {fitting}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sized:
+    id_bytes: int
+    topology_bytes: int
+    replicas: int
+
+
+def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> None:
+    """Refuse a resource whose list could pass the limit; `devices` are whole, with replicas.
+
+    Raises:
+        ListTooLarge: with the largest replica count that fits.
+    """
+    sized = [
+        _Sized(len(device.uuid.encode()), _topology_bytes(device.numa_node), replicas)
+        for device, replicas in devices
+    ]
+    size_bytes = _list_bytes(sized, None)
+    if size_bytes <= MAX_MESSAGE_BYTES:
+        return
+    asked = max(one.replicas for one in sized)
+    raise ListTooLarge(resource, size_bytes, asked, _largest_fitting(sized, asked))
+
+
+def _largest_fitting(sized: Sequence[_Sized], asked: int) -> int:
+    """By bisection: the list grows with the count."""
+    fits, does_not = 0, asked
+    while does_not - fits > 1:
+        middle = (fits + does_not) // 2
+        if _list_bytes(sized, middle) <= MAX_MESSAGE_BYTES:
+            fits = middle
+        else:
+            does_not = middle
+    return fits
+
+
+def _list_bytes(sized: Iterable[_Sized], at_most: int | None) -> int:
+    """Size of the list if no device had more than `at_most` replicas."""
+    return sum(
+        _replicas_bytes(one, one.replicas if at_most is None else min(at_most, one.replicas))
+        for one in sized
+    )
+
+
+def _replicas_bytes(one: _Sized, replicas: int) -> int:
+    """All replicas of one device: those whose numbers have the same length are equally long."""
+    if replicas == 1:
+        return _device_bytes(one, one.id_bytes)
+    total, first, digits = 0, 0, 1
+    while first < replicas:
+        beyond = min(10**digits, replicas)
+        total += (beyond - first) * _device_bytes(one, one.id_bytes + len(SEPARATOR) + digits)
+        first, digits = beyond, digits + 1
+    return total
+
+
+def _device_bytes(one: _Sized, id_bytes: int) -> int:
+    content = 1 + _varint_bytes(id_bytes) + id_bytes + _HEALTH_FIELD + one.topology_bytes
+    return 1 + _varint_bytes(content) + content
+
+
+def _topology_bytes(numa_node: int | None) -> int:
+    """TopologyInfo with one NUMANode; node 0 is the default value, which takes no bytes."""
+    if numa_node is None:
+        return 0
+    node = 1 + _varint_bytes(numa_node) if numa_node else 0
+    return 1 + 1 + 1 + 1 + node
+
+
+def _varint_bytes(value: int) -> int:
+    return max(1, (value.bit_length() + 6) // 7)

@@ -31,7 +31,7 @@ _STARTS = 4
 """Sets that a greedy choice compares. On random links between ten free GPUs, which are harder than
 real ones, one alone has 0.97 of the best score on average and 0.71 at worst, four 0.99 and 0.77."""
 
-Method: TypeAlias = Literal["exact", "greedy", "plain"]
+ChoiceMethod: TypeAlias = Literal["exact", "greedy", "plain"]
 """How a choice was found.
 
 `plain`: a policy for replicas, which looks at no links. The others are about whole GPUs: `exact`
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     """The preferred ids, those that must be included first, and how they were found."""
 
     ids: tuple[str, ...]
-    method: Method
+    method: ChoiceMethod
 
 
 def from_table(index: PreferenceIndex, available: Sequence[str], size: int) -> Choice | None:
@@ -89,7 +89,7 @@ def choose_linked(
 
 def _best(
     index: PreferenceIndex, free: Sequence[int], fixed: Sequence[int], missing: int
-) -> tuple[list[int], Method]:
+) -> tuple[list[int], ChoiceMethod]:
     """The best `missing` of the free ranks, lowest first, and how they were found."""
     sets = index.sets
     gpus = {index.gpu_of[rank] for rank in (*free, *fixed)}

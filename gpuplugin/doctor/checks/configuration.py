@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.config.plans import inventory_plan
 from gpuplugin.core.inventory import InventoryError, plan_devices
 from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn
-from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
+from gpuplugin.kubelet.snapshot import ListTooLarge, check_list_size
 
 if TYPE_CHECKING:
     from gpuplugin.core.inventory import Planned

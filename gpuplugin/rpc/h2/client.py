@@ -1,6 +1,6 @@
 """The client's end of one HTTP/2 connection: calls under way, their responses, and its own end.
 
-Any server's frames are read, in any split: whatever answers costs the caller the same. Sockets and
+Any server's frames are read, in any split: every server costs the caller the same. Sockets and
 time belong to `gpuplugin.rpc.client`.
 """
 
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from gpuplugin.rpc.h2 import frames
 from gpuplugin.rpc.h2.flow import Outbox, Outgoing
-from gpuplugin.rpc.h2.frames import ErrorCode, Fault
+from gpuplugin.rpc.h2.frames import ErrorCode, H2Error
 from gpuplugin.rpc.h2.grpcwire import PREFIX_BYTES, message_prefix
 from gpuplugin.rpc.h2.headers import MAX_LIST_BYTES, BlockReader, plain_block
 from gpuplugin.rpc.services import RpcCode
@@ -209,9 +209,9 @@ class ClientConnection:
             while (found := frames.first(data, at)) is not None:
                 kind, flags, stream_id, payload, at = found
                 self._take(kind, flags, stream_id, payload)
-        except Fault as fault:
-            text = f"the server broke HTTP/2: {fault}"
-            raise self._failed(RpcCode.INTERNAL, text) from fault
+        except H2Error as error:
+            text = f"the server broke HTTP/2: {error}"
+            raise self._failed(RpcCode.INTERNAL, text) from error
         self._rest = data[at:]
         ended, self._ended = self._ended, []
         return ended
@@ -227,7 +227,7 @@ class ClientConnection:
         if kind > frames.HEADERS or not stream_id:
             frames.check(kind, stream_id, payload)
         if self._block_of and (kind != frames.CONTINUATION or stream_id != self._block_of[0]):
-            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} in a header block")
+            raise H2Error(ErrorCode.PROTOCOL_ERROR, f"type {kind} in a header block")
         if kind == frames.DATA:
             self._on_data(flags, stream_id, payload)
         elif kind == frames.HEADERS:
@@ -253,7 +253,7 @@ class ClientConnection:
             case frames.PING if not flags & frames.ACK:
                 self._outbox.put(frames.frame(frames.PING, frames.ACK, 0, payload))
             case frames.PUSH_PROMISE:
-                raise Fault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which was switched off")
+                raise H2Error(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which was switched off")
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -281,9 +281,9 @@ class ClientConnection:
         """A piece of a header block, which is read when it is whole: later ones depend on it."""
         block = self._block + piece
         if len(block) > MAX_LIST_BYTES:
-            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
+            raise H2Error(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
         if self._block_of is None:
-            raise Fault(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION of nothing")
+            raise H2Error(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION of nothing")
         if not flags & frames.END_HEADERS:
             self._block = block
             return
@@ -330,7 +330,7 @@ class ClientConnection:
 
     def _end(self, call: ClientCall, error: CallFailed | None) -> None:
         del self._calls[call.stream_id]
-        if call.rest:  # the server has answered before it had the whole request
+        if call.rest:  # the server responded before it had the whole request
             self._outbox.forget(call.stream_id)
             self._outbox.put(frames.numbers(frames.RST_STREAM, call.stream_id, ErrorCode.CANCEL))
         call.ended, call.error = True, error

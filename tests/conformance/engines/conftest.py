@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from gpuplugin.kubelet.publication import Publication
 from gpuplugin.rpc.fast import FastEngine
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine
+from gpuplugin.rpc.publication import Publication
 from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from tests.conformance.engines.rawh2 import RawClient
 

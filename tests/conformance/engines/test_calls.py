@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.kubelet.publication import Publication
 from gpuplugin.rpc.h2 import calls
+from gpuplugin.rpc.publication import Publication
 from gpuplugin.rpc.services import Service
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import (

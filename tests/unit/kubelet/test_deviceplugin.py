@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from gpuplugin.core import preference
 from gpuplugin.kubelet import deviceplugin
 from gpuplugin.kubelet.deviceplugin import MAX_STREAMS, DevicePlugin
-from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration_pb
+from gpuplugin.kubelet.registration import registration_service
 from gpuplugin.kubelet.snapshot import snapshot_of
 from gpuplugin.rpc.callstats import BOUNDS_S, CallStats
 from gpuplugin.rpc.services import RpcCode, RpcError, Service

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import Device, Planned, Resource, expand
-from gpuplugin.kubelet import listsize
-from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
-from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.kubelet import snapshot as module
+from gpuplugin.kubelet.snapshot import ListTooLarge, check_list_size, snapshot_of
 from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 from tests.unit.builders import a_resource, uuid_of_gpu
 
@@ -42,7 +41,7 @@ def at_most(wholes: Wholes, count: int) -> Wholes:
 def refusal(wholes: Wholes, limit: int) -> ListTooLarge | None:
     """What `check_list_size` says if the kubelet received `limit` bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listsize, "MAX_MESSAGE_BYTES", limit)
+        patch.setattr(module, "MAX_MESSAGE_BYTES", limit)
         try:
             check_list_size(NAME, wholes)
         except ListTooLarge as error:

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from gpuplugin.core.injection import DeviceNode, Injection, Mount
 from gpuplugin.kubelet.deviceplugin import OPTIONS
-from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2
 from gpuplugin.kubelet.protowire import message, number, text
+from gpuplugin.kubelet.registration import registration_service
 from gpuplugin.kubelet.snapshot import _container
 from gpuplugin.rpc.services import RpcCode, RpcError
 

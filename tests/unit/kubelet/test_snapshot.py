@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import plan_devices
-from gpuplugin.kubelet import listsize
-from gpuplugin.kubelet.listsize import ListTooLarge, check_list_size
+from gpuplugin.kubelet import snapshot as module
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.kubelet.snapshot import ListTooLarge, check_list_size, snapshot_of
 from tests.unit.builders import a_resource, gpus, sharing, uuid_of_gpu
 
 
@@ -98,7 +97,7 @@ def largest_list_bytes(count: int, replicas: int, numa_nodes: int) -> int:
 def test_a_list_that_is_too_large_is_refused_with_the_largest_count_that_fits(
     monkeypatch: pytest.MonkeyPatch, count: int, replicas: int, numa_nodes: int, limit: int
 ) -> None:
-    monkeypatch.setattr(listsize, "MAX_MESSAGE_BYTES", limit)
+    monkeypatch.setattr(module, "MAX_MESSAGE_BYTES", limit)
     assert largest_list_bytes(count, replicas, numa_nodes) > limit
 
     with pytest.raises(ListTooLarge) as caught:
@@ -142,7 +141,7 @@ def test_a_request_for_a_device_is_known_whatever_the_length_of_its_id(length: i
     (device,) = resource.devices
     device = replace(device, id="x" * length)
     snapshot = snapshot_of(replace(resource, devices=(device,)))
-    assert list(snapshot.lone_answers) == [_lone(device.id)]
+    assert list(snapshot.lone_responses) == [_lone(device.id)]
 
 
 @pytest.mark.parametrize("replicas", [1, 4])
@@ -151,8 +150,8 @@ def test_every_device_has_its_answer_ready(replicas: int) -> None:
     snapshot = snapshot_of(resource)
 
     lone = {device.id: _lone(device.id) for device in resource.devices}
-    assert set(snapshot.lone_answers) == set(lone.values())
+    assert set(snapshot.lone_responses) == set(lone.values())
     for device in resource.devices:
-        answer = pb.AllocateResponse.FromString(snapshot.lone_answers[lone[device.id]])
+        answer = pb.AllocateResponse.FromString(snapshot.lone_responses[lone[device.id]])
         (container,) = answer.container_responses
         assert dict(container.envs) == {"NVIDIA_VISIBLE_DEVICES": device.gpu_uuid}

@@ -99,7 +99,7 @@ def _nothing() -> None:
 
 
 class _Subscription:
-    """See `gpuplugin.rpc.services.Subscription`."""
+    """See `gpuplugin.rpc.Subscription`."""
 
     def __init__(self, publication: Publication, wake: Callable[[], None]) -> None:
         self._publication = publication
