@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 DeviceListStrategy: TypeAlias = Literal["envvar", "volume-mounts", "cdi-annotations", "cdi-cri"]
 """How a container gets the list of its devices, in the order in which several are applied.
 
-What each does is in `inject`."""
+What each does is in `inject` and `_is_cdi`."""
+
+_STRATEGIES: tuple[DeviceListStrategy, ...] = get_args(DeviceListStrategy)
 
 DeviceIdStrategy: TypeAlias = Literal["uuid", "index"]
 
@@ -102,31 +104,34 @@ def runtime_id(device: Device, plan: InjectionPlan) -> str:
 def inject(resource: str, devices: Sequence[Device], plan: InjectionPlan) -> Injection:
     """What a container gets for `devices` of `resource`; repeats of a device count once."""
     ids = tuple(dict.fromkeys(runtime_id(device, plan) for device in devices))
-    cdi_names = _cdi_names(ids, plan) if plan.uses_cdi else ()
     channels = [str(channel) for channel in plan.imex_channels]
     envs = {f"NVIDIA_{feature.upper()}": "enabled" for feature in plan.features}
     mounts: list[Mount] = []
+    # In CDI the spec has the device nodes.
+    pass_nodes = False
     annotations: tuple[tuple[str, str], ...] = ()
     cdi_devices: tuple[str, ...] = ()
-    strategies: tuple[DeviceListStrategy, ...] = get_args(DeviceListStrategy)
-    for strategy in filter(plan.strategies.__contains__, strategies):
+    for strategy in _STRATEGIES:
+        if strategy not in plan.strategies:
+            continue
         match strategy:
             case "envvar":
+                pass_nodes = plan.pass_device_specs
                 envs[VISIBLE_DEVICES] = ",".join(ids)
                 if channels:
                     envs[VISIBLE_IMEX_CHANNELS] = ",".join(channels)
             case "volume-mounts":
+                pass_nodes = plan.pass_device_specs
                 envs[VISIBLE_DEVICES] = DEVICE_MOUNT_ROOT
                 names = (*ids, *(f"imex/{channel}" for channel in channels))
                 mounts = [Mount(f"{DEVICE_MOUNT_ROOT}/{name}", "/dev/null") for name in names]
             case "cdi-annotations":
-                annotations = ((_annotation_key(resource, ids, plan), ",".join(cdi_names)),)
+                value = ",".join(_cdi_names(ids, plan))
+                annotations = ((_annotation_key(resource, ids, plan), value),)
             case "cdi-cri":
-                cdi_devices = cdi_names
+                cdi_devices = _cdi_names(ids, plan)
             case _:
                 assert_never(strategy)
-    # A CDI spec has the device nodes; they are passed only beside another strategy.
-    pass_nodes = plan.pass_device_specs and not all(map(_is_cdi, plan.strategies))
     return Injection(
         envs=tuple(envs.items()),
         mounts=tuple(mounts),

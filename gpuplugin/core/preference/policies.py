@@ -7,6 +7,7 @@ Whole GPUs go by their links whatever the policy, as with NVIDIA's plugin: see `
 from __future__ import annotations
 
 import heapq
+from functools import cache
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, assert_never
 
@@ -43,6 +44,7 @@ class _Policy(NamedTuple):
     """True if Allocate refuses two replicas of one GPU."""
 
 
+@cache
 def _policy(name: PolicyName) -> _Policy:
     match name:
         case "distributed":
