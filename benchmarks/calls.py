@@ -124,9 +124,9 @@ def in_turns(
     subjects: Sequence[Subject],
     rounds: int,
     chance: Random,
-    tell: Callable[[float], None] = lambda _share: None,
+    progress: Callable[[float], None] = lambda _share: None,
 ) -> dict[str, list[list[float]]]:
-    """Samples of each subject by round; every round has its own order. `tell` gets 0 to 1."""
+    """Samples of each subject by round; every round has its own order. `progress` gets 0 to 1."""
     found: dict[str, list[list[float]]] = {subject.name: [] for subject in subjects}
     order = list(subjects)
     with _no_collections():
@@ -135,7 +135,7 @@ def in_turns(
             for subject in order:
                 found[subject.name].append(subject.sample())
             gc.collect(0)
-            tell((number + 1) / rounds)
+            progress((number + 1) / rounds)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the kernel and the interpreter tell: the machine, what processes use, and counts.
+"""Read from the kernel and the interpreter: the machine, what processes use, and counts.
 
 Counts (bytecode instructions, blocks of memory, modules) are the same on every machine: they stand
 in for time where a check must not depend on who else uses the machine.

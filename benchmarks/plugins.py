@@ -168,7 +168,7 @@ class RunningPlugin:
 
     @property
     def http_port(self) -> int | None:
-        """Where its metrics are, if its log tells a port as ours does before it registers."""
+        """Where its metrics are, if its log has a port as ours does before it registers."""
         found = _HTTP_PORT.search(self.log.read_bytes())
         return int(found[1]) if found else None
 

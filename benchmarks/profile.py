@@ -2,7 +2,7 @@
 
 Client and server stamp the same clock (CLOCK_MONOTONIC is one for all processes), so the way
 through the kernel and the engine is what lies between their stamps. The stamps themselves cost
-some tenths of a microsecond. The engine's own code is not looked into.
+some tenths of a microsecond. The engine's own code is not measured.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Stamped:
     engine: EngineName
 
     def serve(self, path: Path, stop: Pipe) -> None:
-        """Serve until `stop` has news."""
+        """Serve until `stop` is closed."""
         # Four numbers for each call: metrics entered, handler entered, handler left, metrics left.
         stamps = array("q")
         clock = time.perf_counter_ns
@@ -85,10 +85,10 @@ class _Stamped:
             stamps.append(clock())
             return answer
 
-        def tell(_request: bytes) -> bytes:
+        def stamped(_request: bytes) -> bytes:
             return stamps.tobytes()
 
-        service = Service(inner.name, {"Allocate": outer, _STAMPS: tell}, {})
+        service = Service(inner.name, {"Allocate": outer, _STAMPS: stamped}, {})
         run_engine(self.engine, path, service, stop)
 
 

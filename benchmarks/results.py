@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 FEWEST_ROUNDS = 6
-"""The extremes of five samples hold their median in 94 % of all cases: five cannot tell enough."""
+"""The extremes of five samples hold their median in 94 % of all cases: five are too few."""
 
 Rounds: TypeAlias = "Sequence[Sequence[float]]"
 """Samples by round; what was measured beside each other has the same round."""

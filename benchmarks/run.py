@@ -73,7 +73,7 @@ class Context:
     client: ClientName = "raw"
     seed: int = 1
     quick: bool = False
-    tell: Callable[[str, float], None] = lambda _what, _share: None
+    progress: Callable[[str, float], None] = lambda _what, _share: None
     notes: list[str] = field(default_factory=list)
 
     def chance(self, suite: str) -> Random:
@@ -114,8 +114,8 @@ class Wanted:
     options: Sequence[str] = ()
 
 
-def run(wanted: Wanted, tell: Callable[[str, float], None] = lambda _what, _share: None) -> Run:
-    """Measure; `tell` is told what is being measured and which share (0 to 1) of that is done.
+def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _share: None) -> Run:
+    """Measure; `progress` is called with what is being measured and the share (0 to 1) that is done.
 
     Raises:
         Failed: a server or plugin did not start, or went away.
@@ -137,7 +137,7 @@ def run(wanted: Wanted, tell: Callable[[str, float], None] = lambda _what, _shar
                 client=wanted.client,
                 seed=wanted.seed,
                 quick=wanted.quick or wanted.calls is not None,
-                tell=tell,
+                progress=progress,
                 notes=notes,
             )
             try:

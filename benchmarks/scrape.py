@@ -175,7 +175,7 @@ def an_allocation(folder: Path) -> bytes:
     node = ask_kubelet(folder, command="view")
     pods = node["pods"]
     if not isinstance(pods, list):
-        raise SystemExit("the kubelet stand-in tells no pods")
+        raise SystemExit("the kubelet stand-in lists no pods")
     return allocate_request(pods[0]["grants"][0]["device_ids"])
 
 

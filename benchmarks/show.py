@@ -72,7 +72,7 @@ def as_table(run: Run, *, everything: bool = False) -> list[str]:
     lines += ["", *(f"Note: {note}" for note in run.notes)]
     missed = [figure for figure in run.figures if any(not one.met for one in figure.verdicts)]
     decided = sum(len(figure.verdicts) for figure in run.figures)
-    lines.append(f"{decided} targets looked at, {len(missed)} figures miss one.")
+    lines.append(f"{decided} targets checked, {len(missed)} figures miss one.")
     return lines
 
 
@@ -131,7 +131,7 @@ def _wrapped(parts: Sequence[str]) -> list[str]:
 class Comparison:
     """A figure of both runs; `factor` above 1 is worse, whichever way the unit counts.
 
-    `against` tells what was compared: the medians, or the ratios to a floor.
+    `against` is what was compared: the medians, or the ratios to a floor.
     """
 
     figure: Measurement

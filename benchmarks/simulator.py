@@ -126,8 +126,8 @@ def run_replay(nodes_file: str | None, pods_file: str | None) -> OneRun:
     started_s = time.perf_counter()
     outcome = Replay(nodes, pods, REPLICAS).run()
     wall_s = time.perf_counter() - started_s
-    gone = sum(stay.left_s is not None for stay in outcome.stays)
-    return OneRun(outcome.span_s, wall_s, len(pods) + gone, _peak_mib())
+    ended = sum(stay.left_s is not None for stay in outcome.stays)
+    return OneRun(outcome.span_s, wall_s, len(pods) + ended, _peak_mib())
 
 
 def made_up_fleet(machines: int, pods: int) -> tuple[list[FleetNode], list[FleetPod]]:
@@ -156,7 +156,7 @@ def made_up_fleet(machines: int, pods: int) -> tuple[list[FleetNode], list[Fleet
 
 
 def in_own_process(call: Callable[..., OneRun], *arguments: object) -> OneRun:
-    """OneRun it elsewhere: its peak of memory is nobody else's."""
+    """Run it elsewhere: its peak of memory is its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(call, *arguments).result()

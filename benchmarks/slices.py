@@ -1,7 +1,7 @@
 """What skipping whole rounds gains: time slicing against the one that follows every slice.
 
 Both follow the same workload, in turns, so noise of the machine hits both alike. The stepwise one
-is told when works end, so that its slow way of finding out does not count; the other one finds out
+is given when works end, so that its slow way of finding out does not count; the other one finds out
 for itself. `python -m benchmarks.slices` prints a table, `--json FILE` writes the figures.
 """
 

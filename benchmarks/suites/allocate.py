@@ -107,7 +107,7 @@ def _over_sockets(context: Context) -> list[Measurement]:
             subjects,
             context.effort.rounds,
             context.chance(SUITE),
-            lambda share: context.tell("Allocate, one call after the other", share),
+            lambda share: context.progress("Allocate, one call after the other", share),
         )
     by_name = {one.name: one for one in called}
     return [
@@ -256,7 +256,9 @@ def _busy_with(
             subjects,
             context.effort.busy_rounds,
             context.chance(f"{clients} x {streams}"),
-            lambda share: context.tell(f"Allocate, {clients} clients x {streams} streams", share),
+            lambda share: context.progress(
+                f"Allocate, {clients} clients x {streams} streams", share
+            ),
         )
     figures = []
     for name, rounds in found.items():

@@ -1,4 +1,4 @@
-"""From a fault of a GPU to the list that tells the kubelet of it, on the wire.
+"""From a fault of a GPU to the list with it, on the wire.
 
 The fault is injected into the simulated node; what that alone takes is the floor. After each start
 of a plugin every GPU has one fault, and none recovers: how soon a plugin recovers is a choice.
@@ -43,7 +43,7 @@ def measure(context: Context) -> list[Measurement]:
             done = (number * context.effort.fault_starts + start) / (
                 len(counts) * context.effort.fault_starts
             )
-            context.tell("faults", done)
+            context.progress("faults", done)
             _one_start(context, replicas, times)
         for name, pairs in times.items():
             if pairs:
@@ -86,7 +86,7 @@ def _break_all(
     # A plugin may need a moment after its list until it watches its GPUs.
     time.sleep(0.5)
     for gpu in range(GPUS):
-        # Faults in close order are told in one list, later: this is about one alone.
+        # Faults in close order share one list, later: this is about one alone.
         time.sleep(QUIET_S)
         floor_started_ns = time.perf_counter_ns()
         status(control)

@@ -37,7 +37,7 @@ def measure(context: Context) -> list[Measurement]:
         specs = context.plugins(node)
         figures = _starts(context, node, specs)
         for number, spec in enumerate(specs):
-            context.tell(f"memory and CPU of {spec.name}", number / len(specs))
+            context.progress(f"memory and CPU of {spec.name}", number / len(specs))
             figures += _costs(context, node, spec)
     return figures
 
@@ -55,7 +55,7 @@ def _starts(context: Context, node: Node, specs: tuple[PluginSpec, ...]) -> list
         subjects,
         context.effort.starts,
         context.chance(SUITE),
-        lambda share: context.tell("starts", share),
+        lambda share: context.progress("starts", share),
     )
     floor = first_lists.pop(INTERPRETER)
     floors = Floors({INTERPRETER: floor})
@@ -94,7 +94,7 @@ def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Measurement]:
         plugin = running.first()
         time.sleep(min(SETTLE_S, effort.idle_s))
         if running.http_port is None:
-            context.note(f"{spec.name} tells no port for metrics: its memory is without a scrape.")
+            context.note(f"{spec.name} logs no port for metrics: its memory is without a scrape.")
         else:
             # A plugin at work is scraped, and the first scrape takes memory that stays.
             scrape(running.http_port)
@@ -124,7 +124,7 @@ def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Measurement]:
 
 
 def _cpu_percent(running: RunningPlugin, over_s: float) -> float:
-    """Share of one core that the plugin used while nobody asked it anything."""
+    """Share of one core that the plugin used while nothing called it."""
     began_s, before_s = time.monotonic(), cpu_s(running.pids)
     time.sleep(over_s)
     return (cpu_s(running.pids) - before_s) / (time.monotonic() - began_s) * 100

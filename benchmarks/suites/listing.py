@@ -55,7 +55,7 @@ def measure(context: Context) -> list[Measurement]:
             subjects,
             effort.rounds,
             context.chance(SUITE),
-            lambda share: context.tell("ListAndWatch, first list", share),
+            lambda share: context.progress("ListAndWatch, first list", share),
         )
     for name, rounds in found.items():
         case, subject, floor = names[name]

@@ -35,7 +35,7 @@ SUITE = "prefer"
 GPUS = 8
 SIZES = range(1, 9)
 WHOLE = {8: SIZES, 16: (1, 2, 4, 8, 12, 15, 16)}
-"""GPUs given out whole, and the sizes that are asked of them."""
+"""GPUs allocated whole, and the sizes of the requests."""
 CALLS = 4
 """In a round, for each request: they are many, and the longest take milliseconds."""
 FIRST_CALLS = 2
@@ -47,7 +47,7 @@ QUIET_S = 0.003
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A plugin to ask for so many devices; `first_calls` makes a new one before each call."""
+    """A plugin, and the sizes of the requests; `first_calls` makes a new one before each call."""
 
     name: str
     what: Handlers
@@ -107,7 +107,7 @@ def _one_case(context: Context, case: _Case) -> list[Measurement]:
             subjects,
             context.effort.prefer_rounds,
             chance,
-            lambda share: context.tell(f"GetPreferredAllocation, {case.name}", share),
+            lambda share: context.progress(f"GetPreferredAllocation, {case.name}", share),
         )
     return [
         measurement(

@@ -22,7 +22,7 @@ _WORK_MS = 1_000
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it; the floor is a plain loop, which tells how fast the interpreter was meanwhile."""
+    """All of it; the floor is a plain loop, which shows how fast the interpreter was meanwhile."""
     events: dict[str, list[list[float]]] = {}
     speeds: dict[str, list[list[float]]] = {}
 
@@ -50,7 +50,7 @@ def measure(context: Context) -> list[Measurement]:
         subjects,
         context.effort.turns,
         context.chance(SUITE),
-        lambda share: context.tell("simulator", share),
+        lambda share: context.progress("simulator", share),
     )
     floor = found.pop(PYTHON)
     figures = [measurement(Named(SUITE, PYTHON, "an interpreter", "s"), floor, context.seed)]

@@ -43,13 +43,13 @@ def bench(parsed: argparse.Namespace) -> int:
 
 
 def _measure(wanted: Wanted, parsed: argparse.Namespace) -> int:
-    # Files that cannot be written are told of before the minutes that it takes, not after.
+    # A file that cannot be written is an error before the minutes that it takes, not after.
     for name in (parsed.json, parsed.plot):
         if name:
             Path(name).touch()
     progress = _Progress()
     try:
-        found = run(wanted, progress.tell)
+        found = run(wanted, progress.show)
     finally:
         progress.end()
     print("\n".join(as_table(found, everything=parsed.all)))
@@ -86,7 +86,7 @@ def _wanted(parsed: argparse.Namespace) -> Wanted:
         seed=parsed.seed,
         quick=parsed.quick,
         calls=parsed.calls,
-        options=_told(parsed, suites),
+        options=_options(parsed, suites),
     )
 
 
@@ -114,12 +114,12 @@ def _known(
     return tuple(dict.fromkeys(one for name in given for one in known if one == name)) or known
 
 
-def _told(parsed: argparse.Namespace, suites: Sequence[str]) -> tuple[str, ...]:
+def _options(parsed: argparse.Namespace, suites: Sequence[str]) -> tuple[str, ...]:
     """How it was measured, for the file."""
-    told = [*suites, "--client", parsed.client]
-    told += ["--quick"] if parsed.quick else []
-    told += [f"--plugin {shlex.quote(text)}" for text in parsed.plugin]
-    return tuple(told)
+    options = [*suites, "--client", parsed.client]
+    options += ["--quick"] if parsed.quick else []
+    options += [f"--plugin {shlex.quote(text)}" for text in parsed.plugin]
+    return tuple(options)
 
 
 class _Progress:
@@ -129,8 +129,8 @@ class _Progress:
         self._what = ""
         self._terminal = sys.stderr.isatty()
 
-    def tell(self, what: str, share: float) -> None:
-        """Show it."""
+    def show(self, what: str, share: float) -> None:
+        """Show what is being measured and the share that is done."""
         if self._terminal:
             print(f"\r\033[K{what} {share:4.0%}", end="", file=sys.stderr, flush=True)
         elif what != self._what:

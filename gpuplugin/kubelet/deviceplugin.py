@@ -110,7 +110,7 @@ class DevicePlugin:
         """Allocate: one response per container, in the order of the request."""
         snapshot = self._snapshot
         lone = snapshot.lone_responses.get(request)
-        if lone is not None:  # so the request is short: no more of it need be looked at
+        if lone is not None:  # so the request is short
             self._recent.append((time.time(), request, ""))
             return lone
         from gpuplugin.kubelet.requests import allocate_containers

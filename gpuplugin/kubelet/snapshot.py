@@ -187,10 +187,10 @@ class ListTooLarge(Exception):
     `largest_replica_count` is the largest number of replicas with which it can, 0 if with none.
     """
 
-    def __init__(self, resource: str, size_bytes: int, asked: int, fitting: int) -> None:
+    def __init__(self, resource: str, size_bytes: int, wanted: int, fitting: int) -> None:
         self.largest_replica_count = fitting
         super().__init__(
-            f"the device list of {resource} is {size_bytes} bytes with {asked} replicas, the "
+            f"the device list of {resource} is {size_bytes} bytes with {wanted} replicas, the "
             f"kubelet receives at most {MAX_MESSAGE_BYTES}; "
             f"set sharing.timeSlicing.resources[].replicas to at most {fitting}"
         )
@@ -216,13 +216,13 @@ def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> Non
     size_bytes = _list_bytes(sized, None)
     if size_bytes <= MAX_MESSAGE_BYTES:
         return
-    asked = max(one.replicas for one in sized)
-    raise ListTooLarge(resource, size_bytes, asked, _largest_fitting(sized, asked))
+    wanted = max(one.replicas for one in sized)
+    raise ListTooLarge(resource, size_bytes, wanted, _largest_fitting(sized, wanted))
 
 
-def _largest_fitting(sized: Sequence[_Sized], asked: int) -> int:
+def _largest_fitting(sized: Sequence[_Sized], wanted: int) -> int:
     """By bisection: the list grows with the count."""
-    fits, does_not = 0, asked
+    fits, does_not = 0, wanted
     while does_not - fits > 1:
         middle = (fits + does_not) // 2
         if _list_bytes(sized, middle) <= MAX_MESSAGE_BYTES:

@@ -1,7 +1,7 @@
 """Carries gRPC calls over unix sockets: engines, HTTP/2 and a client. Knows no kubelet.
 
 A service is a table of bytes -> bytes handlers (`services`), an engine serves it (`fast`, on `h2`,
-or `grpcio_engine`), `client` calls one. Each of the three is loaded by whoever needs it.
+or `grpcio_engine`), `client` calls one. Each of the three is loaded on first use.
 """
 
 from gpuplugin.rpc.services import (

@@ -1,7 +1,7 @@
 """Measures the handlers of a service without touching them: how many calls, how long, how they end.
 
-What a thread counts is written by that thread alone, so nothing is locked; whoever looks adds it
-up. How the counts are exported is not here.
+What a thread counts is written by that thread alone, so nothing is locked; a reader adds it up. How
+the counts are exported is not here.
 """
 
 from __future__ import annotations

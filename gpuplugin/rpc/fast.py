@@ -6,7 +6,7 @@ Right for a few local clients, and for handlers that respond from memory. HTTP/2
 A connection is worked on under its lock: by its own thread when the peer sent something, by any
 thread whose `wake` finds the lock free, and by the keeper, a thread that accepts connections, waits
 for sockets that took no more, and looks after deadlines. `wake` never waits: if the lock is taken,
-whoever has it looks for woken streams once more after letting go.
+its holder checks for woken streams once more after the release.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ MAX_WAITING_BYTES = 1024 * 1024
 STALL_S = 20.0
 """A peer that takes nothing of what is sent, or does not go on with what it began, is left."""
 LOOK_S = 1.0
-"""How often the keeper looks at what only time changes."""
+"""How often the keeper checks what only time changes."""
 
 _PIECE_BYTES = 64 * 1024
 _TURN_BYTES = 256 * 1024
 _LOCK_S = 0.05
 _SEND_BUFFER_BYTES = 512 * 1024
-"""What is asked of the kernel for a connection, so that a list of 8,000 devices leaves at once."""
+"""The send buffer of a connection, so that a list of 8,000 devices leaves at once."""
 _FOREVER_S = -1.0
 _ACCEPT_PAUSE_S = 0.1
 _LAST_WORDS_S = 1.0
@@ -133,7 +133,7 @@ class _Link:
     def _locked(self, wait_s: float, act: Callable[..., object], *args: object) -> None:
         """Do something and send what comes of it, unless the lock is not free within `wait_s`.
 
-        Then look for woken streams: whoever woke them has found the lock taken. This may be the
+        Then check for woken streams: their `wake` has found the lock taken. This may be the
         publisher's thread, so errors stay here.
         """
         while self._lock.acquire(True, wait_s):
@@ -234,7 +234,7 @@ class FastServer:
 
     def stop(self, grace_s: float) -> None:
         """Stop; see `Server.stop`. A handler that does not return is left behind."""
-        with suppress(OSError):  # a file that is gone, with its folder or without, or not ours
+        with suppress(OSError):  # the file, or its folder, was removed
             if os.path.samestat(self._path.lstat(), self._file):
                 self._path.unlink()
         self.stop_by_s = time.monotonic() + grace_s
@@ -242,7 +242,7 @@ class FastServer:
         self._keeper.join()
 
     def poke(self) -> None:
-        """Let the keeper look at what has changed."""
+        """Wake the keeper: something has changed."""
         os.eventfd_write(self._bell, 1)
 
     def _keep(self) -> None:

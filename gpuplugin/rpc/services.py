@@ -109,7 +109,7 @@ class SocketError(Exception):
 
 
 def grpc_target(socket: Path) -> str:
-    """How gRPC is told of a unix socket; it decodes percent signs, so they are encoded."""
+    """The gRPC target of a unix socket; gRPC decodes percent signs, so they are encoded."""
     return f"unix:{quote(str(socket))}"
 
 

@@ -66,7 +66,7 @@ class ServerCalls:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
         self.progress = False
-        """True if a call was completed or a message was sent; whoever reads it sets it back."""
+        """True if a call was completed or a message was sent; the reader resets it."""
         self.resets: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         """Streams that were reset here lately: the peer may not know yet."""
         self.service = service
@@ -94,7 +94,7 @@ class ServerCalls:
         """A call of a handler came as a whole: the shortest way to a response in one piece."""
         try:
             response = self.service.unary[path](request)
-        except Exception as error:  # noqa: BLE001 - looked at, and logged, there
+        except Exception as error:  # noqa: BLE001 - handled and logged there
             self._failed(self._open(stream_id, path, ended=True), error)
             return
         if not self._sent_at_once(stream_id, self._initial_window, response):
@@ -141,7 +141,7 @@ class ServerCalls:
         self.outbox.put(frames.numbers(frames.RST_STREAM, stream_id, code))
 
     def close(self) -> None:
-        """End all streams without a word, and let go of whoever would be woken."""
+        """End all streams without sending anything; nothing is woken any more."""
         for stream_id in tuple(self.streams):
             self.drop(stream_id)
         self._wake = lambda _: None
@@ -155,11 +155,11 @@ class ServerCalls:
     def _guarded(self, act: Callable[[Stream], None], stream: Stream) -> None:
         try:
             act(stream)
-        except Exception as error:  # noqa: BLE001 - looked at, and logged, there
+        except Exception as error:  # noqa: BLE001 - handled and logged there
             self._failed(stream, error)
 
     def _failed(self, stream: Stream, error: Exception) -> None:
-        """The peer is told of an error, one of a handler in grpcio's words; other calls go on."""
+        """End a call with an error, one of a handler in grpcio's words; other calls go on."""
         if not isinstance(error, RpcError):
             log.error("the handler of %s failed", stream.path, exc_info=error)
             doing = "iterating responses" if stream.is_list else "calling application"
@@ -243,7 +243,7 @@ class ServerCalls:
         self._ended(stream)
 
     def _ended(self, stream: Stream) -> None:
-        """The response is complete; a peer that still sends its request is told to stop."""
+        """The response is complete; a stream whose request is not complete is reset."""
         self.progress = True
         if stream.ended:
             self.drop(stream.stream_id)

@@ -58,7 +58,7 @@ class Method:
 
     @classmethod
     def of(cls, name: str, timeout_s: float | None = None) -> Self:
-        """With `timeout_s` the server is told how long the caller waits."""
+        """`timeout_s` is sent to the server as the deadline of the call."""
         headers = [
             (b":method", b"POST"),
             (b":scheme", b"http"),

@@ -107,7 +107,7 @@ class ServerConnection:
         self._calls.expire()
 
     def close(self) -> None:
-        """The connection is gone: end what belongs to it."""
+        """The connection has ended: end what belongs to it."""
         self._failed = True
         self._calls.close()
         self._rest = self._block = b""
@@ -123,7 +123,7 @@ class ServerConnection:
     def _whole_call(self, data: bytes, at: int) -> int:
         """The short way for what a client sends most: HEADERS seen before and DATA that end it.
 
-        Returns where the call ends; 0, with nothing done, if anything asks for the long way,
+        Returns where the call ends; 0, with nothing done, if anything requires the long way,
         which would do the same.
         """
         if self._only is not None or self._draining or len(data) - at < _LEAST_CALL_BYTES:

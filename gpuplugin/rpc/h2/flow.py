@@ -49,7 +49,7 @@ class Outgoing(Window):
 
 
 class Outbox(Window):
-    """Everything that one connection has to send; `on_sent` is told when a message has left."""
+    """Everything that one connection has to send; `on_sent` is called when a message has left."""
 
     def __init__(self, on_sent: Callable[[Outgoing], None]) -> None:
         super().__init__(0, frames.DEFAULT_WINDOW_BYTES)

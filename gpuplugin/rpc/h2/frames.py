@@ -25,7 +25,7 @@ INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(4, 7)
 
 HEAD_BYTES = 9
 DEFAULT_FRAME_BYTES = 16_384
-"""The largest payload that a peer may send unless it was told otherwise, and the least it takes."""
+"""The largest payload that a peer may send unless it was granted more, and the least it takes."""
 DEFAULT_WINDOW_BYTES = 65_535
 MOST_31_BITS = 2**31 - 1
 """The largest window, the last stream, and the mask of either."""
@@ -82,7 +82,7 @@ SETTINGS_ACK = frame(SETTINGS, ACK, 0, b"")
 
 
 def numbers(kind: int, stream_id: int, *values: int, text: str = "") -> bytes:
-    """A WINDOW_UPDATE, RST_STREAM or GOAWAY frame; `text` is for whoever debugs the peer."""
+    """A WINDOW_UPDATE, RST_STREAM or GOAWAY frame; `text` is for debugging."""
     return frame(kind, 0, stream_id, b"".join(map(U32.pack, values)) + text.encode())
 
 
@@ -134,7 +134,7 @@ def unpadded(flags: int, payload: bytes) -> bytes:
 
 
 def header_block(flags: int, payload: bytes) -> bytes:
-    """What a HEADERS frame has of a block, without the priority that nobody uses any more.
+    """What a HEADERS frame has of a block, without the priority, which is obsolete.
 
     Raises:
         H2Error: as `unpadded`, or FRAME_SIZE_ERROR for a payload too short for its priority.

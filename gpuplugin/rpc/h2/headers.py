@@ -1,6 +1,6 @@
 """Header blocks (HPACK, RFC 7541): reading them, and not reading them twice; plain ones written.
 
-What the headers say is not looked at here: `grpcwire` does.
+What the headers mean is decided in `grpcwire`.
 """
 
 from __future__ import annotations

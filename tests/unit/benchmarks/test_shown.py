@@ -55,7 +55,7 @@ def test_the_table_shows_figures_ratios_and_verdicts() -> None:
         "1.05x empty handler [1.01-1.09]",
         "MISS p50 <= 15 us",
         "Note: no compiler",
-        "1 targets looked at, 1 figures miss one",
+        "1 targets checked, 1 figures miss one",
         "2 cores of A fast one",
     ):
         assert wanted in text
