@@ -16,16 +16,16 @@ from benchmarks.calls import device_plugin_method
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
+from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.client import CallFailed, Connection, ConnectionFailed, Method
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from sim.kubelet.socketfiles import sockets_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuplugin.rpc import Server
     from gpuplugin.rpc.client import ClientCall
-    from gpuplugin.rpc.services import Server
 
 SCAN_S = 0.001
 CALM_SCAN_S = 0.05

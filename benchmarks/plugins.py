@@ -30,7 +30,7 @@ from sim.nvml.server import nvml_socket
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuplugin.rpc.services import EngineName
+    from gpuplugin.rpc import EngineName
 
 GPUS = 8
 START_TIMEOUT_S = 30.0

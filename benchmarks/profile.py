@@ -19,8 +19,8 @@ from benchmarks.calls import TIMEOUT_S, device_plugin_method
 from benchmarks.devices import allocate_request, plugin_for
 from benchmarks.results import quantile
 from benchmarks.servers import run_engine, serving, with_metrics
+from gpuplugin.rpc import Service
 from gpuplugin.rpc.client import Connection
-from gpuplugin.rpc.services import Service
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe

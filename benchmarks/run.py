@@ -115,7 +115,7 @@ class Wanted:
 
 
 def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _share: None) -> Run:
-    """Measure; `progress` is called with what is being measured and the share (0 to 1) that is done.
+    """Measure; `progress` is called with what is measured and the share (0 to 1) that is done.
 
     Raises:
         Failed: a server or plugin did not start, or went away.

@@ -16,10 +16,11 @@ from benchmarks.devices import Topology, plugin_for
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
 from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.rpc import EngineName, Service, make_engine
 from gpuplugin.rpc.h2 import frames, grpcwire
 from gpuplugin.rpc.h2.client import ClientConnection
 from gpuplugin.rpc.publication import Publication
-from gpuplugin.rpc.services import MAX_MESSAGE_BYTES, EngineName, Service, make_engine
+from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,8 +26,8 @@ from benchmarks.results import Floors, Named, measurement
 from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving, with_metrics
 from benchmarks.targets import ECHO, EMPTY
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
+from gpuplugin.rpc import Service
 from gpuplugin.rpc.client import Connection
-from gpuplugin.rpc.services import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

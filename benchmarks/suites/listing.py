@@ -12,8 +12,8 @@ from benchmarks.devices import plugin_for
 from benchmarks.plugins import simulated_node, started
 from benchmarks.results import Floors, Named, measurement, single
 from benchmarks.servers import EmptyHandler, Handlers, serving
+from gpuplugin.rpc import RpcCode
 from gpuplugin.rpc.client import CallFailed, Connection
-from gpuplugin.rpc.services import RpcCode
 
 if TYPE_CHECKING:
     from benchmarks.results import Measurement

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from hpack import Decoder, Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame
 
+from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.h2.calls import ServerCalls, Stream
 from gpuplugin.rpc.h2.connection import MAX_STREAMS, ServerConnection
 from gpuplugin.rpc.h2.frames import DEFAULT_FRAME_BYTES, PREFACE
 from gpuplugin.rpc.publication import Publication
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

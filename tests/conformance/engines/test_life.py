@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.rpc import Service, SocketError
 from gpuplugin.rpc import fast as engine_fast
 from gpuplugin.rpc.fast import MAX_CONNECTIONS, FastEngine
 from gpuplugin.rpc.h2.calls import ServerCalls, Stream
-from gpuplugin.rpc.services import Service, SocketError
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ECHO, ENGINES, WATCH, serving
 from tests.conformance.engines.rawh2 import (

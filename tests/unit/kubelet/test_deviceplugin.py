@@ -19,8 +19,8 @@ from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration_pb
 from gpuplugin.kubelet.registration import registration_service
 from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.callstats import BOUNDS_S, CallStats
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from tests.unit.builders import a_resource, ids, uuid_of_gpu
 
 if TYPE_CHECKING:

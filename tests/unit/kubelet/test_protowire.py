@@ -13,7 +13,7 @@ from gpuplugin.kubelet.proto import pluginregistration_pb2
 from gpuplugin.kubelet.protowire import message, number, text
 from gpuplugin.kubelet.registration import registration_service
 from gpuplugin.kubelet.snapshot import _container
-from gpuplugin.rpc.services import RpcCode, RpcError
+from gpuplugin.rpc import RpcCode, RpcError
 
 TEXTS = st.text(max_size=300)
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), max_size=4).map(tuple)

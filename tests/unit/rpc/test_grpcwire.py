@@ -7,9 +7,9 @@ from hpack import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuplugin.rpc import RpcCode, RpcError
 from gpuplugin.rpc.h2 import grpcwire
 from gpuplugin.rpc.h2.client import read_status, write_timeout
-from gpuplugin.rpc.services import RpcCode, RpcError
 
 
 def _headers(block: bytes) -> list[tuple[bytes, bytes]]:
