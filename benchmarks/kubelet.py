@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from benchmarks.calls import device_plugin_method
+from benchmarks.calls import TIMEOUT_S, device_plugin_method
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
@@ -126,7 +126,7 @@ class MeasuringKubelet:
     def _register_watched(self, path: Path) -> bool:
         """Register what is behind a new socket; False if nothing listens there yet."""
         try:
-            connection = Connection(path)
+            connection = Connection(path, TIMEOUT_S)
         except ConnectionFailed:
             return False
         with connection:
