@@ -1,44 +1,32 @@
-"""What calls a server: the lean client, the one of grpcio, and that of the echo floor."""
+"""What calls a server, and how often: clients, closed loops, subjects that take turns."""
 
 from __future__ import annotations
 
-import socket
+import gc
+import selectors
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import grpc
 
-from benchmarks.client import TIMEOUT_S, Connection, ConnectionLost, Method
-from benchmarks.servers import read_exactly
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
+from gpuplugin.rpc.client import Connection, Method
 from gpuplugin.rpc.services import grpc_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+    from random import Random
+
+    from gpuplugin.rpc.client import ClientCall
 
 ClientName: TypeAlias = Literal["raw", "grpcio"]
 
 
-class Client(Protocol):
-    """Calls methods of the device plugin's service, one after the other."""
-
-    def caller(self, method: str) -> Callable[[bytes], bytes]:
-        """A method as a function of a serialised request."""
-        ...
-
-    def close(self) -> None:
-        """Disconnect."""
-        ...
-
-
-def client(name: ClientName, path: Path) -> Client:
-    """A client of the server at a socket.
-
-    Raises:
-        ConnectionLost: nobody listens there (the lean client).
-    """
-    return RawClient(path) if name == "raw" else GrpcioClient(path)
+TIMEOUT_S = 30.0
 
 
 def device_plugin_method(name: str) -> Method:
@@ -46,65 +34,118 @@ def device_plugin_method(name: str) -> Method:
     return Method.of(f"/{SERVICE_NAME}/{name}")
 
 
-class RawClient:
-    """See `Client`; on `benchmarks.client`."""
+@contextmanager
+def caller(client: ClientName, path: Path, method: str) -> Iterator[Callable[[bytes], bytes]]:
+    """A method of the server at a socket, as a function of a serialised request.
 
-    def __init__(self, path: Path) -> None:
-        self._connection = Connection(path)
-
-    def caller(self, method: str) -> Callable[[bytes], bytes]:
-        """See `Client`."""
-        return partial(self._connection.call, device_plugin_method(method))
-
-    def close(self) -> None:
-        """See `Client`."""
-        self._connection.close()
-
-
-class GrpcioClient:
-    """See `Client`; on grpcio, which costs more than most servers."""
-
-    def __init__(self, path: Path) -> None:
-        self._channel = grpc.insecure_channel(
-            grpc_target(path), options=(("grpc.max_receive_message_length", -1),)
-        )
-
-    def caller(self, method: str) -> Callable[[bytes], bytes]:
-        """See `Client`."""
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            f"/{SERVICE_NAME}/{method}"
-        )
-        return lambda payload: call(payload, timeout=TIMEOUT_S)
-
-    def close(self) -> None:
-        """See `Client`."""
-        self._channel.close()
-
-
-class EchoClient:
-    """Sends and reads as many bytes as the echo server does.
+    `raw` is the project's client, which costs little beside most servers; grpcio's costs more than
+    they do.
 
     Raises:
-        ConnectionLost: nobody listens there, or the server went away.
+        ConnectionFailed: nothing listens there (`raw`).
     """
+    if client == "raw":
+        with Connection(path, TIMEOUT_S) as connection:
+            yield partial(connection.call, device_plugin_method(method))
+        return
+    options = (("grpc.max_receive_message_length", -1),)
+    with grpc.insecure_channel(grpc_target(path), options=options) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/{SERVICE_NAME}/{method}"
+        )
+        yield lambda request: call(request, timeout=TIMEOUT_S)
 
-    def __init__(self, path: Path, request_bytes: int, answer_bytes: int) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(TIMEOUT_S)
-        self._request = bytes(request_bytes)
-        self._answer_bytes = answer_bytes
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            self._socket.close()
-            raise ConnectionLost(f"nobody answers at {path}: {error}") from error
 
-    def call(self) -> None:
-        """There and back."""
-        self._socket.sendall(self._request)
-        if not read_exactly(self._socket, self._answer_bytes):
-            raise ConnectionLost("the echo server went away")
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """What a loop saw: the latency of each call in us, and how long all of them took in s."""
 
-    def close(self) -> None:
-        """Disconnect."""
-        self._socket.close()
+    latencies_us: tuple[float, ...]
+    took_s: float
+
+    @property
+    def calls_per_s(self) -> float:
+        """Throughput."""
+        return len(self.latencies_us) / self.took_s
+
+
+def one_by_one(call: Callable[[], object], calls: int) -> list[float]:
+    """Microseconds of each of so many calls."""
+    clock = time.perf_counter_ns
+    found = []
+    for _ in range(calls):
+        started_ns = clock()
+        call()
+        found.append((clock() - started_ns) / 1e3)
+    return found
+
+
+def kept_busy(
+    connections: Sequence[Connection], method: Method, request: bytes, streams: int, calls: int
+) -> Busy:
+    """Make `calls` calls in all, with so many `streams` in flight on each connection.
+
+    Raises:
+        CallFailed: a call ended with an error status, or a connection broke.
+    """
+    clock = time.perf_counter_ns
+    latencies_us: list[float] = []
+    started_ns: dict[ClientCall, int] = {}
+    left = calls
+    with selectors.DefaultSelector() as selector:
+        began_ns = clock()
+        for connection in connections:
+            selector.register(connection, selectors.EVENT_READ, connection)
+            for _ in range(min(streams, left)):
+                started_ns[connection.start(method, request)] = clock()
+                left -= 1
+        while started_ns:
+            for key, _ in selector.select():
+                connection = key.data
+                for call in connection.ended():
+                    call.result()
+                    latencies_us.append((clock() - started_ns.pop(call)) / 1e3)
+                    if left:
+                        started_ns[connection.start(method, request)] = clock()
+                        left -= 1
+        took_s = (clock() - began_ns) / 1e9
+    return Busy(tuple(latencies_us), took_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something that can be measured: `sample` returns one round of samples, in any unit."""
+
+    name: str
+    sample: Callable[[], list[float]]
+
+
+def in_turns(
+    subjects: Sequence[Subject],
+    rounds: int,
+    chance: Random,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> dict[str, list[list[float]]]:
+    """Samples of each subject by round; every round has its own order. `progress` gets 0 to 1."""
+    found: dict[str, list[list[float]]] = {subject.name: [] for subject in subjects}
+    order = list(subjects)
+    with _no_collections():
+        for number in range(rounds):
+            chance.shuffle(order)
+            for subject in order:
+                found[subject.name].append(subject.sample())
+            gc.collect(0)
+            progress((number + 1) / rounds)
+    return found
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Garbage of the measuring process is collected between rounds, not in them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

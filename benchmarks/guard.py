@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.counts import instructions, kept_bytes, loaded_modules, peak_bytes
 from benchmarks.devices import TOPOLOGIES, allocate_request, plugin_for, prefer_request
+from benchmarks.machine import instructions, kept_bytes, loaded_modules, peak_bytes
 from benchmarks.run import Wanted, run
 from benchmarks.servers import daemon_like
 from benchmarks.targets import decided
@@ -108,21 +108,23 @@ def _prefer_counts() -> Iterator[Guarded]:
     whole = [_call(FEW, "GetPreferredAllocation", prefer_request(ids, size)) for size in (1, GPUS)]
     name = f"GetPreferredAllocation, {GPUS} whole GPUs, all free"
     yield at_most(name, max(map(instructions, whole)), 500, "instructions")
-    for topology in TOPOLOGIES:
-        service = daemon_like(plugin_for(16, 1, topology))
-        ids = list(plugin_for(16, 1).snapshot.devices)
-        worst = max(
-            instructions(
-                partial(
-                    service.unary["GetPreferredAllocation"],
-                    prefer_request(ids[:free], size),
+    for gpus, sizes, limit in ((16, range(1, 17), 100_000), (64, (1, 2, 16, 32, 63), 400_000)):
+        for topology in TOPOLOGIES:
+            service = daemon_like(plugin_for(gpus, 1, topology))
+            ids = list(plugin_for(gpus, 1).snapshot.devices)
+            worst = max(
+                instructions(
+                    partial(
+                        service.unary["GetPreferredAllocation"],
+                        prefer_request(ids[:free], size),
+                    )
                 )
+                for free in (gpus // 2 + 1, gpus - 1, gpus)
+                for size in sizes
+                if size <= free
             )
-            for free in (9, 15, 16)
-            for size in range(1, free + 1)
-        )
-        name = f"GetPreferredAllocation, 16 whole GPUs, {topology}, worst"
-        yield at_most(name, worst, 100_000, "instructions")
+            name = f"GetPreferredAllocation, {gpus} whole GPUs, {topology}, worst"
+            yield at_most(name, worst, limit, "instructions")
 
 
 def _list_counts() -> Iterator[Guarded]:

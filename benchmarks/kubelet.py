@@ -12,23 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from benchmarks.calls import device_plugin_method
-from benchmarks.client import CallError, Connection, ConnectionLost, Method
+from benchmarks.calls import TIMEOUT_S, device_plugin_method
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
+from gpuplugin.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.client import CallFailed, Connection, ConnectionFailed, Method
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from sim.kubelet.socketfiles import sockets_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.rpc.services import Server
+    from gpuplugin.rpc import Server
+    from gpuplugin.rpc.client import ClientCall
 
-LOOK_S = 0.001
-CALM_LOOK_S = 0.05
-"""Between two looks once a plugin is there: the looks are not to disturb what is measured then."""
+SCAN_S = 0.001
+CALM_SCAN_S = 0.05
+"""Between two scans once a plugin is registered: they must not disturb what is measured then."""
 
 PLUGIN_TYPE = "DevicePlugin"
 _GET_INFO = Method.of("/pluginregistration.Registration/GetInfo")
@@ -66,11 +67,11 @@ class MeasuringKubelet:
         self.plugins: list[Registered] = []
         self.problems: list[str] = []
         """What went wrong with plugins, in words."""
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._streams: list[tuple[Connection, threading.Thread]] = []
         self._seen: set[tuple[Path, int]] = set()
         self._stopping = threading.Event()
-        self._looker = threading.Thread(target=self._look, name="looker", daemon=True)
+        self._scanner = threading.Thread(target=self._scan, name="scanner", daemon=True)
         self._server: Server | None = None
 
     def __enter__(self) -> Self:
@@ -79,14 +80,14 @@ class MeasuringKubelet:
         self._registry.mkdir(parents=True, exist_ok=True)
         service = Service("v1beta1.Registration", {"Register": self._register}, {})
         self._server = GrpcioEngine().serve(dirs.kubelet_socket, [service])
-        self._looker.start()
+        self._scanner.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._stopping.set()
-        self._looker.join()
+        self._scanner.join()
         for connection, thread in self._streams:
-            connection.shut()
+            connection.interrupt()
             thread.join()
             connection.close()
         if self._server is not None:
@@ -95,51 +96,51 @@ class MeasuringKubelet:
     def wait_until(
         self, condition: Callable[[Self], bool], timeout_s: float, alive: Callable[[], bool]
     ) -> None:
-        """Wait for `condition`, which is asked whenever something happened.
+        """Wait for `condition`, which is called whenever something happened.
 
         Raises:
             NeverCame: not within `timeout_s`, or `alive` said no.
         """
         deadline_s = time.monotonic() + timeout_s
-        with self._news:
+        with self._changed:
             while not condition(self):
                 left_s = deadline_s - time.monotonic()
                 if not alive():
                     raise NeverCame("; ".join([*self.problems[-3:], "it has ended"]))
                 if left_s <= 0:
                     raise NeverCame("; ".join([*self.problems[-3:], f"waited {timeout_s:g} s"]))
-                self._news.wait(min(left_s, 0.2))
+                self._changed.wait(min(left_s, 0.2))
 
     @property
     def _registry(self) -> Path:
         return KubeletDirs(self.folder).plugin_watcher.parent
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         while not self._stopping.is_set():
             for path, status in sockets_below(self._registry):
                 seen = path, status.st_ino
-                if seen not in self._seen and self._ask(path):
+                if seen not in self._seen and self._register_watched(path):
                     self._seen.add(seen)
-            time.sleep(CALM_LOOK_S if self.plugins else LOOK_S)
+            time.sleep(CALM_SCAN_S if self.plugins else SCAN_S)
 
-    def _ask(self, path: Path) -> bool:
-        """Register what is behind a new socket; False if nobody listens there yet."""
+    def _register_watched(self, path: Path) -> bool:
+        """Register what is behind a new socket; False if nothing listens there yet."""
         try:
-            connection = Connection(path)
-        except ConnectionLost:
+            connection = Connection(path, TIMEOUT_S)
+        except ConnectionFailed:
             return False
         with connection:
             try:
                 info = pr.PluginInfo.FromString(connection.call(_GET_INFO, b""))
                 if info.type != PLUGIN_TYPE:
-                    self._tell(f"{path} is a {info.type}, no {PLUGIN_TYPE}")
+                    self._add_problem(f"{path} is a {info.type}, no {PLUGIN_TYPE}")
                     return True
                 plugin = Registered(info.name, Path(info.endpoint or path), "watcher")
                 self._connect(plugin)
                 status = pr.RegistrationStatus(plugin_registered=True)
                 connection.call(_NOTIFY, status.SerializeToString())
-            except (CallError, ConnectionLost) as error:
-                self._tell(f"{path} cannot be registered: {error}")
+            except CallFailed as error:
+                self._add_problem(f"{path} cannot be registered: {error}")
                 return True
         self._registered(plugin)
         return True
@@ -151,45 +152,44 @@ class MeasuringKubelet:
         plugin = Registered(request.resource_name, socket, "classic")
         try:
             self._connect(plugin)
-        except (CallError, ConnectionLost) as error:
-            self._tell(f"{socket} cannot be registered: {error}")
+        except CallFailed as error:
+            self._add_problem(f"{socket} cannot be registered: {error}")
             raise RpcError(RpcCode.UNKNOWN, str(error)) from error
         self._registered(plugin)
         return b""
 
     def _connect(self, plugin: Registered) -> None:
-        connection = Connection(plugin.socket, timeout_s=None)
+        connection = Connection(plugin.socket)
         try:
             connection.call(device_plugin_method("GetDevicePluginOptions"), b"")
-            stream_id = connection.follow(device_plugin_method("ListAndWatch"))
-        except (CallError, ConnectionLost):
+            stream = connection.start(device_plugin_method("ListAndWatch"), b"", streaming=True)
+        except CallFailed:
             connection.close()
             raise
         thread = threading.Thread(
-            target=self._follow, args=(plugin, connection, stream_id), name="list", daemon=True
+            target=self._follow, args=(plugin, connection, stream), name="list", daemon=True
         )
         self._streams.append((connection, thread))
         thread.start()
 
-    def _follow(self, plugin: Registered, connection: Connection, stream_id: int) -> None:
+    def _follow(self, plugin: Registered, connection: Connection, stream: ClientCall) -> None:
         try:
-            while True:
-                data = connection.message(stream_id)
+            while (data := connection.next_response(stream)) is not None:
                 listed = Listed(time.perf_counter_ns(), data)
-                with self._news:
+                with self._changed:
                     plugin.lists.append(listed)
-                    self._news.notify_all()
-        except (CallError, ConnectionLost) as error:
+                    self._changed.notify_all()
+        except CallFailed as error:
             if not self._stopping.is_set():
-                self._tell(f"the list of {plugin.resource} has ended: {error}")
+                self._add_problem(f"the list of {plugin.resource} has ended: {error}")
 
     def _registered(self, plugin: Registered) -> None:
         plugin.registered_ns = time.perf_counter_ns()
-        with self._news:
+        with self._changed:
             self.plugins.append(plugin)
-            self._news.notify_all()
+            self._changed.notify_all()
 
-    def _tell(self, problem: str) -> None:
-        with self._news:
+    def _add_problem(self, problem: str) -> None:
+        with self._changed:
             self.problems.append(problem)
-            self._news.notify_all()
+            self._changed.notify_all()

@@ -1,15 +1,29 @@
-"""What the kernel tells of the machine, and of what processes on it use."""
+"""Read from the kernel and the interpreter: the machine, what processes use, and counts.
+
+Counts (bytecode instructions, blocks of memory, modules) are the same on every machine: they stand
+in for time where a check must not depend on who else uses the machine.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import subprocess
+import sys
 import time
+import tracemalloc
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.results import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+    from _typeshed import TraceFunction
 
 _LIBRARIES = ("gpuplugin", "grpcio", "protobuf", "hpack", "pydantic", "simpy")
 _CPU_CLOCK = 2
@@ -82,3 +96,63 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def instructions(function: Callable[[], object]) -> int:
+    """Bytecode instructions that a call of `function` runs, in all Python code below it.
+
+    It is called once before, for what only the first call does. Work inside C functions is not
+    seen. The number depends on the version of Python.
+    """
+    count = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> TraceFunction | None:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    function()
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def kept_bytes(function: Callable[[], object], calls: int) -> int:
+    """What is still allocated after so many calls, more than after as many before them."""
+    for _ in range(calls):
+        function()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(calls):
+            function()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return after - before
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most that one call has allocated at a time."""
+    function()
+    tracemalloc.start()
+    try:
+        function()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return peak
+
+
+def loaded_modules(imports: Sequence[str]) -> frozenset[str]:
+    """The modules that a process of its own has loaded when it has imported these."""
+    script = f"import sys, {', '.join(imports)}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return frozenset(done.stdout.split())

@@ -10,13 +10,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from benchmarks import words
-from benchmarks.table import worst_of_families
+from benchmarks.show import number, worst_of_families
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.results import Figure, Run
+    from benchmarks.results import Measurement, Run
 
 WIDTH, LABELS, RIGHT, ROW, HEAD = 960, 350, 150, 20, 46
 _STYLE = """
@@ -71,12 +70,12 @@ def as_svg(run: Run) -> str:
     )
 
 
-def _panel_key(figure: Figure) -> tuple[str, str]:
+def _panel_key(figure: Measurement) -> tuple[str, str]:
     return figure.suite, figure.unit
 
 
 def _panel(
-    title: str, figures: Sequence[Figure], floors: set[str], top: float
+    title: str, figures: Sequence[Measurement], floors: set[str], top: float
 ) -> tuple[list[str], float]:
     """Lines of one panel, and where it ends."""
     axis = _Axis(figures)
@@ -88,20 +87,20 @@ def _panel(
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 36:g}" y2="{bottom:g}"/>'
         )
         parts.append(_text(x, top + 32, f"{value:g}", "dim", "middle"))
-    for number, figure in enumerate(figures):
+    for row, figure in enumerate(figures):
         missed = any(not one.met for one in figure.verdicts)
         # A floor with many calls at once says so behind a comma.
         is_floor = figure.case in floors or figure.case.partition(",")[0] in floors
         kind = "miss" if missed else "floor" if is_floor else ""
-        parts += _row(figure, kind, axis, top + HEAD + ROW * (number + 0.5))
+        parts += _row(figure, kind, axis, top + HEAD + ROW * (row + 0.5))
     return parts, bottom + 18
 
 
-def _row(figure: Figure, kind: str, axis: _Axis, y: float) -> list[str]:
+def _row(figure: Measurement, kind: str, axis: _Axis, y: float) -> list[str]:
     value, interval = figure.p50.value, figure.p50.interval
     low, high = interval.low or value, interval.high or value
     name = f"{figure.case}  \N{MIDDLE DOT}  {figure.subject}"
-    shown = words.number(value) + "".join(f"  {one.value:.2f}x" for one in figure.ratios[:1])
+    shown = number(value) + "".join(f"  {one.value:.2f}x" for one in figure.ratios[:1])
     parts = [f'<g class="{kind}">', _text(LABELS - 12, y + 4, name, "", "end")]
     if figure.p99 is not None:
         parts.append(_line("tail", axis.place(value), axis.place(figure.p99.value), y))
@@ -114,7 +113,7 @@ def _row(figure: Figure, kind: str, axis: _Axis, y: float) -> list[str]:
 class _Axis:
     """A logarithmic axis that holds every value of some figures, from one tick to another."""
 
-    def __init__(self, figures: Sequence[Figure]) -> None:
+    def __init__(self, figures: Sequence[Measurement]) -> None:
         values = [figure.p50.value for figure in figures]
         for figure in figures:
             ends = (figure.p50.interval.low, figure.p50.interval.high)

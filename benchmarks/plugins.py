@@ -1,4 +1,4 @@
-"""Starts device plugins by their command lines, our own and other people's, and ends them."""
+"""Starts device plugins by their command lines, our own and others, and the node that they see."""
 
 from __future__ import annotations
 
@@ -13,20 +13,104 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from benchmarks.engines import ENGINES
 from benchmarks.kubelet import MeasuringKubelet, NeverCame, Registered
 from benchmarks.machine import processes_of
 from benchmarks.namespace import DEFAULT_KUBELET_DIR, with_private_kubelet_dir
 from benchmarks.servers import DidNotStart
+from gpuplugin.linesocket import ControlError
+from sim.node.control import control_socket, status
+from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.kernelfiles import kernel_folder
+from sim.nvml.server import nvml_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.node import Node
+    from gpuplugin.rpc import EngineName
+
+GPUS = 8
+START_TIMEOUT_S = 30.0
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """GPUs for plugins: which backend of ours sees them, and what is in its environment for that.
+
+    `folder` is where the node listens; None if each plugin has a node of its own.
+    """
+
+    backend: Literal["nvml", "sim"]
+    environment: dict[str, str]
+    folder: Path | None
+
+    def control(self, kubelet_dir: Path) -> Path:
+        """Where faults are injected for the plugin of this kubelet folder."""
+        return control_socket(self.folder or kubelet_dir)
+
+
+@contextmanager
+def simulated_node(folder: Path) -> Iterator[Node]:
+    """A node, until the block ends.
+
+    Without a C compiler other processes cannot see it: then it is the `sim` backend for our own
+    plugin, and nothing for others.
+
+    Raises:
+        DidNotStart: it did not come up.
+    """
+    try:
+        library = built_library()
+    except CannotBuild:
+        yield Node("sim", {}, None)
+        return
+    command = [sys.executable, "-m", "gpuplugin", "sim", "node", "serve"]
+    process = subprocess.Popen(
+        [*command, "--kubelet-dir", str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for(folder, process)
+        yield Node("nvml", _nvml_environment(library, folder), folder)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            status(control_socket(folder))
+        except ControlError as error:
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise DidNotStart(f"the simulated node did not come up: {error}") from error
+            time.sleep(_POLL_S)
+        else:
+            return
+
+
+def _nvml_environment(library: Path, folder: Path) -> dict[str, str]:
+    """What `gpuplugin sim env` prints."""
+    kernel = kernel_folder(folder).absolute()
+    others = os.environ.get("LD_LIBRARY_PATH")
+    return {
+        "LD_LIBRARY_PATH": f"{library.parent}:{others}" if others else str(library.parent),
+        "GPUPLUGIN_SIM_NVML": str(nvml_socket(folder).absolute()),
+        "GPUPLUGIN_SYSFS_ROOT": str(kernel / "sys"),
+        "GPUPLUGIN_PROCFS_ROOT": str(kernel / "proc"),
+    }
+
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -42,14 +126,13 @@ KUBELET_DIR, CONFIG = "{kubelet_dir}", "{config}"
 class PluginSpec:
     """A plugin: its name in tables, and its command line with placeholders.
 
-    `private` is one whose kubelet folder cannot be chosen. `engine` is that of this project's own;
-    empty for anybody else's.
+    `private` is one whose kubelet folder cannot be chosen. `engine` is that of this project's own.
     """
 
     name: str
     command: tuple[str, ...]
     private: bool = False
-    engine: str = ""
+    engine: EngineName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +168,7 @@ class RunningPlugin:
 
     @property
     def http_port(self) -> int | None:
-        """Where its metrics are, if its log tells a port as ours does before it registers."""
+        """Where its metrics are, if its log has a port as ours does before it registers."""
         found = _HTTP_PORT.search(self.log.read_bytes())
         return int(found[1]) if found else None
 
@@ -114,14 +197,14 @@ def spec_from(text: str, private: frozenset[str] = frozenset()) -> PluginSpec:
     return PluginSpec(name, words, private=name in private)
 
 
-def own_plugin(engine: str, backend: str) -> PluginSpec:
+def own_plugin(engine: EngineName, backend: str) -> PluginSpec:
     """This project's daemon as it runs in production, on an engine."""
     command = (
         sys.executable, "-m", "gpuplugin", "run", "--backend", backend,
         "--kubelet-dir", KUBELET_DIR, "--config-file", CONFIG,
-        "--listen-address", "127.0.0.1:0", *ENGINES[engine].daemon_flags,
+        "--listen-address", "127.0.0.1:0", "--rpc-engine", engine,
     )  # fmt: skip
-    name = f"gpuplugin/{engine}" if ENGINES[engine].daemon_flags else "gpuplugin"
+    name = "gpuplugin" if engine == "fast" else f"gpuplugin/{engine}"
     return PluginSpec(name, command, engine=engine)
 
 

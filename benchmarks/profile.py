@@ -2,7 +2,7 @@
 
 Client and server stamp the same clock (CLOCK_MONOTONIC is one for all processes), so the way
 through the kernel and the engine is what lies between their stamps. The stamps themselves cost
-some tenths of a microsecond. The engine's own code is not looked into.
+some tenths of a microsecond. The engine's own code is not measured.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from benchmarks.calls import device_plugin_method
-from benchmarks.client import Connection
+from benchmarks.calls import TIMEOUT_S, device_plugin_method
 from benchmarks.devices import allocate_request, plugin_for
+from benchmarks.results import quantile
 from benchmarks.servers import run_engine, serving, with_metrics
-from benchmarks.stats import quantile
-from gpuplugin.rpc.services import Service
+from gpuplugin.rpc import Service
+from gpuplugin.rpc.client import Connection
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
+
+    from gpuplugin.rpc import EngineName
 
 GPUS, REPLICAS = 8, 10
 WARM_UP_CALLS = 200
@@ -57,10 +59,10 @@ class Stage:
 class _Stamped:
     """The plugin's handlers on an engine, whose Allocate notes when it was where."""
 
-    engine: str
+    engine: EngineName
 
     def serve(self, path: Path, stop: Pipe) -> None:
-        """Serve until `stop` has news."""
+        """Serve until `stop` is closed."""
         # Four numbers for each call: metrics entered, handler entered, handler left, metrics left.
         stamps = array("q")
         clock = time.perf_counter_ns
@@ -83,19 +85,19 @@ class _Stamped:
             stamps.append(clock())
             return answer
 
-        def tell(_request: bytes) -> bytes:
+        def stamped(_request: bytes) -> bytes:
             return stamps.tobytes()
 
-        service = Service(inner.name, {"Allocate": outer, _STAMPS: tell}, {})
+        service = Service(inner.name, {"Allocate": outer, _STAMPS: stamped}, {})
         run_engine(self.engine, path, service, stop)
 
 
-def profiled(engine: str, calls: int) -> tuple[str, list[str]]:
+def profiled(engine: EngineName, calls: int) -> tuple[str, list[str]]:
     """A picture (SVG) and lines of text, from so many calls.
 
     Raises:
         DidNotStart: the server did not come up.
-        ConnectionLost: it went away.
+        ConnectionFailed: it went away.
     """
     stages = stages_of(engine, calls)
     lines = [f"An Allocate call on the engine {engine}, medians of {calls} calls:"]
@@ -106,11 +108,11 @@ def profiled(engine: str, calls: int) -> tuple[str, list[str]]:
     return as_svg(engine, stages), lines
 
 
-def stages_of(engine: str, calls: int) -> list[Stage]:
+def stages_of(engine: EngineName, calls: int) -> list[Stage]:
     """The stages of a call, the whole one first."""
     with TemporaryDirectory(prefix="gp") as name:
         path = Path(name) / "p.sock"
-        with serving(path, _Stamped(engine)), Connection(path) as connection:
+        with serving(path, _Stamped(engine)), Connection(path, TIMEOUT_S) as connection:
             return _stages(*_measured(connection, WARM_UP_CALLS + calls))
 
 
@@ -122,10 +124,9 @@ def _measured(connection: Connection, calls: int) -> tuple[list[tuple[int, int, 
     ours = []
     for _ in range(calls):
         began_ns = clock()
-        connection.begin(method, request)
+        connection.start(method, request)
         sent_ns = clock()
-        while not connection.receive():
-            pass
+        connection.ended()
         ours.append((began_ns, sent_ns, clock()))
     theirs = array("q")
     theirs.frombytes(connection.call(device_plugin_method(_STAMPS), b""))

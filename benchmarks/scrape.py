@@ -18,23 +18,21 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
 import yaml
 
+from benchmarks.calls import caller, one_by_one
+from benchmarks.devices import allocate_request
+from benchmarks.results import quantile
 from gpuplugin.daemon.serving.sockets import KubeletDirs
-from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
-from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from sim.kubelet.control import ask_kubelet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import TypeAlias
-
-    Call: TypeAlias = grpc.UnaryUnaryMultiCallable[bytes, bytes]
 
 PODS, GPUS, REPLICAS = 110, 8, 100
 RESOURCE = "nvidia.com/gpu"
@@ -79,24 +77,23 @@ def measure(calls: int) -> dict[str, float]:
         body_bytes = scrapes[0][1]
         alone_us: list[float] = []
         beside_us: list[float] = []
-        with grpc.insecure_channel(f"unix:{plugin_socket(folder)}") as channel:
-            allocate: Call = channel.unary_unary(f"/{SERVICE_NAME}/Allocate")
-            request = an_allocation(folder)
-            latencies(allocate, request, 200)
+        with caller("raw", plugin_socket(folder), "Allocate") as call:
+            allocate = partial(call, an_allocation(folder))
+            one_by_one(allocate, 200)
             for _ in range(ROUNDS):
-                alone_us += latencies(allocate, request, calls)
+                alone_us += one_by_one(allocate, calls)
                 with scraping(port):
-                    beside_us += latencies(allocate, request, calls)
+                    beside_us += one_by_one(allocate, calls)
     times_ms = sorted(seconds * 1e3 for seconds, _ in scrapes)
     return {
         "scrape p50 ms": statistics.median(times_ms),
         "scrape max ms": times_ms[-1],
         "scrape KiB": body_bytes / 1024,
-        "Allocate p50 us, no scrapes": percentile(alone_us, 50),
-        "Allocate p50 us, scrapes": percentile(beside_us, 50),
-        "Allocate p99 us, no scrapes": percentile(alone_us, 99),
-        "Allocate p99 us, scrapes": percentile(beside_us, 99),
-        "ratio of p99": percentile(beside_us, 99) / percentile(alone_us, 99),
+        "Allocate p50 us, no scrapes": quantile(sorted(alone_us), 0.5),
+        "Allocate p50 us, scrapes": quantile(sorted(beside_us), 0.5),
+        "Allocate p99 us, no scrapes": quantile(sorted(alone_us), 0.99),
+        "Allocate p99 us, scrapes": quantile(sorted(beside_us), 0.99),
+        "ratio of p99": quantile(sorted(beside_us), 0.99) / quantile(sorted(alone_us), 0.99),
     }
 
 
@@ -126,24 +123,26 @@ def full_node() -> Iterator[tuple[Path, int]]:
 
 
 def pods_seen(port: int) -> int:
-    """Pods whose memory is told."""
+    """Pods whose memory is in the metrics."""
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-        connection.close()
+        lines = read_metrics(port).splitlines()
     except OSError:
         return 0
-    return sum(line.startswith("gpuplugin_pod_memory_bytes{") for line in text.splitlines())
+    return sum(line.startswith(b"gpuplugin_pod_memory_bytes{") for line in lines)
+
+
+def read_metrics(port: int) -> bytes:
+    """What a scrape gets."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with closing(connection):
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read()
 
 
 def scrape(port: int) -> tuple[float, int]:
     """Seconds and bytes of one scrape."""
     started_s = time.perf_counter()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/metrics")
-    body = connection.getresponse().read()
-    connection.close()
+    body = read_metrics(port)
     return time.perf_counter() - started_s, len(body)
 
 
@@ -176,26 +175,8 @@ def an_allocation(folder: Path) -> bytes:
     node = ask_kubelet(folder, command="view")
     pods = node["pods"]
     if not isinstance(pods, list):
-        raise SystemExit("the kubelet stand-in tells no pods")
-    device = pods[0]["grants"][0]["device_ids"][0]
-    return pb.AllocateRequest(
-        container_requests=[pb.ContainerAllocateRequest(devices_ids=[device])]
-    ).SerializeToString()
-
-
-def latencies(call: Call, request: bytes, count: int) -> list[float]:
-    """Microseconds of each call."""
-    found = []
-    for _ in range(count):
-        started_ns = time.perf_counter_ns()
-        call(request)
-        found.append((time.perf_counter_ns() - started_ns) / 1e3)
-    return found
-
-
-def percentile(values: list[float], rank: int) -> float:
-    """A percentile, 1 to 99."""
-    return statistics.quantiles(values, n=100)[rank - 1]
+        raise SystemExit("the kubelet stand-in lists no pods")
+    return allocate_request(pods[0]["grants"][0]["device_ids"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Servers in processes of their own: the plugin's handlers on an engine, and the floors.
 
-What they answer is made there; a `Server` here is the handle of one. Other people's plugins, and
-the whole daemon, are started by `plugins`.
+Whole plugins are started by `plugins`.
 """
 
 from __future__ import annotations
@@ -14,17 +13,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.devices import Topology, plugin_for
-from benchmarks.engines import ENGINES
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME, DevicePlugin
-from gpuplugin.kubelet.publication import Publication
 from gpuplugin.kubelet.snapshot import snapshot_of
-from gpuplugin.rpc.services import Service
+from gpuplugin.rpc import EngineName, Service, make_engine
+from gpuplugin.rpc.h2 import frames, grpcwire
+from gpuplugin.rpc.h2.client import ClientConnection
+from gpuplugin.rpc.publication import Publication
+from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
     from pathlib import Path
+
+ENGINES: tuple[EngineName, ...] = ("grpcio", "fast")
+"""The library first, which the other is held against."""
 
 RENEW = "Renew"
 """A method beside those of the kubelet's: the next choice is the first one of a new plugin."""
@@ -41,7 +45,7 @@ class Serves(Protocol):
     """What runs in the process of a server; it travels there by pickle."""
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` has news."""
+        """Serve until `stop` is closed."""
         ...
 
 
@@ -49,13 +53,13 @@ class Serves(Protocol):
 class Handlers:
     """The plugin's handlers, measured as in the daemon, for GPUs that are made up."""
 
-    engine: str
+    engine: EngineName
     gpus: int
     replicas: int
     topology: Topology | None = None
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` has news."""
+        """Serve until `stop` is closed."""
         plugin = plugin_for(self.gpus, self.replicas, self.topology)
         run_engine(self.engine, path, daemon_like(plugin), stop)
 
@@ -64,10 +68,10 @@ class Handlers:
 class EmptyHandler:
     """Every method answers nothing at once, and the list is empty."""
 
-    engine: str
+    engine: EngineName
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` has news."""
+        """Serve until `stop` is closed."""
         devices = Publication()
         devices.publish(b"")
         names = ("Allocate", "GetPreferredAllocation", RENEW)
@@ -78,13 +82,16 @@ class EmptyHandler:
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """No gRPC: so many bytes are read, so many are sent, by a thread for each connection."""
+    """No gRPC: so many bytes are read, and frames made in advance are sent, by a bare thread.
+
+    It has one connection at a time, whose calls have requests of one size, one after the other.
+    """
 
     request_bytes: int
-    answer_bytes: int
+    response: bytes
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` has news."""
+        """Serve until `stop` is closed."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             listener.listen()
@@ -92,18 +99,30 @@ class Echo:
             _until(stop)
 
     def _accept(self, listener: socket.socket) -> None:
+        marker = frames.U32.pack(frames.MOST_31_BITS)
+        pieces = self._frames(frames.MOST_31_BITS).split(marker)
         while True:
             client, _ = listener.accept()
-            threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+            with client:
+                client.sendall(frames.numbers(frames.WINDOW_UPDATE, 0, 1 << 30))
+                expected_bytes = len(ClientConnection(MAX_MESSAGE_BYTES).output())
+                stream_id = 1
+                while _read_exactly(client, expected_bytes + self.request_bytes):
+                    client.sendall(frames.U32.pack(stream_id).join(pieces))
+                    expected_bytes = 0
+                    stream_id += 2
 
-    def _answer(self, client: socket.socket) -> None:
-        answer = bytes(self.answer_bytes)
-        with client:
-            while read_exactly(client, self.request_bytes):
-                client.sendall(answer)
+    def _frames(self, stream_id: int) -> bytes:
+        end = frames.END_HEADERS | frames.END_STREAM
+        message = grpcwire.message_prefix(len(self.response)) + self.response
+        return (
+            frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, grpcwire.RESPONSE_BLOCK)
+            + frames.frame(frames.DATA, 0, stream_id, message)
+            + frames.frame(frames.HEADERS, end, stream_id, grpcwire.OK_BLOCK)
+        )
 
 
-def read_exactly(client: socket.socket, count: int) -> bool:
+def _read_exactly(client: socket.socket, count: int) -> bool:
     """Read so many bytes and drop them; False if the other side ended before."""
     left = count
     while left > 0:
@@ -161,9 +180,9 @@ def with_metrics(service: Service, resource: str) -> Service:
     return Metrics().calls.of(resource).wrap(service)
 
 
-def run_engine(engine: str, path: Path, service: Service, stop: Connection) -> None:
+def run_engine(engine: EngineName, path: Path, service: Service, stop: Connection) -> None:
     """Serve on an engine until `stop` has news; for the process of a server."""
-    server = ENGINES[engine].make().serve(path, [service])
+    server = make_engine(engine).serve(path, [service])
     _until(stop)
     server.stop(0)
 
@@ -179,3 +198,18 @@ def _until(stop: Connection) -> None:
         stop.recv()
     except (EOFError, OSError):
         return
+
+
+@dataclass(frozen=True, slots=True)
+class RenewedEmptyHandler:
+    """Every method answers nothing at once, but for `RENEW`, which does what it does for `like`."""
+
+    like: Handlers
+
+    def serve(self, path: Path, stop: Connection) -> None:
+        """Serve until `stop` is closed."""
+        like = self.like
+        service = daemon_like(plugin_for(like.gpus, like.replicas, like.topology))
+        unary = {name: lambda _request: b"" for name in service.unary}
+        unary[RENEW] = service.unary[RENEW]
+        run_engine(like.engine, path, Service(service.name, unary, service.streams), stop)

@@ -38,7 +38,7 @@ MACHINES, PODS, SPAN_S = 1_213, 8_152, 150 * DAY_S
 
 
 @dataclass(frozen=True)
-class Run:
+class OneRun:
     """What one run took. An event is one of simpy, or of a replay the coming or going of a pod."""
 
     simulated_s: float
@@ -48,7 +48,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Speed:
     """Medians over the turns; `peak_mib` is the largest resident set that any of them had."""
 
     name: str
@@ -71,19 +71,19 @@ def main() -> None:
     if bool(options.nodes) != bool(options.pods):
         parser.error("--nodes and --pods go together")
     figures = [
-        figure_of(name, [in_own_process(run_scenario, name, until_s) for _ in range(options.turns)])
+        speed_of(name, [in_own_process(run_scenario, name, until_s) for _ in range(options.turns)])
         for name, until_s in SCENARIOS
     ]
     replays = [
         in_own_process(run_replay, options.nodes, options.pods) for _ in range(options.turns)
     ]
-    figures.append(figure_of("replay" if options.nodes else "replay (made up)", replays))
+    figures.append(speed_of("replay" if options.nodes else "replay (made up)", replays))
     print("\n".join(as_text(figures)))
     if options.json:
         Path(options.json).write_text(json.dumps([asdict(one) for one in figures], indent=2))
 
 
-def as_text(figures: list[Figure]) -> list[str]:
+def as_text(figures: list[Speed]) -> list[str]:
     """A table."""
     header = (
         f"{'run':18} {'simulated s':>12} {'wall s':>8} {'simulated s per s':>18} "
@@ -100,26 +100,24 @@ def as_text(figures: list[Figure]) -> list[str]:
     ]
 
 
-def figure_of(name: str, runs: list[Run]) -> Figure:
+def speed_of(name: str, runs: list[OneRun]) -> Speed:
     """The figures of runs of the same."""
     wall_s = statistics.median(run.wall_s for run in runs)
     simulated_s, events = runs[0].simulated_s, runs[0].events
     peak_mib = max(run.peak_mib for run in runs)
-    return Figure(
-        name, simulated_s, wall_s, simulated_s / wall_s, events, events / wall_s, peak_mib
-    )
+    return Speed(name, simulated_s, wall_s, simulated_s / wall_s, events, events / wall_s, peak_mib)
 
 
-def run_scenario(name: str, until_s: float) -> Run:
+def run_scenario(name: str, until_s: float) -> OneRun:
     """A shipped scenario in virtual time, with the whole stack and an event log that is dropped."""
     scenario = load_scenario(name)
     settings = settings_for(scenario, {}, {}, None)
     started_s = time.perf_counter()
     outcome = VirtualRun(scenario, settings, until_s).run()
-    return Run(until_s, time.perf_counter() - started_s, outcome.steps, _peak_mib())
+    return OneRun(until_s, time.perf_counter() - started_s, outcome.steps, _peak_mib())
 
 
-def run_replay(nodes_file: str | None, pods_file: str | None) -> Run:
+def run_replay(nodes_file: str | None, pods_file: str | None) -> OneRun:
     """A trace on its fleet, each GPU shared by ten; reading the files does not count."""
     if nodes_file and pods_file:
         nodes, pods = read_nodes(nodes_file), read_pods(pods_file)
@@ -128,8 +126,8 @@ def run_replay(nodes_file: str | None, pods_file: str | None) -> Run:
     started_s = time.perf_counter()
     outcome = Replay(nodes, pods, REPLICAS).run()
     wall_s = time.perf_counter() - started_s
-    gone = sum(stay.left_s is not None for stay in outcome.stays)
-    return Run(outcome.span_s, wall_s, len(pods) + gone, _peak_mib())
+    ended = sum(stay.left_s is not None for stay in outcome.stays)
+    return OneRun(outcome.span_s, wall_s, len(pods) + ended, _peak_mib())
 
 
 def made_up_fleet(machines: int, pods: int) -> tuple[list[FleetNode], list[FleetPod]]:
@@ -157,8 +155,8 @@ def made_up_fleet(machines: int, pods: int) -> tuple[list[FleetNode], list[Fleet
     return nodes, sorted(made, key=lambda pod: (pod.created_s, pod.name))
 
 
-def in_own_process(call: Callable[..., Run], *arguments: object) -> Run:
-    """Run it elsewhere: its peak of memory is nobody else's."""
+def in_own_process(call: Callable[..., OneRun], *arguments: object) -> OneRun:
+    """Run it elsewhere: its peak of memory is its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(call, *arguments).result()

@@ -1,7 +1,7 @@
 """What skipping whole rounds gains: time slicing against the one that follows every slice.
 
 Both follow the same workload, in turns, so noise of the machine hits both alike. The stepwise one
-is told when works end, so that its slow way of finding out does not count; the other one finds out
+is given when works end, so that its slow way of finding out does not count; the other one finds out
 for itself. `python -m benchmarks.slices` prints a table, `--json FILE` writes the figures.
 """
 
@@ -28,7 +28,7 @@ WORKS_MS = (10, 100, 1_000, 10_000)
 
 
 @dataclass(frozen=True)
-class Figure:
+class Gain:
     """One length of work: wall times in ms (medians), their ratio, and simulated s per wall s."""
 
     work_ms: int
@@ -61,7 +61,7 @@ def main() -> None:
         Path(options.json).write_text(json.dumps([asdict(one) for one in figures], indent=2))
 
 
-def measure(work_ms: int, works: int, turns: int) -> Figure:
+def measure(work_ms: int, works: int, turns: int) -> Gain:
     """Both implementations by turns; they must end in the same state."""
     work_ns = work_ms * NS_PER_MS
     ends_ns = _skip(TimeSlicing(), work_ns, works)
@@ -78,7 +78,7 @@ def measure(work_ms: int, works: int, turns: int) -> Figure:
             raise AssertionError("the implementations differ")
     simulated_s = ends_ns[-1] / NS_PER_S
     fast_s, slow_s = statistics.median(skipping_s), statistics.median(stepwise_s)
-    return Figure(
+    return Gain(
         work_ms, simulated_s, fast_s * 1000, slow_s * 1000, slow_s / fast_s, simulated_s / fast_s
     )
 

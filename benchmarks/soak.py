@@ -18,16 +18,17 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
-
-from benchmarks.engines import ENGINES
+from benchmarks.calls import device_plugin_method
+from benchmarks.devices import allocate_request
+from benchmarks.machine import resident_mib
+from benchmarks.servers import ENGINES
 from gpuplugin.daemon.serving.sockets import KubeletDirs
-from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
-from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.rpc.client import CallFailed, Connection, ConnectionFailed
 from sim.kubelet import Kubelet
 from sim.node.control import control_socket, inject, status
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESOURCE = "nvidia.com/gpu"
-METHOD = f"/{SERVICE_NAME}/Allocate"
+METHOD = device_plugin_method("Allocate")
 GPUS, REPLICAS = 8, 10
 DEADLINE_S = 60.0
 CALL_TIMEOUT_S = 10.0
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000, help="in all (default 100000)")
     parser.add_argument("--rounds", type=int, default=20, help="default 20")
     parser.add_argument("--registration", choices=("watcher", "classic"), default="watcher")
-    parser.add_argument("--engine", choices=tuple(ENGINES), default="fast")
+    parser.add_argument("--engine", choices=ENGINES, default="fast")
     parser.add_argument("--json", metavar="FILE", help="write the rounds as JSON")
     options = parser.parse_args()
     print(
@@ -98,7 +99,7 @@ def soak(calls: int, rounds: int, registration: str, engine: str) -> Iterator[Ro
         [sys.executable, "-m", "gpuplugin", "run", "--backend", "sim", "--kubelet-dir", folder,
          "--registration", registration, "--listen-address", "127.0.0.1:0",
          "--health-quiet-period", "100ms", "--health-probe-interval", "500ms",
-         *ENGINES[engine].daemon_flags],
+         "--rpc-engine", engine],
         stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -138,7 +139,7 @@ def _round(kubelet: Kubelet, pid: int, registration: str, calls: int, number: in
         fault_to_list_ms=fault_ms,
         reset_to_list_ms=back_ms,
         kubelet_restarted=restart,
-        rss_mib=_rss_mib(pid),
+        rss_mib=resident_mib([pid]),
         descriptors=len(list(Path(f"/proc/{pid}/fd").iterdir())),
         threads=len(list(Path(f"/proc/{pid}/task").iterdir())),
     )
@@ -160,34 +161,34 @@ class _Caller(threading.Thread):
     def run(self) -> None:
         uuids = list(dict.fromkeys(one.partition("::")[0] for one in self._ids))
         requests = [
-            (uuids.index(one.partition("::")[0]), _request(one)) for one in sorted(self._ids)
+            (uuids.index(one.partition("::")[0]), allocate_request([one]))
+            for one in sorted(self._ids)
         ]
-        channel, call = self._connect()
+        connection = self._connect()
         for number in range(self._calls):
             gpu, request = requests[number % len(requests)]
             started_ns = time.perf_counter_ns()
             try:
-                call(request, timeout=CALL_TIMEOUT_S)
-            except grpc.RpcError:
+                connection.call(METHOD, request)
+            except CallFailed:
                 # With classic registration the socket is renewed when the kubelet restarts.
-                channel.close()
-                channel, call = self._connect()
+                connection.close()
+                connection = self._connect()
                 try:
-                    call(request, timeout=CALL_TIMEOUT_S)
-                except grpc.RpcError:
+                    connection.call(METHOD, request)
+                except CallFailed:
                     self.failed[gpu] = self.failed.get(gpu, 0) + 1
             self.times_us.append((time.perf_counter_ns() - started_ns) / 1000)
-        channel.close()
+        connection.close()
 
-    def _connect(self) -> tuple[grpc.Channel, grpc.UnaryUnaryMultiCallable[bytes, bytes]]:
+    def _connect(self) -> Connection:
         deadline_s = time.monotonic() + DEADLINE_S
-        pause = threading.Event()
-        while not (sockets := sorted(self._folder.glob("gpuplugin-*.sock"))):
-            if time.monotonic() > deadline_s:
-                raise TimeoutError(f"the plugin has no socket in {self._folder}")
-            pause.wait(0.01)
-        channel = grpc.insecure_channel(f"unix://{sockets[-1]}")
-        return channel, channel.unary_unary(METHOD)
+        while time.monotonic() < deadline_s:
+            for path in sorted(self._folder.glob("gpuplugin-*.sock"), reverse=True):
+                with suppress(ConnectionFailed):
+                    return Connection(path, CALL_TIMEOUT_S)
+            time.sleep(0.01)
+        raise TimeoutError(f"the plugin serves no socket in {self._folder}")
 
 
 def _healthy_ids(kubelet: Kubelet) -> list[str]:
@@ -196,7 +197,7 @@ def _healthy_ids(kubelet: Kubelet) -> list[str]:
 
 
 def _timed(kubelet: Kubelet, gpu: int, what: dict[str, object], allocatable: int) -> float:
-    """Milliseconds from a happening until the kubelet has the list that it leads to."""
+    """Milliseconds from a fault or recovery until the kubelet has the list with it."""
     started_ns = time.perf_counter_ns()
     inject(control_socket(kubelet.dir), str(gpu), what)
     _wait(kubelet, allocatable)
@@ -205,19 +206,6 @@ def _timed(kubelet: Kubelet, gpu: int, what: dict[str, object], allocatable: int
 
 def _wait(kubelet: Kubelet, allocatable: int) -> None:
     kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == allocatable, DEADLINE_S)
-
-
-def _request(device_id: str) -> bytes:
-    return pb.AllocateRequest(
-        container_requests=[pb.ContainerAllocateRequest(devices_ids=[device_id])]
-    ).SerializeToString()
-
-
-def _rss_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no VmRSS")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from benchmarks.results import Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.results import Figure, Statistic
+    from benchmarks.results import Measurement, Statistic
 
 EMPTY = "empty handler"
 ECHO = "unix echo"
@@ -80,7 +80,7 @@ TARGETS = (
 )  # fmt: skip
 
 
-def judged(figure: Figure, targets: tuple[Target, ...] = TARGETS) -> Figure:
+def judged(figure: Measurement, targets: tuple[Target, ...] = TARGETS) -> Measurement:
     """The figure with the verdicts of every target that is meant for it and can be decided."""
     verdicts = [
         Verdict(target.text, target.met_by(value)) for target, value in decided(figure, targets)
@@ -89,7 +89,7 @@ def judged(figure: Figure, targets: tuple[Target, ...] = TARGETS) -> Figure:
 
 
 def decided(
-    figure: Figure, targets: tuple[Target, ...] = TARGETS
+    figure: Measurement, targets: tuple[Target, ...] = TARGETS
 ) -> Iterator[tuple[Target, float]]:
     """The targets that are meant for a figure, each with what the figure has for it."""
     for target in targets:
@@ -97,14 +97,14 @@ def decided(
             yield target, value
 
 
-def _is_for(target: Target, figure: Figure) -> bool:
+def _is_for(target: Target, figure: Measurement) -> bool:
     wanted = (target.suite, target.case, target.subject)
     return all(
         fnmatchcase(found, pattern) for found, pattern in zip(figure.key, wanted, strict=True)
     )
 
 
-def _value(target: Target, figure: Figure) -> float | None:
+def _value(target: Target, figure: Measurement) -> float | None:
     """None if the figure has no such ratio, or another unit."""
     if target.floor:
         found = (one for one in figure.ratios if (one.floor, one.of) == (target.floor, target.of))

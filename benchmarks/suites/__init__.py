@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from benchmarks.context import Context
-    from benchmarks.results import Figure
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
 
 SUITES = {
     "allocate": "Allocate: latency and throughput",
@@ -20,16 +20,16 @@ SUITES = {
 
 
 class _Measure(Protocol):
-    def __call__(self, context: Context) -> list[Figure]: ...
+    def __call__(self, context: Context) -> list[Measurement]: ...
 
 
-def measure(suite: str, context: Context) -> list[Figure]:
+def measure(suite: str, context: Context) -> list[Measurement]:
     """Run a suite.
 
     Raises:
         DidNotStart: a server or plugin did not come up.
-        CallError: a call failed.
-        ConnectionLost: a server went away.
+        CallFailed: a call failed.
+        ConnectionFailed: a server went away.
     """
     call: _Measure = import_module(f"benchmarks.suites.{suite}").measure
     return call(context)

@@ -11,28 +11,32 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks import http2
-from benchmarks.calls import EchoClient, client, device_plugin_method
-from benchmarks.client import Connection
+from benchmarks.calls import (
+    TIMEOUT_S,
+    Subject,
+    caller,
+    device_plugin_method,
+    in_turns,
+    kept_busy,
+    one_by_one,
+)
 from benchmarks.devices import allocate_request, healthy_ids, plugin_for
-from benchmarks.figures import Floors, Named, figure
-from benchmarks.loop import kept_busy, one_by_one
-from benchmarks.node import simulated_node
-from benchmarks.plugins import started
-from benchmarks.rounds import Subject, in_turns
+from benchmarks.plugins import simulated_node, started
+from benchmarks.results import Floors, Named, measurement
 from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving, with_metrics
 from benchmarks.targets import ECHO, EMPTY
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
-from gpuplugin.rpc.services import Service
+from gpuplugin.rpc import Service
+from gpuplugin.rpc.client import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from random import Random
 
-    from benchmarks.calls import Client
-    from benchmarks.context import Context
-    from benchmarks.results import Figure
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
+    from gpuplugin.rpc import EngineName
 
 SUITE = "allocate"
 GPUS = 8
@@ -42,7 +46,7 @@ STREAMS = (1, 16)
 BUSY_REPLICAS = 10
 
 
-def measure(context: Context) -> list[Figure]:
+def measure(context: Context) -> list[Measurement]:
     """All of it."""
     figures = _handler_alone(context) + _over_sockets(context)
     if context.client == "raw":
@@ -52,7 +56,7 @@ def measure(context: Context) -> list[Figure]:
     return figures
 
 
-def _handler_alone(context: Context) -> list[Figure]:
+def _handler_alone(context: Context) -> list[Measurement]:
     """Bytes to bytes in this process, with the daemon's metrics around."""
     effort, chance = context.effort, context.chance("handler")
     empty = with_metrics(Service(SERVICE_NAME, {"Allocate": lambda _request: b""}, {}), "none")
@@ -68,7 +72,7 @@ def _handler_alone(context: Context) -> list[Figure]:
     found = in_turns(subjects, effort.rounds, chance)
     floors = Floors({EMPTY: found[EMPTY]})
     return [
-        figure(
+        measurement(
             Named(SUITE, name, "in process", "us"),
             rounds,
             context.seed,
@@ -92,7 +96,7 @@ class _Called:
         return f"{self.subject}: {self.case}"
 
 
-def _over_sockets(context: Context) -> list[Figure]:
+def _over_sockets(context: Context) -> list[Measurement]:
     with ExitStack() as stack:
         called = [_echo(context, stack)]
         for engine in context.engines:
@@ -103,11 +107,11 @@ def _over_sockets(context: Context) -> list[Figure]:
             subjects,
             context.effort.rounds,
             context.chance(SUITE),
-            lambda share: context.tell("Allocate, one call after the other", share),
+            lambda share: context.progress("Allocate, one call after the other", share),
         )
     by_name = {one.name: one for one in called}
     return [
-        figure(
+        measurement(
             Named(SUITE, by_name[name].case, by_name[name].subject, "us"),
             rounds,
             context.seed,
@@ -133,17 +137,15 @@ def _echo(context: Context, stack: ExitStack) -> _Called:
     plugin = plugin_for(GPUS, BUSY_REPLICAS)
     request = allocate_request([next(iter(plugin.snapshot.devices))])
     method = device_plugin_method("Allocate")
-    sent = 2 * http2.FRAME_HEADER_BYTES + len(method.block) + len(http2.message(request))
-    # Three frames come back: short headers, the message, and trailers of some 20 bytes.
-    back = 3 * http2.FRAME_HEADER_BYTES + 23 + len(http2.message(plugin.allocate(request)))
     path = context.folder / "echo.sock"
-    stack.enter_context(serving(path, Echo(sent, back)))
-    echo = EchoClient(path, sent, back)
-    stack.callback(echo.close)
-    return _Called(ECHO, "a socket", lambda: one_by_one(echo.call, context.effort.calls))
+    request_bytes = len(method.whole_call(1, request))
+    stack.enter_context(serving(path, Echo(request_bytes, plugin.allocate(request))))
+    connection = stack.enter_context(Connection(path, TIMEOUT_S))
+    call = partial(connection.call, method, request)
+    return _Called(ECHO, "a socket", lambda: one_by_one(call, context.effort.calls))
 
 
-def _engine(context: Context, stack: ExitStack, engine: str) -> list[_Called]:
+def _engine(context: Context, stack: ExitStack, engine: EngineName) -> list[_Called]:
     """The empty handler, and the plugin's for each number of replicas."""
     subject, chance = f"engine {engine}", context.chance(engine)
     echo = f"a socket: {ECHO}"
@@ -189,10 +191,9 @@ def _sampler(
     context: Context, stack: ExitStack, path: Path, ids: Sequence[str], chance: Random
 ) -> Callable[[], list[float]]:
     """Rounds of calls to a server, warmed up."""
-    connected: Client = client(context.client, path)
-    stack.callback(connected.close)
-    call = connected.caller("Allocate")
-    one_by_one(lambda: call(allocate_request([ids[0]])), min(WARM_UP_CALLS, context.effort.calls))
+    call = stack.enter_context(caller(context.client, path, "Allocate"))
+    request = allocate_request([ids[0]])
+    one_by_one(partial(call, request), min(WARM_UP_CALLS, context.effort.calls))
     return partial(_calls, call, ids, chance, context.effort.calls)
 
 
@@ -205,9 +206,9 @@ def _calls(
     return one_by_one(partial(call, request), calls)
 
 
-def _busy(context: Context) -> list[Figure]:
+def _busy(context: Context) -> list[Measurement]:
     """So many clients with so many calls in flight each."""
-    figures: list[Figure] = []
+    figures: list[Measurement] = []
     ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
     request = allocate_request([ids[0]])
     with ExitStack() as stack:
@@ -232,14 +233,14 @@ def _busy_with(
     request: bytes,
     clients: int,
     streams: int,
-) -> list[Figure]:
+) -> list[Measurement]:
     method = device_plugin_method("Allocate")
     calls = max(context.effort.busy_calls, clients * streams)
     rates: dict[str, list[list[float]]] = {f"{of}: {case}": [] for of, case in paths}
     with ExitStack() as stack:
         subjects = []
         for (subject, case), path in paths.items():
-            connections = [stack.enter_context(Connection(path)) for _ in range(clients)]
+            connections = [stack.enter_context(Connection(path, TIMEOUT_S)) for _ in range(clients)]
             kept_busy(connections, method, request, 1, clients)
             name = f"{subject}: {case}"
 
@@ -255,7 +256,9 @@ def _busy_with(
             subjects,
             context.effort.busy_rounds,
             context.chance(f"{clients} x {streams}"),
-            lambda share: context.tell(f"Allocate, {clients} clients x {streams} streams", share),
+            lambda share: context.progress(
+                f"Allocate, {clients} clients x {streams} streams", share
+            ),
         )
     figures = []
     for name, rounds in found.items():
@@ -263,10 +266,10 @@ def _busy_with(
         case = f"{handler}, {clients} x {streams}"
         floors = _busy_floors(context, subject, handler)
         latency = Named(SUITE, case, subject, "us")
-        figures.append(figure(latency, rounds, context.seed, _floors(floors, found)))
+        figures.append(measurement(latency, rounds, context.seed, _floors(floors, found)))
         rate = Named(SUITE, f"{case} calls/s", subject, "calls/s")
         known = {_floor_name(one): rates[one] for one in floors}
-        figures.append(figure(rate, rates[name], context.seed, Floors(known, of="rate")))
+        figures.append(measurement(rate, rates[name], context.seed, Floors(known, of="rate")))
     return figures
 
 

@@ -1,4 +1,4 @@
-"""From a fault of a GPU to the list that tells the kubelet of it, on the wire.
+"""From a fault of a GPU to the list with it, on the wire.
 
 The fault is injected into the simulated node; what that alone takes is the floor. After each start
 of a plugin every GPU has one fault, and none recovers: how soon a plugin recovers is a choice.
@@ -10,20 +10,19 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.devices import healthy_ids
-from benchmarks.figures import Floors, Named, figure, one_round_each
 from benchmarks.kubelet import NeverCame
-from benchmarks.node import GPUS, simulated_node
-from benchmarks.plugins import started
+from benchmarks.plugins import GPUS, simulated_node, started
+from benchmarks.results import Floors, Named, measurement, one_round_each
 from sim.node.control import inject, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from benchmarks.context import Context
     from benchmarks.kubelet import MeasuringKubelet, Registered
     from benchmarks.plugins import PluginSpec, RunningPlugin
-    from benchmarks.results import Figure
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
 
 SUITE = "faults"
 FAULT: Mapping[str, object] = {"kind": "xid", "xid": 79}
@@ -34,9 +33,9 @@ QUIET_S = 0.1
 INJECTION = "asking the node"
 
 
-def measure(context: Context) -> list[Figure]:
+def measure(context: Context) -> list[Measurement]:
     """All of it: with few devices and with many."""
-    figures: list[Figure] = []
+    figures: list[Measurement] = []
     counts = [count for count in context.effort.replicas if count in (10, 1000)]
     for number, replicas in enumerate(counts):
         times: dict[str, list[tuple[float, float]]] = {}
@@ -44,14 +43,14 @@ def measure(context: Context) -> list[Figure]:
             done = (number * context.effort.fault_starts + start) / (
                 len(counts) * context.effort.fault_starts
             )
-            context.tell("faults", done)
+            context.progress("faults", done)
             _one_start(context, replicas, times)
         for name, pairs in times.items():
             if pairs:
                 floors = Floors({INJECTION: one_round_each([floor for floor, _ in pairs])})
                 named = Named(SUITE, f"fault to list, {GPUS} x {replicas}", name, "ms")
                 rounds = one_round_each([took for _, took in pairs])
-                figures.append(figure(named, rounds, context.seed, floors))
+                figures.append(measurement(named, rounds, context.seed, floors))
     return figures
 
 
@@ -87,7 +86,7 @@ def _break_all(
     # A plugin may need a moment after its list until it watches its GPUs.
     time.sleep(0.5)
     for gpu in range(GPUS):
-        # Faults in close order are told in one list, later: this is about one alone.
+        # Faults in close order share one list, later: this is about one alone.
         time.sleep(QUIET_S)
         floor_started_ns = time.perf_counter_ns()
         status(control)

@@ -8,21 +8,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import client
+from benchmarks.calls import Subject, caller, in_turns, one_by_one
 from benchmarks.devices import allocate_request, healthy_ids
-from benchmarks.figures import Floors, Named, figure, one_round_each, single
-from benchmarks.loop import one_by_one
 from benchmarks.machine import cpu_s, resident_mib
-from benchmarks.node import simulated_node
-from benchmarks.plugins import started
-from benchmarks.rounds import Subject, in_turns
+from benchmarks.plugins import simulated_node, started
+from benchmarks.results import Floors, Named, measurement, one_round_each, single
 from benchmarks.scrape import scrape
 
 if TYPE_CHECKING:
-    from benchmarks.context import Context
-    from benchmarks.node import Node
-    from benchmarks.plugins import PluginSpec, RunningPlugin
-    from benchmarks.results import Figure
+    from benchmarks.plugins import Node, PluginSpec, RunningPlugin
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
 
 SUITE = "life"
 REPLICAS = 10
@@ -33,7 +29,7 @@ INTERPRETER = "start of Python"
 IDLE_MEMORY = "resident, idle"
 
 
-def measure(context: Context) -> list[Figure]:
+def measure(context: Context) -> list[Measurement]:
     """All of it."""
     folder = context.folder / "n"
     folder.mkdir(exist_ok=True)
@@ -41,12 +37,12 @@ def measure(context: Context) -> list[Figure]:
         specs = context.plugins(node)
         figures = _starts(context, node, specs)
         for number, spec in enumerate(specs):
-            context.tell(f"memory and CPU of {spec.name}", number / len(specs))
+            context.progress(f"memory and CPU of {spec.name}", number / len(specs))
             figures += _costs(context, node, spec)
     return figures
 
 
-def _starts(context: Context, node: Node, specs: tuple[PluginSpec, ...]) -> list[Figure]:
+def _starts(context: Context, node: Node, specs: tuple[PluginSpec, ...]) -> list[Measurement]:
     for spec in specs:
         # One that does not count: files are in memory from then on, and Python code is compiled.
         _start(spec, node, [])
@@ -59,18 +55,18 @@ def _starts(context: Context, node: Node, specs: tuple[PluginSpec, ...]) -> list
         subjects,
         context.effort.starts,
         context.chance(SUITE),
-        lambda share: context.tell("starts", share),
+        lambda share: context.progress("starts", share),
     )
     floor = first_lists.pop(INTERPRETER)
     floors = Floors({INTERPRETER: floor})
-    figures = [figure(Named(SUITE, INTERPRETER, "a process", "ms"), floor, context.seed)]
+    figures = [measurement(Named(SUITE, INTERPRETER, "a process", "ms"), floor, context.seed)]
     for spec in specs:
         both = {
             "start to registered": one_round_each(registered[spec.name]),
             "start to first list": first_lists[spec.name],
         }
         figures += [
-            figure(Named(SUITE, case, spec.name, "ms"), rounds, context.seed, floors)
+            measurement(Named(SUITE, case, spec.name, "ms"), rounds, context.seed, floors)
             for case, rounds in both.items()
         ]
     return figures
@@ -92,13 +88,13 @@ def _start(spec: PluginSpec, node: Node, registered_ms: list[float]) -> list[flo
         return [(plugin.lists[0].at_ns - running.started_ns) / 1e6]
 
 
-def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Figure]:
+def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Measurement]:
     effort = context.effort
     with started(spec, node, REPLICAS) as running:
         plugin = running.first()
         time.sleep(min(SETTLE_S, effort.idle_s))
         if running.http_port is None:
-            context.note(f"{spec.name} tells no port for metrics: its memory is without a scrape.")
+            context.note(f"{spec.name} logs no port for metrics: its memory is without a scrape.")
         else:
             # A plugin at work is scraped, and the first scrape takes memory that stays.
             scrape(running.http_port)
@@ -113,23 +109,22 @@ def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Figure]:
         if not ids:
             context.note(f"{spec.name} lists no healthy device: nothing was allocated from it.")
             return figures
-        connected = client(context.client, plugin.socket)
-        call, request = connected.caller("Allocate"), allocate_request([ids[0]])
-        before_s = cpu_s(running.pids)
-        one_by_one(lambda: call(request), effort.memory_calls)
+        request = allocate_request([ids[0]])
+        with caller(context.client, plugin.socket, "Allocate") as call:
+            before_s = cpu_s(running.pids)
+            one_by_one(partial(call, request), effort.memory_calls)
         per_call_us = (cpu_s(running.pids) - before_s) / effort.memory_calls * 1e6
-        after = figure(
+        after = measurement(
             named(f"resident, after {effort.memory_calls} calls", spec.name, "MiB"),
             [[resident_mib(running.pids)]],
             context.seed,
             Floors({IDLE_MEMORY: [[idle_mib]]}),
         )
-        connected.close()
     return [*figures, after, single(named("CPU of a call", spec.name, "us"), per_call_us)]
 
 
 def _cpu_percent(running: RunningPlugin, over_s: float) -> float:
-    """Share of one core that the plugin used while nobody asked it anything."""
+    """Share of one core that the plugin used while nothing called it."""
     began_s, before_s = time.monotonic(), cpu_s(running.pids)
     time.sleep(over_s)
     return (cpu_s(running.pids) - before_s) / (time.monotonic() - began_s) * 100

@@ -7,30 +7,28 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import device_plugin_method
-from benchmarks.client import CallError, Connection
+from benchmarks.calls import TIMEOUT_S, Subject, device_plugin_method, in_turns
 from benchmarks.devices import plugin_for
-from benchmarks.figures import Floors, Named, figure, single
-from benchmarks.node import simulated_node
-from benchmarks.plugins import started
-from benchmarks.rounds import Subject, in_turns
+from benchmarks.plugins import simulated_node, started
+from benchmarks.results import Floors, Named, measurement, single
 from benchmarks.servers import EmptyHandler, Handlers, serving
+from gpuplugin.rpc import RpcCode
+from gpuplugin.rpc.client import CallFailed, Connection
 
 if TYPE_CHECKING:
-    from benchmarks.context import Context
-    from benchmarks.results import Figure
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
 
 SUITE = "listing"
 GPUS = 8
 CALLS = 3
 PLUGIN_REPLICAS = 10
 EMPTY_LIST = "empty list"
-_RESOURCE_EXHAUSTED = 8
 _PAUSE_S = 0.002
 _DEADLINE_S = 10.0
 
 
-def measure(context: Context) -> list[Figure]:
+def measure(context: Context) -> list[Measurement]:
     """All of it."""
     effort = context.effort
     figures = [
@@ -49,7 +47,7 @@ def measure(context: Context) -> list[Figure]:
             for case, what in cases.items():
                 path = context.folder / f"{engine}-list-{len(names)}.sock"
                 stack.enter_context(serving(path, what))
-                connection = stack.enter_context(Connection(path))
+                connection = stack.enter_context(Connection(path, TIMEOUT_S))
                 names[f"{engine}: {case}"] = case, f"engine {engine}", floor
                 subjects.append(Subject(f"{engine}: {case}", partial(_first_lists, connection)))
         subjects += _whole_plugins(context, stack, names)
@@ -57,12 +55,12 @@ def measure(context: Context) -> list[Figure]:
             subjects,
             effort.rounds,
             context.chance(SUITE),
-            lambda share: context.tell("ListAndWatch, first list", share),
+            lambda share: context.progress("ListAndWatch, first list", share),
         )
     for name, rounds in found.items():
         case, subject, floor = names[name]
         floors = Floors({} if name == floor else {EMPTY_LIST: found[floor]})
-        figures.append(figure(Named(SUITE, case, subject, "us"), rounds, context.seed, floors))
+        figures.append(measurement(Named(SUITE, case, subject, "us"), rounds, context.seed, floors))
     return figures
 
 
@@ -75,7 +73,7 @@ def _whole_plugins(
     subjects = []
     for spec in context.plugins(node):
         plugin = stack.enter_context(started(spec, node, PLUGIN_REPLICAS)).first()
-        connection = stack.enter_context(Connection(plugin.socket))
+        connection = stack.enter_context(Connection(plugin.socket, TIMEOUT_S))
         floor = f"{spec.engine or context.engines[0]}: {EMPTY_LIST}"
         names[spec.name] = "first list, whole plugin", spec.name, floor
         subjects.append(Subject(spec.name, partial(_first_lists, connection)))
@@ -92,15 +90,15 @@ def _first_list_us(connection: Connection) -> float:
     deadline_s = time.monotonic() + _DEADLINE_S
     while True:
         started_ns = time.perf_counter_ns()
-        stream_id = connection.follow(method)
+        stream = connection.start(method, b"", streaming=True)
         try:
-            connection.message(stream_id)
-        except CallError as error:
+            connection.next_response(stream)
+        except CallFailed as error:
             # Streams that were cancelled a moment ago may still count as open.
-            if error.code != _RESOURCE_EXHAUSTED or time.monotonic() > deadline_s:
+            if error.code != RpcCode.RESOURCE_EXHAUSTED or time.monotonic() > deadline_s:
                 raise
             time.sleep(_PAUSE_S)
             continue
         took_us = (time.perf_counter_ns() - started_ns) / 1e3
-        connection.cancel(stream_id)
+        connection.cancel(stream)
         return took_us

@@ -13,32 +13,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import client
-from benchmarks.client import CallError
+from benchmarks.calls import Subject, caller, in_turns, one_by_one
 from benchmarks.devices import TOPOLOGIES, healthy_ids, plugin_for, prefer_request
-from benchmarks.figures import Floors, Named, figure
-from benchmarks.loop import one_by_one
-from benchmarks.node import simulated_node
-from benchmarks.plugins import started
-from benchmarks.renewed import RenewedEmptyHandler
-from benchmarks.rounds import Subject, in_turns
-from benchmarks.servers import RENEW, EmptyHandler, Handlers, serving
+from benchmarks.plugins import simulated_node, started
+from benchmarks.results import Floors, Named, measurement
+from benchmarks.servers import RENEW, EmptyHandler, Handlers, RenewedEmptyHandler, serving
 from benchmarks.targets import EMPTY
+from gpuplugin.rpc.client import CallFailed, ConnectionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from random import Random
 
-    from benchmarks.context import Context
-    from benchmarks.results import Figure
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
     from benchmarks.servers import Serves
+    from gpuplugin.rpc import EngineName
 
 SUITE = "prefer"
 GPUS = 8
 SIZES = range(1, 9)
 WHOLE = {8: SIZES, 16: (1, 2, 4, 8, 12, 15, 16)}
-"""GPUs given out whole, and the sizes that are asked of them."""
+"""GPUs allocated whole, and the sizes of the requests."""
 CALLS = 4
 """In a round, for each request: they are many, and the longest take milliseconds."""
 FIRST_CALLS = 2
@@ -50,7 +47,7 @@ QUIET_S = 0.003
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A plugin to ask for so many devices; `first_calls` makes a new one before each call."""
+    """A plugin, and the sizes of the requests; `first_calls` makes a new one before each call."""
 
     name: str
     what: Handlers
@@ -65,7 +62,7 @@ class _Case:
         )
 
 
-def measure(context: Context) -> list[Figure]:
+def measure(context: Context) -> list[Measurement]:
     """All of it."""
     figures = [
         figure
@@ -76,7 +73,7 @@ def measure(context: Context) -> list[Figure]:
     return figures + _whole_plugins(context)
 
 
-def _cases(context: Context, engine: str) -> list[_Case]:
+def _cases(context: Context, engine: EngineName) -> list[_Case]:
     cases = [
         _Case(f"{GPUS} x {count}", Handlers(engine, GPUS, count), SIZES, first_calls=False)
         for count in context.effort.replicas
@@ -90,7 +87,7 @@ def _cases(context: Context, engine: str) -> list[_Case]:
     return cases
 
 
-def _one_case(context: Context, case: _Case) -> list[Figure]:
+def _one_case(context: Context, case: _Case) -> list[Measurement]:
     what = case.what
     chance = context.chance(f"{what.engine} {case.name}")
     ids = list(plugin_for(what.gpus, what.replicas).snapshot.devices)
@@ -110,10 +107,10 @@ def _one_case(context: Context, case: _Case) -> list[Figure]:
             subjects,
             context.effort.prefer_rounds,
             chance,
-            lambda share: context.tell(f"GetPreferredAllocation, {case.name}", share),
+            lambda share: context.progress(f"GetPreferredAllocation, {case.name}", share),
         )
     return [
-        figure(
+        measurement(
             Named(SUITE, f"{case.name}, request {size}", own, "us", case.name),
             found[f"{own}, {size}"],
             context.seed,
@@ -127,9 +124,7 @@ def _caller(
     stack: ExitStack, context: Context, path: Path, method: str
 ) -> Callable[[bytes], bytes]:
     """A method, on a connection of its own until `stack` ends."""
-    connected = client(context.client, path)
-    stack.callback(connected.close)
-    return connected.caller(method)
+    return stack.enter_context(caller(context.client, path, method))
 
 
 def _calls(
@@ -141,9 +136,7 @@ def _calls(
 ) -> list[float]:
     """One round: all ids are available, in an order of its own, as the kubelet sends them."""
     request = prefer_request(chance.sample(ids, len(ids)), size)
-    # The client does not read an answer that repeats the one before it. Empty ones always do; by
-    # this call those of the plugin do, too.
-    call(request)
+    call(request)  # it does not count
     if before is None:
         return one_by_one(partial(call, request), CALLS)
     found = []
@@ -154,7 +147,7 @@ def _calls(
     return found
 
 
-def _whole_plugins(context: Context) -> list[Figure]:
+def _whole_plugins(context: Context) -> list[Measurement]:
     """Our daemon and other people's in turns, each with the devices that it lists."""
     with ExitStack() as stack:
         folder = context.folder / "n"
@@ -179,7 +172,7 @@ def _whole_plugins(context: Context) -> list[Figure]:
                     context.note(f"{spec.name} does not answer GetPreferredAllocation.")
         found = in_turns(subjects, context.effort.prefer_rounds, chance)
     return [
-        figure(
+        measurement(
             Named(SUITE, "whole plugin, request 2", name, "us"),
             rounds,
             context.seed,
@@ -194,6 +187,8 @@ def _answers(call: Callable[[bytes], bytes], ids: Sequence[str]) -> bool:
     """False for a plugin that does not have the method, which is optional."""
     try:
         call(prefer_request(ids, 1))
-    except CallError:
+    except ConnectionFailed:
+        raise
+    except CallFailed:
         return False
     return True

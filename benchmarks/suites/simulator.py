@@ -6,12 +6,12 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks import simulator, slices
-from benchmarks.figures import Floors, Named, figure, one_round_each
-from benchmarks.rounds import Subject, in_turns
+from benchmarks.calls import Subject, in_turns
+from benchmarks.results import Floors, Named, measurement, one_round_each
 
 if TYPE_CHECKING:
-    from benchmarks.context import Context
-    from benchmarks.results import Figure
+    from benchmarks.results import Measurement
+    from benchmarks.run import Context
 
 SUITE = "simulator"
 PYTHON = "a loop of Python"
@@ -21,8 +21,8 @@ _WORKS = 200
 _WORK_MS = 1_000
 
 
-def measure(context: Context) -> list[Figure]:
-    """All of it; the floor is a plain loop, which tells how fast the interpreter was meanwhile."""
+def measure(context: Context) -> list[Measurement]:
+    """All of it; the floor is a plain loop, which shows how fast the interpreter was meanwhile."""
     events: dict[str, list[list[float]]] = {}
     speeds: dict[str, list[list[float]]] = {}
 
@@ -50,27 +50,27 @@ def measure(context: Context) -> list[Figure]:
         subjects,
         context.effort.turns,
         context.chance(SUITE),
-        lambda share: context.tell("simulator", share),
+        lambda share: context.progress("simulator", share),
     )
     floor = found.pop(PYTHON)
-    figures = [figure(Named(SUITE, PYTHON, "an interpreter", "s"), floor, context.seed)]
+    figures = [measurement(Named(SUITE, PYTHON, "an interpreter", "s"), floor, context.seed)]
     for name, rounds in found.items():
         wall = Named(SUITE, f"{name}, wall time", "simulator", "s")
-        figures.append(figure(wall, rounds, context.seed, Floors({PYTHON: floor})))
+        figures.append(measurement(wall, rounds, context.seed, Floors({PYTHON: floor})))
         rate = Named(SUITE, f"{name}, events", "simulator", "events/s")
-        figures.append(figure(rate, events[name], context.seed))
+        figures.append(measurement(rate, events[name], context.seed))
         if name in speeds:
             speed = Named(SUITE, f"{name}, virtual time", "simulator", "s/s")
-            figures.append(figure(speed, speeds[name], context.seed))
+            figures.append(measurement(speed, speeds[name], context.seed))
     return [*figures, _skipping(context)]
 
 
-def _skipping(context: Context) -> Figure:
+def _skipping(context: Context) -> Measurement:
     """Whole rounds of slices at once against each slice for itself."""
     one = slices.measure(_WORK_MS, _WORKS, context.effort.turns)
     named = Named(SUITE, f"works of {_WORK_MS} ms", "simulator", "ms")
     floors = Floors({"each slice": one_round_each([one.stepwise_ms])})
-    return figure(named, one_round_each([one.skipping_ms]), context.seed, floors)
+    return measurement(named, one_round_each([one.skipping_ms]), context.seed, floors)
 
 
 def _loop() -> list[float]:

@@ -6,21 +6,22 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from benchmarks import compare
-from benchmarks.engines import ENGINES
 from benchmarks.namespace import NoNamespace, check_namespaces
 from benchmarks.plot import as_svg
 from benchmarks.plugins import PluginSpec, spec_from
 from benchmarks.results import CannotRead, as_json, read_run
 from benchmarks.run import Failed, Wanted, misses, run
+from benchmarks.servers import ENGINES
+from benchmarks.show import as_comparison, as_table, compare_runs
 from benchmarks.suites import SUITES
-from benchmarks.table import as_table
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+T = TypeVar("T", bound=str)
 
 
 def bench(parsed: argparse.Namespace) -> int:
@@ -42,13 +43,13 @@ def bench(parsed: argparse.Namespace) -> int:
 
 
 def _measure(wanted: Wanted, parsed: argparse.Namespace) -> int:
-    # Files that cannot be written are told of before the minutes that it takes, not after.
+    # A file that cannot be written is an error before the minutes that it takes, not after.
     for name in (parsed.json, parsed.plot):
         if name:
             Path(name).touch()
     progress = _Progress()
     try:
-        found = run(wanted, progress.tell)
+        found = run(wanted, progress.show)
     finally:
         progress.end()
     print("\n".join(as_table(found, everything=parsed.all)))
@@ -60,8 +61,8 @@ def _measure(wanted: Wanted, parsed: argparse.Namespace) -> int:
 
 
 def _compare(before: Path, after: Path, threshold: float) -> int:
-    found = compare.changes(read_run(before), read_run(after))
-    print("\n".join(compare.as_text(found, threshold)))
+    found = compare_runs(read_run(before), read_run(after))
+    print("\n".join(as_comparison(found, threshold)))
     return int(any(change.worse_than(threshold) for change in found))
 
 
@@ -76,7 +77,7 @@ def _profile(wanted: Wanted, file: Path) -> int:
 
 def _wanted(parsed: argparse.Namespace) -> Wanted:
     suites = _known("suite", parsed.suites, tuple(SUITES), parsed)
-    engines = _known("engine", parsed.engine or [], tuple(ENGINES), parsed)
+    engines = _known("engine", parsed.engine or [], ENGINES, parsed)
     return Wanted(
         suites=suites,
         engines=engines,
@@ -85,7 +86,7 @@ def _wanted(parsed: argparse.Namespace) -> Wanted:
         seed=parsed.seed,
         quick=parsed.quick,
         calls=parsed.calls,
-        options=_told(parsed, suites),
+        options=_options(parsed, suites),
     )
 
 
@@ -105,20 +106,20 @@ def _others(parsed: argparse.Namespace) -> list[PluginSpec]:
 
 
 def _known(
-    what: str, given: Sequence[str], known: tuple[str, ...], parsed: argparse.Namespace
-) -> tuple[str, ...]:
+    what: str, given: Sequence[str], known: tuple[T, ...], parsed: argparse.Namespace
+) -> tuple[T, ...]:
     for name in given:
         if name not in known:
             parsed.wrong_usage(f"no {what} {name!r}; there are {', '.join(known)}")
-    return tuple(dict.fromkeys(given)) or known
+    return tuple(dict.fromkeys(one for name in given for one in known if one == name)) or known
 
 
-def _told(parsed: argparse.Namespace, suites: Sequence[str]) -> tuple[str, ...]:
+def _options(parsed: argparse.Namespace, suites: Sequence[str]) -> tuple[str, ...]:
     """How it was measured, for the file."""
-    told = [*suites, "--client", parsed.client]
-    told += ["--quick"] if parsed.quick else []
-    told += [f"--plugin {shlex.quote(text)}" for text in parsed.plugin]
-    return tuple(told)
+    options = [*suites, "--client", parsed.client]
+    options += ["--quick"] if parsed.quick else []
+    options += [f"--plugin {shlex.quote(text)}" for text in parsed.plugin]
+    return tuple(options)
 
 
 class _Progress:
@@ -128,8 +129,8 @@ class _Progress:
         self._what = ""
         self._terminal = sys.stderr.isatty()
 
-    def tell(self, what: str, share: float) -> None:
-        """Show it."""
+    def show(self, what: str, share: float) -> None:
+        """Show what is being measured and the share that is done."""
         if self._terminal:
             print(f"\r\033[K{what} {share:4.0%}", end="", file=sys.stderr, flush=True)
         elif what != self._what:

@@ -31,9 +31,11 @@ from gpuplugin.config.forms import (
 )
 from gpuplugin.config.shape import Section, key, list_of, optional, section
 from gpuplugin.config.values import node_name
+from gpuplugin.core.injection import DeviceIdStrategy, DeviceListStrategy
+from gpuplugin.core.inventory import MigStrategy
+from gpuplugin.core.preference import PolicyName
 from gpuplugin.core.selection import NamePattern
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
-from gpuplugin.core.words import IdStrategy, MigStrategy, PolicyName, Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -69,11 +71,11 @@ class PluginFlags(Section):
     """flags.plugin."""
 
     pass_device_specs: bool = key(boolean, False)
-    device_list_strategy: list[Strategy] = key(
-        listed(list_of(one_of(get_args(Strategy)))), ["envvar"]
+    device_list_strategy: list[DeviceListStrategy] = key(
+        listed(list_of(one_of(get_args(DeviceListStrategy)))), ["envvar"]
     )
-    device_id_strategy: IdStrategy = key(
-        one_of(get_args(IdStrategy)), "uuid", name="deviceIDStrategy"
+    device_id_strategy: DeviceIdStrategy = key(
+        one_of(get_args(DeviceIdStrategy)), "uuid", name="deviceIDStrategy"
     )
     cdi_annotation_prefix: str = key(text, "cdi.k8s.io/")
     nvidia_ctk_path: str = key(text, "/usr/bin/nvidia-ctk", name="nvidiaCTKPath")

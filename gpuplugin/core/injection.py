@@ -1,20 +1,27 @@
 """What a container gets for the devices it was allocated, independent of the wire format.
 
-The strategies, names and paths are those of NVIDIA's plugin and container toolkit. An answer names
-nothing but the devices that the request asked for.
+The strategies, names and paths are those of NVIDIA's plugin and container toolkit. A response
+names nothing but the devices of its request.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gpuplugin.core.inventory import Device
-    from gpuplugin.core.words import IdStrategy, Strategy
 
+DeviceListStrategy: TypeAlias = Literal["envvar", "volume-mounts", "cdi-annotations", "cdi-cri"]
+"""How a container gets the list of its devices, in the order in which several are applied.
+
+What each does is in `inject` and `_is_cdi`."""
+
+_STRATEGIES: tuple[DeviceListStrategy, ...] = get_args(DeviceListStrategy)
+
+DeviceIdStrategy: TypeAlias = Literal["uuid", "index"]
 
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 VISIBLE_IMEX_CHANNELS = "NVIDIA_IMEX_CHANNELS"
@@ -24,8 +31,6 @@ DEVICE_MOUNT_ROOT = "/var/run/nvidia-container-devices"
 CDI_VENDOR = "k8s.device-plugin.nvidia.com"
 CDI_ANNOTATION_NAME = "nvidia-device-plugin_"
 IMEX_CHANNEL_FOLDER = "/dev/nvidia-caps-imex-channels"
-
-_CDI_STRATEGIES = frozenset({"cdi-annotations", "cdi-cri"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,8 @@ class InjectionPlan:
     them without a device node here, for which there is no CDI device.
     """
 
-    strategies: frozenset[Strategy] = frozenset({"envvar"})
-    id_strategy: IdStrategy = "uuid"
+    strategies: frozenset[DeviceListStrategy] = frozenset({"envvar"})
+    id_strategy: DeviceIdStrategy = "uuid"
     pass_device_specs: bool = False
     dev_root: str = "/"
     control_nodes: tuple[str, ...] = ()
@@ -51,7 +56,7 @@ class InjectionPlan:
     @property
     def uses_cdi(self) -> bool:
         """True if containers are given CDI names, so that specs must exist."""
-        return bool(self.strategies & _CDI_STRATEGIES)
+        return any(map(_is_cdi, self.strategies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,16 @@ class Injection:
     cdi_devices: tuple[str, ...] = ()
 
 
+def _is_cdi(strategy: DeviceListStrategy) -> bool:
+    match strategy:
+        case "envvar" | "volume-mounts":
+            return False
+        case "cdi-annotations" | "cdi-cri":
+            return True
+        case _:
+            assert_never(strategy)
+
+
 def runtime_id(device: Device, plan: InjectionPlan) -> str:
     """How the container runtime knows the device."""
     return device.uuid if plan.id_strategy == "uuid" else device.index
@@ -89,28 +104,38 @@ def runtime_id(device: Device, plan: InjectionPlan) -> str:
 def inject(resource: str, devices: Sequence[Device], plan: InjectionPlan) -> Injection:
     """What a container gets for `devices` of `resource`; repeats of a device count once."""
     ids = tuple(dict.fromkeys(runtime_id(device, plan) for device in devices))
-    cdi_names = _cdi_names(ids, plan) if plan.uses_cdi else ()
-    annotations: tuple[tuple[str, str], ...] = ()
-    if "cdi-annotations" in plan.strategies:
-        annotations = ((_annotation_key(resource, ids, plan), ",".join(cdi_names)),)
-    envs = {f"NVIDIA_{feature.upper()}": "enabled" for feature in plan.features}
-    cdi_devices = cdi_names if "cdi-cri" in plan.strategies else ()
-    if plan.strategies <= _CDI_STRATEGIES:
-        return Injection(envs=tuple(envs.items()), annotations=annotations, cdi_devices=cdi_devices)
-    mounts: list[Mount] = []
     channels = [str(channel) for channel in plan.imex_channels]
-    if "envvar" in plan.strategies:
-        envs[VISIBLE_DEVICES] = ",".join(ids)
-        if channels:
-            envs[VISIBLE_IMEX_CHANNELS] = ",".join(channels)
-    if "volume-mounts" in plan.strategies:
-        envs[VISIBLE_DEVICES] = DEVICE_MOUNT_ROOT
-        names = (*ids, *(f"imex/{channel}" for channel in channels))
-        mounts = [Mount(f"{DEVICE_MOUNT_ROOT}/{name}", "/dev/null") for name in names]
+    envs = {f"NVIDIA_{feature.upper()}": "enabled" for feature in plan.features}
+    mounts: list[Mount] = []
+    # In CDI the spec has the device nodes.
+    pass_nodes = False
+    annotations: tuple[tuple[str, str], ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    for strategy in _STRATEGIES:
+        if strategy not in plan.strategies:
+            continue
+        match strategy:
+            case "envvar":
+                pass_nodes = plan.pass_device_specs
+                envs[VISIBLE_DEVICES] = ",".join(ids)
+                if channels:
+                    envs[VISIBLE_IMEX_CHANNELS] = ",".join(channels)
+            case "volume-mounts":
+                pass_nodes = plan.pass_device_specs
+                envs[VISIBLE_DEVICES] = DEVICE_MOUNT_ROOT
+                names = (*ids, *(f"imex/{channel}" for channel in channels))
+                mounts = [Mount(f"{DEVICE_MOUNT_ROOT}/{name}", "/dev/null") for name in names]
+            case "cdi-annotations":
+                value = ",".join(_cdi_names(ids, plan))
+                annotations = ((_annotation_key(resource, ids, plan), value),)
+            case "cdi-cri":
+                cdi_devices = _cdi_names(ids, plan)
+            case _:
+                assert_never(strategy)
     return Injection(
         envs=tuple(envs.items()),
         mounts=tuple(mounts),
-        nodes=tuple(_nodes(devices, plan)) if plan.pass_device_specs else (),
+        nodes=tuple(_nodes(devices, plan)) if pass_nodes else (),
         annotations=annotations,
         cdi_devices=cdi_devices,
     )

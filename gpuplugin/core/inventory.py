@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuplugin.core.replicas import replica_id
 from gpuplugin.core.selection import GpuFilter, NamePattern, first_match
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from gpuplugin.core.sharing import SharedResource
-    from gpuplugin.core.words import MigStrategy
     from hal import Gpu, MigDevice
+
+MigStrategy: TypeAlias = Literal["none", "single", "mixed"]
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """The resource that whole GPUs are advertised as, unless a pattern says otherwise."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.injection import InjectionPlan
+    from gpuplugin.core.preference import PolicyName
     from gpuplugin.core.usage import Reading
-    from gpuplugin.core.words import PolicyName
     from hal import Event, Gpu, Link, Probe
 
 

@@ -34,7 +34,7 @@ from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.daemon.supervisor import Fatal, supervise
 from gpuplugin.daemon.timers import tick
-from gpuplugin.rpc.engines import make_engine
+from gpuplugin.rpc import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

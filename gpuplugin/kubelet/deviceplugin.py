@@ -13,17 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.allocation import AllocationError, check_request
-from gpuplugin.core.preference import prefer
+from gpuplugin.core.preference import needs_distinct_gpus, prefer
 from gpuplugin.kubelet.protowire import number
-from gpuplugin.kubelet.publication import Publication
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
+from gpuplugin.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.publication import Publication
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
     from gpuplugin.kubelet.snapshot import IsHealthy, ResourceSnapshot
-    from gpuplugin.rpc.services import Subscription
+    from gpuplugin.rpc import Subscription
 
 SERVICE_NAME = "v1beta1.DevicePlugin"
 API_VERSION = "v1beta1"
@@ -51,7 +51,7 @@ class RecentCall(NamedTuple):
 class DevicePlugin:
     """Handlers for one resource; `devices` is the published device list.
 
-    `on_choice` is told the method of every preferred allocation, in any thread.
+    `on_choice` is called with the method of every preferred allocation, in any thread.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class DevicePlugin:
 
     @property
     def snapshot(self) -> ResourceSnapshot:
-        """What the handlers answer from at this moment."""
+        """What the handlers read at this moment."""
         return self._snapshot
 
     @property
     def recent(self) -> list[RecentCall]:
-        """The last Allocate calls, for whoever looks."""
+        """The last Allocate calls."""
         return [RecentCall(*call) for call in tuple(self._recent)]
 
     def update(self, snapshot: ResourceSnapshot, is_healthy: IsHealthy) -> bool:
-        """Answer from `snapshot` from now on; True if the list changed and streams get it."""
+        """Serve `snapshot` from now on; True if the list changed and streams get it."""
         self._snapshot = snapshot
         return self.devices.publish(snapshot.device_list(is_healthy))
 
@@ -107,36 +107,36 @@ class DevicePlugin:
         return self.devices.subscribe(wake)
 
     def allocate(self, request: bytes) -> bytes:
-        """Allocate: one answer per container, in the order of the request."""
+        """Allocate: one response per container, in the order of the request."""
         snapshot = self._snapshot
-        lone = snapshot.lone_answers.get(request)
-        if lone is not None:  # so the request is short: no more of it need be looked at
+        lone = snapshot.lone_responses.get(request)
+        if lone is not None:  # so the request is short
             self._recent.append((time.time(), request, ""))
             return lone
         from gpuplugin.kubelet.requests import allocate_containers
 
         containers = allocate_containers(request)
         try:
-            answer = b"".join(
+            response = b"".join(
                 _allocate_container(snapshot, container.devices_ids) for container in containers
             )
         except AllocationError as error:
             self._remember(request, str(error))
             raise RpcError(RpcCode.INVALID_ARGUMENT, str(error)) from error
         self._remember(request, "")
-        return answer
+        return response
 
     def _remember(self, request: bytes, error: str) -> None:
-        """Keep the call as it came: it is read only when somebody looks."""
+        """Keep the call as it came: it is parsed only when it is shown."""
         kept = request if len(request) <= _RECENT_BYTES else b""
         self._recent.append((time.time(), kept, error))
 
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
         snapshot = self._snapshot
-        from gpuplugin.kubelet.requests import answer_preferences
+        from gpuplugin.kubelet.requests import preferred_response
 
-        return answer_preferences(request, partial(self._prefer, snapshot))
+        return preferred_response(request, partial(self._prefer, snapshot))
 
     def _prefer(
         self, snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
@@ -155,7 +155,7 @@ class DevicePlugin:
         except (
             Exception
         ):  # An error here would fail every new pod of the node: a plain choice serves.
-            log.exception("preference policy failed; answering with the first available devices")
+            log.exception("preference policy failed; the first available devices are preferred")
             plain = dict.fromkeys((*must_include, *available))
             return tuple(plain)[: max(request.allocation_size, len(set(must_include)))]
         self._on_choice(choice.method)
@@ -163,7 +163,7 @@ class DevicePlugin:
 
 
 def _allocate_container(snapshot: ResourceSnapshot, device_ids: Sequence[str]) -> bytes:
-    """Serialised answers of containers concatenate to that of the request (proto3 encoding)."""
-    distinct = snapshot.plan.policy == "spread-strict"
+    """Serialised responses of containers concatenate to that of the request (proto3 encoding)."""
+    distinct = needs_distinct_gpus(snapshot.plan.policy)
     devices = check_request(snapshot.resource, snapshot.devices, device_ids, distinct=distinct)
-    return snapshot.allocate_answer(devices)
+    return snapshot.allocate_response(devices)

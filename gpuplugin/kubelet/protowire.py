@@ -1,6 +1,6 @@
-"""Fields of protocol buffers as bytes, for what is said before anybody asks (proto3 encoding).
+"""Fields of protocol buffers as bytes, for what is serialised in advance (proto3 encoding).
 
-Messages concatenate, so an answer is made of pieces. Nothing is read here: `requests` does that,
+Messages concatenate, so a response is made of pieces. Nothing is read here: `requests` does that,
 with the library, which takes longer to load than all of this.
 """
 

@@ -1,6 +1,6 @@
-"""What the kubelet asks, taken apart by the protobuf library, and answers that need it anyway.
+"""Requests of the kubelet, parsed by the protobuf library, and responses that need it anyway.
 
-Loaded by the first who needs it, or once the kubelet is served: registering needs none of it.
+Loaded by the first request that needs it, or once the kubelet is served: registering does not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2
-from gpuplugin.rpc.services import RpcCode, RpcError
+from gpuplugin.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,18 +28,18 @@ def allocate_containers(data: bytes) -> Sequence[pb.ContainerAllocateRequest]:
     return _parse(pb.AllocateRequest, data).container_requests
 
 
-def answer_preferences(
+def preferred_response(
     data: bytes, prefer: Callable[[pb.ContainerPreferredAllocationRequest], Sequence[str]]
 ) -> bytes:
-    """The answer to a PreferredAllocationRequest, with the ids that `prefer` takes for each.
+    """The response to a PreferredAllocationRequest, with the ids that `prefer` takes for each.
 
     Raises:
         RpcError: it is none.
     """
     response = pb.PreferredAllocationResponse()
-    answers = response.container_responses
+    containers = response.container_responses
     for container in _parse(pb.PreferredAllocationRequest, data).container_requests:
-        answers.add(deviceIDs=prefer(container))
+        containers.add(deviceIDs=prefer(container))
     return response.SerializeToString()
 
 

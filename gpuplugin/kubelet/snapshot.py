@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.injection import Injection
     from gpuplugin.core.inventory import Device, Resource
-    from gpuplugin.core.words import PolicyName
+    from gpuplugin.core.preference import PolicyName
     from hal import Link
 
 HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
 
 IsHealthy: TypeAlias = "Callable[[str, str | None], bool]"
-"""Whether a GPU, or a MIG device of it, may be given out: asked by the UUIDs of both."""
+"""Whether a GPU, or a MIG device of it, may be allocated: called with the UUIDs of both."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServingPlan:
-    """How requests are answered: what containers get, which devices are preferred."""
+    """What containers get, and which devices are preferred."""
 
     injection: InjectionPlan = InjectionPlan()
     policy: PolicyName = "distributed"
@@ -57,9 +57,9 @@ class ListPart:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSnapshot:
-    """Answers of one resource.
+    """Responses of one resource.
 
-    `lone_answers` has, by the serialised AllocateRequest for one container and one device, the
+    `lone_responses` has, by the serialised AllocateRequest for one container and one device, the
     serialised AllocateResponse: nearly every call is one of these, and nothing is parsed for it.
     """
 
@@ -67,11 +67,11 @@ class ResourceSnapshot:
     plan: ServingPlan
     devices: Mapping[str, Device]
     parts: tuple[ListPart, ...]
-    lone_answers: Mapping[bytes, bytes]
+    lone_responses: Mapping[bytes, bytes]
     preference: PreferenceIndex
 
     def device_list(self, is_healthy: IsHealthy) -> bytes:
-        """A serialised ListAndWatchResponse; `is_healthy` is asked once per GPU or MIG device."""
+        """A serialised ListAndWatchResponse; `is_healthy` is called once per GPU or MIG device."""
         return b"".join(
             part.healthy if is_healthy(part.gpu_uuid, part.mig_uuid) else part.unhealthy
             for part in self.parts
@@ -83,20 +83,20 @@ class ResourceSnapshot:
             part.device_count for part in self.parts if is_healthy(part.gpu_uuid, part.mig_uuid)
         )
 
-    def allocate_answer(self, devices: Sequence[Device]) -> bytes:
+    def allocate_response(self, devices: Sequence[Device]) -> bytes:
         """A serialised AllocateResponse for one container that gets these devices."""
-        return _allocate_answer(self.resource, devices, self.plan.injection)
+        return _allocate_response(self.resource, devices, self.plan.injection)
 
 
 def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnapshot:
-    """Serialise a resource; that its list fits is checked in `listsize`."""
+    """Serialise a resource; that its list fits is checked by `check_list_size`."""
     parts = tuple(
         _list_part(gpu_uuid, mig_uuid, tuple(devices))
         for (gpu_uuid, mig_uuid), devices in groupby(resource.devices, key=_unit)
     )
-    # Replicas of a device are the same to a container, so they share one answer.
+    # Replicas of a device are the same to a container, so they share one response.
     by_uuid = {
-        device.uuid: _allocate_answer(resource, [device], plan.injection)
+        device.uuid: _allocate_response(resource, [device], plan.injection)
         for device in {device.uuid: device for device in resource.devices}.values()
     }
     return ResourceSnapshot(
@@ -104,7 +104,7 @@ def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnaps
         plan=plan,
         devices=MappingProxyType({device.id: device for device in resource.devices}),
         parts=parts,
-        lone_answers=MappingProxyType(
+        lone_responses=MappingProxyType(
             {_lone_request(device.id): by_uuid[device.uuid] for device in resource.devices}
         ),
         preference=PreferenceIndex.of(resource, plan.links),
@@ -119,7 +119,7 @@ def _lone_request(device_id: str) -> bytes:
     return message(1, message(1, encoded))
 
 
-def _allocate_answer(
+def _allocate_response(
     resource: Resource, devices: Sequence[Device], injection: InjectionPlan
 ) -> bytes:
     return message(1, _container(inject(resource.name, devices, injection)))

@@ -1,7 +1,7 @@
 """Measures the handlers of a service without touching them: how many calls, how long, how they end.
 
-What a thread counts is written by that thread alone, so nothing is locked; whoever looks adds it
-up. How the counts are exported is not here.
+What a thread counts is written by that thread alone, so nothing is locked; a reader adds it up. How
+the counts are exported is not here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OK = RpcCode.OK.name
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class CallCounts:
     """Calls of a method that ended with a gRPC code, by bucket of `BOUNDS_S`."""
 
     method: str
@@ -63,14 +63,14 @@ class CallStats:
             unary={name: self._timed(name, handler) for name, handler in service.unary.items()},
         )
 
-    def calls(self) -> Iterator[Calls]:
+    def calls(self) -> Iterator[CallCounts]:
         """What was counted, by method and code."""
         for (method, code), rows in list(self._rows.items()):
             sums = [sum(column) for column in zip(*list(rows.values()), strict=True)] or _new_row()
-            yield Calls(method, code, [int(one) for one in sums[_BUCKETS:]], sums[_SUM])
+            yield CallCounts(method, code, [int(one) for one in sums[_BUCKETS:]], sums[_SUM])
 
     def running(self) -> dict[str, int]:
-        """Calls that are being answered, by method."""
+        """Calls under way, by method."""
         return {
             method: sum(row[_RUNNING] > 0 for row in list(rows.values()))
             for (method, code), rows in list(self._rows.items())
@@ -97,7 +97,7 @@ class CallStats:
             row[_RUNNING] = 1
             started_s = clock()
             try:
-                answer = handler(request)
+                response = handler(request)
             except BaseException as error:
                 row[_RUNNING] = 0
                 self._failed(name, error, clock() - started_s)
@@ -108,7 +108,7 @@ class CallStats:
             # Nearly every call is for the first bucket, and bisecting is slower than seeing that.
             fast = took_s <= bounds_s[0]
             row[_BUCKETS if fast else _BUCKETS + bisect_left(bounds_s, took_s)] += 1
-            return answer
+            return response
 
         return call
 

@@ -1,12 +1,12 @@
-"""The fast engine: a thread per connection that reads, calls the handler and answers in place.
+"""The fast engine: a thread per connection that reads, calls the handler and responds in place.
 
-Right for a kubelet, which is one local client, and for handlers that answer from memory. HTTP/2 and
-gRPC are in `h2`; here are sockets, threads and time.
+Right for a few local clients, and for handlers that respond from memory. HTTP/2 and gRPC are in
+`h2`; here are sockets, threads and time.
 
 A connection is worked on under its lock: by its own thread when the peer sent something, by any
 thread whose `wake` finds the lock free, and by the keeper, a thread that accepts connections, waits
 for sockets that took no more, and looks after deadlines. `wake` never waits: if the lock is taken,
-whoever has it looks for woken streams once more after letting go.
+its holder checks for woken streams once more after the release.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gpuplugin.rpc.h2.calls import Calls, Stream
-from gpuplugin.rpc.h2.connection import Connection
+from gpuplugin.rpc.h2.calls import ServerCalls, Stream
+from gpuplugin.rpc.h2.connection import ServerConnection
 from gpuplugin.rpc.services import Service, SocketError, check_socket_path
 
 if TYPE_CHECKING:
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_CONNECTIONS = 16
-"""A kubelet opens one or two; one more closes the one that was idle for longest, or itself."""
+"""One more closes the one that was idle for longest, or itself."""
 MAX_WAITING_BYTES = 1024 * 1024
-"""A peer with so many answers that it does not read is not read from."""
+"""A peer with so many responses that it does not read is not read from."""
 STALL_S = 20.0
 """A peer that takes nothing of what is sent, or does not go on with what it began, is left."""
 LOOK_S = 1.0
-"""How often the keeper looks at what only time changes."""
+"""How often the keeper checks what only time changes."""
 
 _PIECE_BYTES = 64 * 1024
 _TURN_BYTES = 256 * 1024
 _LOCK_S = 0.05
 _SEND_BUFFER_BYTES = 512 * 1024
-"""What is asked of the kernel for a connection, so that a list of 8,000 devices leaves at once."""
+"""The send buffer of a connection, so that a list of 8,000 devices leaves at once."""
 _FOREVER_S = -1.0
 _ACCEPT_PAUSE_S = 0.1
 _LAST_WORDS_S = 1.0
@@ -87,12 +87,12 @@ class _Link:
         self.peer = peer
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.descriptor = peer.fileno()
-        self.calls = Calls(server.service, self._wake, time.monotonic)
-        self._connection = Connection(self.calls)
+        self.calls = ServerCalls(server.service, self._wake, time.monotonic)
+        self._connection = ServerConnection(self.calls)
         self.last_read_s = time.monotonic()
         self.unsent = b""
         self._crowded = False
-        """True while the peer leaves more answers unread than are kept for it."""
+        """True while the peer leaves more responses unread than are kept for it."""
         self._sent_s = 0.0
         self._server = server
         self._lock = threading.Lock()
@@ -133,7 +133,7 @@ class _Link:
     def _locked(self, wait_s: float, act: Callable[..., object], *args: object) -> None:
         """Do something and send what comes of it, unless the lock is not free within `wait_s`.
 
-        Then look for woken streams: whoever woke them has found the lock taken. This may be the
+        Then check for woken streams: their `wake` has found the lock taken. This may be the
         publisher's thread, so errors stay here.
         """
         while self._lock.acquire(True, wait_s):
@@ -166,7 +166,7 @@ class _Link:
             self.close()
 
     def _wait_for_reader(self) -> None:
-        """Read no more while the peer reads nothing itself, or its answers would pile up here."""
+        """Read no more while the peer reads nothing itself, or its responses would pile up here."""
         writable = select.poll()
         writable.register(self.peer, select.POLLOUT)
         while self._crowded:
@@ -234,7 +234,7 @@ class FastServer:
 
     def stop(self, grace_s: float) -> None:
         """Stop; see `Server.stop`. A handler that does not return is left behind."""
-        with suppress(OSError):  # a file that is gone, with its folder or without, or not ours
+        with suppress(OSError):  # the file, or its folder, was removed
             if os.path.samestat(self._path.lstat(), self._file):
                 self._path.unlink()
         self.stop_by_s = time.monotonic() + grace_s
@@ -242,7 +242,7 @@ class FastServer:
         self._keeper.join()
 
     def poke(self) -> None:
-        """Let the keeper look at what has changed."""
+        """Wake the keeper: something has changed."""
         os.eventfd_write(self._bell, 1)
 
     def _keep(self) -> None:

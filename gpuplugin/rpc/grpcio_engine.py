@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gpuplugin.rpc.services import Subscription
 
 _WORKERS = 16
-"""Threads for calls; every open stream holds one (at most `deviceplugin.MAX_STREAMS`)."""
+"""Threads for calls; every open stream holds one."""
 
 _MAX_REQUEST_BYTES = 16 * 1024 * 1024
 

@@ -1,22 +1,24 @@
 """The seam between services and the engine that carries them: tables of bytes -> bytes handlers.
 
-A handler may be called from any thread, several at a time. What a service answers is decided in
-`deviceplugin` and `pluginwatcher`; how bytes travel, in an engine such as `engine_grpcio`.
+A handler may be called from any thread, several at a time. How bytes travel is decided in an
+engine: `fast` or `grpcio_engine`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, assert_never
 from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+EngineName: TypeAlias = Literal["fast", "grpcio"]
+
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""The kubelet receives nothing larger (gRPC's default limit, which it does not raise)."""
+"""What a gRPC client receives unless it raised its limit."""
 
 MAX_SOCKET_PATH_BYTES = 107
 """A unix socket's path must be shorter than 108 bytes on Linux (unix(7))."""
@@ -45,7 +47,7 @@ class RpcCode(IntEnum):
 
 
 class RpcError(Exception):
-    """A call that is answered with an error status."""
+    """A call that ends with an error status."""
 
     def __init__(self, code: RpcCode, message: str) -> None:
         super().__init__(message)
@@ -72,7 +74,7 @@ class Subscription(Protocol):
 class Service:
     """A gRPC service: `name` is `package.Service`, the keys are method names.
 
-    A unary handler takes the request's bytes and returns the answer's, or raises `RpcError`. A
+    A unary handler takes the request's bytes and returns the response's, or raises `RpcError`. A
     stream handler is given a callable that wakes the engine when there is something to take (from
     any thread) and returns the stream's subscription, or raises `RpcError`.
     """
@@ -107,7 +109,7 @@ class SocketError(Exception):
 
 
 def grpc_target(socket: Path) -> str:
-    """How gRPC is told of a unix socket; it decodes percent signs, so they are encoded."""
+    """The gRPC target of a unix socket; gRPC decodes percent signs, so they are encoded."""
     return f"unix:{quote(str(socket))}"
 
 
@@ -121,5 +123,20 @@ def check_socket_path(path: Path) -> None:
     if length > MAX_SOCKET_PATH_BYTES:
         raise SocketError(
             f"socket path {path} is {length} bytes long, the limit is {MAX_SOCKET_PATH_BYTES}; "
-            "choose a shorter --kubelet-dir"
+            "choose a folder with a shorter path"
         )
+
+
+def make_engine(name: EngineName) -> Engine:
+    """The engine of that name, which is loaded by this: grpcio alone takes 10 MiB."""
+    match name:
+        case "fast":
+            from gpuplugin.rpc.fast import FastEngine
+
+            return FastEngine()
+        case "grpcio":
+            from gpuplugin.rpc.grpcio_engine import GrpcioEngine
+
+            return GrpcioEngine()
+        case _:
+            assert_never(name)

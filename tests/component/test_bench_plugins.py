@@ -22,8 +22,7 @@ from benchmarks.namespace import (
     check_namespaces,
     with_private_kubelet_dir,
 )
-from benchmarks.node import Node
-from benchmarks.plugins import PluginSpec, own_plugin, started
+from benchmarks.plugins import Node, PluginSpec, own_plugin, started
 from benchmarks.scrape import scrape
 from benchmarks.servers import DidNotStart
 from tests.component.tinyplugin import WIDGET, TinyPlugin

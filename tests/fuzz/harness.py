@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from hpack import Decoder, Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame
 
-from gpuplugin.kubelet.publication import Publication
-from gpuplugin.rpc.h2.calls import Calls, Stream
-from gpuplugin.rpc.h2.connection import MAX_STREAMS, Connection
+from gpuplugin.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.h2.calls import ServerCalls, Stream
+from gpuplugin.rpc.h2.connection import MAX_STREAMS, ServerConnection
 from gpuplugin.rpc.h2.frames import DEFAULT_FRAME_BYTES, PREFACE
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
+from gpuplugin.rpc.publication import Publication
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ class Fuzzed:
         self.woken: list[Stream] = []
         self.sent = bytearray()
         self.encoder = Encoder()
-        self.calls = Calls(
+        self.calls = ServerCalls(
             Service(
                 "",
                 {"/t.S/Echo": lambda request: request, "/t.S/Fail": _fail, "/t.S/Boom": _boom},
@@ -53,7 +53,7 @@ class Fuzzed:
             self.woken.append,
             lambda: self.now_s,
         )
-        self.connection = Connection(self.calls)
+        self.connection = ServerConnection(self.calls)
 
     def receive(self, data: bytes) -> None:
         self.connection.receive(data)

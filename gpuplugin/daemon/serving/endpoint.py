@@ -24,8 +24,7 @@ from gpuplugin.daemon.serving.sockets import (
     remove_socket,
 )
 from gpuplugin.daemon.timers import tick_or
-from gpuplugin.kubelet.pluginwatcher import registration_service
-from gpuplugin.kubelet.register import RegistrationFailed, register
+from gpuplugin.kubelet.registration import RegistrationFailed, register, registration_service
 from gpuplugin.rpc.services import SocketError
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ class Endpoint:
             server = await self._start_server(socket)
         except (OSError, SocketError) as error:
             log.error(  # noqa: TRY400 - the text says it all
-                "no socket for %s in %s: %s; the folder must be local and writable",
+                "no socket for %s in %s: %s; the folder (--kubelet-dir) must be local and writable",
                 self._resource,
                 path.parent,
                 error,

@@ -1,4 +1,4 @@
-"""The gRPC calls on one connection: from a stream's headers and data to a handler and its answer.
+"""The gRPC calls on one connection: from a stream's headers and data to a handler and its response.
 
 HTTP/2's rules about streams are kept by `connection`, which owns this.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.rpc.h2 import frames, grpcwire
 from gpuplugin.rpc.h2.flow import Outbox, Outgoing
-from gpuplugin.rpc.h2.grpcwire import ANSWER_BLOCK, OK_BLOCK, PREFIX_BYTES
+from gpuplugin.rpc.h2.grpcwire import OK_BLOCK, PREFIX_BYTES, RESPONSE_BLOCK
 from gpuplugin.rpc.services import RpcCode, RpcError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ MAX_UNREAD_BYTES = 64 * 1024 * 1024
 _REMEMBERED_RESETS = 256
 _END = frames.END_HEADERS | frames.END_STREAM
 
-_ANSWER_START = frames.frame_head(len(ANSWER_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
-_ANSWER = Struct(f">5sI{len(ANSWER_BLOCK)}sHBBBIBI")
+_RESPONSE_START = frames.frame_head(len(RESPONSE_BLOCK), frames.HEADERS, frames.END_HEADERS, 0)[:5]
+_RESPONSE = Struct(f">5sI{len(RESPONSE_BLOCK)}sHBBBIBI")
 """A HEADERS frame, the head of a DATA frame, and the prefix of the message that fills it."""
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,11 @@ class Stream(Outgoing):
     subscription: Subscription | None = None
     body: bytearray | None = field(default_factory=bytearray)
     """The request as far as it has come; None once its message is complete."""
-    lead: bytes = ANSWER_BLOCK
-    """The headers of the answer until they are sent."""
+    lead: bytes = RESPONSE_BLOCK
+    """The headers of the response until they are sent."""
 
 
-class Calls:
+class ServerCalls:
     """The open streams of one connection, what they have to send, and which were reset.
 
     `service` has methods by the whole path of a call. `wake` is called with a stream, from any
@@ -66,7 +66,7 @@ class Calls:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
         self.progress = False
-        """True if a call was answered or a list was sent; whoever looks sets it back."""
+        """True if a call was completed or a message was sent; the reader resets it."""
         self.resets: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         """Streams that were reset here lately: the peer may not know yet."""
         self.service = service
@@ -91,14 +91,14 @@ class Calls:
             self.data(stream, b"")
 
     def whole(self, stream_id: int, path: str, request: bytes) -> None:
-        """A call of a handler came as a whole: the shortest way to an answer in one piece."""
+        """A call of a handler came as a whole: the shortest way to a response in one piece."""
         try:
-            answer = self.service.unary[path](request)
-        except Exception as error:  # noqa: BLE001 - looked at, and logged, there
+            response = self.service.unary[path](request)
+        except Exception as error:  # noqa: BLE001 - handled and logged there
             self._failed(self._open(stream_id, path, ended=True), error)
             return
-        if not self._sent_at_once(stream_id, self._initial_window, answer):
-            self._answer(self._open(stream_id, path, ended=True), answer)
+        if not self._sent_at_once(stream_id, self._initial_window, response):
+            self._respond(self._open(stream_id, path, ended=True), response)
 
     def data(self, stream: Stream, payload: bytes) -> None:
         """More of a request came. The handler is called with its first message, as in grpcio."""
@@ -120,7 +120,7 @@ class Calls:
         """The peer changed what streams begin with, which counts for open ones as well.
 
         Raises:
-            Fault: a window is larger than HTTP/2 allows now.
+            H2Error: a window is larger than HTTP/2 allows now.
         """
         more, self._initial_window = size - self._initial_window, size
         for stream in self.streams.values():
@@ -141,7 +141,7 @@ class Calls:
         self.outbox.put(frames.numbers(frames.RST_STREAM, stream_id, code))
 
     def close(self) -> None:
-        """End all streams without a word, and let go of whoever would be woken."""
+        """End all streams without sending anything; nothing is woken any more."""
         for stream_id in tuple(self.streams):
             self.drop(stream_id)
         self._wake = lambda _: None
@@ -155,11 +155,11 @@ class Calls:
     def _guarded(self, act: Callable[[Stream], None], stream: Stream) -> None:
         try:
             act(stream)
-        except Exception as error:  # noqa: BLE001 - looked at, and logged, there
+        except Exception as error:  # noqa: BLE001 - handled and logged there
             self._failed(stream, error)
 
     def _failed(self, stream: Stream, error: Exception) -> None:
-        """The peer is told of an error, one of a handler in grpcio's words; other calls go on."""
+        """End a call with an error, one of a handler in grpcio's words; other calls go on."""
         if not isinstance(error, RpcError):
             log.error("the handler of %s failed", stream.path, exc_info=error)
             doing = "iterating responses" if stream.is_list else "calling application"
@@ -178,7 +178,7 @@ class Calls:
             subscribe = self.service.streams[stream.path]
             stream.subscription = subscribe(partial(self._wake, stream))
         else:
-            self._answer(stream, self.service.unary[stream.path](message))
+            self._respond(stream, self.service.unary[stream.path](message))
 
     def _check_incomplete(self, stream: Stream) -> None:
         if stream.ended:
@@ -197,7 +197,7 @@ class Calls:
         elif (message := stream.subscription.take()) is not None:
             self._send(stream, message)
 
-    def _answer(self, stream: Stream, message: bytes) -> None:
+    def _respond(self, stream: Stream, message: bytes) -> None:
         self._check_deadline(stream)
         if self._sent_at_once(stream.stream_id, stream.window, message):
             self._ended(stream)
@@ -211,13 +211,13 @@ class Calls:
         self.outbox.send(stream, grpcwire.message_prefix(len(message)) + message, trailers)
 
     def _sent_at_once(self, stream_id: int, window: int, message: bytes) -> bool:
-        """Send the whole answer if it is one frame that the windows take."""
+        """Send the whole response if it is one frame that the windows take."""
         size, outbox = PREFIX_BYTES + len(message), self.outbox
         if size > window or size > outbox.window or size > frames.DEFAULT_FRAME_BYTES:
             return False
         outbox.window -= size
         sizes = size >> 8, size & 0xFF, frames.DATA, 0, stream_id, 0, len(message)
-        head = _ANSWER.pack(_ANSWER_START, stream_id, ANSWER_BLOCK, *sizes)
+        head = _RESPONSE.pack(_RESPONSE_START, stream_id, RESPONSE_BLOCK, *sizes)
         outbox.put(head + message + _headers(stream_id, OK_BLOCK, _END))
         self.progress = True
         return True
@@ -243,7 +243,7 @@ class Calls:
         self._ended(stream)
 
     def _ended(self, stream: Stream) -> None:
-        """The answer is complete; a peer that still sends its request is told to stop."""
+        """The response is complete; a stream whose request is not complete is reset."""
         self.progress = True
         if stream.ended:
             self.drop(stream.stream_id)

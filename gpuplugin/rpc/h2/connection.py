@@ -1,6 +1,6 @@
 """The server's end of one HTTP/2 connection: what each frame does to streams, and when it ends.
 
-Streams become calls in `calls`; sockets, threads and time belong to `engine_fast`.
+Streams become calls in `calls`; sockets, threads and time belong to `gpuplugin.rpc.fast`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.rpc.h2 import frames, grpcwire
 from gpuplugin.rpc.h2.flow import RESERVE_BYTES
-from gpuplugin.rpc.h2.frames import ErrorCode, Fault
+from gpuplugin.rpc.h2.frames import ErrorCode, H2Error
 from gpuplugin.rpc.h2.headers import MAX_LIST_BYTES, BlockReader
 
 if TYPE_CHECKING:
-    from gpuplugin.rpc.h2.calls import Calls
+    from gpuplugin.rpc.h2.calls import ServerCalls
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
 PATIENCE = 2000
-"""Frames of a second that may come without a call being answered or a list being sent."""
+"""Frames of a second that may come without a call being completed or a stream being served."""
 HELD_BACK_S = 1.0
 """After so long without a grant, a list may use up the window of the connection."""
 _STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
@@ -42,10 +42,10 @@ _GREETING = frames.settings(
 ) + frames.numbers(frames.WINDOW_UPDATE, 0, _CONNECTION_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES)
 
 
-class Connection:
+class ServerConnection:
     """One connection, whose streams are `calls`; not for several threads at a time."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: ServerCalls) -> None:
         self._calls = calls
         self._clock_s, self._outbox = calls.clock_s, calls.outbox
         self._outbox.put(_GREETING)
@@ -83,9 +83,9 @@ class Connection:
             while at < len(data) and (end := self._whole_call(data, at) or self._frame(data, at)):
                 at = end
             self._rest = data[at:]
-        except Fault as fault:
-            text = str(fault)
-            self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, fault.code, text=text))
+        except H2Error as error:
+            text = str(error)
+            self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, error.code, text=text))
             self.close()
 
     def drain(self) -> None:
@@ -107,7 +107,7 @@ class Connection:
         self._calls.expire()
 
     def close(self) -> None:
-        """The connection is gone: end what belongs to it."""
+        """The connection has ended: end what belongs to it."""
         self._failed = True
         self._calls.close()
         self._rest = self._block = b""
@@ -116,14 +116,14 @@ class Connection:
         """Take the preface, or what there is of it; returns where the rest begins."""
         begin = data[: len(self._preface)]
         if not self._preface.startswith(begin):
-            raise Fault(ErrorCode.PROTOCOL_ERROR, "not an HTTP/2 client")
+            raise H2Error(ErrorCode.PROTOCOL_ERROR, "not an HTTP/2 client")
         self._preface = self._preface[len(begin) :]
         return len(begin)
 
     def _whole_call(self, data: bytes, at: int) -> int:
         """The short way for what a client sends most: HEADERS seen before and DATA that end it.
 
-        Returns where the call ends; 0, with nothing done, if anything asks for the long way,
+        Returns where the call ends; 0, with nothing done, if anything requires the long way,
         which would do the same.
         """
         if self._only is not None or self._draining or len(data) - at < _LEAST_CALL_BYTES:
@@ -159,19 +159,19 @@ class Connection:
             return 0
         kind, flags, stream_id, payload, end = found
         if self._only not in (None, kind):
-            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} instead of type {self._only}")
+            raise H2Error(ErrorCode.PROTOCOL_ERROR, f"type {kind} instead of type {self._only}")
         opened = stream_id & 1 and (stream_id <= self._last_id or kind == frames.HEADERS)
         if kind in _OF_REQUESTS and not opened and (stream_id or kind != frames.WINDOW_UPDATE):
-            raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
+            raise H2Error(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
         try:
             if kind > frames.HEADERS:
                 self._lose_patience()
                 frames.check(kind, stream_id, payload)
             self._act(kind, flags, stream_id, payload)
-        except Fault as fault:
-            if not stream_id or not fault.stream_id:
+        except H2Error as error:
+            if not stream_id or not error.stream_id:
                 raise
-            self._calls.reset(fault.stream_id, fault.code)
+            self._calls.reset(error.stream_id, error.code)
         return end
 
     def _act(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
@@ -183,7 +183,7 @@ class Connection:
             case frames.SETTINGS if not flags & frames.ACK:
                 self._on_settings(payload)
             case frames.SETTINGS if payload:
-                raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+                raise H2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
             case frames.WINDOW_UPDATE:
                 self._on_window_update(stream_id, payload)
             case frames.PING if not flags & frames.ACK:
@@ -193,7 +193,7 @@ class Connection:
             case frames.RST_STREAM:
                 self._calls.drop(stream_id)
             case frames.PUSH_PROMISE:
-                raise Fault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+                raise H2Error(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         # What comes is taken at once and more is granted, so the peer cannot send too much.
@@ -208,7 +208,7 @@ class Connection:
             if stream_id in self._calls.resets:
                 return
         if stream is None or stream.ended:
-            raise Fault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream", stream_id)
+            raise H2Error(ErrorCode.STREAM_CLOSED, "DATA on a closed stream", stream_id)
         padded_bytes, payload = len(payload), frames.unpadded(flags, payload)
         stream.ended = bool(flags & frames.END_STREAM)
         if (padding_bytes := padded_bytes - len(payload)) and not stream.ended:
@@ -223,10 +223,10 @@ class Connection:
             self._block_of, self._block = (stream_id, flags), b""
             payload = frames.header_block(flags, payload)
         elif self._only is None or stream_id != self._block_of[0]:
-            raise Fault(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION of nothing")
+            raise H2Error(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION of nothing")
         self._block += payload
         if len(self._block) > MAX_LIST_BYTES:
-            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
+            raise H2Error(ErrorCode.ENHANCE_YOUR_CALM, "too large a header block")
         self._only = None if flags & frames.END_HEADERS else frames.CONTINUATION
         if self._only is None:
             self._open(*self._block_of)
@@ -238,18 +238,18 @@ class Connection:
         stream = self._calls.streams.get(stream_id)
         if stream is not None:
             if stream.ended or not ended:
-                raise Fault(ErrorCode.PROTOCOL_ERROR, "HEADERS in a request", stream_id)
+                raise H2Error(ErrorCode.PROTOCOL_ERROR, "HEADERS in a request", stream_id)
             stream.ended = True
             self._calls.data(stream, b"")
         elif stream_id <= self._last_id:
             if stream_id not in self._calls.resets:
-                raise Fault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
+                raise H2Error(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
         else:
             self._last_id = stream_id
             if self._draining or len(self._calls.streams) >= MAX_STREAMS:
-                raise Fault(ErrorCode.REFUSED_STREAM, "no more streams", stream_id)
+                raise H2Error(ErrorCode.REFUSED_STREAM, "no more streams", stream_id)
             if head is None:
-                raise Fault(ErrorCode.PROTOCOL_ERROR, "malformed headers", stream_id)
+                raise H2Error(ErrorCode.PROTOCOL_ERROR, "malformed headers", stream_id)
             self._calls.begin(stream_id, head, ended=ended)
 
     def _on_settings(self, payload: bytes) -> None:
@@ -265,7 +265,7 @@ class Connection:
         if window is None:
             return
         if not more:
-            raise Fault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing", stream_id)
+            raise H2Error(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing", stream_id)
         window.widen(more)
         if not stream_id:
             self._outbox.reserve = RESERVE_BYTES
@@ -278,4 +278,4 @@ class Connection:
             self._calls.progress = False
         self._patience -= 1
         if not self._patience:
-            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without progress")
+            raise H2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without progress")

@@ -1,6 +1,7 @@
 """What waits to be sent on a connection, and how much of it the peer's windows take.
 
-Whole frames go first, then answers, then lists: a list of 4 MiB for a slow reader delays no answer.
+Whole frames go first, then unary responses, then those of streams: 4 MiB for a slow reader of a
+stream delay no response of a call.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.rpc.h2 import frames
-from gpuplugin.rpc.h2.frames import ErrorCode, Fault
+from gpuplugin.rpc.h2.frames import ErrorCode, H2Error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 NOTHING = memoryview(b"")
 RESERVE_BYTES = 16 * 1024
-"""Lists leave so much of the connection's window to answers. Peers grant more long before that."""
+"""Streams leave so much of the connection's window to calls. Peers grant more long before that."""
 
 
 @dataclass(eq=False, slots=True)
@@ -30,11 +31,11 @@ class Window:
         """The peer grants more, or less after it changed its settings.
 
         Raises:
-            Fault: FLOW_CONTROL_ERROR for a window larger than HTTP/2 allows.
+            H2Error: FLOW_CONTROL_ERROR for a window larger than HTTP/2 allows.
         """
         self.window += more_bytes
         if self.window > frames.MOST_31_BITS:
-            raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large", self.stream_id)
+            raise H2Error(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large", self.stream_id)
 
 
 @dataclass(eq=False, slots=True)
@@ -48,7 +49,7 @@ class Outgoing(Window):
 
 
 class Outbox(Window):
-    """Everything that one connection has to send; `on_sent` is told when a message has left."""
+    """Everything that one connection has to send; `on_sent` is called when a message has left."""
 
     def __init__(self, on_sent: Callable[[Outgoing], None]) -> None:
         super().__init__(0, frames.DEFAULT_WINDOW_BYTES)
@@ -80,8 +81,8 @@ class Outbox(Window):
     @property
     def waiting_bytes(self) -> int:
         """Bytes that wait, lists not counted."""
-        answers = sum(len(one.rest) for one in self._waiting.values() if not one.is_list)
-        return answers + sum(len(one) for one in self._frames)
+        responses = sum(len(one.rest) for one in self._waiting.values() if not one.is_list)
+        return responses + sum(len(one) for one in self._frames)
 
     def take(self, limit_bytes: int) -> bytes:
         """What may be sent now: all whole frames, and DATA frames up to about `limit_bytes`."""
@@ -103,7 +104,7 @@ class Outbox(Window):
         return b"".join(parts)
 
     def _next(self) -> Outgoing | None:
-        """Whose turn it is of those that the windows let send: answers go before lists."""
+        """Whose turn it is of those with room in the windows: unary responses before streams."""
         ready = [one for one in self._waiting.values() if self._room(one) > 0]
         return min(ready, key=lambda one: one.is_list, default=None)
 

@@ -25,7 +25,7 @@ INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(4, 7)
 
 HEAD_BYTES = 9
 DEFAULT_FRAME_BYTES = 16_384
-"""The largest payload that a peer may send unless it was told otherwise, and the least it takes."""
+"""The largest payload that a peer may send unless it was granted more, and the least it takes."""
 DEFAULT_WINDOW_BYTES = 65_535
 MOST_31_BITS = 2**31 - 1
 """The largest window, the last stream, and the mask of either."""
@@ -53,7 +53,7 @@ class ErrorCode(IntEnum):
     ENHANCE_YOUR_CALM = 11
 
 
-class Fault(Exception):
+class H2Error(Exception):
     """The peer broke a rule. That ends a stream by RST_STREAM, or the connection (0) by GOAWAY."""
 
     def __init__(self, code: ErrorCode, text: str, stream_id: int = 0) -> None:
@@ -82,7 +82,7 @@ SETTINGS_ACK = frame(SETTINGS, ACK, 0, b"")
 
 
 def numbers(kind: int, stream_id: int, *values: int, text: str = "") -> bytes:
-    """A WINDOW_UPDATE, RST_STREAM or GOAWAY frame; `text` is for whoever debugs the peer."""
+    """A WINDOW_UPDATE, RST_STREAM or GOAWAY frame; `text` is for debugging."""
     return frame(kind, 0, stream_id, b"".join(map(U32.pack, values)) + text.encode())
 
 
@@ -92,14 +92,14 @@ def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
     None if it is not there as a whole.
 
     Raises:
-        Fault: FRAME_SIZE_ERROR for a frame that is longer than was ever allowed.
+        H2Error: FRAME_SIZE_ERROR for a frame that is longer than was ever allowed.
     """
     if len(data) - start < HEAD_BYTES:
         return None
     high, low, kind, flags, stream_id = HEAD.unpack_from(data, start)
     length = high << 8 | low
     if length > DEFAULT_FRAME_BYTES:
-        raise Fault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+        raise H2Error(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
     end = start + HEAD_BYTES + length
     if end > len(data):
         return None
@@ -110,40 +110,40 @@ def check(kind: int, stream_id: int, payload: bytes) -> None:
     """See that a frame has a length, and a stream or none, that its type allows.
 
     Raises:
-        Fault: FRAME_SIZE_ERROR or PROTOCOL_ERROR.
+        H2Error: FRAME_SIZE_ERROR or PROTOCOL_ERROR.
     """
     length = len(payload)
     if length != _LENGTHS.get(kind, length) or (kind == GOAWAY and length < _LEAST_GOAWAY_BYTES):
         ended_id = stream_id if kind == PRIORITY else 0
-        raise Fault(ErrorCode.FRAME_SIZE_ERROR, f"type {kind} of a wrong length", ended_id)
+        raise H2Error(ErrorCode.FRAME_SIZE_ERROR, f"type {kind} of a wrong length", ended_id)
     if kind < WINDOW_UPDATE and bool(stream_id) == (kind in _OF_CONNECTION):
-        raise Fault(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
+        raise H2Error(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:
     """The payload of a DATA or HEADERS frame without its padding.
 
     Raises:
-        Fault: PROTOCOL_ERROR if the padding is longer than the payload.
+        H2Error: PROTOCOL_ERROR if the padding is longer than the payload.
     """
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
-        raise Fault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+        raise H2Error(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
 
 
 def header_block(flags: int, payload: bytes) -> bytes:
-    """What a HEADERS frame has of a block, without the priority that nobody uses any more.
+    """What a HEADERS frame has of a block, without the priority, which is obsolete.
 
     Raises:
-        Fault: as `unpadded`, or FRAME_SIZE_ERROR for a payload too short for its priority.
+        H2Error: as `unpadded`, or FRAME_SIZE_ERROR for a payload too short for its priority.
     """
     payload = unpadded(flags, payload)
     if not flags & HAS_PRIORITY:
         return payload
     if len(payload) < 5:
-        raise Fault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+        raise H2Error(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
     return payload[5:]
 
 
@@ -151,14 +151,14 @@ def read_settings(payload: bytes) -> dict[int, int]:
     """The values of a SETTINGS payload, unknown ones included.
 
     Raises:
-        Fault: a payload of a wrong length, or a value outside its range.
+        H2Error: a payload of a wrong length, or a value outside its range.
     """
     if len(payload) % _SETTING.size:
-        raise Fault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
+        raise H2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
     values = dict(_SETTING.iter_unpack(payload))
     if values.get(INITIAL_WINDOW_SIZE, 0) > MOST_31_BITS:
-        raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
+        raise H2Error(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
     size = values.get(MAX_FRAME_SIZE, DEFAULT_FRAME_BYTES)
     if not DEFAULT_FRAME_BYTES <= size < 2**24 or values.get(ENABLE_PUSH, 0) > 1:
-        raise Fault(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE or ENABLE_PUSH is out of range")
+        raise H2Error(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE or ENABLE_PUSH is out of range")
     return values

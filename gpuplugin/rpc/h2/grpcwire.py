@@ -39,13 +39,13 @@ _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 _UNENCODED = "".join(set(string.printable) - set(string.whitespace) - {"%"}) + " "
 
 
-def answer_block(http_status: bytes = b"200") -> bytes:
-    """The headers that begin an answer, or with a status after them are all of it."""
+def response_block(http_status: bytes = b"200") -> bytes:
+    """The headers that begin a response, or with a status after them are all of it."""
     return plain_block([(b":status", http_status), (b"content-type", _CONTENT_TYPE)])
 
 
 def status_block(code: int, text: str = "") -> bytes:
-    """The trailers that end an answer."""
+    """The trailers that end a response."""
     encoded = quote(text, safe=_UNENCODED, errors="replace")
     if len(encoded) > MAX_STATUS_TEXT_BYTES:
         # A sequence such as %C3%A4 that is cut through decodes to a replacement character.
@@ -54,7 +54,7 @@ def status_block(code: int, text: str = "") -> bytes:
     return plain_block([(b"grpc-status", b"%d" % code), *message])
 
 
-ANSWER_BLOCK = answer_block()
+RESPONSE_BLOCK = response_block()
 OK_BLOCK = status_block(RpcCode.OK)
 
 
@@ -65,7 +65,7 @@ class Head:
     path: str
     timeout_s: float = math.inf
     refusal: bytes = b""
-    """The whole answer as a header block, if no handler should be asked."""
+    """The whole response as a header block, if no handler should be called."""
 
 
 def read_head(headers: Sequence[Header]) -> Head | None:
@@ -88,7 +88,7 @@ def read_head(headers: Sequence[Header]) -> Head | None:
     for refused, http_status, code, text in refusals:
         if refused:
             accepted = plain_block([(b"grpc-accept-encoding", b"identity")])
-            refusal = answer_block(http_status) + accepted + status_block(code, text)
+            refusal = response_block(http_status) + accepted + status_block(code, text)
             return Head(path, refusal=refusal)
     return Head(path, timeout_s or 0.0)
 

@@ -1,6 +1,6 @@
 """Header blocks (HPACK, RFC 7541): reading them, and not reading them twice; plain ones written.
 
-What the headers say is not looked at here: `grpcwire` does.
+What the headers mean is decided in `grpcwire`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from hpack import Decoder, Encoder, HPACKError, OversizedHeaderListError
 
-from gpuplugin.rpc.h2.frames import ErrorCode, Fault
+from gpuplugin.rpc.h2.frames import ErrorCode, H2Error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +52,7 @@ class BlockReader(Generic[T]):
         """What `understand` makes of the headers in `block`.
 
         Raises:
-            Fault: COMPRESSION_ERROR for a block that cannot be decoded,
+            H2Error: COMPRESSION_ERROR for a block that cannot be decoded,
                 ENHANCE_YOUR_CALM for more than `MAX_LIST_BYTES` of headers.
         """
         known = self.seen.get(block)
@@ -62,9 +62,9 @@ class BlockReader(Generic[T]):
         try:
             headers = [(one[0], one[1]) for one in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError as error:
-            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "too many headers") from error
+            raise H2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many headers") from error
         except HPACKError as error:
-            raise Fault(ErrorCode.COMPRESSION_ERROR, "a broken header block") from error
+            raise H2Error(ErrorCode.COMPRESSION_ERROR, "a broken header block") from error
         meaning = self._understand(headers)
         changed = self._table() != before
         if changed or len(self.seen) >= MAX_CACHED_BLOCKS:

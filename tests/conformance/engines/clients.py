@@ -21,6 +21,7 @@ from h2.events import (
     TrailersReceived,
 )
 
+from gpuplugin.rpc.client import CallFailed, Connection, Method
 from gpuplugin.rpc.services import grpc_target
 from tests.conformance.engines.rawh2 import grpc_message, request_headers
 
@@ -309,9 +310,34 @@ class H2Client:
         self._socket.sendall(self._h2.data_to_send())
 
 
+class OwnClient:
+    """The project's own."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = Connection(path, PATIENCE_S, 16 * 1024 * 1024)
+
+    def call(self, path: str, request: bytes, timeout_s: float | None = None) -> bytes:
+        try:
+            return self._connection.call(Method.of(path, timeout_s), request)
+        except CallFailed as error:
+            raise Refused(error.code, error.message) from error
+
+    @contextmanager
+    def watch(self, path: str) -> Iterator[Callable[[], bytes | None]]:
+        call = self._connection.start(Method.of(path), b"", streaming=True)
+        try:
+            yield lambda: self._connection.next_response(call)
+        finally:
+            self._connection.cancel(call)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 CLIENTS: dict[str, Callable[[Path], Client]] = {
     "grpcio": GrpcioClient,
     "grpcio-aio": AioClient,
     "grpclib": GrpclibClient,
     "h2": H2Client,
+    "own": OwnClient,
 }

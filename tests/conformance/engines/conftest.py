@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from gpuplugin.kubelet.publication import Publication
+from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.fast import FastEngine
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
+from gpuplugin.rpc.publication import Publication
 from tests.conformance.engines.rawh2 import RawClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from gpuplugin.rpc.services import Engine, Server
+    from gpuplugin.rpc import Engine, Server
 
 settings.register_profile(
     "engines", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.kubelet.publication import Publication
+from gpuplugin.rpc import Service
 from gpuplugin.rpc.h2 import calls
-from gpuplugin.rpc.services import Service
+from gpuplugin.rpc.publication import Publication
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import (
     BOOM,
@@ -34,7 +34,7 @@ from tests.conformance.engines.rawh2 import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.rpc.services import Subscription
+    from gpuplugin.rpc import Subscription
     from tests.conformance.engines.conftest import Served
     from tests.conformance.engines.rawh2 import Answer
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.rpc import Service, SocketError
 from gpuplugin.rpc import fast as engine_fast
 from gpuplugin.rpc.fast import MAX_CONNECTIONS, FastEngine
-from gpuplugin.rpc.h2.calls import Calls, Stream
-from gpuplugin.rpc.services import Service, SocketError
+from gpuplugin.rpc.h2.calls import ServerCalls, Stream
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ECHO, ENGINES, WATCH, serving
 from tests.conformance.engines.rawh2 import (
@@ -292,13 +292,13 @@ def test_an_engine_fault_ends_its_connection_alone(
     fast: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever publishes is in the thread where it happens, and must not be hit."""
-    failing, pull = threading.Event(), Calls.pull
+    failing, pull = threading.Event(), ServerCalls.pull
 
-    def pull_or_fail(calls: Calls, stream: Stream) -> None:
+    def pull_or_fail(calls: ServerCalls, stream: Stream) -> None:
         assert not failing.is_set(), "a fault"
         pull(calls, stream)
 
-    monkeypatch.setattr(Calls, "pull", pull_or_fail)
+    monkeypatch.setattr(ServerCalls, "pull", pull_or_fail)
     fast.watched.publish(b"list")
     with fast.raw() as client, fast.raw() as other:
         stream = client.begin(WATCH)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tests.conformance.engines.conftest import Served
 
 DEADLINE, EXHAUSTED, INTERNAL, UNAVAILABLE = 4, 8, 13, 14
-END_OF_REQUEST = pack(DATA, END_STREAM, 1)
+REQUEST = pack(DATA, END_STREAM, 1, grpc_message(b"request"))
 Call: TypeAlias = "Callable[[Path, str, bytes, float], bytes]"
 
 
@@ -171,7 +171,7 @@ def test_a_server_that_does_all_that_it_may(call: Call, scripted: Scripted) -> N
             pack(RST, 0, 1, u32(0)),
         ]
     )
-    scripted.steps = [(END_OF_REQUEST, everything)]
+    scripted.steps = [(REQUEST, everything)]
     assert call(scripted.path, ECHO, b"request", 20.0) == b"answer"
 
 
@@ -198,7 +198,7 @@ def test_a_request_keeps_to_the_windows(
     scripted.steps = [
         (b"x" * 4_000, setting({4: size})),
         (pack(SETTINGS, 1, 0), pack(WINDOW, 0, 1, u32(more)) + pack(WINDOW, 0, 0, u32(100_000))),
-        (END_OF_REQUEST, answer + pack(HEADERS, END_HEADERS | END_STREAM, 1, trailers)),
+        (pack(DATA, END_STREAM, 1), answer + pack(HEADERS, END_HEADERS | END_STREAM, 1, trailers)),
     ]
     assert call(scripted.path, ECHO, b"x" * 70_000, 20.0) == b"answer"
 
@@ -246,7 +246,7 @@ FAILURES: dict[str, tuple[int, str, list[bytes]]] = {
 def test_calls_that_fail(call: Call, scripted: Scripted, name: str) -> None:
     code, text, answers = FAILURES[name]
     greeting = setting({}) if answers else b""
-    scripted.steps = [(END_OF_REQUEST, greeting + b"".join(answers))]
+    scripted.steps = [(REQUEST, greeting + b"".join(answers))]
     scripted.close_after = name == "closed"
     with pytest.raises(CallFailed) as caught:
         call(scripted.path, ECHO, b"request", 20.0)
@@ -257,7 +257,7 @@ def test_calls_that_fail(call: Call, scripted: Scripted, name: str) -> None:
 def test_a_server_that_says_nothing(call: Call, scripted: Scripted) -> None:
     with pytest.raises(CallFailed) as caught:
         call(scripted.path, ECHO, b"request", 0.1)
-    assert (caught.value.code, caught.value.message) == (DEADLINE, "no answer in 0.1 s")
+    assert (caught.value.code, caught.value.message) == (DEADLINE, "no response in 0.1 s")
 
 
 def test_a_cancelled_call_ends_at_once(scripted: Scripted) -> None:

@@ -8,9 +8,8 @@ import sys
 from itertools import combinations
 
 import pytest
-from hpack import Encoder
 
-from benchmarks import http2
+from benchmarks.calls import Subject, in_turns
 from benchmarks.devices import (
     TOPOLOGIES,
     allocate_request,
@@ -22,7 +21,6 @@ from benchmarks.devices import (
 )
 from benchmarks.machine import cpu_s, processes_of, resident_mib, this_machine
 from benchmarks.plugins import own_plugin, spec_from
-from benchmarks.rounds import Subject, in_turns
 from gpuplugin.cli import benchoptions
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 
@@ -48,7 +46,7 @@ def test_turns_give_each_subject_its_rounds_in_changing_order() -> None:
 
 def test_a_plugin_is_a_name_and_a_command() -> None:
     spec = spec_from("nv=/bin/plugin --dir {kubelet_dir} 'a b'", frozenset({"nv"}))
-    assert (spec.name, spec.private, spec.engine) == ("nv", True, "")
+    assert (spec.name, spec.private, spec.engine) == ("nv", True, None)
     assert spec.command == ("/bin/plugin", "--dir", "{kubelet_dir}", "a b")
     for wrong in ("nv", "nv=", "=cmd", "nv='open"):
         with pytest.raises(ValueError, match=r"NAME=COMMAND|quotation"):
@@ -106,35 +104,7 @@ def test_processes_of_a_group_and_what_they_use() -> None:
     assert this_machine().cores >= 1
 
 
-def test_blocks_of_headers_that_change_no_table() -> None:
-    encoder = Encoder()
-    first = encoder.encode([(":status", "200"), ("content-type", "application/grpc")])
-    again = encoder.encode([(":status", "200"), ("content-type", "application/grpc")])
-    assert not http2.leaves_tables_alone(first)
-    assert http2.leaves_tables_alone(again)
-    assert http2.leaves_tables_alone(b"\xbe\x00\x0cgrpc-message\x00")
-    for cut in (
-        b"\x00",
-        b"\x00\x0cgrpc",
-        b"\x0f\x80",
-        b"\x3f\xe1\x1f",
-        b"\x00\x7f\x01",
-        b"\x20",
-        b"\x41\x80",
-    ):
-        assert not http2.leaves_tables_alone(cut)
-
-
 def test_the_help_names_the_suites_that_there_are() -> None:
     from benchmarks.suites import SUITES
 
     assert tuple(SUITES) == benchoptions.SUITES
-
-
-@pytest.mark.parametrize("indexed", [True, False])
-def test_names_far_down_the_static_table_change_nothing(indexed: bool) -> None:
-    """`content-type` has number 31 there, which takes a second byte."""
-    block = Encoder().encode([("content-type", "x" * 200, not indexed)], huffman=False)
-    assert http2.leaves_tables_alone(block) is not indexed
-    for cut in range(1, len(block)):
-        assert not http2.leaves_tables_alone(block[:cut])

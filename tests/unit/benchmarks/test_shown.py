@@ -8,9 +8,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.plot import as_svg
-from benchmarks.results import Ratio
-from benchmarks.stats import Estimate, Interval
-from benchmarks.table import WIDTH, as_table
+from benchmarks.results import Estimate, Interval, Ratio
+from benchmarks.show import WIDTH, as_table
 from benchmarks.targets import TARGETS, Target, judged
 from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio, with_verdict
 
@@ -56,7 +55,7 @@ def test_the_table_shows_figures_ratios_and_verdicts() -> None:
         "1.05x empty handler [1.01-1.09]",
         "MISS p50 <= 15 us",
         "Note: no compiler",
-        "1 targets looked at, 1 figures miss one",
+        "1 targets checked, 1 figures miss one",
         "2 cores of A fast one",
     ):
         assert wanted in text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.stats import Interval, estimate, interval_ranks, quantile, ratio
+from benchmarks.results import Interval, estimate, interval_ranks, quantile, ratio
 
 FLOATS = st.floats(min_value=0.001, max_value=1e6)
 SAMPLES = st.lists(FLOATS, min_size=1, max_size=60)

@@ -14,7 +14,7 @@ from tests.unit.builders import a_resource, gpus, uuid_of_gpu
 from tests.unit.core.test_mig_strategies import mig_gpu
 
 if TYPE_CHECKING:
-    from gpuplugin.core.words import Strategy
+    from gpuplugin.core.injection import DeviceListStrategy
 
 NAME = "nvidia.com/gpu"
 A, B = uuid_of_gpu(0), uuid_of_gpu(1)
@@ -24,7 +24,7 @@ SHARED = a_resource(2, 2).devices
 CDI = "k8s.device-plugin.nvidia.com"
 
 
-def plan(*strategies: Strategy) -> InjectionPlan:
+def plan(*strategies: DeviceListStrategy) -> InjectionPlan:
     return InjectionPlan(strategies=frozenset(strategies))
 
 
@@ -86,7 +86,12 @@ def test_the_annotation_differs_by_resource_and_request_and_takes_a_prefix() -> 
     assert key.startswith("example.com/nvidia-device-plugin_")
 
 
-STRATEGIES: tuple[Strategy, ...] = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
+STRATEGIES: tuple[DeviceListStrategy, ...] = (
+    "envvar",
+    "volume-mounts",
+    "cdi-annotations",
+    "cdi-cri",
+)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ STRATEGIES: tuple[Strategy, ...] = ("envvar", "volume-mounts", "cdi-annotations"
     [one for count in range(5) for one in itertools.combinations(STRATEGIES, count)],
     ids=lambda chosen: "+".join(chosen) or "none",
 )
-def test_every_combination(chosen: tuple[Strategy, ...]) -> None:
+def test_every_combination(chosen: tuple[DeviceListStrategy, ...]) -> None:
     granted = inject(NAME, WHOLE, replace(plan(*chosen), pass_device_specs=True))
     plain = {"envvar", "volume-mounts"} & set(chosen)
     assert bool(granted.envs) == bool(plain)

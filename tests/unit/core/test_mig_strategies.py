@@ -20,7 +20,7 @@ from hal import Gpu, MigDevice
 from tests.unit.builders import a_gpu, uuid_of_gpu
 
 if TYPE_CHECKING:
-    from gpuplugin.core.words import MigStrategy
+    from gpuplugin.core.inventory import MigStrategy
 
 
 def mig_gpu(index: int, *profiles: str) -> Gpu:

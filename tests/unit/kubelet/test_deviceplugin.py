@@ -12,15 +12,15 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.core.preference import PreferenceIndex, distributed
+from gpuplugin.core import preference
 from gpuplugin.kubelet import deviceplugin
 from gpuplugin.kubelet.deviceplugin import MAX_STREAMS, DevicePlugin
-from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration_pb
+from gpuplugin.kubelet.registration import registration_service
 from gpuplugin.kubelet.snapshot import snapshot_of
+from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.callstats import BOUNDS_S, CallStats
-from gpuplugin.rpc.services import RpcCode, RpcError, Service
 from tests.unit.builders import a_resource, ids, uuid_of_gpu
 
 if TYPE_CHECKING:
@@ -131,14 +131,14 @@ def test_a_new_snapshot_is_answered_from_at_once() -> None:
 
 
 def test_each_container_gets_a_choice_by_the_policy() -> None:
-    index = PreferenceIndex.of(RESOURCE)
+    index = preference.PreferenceIndex.of(RESOURCE)
     available = ids(RESOURCE)[2:]
 
     answers = prefer(PLUGIN, (available, (), 3), (available, available[:1], 2))
 
     assert answers == [
-        list(distributed(index, available, (), 3)),
-        list(distributed(index, available, available[:1], 2)),
+        list(preference.prefer("distributed", index, available, (), 3).ids),
+        list(preference.prefer("distributed", index, available, available[:1], 2).ids),
     ]
 
 

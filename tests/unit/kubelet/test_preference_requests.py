@@ -13,7 +13,7 @@ from gpuplugin.core.preference import prefer
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
-from gpuplugin.rpc.services import RpcCode, RpcError
+from gpuplugin.rpc import RpcCode, RpcError
 from tests.unit.builders import a_resource, ids, uuid_of_gpu
 from tests.unit.core.preference.topologies import islands, links_of
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from gpuplugin.core.injection import DeviceNode, Injection, Mount
 from gpuplugin.kubelet.deviceplugin import OPTIONS
-from gpuplugin.kubelet.pluginwatcher import registration_service
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2
 from gpuplugin.kubelet.protowire import message, number, text
+from gpuplugin.kubelet.registration import registration_service
 from gpuplugin.kubelet.snapshot import _container
-from gpuplugin.rpc.services import RpcCode, RpcError
+from gpuplugin.rpc import RpcCode, RpcError
 
 TEXTS = st.text(max_size=300)
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), max_size=4).map(tuple)

@@ -142,7 +142,7 @@ def test_a_request_for_a_device_is_known_whatever_the_length_of_its_id(length: i
     (device,) = resource.devices
     device = replace(device, id="x" * length)
     snapshot = snapshot_of(replace(resource, devices=(device,)))
-    assert list(snapshot.lone_answers) == [_lone(device.id)]
+    assert list(snapshot.lone_responses) == [_lone(device.id)]
 
 
 @pytest.mark.parametrize("replicas", [1, 4])
@@ -151,8 +151,8 @@ def test_every_device_has_its_answer_ready(replicas: int) -> None:
     snapshot = snapshot_of(resource)
 
     lone = {device.id: _lone(device.id) for device in resource.devices}
-    assert set(snapshot.lone_answers) == set(lone.values())
+    assert set(snapshot.lone_responses) == set(lone.values())
     for device in resource.devices:
-        answer = pb.AllocateResponse.FromString(snapshot.lone_answers[lone[device.id]])
+        answer = pb.AllocateResponse.FromString(snapshot.lone_responses[lone[device.id]])
         (container,) = answer.container_responses
         assert dict(container.envs) == {"NVIDIA_VISIBLE_DEVICES": device.gpu_uuid}

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from benchmarks import simulator
-from benchmarks.simulator import Figure, Run, figure_of, made_up_fleet, run_replay, run_scenario
+from benchmarks.simulator import OneRun, Speed, made_up_fleet, run_replay, run_scenario, speed_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,14 +42,14 @@ def test_the_fleet_that_is_made_up_is_always_the_same_and_can_be_replayed() -> N
 
 
 def test_figures_are_medians_and_the_peak_of_memory() -> None:
-    runs = [Run(60.0, wall_s, 1000, peak_mib) for wall_s, peak_mib in ((1, 5), (2, 9), (30, 7))]
-    assert figure_of("x", runs) == Figure("x", 60, 2, 30, 1000, 500, 9)
+    runs = [OneRun(60.0, wall_s, 1000, peak_mib) for wall_s, peak_mib in ((1, 5), (2, 9), (30, 7))]
+    assert speed_of("x", runs) == Speed("x", 60, 2, 30, 1000, 500, 9)
 
 
 def test_the_command_prints_a_table_and_writes_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def here(call: Callable[..., Run], *arguments: object) -> Run:
+    def here(call: Callable[..., OneRun], *arguments: object) -> OneRun:
         return call(*arguments)
 
     monkeypatch.setattr(simulator, "in_own_process", here)

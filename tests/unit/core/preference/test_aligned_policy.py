@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import Resource
-from gpuplugin.core.preference import Choice, PreferenceIndex, aligned
+from gpuplugin.core.preference import Choice, PreferenceIndex
+from gpuplugin.core.preference.linked import choose_linked
 from hal import Link, LinkKind
 from tests.unit.builders import a_resource, uuid_of_gpu
 from tests.unit.core.preference.topologies import (
@@ -20,7 +21,6 @@ from tests.unit.core.preference.topologies import (
     links_of,
     pair_sum,
     pcie_tree,
-    ring,
     score_of,
     wired,
 )
@@ -39,7 +39,7 @@ class Node:
     def ask(self) -> Choice:
         available = [uuid_of_gpu(gpu) for gpu in self.available]
         must_include = [uuid_of_gpu(gpu) for gpu in self.must_include]
-        return aligned(self.index, available, must_include, self.size)
+        return choose_linked(self.index, available, must_include, self.size)
 
 
 def some_links() -> st.SearchStrategy[Link]:
@@ -94,7 +94,7 @@ def test_order_and_repeats_of_the_available_ids_do_not_matter(node: Node, seed: 
     random.Random(seed).shuffle(available)
     must_include = [uuid_of_gpu(gpu) for gpu in node.must_include]
 
-    assert aligned(node.index, available, must_include, node.size) == node.ask()
+    assert choose_linked(node.index, available, must_include, node.size) == node.ask()
 
 
 def wild_ids() -> st.SearchStrategy[list[str]]:
@@ -109,7 +109,7 @@ def test_it_answers_whatever_is_asked(
 ) -> None:
     index = wired(8, pcie_tree(8))
 
-    choice = aligned(index, available, must_include, size)
+    choice = choose_linked(index, available, must_include, size)
 
     wanted = tuple(dict.fromkeys(must_include))
     usable = set(available) & set(index.ids)
@@ -122,7 +122,7 @@ def test_it_answers_whatever_is_asked(
 def test_it_answers_for_a_resource_without_devices() -> None:
     index = PreferenceIndex.of(Resource("nvidia.com/gpu", ()))
 
-    assert aligned(index, ["a"], ["b", "c"], 3) == Choice(("b", "c"), "exact")
+    assert choose_linked(index, ["a"], ["b", "c"], 3) == Choice(("b", "c"), "exact")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_choices_among_two_islands_of_four(
     def names(gpus: list[int | str]) -> tuple[str, ...]:
         return tuple(uuid_of_gpu(gpu) if isinstance(gpu, int) else gpu for gpu in gpus)
 
-    choice = aligned(
+    choice = choose_linked(
         wired(8, islands(4)), [uuid_of_gpu(gpu) for gpu in available], names(must_include), size
     )
 
@@ -165,20 +165,8 @@ def test_replicas_that_must_be_included_count_one_by_one() -> None:
     index = PreferenceIndex.of(resource, links_of(5, wiring))
     replicas = index.ids[:2]
 
-    assert aligned(index, index.ids, replicas, 4).ids == index.ids[:4]
-    assert aligned(index, index.ids[2:], replicas[:1], 3).ids == (replicas[0], *index.ids[4:])
-
-
-def test_few_gpus_of_a_large_node_get_the_best_set_there_is() -> None:
-    index = wired(40, ring(40))
-    free = [3, 4, 9, 10, 11, 20, 21, 30, 39]
-    ids = [index.ids[gpu] for gpu in free]
-
-    choices = [aligned(index, ids, (index.ids[0],), size) for size in range(2, 9)]
-
-    best = [best_by_force(index.pair_scores, free, (0,), size - 1) for size in range(2, 9)]
-    assert [tuple(index.rank[one] for one in choice.ids[1:]) for choice in choices] == best
-    assert {choice.method for choice in choices} == {"exact"}
+    assert choose_linked(index, index.ids, replicas, 4).ids == index.ids[:4]
+    assert choose_linked(index, index.ids[2:], replicas[:1], 3).ids == (replicas[0], *index.ids[4:])
 
 
 def test_pods_of_two_fill_an_island_before_the_next() -> None:
@@ -186,7 +174,7 @@ def test_pods_of_two_fill_an_island_before_the_next() -> None:
     available = set(index.ids)
     pods = []
     for _ in range(4):
-        pod = aligned(index, sorted(available), (), 2).ids
+        pod = choose_linked(index, sorted(available), (), 2).ids
         available -= set(pod)
         pods.append({index.rank[one] // 4 for one in pod})
 
@@ -201,7 +189,7 @@ def test_a_gpu_without_a_pair_does_not_break_it() -> None:
 
     index = wired(5, wiring)
 
-    assert aligned(index, index.ids, (), 3).ids == tuple(map(uuid_of_gpu, (0, 3, 4)))
+    assert choose_linked(index, index.ids, (), 3).ids == tuple(map(uuid_of_gpu, (0, 3, 4)))
 
 
 def test_the_score_of_the_choice_is_never_below_that_of_a_partition() -> None:
@@ -213,7 +201,7 @@ def test_the_score_of_the_choice_is_never_below_that_of_a_partition() -> None:
 
     index = wired(4, wiring)
 
-    choice = aligned(index, index.ids, (), 2)
+    choice = choose_linked(index, index.ids, (), 2)
 
     assert choice.ids == (uuid_of_gpu(1), uuid_of_gpu(2))
     assert pair_sum(index.pair_scores, (1, 2)) > pair_sum(index.pair_scores, (0, 1))
@@ -224,6 +212,6 @@ def test_it_answers_for_replicas_too(count: int, replicas: int, size: int) -> No
     """Nothing asks it to, but nothing may fail either."""
     index = PreferenceIndex.of(a_resource(count, replicas))
 
-    choice = aligned(index, index.ids, (), size)
+    choice = choose_linked(index, index.ids, (), size)
 
     assert len(set(choice.ids)) == min(max(size, 0), count * replicas)

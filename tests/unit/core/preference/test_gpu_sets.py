@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.core.preference import PreferenceIndex, aligned
-from gpuplugin.core.preference.aligned import as_problem
-from gpuplugin.core.preference.search import solve
-from gpuplugin.core.preference.sets import GpuSets
+from gpuplugin.core.preference import PreferenceIndex
+from gpuplugin.core.preference.index import GpuSets
+from gpuplugin.core.preference.linked import choose_linked
 from hal import MigDevice
 from tests.unit.builders import a_resource
 from tests.unit.core.preference.topologies import (
@@ -106,20 +105,18 @@ def requests_among_16(seed: int) -> Iterator[tuple[list[int], list[int], int]]:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_16_gpus_get_what_a_search_finds(seed: int) -> None:
-    """The search is another way to the same set: of two that differ one is wrong."""
+def test_16_gpus_get_the_best_set_by_force(seed: int) -> None:
     index = wired(16, families_of_16(seed))
     for fixed, free, missing in requests_among_16(seed):
-        choice = aligned(
+        choice = choose_linked(
             index,
             [index.ids[gpu] for gpu in free],
             [index.ids[gpu] for gpu in fixed],
             len(fixed) + missing,
         )
 
-        problem = as_problem(index, free, fixed)
-        chosen = [free.index(index.rank[one]) for one in choice.ids[len(fixed) :]]
-        assert problem.score(chosen) == solve(problem, missing).score
+        best = best_by_force(index.pair_scores, free, fixed, missing)
+        assert tuple(index.rank[one] for one in choice.ids) == (*fixed, *best)
         assert choice.method == "exact"
 
 
@@ -164,7 +161,7 @@ def test_a_request_for_whole_gpus_goes_by_the_sets() -> None:
     of_size = [Counted(one) for one in index.sets.of_size]
     watched = replace(index, sets=GpuSets(16, index.sets.scores, of_size))
 
-    aligned(watched, index.ids[3:], index.ids[:1], 6)
+    choose_linked(watched, index.ids[3:], index.ids[:1], 6)
 
     assert [size for size, one in enumerate(of_size) if one.looks] == [6]
 

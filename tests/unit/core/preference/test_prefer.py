@@ -3,55 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import Resource
-from gpuplugin.core.preference import (
-    PreferenceIndex,
-    aligned,
-    distributed,
-    from_table,
-    packed,
-    prefer,
-    spread,
-)
-from gpuplugin.core.words import PolicyName
+from gpuplugin.core.preference import PolicyName, PreferenceIndex, prefer
+from gpuplugin.core.preference.linked import choose_linked, from_table
 from hal import MigDevice
 from tests.unit.builders import a_resource, ids, uuid_of_gpu
 from tests.unit.core.preference.topologies import islands, links_of, pcie_tree, ring, wired
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
-
-
-@pytest.mark.parametrize(
-    ("name", "policy"),
-    [
-        ("distributed", distributed),
-        ("packed", packed),
-        ("spread", spread),
-        ("spread-strict", spread),
-        ("a name that is none", distributed),
-    ],
-)
-def test_replicas_go_by_the_policy(
-    name: str,
-    policy: Callable[[PreferenceIndex, Sequence[str], Sequence[str], int], tuple[str, ...]],
-) -> None:
-    resource = a_resource(3, 4)
-    index = PreferenceIndex.of(resource)
-    available = ids(resource)[1:10]
-
-    choice = prefer(cast("PolicyName", name), index, available, (), 4)
-
-    assert choice.ids == policy(index, available, (), 4)
-    assert choice.method == "plain"
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
@@ -61,7 +29,7 @@ def test_whole_gpus_go_by_their_links_whatever_the_policy(name: PolicyName) -> N
 
     choice = prefer(name, index, available, (), 4)
 
-    assert choice == aligned(index, available, (), 4)
+    assert choice == choose_linked(index, available, (), 4)
     assert choice.ids == tuple(map(uuid_of_gpu, (4, 5, 6, 7)))
 
 
@@ -102,7 +70,7 @@ def test_the_table_answers_as_the_policy_does(
     assert choice is not None
     # With an id that nobody knows the policy is asked itself.
     assert prefer("packed", index, [*available, "GPU-x"], (), size) == choice
-    assert aligned(index, available, (), size) == choice
+    assert choose_linked(index, available, (), size) == choice
 
 
 @pytest.mark.parametrize(

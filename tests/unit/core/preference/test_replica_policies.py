@@ -6,31 +6,23 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.core.preference import (
-    PreferenceIndex,
-    distinct_gpus,
-    distributed,
-    packed,
-    spread,
-)
+from gpuplugin.core.preference import PolicyName, PreferenceIndex, needs_distinct_gpus, prefer
 from tests.unit.builders import a_resource, ids, uneven_resource, uuid_of_gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from gpuplugin.core.inventory import Device, Resource
 
-    Policy = Callable[[PreferenceIndex, Sequence[str], Sequence[str], int], tuple[str, ...]]
-
 A, B, C = (uuid_of_gpu(index) for index in range(3))
 
-POLICIES: dict[str, Policy] = {"distributed": distributed, "packed": packed, "spread": spread}
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 @dataclass(frozen=True)
@@ -40,12 +32,12 @@ class Request:
     must_include: tuple[str, ...]
     size: int
 
-    def ask(self, policy: str) -> tuple[str, ...]:
+    def ask(self, policy: PolicyName) -> tuple[str, ...]:
         index = PreferenceIndex.of(self.resource)
-        return POLICIES[policy](index, self.available, self.must_include, self.size)
+        return prefer(policy, index, self.available, self.must_include, self.size).ids
 
 
-def oracle(policy: str, request: Request) -> tuple[str, ...]:
+def oracle(policy: PolicyName, request: Request) -> tuple[str, ...]:
     """One device at a time, everything counted anew each time."""
     answer = list(dict.fromkeys(request.must_include))
     picked: list[str] = []
@@ -67,6 +59,7 @@ def oracle(policy: str, request: Request) -> tuple[str, ...]:
                 "distributed": (allocated, of_call),
                 "packed": (-allocated, of_call),
                 "spread": (of_request, allocated, of_call),
+                "spread-strict": (of_request, allocated, of_call),
             }[policy]
             return (*first, device.gpu_index, device.replica or 0)
 
@@ -110,13 +103,13 @@ def requests() -> st.SearchStrategy[Request]:
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=300)
 @given(request=requests())
-def test_a_policy_agrees_with_its_oracle(policy: str, request: Request) -> None:
+def test_a_policy_agrees_with_its_oracle(policy: PolicyName, request: Request) -> None:
     assert request.ask(policy) == oracle(policy, request)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(request=requests())
-def test_an_answer_is_sound_whatever_is_asked(policy: str, request: Request) -> None:
+def test_an_answer_is_sound_whatever_is_asked(policy: PolicyName, request: Request) -> None:
     answer = request.ask(policy)
 
     must_include = dict.fromkeys(request.must_include)
@@ -132,7 +125,7 @@ def test_an_answer_is_sound_whatever_is_asked(policy: str, request: Request) -> 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(request=requests(), seed=st.integers())
 def test_order_and_repeats_of_the_available_ids_do_not_matter(
-    policy: str, request: Request, seed: int
+    policy: PolicyName, request: Request, seed: int
 ) -> None:
     shuffled = random.Random(seed).sample(request.available * 2, 2 * len(request.available))
     other = Request(request.resource, tuple(shuffled), request.must_include, request.size)
@@ -179,7 +172,7 @@ def test_packed_finishes_a_gpu_before_it_starts_the_next(request: Request) -> No
     ],
 )
 def test_examples(
-    policy: str, taken: list[str], must_include: list[str], size: int, expected: list[str]
+    policy: PolicyName, taken: list[str], must_include: list[str], size: int, expected: list[str]
 ) -> None:
     resource = a_resource(3, 4)
     names = {f"{'ABC'[one.gpu_index]}{one.replica}": one.id for one in resource.devices}
@@ -189,16 +182,5 @@ def test_examples(
     assert request.ask(policy) == tuple(names[name] for name in expected)
 
 
-@pytest.mark.parametrize(
-    ("device_ids", "expected"),
-    [
-        ([], True),
-        ([f"{A}::0"], True),
-        ([f"{A}::0", f"{A}::0"], True),
-        ([f"{A}::0", f"{B}::0", f"{C}::1"], True),
-        ([f"{A}::0", f"{B}::0", f"{A}::1"], False),
-        ([f"{A}::0", f"{A}::99", "GPU-x::0", ""], True),
-    ],
-)
-def test_distinct_gpus(device_ids: list[str], expected: bool) -> None:
-    assert distinct_gpus(PreferenceIndex.of(a_resource(3, 2)), device_ids) is expected
+def test_only_the_strict_policy_needs_distinct_gpus() -> None:
+    assert [name for name in POLICIES if needs_distinct_gpus(name)] == ["spread-strict"]

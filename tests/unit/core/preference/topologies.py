@@ -14,8 +14,6 @@ from tests.unit.builders import a_resource, uuid_of_gpu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from gpuplugin.core.preference.problem import Problem
-
     Wiring = Callable[[int, int], Link]
 
 PATH_SCORES = {
@@ -162,17 +160,3 @@ def best_by_force(
 
     # `max` takes the first of equals, and combinations come in lexicographic order.
     return max(combinations(sorted(free), missing), key=merit)
-
-
-def best_of_table(problem: Problem, size: int) -> int:
-    """The best score of a problem by a table of all its subsets, each made from a smaller one."""
-    count = len(problem.values)
-    table = [0] * (1 << count)
-    for item, (value, row) in enumerate(zip(problem.values, problem.pulls, strict=True)):
-        bit = 1 << item
-        pulls = [0]
-        for pull in row[:item]:
-            pulls += [total + pull for total in pulls]
-        for subset in range(bit):
-            table[bit | subset] = table[subset] + value + pulls[subset]
-    return max(score for subset, score in enumerate(table) if subset.bit_count() == size)

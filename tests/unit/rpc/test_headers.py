@@ -7,7 +7,7 @@ from hpack import Decoder, Encoder, HPACKError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.rpc.h2.frames import ErrorCode, Fault
+from gpuplugin.rpc.h2.frames import ErrorCode, H2Error
 from gpuplugin.rpc.h2.headers import (
     MAX_CACHED_BLOCK_BYTES,
     MAX_CACHED_BLOCKS,
@@ -64,7 +64,7 @@ def test_blocks_that_come_again_and_again_read_as_plain_decoding_reads_them(
         try:
             expected = tuple(map(tuple, decoder.decode(block, raw=True)))
         except HPACKError:
-            with pytest.raises(Fault):
+            with pytest.raises(H2Error):
                 reader.read(block)
             return
         assert reader.read(block) == expected
@@ -96,7 +96,7 @@ def test_a_table_that_was_emptied_by_its_size() -> None:
     reader.read(_literal(b"x-a", b"1", 0x40))
     reader.read(b"\xbe")
     reader.read(b"\x20\x3f\xe1\x1f")
-    with pytest.raises(Fault):
+    with pytest.raises(H2Error):
         reader.read(b"\xbe")
 
 
@@ -113,13 +113,13 @@ def test_few_and_short_blocks_are_kept() -> None:
 
 
 def test_too_many_headers() -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(H2Error) as caught:
         BlockReader(tuple).read(plain_block([(b"x", b"y" * 16_000)] * 5))
     assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
 
 
 def test_a_block_that_cannot_be_decoded() -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(H2Error) as caught:
         BlockReader(tuple).read(b"\xff")
     assert caught.value.code is ErrorCode.COMPRESSION_ERROR
 

@@ -17,7 +17,7 @@ class Publication:
 
     def __init__(self) -> None:
         self.on_streams: Callable[[], None] = _nothing
-        """Told, in any thread, of each stream that began or ended; must not wait."""
+        """Called, in any thread, when a stream began or ended; must not wait."""
         self._lock = threading.Lock()
         self._message: bytes | None = None
         self._version = 0
@@ -95,11 +95,11 @@ class Publication:
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """Used until `on_streams` is set."""
 
 
 class _Subscription:
-    """See `gpuplugin.rpc.services.Subscription`."""
+    """See `gpuplugin.rpc.Subscription`."""
 
     def __init__(self, publication: Publication, wake: Callable[[], None]) -> None:
         self._publication = publication

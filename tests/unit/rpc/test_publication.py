@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.kubelet.publication import Publication
+from gpuplugin.rpc.publication import Publication
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,9 +7,9 @@ from hpack import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.rpc.client import read_status, write_timeout
+from gpuplugin.rpc import RpcCode, RpcError
 from gpuplugin.rpc.h2 import grpcwire
-from gpuplugin.rpc.services import RpcCode, RpcError
+from gpuplugin.rpc.h2.client import read_status, write_timeout
 
 
 def _headers(block: bytes) -> list[tuple[bytes, bytes]]:
@@ -19,7 +19,7 @@ def _headers(block: bytes) -> list[tuple[bytes, bytes]]:
 @given(st.integers(0, 16), st.text(max_size=100))
 def test_a_status_is_read_as_it_was_written(code: int, text: str) -> None:
     expected = (code, text.encode("utf-8", "replace").decode())
-    for before in (b"", grpcwire.answer_block()):
+    for before in (b"", grpcwire.response_block()):
         block = before + grpcwire.status_block(code, text)
         assert read_status(_headers(block)) == expected
 
