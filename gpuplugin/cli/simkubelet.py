@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING
 from gpuplugin.cli.text import table
 from gpuplugin.linesocket import ControlError
 from sim.kubelet import Kubelet, Pod, simple_pod
-from sim.kubelet.control import ask_kubelet, serve_kubelet_control
-from sim.kubelet.manifests import ManifestError, parse_limits, pods_from_yaml
+from sim.kubelet.control import (
+    ManifestError,
+    ask_kubelet,
+    parse_limits,
+    pods_from_yaml,
+    serve_kubelet_control,
+)
 
 if TYPE_CHECKING:
     import argparse

@@ -14,11 +14,9 @@ from sim.node.control import control_socket, status
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode
 from sim.node.scenario import ScenarioError, load_scenario
-from sim.node.serve import CannotServe, served
-from sim.nvml.build import CannotBuild, built_library
-from sim.nvml.kernelfiles import kernel_folder
-from sim.nvml.server import nvml_socket
-from sim.nvml.standins import StandIns
+from sim.node.serve import CannotServe, kernel_folder, served
+from sim.nvml.library import CannotBuild, built_library
+from sim.nvml.server import StandIns, nvml_socket
 
 if TYPE_CHECKING:
     import argparse

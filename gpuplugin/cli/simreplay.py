@@ -6,9 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import table
-from sim.study.fleet.openb import TraceError, read_nodes, read_pods
-from sim.study.fleet.replay import Replay
-from sim.study.fleet.report import FleetReport, Spread, fleet_report
+from sim.study.fleet import FleetReport, Replay, Spread, fleet_report
+from sim.study.openb import TraceError, read_nodes, read_pods
 
 if TYPE_CHECKING:
     import argparse

@@ -16,10 +16,10 @@ from gpuplugin.cli.simreport import as_text
 from gpuplugin.cli.simrunoptions import span_s
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.core.inventory import InventoryError
-from sim.gpu.workloads.drivers import TraceError
+from sim.gpu.workloads import TraceError
 from sim.node.scenario import ScenarioError, load_scenario
 from sim.study.report import report_of
-from sim.study.report.words import duration
+from sim.study.sentences import duration
 from sim.virtual.run import WINDOW_S, VirtualRun
 from sim.virtual.settings import load_for
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from sim.node.scenario import Scenario
-    from sim.study.report import Report
+    from sim.study.runreport import RunReport
     from sim.virtual.run import Outcome
 
 
@@ -125,7 +125,7 @@ def _simulate(
 
 
 def _write_files(
-    parsed: argparse.Namespace, outcome: Outcome, report: Report, description: str
+    parsed: argparse.Namespace, outcome: Outcome, report: RunReport, description: str
 ) -> None:
     if parsed.report is not None:
         with _writing(parsed.report) as stream:

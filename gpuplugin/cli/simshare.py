@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import gib, table
 from hal import TimeSliceLevel
-from sim.gpu.compute.parameters import NS_PER_MS
 from sim.gpu.profiles import UnknownModel
+from sim.gpu.scheduler import NS_PER_MS
+from sim.study.share import Mechanism, SharePlan, WrongPlan
 from sim.study.share import share as share_out
-from sim.study.shareplan import Mechanism, SharePlan, WrongPlan
 
 if TYPE_CHECKING:
     import argparse

@@ -17,11 +17,10 @@ from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
 from sim.kubelet import Kubelet
 from sim.kubelet.control import serve_kubelet_control
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
 from sim.node.podarrivals import PodArrivals
 from sim.node.podwork import PodWork, scenario_work
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import ScenarioError, load_scenario
 from sim.node.serve import CannotServe, served
 from sim.virtual.settings import load_for

@@ -35,8 +35,7 @@ from sim.gpu.faults import (
     Unplug,
     XidFault,
 )
-from sim.gpu.partition import GIB
-from sim.gpu.profiles import slice_parameters
+from sim.gpu.profiles import GIB, slice_parameters
 from sim.node.driver import until_s
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ class SimulatedGpu:
         use = Use(self.past.active_ns, self.past.switching_ns, set(self.past.places))
         for uuid, tenancy in self.tenancies.items():
             tenancy.compute.catch_up()
-            usage = tenancy.compute.engine.usage
+            usage = tenancy.compute.scheduler.usage
             use.active_ns += usage.active_ns
             use.switching_ns += usage.switching_ns
             use.places.add(uuid)

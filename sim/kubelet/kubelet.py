@@ -27,18 +27,17 @@ from sim.kubelet.admission import (
     does_not_fit,
     start,
 )
-from sim.kubelet.checkpoint import (
+from sim.kubelet.devices import (
     FILE_NAME,
     CheckpointDamaged,
+    DeviceManager,
     read_checkpoint,
     write_checkpoint,
 )
-from sim.kubelet.connections import Connections
-from sim.kubelet.devices import DeviceManager
-from sim.kubelet.pods import Phase, Pod, PodStatus
+from sim.kubelet.plugins import Connections
+from sim.kubelet.pods import CallRecord, Happened, NodeView, Phase, Pod, PodStatus, PodView
+from sim.kubelet.registration import PluginWatcher
 from sim.kubelet.services import PodResources, Services
-from sim.kubelet.view import CallRecord, Happened, NodeView, PodView
-from sim.kubelet.watcher import PluginWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
     from sim.kubelet.devices import Holding, Listed
-    from sim.kubelet.pluginclient import PluginClient
+    from sim.kubelet.plugins import PluginClient
 
 GRACE_CHECK_S = 1.0
 """How often the sync loop turns when nothing happens, for what only time changes."""

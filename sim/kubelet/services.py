@@ -11,7 +11,7 @@ from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import podresources_pb2 as pr
 from gpuplugin.rpc.services import grpc_target
 from sim.kubelet.admission import CallFailed
-from sim.kubelet.watcher import API_VERSION, is_extended_resource
+from sim.kubelet.registration import API_VERSION, is_extended_resource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

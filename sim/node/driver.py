@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hal import DriverUnavailable
-from sim.gpu.compute.parameters import NS_PER_S, to_ns
 from sim.gpu.faults import DriverDown, DriverHang, DriverUp, WatchBroken, WatchMended
+from sim.gpu.scheduler import NS_PER_S, to_ns
 
 if TYPE_CHECKING:
     from sim.gpu.faults import NodeHappening

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 import simpy
 
 from hal import EccError, GpuAppeared, Link, LinkKind, UnknownGpu, XidError
-from sim.gpu.compute.parameters import NS_PER_S, to_ns
-from sim.gpu.failures import gaps_s, repair_time_s, victims_of
 from sim.gpu.faults import (
     DriverDown,
     DriverHang,
@@ -30,21 +28,23 @@ from sim.gpu.faults import (
     Replacement,
     ThermalShutdown,
     XidFault,
+    gaps_s,
+    repair_time_s,
+    victims_of,
 )
 from sim.gpu.gpu import SimulatedGpu
-from sim.gpu.identities import Identities
-from sim.gpu.partition import CannotPartition, check_partition
+from sim.gpu.profiles import CannotPartition, check_partition
+from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.tenancy import TenantSpec
-from sim.gpu.workloads.models import MemoryUse
+from sim.gpu.workloads import MemoryUse
 from sim.node.driver import SimulatedDriver
-from sim.node.population import physics_of, tenancies_of
+from sim.node.population import Identities, physics_of, tenancies_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
     from hal import Event, Gpu
-    from sim.gpu.failures import Failures, Victims
-    from sim.gpu.faults import TimedHappening
+    from sim.gpu.faults import Failures, TimedHappening, Victims
     from sim.gpu.profiles import Profile
     from sim.gpu.tenancy import Tenancy, Tenant, TenantRecord
     from sim.node.population import Log

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sim.gpu.tenancy import Tenant
     from sim.kubelet import Kubelet, NodeView, Pod
-    from sim.kubelet.view import PodView
+    from sim.kubelet.pods import PodView
     from sim.node.realtime import RealTimeNode
     from sim.node.scenario import Scenario
 

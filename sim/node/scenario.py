@@ -10,11 +10,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from gpuplugin.config.yamltext import YamlError, read_yaml
 from hal import LinkKind
-from sim.gpu.failures import Failures
-from sim.gpu.faults import Part, Repartition, TimedHappening, XidFault, problems
-from sim.gpu.partition import CannotPartition, check_partition
-from sim.gpu.profiles import UnknownModel, load_profile, model_names
-from sim.gpu.workloads.models import MemoryUse, Workload
+from sim.gpu.faults import Failures, Part, Repartition, TimedHappening, XidFault, problems
+from sim.gpu.profiles import (
+    CannotPartition,
+    UnknownModel,
+    check_partition,
+    load_profile,
+    model_names,
+)
+from sim.gpu.workloads import MemoryUse, Workload
 from sim.node.recorded import RecordedGpu
 
 if TYPE_CHECKING:

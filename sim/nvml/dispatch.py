@@ -1,4 +1,4 @@
-"""Answers calls from the node: finds what a call is about, whether it hangs, and who answers it."""
+"""From a request of the library to the function that responds. `FUNCTIONS` is the whole table."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import resources
+from typing import TYPE_CHECKING, Final
 
+from hal.nvml.api import Code
 from sim.nvml.abi import PLACES, Kind
-from sim.nvml.call import Call
-from sim.nvml.codes import Code, NvmlFailure
-from sim.nvml.eventsets import EventSets
-from sim.nvml.handles import Handles, Place
+from sim.nvml.call import Handles, NvmlCall, NvmlFailure, Place
+from sim.nvml.functions import (
+    board,
+    errors,
+    events,
+    instances,
+    inventory,
+    links,
+    load,
+    mig,
+)
+from sim.nvml.functions.events import EventSets
 from sim.nvml.wire import (
     Given,
     answer_bytes,
@@ -31,7 +41,35 @@ if TYPE_CHECKING:
     from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
     from sim.nvml.abi import Function
-    from sim.nvml.standins import ProcessIds
+    from sim.nvml.server import ProcessIds
+
+
+THEMES: Final = (
+    inventory.SYSTEM_FUNCTIONS,
+    inventory.FUNCTIONS,
+    load.FUNCTIONS,
+    board.FUNCTIONS,
+    errors.FUNCTIONS,
+    errors.FIELD_FUNCTIONS,
+    links.FUNCTIONS,
+    mig.FUNCTIONS,
+    instances.FUNCTIONS,
+    events.FUNCTIONS,
+)
+
+FUNCTIONS: Final[tuple[Function, ...]] = tuple(function for theme in THEMES for function in theme)
+
+LOCAL: Final = ("nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown", "nvmlErrorString")
+"""Those that the library answers by itself."""
+
+
+def _not_simulated() -> tuple[str, ...]:
+    text = resources.files("sim").joinpath("nvml", "not-simulated.txt").read_text("utf-8")
+    return tuple(text.split())
+
+
+NOT_SIMULATED: Final = _not_simulated()
+"""Those that answer `NOT_SUPPORTED`, whatever they are asked."""
 
 
 log = logging.getLogger(__name__)
@@ -135,7 +173,7 @@ class Dispatcher:
             if place.mig is not None and not function.mig:
                 raise NvmlFailure(Code.NOT_SUPPORTED)
         self._pids.refresh(model)
-        call = Call(
+        call = NvmlCall(
             model,
             self.handles,
             self.event_sets,

@@ -16,7 +16,7 @@ from gpuplugin.core.pacing import list_due_s
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
 from hal import Probe, RecoveryAction
-from sim.gpu.compute.parameters import to_ns
+from sim.gpu.scheduler import to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from sim.gpu.compute.parameters import to_ns
+from sim.gpu.scheduler import to_ns
 from sim.gpu.tenancy import TenantSpec
 from sim.kubelet.pods import Phase, simple_pod
 

@@ -21,7 +21,7 @@ from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet import Kubelet, Phase, simple_pod
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from tests.component.nvmlhardware import NvmlHardware
 from tests.component.running import (
     RESOURCE,

@@ -38,9 +38,8 @@ from sim.gpu.faults import (
     WatchMended,
     XidFault,
 )
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario
 from tests.component.waiting import DEADLINE_S, eventually
 

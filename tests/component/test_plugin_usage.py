@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.gpu.partition import GIB
+from sim.gpu.profiles import GIB
 from sim.gpu.tenancy import TenantSpec
-from sim.gpu.workloads.models import ClosedLoop, MemoryUse
+from sim.gpu.workloads import ClosedLoop, MemoryUse
 from sim.kubelet import Phase, simple_pod
 from sim.node.podwork import PodWork
 from tests.component.running import RESOURCE

@@ -13,12 +13,11 @@ import pytest
 from hal import DriverNotFound, DriverUnavailable
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario
 from sim.node.serve import kernel_files
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
 from tests.conformance.library import bound
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hal import DriverUnavailable, EccError, GpuState, RecoveryAction, XidError
-from sim.node.backend import SimBackend
 from sim.node.control import serve_control, status
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import parse_scenario
 from tests.e2e.conftest import eventually, gpuplugin
 

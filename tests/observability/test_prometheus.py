@@ -11,10 +11,9 @@ import yaml
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from sim.gpu.faults import LostFault, Recovery, XidFault
 from sim.kubelet import Kubelet, Phase, simple_pod
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
 from sim.node.podwork import PodWork, scenario_work
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import load_scenario
 from tests.component.conftest import short_folder
 from tests.component.running import RESOURCE, PluginProcess, settings_for

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from sim.gpu.faults import HAPPENING, NodeHappening, TimedHappening
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario, Tenant, parse_scenario
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.gpu.failures import Failures, gaps_s, victims_of
+from sim.gpu.faults import Failures, gaps_s, victims_of
 from sim.node.node import SimulatedNode
 from sim.node.scenario import Scenario, ScenarioError, parse_scenario
 

@@ -23,8 +23,7 @@ from sim.gpu.faults import (
     Unplug,
     XidFault,
 )
-from sim.gpu.partition import GIB
-from sim.gpu.profiles import model_names
+from sim.gpu.profiles import GIB, model_names
 from sim.node.node import CannotBefall, SimulatedNode
 from sim.node.scenario import GpuGroup, Scenario, Tenant
 from tests.unit.sim.nodes import a_node

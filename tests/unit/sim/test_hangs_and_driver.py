@@ -19,10 +19,9 @@ from hal import (
     TimeSliceLevel,
     XidError,
 )
-from sim.node.backend import SimBackend
 from sim.node.driver import until_s
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import parse_scenario
 from tests.component.waiting import eventually
 from tests.unit.sim.nodes import Story

@@ -18,9 +18,8 @@ from hal import (
     XidError,
 )
 from sim.gpu.faults import LostFault, Recovery, TimedHappening, XidFault
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario, Tenant
 
 if TYPE_CHECKING:

@@ -26,13 +26,11 @@ from hal import (
 from hal.nvml.api import Code, EventType, Process, ProcessSample
 from hal.nvml.backend import NvmlBackend
 from sim.gpu.profiles import load_profile, model_names
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import Scenario, ScenarioError, parse_scenario
-from sim.study.recorder import Recording, as_yaml, observe
-from sim.study.recorder.models import nearest_model
-from sim.study.recorder.observe import Sample
+from sim.study.observe import Recording, Sample, nearest_model, observe
+from sim.study.recording import as_yaml
 from tests.unit.builders import GIB, a_gpu, a_probe
 from tests.unit.hal.fake_nvml import FakeGpu, FakeNvml, event
 

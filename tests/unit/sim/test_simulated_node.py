@@ -17,7 +17,6 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.gpu.compute.parameters import to_ns
 from sim.gpu.faults import (
     EccFault,
     GpuHappening,
@@ -29,6 +28,7 @@ from sim.gpu.faults import (
     TimedHappening,
     XidFault,
 )
+from sim.gpu.scheduler import to_ns
 from sim.node.node import SimulatedNode
 from sim.node.scenario import load_scenario, scenario_names
 from tests.unit.sim.nodes import a_node, names

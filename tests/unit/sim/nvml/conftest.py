@@ -15,7 +15,7 @@ from sim.gpu.faults import HAPPENING, NodeHappening
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode
 from sim.node.scenario import parse_scenario
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
 from tests.conformance.library import bound
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.gpu.faults import GpuHappening
-    from sim.nvml.kernelfiles import KernelFiles
+    from sim.node.serve import KernelFiles
 
 
 class Kernel:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.study.report.statistics import CURVE, Requests, jain, mean, percentile, share_of
+from sim.study.report import CURVE, Requests, jain, mean, percentile, share_of
 
 
 @pytest.mark.parametrize(
