@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
 
-    from sim.kubelet import Happened
+    from sim.kubelet import KubeletEvent
 
 DEFAULT_LIMIT = "nvidia.com/gpu=1"
 
@@ -136,7 +136,7 @@ def _pods(parsed: argparse.Namespace) -> list[Pod]:
     return pods
 
 
-def _print_fact(happened: Happened) -> None:
+def _print_fact(happened: KubeletEvent) -> None:
     print(f"{happened.kind:12} {happened.text}", flush=True)
 
 

@@ -34,7 +34,7 @@ def serve(parsed: argparse.Namespace) -> int:
         node = RealTimeNode(SimulatedNode(load_scenario(parsed.scenario)))
         with served(node, folder, StandIns() if parsed.processes else None):
             node.start()
-            with node.glimpsed() as model:
+            with node.read() as model:
                 count, name = len(model.present), model.scenario.name
             print(f"node {name} with {count} GPUs at {folder}", flush=True)
             stop.wait()

@@ -18,7 +18,6 @@ from gpuplugin.version import VERSION
 from sim.kubelet import Kubelet
 from sim.kubelet.control import serve_kubelet_control
 from sim.node.node import SimulatedNode
-from sim.node.podarrivals import PodArrivals
 from sim.node.podwork import PodWork, scenario_work
 from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import ScenarioError, load_scenario
@@ -54,11 +53,10 @@ def up(parsed: argparse.Namespace) -> int:
             stack.enter_context(served(node, daemon.kubelet_dir))
             kubelet = stack.enter_context(Kubelet(daemon.kubelet_dir))
             stack.enter_context(closing(serve_kubelet_control(kubelet)))
-            work = PodWork(kubelet, node, daemon.host_proc.parent, scenario_work(scenario))
-            arrivals = PodArrivals(kubelet, scenario)
-            for follower in (work, arrivals):
-                follower.start()
-                stack.callback(follower.stop)
+            host = daemon.host_proc.parent
+            work = PodWork(kubelet, node, host, scenario_work(scenario), scenario)
+            work.start()
+            stack.callback(work.stop)
             print(
                 f"node {scenario.name} with {scenario.gpu_count} GPUs at {daemon.kubelet_dir}; "
                 f"look at http://{daemon.listen_address}/",

@@ -178,10 +178,11 @@ class DeviceManager:
         health = dict.fromkeys(state.healthy, True) | dict.fromkeys(state.unhealthy, False)
         return dict(sorted(health.items()))
 
-    def numa_nodes(self, resource: str) -> dict[str, tuple[int, ...]]:
-        """NUMA nodes of every device of a resource."""
-        state = self._resources.get(resource) or _Resource()
-        return dict(sorted((state.healthy | state.unhealthy).items()))
+    def allocatable(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """NUMA nodes of every healthy device, by resource."""
+        return {
+            name: dict(sorted(self._resources[name].healthy.items())) for name in self.resources
+        }
 
     @property
     def resources(self) -> tuple[str, ...]:

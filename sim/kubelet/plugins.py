@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import threading
 import time
-from types import MappingProxyType
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.rpc.services import grpc_target
-from sim.kubelet.admission import CallFailed
-from sim.kubelet.devices import Listed
-from sim.kubelet.pods import CallRecord, Grant
+from sim.kubelet.admission import CallFailed, PreStartCall
+from sim.kubelet.messages import listed, request_for, response_to
+from sim.kubelet.pods import CallRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from google.protobuf.message import Message
 
+    from sim.kubelet.admission import PluginCall, Response
+    from sim.kubelet.devices import Listed
+
+_R = TypeVar("_R")
 
 DIAL_TIMEOUT_S = 10.0
 PRE_START_TIMEOUT_S = 30.0
@@ -32,9 +37,6 @@ PRE_START_TIMEOUT_S = 30.0
 _GO_CODES = {
     code: "".join(word.capitalize() for word in code.name.split("_")) for code in grpc.StatusCode
 } | {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
-
-_Q = TypeVar("_Q", bound="Message")
-_A = TypeVar("_A", bound="Message")
 
 
 def go_error(error: Exception) -> str:
@@ -70,51 +72,18 @@ class PluginClient:
 
     def options(self) -> pb.DevicePluginOptions:
         """GetDevicePluginOptions."""
-        return self._call("GetDevicePluginOptions", pb.Empty(), pb.DevicePluginOptions)
+        parse = pb.DevicePluginOptions.FromString
+        return self._call("GetDevicePluginOptions", pb.Empty(), parse)
 
-    def prefer(
-        self, available: Sequence[str], must_include: Sequence[str], size: int
-    ) -> tuple[str, ...]:
-        """GetPreferredAllocation for one container."""
-        request = pb.PreferredAllocationRequest(
-            container_requests=[
-                pb.ContainerPreferredAllocationRequest(
-                    available_deviceIDs=available,
-                    must_include_deviceIDs=must_include,
-                    allocation_size=size,
-                )
-            ]
-        )
-        answer = self._call("GetPreferredAllocation", request, pb.PreferredAllocationResponse)
-        if not answer.container_responses:
-            return ()
-        return tuple(answer.container_responses[0].deviceIDs)
+    def call(self, call: PluginCall) -> Response:
+        """One call of an admission; PreStartContainer is the only one with a deadline.
 
-    def allocate(self, container: str, device_ids: Sequence[str]) -> Grant | None:
-        """Allocate for one container; None if the plugin's answer is empty."""
-        request = pb.AllocateRequest(
-            container_requests=[pb.ContainerAllocateRequest(devices_ids=device_ids)]
-        )
-        answer = self._call("Allocate", request, pb.AllocateResponse)
-        if not answer.container_responses:
-            return None
-        granted = answer.container_responses[0]
-        return Grant(
-            container=container,
-            resource=self.resource,
-            device_ids=tuple(device_ids),
-            envs=MappingProxyType(dict(granted.envs)),
-            annotations=MappingProxyType(dict(granted.annotations)),
-            mounts=tuple(f"{m.host_path}:{m.container_path}" for m in granted.mounts),
-            devices=tuple(device.host_path for device in granted.devices),
-            cdi_devices=tuple(device.name for device in granted.cdi_devices),
-            raw=granted.SerializeToString(),
-        )
-
-    def pre_start(self, device_ids: Sequence[str]) -> None:
-        """PreStartContainer, the one call with a deadline."""
-        request = pb.PreStartContainerRequest(devices_ids=device_ids)
-        self._call("PreStartContainer", request, pb.PreStartContainerResponse, PRE_START_TIMEOUT_S)
+        Raises:
+            CallFailed: with the text of Go's gRPC library.
+        """
+        method, request = request_for(call)
+        timeout_s = PRE_START_TIMEOUT_S if isinstance(call, PreStartCall) else None
+        return self._call(method, request, partial(response_to, call), timeout_s)
 
     def watch(
         self, on_list: Callable[[tuple[Listed, ...], int], None], on_end: Callable[[str], None]
@@ -130,7 +99,7 @@ class PluginClient:
             reason = ""
             try:
                 for message in stream(pb.Empty()):
-                    on_list(_listed(message), message.ByteSize())
+                    on_list(listed(message), message.ByteSize())
             except grpc.RpcError as error:
                 reason = go_error(error)
             except ValueError:
@@ -149,17 +118,24 @@ class PluginClient:
             self._channel.close()
 
     def _call(
-        self, method: str, request: _Q, answer: type[_A], timeout_s: float | None = None
-    ) -> _A:
-        call = self._channel.unary_unary(
-            f"/v1beta1.DevicePlugin/{method}", type(request).SerializeToString, answer.FromString
+        self,
+        method: str,
+        request: Message,
+        parse: Callable[[bytes], _R],
+        timeout_s: float | None = None,
+    ) -> _R:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            f"/v1beta1.DevicePlugin/{method}"
         )
         started_s = time.perf_counter()
         failure = ""
         try:
-            return call(request, timeout=timeout_s)
+            return parse(call(request.SerializeToString(), timeout=timeout_s))
         except grpc.RpcError as error:
             failure = go_error(error)
+            raise CallFailed(failure) from error
+        except DecodeError as error:
+            failure = f"rpc error: code = Internal desc = {error}"
             raise CallFailed(failure) from error
         except ValueError as error:
             failure = "rpc error: code = Canceled desc = the connection was closed"
@@ -167,18 +143,6 @@ class PluginClient:
         finally:
             duration_s = time.perf_counter() - started_s
             self._record(CallRecord(method, self.resource, duration_s, failure))
-
-
-def _listed(message: pb.ListAndWatchResponse) -> tuple[Listed, ...]:
-    """Any health but "Healthy" counts as unhealthy, as in the kubelet."""
-    return tuple(
-        Listed(
-            device.ID,
-            device.health == "Healthy",
-            tuple(node.ID for node in device.topology.nodes),
-        )
-        for device in message.devices
-    )
 
 
 class Connections:

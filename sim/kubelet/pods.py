@@ -94,7 +94,7 @@ class CallRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
+class KubeletEvent:
     """One fact, in the order in which facts came about.
 
     `kind` is one of registered, refused, list, stream-ended, call, pod, started, stopped.

@@ -156,7 +156,7 @@ def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, o
     except ValidationError as error:
         raise ControlError(f"this cannot be injected: {problems(error)}") from error
     named = request.get("gpu")
-    with node.present() as model:
+    with node.update() as model:
         if isinstance(what, NodeHappening):
             if named is not None:
                 raise ControlError(f"{what.kind} befalls the whole node: name no GPU")
@@ -197,7 +197,7 @@ def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[Simula
 
 
 def _status(node: RealTimeNode) -> Mapping[str, object]:
-    with node.present() as model:
+    with node.update() as model:
         return {
             "scenario": model.scenario.name,
             "model_time_s": model.now_s,

@@ -232,6 +232,12 @@ class SimulatedNode:
             return tenant
         return None
 
+    def stop_tenant(self, uuid: str, tenant: Tenant) -> None:
+        """End a tenant whose pod was deleted, if it still runs."""
+        for gpu in self._present:
+            if uuid in gpu.tenancies and not tenant.gone.triggered:
+                gpu.tenancies[uuid].kill(tenant.pid, "pod deleted")
+
     def _link(self, one: Gpu, other: Gpu) -> Link:
         for link in self.scenario.links:
             if set(link.gpus) == {one.index, other.index}:

@@ -52,7 +52,7 @@ class RealTimeNode:
             self._thread.join()
 
     @contextmanager
-    def present(self) -> Iterator[SimulatedNode]:
+    def update(self) -> Iterator[SimulatedNode]:
         """The node, advanced to the present and held still; changes wake whoever waits."""
         with self._changed:
             self._advance()
@@ -62,7 +62,7 @@ class RealTimeNode:
                 self._wake()
 
     @contextmanager
-    def glimpsed(self) -> Iterator[SimulatedNode]:
+    def read(self) -> Iterator[SimulatedNode]:
         """The node, advanced to the present and held still, for those who change nothing of it."""
         with self._changed:
             self._advance()
@@ -79,7 +79,7 @@ class RealTimeNode:
             self._watchers.remove(changed)
 
     @contextmanager
-    def called(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
+    def call(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
         """The node as a call to its driver finds it; `uuid` is the GPU that the call is about.
 
         While the driver or that GPU hangs this waits, and lets go of the lock; `stop` ends it.
@@ -172,13 +172,13 @@ class SimBackend:
     def __init__(self, node: RealTimeNode) -> None:
         self._node = node
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
-        with node.present() as model:
+        with node.update() as model:
             self._driver_version = model.scenario.driver_version
 
     def open(self) -> None:
         """Start the node's clock; the driver may hang or be unavailable from the first moment."""
         self._node.start()
-        with self._node.called():
+        with self._node.call():
             pass
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ class SimBackend:
 
     def gpus(self) -> tuple[Gpu, ...]:
         """All GPUs, lost ones included."""
-        with self._node.called() as model:
+        with self._node.call() as model:
             return model.listed()
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
@@ -201,22 +201,22 @@ class SimBackend:
 
     def probe(self, uuid: str) -> Probe:
         """Whether the GPU can be used now."""
-        with self._node.called(uuid) as model:
+        with self._node.call(uuid) as model:
             return model.gpu(uuid).probe()
 
     def telemetry(self, uuid: str) -> Telemetry:
         """A fresh reading."""
-        with self._node.called(uuid) as model:
+        with self._node.call(uuid) as model:
             return _reachable(model, uuid).telemetry(model.now_s)
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
         """Tenants of the GPU."""
-        with self._node.called(uuid) as model:
+        with self._node.call(uuid) as model:
             return _reachable(model, uuid).processes()
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         """Connections, made anew only when other GPUs answer."""
-        with self._node.called() as model:
+        with self._node.call() as model:
             answering = frozenset(uuid for uuid, gpu in model.gpus.items() if not gpu.lost)
             if self._links is None or self._links[0] != answering:
                 self._links = (answering, model.links())
@@ -227,7 +227,7 @@ class SimBackend:
 
         Tenants that run feel it at once, although a real driver tells only those that come later.
         """
-        with self._node.called(uuid) as model:
+        with self._node.call(uuid) as model:
             gpu = _reachable(model, uuid)
             if gpu.identity.mig_enabled:
                 raise NotSupported("a GPU in MIG mode has no time-slice level")

@@ -170,7 +170,7 @@ def kernel_files(node: RealTimeNode, root: Path) -> Iterator[KernelFiles]:
         files = KernelFiles(root)
     except OSError as error:
         raise CannotServe(f"the files in {root} cannot be written: {error}") from error
-    with node.glimpsed() as model:
+    with node.read() as model:
         files.follow(model)
         before = model.on_change
 
@@ -182,7 +182,7 @@ def kernel_files(node: RealTimeNode, root: Path) -> Iterator[KernelFiles]:
     try:
         yield files
     finally:
-        with node.glimpsed() as model:
+        with node.read() as model:
             model.on_change = before
         files.remove()
 

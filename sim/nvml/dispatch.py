@@ -110,12 +110,12 @@ class Dispatcher:
         self._pids = pids
         self.handles = Handles()
         self.event_sets = EventSets()
-        with node.glimpsed() as model:
+        with node.read() as model:
             model.listeners.append(self.event_sets.hear)
 
     def close(self) -> None:
         """Hear of nothing any more."""
-        with self._node.glimpsed() as model:
+        with self._node.read() as model:
             model.listeners.remove(self.event_sets.hear)
 
     def request(self, function: Function, body: bytes, session: int) -> Request:
@@ -132,14 +132,14 @@ class Dispatcher:
 
     def end(self, session: int) -> None:
         """A process has ended."""
-        with self._node.glimpsed():
+        with self._node.read():
             self.event_sets.end(session)
 
     def welcome(self, hello: Hello) -> bytes | None:
         """The answer to a process that introduced itself; None while the driver hangs."""
         if hello.session:
             return hello_bytes(Code.SUCCESS, hello.session)
-        with self._node.glimpsed() as model:
+        with self._node.read() as model:
             if model.hangs():
                 return None
             if model.driver.failure() is not None:
@@ -148,7 +148,7 @@ class Dispatcher:
 
     def answer(self, request: Request) -> bytes | None:
         """The answer to a call; None while it hangs or waits."""
-        with self._node.glimpsed() as model:
+        with self._node.read() as model:
             try:
                 return self._answer(model, request)
             except NvmlFailure as failure:

@@ -11,9 +11,8 @@ from sim.gpu.faults import ThermalShutdown
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.timeslicing import Segment, Slicing
 from sim.node.node import SimulatedNode
-from sim.virtual.kubelet import VirtualKubelet
+from sim.virtual.kubelet import VirtualKubelet, VirtualPods
 from sim.virtual.plugin import VirtualPlugin
-from sim.virtual.pods import VirtualPods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -109,7 +109,7 @@ class Run:
 
     def storm(self, reports: Sequence[tuple[int, int]]) -> None:
         """Many Xids at once."""
-        with self.world.hardware.node.present():  # held still: they come together
+        with self.world.hardware.node.update():  # held still: they come together
             for index, code in reports:
                 self.befall(index, f"xid-{code}")
 

@@ -176,7 +176,7 @@ class World:
         self.hardware.hang(index, for_s)
 
         def over() -> bool:
-            with self.hardware.node.present() as node:
+            with self.hardware.node.update() as node:
                 return not node.present[index].hangs(node.env.now)
 
         eventually(over)

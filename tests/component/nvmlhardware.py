@@ -58,7 +58,7 @@ class NvmlHardware(Hardware):
     @property
     def heard(self) -> bool:
         """True if somebody listens to all GPUs that answer, and has taken all events."""
-        with self.node.glimpsed() as model:
+        with self.node.read() as model:
             owners = (getattr(one, "__self__", None) for one in model.listeners)
             sets = [
                 one

@@ -276,7 +276,7 @@ class Hardware:
         )
         self.node = RealTimeNode(SimulatedNode(self.scenario))
         self.backend: CountedBackend = CountingBackend(self.node)
-        with self.node.present() as model_node:
+        with self.node.update() as model_node:
             self.uuids = _uuids(model_node)
 
     def replicas(self, gpu: int, count: int = 10) -> tuple[str, ...]:
@@ -318,7 +318,7 @@ class Hardware:
     def replace(self, gpu: int) -> str:
         """Put another GPU in the place of this one; returns its UUID."""
         self._befall(gpu, Replacement())
-        with self.node.present() as model:
+        with self.node.update() as model:
             self.uuids = _uuids(model)
         return self.uuids[gpu]
 
@@ -353,7 +353,7 @@ class Hardware:
     @property
     def heard(self) -> bool:
         """True if the events so far were taken."""
-        with self.node.present() as model:
+        with self.node.update() as model:
             return not model.has_events
 
     def wait_for_probes(self, gpu: int, rounds: int) -> None:
@@ -370,12 +370,12 @@ class Hardware:
         self.node.stop()
 
     def _befall(self, gpu: int, *what: GpuHappening) -> None:
-        with self.node.present() as model:
+        with self.node.update() as model:
             for one in what:
                 model.befall(model.present[gpu], one)
 
     def _befall_node(self, what: NodeHappening) -> None:
-        with self.node.present() as model:
+        with self.node.update() as model:
             model.befall_node(what)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.gpu.faults import TimedHappening
-    from sim.kubelet import Happened
+    from sim.kubelet import KubeletEvent
     from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware
 
@@ -76,7 +76,7 @@ class Told:
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
-    def __call__(self, happened: Happened) -> None:
+    def __call__(self, happened: KubeletEvent) -> None:
         found = re.search(rf"{RESOURCE}: (\d+) healthy, (\d+) not", happened.text)
         if happened.kind == "list" and found:
             healthy, unhealthy = map(int, found.groups())
@@ -133,12 +133,12 @@ def is_past(hardware: Hardware, due_s: float) -> bool:
 
 
 def now_s(hardware: Hardware) -> float:
-    with hardware.node.present() as model:
+    with hardware.node.update() as model:
         return model.now_s
 
 
 def befall(hardware: Hardware, happening: TimedHappening) -> None:
-    with hardware.node.present() as model:
+    with hardware.node.update() as model:
         if isinstance(happening.what, NodeHappening):
             model.befall_node(happening.what)
             return

@@ -143,7 +143,7 @@ def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[S
 
 def befall(node: RealTimeNode, gpu: int, what: GpuHappening) -> None:
     """Let something befall the GPU of an index."""
-    with node.present() as model:
+    with node.update() as model:
         model.befall(model.find(str(gpu)), what)
 
 

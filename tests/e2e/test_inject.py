@@ -120,7 +120,7 @@ def test_hangs_end_by_themselves_or_by_hand(target: Target) -> None:
     first, second = target.uuids
     assert "hangs until it recovers" in target.inject("--gpu", "0", "--hang")
     assert "hangs for 2.5 s" in target.inject("--gpu", "1", "--hang", "2.5")
-    with target.node.present() as model:
+    with target.node.update() as model:
         assert (model.hangs(first), model.hangs(second)) == (True, True)
         model.advance(2.5)
         assert (model.hangs(first), model.hangs(second)) == (True, False)
@@ -136,7 +136,7 @@ def test_the_driver_and_the_watch(target: Target) -> None:
     assert len(target.hal.gpus()) == 2
 
     target.inject("--driver", "hang", "--for", "60")
-    with target.node.present() as model:
+    with target.node.update() as model:
         assert model.hangs()
         model.advance(60)
     eventually(lambda: len(target.hal.gpus()) == 2, "the driver answers")

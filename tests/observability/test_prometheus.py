@@ -81,12 +81,12 @@ class Story:
 
     def misfortunes(self) -> None:
         """Something for every counter: application errors, a lost GPU, restarts."""
-        with self.node.present() as node:
+        with self.node.update() as node:
             (gpu,) = node.present
             node.befall(gpu, XidFault(xid=31))
             node.befall(gpu, LostFault())
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 0, WAIT_S)
-        with self.node.present() as node:
+        with self.node.update() as node:
             node.befall(node.present[0], Recovery())
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 10, WAIT_S)
         self.kubelet.restart()

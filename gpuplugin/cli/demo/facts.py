@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sim.kubelet import CallRecord, Happened
+    from sim.kubelet import CallRecord, KubeletEvent
 
 RECENT = 7
 
@@ -39,7 +39,7 @@ class Facts:
         """Seconds since the beginning."""
         return time.monotonic() - self._started_s
 
-    def happened(self, fact: Happened) -> None:
+    def happened(self, fact: KubeletEvent) -> None:
         """A listener for the kubelet stand-in."""
         with self._lock:
             if fact.kind == "list":
@@ -98,7 +98,7 @@ class Facts:
         return lines
 
 
-def _line(fact: Happened) -> str:
+def _line(fact: KubeletEvent) -> str:
     if fact.call is None:
         return f"{fact.kind:12} {fact.text}"
     outcome = "refused" if fact.call.error else "ok"

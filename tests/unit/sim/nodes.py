@@ -76,7 +76,7 @@ class Story:
 
     def at(self, now_s: float) -> None:
         """Go on to this moment."""
-        with self.node.present() as model:
+        with self.node.update() as model:
             model.advance(now_s)
 
     def next(self) -> Sequence[Event]:
@@ -89,7 +89,7 @@ class Story:
     def let(self, what: str, gpu: str = "0") -> None:
         """Let something, spelt as in a scenario, happen now."""
         happening = HAPPENING.validate_python(yaml.safe_load(what))
-        with self.node.present() as model:
+        with self.node.update() as model:
             if isinstance(happening, NodeHappening):
                 model.befall_node(happening)
             else:

@@ -196,7 +196,7 @@ def test_a_timed_hang_ends_in_real_time_without_anybody_asking(hang: str) -> Non
 
         def hung_until_s() -> float | None:
             Call(lambda: backend.probe(uuid)).result()
-            with node.present() as model:
+            with node.update() as model:
                 return model.now_s if model.now_s >= 50 else None
 
         assert eventually(hung_until_s) >= 1050

@@ -66,7 +66,7 @@ class Waiter:
 
 def test_a_waiting_call_is_woken_by_what_befalls_in_another_thread(node: RealTimeNode) -> None:
     waiter = Waiter(node.wait_events)
-    with node.present() as model:
+    with node.update() as model:
         uuid = next(iter(model.gpus))
         model.befall(model.gpu(uuid), XidFault(xid=31))
 
@@ -79,7 +79,7 @@ def test_a_waiting_call_is_woken_by_a_happening_of_the_scenario() -> None:
     waiter = Waiter(node.wait_events)
     node.start()
     try:
-        with node.present() as model:
+        with node.update() as model:
             uuid = list(model.gpus)[1]
         assert waiter.result() == [GpuDisappeared(uuid)]
     finally:
@@ -87,7 +87,7 @@ def test_a_waiting_call_is_woken_by_a_happening_of_the_scenario() -> None:
 
 
 def test_every_event_is_told_once_and_in_order(node: RealTimeNode) -> None:
-    with node.present() as model:
+    with node.update() as model:
         gpu = model.find("0")
         for what in (LostFault(), Recovery(), XidFault(xid=79)):
             model.befall(gpu, what)
@@ -121,7 +121,7 @@ def test_an_interrupt_ends_the_wait_without_events() -> None:
 def test_before_the_start_no_time_passes() -> None:
     node = a_node(TimedHappening(at_s=0.000001, gpu=0, what=LostFault()))
 
-    with node.present() as model:
+    with node.update() as model:
         assert model.now_s == 0
         assert not model.has_events
 
@@ -141,7 +141,7 @@ def test_starting_and_stopping_twice_is_harmless() -> None:
 def test_time_goes_on_and_never_back(node: RealTimeNode) -> None:
     times = []
     for _ in range(5):
-        with node.present() as model:
+        with node.update() as model:
             times.append(model.now_s)
 
     assert times == sorted(times)
@@ -161,7 +161,7 @@ def test_a_lost_gpu_is_listed_and_probed_but_not_read(
     node: RealTimeNode, backend: SimBackend
 ) -> None:
     first, second = backend.gpus()
-    with node.present() as model:
+    with node.update() as model:
         model.befall(model.gpu(first.uuid), XidFault(xid=79))
 
     assert [gpu.state for gpu in backend.gpus()] == [GpuState.LOST, GpuState.OK]
@@ -205,7 +205,7 @@ def test_opening_again_after_closing_goes_on_with_the_same_node(
     node: RealTimeNode, backend: SimBackend
 ) -> None:
     first, _ = backend.gpus()
-    with node.present() as model:
+    with node.update() as model:
         model.befall(model.gpu(first.uuid), LostFault())
     backend.close()
     backend.close()

@@ -50,7 +50,7 @@ class World:
     def let(self, what: str, gpu: int | None = None) -> None:
         """Let something, spelt as in a scenario, happen now."""
         happening = HAPPENING.validate_python(yaml.safe_load(what))
-        with self.node.present() as model:
+        with self.node.update() as model:
             if isinstance(happening, NodeHappening):
                 model.befall_node(happening)
             else:
