@@ -46,7 +46,7 @@ class Kubelet:
         self,
         kubelet_dir: Path,
         *,
-        seed: int = 0,
+        seed: int | str = 0,
         listener: Callable[[KubeletEvent], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

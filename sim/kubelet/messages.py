@@ -53,6 +53,13 @@ def response_to(call: PluginCall, data: bytes) -> Response:
             assert_never(call)
 
 
+def failure_text(code: str, details: str) -> str:
+    """The text that Go's library has for a gRPC error; `code` as in `INVALID_ARGUMENT`."""
+    go_names = {"OK": "OK", "CANCELLED": "Canceled"}
+    name = go_names.get(code) or "".join(word.capitalize() for word in code.split("_"))
+    return f"rpc error: code = {name} desc = {details}"
+
+
 def listed(message: pb.ListAndWatchResponse) -> tuple[Listed, ...]:
     """The devices of a list; any health but "Healthy" is unhealthy, as in the kubelet."""
     return tuple(

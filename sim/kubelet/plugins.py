@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.rpc.services import grpc_target
 from sim.kubelet.admission import CallFailed, PreStartCall
-from sim.kubelet.messages import listed, request_for, response_to
+from sim.kubelet.messages import failure_text, listed, request_for, response_to
 from sim.kubelet.pods import CallRecord
 
 if TYPE_CHECKING:
@@ -34,16 +34,12 @@ _R = TypeVar("_R")
 DIAL_TIMEOUT_S = 10.0
 PRE_START_TIMEOUT_S = 30.0
 
-_GO_CODES = {
-    code: "".join(word.capitalize() for word in code.name.split("_")) for code in grpc.StatusCode
-} | {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
-
 
 def go_error(error: Exception) -> str:
     """A gRPC error in the words of Go's library, which are those of a pod's status."""
     if isinstance(error, grpc.Call):
-        return f"rpc error: code = {_GO_CODES[error.code()]} desc = {error.details()}"
-    return f"rpc error: code = Unknown desc = {error}"
+        return failure_text(error.code().name, error.details() or "")
+    return failure_text("UNKNOWN", str(error))
 
 
 class PluginClient:
@@ -135,10 +131,10 @@ class PluginClient:
             failure = go_error(error)
             raise CallFailed(failure) from error
         except DecodeError as error:
-            failure = f"rpc error: code = Internal desc = {error}"
+            failure = failure_text("INTERNAL", str(error))
             raise CallFailed(failure) from error
         except ValueError as error:
-            failure = "rpc error: code = Canceled desc = the connection was closed"
+            failure = failure_text("CANCELLED", "the connection was closed")
             raise CallFailed(failure) from error
         finally:
             duration_s = time.perf_counter() - started_s

@@ -12,7 +12,7 @@ from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.rpc.services import RpcError
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.kubelet.admission import AllocateCall, CallFailed, PreferCall, PreStartCall, drive
-from sim.kubelet.messages import listed, request_for, response_to
+from sim.kubelet.messages import failure_text, listed, request_for, response_to
 from sim.kubelet.model import KubeletModel
 from sim.kubelet.pods import Phase
 from sim.node.podlife import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from sim.kubelet.admission import PluginCall, Response
     from sim.kubelet.devices import Amount
-    from sim.kubelet.pods import Pod, PodStatus
+    from sim.kubelet.pods import NodeView, Pod, PodStatus
     from sim.node.node import SimulatedNode
     from sim.node.podlife import Arrival, Reply, Step
     from sim.node.population import Log
@@ -74,6 +74,10 @@ class VirtualKubelet:
         """Capacity and allocatable by resource."""
         return self._model.devices.amounts(now_s)
 
+    def view(self, now_s: float) -> NodeView:
+        """The node now."""
+        return self._model.view(now_s)
+
     def create(self, pod: Pod) -> None:
         """Add a pod, Pending."""
         self._model.create(pod, pod.key)
@@ -109,9 +113,7 @@ class VirtualKubelet:
                 case _:
                     assert_never(call)
         except RpcError as error:
-            raise CallFailed(
-                f"rpc error: code = {error.code.name} desc = {error.message}"
-            ) from error
+            raise CallFailed(failure_text(error.code.name, error.message)) from error
 
 
 class VirtualPods:

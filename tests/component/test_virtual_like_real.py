@@ -5,25 +5,33 @@ The same scenario and the same settings; what is compared is what the kubelet is
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.kubelet.deviceplugin import DevicePlugin
+from gpuplugin.kubelet.register import register
+from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
+from gpuplugin.rpc.engines import make_engine
 from sim.gpu.faults import NodeHappening
-from sim.kubelet import Kubelet
+from sim.kubelet import Container, Kubelet, Phase, Pod
 from sim.node.scenario import Scenario
+from sim.virtual.kubelet import VirtualKubelet
 from sim.virtual.run import VirtualRun
 from tests.component.running import RESOURCE, settings_for
 from tests.component.waiting import eventually
+from tests.unit.builders import a_resource, uuid_of_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.gpu.faults import TimedHappening
-    from sim.kubelet import KubeletEvent
+    from sim.kubelet import KubeletEvent, NodeView
     from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware
 
@@ -107,6 +115,96 @@ def test_the_kubelet_is_told_the_same(
         assert is_told(told.seen, expected, several=several), "and nothing more"
         assert plugin.metric("gpuplugin_task_restarts_total") == 0
         plugin.stop()
+
+
+class Both:
+    """The stand-in over sockets and the one in virtual time, each with a plugin of its own.
+
+    Both plugins have the same GPUs; whatever is done is done to both.
+    """
+
+    def __init__(self, kubelet: Kubelet, seed: int) -> None:
+        resource = a_resource(2, 3, numa_nodes=2)
+        self.snapshot = snapshot_of(resource, ServingPlan(policy="packed"))
+        self.uuids = [uuid_of_gpu(0), uuid_of_gpu(1)]
+        self.real, self.virtual = kubelet, VirtualKubelet(seed)
+        self.plugins = [DevicePlugin(self.snapshot), DevicePlugin(self.snapshot)]
+        self.pods: list[Pod] = []
+
+    def set_health(self, *healthy: bool) -> None:
+        by_uuid = dict(zip(self.uuids, healthy, strict=True))
+        for plugin in self.plugins:
+            plugin.update(self.snapshot, lambda uuid, _mig: by_uuid[uuid])
+        self.virtual.listed(RESOURCE, self.plugins[1])
+        eventually(lambda: self.real.view().devices.get(RESOURCE) == self.view().devices[RESOURCE])
+
+    def create(self, pod: Pod) -> None:
+        self.pods.append(pod)
+        self.virtual.create(pod)
+        self.sync_virtual()
+        self.real.run_pod(pod)
+
+    def delete(self, pod: Pod) -> None:
+        self.pods.remove(pod)
+        self.virtual.delete(pod)
+        self.sync_virtual()
+        self.real.delete_pod(pod.key)
+
+    def sync_virtual(self) -> None:
+        """As the sync loop does: all that is Pending, in order, again while there is progress."""
+        progress = [True]
+        while any(progress):
+            progress = [
+                self.virtual.sync(pod, 0.0).phase is not Phase.PENDING
+                for pod in self.pods
+                if self.view().pods[pod.key].status.phase is Phase.PENDING
+            ]
+
+    def view(self) -> NodeView:
+        return self.virtual.view(0.0)
+
+    def agree(self) -> None:
+        eventually(lambda: outcomes(self.real.view()) == outcomes(self.view()))
+
+
+def outcomes(node: NodeView) -> dict[str, object]:
+    """Amounts, and of every pod its status with the devices that it holds and what it was given."""
+    return {
+        "amounts": dict(node.amounts),
+        **{key: view.status for key, view in node.pods.items()},
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_both_kubelets_admit_and_refuse_the_same(kubelet_dir: Path, seed: int) -> None:
+    random = Random(seed)
+    socket = kubelet_dir / "device-plugins" / "differential.sock"
+    with Kubelet(kubelet_dir, seed=f"kubelet/{seed}") as kubelet:
+        both = Both(kubelet, seed)
+        server = make_engine("fast").serve(socket, [both.plugins[0].service()])
+        asyncio.run(register(socket.parent / "kubelet.sock", socket.name, RESOURCE, 5.0))
+        both.set_health(True, True)
+        for number in range(25):
+            match random.choice(("create", "create", "delete", "health")):
+                case "create":
+                    both.create(a_pod(f"p{number}", random))
+                case "delete" if both.pods:
+                    both.delete(random.choice(both.pods))
+                case "health":
+                    both.set_health(random.random() < 0.7, random.random() < 0.7)
+                    both.sync_virtual()
+            both.agree()
+        phases = {view.status.phase for view in both.view().pods.values()}
+        server.stop(0.5)
+    assert Phase.RUNNING in phases or not both.pods
+
+
+def a_pod(name: str, random: Random) -> Pod:
+    containers = tuple(
+        Container(f"c{index}", {RESOURCE: random.choice((0, 1, 1, 1, 2, 4))})
+        for index in range(random.choice((1, 1, 2)))
+    )
+    return Pod(name, containers, uid=f"uid-{name}", static=random.random() < 0.3)
 
 
 def is_told(seen: list[tuple[int, int]], expected: list[tuple[int, int]], *, several: bool) -> bool:
