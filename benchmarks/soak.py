@@ -196,7 +196,7 @@ def _healthy_ids(kubelet: Kubelet) -> list[str]:
 
 
 def _timed(kubelet: Kubelet, gpu: int, what: dict[str, object], allocatable: int) -> float:
-    """Milliseconds from a happening until the kubelet has the list that it leads to."""
+    """Milliseconds from a fault until the kubelet has the list that it leads to."""
     started_ns = time.perf_counter_ns()
     inject(control_socket(kubelet.dir), str(gpu), what)
     _wait(kubelet, allocatable)

@@ -12,19 +12,20 @@ from pydantic_core import PydanticUndefined
 
 from sim.gpu.faults import (
     Failures,
-    GpuHappening,
+    GpuFault,
     Lemons,
-    NodeHappening,
+    NodeFault,
     Repair,
     Repeat,
-    TimedHappening,
+    TimedFault,
 )
 from sim.gpu.workloads import Diurnal, MemoryUse, Workload
-from sim.node.recorded import RecordedGpu, RecordedMig
 from sim.node.scenario import (
     GpuGroup,
     Pods,
+    RecordedGpu,
     RecordedLink,
+    RecordedMig,
     Scenario,
     Tenant,
     load_scenario,
@@ -47,7 +48,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("pods", Pods),
     ("tenants", Tenant),
     ("memory", MemoryUse),
-    ("happenings", TimedHappening),
+    ("faults", TimedFault),
     ("repeat", Repeat),
     ("failures", Failures),
     ("lemons", Lemons),
@@ -56,15 +57,15 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
 
 
 def scenario_reference() -> str:
-    """Every part with its keys, then the kinds of workloads and happenings."""
+    """Every part with its keys, then the kinds of workloads and faults."""
     blocks = [_section(f"### {title}", model) for title, model in _PARTS]
     blocks.append("### Workloads")
     blocks += [_section(f"#### {_kind(model)}", model) for model in _members(Workload)]
     blocks.append(_section("#### diurnal", Diurnal))
     blocks.append("### What can befall a GPU")
-    blocks += [_section(f"#### {_kind(model)}", model) for model in _members(GpuHappening)]
+    blocks += [_section(f"#### {_kind(model)}", model) for model in _members(GpuFault)]
     blocks.append("### What can befall the node")
-    blocks += [_section(f"#### {_kind(model)}", model) for model in _members(NodeHappening)]
+    blocks += [_section(f"#### {_kind(model)}", model) for model in _members(NodeFault)]
     return "\n\n".join(blocks)
 
 

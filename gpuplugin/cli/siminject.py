@@ -38,14 +38,14 @@ def inject(parsed: argparse.Namespace) -> int:
         parsed.wrong_usage(wrong)
     socket = Path(parsed.control) if parsed.control else control_socket(Path(parsed.kubelet_dir))
     try:
-        befallen = inject_into(socket, parsed.gpu, what)
+        injected = inject_into(socket, parsed.gpu, what)
     except ControlError as error:
         print(f"gpuplugin: {error}", file=sys.stderr)
         return 1
-    for gpu in befallen.gpus:
+    for gpu in injected.gpus:
         successor = f", {gpu.replaced_by} is in its place" if gpu.replaced_by else ""
         print(f"GPU {gpu.index} ({gpu.uuid}): {text}{successor}")
-    if not befallen.gpus:
+    if not injected.gpus:
         print(text)
     return 0
 
@@ -54,9 +54,9 @@ def _wrong_usage(parsed: argparse.Namespace, what: dict[str, object]) -> str:
     """What is wrong about options that each are right; empty if nothing is."""
     node_wide = bool(parsed.driver or parsed.watch)
     if node_wide and parsed.gpu is not None:
-        return "--driver and --watch befall the whole node: leave --gpu out"
+        return "--driver and --watch apply to the whole node: leave --gpu out"
     if not node_wide and parsed.gpu is None:
-        return "this befalls a GPU: name it with --gpu INDEX, --gpu UUID or --gpu all"
+        return "this applies to a GPU: name it with --gpu INDEX, --gpu UUID or --gpu all"
     if parsed.mig is not None and parsed.xid is None:
         return "--mig goes with --xid"
     if parsed.count is not None and parsed.ecc is None:

@@ -31,7 +31,7 @@ def check(parsed: argparse.Namespace) -> int:
     streams = sum(group.arrivals_per_hour is not None for group in scenario.pods)
     print(
         f"{scenario.name}: {scenario.gpu_count} GPUs, {len(scenario.tenants)} tenants, {pods} pods "
-        f"and {streams} streams of pods, {len(scenario.happenings)} timed happenings, "
+        f"and {streams} streams of pods, {len(scenario.faults)} timed faults, "
         f"{len(scenario.failures)} kinds of failures"
     )
     return 0

@@ -1,10 +1,10 @@
-"""One simulated GPU: identity, condition, and what happenings do to it. No clock, no I/O."""
+"""One simulated GPU: identity, condition, and what faults do to it. No clock, no I/O."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from hal import (
     ComputeProcess,
@@ -36,28 +36,14 @@ from sim.gpu.faults import (
     XidFault,
 )
 from sim.gpu.profiles import GIB, slice_parameters
-from sim.node.driver import until_s
+from sim.gpu.scheduler import until_s
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
+    from sim.gpu.faults import ConditionFault
     from sim.gpu.physics import Physics
     from sim.gpu.profiles import Profile
     from sim.gpu.tenancy import Tenancy
     from sim.node.scenario import Tenant
-
-    Suffered: TypeAlias = (
-        XidFault
-        | EccFault
-        | RowRemap
-        | LostFault
-        | Hang
-        | ThermalShutdown
-        | Unplug
-        | Plug
-        | Recovery
-    )
-    """What befalls a GPU that stays the one it is."""
 
 _DOUBLE_BIT_XIDS = frozenset({48, 95, 171, 172})
 _ROW_REMAPPED, _ROW_REMAP_FAILED, _OFF_THE_BUS = 63, 64, 79
@@ -107,17 +93,20 @@ class SimulatedGpu:
             return self.identity
         return replace(self.identity, state=GpuState.LOST)
 
-    def suffer(self, what: Suffered, now_s: float) -> tuple[Event, ...]:
-        """Let something befall the GPU; returns what the driver reports of it.
+    def apply(self, what: ConditionFault, now_s: float) -> tuple[Event, ...]:
+        """Apply a fault; returns what the driver reports of it.
 
         Until its recovery nothing changes a lost GPU any more.
         """
         match what:
             case XidFault():
-                return self._suffer_xid(what, now_s)
+                return self._apply_xid(what, now_s)
             case EccFault(uncorrectable=uncorrectable):
-                self._worsen(what, now_s)
+                self._degrade(what, now_s)
                 return (EccError(self.identity.uuid, uncorrectable),)
+            case RowRemap() | Hang() | ThermalShutdown():
+                self._degrade(what, now_s)
+                return ()
             case LostFault():
                 return self._lose(now_s)
             case Unplug():
@@ -130,11 +119,10 @@ class SimulatedGpu:
                 self.row_remap_failed = False
                 return self._restart()
             case _:
-                self._worsen(what, now_s)
-                return ()
+                assert_never(what)
 
     def elapse(self, now_s: float) -> tuple[Event, ...]:
-        """Let happen what an earlier happening led to by now; returns what the driver reports."""
+        """Apply the delayed effects of earlier faults; returns what the driver reports."""
         return self._lose(now_s) if now_s >= self._loss_due_s else ()
 
     def hangs(self, now_s: float) -> bool:
@@ -252,7 +240,7 @@ class SimulatedGpu:
         )
         return tuple(sorted((*constant, *competing), key=lambda process: process.pid))
 
-    def _suffer_xid(self, what: XidFault, now_s: float) -> tuple[Event, ...]:
+    def _apply_xid(self, what: XidFault, now_s: float) -> tuple[Event, ...]:
         code, uuid = what.xid, self.identity.uuid
         if self.lost:
             return (XidError(uuid, code),)
@@ -275,8 +263,7 @@ class SimulatedGpu:
             self.recovery_action = RecoveryAction.RESET
         return (reported,)
 
-    def _worsen(self, what: EccFault | RowRemap | Hang | ThermalShutdown, now_s: float) -> None:
-        """What the driver itself reports nothing of."""
+    def _degrade(self, what: EccFault | RowRemap | Hang | ThermalShutdown, now_s: float) -> None:
         if self.lost:
             return
         match what:
@@ -292,6 +279,8 @@ class SimulatedGpu:
                 self.evict(now_s, "thermal shutdown")
                 self.overheated = True
                 self._loss_due_s = until_s(now_s, lost_after_s)
+            case _:
+                assert_never(what)
 
     def _lose(self, now_s: float) -> tuple[Event, ...]:
         if self.lost:

@@ -7,6 +7,7 @@ times are integer nanoseconds of model time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NewType, Protocol
@@ -51,6 +52,15 @@ durations: all but the default are assumed."""
 def to_ns(seconds: float) -> int:
     """Nanoseconds, rounded."""
     return round(seconds * NS_PER_S)
+
+
+def until_s(now_s: float, for_s: float | None) -> float:
+    """When something that lasts `for_s` from now on ends; None: never.
+
+    In whole nanoseconds, as the clock counts: a sum of seconds may lie behind the moment at which
+    the clock looks again, and would be found to last on then.
+    """
+    return math.inf if for_s is None else to_ns(now_s + for_s) / NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)

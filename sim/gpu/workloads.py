@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
 
 from pydantic import Field, model_validator
 
-from sim.gpu.faults import Part
+from sim.gpu.faults import ScenarioModel
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Rate = Annotated[float, Field(gt=0, le=1_000_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class ClosedLoop(Part):
+class ClosedLoop(ScenarioModel):
     """Work, a pause, work again: a client that waits for its answer. A pause of 0 saturates."""
 
     kind: Literal["closed-loop"] = "closed-loop"
@@ -39,14 +39,14 @@ class ClosedLoop(Part):
     idle_ms: Gap = 0.0
 
 
-class Diurnal(Part):
+class Diurnal(ScenarioModel):
     """A rate that follows the day: 1 at `peak_hour`, `low` at the other end, a cosine between."""
 
     peak_hour: Annotated[float, Field(ge=0, lt=24)] = 15.0
     low: Share = 0.2
 
 
-class OpenLoop(Part):
+class OpenLoop(ScenarioModel):
     """Requests that come whatever becomes of those before them, served one after the other.
 
     `arrivals`: `poisson`, or `regular`; each arrival brings `burst` requests.
@@ -60,7 +60,7 @@ class OpenLoop(Part):
     diurnal: Diurnal | None = None
 
 
-class Training(Part):
+class Training(ScenarioModel):
     """Steps with a pause on the host after each; every so many steps a checkpoint off the GPU."""
 
     kind: Literal["training"] = "training"
@@ -70,7 +70,7 @@ class Training(Part):
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
 
 
-class LlmDecode(Part):
+class LlmDecode(ScenarioModel):
     """A language model server with continuous batching.
 
     Requests come at `per_s` (Poisson). A prefill takes `prefill_ms_per_1000` for each thousand
@@ -87,7 +87,7 @@ class LlmDecode(Part):
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
 
 
-class DutyCycle(Part):
+class DutyCycle(ScenarioModel):
     """Busy for a share of each period."""
 
     kind: Literal["duty-cycle"] = "duty-cycle"
@@ -95,7 +95,7 @@ class DutyCycle(Part):
     share: Share
 
 
-class KernelTrace(Part):
+class KernelTrace(ScenarioModel):
     """Kernels at the times of a CSV file, with columns `start_ms` and `duration_ms`, repeated."""
 
     kind: Literal["kernel-trace"] = "kernel-trace"
@@ -110,7 +110,7 @@ Workload = Annotated[
 """What a tenant does on its GPU."""
 
 
-class MemoryUse(Part):
+class MemoryUse(ScenarioModel):
     """What a tenant allocates at its start, and then.
 
     It grows by `grow_gib` every `every_s` up to `most_gib`. An allocation that fails is an error

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gpuplugin.linesocket import ControlError, ask, decode, encode
 from hal import UnknownGpu
-from sim.gpu.faults import HAPPENING, GpuHappening, NodeHappening, problems
-from sim.node.node import CannotBefall
+from sim.gpu.faults import FAULT, GpuFault, NodeFault, problems
+from sim.node.injection import CannotInject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ class GpuStatus(BaseModel):
     tenants: list[str]
 
 
-class BefallenGpu(BaseModel):
+class InjectedGpu(BaseModel):
     """A GPU that something befell; `replaced_by` is the UUID of the GPU that took its place."""
 
     model_config = ConfigDict(frozen=True)
@@ -99,12 +99,12 @@ class BefallenGpu(BaseModel):
     replaced_by: str | None
 
 
-class Befallen(BaseModel):
+class Injected(BaseModel):
     """What an injection met: the GPUs (none if it was the node), and the model time in seconds."""
 
     model_config = ConfigDict(frozen=True)
 
-    gpus: list[BefallenGpu]
+    gpus: list[InjectedGpu]
     at_s: float
 
 
@@ -127,8 +127,8 @@ def serve_control(node: RealTimeNode, path: Path) -> LineServer:
     return LineServer(path, handle)
 
 
-def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Befallen:
-    """Let `what` (a happening of a scenario) befall GPUs of the node behind `path`, or the node.
+def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
+    """Let `what` (a fault of a scenario) befall GPUs of the node behind `path`, or the node.
 
     `gpu` is an index, a UUID, or "all", which means every GPU that it can befall; None for what
     befalls the node as a whole.
@@ -137,7 +137,7 @@ def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Befallen:
         ControlError: no node there, no such GPU, or nothing that can happen.
     """
     request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
-    return Befallen.model_validate(ask(path, request, ANSWER_TIMEOUT_S))
+    return Injected.model_validate(ask(path, request, ANSWER_TIMEOUT_S))
 
 
 def status(path: Path) -> list[GpuStatus]:
@@ -152,30 +152,30 @@ def status(path: Path) -> list[GpuStatus]:
 
 def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
     try:
-        what = HAPPENING.validate_python(request["inject"])
+        what = FAULT.validate_python(request["inject"])
     except ValidationError as error:
         raise ControlError(f"this cannot be injected: {problems(error)}") from error
     named = request.get("gpu")
     with node.update() as model:
-        if isinstance(what, NodeHappening):
+        if isinstance(what, NodeFault):
             if named is not None:
-                raise ControlError(f"{what.kind} befalls the whole node: name no GPU")
-            model.befall_node(what)
+                raise ControlError(f"{what.kind} applies to the whole node: name no GPU")
+            model.inject_node(what)
             met: list[SimulatedGpu] = []
         elif named is None:
-            raise ControlError(f"{what.kind} befalls a GPU: name one, or 'all'")
+            raise ControlError(f"{what.kind} applies to a GPU: name one, or 'all'")
         else:
-            met = _befall(model, str(named), what)
+            met = _inject_into(model, str(named), what)
         gpus = [
-            BefallenGpu(
+            InjectedGpu(
                 index=gpu.identity.index, uuid=gpu.identity.uuid, replaced_by=gpu.replaced_by
             )
             for gpu in met
         ]
-        return Befallen(gpus=gpus, at_s=model.now_s).model_dump()
+        return Injected(gpus=gpus, at_s=model.now_s).model_dump()
 
 
-def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[SimulatedGpu]:
+def _inject_into(model: SimulatedNode, named: str, what: GpuFault) -> list[SimulatedGpu]:
     """The GPUs that it befell: of all, those that it can befall."""
     try:
         wanted = list(model.present) if named == "all" else [model.find(named)]
@@ -186,8 +186,8 @@ def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[Simula
     refusals: list[str] = []
     for gpu in wanted:
         try:
-            model.befall(gpu, what)
-        except CannotBefall as refusal:
+            model.inject(gpu, what)
+        except CannotInject as refusal:
             refusals.append(str(refusal))
         else:
             met.append(gpu)

@@ -14,17 +14,16 @@ from sim.gpu.profiles import load_profile, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
 from sim.gpu.tenancy import Memory, Tenancy
 from sim.gpu.timeslicing import TimeSlicing
-from sim.gpu.workloads import MemoryUse
-from sim.node.recorded import identity_of, partition_of, profile_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import simpy
 
+    from hal import MigDevice
     from sim.gpu.profiles import Profile
     from sim.gpu.scheduler import Scheduler
-    from sim.node.scenario import GpuGroup, Scenario
+    from sim.node.scenario import GpuGroup, RecordedGpu, RecordedMig, Scenario
 
     Log: TypeAlias = Callable[[str, dict[str, object]], None]
 
@@ -39,7 +38,7 @@ class Identities:
     def of_the_node(self) -> Iterator[tuple[Gpu, Profile]]:
         """The GPUs that the scenario names, by index."""
         groups = [
-            (group, profile_of(load_profile(group.model), group.recorded))
+            (group, _profile_of(load_profile(group.model), group.recorded))
             for group in self._scenario.gpus
         ]
         bus_ids = _bus_ids([profile for group, profile in groups for _ in range(group.count)])
@@ -58,8 +57,8 @@ class Identities:
                     compute_capability=profile.compute_capability,
                     compute_mode=ComputeMode.DEFAULT,
                 )
-                gpu = self.partitioned(identity_of(gpu, group.recorded), group.mig, profile)
-                yield partition_of(gpu, group.recorded), profile
+                gpu = self.partitioned(_identity_of(gpu, group.recorded), group.mig, profile)
+                yield _partition_of(gpu, group.recorded), profile
                 index += 1
 
     def partitioned(self, gpu: Gpu, mig: Sequence[str] | None, profile: Profile) -> Gpu:
@@ -93,9 +92,6 @@ def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
 def _made_up_bus_ids() -> Iterator[str]:
     for number in itertools.count():
         yield f"{number // 32:08X}:{(number % 32) * 8 + 1:02X}:00.0"
-
-
-DEFAULT_MEMORY = MemoryUse()
 
 
 def physics_of(profile: Profile, group: GpuGroup) -> Physics:
@@ -145,3 +141,53 @@ def _scheduler(group: GpuGroup, profile: Profile) -> Scheduler:
 def _share(sms: int | None, all_sms: int | None) -> float:
     """A MIG device's share of the SMs; where no source gives it, all of them."""
     return sms / all_sms if sms and all_sms else 1.0
+
+
+def _profile_of(profile: Profile, recorded: RecordedGpu | None) -> Profile:
+    """The model's profile with what is known better of this one GPU."""
+    if recorded is None:
+        return profile
+    changes: dict[str, object] = {}
+    if recorded.product is not None:
+        changes["product"] = recorded.product
+    if recorded.memory_bytes is not None:
+        changes["memory_bytes"] = recorded.memory_bytes
+    if recorded.power_limit_w is not None:
+        power = {"default_limit": recorded.power_limit_w}
+        changes["power_w"] = profile.power_w.model_copy(update=power)
+    return profile.model_copy(update=changes)
+
+
+def _identity_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
+    """The GPU with what is known better of it."""
+    if recorded is None:
+        return gpu
+    return replace(
+        gpu,
+        uuid=recorded.uuid or gpu.uuid,
+        pci_bus_id=recorded.pci_bus_id or gpu.pci_bus_id,
+        minor=gpu.minor if recorded.minor is None else recorded.minor,
+        numa_node=recorded.numa_node,
+    )
+
+
+def _partition_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
+    """The partitioned GPU with what is known better of its MIG devices."""
+    if recorded is None or not recorded.mig:
+        return gpu
+    known = dict(enumerate(recorded.mig))
+    return replace(
+        gpu, mig_devices=tuple(_mig(mig, known.get(mig.index)) for mig in gpu.mig_devices)
+    )
+
+
+def _mig(mig: MigDevice, recorded: RecordedMig | None) -> MigDevice:
+    if recorded is None:
+        return mig
+    return replace(
+        mig,
+        uuid=recorded.uuid or mig.uuid,
+        gpu_instance=recorded.gpu_instance,
+        compute_instance=recorded.compute_instance,
+        memory_bytes=mig.memory_bytes if recorded.memory_bytes is None else recorded.memory_bytes,
+    )

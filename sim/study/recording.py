@@ -64,7 +64,7 @@ class Scenarist:
         parts = {
             "links": list(self._links()),
             "tenants": [tenant for gpu in self._gpus for tenant in self._tenants(gpu)],
-            "happenings": [*self._beforehand(), *self._happenings()],
+            "faults": [*self._beforehand(), *self._happenings()],
         }
         return {**scenario, **{key: value for key, value in parts.items() if value}}
 

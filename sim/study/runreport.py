@@ -115,7 +115,7 @@ class GpuReport(Keys):
     faults: int
     """how often it became Unhealthy"""
     thermal_shutdowns: int
-    """how often it was at its shutdown temperature, by heat or as a happening"""
+    """how often it was at its shutdown temperature, by heat or as a fault"""
 
 
 class PodsReport(Keys):

@@ -125,7 +125,7 @@ class SharePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GpuPart:
     """A GPU or one of its MIG devices, and what work on it is like.
 
     `work_ns` and `occupancy` are of a client's work there; `clients` are the numbers of those that
@@ -143,7 +143,7 @@ class Part:
 class Division:
     """The parts that clients run on; `mig` is the MIG profile of all of them, if they are MIG's."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[GpuPart, ...]
     mig: str | None = None
 
 
@@ -156,14 +156,14 @@ def divide(plan: SharePlan) -> Division:
     everybody = tuple(range(plan.clients))
     if plan.mechanism is not Mechanism.MIG:
         reserved = profile.memory_reserved_bytes or 0
-        whole = Part(profile.memory_bytes, reserved, plan.busy_ns, plan.occupancy, everybody)
+        whole = GpuPart(profile.memory_bytes, reserved, plan.busy_ns, plan.occupancy, everybody)
         return Division((whole,))
     mig = _instances_for(plan.clients, profile)
     fraction = _fraction(mig, profile)
     work_ns = max(plan.busy_ns, math.ceil(plan.busy_ns * plan.occupancy / fraction))
     return Division(
         tuple(
-            Part(
+            GpuPart(
                 memory_bytes=instance_memory_bytes(mig, profile),
                 reserved_bytes=0,
                 work_ns=work_ns,
@@ -285,7 +285,7 @@ class _Run:
         self._env.run(until=self._window.end_ns)
         return self._figures(before, [gpu.usage() for gpu in self._gpus])
 
-    def _start(self, part: Part, gpu: GpuCompute) -> None:
+    def _start(self, part: GpuPart, gpu: GpuCompute) -> None:
         """Clients come in a random order: who comes first has the memory."""
         plan = self._plan
         generators = {client: random.Random(f"{plan.seed}/{client}") for client in part.clients}
@@ -308,7 +308,12 @@ class _Run:
             )
 
     def _client(
-        self, client: int, part: Part, gpu: GpuCompute, offset_ns: int, generator: random.Random
+        self,
+        client: int,
+        part: GpuPart,
+        gpu: GpuCompute,
+        offset_ns: int,
+        generator: random.Random,
     ) -> Generator[simpy.Event, object, None]:
         env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._window.begin_ns
         yield env.timeout(offset_ns)

@@ -1,6 +1,6 @@
 """The system under test: a simulated node, the daemon in process, and the kubelet stand-in.
 
-What befalls them, and what can be seen of them; what must be seen is in `oracle`.
+Faults of them, and what can be seen of them; what must be seen is in `oracle`.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class World:
 
         eventually(over)
 
-    # What befalls the sockets, the kubelet and the configuration
+    # Faults of the sockets, the kubelet and the configuration
 
     def restart_kubelet(self) -> None:
         """A quick restart."""

@@ -75,7 +75,7 @@ def kubelet_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def lone_hardware() -> Iterator[Hardware]:
-    """Eight GPUs that nothing befalls, for all tests of a module."""
+    """Eight GPUs that no fault is injected into, for all tests of a module."""
     hardware = Hardware(8)
     yield hardware
     hardware.stop()

@@ -104,7 +104,7 @@ class Node:
         return Process("-c", text, env=self.env)
 
     def let(self, gpu: int, **what: object) -> None:
-        """Let something befall a GPU."""
+        """Inject a fault into a GPU."""
         inject(control_socket(self.dir), str(gpu), what)
 
     def descriptors(self) -> int:

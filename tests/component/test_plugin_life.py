@@ -1,4 +1,4 @@
-"""What befalls a plugin on a node: kubelets come and go, refuse, or read nothing for a while."""
+"""Faults of a plugin on a node: kubelets come and go, refuse, or read nothing for a while."""
 
 from __future__ import annotations
 

@@ -63,14 +63,14 @@ def test_ask_01_an_unhealthy_gpu_comes_back_and_not_too_soon(
     plugin = start_plugin(hardware.backend)
     wait_for(kubelet, RESOURCE, 80, 80)
     (socket,) = plugin.sockets()
-    befall = {
+    inject = {
         "application": lambda: hardware.xid(2, 31),
         "other": lambda: hardware.xid(2, 74),
         "reset": lambda: hardware.xid(2, 95),
         "lost": lambda: hardware.lose(2),
         "hot": lambda: hardware.thermal_shutdown(2),
     }
-    befall[fault]()
+    inject[fault]()
     if fault == "application":
         eventually(lambda: plugin.metric("gpuplugin_xid_events_total", gpu="2", xid="31") == 1)
         assert kubelet.view().amounts[RESOURCE] == Amount(80, 80), "the GPU was never in doubt"

@@ -18,7 +18,7 @@ from gpuplugin.kubelet.deviceplugin import DevicePlugin
 from gpuplugin.kubelet.register import register
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
 from gpuplugin.rpc.engines import make_engine
-from sim.gpu.faults import NodeHappening
+from sim.gpu.faults import NodeFault
 from sim.kubelet import Container, Kubelet, Phase, Pod
 from sim.node.scenario import Scenario
 from sim.virtual.kubelet import VirtualKubelet
@@ -30,7 +30,7 @@ from tests.unit.builders import a_resource, uuid_of_gpu
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sim.gpu.faults import TimedHappening
+    from sim.gpu.faults import TimedFault
     from sim.kubelet import KubeletEvent, NodeView
     from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware
@@ -62,7 +62,7 @@ def scenario_of(story: str) -> Scenario:
     return Scenario.model_validate(
         {
             "gpus": [{"model": "h100-sxm5-80gb", "count": 3}],
-            "happenings": [
+            "faults": [
                 {"at_s": at_s, "what": what, **({} if gpu is None else {"gpu": gpu})}
                 for at_s, gpu, what in STORIES[story]
             ],
@@ -104,12 +104,12 @@ def test_the_kubelet_is_told_the_same(
         eventually(lambda: told.seen == expected[:1])
         hardware.wait_for_probes(1, 1)
         before_s = 0.0
-        for happening in scenario_of(story).happenings:
-            due_s = now_s(hardware) + happening.at_s - before_s
+        for fault in scenario_of(story).faults:
+            due_s = now_s(hardware) + fault.at_s - before_s
             eventually(partial(is_past, hardware, due_s))
-            befall(hardware, happening)
-            before_s = happening.at_s
-        several = any(len(one.indices(3)) > 1 for one in scenario_of(story).happenings)
+            inject(hardware, fault)
+            before_s = fault.at_s
+        several = any(len(one.indices(3)) > 1 for one in scenario_of(story).faults)
         eventually(lambda: is_told(told.seen, expected, several=several))
         hardware.wait_for_probes(1, 6)
         assert is_told(told.seen, expected, several=several), "and nothing more"
@@ -210,7 +210,7 @@ def a_pod(name: str, random: Random) -> Pod:
 def is_told(seen: list[tuple[int, int]], expected: list[tuple[int, int]], *, several: bool) -> bool:
     """Whether that is what the kubelet was told.
 
-    A happening to several GPUs may come while the daemon is half through with probing them: then
+    A fault of several GPUs may come while the daemon is half through with probing them: then
     what is one list in virtual time may be two, the first of them between its neighbours.
     """
     if not several:
@@ -235,10 +235,10 @@ def now_s(hardware: Hardware) -> float:
         return model.now_s
 
 
-def befall(hardware: Hardware, happening: TimedHappening) -> None:
+def inject(hardware: Hardware, fault: TimedFault) -> None:
     with hardware.node.update() as model:
-        if isinstance(happening.what, NodeHappening):
-            model.befall_node(happening.what)
+        if isinstance(fault.what, NodeFault):
+            model.inject_node(fault.what)
             return
-        for index in happening.indices(len(model.present)):
-            model.befall(model.present[index], happening.what)
+        for index in fault.indices(len(model.present)):
+            model.inject(model.present[index], fault.what)

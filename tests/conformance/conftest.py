@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hal import Backend
-    from sim.gpu.faults import GpuHappening
+    from sim.gpu.faults import GpuFault
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A backend under test, opened.
 
-    `befall` lets something befall the GPU of an index; None where nothing can be made to happen.
+    `inject` injects a fault into the GPU of an index; None where nothing can be made to happen.
     """
 
     backend: Backend
-    befall: Callable[[int, GpuHappening], None] | None = None
+    inject: Callable[[int, GpuFault], None] | None = None
 
     @property
     def uuids(self) -> tuple[str, ...]:
         """UUIDs by index."""
         return tuple(gpu.uuid for gpu in self.backend.gpus())
 
-    def let(self, gpu: int, what: GpuHappening) -> None:
-        """Let something befall a GPU, or skip the test where that cannot be done."""
-        if self.befall is None:
+    def let(self, gpu: int, what: GpuFault) -> None:
+        """Inject a fault into a GPU, or skip the test where that cannot be done."""
+        if self.inject is None:
             pytest.skip("nothing can be made to happen to real GPUs")
-        self.befall(gpu, what)
+        self.inject(gpu, what)
 
 
 MIG = ["3g.40gb", "2g.20gb", "1g.10gb"]
@@ -114,7 +114,7 @@ def _simulated(node: RealTimeNode) -> Iterator[Subject]:
     backend = SimBackend(node)
     backend.open()
     try:
-        yield Subject(backend, lambda gpu, what: befall(node, gpu, what))
+        yield Subject(backend, lambda gpu, what: inject(node, gpu, what))
     finally:
         backend.close()
         node.stop()
@@ -134,17 +134,17 @@ def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[S
             )
             backend.open()
             try:
-                yield Subject(backend, lambda gpu, what: befall(node, gpu, what))
+                yield Subject(backend, lambda gpu, what: inject(node, gpu, what))
             finally:
                 backend.close()
     finally:
         node.stop()
 
 
-def befall(node: RealTimeNode, gpu: int, what: GpuHappening) -> None:
-    """Let something befall the GPU of an index."""
+def inject(node: RealTimeNode, gpu: int, what: GpuFault) -> None:
+    """Inject a fault into the GPU of an index."""
     with node.update() as model:
-        model.befall(model.find(str(gpu)), what)
+        model.inject(model.find(str(gpu)), what)
 
 
 def _hardware() -> Iterator[Subject]:

@@ -105,7 +105,7 @@ def test_gpus_that_go_come_and_change(target: Target) -> None:
     assert target.hal.probe(first).thermal_shutdown
 
 
-def test_all_gpus_that_it_can_befall(target: Target) -> None:
+def test_all_gpus_that_it_applies_to(target: Target) -> None:
     target.inject("--gpu", "1", "--unplug")
     said = target.inject("--gpu", "all", "--xid", "95")
 

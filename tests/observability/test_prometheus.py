@@ -83,11 +83,11 @@ class Story:
         """Something for every counter: application errors, a lost GPU, restarts."""
         with self.node.update() as node:
             (gpu,) = node.present
-            node.befall(gpu, XidFault(xid=31))
-            node.befall(gpu, LostFault())
+            node.inject(gpu, XidFault(xid=31))
+            node.inject(gpu, LostFault())
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 0, WAIT_S)
         with self.node.update() as node:
-            node.befall(node.present[0], Recovery())
+            node.inject(node.present[0], Recovery())
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 10, WAIT_S)
         self.kubelet.restart()
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 10, WAIT_S)

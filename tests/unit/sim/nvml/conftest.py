@@ -11,7 +11,7 @@ import pynvml
 import pytest
 import yaml
 
-from sim.gpu.faults import HAPPENING, NodeHappening
+from sim.gpu.faults import FAULT, NodeFault
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode
 from sim.node.scenario import parse_scenario
@@ -49,12 +49,12 @@ class World:
 
     def let(self, what: str, gpu: int | None = None) -> None:
         """Let something, spelt as in a scenario, happen now."""
-        happening = HAPPENING.validate_python(yaml.safe_load(what))
+        fault = FAULT.validate_python(yaml.safe_load(what))
         with self.node.update() as model:
-            if isinstance(happening, NodeHappening):
-                model.befall_node(happening)
+            if isinstance(fault, NodeFault):
+                model.inject_node(fault)
             else:
-                model.befall(model.present[gpu or 0], happening)
+                model.inject(model.present[gpu or 0], fault)
 
 
 @pytest.fixture(scope="session")
