@@ -62,9 +62,9 @@ def scenario_reference() -> str:
     blocks.append("### Workloads")
     blocks += [_section(f"#### {_kind(model)}", model) for model in _members(Workload)]
     blocks.append(_section("#### diurnal", Diurnal))
-    blocks.append("### What can befall a GPU")
+    blocks.append("### Faults of a GPU")
     blocks += [_section(f"#### {_kind(model)}", model) for model in _members(GpuFault)]
-    blocks.append("### What can befall the node")
+    blocks.append("### Faults of the node")
     blocks += [_section(f"#### {_kind(model)}", model) for model in _members(NodeFault)]
     return "\n\n".join(blocks)
 

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.parser import add_kubelet_dir
 from gpuplugin.linesocket import ControlError
 from sim.node.control import control_socket, status
 from sim.node.node import SimulatedNode
@@ -20,6 +21,15 @@ from sim.nvml.server import StandIns, nvml_socket
 
 if TYPE_CHECKING:
     import argparse
+
+    from gpuplugin.cli.parser import Commands
+
+
+def add_env(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    env = commands.add_parser("env", help="print what lets NVML programs see the node")
+    env.set_defaults(module="simnode", function="env")
+    add_kubelet_dir(env)
 
 
 def serve(parsed: argparse.Namespace) -> int:

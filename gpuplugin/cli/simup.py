@@ -9,7 +9,8 @@ import sys
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.options import given_options
+from gpuplugin.cli.options import add_options, given_options
+from gpuplugin.cli.parser import add_kubelet_dir
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
@@ -27,10 +28,41 @@ from sim.virtual.settings import load_for
 if TYPE_CHECKING:
     import argparse
 
+    from gpuplugin.cli.parser import Commands
     from gpuplugin.config.loaded import Loaded
     from sim.node.scenario import Scenario
 
 log = logging.getLogger("gpuplugin")
+
+
+_SECTIONS = ("flags", "gpus", "health", "imex")
+_NAMES = (
+    "--registration",
+    "--listen-address",
+    "--log-level",
+    "--log-format",
+    "--rpc-engine",
+    "--metrics-interval",
+    "--cdi-root",
+    "--node-name",
+)
+
+
+def add(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    up = commands.add_parser(
+        "up", help="run a whole simulated node: GPUs, kubelet, pods and the plugin"
+    )
+    up.set_defaults(module="simup", function="up")
+    up.add_argument(
+        "scenario",
+        nargs="?",
+        default="default",
+        metavar="SCENARIO",
+        help="a file, or the name of a shipped one (default default)",
+    )
+    add_kubelet_dir(up)
+    add_options(up, sections=_SECTIONS, names=_NAMES)
 
 
 def up(parsed: argparse.Namespace) -> int:

@@ -23,6 +23,10 @@ from sim.gpu.workloads import MemoryUse, Workload
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
+
 
 class RecordedMig(ScenarioModel):
     """A MIG device of a recorded GPU, in the order of the group's `mig`."""
@@ -159,6 +163,15 @@ class Scenario(ScenarioModel):
     config: dict[str, object] | None = None
     """the plugin's configuration in a run in virtual time, in NVIDIA's format; without it the
     built-in default"""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        properties["happenings"] = {**properties["faults"], "deprecated": True}
+        return schema
 
     @model_validator(mode="before")
     @classmethod

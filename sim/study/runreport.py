@@ -159,7 +159,7 @@ class RunReport(Keys):
     ooms: int
     """allocations that did not fit"""
     xids: dict[int, int]
-    """Xids that befell GPUs, and how often"""
+    """Xids of GPUs, and how often each was reported"""
     restarts: int
     """containers that began anew"""
     unavailable_replica_hours: float
