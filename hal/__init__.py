@@ -15,6 +15,7 @@ from hal.errors import (
 )
 from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from hal.types import (
+    GIB,
     ComputeMode,
     ComputeProcess,
     Gpu,
@@ -31,6 +32,7 @@ from hal.types import (
 from hal.xid import Xid, XidAction, XidScope, lookup_xid
 
 __all__ = [
+    "GIB",
     "Backend",
     "ComputeMode",
     "ComputeProcess",

@@ -310,5 +310,4 @@ def gaps_s(failures: Failures, factor: float, random: Random) -> Iterator[float]
 
 
 def repair_time_s(repair: Repair, random: Random) -> float:
-    """How long this repair takes."""
     return random.lognormvariate(math.log(repair.median_s), repair.sigma)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, assert_never
 
 from hal import (
+    GIB,
     ComputeProcess,
     EccError,
     Event,
@@ -35,7 +36,7 @@ from sim.gpu.faults import (
     Unplug,
     XidFault,
 )
-from sim.gpu.profiles import GIB, slice_parameters
+from sim.gpu.profiles import slice_parameters
 from sim.gpu.scheduler import until_s
 
 if TYPE_CHECKING:
@@ -88,7 +89,6 @@ class SimulatedGpu:
     _loss_due_s: float = math.inf
 
     def listed(self) -> Gpu:
-        """The GPU as an enumeration shows it."""
         if not self.lost:
             return self.identity
         return replace(self.identity, state=GpuState.LOST)
@@ -130,7 +130,6 @@ class SimulatedGpu:
         return not self.lost and now_s < self._hung_until_s
 
     def evict(self, now_s: float, why: str = "reset") -> None:
-        """End all its processes."""
         self.settle(now_s)
         self.tenants.clear()
         for tenancy in self.tenancies.values():
@@ -198,7 +197,6 @@ class SimulatedGpu:
         )
 
     def telemetry(self, now_s: float) -> Telemetry:
-        """A reading at `now_s`."""
         self.settle(now_s)
         load = self.load
         clocks, power = self.profile.clocks_mhz, self.profile.power_w

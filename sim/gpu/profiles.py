@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from hal import MigDevice, TimeSliceLevel
+from hal import GIB, MigDevice, TimeSliceLevel
 from sim.gpu.scheduler import LEVEL_SLICES_NS, NS_PER_US, TEGRA_SLICE_NS, SliceParameters
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ class _Facts(BaseModel):
 
 
 class Power(_Facts):
-    """Power in watts; `idle` was measured without load."""
-
     idle: float | None
     default_limit: float | None
     min_limit: float | None
@@ -40,8 +38,6 @@ class Power(_Facts):
 
 
 class Clocks(_Facts):
-    """Clocks in MHz."""
-
     sm_max: int | None
     sm_idle: int | None
     memory: int | None
@@ -133,14 +129,11 @@ class Profile(_Facts):
 
 
 class UnknownModel(Exception):
-    """There is no profile of this name."""
-
     def __init__(self, model: str) -> None:
         super().__init__(f"no GPU model is called {model!r}; known: {', '.join(model_names())}")
 
 
 def model_names() -> tuple[str, ...]:
-    """All models, by name."""
     files = (entry.name for entry in _folder().iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
 
@@ -180,7 +173,6 @@ def _folder() -> resources.abc.Traversable:
     return resources.files("sim").joinpath("profiles")
 
 
-GIB = 1024**3
 MIB = 1024**2
 COMPUTE_SLICES = 7
 MEMORY_SLICES = 8

@@ -50,7 +50,6 @@ durations: all but the default are assumed."""
 
 
 def to_ns(seconds: float) -> int:
-    """Nanoseconds, rounded."""
     return round(seconds * NS_PER_S)
 
 
@@ -107,19 +106,13 @@ class Usage:
 
 
 class Scheduler(Protocol):
-    """A scheduler. A context has at most one piece of work at a time."""
-
     usage: Usage
 
     @property
-    def now_ns(self) -> int:
-        """The moment that was last advanced to."""
-        ...
+    def now_ns(self) -> int: ...
 
     @property
-    def runnable(self) -> int:
-        """How many contexts have work."""
-        ...
+    def runnable(self) -> int: ...
 
     def on_gpu(self, context: ContextId) -> bool:
         """True if the context is being worked for at this very moment."""

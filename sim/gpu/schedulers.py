@@ -31,16 +31,13 @@ class Exclusive:
 
     @property
     def now_ns(self) -> int:
-        """The moment that was last advanced to."""
         return self._now_ns
 
     @property
     def runnable(self) -> int:
-        """How many contexts have work."""
         return len(self._queue)
 
     def on_gpu(self, context: ContextId) -> bool:
-        """See `Scheduler.on_gpu`."""
         return bool(self._queue) and self._queue[0].context == context
 
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
@@ -48,11 +45,9 @@ class Exclusive:
         self._queue.append(Work(context, max(1, -(-work_ns * PPM // self._ppm)), occupancy))
 
     def cancel(self, context: ContextId) -> None:
-        """See `Scheduler.cancel`."""
         self._queue = deque(work for work in self._queue if work.context != context)
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
-        """See `Scheduler.advance`."""
         ended: list[Ended] = []
         while self._queue and self._now_ns < to_ns:
             work = self._queue[0]
@@ -69,11 +64,9 @@ class Exclusive:
         return ended
 
     def next_end_ns(self) -> int | None:
-        """See `Scheduler.next_end_ns`."""
         return self._now_ns + self._queue[0].left_ns if self._queue else None
 
     def set_speed(self, ppm: int) -> None:
-        """See `Scheduler.set_speed`."""
         before, self._ppm = self._ppm, ppm
         for work in self._queue:
             work.left_ns = max(1, -(-work.left_ns * before // ppm))
@@ -99,30 +92,24 @@ class Mps:
 
     @property
     def now_ns(self) -> int:
-        """The moment that was last advanced to."""
         return self._now_ns
 
     @property
     def runnable(self) -> int:
-        """How many contexts have work."""
         return len(self._left_ns)
 
     def on_gpu(self, context: ContextId) -> bool:
-        """See `Scheduler.on_gpu`."""
         return context in self._left_ns
 
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
-        """See `Scheduler.submit`."""
         self._left_ns[context] = float(work_ns)
         self._shares[context] = max(SMALLEST_SHARE, occupancy)
 
     def cancel(self, context: ContextId) -> None:
-        """See `Scheduler.cancel`."""
         self._left_ns.pop(context, None)
         self._shares.pop(context, None)
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
-        """See `Scheduler.advance`."""
         ended: list[Ended] = []
         while self._now_ns < to_ns:
             next_end_ns = self.next_end_ns()
@@ -133,7 +120,6 @@ class Mps:
         return ended
 
     def next_end_ns(self) -> int | None:
-        """See `Scheduler.next_end_ns`."""
         if not self._left_ns:
             return None
         return self._now_ns + max(
@@ -141,7 +127,6 @@ class Mps:
         )
 
     def set_speed(self, ppm: int) -> None:
-        """See `Scheduler.set_speed`."""
         self._speed = ppm / PPM
 
     @property

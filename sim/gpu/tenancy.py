@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from sim.gpu.profiles import GIB
+from hal import GIB
+from sim.gpu.profiles import MIB
 from sim.gpu.scheduler import ContextGone, ContextId, GpuCompute, to_ns
 from sim.gpu.timeslicing import Slicing
 from sim.gpu.workloads import drive
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from sim.gpu.scheduler import Scheduler, SliceParameters
     from sim.gpu.workloads import MemoryUse, Workload
 
-
-MIB = 1024**2
 
 DEFAULT_CONTEXT_BYTES = 300 * MIB
 """What a context takes before its first allocation: 100 MiB for bare CUDA on a T4, 250 to 500 MiB
@@ -150,8 +149,6 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The counters of a scheduler at a moment."""
-
     at_ns: int
     active_ns: int
     busy_ns: dict[ContextId, int]
@@ -235,7 +232,6 @@ class Tenancy:
             self._end(tenant, why)
 
     def kill_all(self, why: str) -> None:
-        """End every tenant now."""
         for pid in list(self.tenants):
             self.kill(pid, why)
 

@@ -62,21 +62,17 @@ class Slicing:
 
     @property
     def now_ns(self) -> int:
-        """The moment that was last advanced to."""
         return self.state.now_ns
 
     @property
     def runnable(self) -> int:
-        """How many contexts have work."""
         return len(self.state.queue) + (self.state.running is not None)
 
     def on_gpu(self, context: ContextId) -> bool:
-        """See `Scheduler.on_gpu`."""
         running = self.state.running
         return running is not None and running.context == context
 
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
-        """See `Scheduler.submit`."""
         if work_ns < 1:
             raise ValueError(f"work of {work_ns} ns: at least 1 ns")
         state = self.state
@@ -89,7 +85,6 @@ class Slicing:
         state.queue.append(work)
 
     def cancel(self, context: ContextId) -> None:
-        """See `Scheduler.cancel`."""
         state = self.state
         state.queue = deque(work for work in state.queue if work.context != context)
         if state.resident == context:
@@ -99,7 +94,6 @@ class Slicing:
             state.switch_left_ns = state.slice_left_ns = 0
 
     def set_speed(self, ppm: int) -> None:
-        """See `Scheduler.set_speed`."""
         before, self._ppm = self._ppm, ppm
         for work in (*self.state.queue, *filter(None, (self.state.running,))):
             work.left_ns = self._at_present_speed(work.left_ns, before)
@@ -162,7 +156,6 @@ class StepwiseTimeSlicing(Slicing):
     """`Scheduler` that follows the rules of `slicing` one step at a time."""
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
-        """See `Scheduler.advance`."""
         ended: list[Ended] = []
         while self.state.now_ns < to_ns:
             ended.extend(self._step(to_ns))
@@ -192,7 +185,6 @@ class TimeSlicing(Slicing):
     """`Scheduler` that follows the rules of `slicing`, exactly."""
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
-        """See `Scheduler.advance`."""
         ended: list[Ended] = []
         state = self.state
         while state.now_ns < to_ns:

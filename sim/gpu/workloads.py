@@ -140,9 +140,7 @@ class Bench(Protocol):
     env: simpy.Environment
     random: Random
 
-    def work(self, work_ns: int) -> simpy.Event:
-        """An event that succeeds when the work is done."""
-        ...
+    def work(self, work_ns: int) -> simpy.Event: ...
 
     def served(self, since_ns: int, work_ns: int) -> None:
         """A request that came at `since_ns`, of so much work alone, is done now."""

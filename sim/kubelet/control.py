@@ -127,7 +127,6 @@ DECISION_TIMEOUT_S = 30.0
 
 
 def kubelet_control_socket(kubelet_dir: Path) -> Path:
-    """Where the stand-in of this folder listens."""
     return kubelet_dir / "sim-kubelet.sock"
 
 
@@ -200,7 +199,6 @@ def _handle(kubelet: Kubelet, request: _Request) -> Mapping[str, object]:
 
 
 def node_as_json(node: NodeView) -> dict[str, object]:
-    """The node as JSON values."""
     return {
         "resources": {
             name: {
@@ -216,7 +214,6 @@ def node_as_json(node: NodeView) -> dict[str, object]:
 
 
 def pod_as_json(view: PodView) -> dict[str, object]:
-    """A pod with its status as JSON values."""
     status = view.status
     return {
         "name": view.pod.name,

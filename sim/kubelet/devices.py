@@ -27,8 +27,6 @@ class DeviceShortage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One device of a list update."""
-
     id: str
     healthy: bool
     numa_nodes: tuple[int, ...] = ()
@@ -146,7 +144,6 @@ class DeviceManager:
         return free
 
     def in_use(self, resource: str) -> frozenset[str]:
-        """Devices that containers hold."""
         return frozenset(
             device_id
             for holding in self._holdings
@@ -157,14 +154,12 @@ class DeviceManager:
     def hold(
         self, pod_uid: str, container: str, resource: str, device_ids: Iterable[str], raw: bytes
     ) -> None:
-        """A container got devices."""
         ids = tuple(device_ids)
         state = self._resources.get(resource) or _Resource()
         numa = {one: state.healthy.get(one, state.unhealthy.get(one, ())) for one in ids}
         self._holdings.append(Holding(pod_uid, container, resource, ids, numa, raw))
 
     def release(self, pod_uid: str) -> None:
-        """A pod ended: its devices are free."""
         self._holdings = [held for held in self._holdings if held.pod_uid != pod_uid]
 
     @property
@@ -206,7 +201,6 @@ class CheckpointDamaged(Exception):
 
 
 def write_checkpoint(manager: DeviceManager) -> str:
-    """The checkpoint of a device manager."""
     data = {
         "PodDeviceEntries": [_entry(holding) for holding in manager.holdings],
         "RegisteredDevices": {

@@ -142,7 +142,6 @@ class Kubelet:
             self._carry_out()
 
     def view(self) -> NodeView:
-        """The node now."""
         with self._changed:
             return self._model.view(self._clock())
 

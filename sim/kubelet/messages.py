@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def request_for(call: PluginCall) -> tuple[str, Request]:
-    """The method of a call and its request."""
     match call:
         case PreferCall():
             wanted = pb.ContainerPreferredAllocationRequest(
@@ -39,7 +38,6 @@ def request_for(call: PluginCall) -> tuple[str, Request]:
 
 
 def response_to(call: PluginCall, data: bytes) -> Response:
-    """What the serialised response to a call says."""
     match call:
         case PreferCall():
             preferred = pb.PreferredAllocationResponse.FromString(data).container_responses

@@ -72,13 +72,11 @@ class KubeletModel:
         self._devices.restore(kept, registered, now_s)
 
     def registered(self, resource: str, *, has_preference: bool, wants_pre_start: bool) -> None:
-        """A plugin of this resource is connected."""
         self._devices.connected(
             resource, has_preference=has_preference, wants_pre_start=wants_pre_start
         )
 
     def listed(self, resource: str, devices: Sequence[Listed], size_bytes: int) -> None:
-        """A list arrived on a stream of this resource."""
         self._devices.listed(resource, devices)
         self._list_updates[resource] += 1
         self._effects.append(SaveCheckpoint())
@@ -87,7 +85,6 @@ class KubeletModel:
         self._emit("list", f"{resource}: {healthy} healthy, {unhealthy} not, {size_bytes} bytes")
 
     def disconnected(self, resource: str, now_s: float) -> None:
-        """The plugin of this resource is connected no more."""
         self._devices.disconnected(resource, now_s)
 
     def create(self, pod: Pod, uid: str) -> None:
@@ -143,11 +140,9 @@ class KubeletModel:
         return status
 
     def checkpoint(self) -> str:
-        """The content of the checkpoint file."""
         return write_checkpoint(self._devices)
 
     def view(self, now_s: float) -> NodeView:
-        """The node now."""
         devices = self._devices
         return NodeView(
             amounts=MappingProxyType(devices.amounts(now_s)),
@@ -158,7 +153,6 @@ class KubeletModel:
 
     @property
     def devices(self) -> DeviceManager:
-        """The device manager, to read from."""
         return self._devices
 
     @property
@@ -167,7 +161,6 @@ class KubeletModel:
         return self._list_updates.total()
 
     def held(self) -> list[tuple[Pod, tuple[Holding, ...]]]:
-        """Admitted pods with what they hold."""
         holdings = self._devices.holdings
         return [
             (view.pod, tuple(held for held in holdings if held.pod_uid == view.pod.uid))

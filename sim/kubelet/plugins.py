@@ -67,7 +67,6 @@ class PluginClient:
             raise CallFailed(f"failed to dial device plugin with {self.socket}") from None
 
     def options(self) -> pb.DevicePluginOptions:
-        """GetDevicePluginOptions."""
         parse = pb.DevicePluginOptions.FromString
         return self._call("GetDevicePluginOptions", pb.Empty(), parse)
 
@@ -194,7 +193,6 @@ class Connections:
             self._streams.append((client, thread))
 
     def current(self, resource: str) -> PluginClient | None:
-        """The client in charge of a resource."""
         with self._lock:
             return self._current.get(resource)
 

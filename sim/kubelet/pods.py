@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """A pod's phase, as in the Kubernetes API."""
-
     PENDING = "Pending"
     RUNNING = "Running"
     FAILED = "Failed"
@@ -23,8 +21,6 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container and its limits of extended resources."""
-
     name: str
     limits: Mapping[str, int]
 
@@ -41,7 +37,6 @@ class Pod:
 
     @property
     def key(self) -> str:
-        """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
     def requests(self) -> dict[str, int]:
@@ -107,8 +102,6 @@ class KubeletEvent:
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """A pod with its status."""
-
     pod: Pod
     status: PodStatus
 
@@ -126,11 +119,9 @@ class NodeView:
     list_updates: Mapping[str, int]
 
     def capacity(self, resource: str) -> int:
-        """Capacity of a resource, 0 if it is unknown."""
         return self.amounts.get(resource, Amount(0, 0)).capacity
 
     def allocatable(self, resource: str) -> int:
-        """Allocatable of a resource, 0 if it is unknown."""
         return self.amounts.get(resource, Amount(0, 0)).allocatable
 
     def unhealthy(self, resource: str) -> tuple[str, ...]:

@@ -112,7 +112,6 @@ class PluginWatcher:
         self._thread = threading.Thread(target=self._watch, name="plugin-watcher", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -45,7 +45,6 @@ class LineServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving and remove the socket."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -112,7 +111,6 @@ _GPUS = TypeAdapter(list[GpuStatus])
 
 
 def control_socket(kubelet_dir: Path) -> Path:
-    """Where the node that serves this kubelet folder listens."""
     return kubelet_dir / "gpuplugin-sim.sock"
 
 

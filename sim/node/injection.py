@@ -52,7 +52,6 @@ class SimulatedDriver:
     _unwatchable_until_s: float = -math.inf
 
     def apply(self, what: NodeFault, now_s: float) -> None:
-        """Apply a fault of the node."""
         match what:
             case DriverDown():
                 self.loaded = False

@@ -94,7 +94,6 @@ class SimulatedNode:
 
     @property
     def now_s(self) -> float:
-        """The model time in seconds."""
         return self.env.now / NS_PER_S
 
     @property
@@ -160,7 +159,6 @@ class SimulatedNode:
             self.env.process(self._elapse_later(gpu, what.lost_after_s))
 
     def inject_node(self, what: NodeFault) -> None:
-        """Inject a fault into the node as a whole now."""
         self.driver.apply(what, self.now_s)
         self.log("happening", dict(what.model_dump()))
         match what:
@@ -194,7 +192,6 @@ class SimulatedNode:
 
     @property
     def has_events(self) -> bool:
-        """True if there is something to take."""
         return bool(self._events)
 
     def links(self) -> dict[tuple[str, str], Link]:

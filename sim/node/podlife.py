@@ -89,8 +89,6 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait. No reply."""
-
     delay_s: float
 
 
@@ -156,5 +154,4 @@ def container_life(
 
 
 def tenant_spec(group: Pods, name: str) -> TenantSpec:
-    """What the container of a pod of this group does."""
     return TenantSpec(name, group.workload, group.memory, group.occupancy)

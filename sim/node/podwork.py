@@ -99,7 +99,6 @@ class PodWork:
         self._thread = threading.Thread(target=self._run, name="pod-work", daemon=True)
 
     def start(self) -> None:
-        """Let pods arrive, and begin to follow."""
         for folder in (self.proc, self.pod_logs):
             folder.mkdir(parents=True, exist_ok=True)
         self._thread.start()
@@ -127,7 +126,6 @@ class PodWork:
             self._kubelet.wait_until(lambda now: now.pods != seen.pods, _POLL_S)
 
     def _bring(self, since_start_s: float) -> None:
-        """Begin the lives of the pods that are due."""
         for plan in self._groups:
             while plan.next is not None and plan.at_s <= since_start_s:
                 pod = plan.next.pod
@@ -221,7 +219,6 @@ class PodWork:
                 assert_never(life.step)
 
     def _reply(self, life: _Life, view: NodeView) -> Reply:
-        """The reply to a step that is done."""
         if isinstance(life.step, Admit):
             return view.pods[life.key].status
         if isinstance(life.step, Run):

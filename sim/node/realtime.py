@@ -74,7 +74,6 @@ class RealTimeNode:
             self._watchers.append(changed)
 
     def unwatch(self, changed: Callable[[], None]) -> None:
-        """Call it no more."""
         with self._changed:
             self._watchers.remove(changed)
 
@@ -182,7 +181,6 @@ class SimBackend:
             pass
 
     def close(self) -> None:
-        """Make a blocked `wait_events` return."""
         self._node.interrupt()
 
     @property
@@ -191,26 +189,21 @@ class SimBackend:
         return self._driver_version
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """All GPUs, lost ones included."""
         with self._node.call() as model:
             return model.listed()
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
-        """Events since the last call."""
         return self._node.wait_events(timeout_s)
 
     def probe(self, uuid: str) -> Probe:
-        """Whether the GPU can be used now."""
         with self._node.call(uuid) as model:
             return model.gpu(uuid).probe()
 
     def telemetry(self, uuid: str) -> Telemetry:
-        """A fresh reading."""
         with self._node.call(uuid) as model:
             return _reachable(model, uuid).telemetry(model.now_s)
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
-        """Tenants of the GPU."""
         with self._node.call(uuid) as model:
             return _reachable(model, uuid).processes()
 

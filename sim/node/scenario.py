@@ -184,13 +184,7 @@ class Scenario(ScenarioModel):
 
     @property
     def gpu_count(self) -> int:
-        """GPUs over all groups."""
         return sum(group.count for group in self.gpus)
-
-    @property
-    def has_workloads(self) -> bool:
-        """True if a tenant's kernels compete for a GPU."""
-        return bool(self.pods) or any(tenant.workload is not None for tenant in self.tenants)
 
 
 class ScenarioError(Exception):
@@ -198,7 +192,6 @@ class ScenarioError(Exception):
 
 
 def scenario_names() -> tuple[str, ...]:
-    """Scenarios that come with the package."""
     files = (entry.name for entry in _folder().iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
 

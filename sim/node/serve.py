@@ -62,7 +62,6 @@ class KernelFiles:
             log.warning("the files of the simulated kernel cannot be written: %s", error)
 
     def remove(self) -> None:
-        """Delete them all."""
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _follow(self, node: SimulatedNode) -> None:

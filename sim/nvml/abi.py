@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 
 class Kind(IntEnum):
-    """How an argument travels."""
-
     NUMBER = 0
     """passed by value"""
     TEXT = 1
@@ -93,7 +91,6 @@ class Argument:
 
     @property
     def size(self) -> int:
-        """Bytes of one element."""
         return ctypes.sizeof(self.ctype)
 
 
@@ -186,14 +183,10 @@ _NOTHING = 0
 
 
 class ProcessInfoV1(ctypes.Structure):
-    """A process, before MIG."""
-
     _fields_: ClassVar = [("pid", ctypes.c_uint32), ("usedGpuMemory", ctypes.c_uint64)]
 
 
 class EventDataV1(ctypes.Structure):
-    """An event, before MIG."""
-
     _fields_: ClassVar = [
         ("device", ctypes.c_uint64),
         ("eventType", ctypes.c_uint64),
@@ -214,8 +207,6 @@ class EventData(ctypes.Structure):
 
 
 class GpuInstanceInfo(ctypes.Structure):
-    """A GPU instance; as above."""
-
     _fields_: ClassVar = [
         ("device", ctypes.c_uint64),
         ("id", ctypes.c_uint32),
@@ -225,8 +216,6 @@ class GpuInstanceInfo(ctypes.Structure):
 
 
 class ComputeInstanceInfo(ctypes.Structure):
-    """A compute instance; as above."""
-
     _fields_: ClassVar = [
         ("device", ctypes.c_uint64),
         ("gpuInstance", ctypes.c_uint64),

@@ -144,12 +144,10 @@ class NvmlCall:
 
     @property
     def gpu(self) -> SimulatedGpu:
-        """The GPU that it is about."""
         return self._place.gpu
 
     @property
     def profile(self) -> Profile:
-        """The model of that GPU."""
         return self._place.gpu.profile
 
     @property
@@ -176,7 +174,6 @@ class NvmlCall:
         return found
 
     def handle_of_gpu(self, gpu: SimulatedGpu) -> int:
-        """The handle of a GPU."""
         return self.handles.of(("gpu", gpu.identity.uuid))
 
     @property

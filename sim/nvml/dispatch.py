@@ -114,7 +114,6 @@ class Dispatcher:
             model.listeners.append(self.event_sets.hear)
 
     def close(self) -> None:
-        """Hear of nothing any more."""
         with self._node.read() as model:
             model.listeners.remove(self.event_sets.hear)
 
@@ -131,7 +130,6 @@ class Dispatcher:
         return Request(function, given, session, time.monotonic() + timeout_ms / 1000)
 
     def end(self, session: int) -> None:
-        """A process has ended."""
         with self._node.read():
             self.event_sets.end(session)
 

@@ -131,7 +131,6 @@ def built_library(environment: Mapping[str, str] | None = None) -> Path:
 
 
 def _sources() -> dict[str, str]:
-    """The C files by name."""
     # Imported late: the table of functions brings the Python binding of NVML with it.
     from sim.nvml.library import source
 

@@ -42,9 +42,7 @@ class ProcessIds(Protocol):
         """The process id to tell for a simulated one."""
         ...
 
-    def close(self) -> None:
-        """Nobody asks any more."""
-        ...
+    def close(self) -> None: ...
 
 
 class SimulatedIds:
@@ -54,7 +52,6 @@ class SimulatedIds:
         """There is nothing to follow."""
 
     def shown(self, pid: int) -> int:
-        """The same."""
         return pid
 
     def close(self) -> None:
@@ -70,7 +67,6 @@ class StandIns:
         self._due_s = 0.0
 
     def refresh(self, node: SimulatedNode) -> None:
-        """Start and end processes as tenants came and went."""
         now_s = time.monotonic()
         if now_s < self._due_s:
             return
@@ -87,7 +83,6 @@ class StandIns:
         return pid if process is None else process.pid
 
     def close(self) -> None:
-        """End them all."""
         for process in self._processes.values():
             _end(process)
         self._processes.clear()
@@ -222,7 +217,6 @@ class _Loop:
                 self._try(connection)
 
     def close(self) -> None:
-        """End all connections."""
         for connection in tuple(self._connections.values()):
             self._end(connection)
         self._selector.close()

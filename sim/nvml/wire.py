@@ -42,7 +42,6 @@ class Given:
 
     @property
     def null(self) -> bool:
-        """True for a NULL pointer."""
         return self.argument.kind is not Kind.NUMBER and self.value == NO_ROOM
 
 
@@ -82,7 +81,6 @@ def numbers_of(given: Sequence[Given]) -> tuple[int, ...]:
 
 
 def texts_of(given: Sequence[Given]) -> tuple[str, ...]:
-    """The strings that were passed."""
     return tuple(
         one.data.decode("utf-8", "replace") for one in given if one.argument.kind is Kind.TEXT
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from sim.gpu.scheduler import SliceParameters
+from sim.study.report import fairness, percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -325,7 +326,6 @@ class FleetReport(BaseModel):
 
 
 def fleet_report(outcome: FleetOutcome) -> FleetReport:
-    """The figures."""
     placed = [stay for stay in outcome.stays if stay.placed_s is not None]
     sharing = [stay for stay in placed if stay.pod.share]
     speeds = [_speed(stay) for stay in sharing]
@@ -341,21 +341,14 @@ def fleet_report(outcome: FleetOutcome) -> FleetReport:
         slowdown=spread([1 / _speed(stay) for stay in sharing if stay.pod.batch]),
         demand_met=spread([_speed(stay) for stay in sharing if not stay.pod.batch]),
         neighbours_most=spread([float(stay.neighbours_most) for stay in sharing]),
-        fairness=jain(speeds),
+        fairness=fairness(speeds),
         gpu_hours_busy=outcome.gpu_busy_s / HOUR_S,
         gpu_hours_switching=outcome.gpu_switching_s / HOUR_S,
         gpus_used_most=outcome.gpus_used_most,
     )
 
 
-def jain(values: Sequence[float]) -> float | None:
-    """Jain's fairness index: 1 if all are alike, 1/n if one has everything; None without values."""
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else None
-
-
 def spread(values: Sequence[float]) -> Spread:
-    """The distribution of values."""
     if not values:
         return Spread(count=0)
     ordered = sorted(values)
@@ -363,16 +356,11 @@ def spread(values: Sequence[float]) -> Spread:
         count=len(ordered),
         min=ordered[0],
         mean=statistics.fmean(ordered),
-        p50=_at(ordered, 0.50),
-        p95=_at(ordered, 0.95),
-        p99=_at(ordered, 0.99),
+        p50=percentile(ordered, 0.50),
+        p95=percentile(ordered, 0.95),
+        p99=percentile(ordered, 0.99),
         max=ordered[-1],
     )
-
-
-def _at(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least that share of the values does not exceed."""
-    return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
 
 
 def _speed(stay: Stay) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import yaml
 
-from hal import EccError, GpuAppeared, GpuDisappeared, GpuState, XidError
+from hal import GIB, EccError, GpuAppeared, GpuDisappeared, GpuState, XidError
 from sim.gpu.profiles import CannotPartition, check_partition, load_profile
 from sim.node.scenario import parse_scenario
 from sim.study.observe import nearest_model
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Node: TypeAlias = dict[str, object]
 """A mapping of YAML."""
 
-GIB = 1024**3
 _LARGEST_XID = 999
 _UNSAMPLED_SHARE = 0.5
 _UNATTRIBUTED_GIB = 0.5
@@ -32,8 +31,6 @@ _UNATTRIBUTED_GIB = 0.5
 
 @dataclass(slots=True)
 class _Seen:
-    """A process over all samples."""
-
     first_s: float
     name: str
     mig_uuid: str | None

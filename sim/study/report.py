@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from operator import sub, truediv
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from gpuplugin.core.usage import jain
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S
 from sim.study.runreport import (
     GpuReport,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sim.gpu.tenancy import TenantRecord
     from sim.virtual.run import GpuNotes, Outcome
 
+
+_Value = TypeVar("_Value", int, float)
 
 CURVE = (0.0, *(percent / 100 for percent in range(1, 100)), 0.995, 0.999, 0.9999, 1.0)
 """Shares of requests at which a curve has its points; the tail is what people ask for."""
@@ -61,7 +64,6 @@ class Requests:
 
     @property
     def slowdown(self) -> float | None:
-        """Mean of latency over work alone."""
         return self._ratios / self.count if self.count else None
 
     @property
@@ -71,12 +73,10 @@ class Requests:
 
     @property
     def alone_ms(self) -> float | None:
-        """The median of the work alone, in milliseconds."""
         return percentile(self._work_ns, 0.5) / NS_PER_MS if self.count else None
 
     @property
     def latency_ms(self) -> Spread | None:
-        """Latencies in milliseconds."""
         return _spread(self._latency_ns, self.latency_sum_ns)
 
     @property
@@ -92,33 +92,24 @@ class Requests:
         return [(share, percentile(self._latency_ns, share) / NS_PER_MS) for share in CURVE]
 
 
-def percentile(ordered: Sequence[int], share: float) -> int:
+def percentile(ordered: Sequence[_Value], share: float) -> _Value:
     """The smallest of sorted values that `share` (0 to 1) of them do not exceed: nearest rank."""
     # Without the small amount, 0.07 * 100 = 7.000000000000001 would be rank 8.
     rank = math.ceil(share * len(ordered) - 1e-9)
     return ordered[max(1, rank) - 1]
 
 
-def jain(values: Sequence[float]) -> float | None:
-    """Jain's fairness index: (sum x)^2 / (n * sum x^2), from 1/n (one has it all) to 1 (alike).
-
-    Here x is a tenant's throughput relative to alone (`Requests.speed`). None where there is
-    nobody to compare with, or nobody has anything.
-    """
-    squares = math.fsum(value * value for value in values)
-    if len(values) < 2 or not squares:
-        return None
-    return math.fsum(values) ** 2 / (len(values) * squares)
+def fairness(speeds: Sequence[float]) -> float | None:
+    """Jain's index over the speeds of tenants; None without two of them to compare."""
+    return jain(speeds) if len(speeds) >= 2 and any(speeds) else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are there."""
     there = [value for value in values if value is not None]
     return math.fsum(there) / len(there) if there else None
 
 
 def share_of(part: float, whole: float) -> float | None:
-    """A quotient, None of nothing."""
     return part / whole if whole > 0 else None
 
 
@@ -326,7 +317,7 @@ def _gpu(
             else mean(sample.utilization for sample in samples)
         ),
         switching_share=share_of(notes.switching_ns, notes.active_ns + notes.switching_ns),
-        fairness=jain([one.speed for one in tenants if one.speed is not None]),
+        fairness=fairness([one.speed for one in tenants if one.speed is not None]),
         memory_bytes=notes.memory_bytes,
         memory_peak_bytes=max((one.memory_used_bytes for one in samples), default=None),
         temperature_max_c=max((one.temperature_c for one in samples), default=None),

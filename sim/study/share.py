@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from hal import TimeSliceLevel
+from hal import GIB, TimeSliceLevel
 from sim.gpu.profiles import (
     Profile,
     instance_memory_bytes,
@@ -27,6 +27,7 @@ from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId, GpuCompute, Usage
 from sim.gpu.schedulers import SMALLEST_SHARE, Exclusive, Mps
 from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES, Memory, OutOfMemory
 from sim.gpu.timeslicing import TimeSlicing
+from sim.study.report import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -39,7 +40,6 @@ MOST_CLIENTS = 256
 SHORTEST_BUSY_MS = 0.01
 """A launch alone takes some microseconds; shorter work would simulate launches, not slices."""
 LONGEST_MS = 3_600_000.0
-GIB = 1024**3
 _MIG_SLICES = 7
 
 
@@ -337,9 +337,9 @@ class _Run:
         return ShareResult(
             slowdown_mean=None if mean_ms is None else mean_ms * NS_PER_MS / self._plan.busy_ns,
             latency_ms=Latency(
-                p50=_percentile(latencies_ms, 50),
-                p95=_percentile(latencies_ms, 95),
-                p99=_percentile(latencies_ms, 99),
+                p50=percentile(latencies_ms, 0.5) if latencies_ms else None,
+                p95=percentile(latencies_ms, 0.95) if latencies_ms else None,
+                p99=percentile(latencies_ms, 0.99) if latencies_ms else None,
                 mean=mean_ms,
             ),
             throughput_per_client_per_s=len(latencies_ms) / client_s if client_s else 0.0,
@@ -383,8 +383,3 @@ def _window(plan: SharePlan, division: Division) -> _Window:
     length_ns = max(works * cycle_ns, math.ceil(rounds * round_ns))
     warm_up_ns = max(round(length_ns * _WARM_UP), round_ns + 2 * cycle_ns)
     return _Window(warm_up_ns, warm_up_ns + length_ns)
-
-
-def _percentile(ordered: Sequence[float], percent: int) -> float | None:
-    """The smallest value that at least `percent` of all do not pass."""
-    return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None

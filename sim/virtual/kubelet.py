@@ -55,11 +55,9 @@ class VirtualKubelet:
 
     @property
     def list_updates(self) -> int:
-        """Lists that arrived so far."""
         return self._model.list_updates
 
     def listed(self, resource: str, plugin: DevicePlugin) -> None:
-        """A list came from the plugin of a resource."""
         if resource not in self._plugins:
             self._model.registered(resource, has_preference=True, wants_pre_start=False)
         self._plugins[resource] = plugin
@@ -71,15 +69,12 @@ class VirtualKubelet:
         self._model.take_effects()
 
     def amounts(self, now_s: float) -> dict[str, Amount]:
-        """Capacity and allocatable by resource."""
         return self._model.devices.amounts(now_s)
 
     def view(self, now_s: float) -> NodeView:
-        """The node now."""
         return self._model.view(now_s)
 
     def create(self, pod: Pod) -> None:
-        """Add a pod, Pending."""
         self._model.create(pod, pod.key)
 
     def sync(self, pod: Pod, now_s: float) -> PodStatus:
@@ -95,7 +90,6 @@ class VirtualKubelet:
         return status
 
     def delete(self, pod: Pod) -> None:
-        """Remove a pod: its devices are free."""
         self._model.delete(pod.key)
         self._model.take_effects()
 

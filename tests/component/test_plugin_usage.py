@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.gpu.profiles import GIB
+from hal import GIB
 from sim.gpu.tenancy import TenantSpec
 from sim.gpu.workloads import ClosedLoop, MemoryUse
 from sim.kubelet import Phase, simple_pod

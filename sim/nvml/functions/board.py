@@ -37,7 +37,6 @@ _SUPPORTED_REASONS = 0x1FF
 
 
 def clock_mhz(call: NvmlCall, clock: int) -> int:
-    """The present speed of a clock."""
     reading = call.gpu.telemetry(call.node.now_s)
     match choice(clock, _GRAPHICS, _SM, _MEMORY, _VIDEO):
         case 0 | 1:
@@ -82,17 +81,14 @@ def _performance_state(call: NvmlCall) -> int:
 
 
 def power_mw(call: NvmlCall) -> int:
-    """What the board draws."""
     return _milli(call.gpu.telemetry(call.node.now_s).power_w)
 
 
 def limit_mw(call: NvmlCall) -> int:
-    """What it may draw."""
     return _milli(call.profile.power_w.default_limit)
 
 
 def limits_mw(call: NvmlCall) -> tuple[int, int]:
-    """The least and the most that the limit can be set to."""
     return _milli(call.profile.power_w.min_limit), _milli(call.profile.power_w.max_limit)
 
 
@@ -103,7 +99,6 @@ def _milli(value: float | None) -> int:
 
 
 def temperature_c(gpu: SimulatedGpu, now_s: float) -> int:
-    """The die's, in whole degrees."""
     value = gpu.telemetry(now_s).temperature_c
     if value is None:
         raise NvmlFailure(Code.NOT_SUPPORTED)

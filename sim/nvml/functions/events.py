@@ -39,8 +39,6 @@ _MOST_WAITING = 4096
 
 @dataclass(frozen=True, slots=True)
 class NvmlEvent:
-    """An event as NVML reports it."""
-
     uuid: str
     type: int
     data: int = 0
@@ -75,7 +73,6 @@ class EventSets:
         del self._sets[handle]
 
     def end(self, session: int) -> None:
-        """Forget the sets of a process that ended."""
         self._sets = {handle: one for handle, one in self._sets.items() if one.session != session}
 
     def register(self, handle: int, uuid: str, types: int) -> None:
@@ -84,7 +81,6 @@ class EventSets:
         types_by_uuid[uuid] = types_by_uuid.get(uuid, 0) | types
 
     def hear(self, event: Event) -> None:
-        """Something happened on the node."""
         report = _report(event)
         if report is None:
             return

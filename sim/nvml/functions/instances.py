@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pynvml
 
 from hal.nvml.api import Code
-from sim.gpu.profiles import instance_memory_bytes
+from sim.gpu.profiles import MIB, instance_memory_bytes
 from sim.nvml.abi import (
     COMPUTE_INSTANCE,
     DEVICE,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from sim.gpu.profiles import MigProfile
     from sim.nvml.call import NvmlCall
 
-_MIB = 1024**2
 _GPU_PROFILES = 18
 _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
 """NVML's compute instance profile by the number of slices; their ids are the same numbers here."""
@@ -106,7 +105,7 @@ def _fill_profile_info(call: NvmlCall, info: ctypes.Structure) -> ctypes.Structu
         "instanceCount": mig.instances,
         "multiprocessorCount": mig.sm or 0,
         "copyEngineCount": slices,
-        "memorySizeMB": instance_memory_bytes(mig, call.profile) // _MIB,
+        "memorySizeMB": instance_memory_bytes(mig, call.profile) // MIB,
     }
     for name, value in values.items():
         setattr(info, name, value)

@@ -66,7 +66,6 @@ def serial(gpu: SimulatedGpu) -> str:
 
 
 def architecture(gpu: SimulatedGpu) -> int:
-    """NVML's number of it."""
     return _ARCHITECTURES.get(gpu.profile.architecture, _BLACKWELL)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pynvml
 
 from hal.nvml.api import Code
+from sim.gpu.profiles import MIB
 from sim.nvml.abi import (
     COUNT,
     DEVICE,
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     from hal import ComputeProcess
     from sim.nvml.call import NvmlCall
 
-_MIB = 1024**2
-_SMALL_BAR1_BYTES = 256 * _MIB
-_BAR1_USED_BYTES = 1 * _MIB
+_SMALL_BAR1_BYTES = 256 * MIB
+_BAR1_USED_BYTES = 1 * MIB
 _SAMPLE_US = 166_667
 """Assumed: the period over which the driver measures utilisation, 1/6 s."""
 

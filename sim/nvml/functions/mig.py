@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
+from hal import GIB
 from hal.nvml.api import Code
-from sim.gpu.profiles import COMPUTE_SLICES, GIB, MEMORY_SLICES
+from sim.gpu.profiles import COMPUTE_SLICES, MEMORY_SLICES, MIB
 from sim.nvml.abi import DEVICE, U32, Device, Function, Source, out
 from sim.nvml.call import NvmlFailure
 
@@ -30,14 +31,12 @@ _STARTS: Mapping[int, Sequence[int]] = {
 
 
 def width(mig: MigProfile, profile: Profile) -> int:
-    """How many memory slices an instance takes."""
     named_gib = int(mig.profile.partition(".")[2].partition("gb")[0])
     slices = max(1, round(MEMORY_SLICES * named_gib * GIB / profile.memory_bytes))
     return next((size for size in _STARTS if size >= slices), MEMORY_SLICES)
 
 
 def possible_starts(mig: MigProfile, profile: Profile) -> Sequence[int]:
-    """Where an instance may begin."""
     slices = int(mig.profile.partition("g.")[0])
     starts = _STARTS[width(mig, profile)]
     if slices == 4:
@@ -60,9 +59,6 @@ def placements(devices: Sequence[MigDevice], profile: Profile) -> Mapping[int, t
     return found
 
 
-_MIB = 1024**2
-
-
 def can_mig(call: NvmlCall) -> None:
     """Checks that the model can be partitioned.
 
@@ -79,7 +75,6 @@ def slices_of(profile: str) -> int:
 
 
 def profile_of(call: NvmlCall, device: MigDevice) -> MigProfile:
-    """The MIG profile of a MIG device."""
     return next(one for one in call.profile.mig if one.profile == device.profile)
 
 
@@ -116,7 +111,7 @@ def _attributes(call: NvmlCall) -> ctypes.Structure:
         sharedCopyEngineCount=slices,
         gpuInstanceSliceCount=slices,
         computeInstanceSliceCount=slices,
-        memorySizeMB=device.memory_bytes // _MIB,
+        memorySizeMB=device.memory_bytes // MIB,
     )
     return attributes
 

@@ -100,20 +100,16 @@ class TimeAxis:
 
     @property
     def unit_s(self) -> float:
-        """Seconds of the unit."""
         return next((unit for least, unit, _ in _UNITS if self.until_s >= least), 1)
 
     @property
     def unit(self) -> str:
-        """Name of the unit."""
         return next((name for least, _, name in _UNITS if self.until_s >= least), "seconds")
 
     def of(self, seconds: Sequence[float]) -> list[float]:
-        """Moments in this unit."""
         return [round(moment / self.unit_s, 6) for moment in seconds]
 
     def layout(self) -> dict[str, Any]:
-        """The axis for Plotly."""
         return {
             "title": {"text": f"model time in {self.unit}"},
             "range": [0, self.until_s / self.unit_s],

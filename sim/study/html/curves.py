@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from sim.gpu.profiles import GIB
+from hal import GIB
 from sim.study.html.charts import (
     GPU_COLOURS,
     NEUTRAL,

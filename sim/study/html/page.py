@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from plotly.offline import get_plotlyjs
 
-from sim.gpu.profiles import GIB
+from hal import GIB
 from sim.study.html.charts import Chart, Colours, latency, slices
 from sim.study.html.curves import Curves
 from sim.study.report import labels

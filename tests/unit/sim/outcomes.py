@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from sim.gpu.profiles import GIB
+from hal import GIB
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId
 from sim.gpu.tenancy import TenantRecord
 from sim.gpu.timeslicing import Segment

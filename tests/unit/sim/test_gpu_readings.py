@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hal import ThrottleReason
+from hal import GIB, ThrottleReason
 from sim.gpu.faults import (
     EccFault,
     GpuFault,
@@ -23,7 +23,7 @@ from sim.gpu.faults import (
     Unplug,
     XidFault,
 )
-from sim.gpu.profiles import GIB, model_names
+from sim.gpu.profiles import model_names
 from sim.node.injection import CannotInject
 from sim.node.node import SimulatedNode
 from sim.node.scenario import GpuGroup, Scenario, Tenant

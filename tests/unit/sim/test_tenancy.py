@@ -7,9 +7,10 @@ from random import Random
 import pytest
 import simpy
 
+from sim.gpu.profiles import MIB
 from sim.gpu.scheduler import NS_PER_MS, to_ns
 from sim.gpu.schedulers import Mps
-from sim.gpu.tenancy import MIB, Memory, Tenancy, Tenant, TenantSpec
+from sim.gpu.tenancy import Memory, Tenancy, Tenant, TenantSpec
 from sim.gpu.timeslicing import TimeSlicing
 from sim.gpu.workloads import ClosedLoop, MemoryUse
 

@@ -17,7 +17,7 @@ from sim.gpu.scheduler import SliceParameters, to_ns
 from sim.gpu.tenancy import Memory, Tenancy, TenantSpec
 from sim.gpu.timeslicing import TimeSlicing
 from sim.gpu.workloads import DutyCycle, MemoryUse
-from sim.study.fleet import Replay, fleet_report, jain, shares_of, spread
+from sim.study.fleet import Replay, fleet_report, shares_of, spread
 from sim.study.openb import FleetNode, FleetPod, TraceError, read_nodes, read_pods
 
 if TYPE_CHECKING:
@@ -180,13 +180,6 @@ def _scheduled_and_flowing(demands: Sequence[float]) -> tuple[list[float], Seque
     busy_ns = tenancy.compute.scheduler.usage.busy_ns
     scheduled = [busy_ns[tenant.context] / to_ns(100) for tenant in tenants]
     return scheduled, shares_of(demands, SliceParameters(), 1.0)
-
-
-@pytest.mark.parametrize(
-    ("values", "index"), [([1, 1, 1], 1.0), ([1, 0, 0, 0], 0.25), ([], None), ([0, 0], None)]
-)
-def test_fairness(values: list[float], index: float | None) -> None:
-    assert jain(values) == index
 
 
 def test_a_spread_names_values_that_there_are() -> None:

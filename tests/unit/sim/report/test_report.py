@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sim.gpu.profiles import GIB
+from hal import GIB
 from sim.study.report import kind_of, report_of
 from sim.study.runreport import RunReport
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
