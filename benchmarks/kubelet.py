@@ -19,7 +19,7 @@ from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
 from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.client import CallFailed, Connection, ConnectionFailed, Method
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine
-from sim.kubelet.socketfiles import sockets_below
+from sim.kubelet.registration import sockets_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable

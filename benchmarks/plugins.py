@@ -23,8 +23,8 @@ from benchmarks.namespace import DEFAULT_KUBELET_DIR, with_private_kubelet_dir
 from benchmarks.servers import DidNotStart
 from gpuplugin.linesocket import ControlError
 from sim.node.control import control_socket, status
-from sim.nvml.build import CannotBuild, built_library
-from sim.nvml.kernelfiles import kernel_folder
+from sim.node.serve import kernel_folder
+from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import nvml_socket
 
 if TYPE_CHECKING:

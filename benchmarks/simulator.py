@@ -21,8 +21,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from sim.node.scenario import load_scenario
-from sim.study.fleet.openb import FleetNode, FleetPod, read_nodes, read_pods
-from sim.study.fleet.replay import Replay
+from sim.study.fleet import Replay
+from sim.study.openb import FleetNode, FleetPod, read_nodes, read_pods
 from sim.virtual.run import VirtualRun
 from sim.virtual.settings import settings_for
 

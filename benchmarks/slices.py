@@ -15,13 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.gpu.compute.engine import ContextId
-from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S
-from sim.gpu.compute.stepwise import StepwiseTimeSlicing
-from sim.gpu.compute.timeslicing import TimeSlicing
+from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId
+from sim.gpu.timeslicing import StepwiseTimeSlicing, TimeSlicing
 
 if TYPE_CHECKING:
-    from sim.gpu.compute.engine import Engine
+    from sim.gpu.scheduler import Scheduler
 
 CLIENTS = 8
 WORKS_MS = (10, 100, 1_000, 10_000)
@@ -83,7 +81,7 @@ def measure(work_ms: int, works: int, turns: int) -> Gain:
     )
 
 
-def _skip(engine: Engine, work_ns: int, works: int) -> list[int]:
+def _skip(engine: Scheduler, work_ns: int, works: int) -> list[int]:
     """Run until so many works ended; when each did."""
     _begin(engine, work_ns)
     ends_ns: list[int] = []
@@ -96,19 +94,19 @@ def _skip(engine: Engine, work_ns: int, works: int) -> list[int]:
     return ends_ns
 
 
-def _follow(engine: Engine, work_ns: int, ends_ns: list[int]) -> None:
+def _follow(engine: Scheduler, work_ns: int, ends_ns: list[int]) -> None:
     _begin(engine, work_ns)
     for end_ns in ends_ns:
         _go_on(engine, work_ns, end_ns)
 
 
-def _begin(engine: Engine, work_ns: int) -> None:
+def _begin(engine: Scheduler, work_ns: int) -> None:
     for client in range(CLIENTS):
         # Of different lengths at first, so that they do not end together.
         engine.submit(ContextId(client), work_ns * (client + 1) // CLIENTS, 1.0)
 
 
-def _go_on(engine: Engine, work_ns: int, to_ns: int) -> None:
+def _go_on(engine: Scheduler, work_ns: int, to_ns: int) -> None:
     for ended in engine.advance(to_ns):
         engine.submit(ended.context, work_ns, 1.0)
 

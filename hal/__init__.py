@@ -16,6 +16,7 @@ from hal.errors import (
 )
 from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from hal.types import (
+    GIB,
     ComputeMode,
     ComputeProcess,
     Gpu,
@@ -32,6 +33,7 @@ from hal.types import (
 from hal.xid import Xid, XidAction, XidScope, lookup_xid
 
 __all__ = [
+    "GIB",
     "Backend",
     "ComputeMode",
     "ComputeProcess",

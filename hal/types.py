@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, Flag, IntEnum, auto
 
+GIB = 1024**3
+
 
 class GpuState(Enum):
     """Whether a GPU answers."""

@@ -44,9 +44,8 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
 
 
 def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backend:
-    from sim.node.backend import SimBackend
     from sim.node.node import SimulatedNode
-    from sim.node.realtime import RealTimeNode
+    from sim.node.realtime import RealTimeNode, SimBackend
     from sim.node.scenario import ScenarioError, load_scenario
     from sim.node.serve import CannotServe, served
 

@@ -41,7 +41,7 @@ def _run(given: Sequence[str], reader: Reader | None) -> int:
 
         from gpuplugin.cli.parser import build_parser
 
-        parser = build_parser(given[0] if given else None)
+        parser = build_parser(*(given[:2] or [""]))
         parsed = parser.parse_args(given, Namespace(reader=reader))
         module = import_module(f"gpuplugin.cli.{parsed.module}")
     try:

@@ -12,7 +12,8 @@ from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from hal import HalError
 from sim.node.scenario import ScenarioError
-from sim.study.recorder import as_yaml, observe
+from sim.study.observe import observe
+from sim.study.recording import as_yaml
 
 if TYPE_CHECKING:
     import argparse

@@ -5,47 +5,125 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
+
+from pydantic import ValidationError
 
 from gpuplugin.linesocket import ControlError
 from hal import lookup_xid
+from sim.gpu.faults import (
+    FAULT,
+    DriverDown,
+    DriverHang,
+    DriverUp,
+    EccFault,
+    Hang,
+    LostFault,
+    Plug,
+    Recovery,
+    Repartition,
+    Replacement,
+    RowRemap,
+    ThermalShutdown,
+    Unplug,
+    WatchBroken,
+    WatchMended,
+    XidFault,
+    problems,
+)
 from sim.node.control import control_socket
 from sim.node.control import inject as inject_into
 
 if TYPE_CHECKING:
     import argparse
-    from typing import TypeAlias
 
-    What: TypeAlias = tuple[dict[str, object], str]
-    """A happening as a scenario spells it, and what to say of it."""
+    from gpuplugin.cli.parser import Commands
+    from sim.gpu.faults import Fault
 
-_GPU_KINDS = {
-    "lost": ("lost", "lost"),
-    "thermal_shutdown": ("thermal-shutdown", "at its shutdown temperature, lost soon"),
-    "unplug": ("unplug", "removed from the bus"),
-    "plug": ("plug", "back on the bus"),
-    "replace": ("replace", "taken out"),
-    "recover": ("recover", "recovered, as after a reset"),
-}
-"""Options without a value: the happening's kind, and what is said of the GPU."""
+_KINDS = ("lost", "thermal-shutdown", "unplug", "plug", "replace", "recover")
+"""Kinds whose option has no value."""
+
+
+def add(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    inject = commands.add_parser("inject", help="inject a fault into a simulated GPU or node")
+    inject.set_defaults(module="siminject", function="inject", wrong_usage=inject.error)
+    where = inject.add_mutually_exclusive_group(required=True)
+    where.add_argument("--kubelet-dir", metavar="DIR", help="folder that the node serves")
+    where.add_argument("--control", metavar="SOCKET", help="the node's control socket itself")
+    inject.add_argument(
+        "--gpu", metavar="INDEX|UUID|all", help="which GPU; left out with --driver and --watch"
+    )
+    what = inject.add_mutually_exclusive_group(required=True)
+    what.add_argument("--xid", type=int, metavar="N", help="the driver reports Xid N")
+    what.add_argument("--ecc", choices=("corrected", "uncorrectable"), help="an ECC event")
+    what.add_argument(
+        "--row-remap", choices=("pending", "failed"), help="a row remap, which no event reports"
+    )
+    what.add_argument("--lost", action="store_true", help="the GPU stops answering")
+    what.add_argument(
+        "--hang",
+        nargs="?",
+        type=float,
+        const=math.inf,
+        metavar="SECONDS",
+        help="calls about the GPU do not return (default: until --recover)",
+    )
+    what.add_argument(
+        "--thermal-shutdown", action="store_true", help="the GPU overheats and is lost"
+    )
+    what.add_argument("--unplug", action="store_true", help="the GPU is removed from the bus")
+    what.add_argument("--plug", action="store_true", help="the removed GPU is back")
+    what.add_argument(
+        "--replace", action="store_true", help="another GPU of the model takes its place"
+    )
+    what.add_argument(
+        "--repartition",
+        metavar="PROFILE,...|none",
+        help="MIG devices of these profiles; none turns MIG off",
+    )
+    what.add_argument("--recover", action="store_true", help="the GPU was reset and is as new")
+    what.add_argument(
+        "--driver", choices=("down", "up", "hang"), help="unload, load or hang the driver"
+    )
+    what.add_argument(
+        "--watch", choices=("broken", "mended"), help="waiting for events fails, or works again"
+    )
+    inject.add_argument(
+        "--mig", type=int, metavar="INDEX", help="with --xid: it names this MIG device of the GPU"
+    )
+    inject.add_argument(
+        "--count", type=int, metavar="N", help="with --ecc: errors found at once (default 1)"
+    )
+    inject.add_argument(
+        "--for",
+        dest="for_s",
+        type=float,
+        metavar="SECONDS",
+        help="with --driver hang and --watch broken: how long (default: until it is ended)",
+    )
 
 
 def inject(parsed: argparse.Namespace) -> int:
     """Inject; 1 if no node listens or it refuses, 2 for options that do not go together."""
-    what, text = _what(parsed)
+    what = what_of(parsed)
     wrong = _wrong_usage(parsed, what)
     if wrong:
         parsed.wrong_usage(wrong)
     socket = Path(parsed.control) if parsed.control else control_socket(Path(parsed.kubelet_dir))
     try:
-        befallen = inject_into(socket, parsed.gpu, what)
+        text = describe(FAULT.validate_python(what))
+        injected = inject_into(socket, parsed.gpu, what)
+    except ValidationError as error:
+        print(f"gpuplugin: this cannot be injected: {problems(error)}", file=sys.stderr)
+        return 1
     except ControlError as error:
         print(f"gpuplugin: {error}", file=sys.stderr)
         return 1
-    for gpu in befallen.gpus:
+    for gpu in injected.gpus:
         successor = f", {gpu.replaced_by} is in its place" if gpu.replaced_by else ""
         print(f"GPU {gpu.index} ({gpu.uuid}): {text}{successor}")
-    if not befallen.gpus:
+    if not injected.gpus:
         print(text)
     return 0
 
@@ -54,9 +132,9 @@ def _wrong_usage(parsed: argparse.Namespace, what: dict[str, object]) -> str:
     """What is wrong about options that each are right; empty if nothing is."""
     node_wide = bool(parsed.driver or parsed.watch)
     if node_wide and parsed.gpu is not None:
-        return "--driver and --watch befall the whole node: leave --gpu out"
+        return "--driver and --watch apply to the whole node: leave --gpu out"
     if not node_wide and parsed.gpu is None:
-        return "this befalls a GPU: name it with --gpu INDEX, --gpu UUID or --gpu all"
+        return "this applies to a GPU: name it with --gpu INDEX, --gpu UUID or --gpu all"
     if parsed.mig is not None and parsed.xid is None:
         return "--mig goes with --xid"
     if parsed.count is not None and parsed.ecc is None:
@@ -68,54 +146,72 @@ def _wrong_usage(parsed: argparse.Namespace, what: dict[str, object]) -> str:
     return ""
 
 
-def _what(parsed: argparse.Namespace) -> What:
+def what_of(parsed: argparse.Namespace) -> dict[str, object]:
+    """The fault that the options name, as a scenario spells it."""
     if parsed.xid is not None:
-        return _xid(parsed.xid, parsed.mig)
+        mig = {} if parsed.mig is None else {"mig": parsed.mig}
+        return {"kind": "xid", "xid": parsed.xid, **mig}
     if parsed.ecc is not None:
         count = 1 if parsed.count is None else parsed.count
-        ecc = {"kind": "ecc", "uncorrectable": parsed.ecc == "uncorrectable", "count": count}
-        return ecc, f"{parsed.ecc} ECC" + (f", {count} errors" if count > 1 else "")
+        return {"kind": "ecc", "uncorrectable": parsed.ecc == "uncorrectable", "count": count}
     if parsed.row_remap is not None:
-        failed = parsed.row_remap == "failed"
-        return {"kind": "row-remap", "failed": failed}, f"row remap {parsed.row_remap}, no event"
+        return {"kind": "row-remap", "failed": parsed.row_remap == "failed"}
     if parsed.hang is not None:
-        for_s = None if parsed.hang == math.inf else parsed.hang
-        return {"kind": "hang", "for_s": for_s}, f"hangs {_how_long(for_s, 'until it recovers')}"
+        return {"kind": "hang", "for_s": None if parsed.hang == math.inf else parsed.hang}
     if parsed.repartition is not None:
-        return _repartition(parsed.repartition)
-    if parsed.driver is not None:
-        return _driver(parsed.driver, parsed.for_s)
-    if parsed.watch == "broken":
-        text = f"events cannot be waited for {_how_long(parsed.for_s, 'until that is mended')}"
-        return {"kind": "watch-broken", "for_s": parsed.for_s}, text
-    if parsed.watch == "mended":
-        return {"kind": "watch-mended"}, "events can be waited for again"
-    kind, text = next(said for option, said in _GPU_KINDS.items() if getattr(parsed, option))
-    return {"kind": kind}, text
+        profiles = [name.strip() for name in parsed.repartition.split(",") if name.strip()]
+        return {"kind": "repartition", "mig": None if profiles == ["none"] else profiles}
+    node_wide = f"driver-{parsed.driver}" if parsed.driver else f"watch-{parsed.watch}"
+    if node_wide in {"driver-hang", "watch-broken"}:
+        return {"kind": node_wide, "for_s": parsed.for_s}
+    if parsed.driver or parsed.watch:
+        return {"kind": node_wide}
+    return {"kind": next(kind for kind in _KINDS if getattr(parsed, kind.replace("-", "_")))}
 
 
-def _xid(code: int, mig: int | None) -> What:
-    xid = lookup_xid(code)
-    text = f"Xid {xid.code}, {xid.meaning} (action: {xid.action.value})"
-    if mig is None:
-        return {"kind": "xid", "xid": code}, text
-    return {"kind": "xid", "xid": code, "mig": mig}, f"MIG device {mig}: {text}"
-
-
-def _repartition(wanted: str) -> What:
-    if wanted == "none":
-        return {"kind": "repartition", "mig": None}, "MIG is off"
-    profiles = [name.strip() for name in wanted.split(",") if name.strip()]
-    text = f"MIG devices {', '.join(profiles)}" if profiles else "MIG is on, without devices"
-    return {"kind": "repartition", "mig": profiles}, text
-
-
-def _driver(how: str, for_s: float | None) -> What:
-    if how == "hang":
-        text = f"the driver hangs {_how_long(for_s, 'until --driver up')}"
-        return {"kind": "driver-hang", "for_s": for_s}, text
-    text = "the driver is not loaded" if how == "down" else "the driver was loaded anew"
-    return {"kind": f"driver-{how}"}, text
+def describe(fault: Fault) -> str:  # noqa: C901, PLR0912 - one line for each kind
+    """What an injected fault does, in a few words."""
+    match fault:
+        case XidFault(xid=code, mig=mig):
+            xid = lookup_xid(code)
+            where = "" if mig is None else f"MIG device {mig}: "
+            return f"{where}Xid {xid.code}, {xid.meaning} (action: {xid.action.value})"
+        case EccFault(uncorrectable=uncorrectable, count=count):
+            kind = "uncorrectable" if uncorrectable else "corrected"
+            return f"{kind} ECC" + (f", {count} errors" if count > 1 else "")
+        case RowRemap(failed=failed):
+            return f"row remap {'failed' if failed else 'pending'}, no event"
+        case LostFault():
+            return "lost"
+        case Hang(for_s=for_s):
+            return f"hangs {_how_long(for_s, 'until it recovers')}"
+        case ThermalShutdown():
+            return "at its shutdown temperature, lost soon"
+        case Unplug():
+            return "removed from the bus"
+        case Plug():
+            return "back on the bus"
+        case Replacement():
+            return "taken out"
+        case Repartition(mig=None):
+            return "MIG is off"
+        case Repartition(mig=profiles):
+            names = ", ".join(profiles or ())
+            return f"MIG devices {names}" if names else "MIG is on, without devices"
+        case Recovery():
+            return "recovered, as after a reset"
+        case DriverDown():
+            return "the driver is not loaded"
+        case DriverUp():
+            return "the driver was loaded anew"
+        case DriverHang(for_s=for_s):
+            return f"the driver hangs {_how_long(for_s, 'until --driver up')}"
+        case WatchBroken(for_s=for_s):
+            return f"waiting for events fails {_how_long(for_s, 'until --watch mended')}"
+        case WatchMended():
+            return "waiting for events works again"
+        case _:
+            assert_never(fault)
 
 
 def _how_long(for_s: float | None, otherwise: str) -> str:

@@ -9,19 +9,107 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.parser import add_kubelet_dir
 from gpuplugin.cli.text import table
 from gpuplugin.linesocket import ControlError
 from sim.kubelet import Kubelet, Pod, simple_pod
-from sim.kubelet.control import ask_kubelet, serve_kubelet_control
-from sim.kubelet.manifests import ManifestError, parse_limits, pods_from_yaml
+from sim.kubelet.control import (
+    ManifestError,
+    ask_kubelet,
+    parse_limits,
+    pods_from_yaml,
+    serve_kubelet_control,
+)
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
 
-    from sim.kubelet import Happened
+    from gpuplugin.cli.parser import Commands
+    from sim.kubelet import KubeletEvent
 
 DEFAULT_LIMIT = "nvidia.com/gpu=1"
+
+
+def add_kubelet(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    kubelet = commands.add_parser("kubelet", help="run the kubelet stand-in")
+    kubelet.set_defaults(module="simkubelet", function="kubelet")
+    add_kubelet_dir(kubelet)
+    kubelet.add_argument(
+        "--pod",
+        action="append",
+        default=[],
+        metavar="NAME=RESOURCE:N",
+        help="a pod to run once the stand-in serves; may be repeated",
+    )
+    kubelet.add_argument(
+        "--pods",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Kubernetes Pod manifests to run; may be repeated",
+    )
+    kubelet.add_argument("--seed", type=int, default=0, help="order of device ids (default 0)")
+
+
+def add_pod(commands: Commands) -> None:
+    """Add the commands to `commands`."""
+    pod = commands.add_parser("pod", help="pods of a running kubelet stand-in")
+    pod_commands = pod.add_subparsers(metavar="COMMAND", required=True)
+    create = pod_commands.add_parser("create", help="create a pod and wait until it is decided")
+    create.set_defaults(module="simkubelet", function="pod_create")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument(
+        "--limit",
+        action="append",
+        metavar="RESOURCE=N",
+        help="what each container asks for (default nvidia.com/gpu=1); may be repeated",
+    )
+    create.add_argument("--containers", type=int, default=1, metavar="N", help="default 1")
+    create.add_argument(
+        "--static", action="store_true", help="go to the kubelet past the scheduler"
+    )
+    delete = pod_commands.add_parser("delete", help="delete a pod")
+    delete.set_defaults(module="simkubelet", function="pod_delete")
+    delete.add_argument("name", metavar="NAME")
+    listing = pod_commands.add_parser("list", help="list pods")
+    listing.set_defaults(module="simkubelet", function="pod_list")
+    _add_remote(create, delete, listing)
+
+
+def add_node(commands: Commands) -> None:
+    """Add the commands to `commands`; `serve` is in `simnode`."""
+    node = commands.add_parser("node", help="a simulated node, and what a kubelet sees of it")
+    node_commands = node.add_subparsers(metavar="COMMAND", required=True)
+    show = node_commands.add_parser("show", help="capacity and allocatable")
+    show.set_defaults(module="simkubelet", function="node_show")
+    show.add_argument(
+        "--wait", metavar="RESOURCE=N", help="wait until that many devices are allocatable"
+    )
+    show.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="for --wait (default 30)"
+    )
+    restart = node_commands.add_parser("restart", help="restart the kubelet stand-in")
+    restart.set_defaults(module="simkubelet", function="node_restart")
+    serve = node_commands.add_parser("serve", help="run a simulated node without a plugin")
+    serve.set_defaults(module="simnode", function="serve")
+    add_kubelet_dir(serve)
+    serve.add_argument(
+        "--scenario", default="default", metavar="FILE|NAME", help="default: default"
+    )
+    serve.add_argument(
+        "--processes",
+        action="store_true",
+        help="a real process for each tenant, which does nothing, for tools that look it up",
+    )
+    _add_remote(show, restart)
+
+
+def _add_remote(*parsers: argparse.ArgumentParser) -> None:
+    for parser in parsers:
+        add_kubelet_dir(parser)
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def kubelet(parsed: argparse.Namespace) -> int:
@@ -34,7 +122,7 @@ def kubelet(parsed: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with Kubelet(Path(parsed.kubelet_dir), seed=parsed.seed, listener=_print_fact) as running:
+        with Kubelet(Path(parsed.kubelet_dir), seed=parsed.seed, listener=_print_event) as running:
             control = serve_kubelet_control(running)
             for pod in pods:
                 running.create_pod(pod)
@@ -131,8 +219,8 @@ def _pods(parsed: argparse.Namespace) -> list[Pod]:
     return pods
 
 
-def _print_fact(happened: Happened) -> None:
-    print(f"{happened.kind:12} {happened.text}", flush=True)
+def _print_event(event: KubeletEvent) -> None:
+    print(f"{event.kind:12} {event.text}", flush=True)
 
 
 def _pod_lines(pod: Mapping[str, object]) -> list[str]:

@@ -9,19 +9,27 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.parser import add_kubelet_dir
 from gpuplugin.linesocket import ControlError
 from sim.node.control import control_socket, status
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode
 from sim.node.scenario import ScenarioError, load_scenario
-from sim.node.serve import CannotServe, served
-from sim.nvml.build import CannotBuild, built_library
-from sim.nvml.kernelfiles import kernel_folder
-from sim.nvml.server import nvml_socket
-from sim.nvml.standins import StandIns
+from sim.node.serve import CannotServe, kernel_folder, served
+from sim.nvml.library import CannotBuild, built_library
+from sim.nvml.server import StandIns, nvml_socket
 
 if TYPE_CHECKING:
     import argparse
+
+    from gpuplugin.cli.parser import Commands
+
+
+def add_env(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    env = commands.add_parser("env", help="print what lets NVML programs see the node")
+    env.set_defaults(module="simnode", function="env")
+    add_kubelet_dir(env)
 
 
 def serve(parsed: argparse.Namespace) -> int:
@@ -36,7 +44,7 @@ def serve(parsed: argparse.Namespace) -> int:
         node = RealTimeNode(SimulatedNode(load_scenario(parsed.scenario)))
         with served(node, folder, StandIns() if parsed.processes else None):
             node.start()
-            with node.glimpsed() as model:
+            with node.read() as model:
                 count, name = len(model.present), model.scenario.name
             print(f"node {name} with {count} GPUs at {folder}", flush=True)
             stop.wait()

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import table
-from sim.study.fleet.openb import TraceError, read_nodes, read_pods
-from sim.study.fleet.replay import Replay
-from sim.study.fleet.report import FleetReport, Spread, fleet_report
+from sim.study.fleet import FleetReport, Replay, Spread, fleet_report
+from sim.study.openb import TraceError, read_nodes, read_pods
 
 if TYPE_CHECKING:
-    import argparse
+    from gpuplugin.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    replay = commands.add_parser("replay", help="replay a cluster's trace on a fleet that shares")
+    replay.set_defaults(module="simreplay", function="replay")
+    replay.add_argument("--pods", required=True, metavar="CSV", help="pods of the openb trace")
+    replay.add_argument("--nodes", required=True, metavar="CSV", help="machines of the openb trace")
+    replay.add_argument(
+        "--replicas", type=_positive, default=4, metavar="N", help="of each GPU (default 4)"
+    )
+    replay.add_argument(
+        "--policy",
+        choices=("packed", "distributed"),
+        default="packed",
+        help="which GPU of a machine: the fullest, or the emptiest (default packed)",
+    )
+    replay.add_argument(
+        "--occupancy",
+        type=_share,
+        default=1.0,
+        metavar="0..1",
+        help="how much of a GPU the pods' kernels fill, for the cost of switches (default 1)",
+    )
+    replay.add_argument("--json", action="store_true", help="print JSON")
 
 
 def replay(parsed: argparse.Namespace) -> int:
@@ -59,3 +84,19 @@ def _text(report: FleetReport, machines: int) -> str:
 def _cells(values: Spread) -> tuple[str, ...]:
     numbers = (values.min, values.mean, values.p50, values.p95, values.p99, values.max)
     return (str(values.count), *("-" if one is None else f"{one:.2f}" for one in numbers))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, found {text!r}")
+    return value

@@ -6,13 +6,12 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import gib, table
-from sim.study.report.words import duration, in_words, number, percent
+from sim.study.sentences import duration, in_words, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sim.study.report import Report
-    from sim.study.report.schema import GpuReport, KindReport, Spread, TenantReport
+    from sim.study.runreport import GpuReport, KindReport, RunReport, Spread, TenantReport
 
 FEW = 12
 """So many tenants are shown one by one; more of them by kind."""
@@ -48,7 +47,7 @@ _GPU_COLUMNS = (
 )
 
 
-def as_text(report: Report) -> list[str]:
+def as_text(report: RunReport) -> list[str]:
     """Lines for a terminal, about 130 columns wide."""
     lines = [line for text in in_words(report) for line in textwrap.wrap(text, _WIDTH)]
     if report.tenants:
@@ -57,7 +56,7 @@ def as_text(report: Report) -> list[str]:
     return lines
 
 
-def _tenants(report: Report) -> list[str]:
+def _tenants(report: RunReport) -> list[str]:
     if len(report.tenants) <= FEW:
         index = {gpu.uuid: gpu.label for gpu in report.gpus}
         header = ("TENANT", "GPU", *_TENANT_COLUMNS)
@@ -87,7 +86,7 @@ def _spread(spread: Spread | None) -> tuple[str, str, str]:
     return number(spread.p50), number(spread.p95), number(spread.p99)
 
 
-def _gpus(report: Report) -> list[str]:
+def _gpus(report: RunReport) -> list[str]:
     header = ("GPU", "TENANTS", *_GPU_COLUMNS)
     rows = [(gpu.label, str(gpu.tenants), *_gpu_cells(gpu)) for gpu in report.gpus]
     return _limited(header, rows, "GPUs")
@@ -107,7 +106,7 @@ def _gpu_cells(gpu: GpuReport) -> tuple[str, ...]:
     )
 
 
-def _totals(report: Report) -> list[str]:
+def _totals(report: RunReport) -> list[str]:
     pods = report.pods
     xids = ", ".join(f"{code}: {count}" for code, count in report.xids.items()) or "none"
     hours = number(report.unavailable_replica_hours)

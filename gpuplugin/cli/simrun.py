@@ -1,8 +1,10 @@
-"""`gpuplugin sim run`: a scenario in virtual time, its event log, and what came out."""
+"""`gpuplugin sim run`, a scenario in virtual time with its report; `gpuplugin sim scenario`."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -10,16 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.options import given_options
+from gpuplugin.cli.options import add_options, given_options
 from gpuplugin.cli.progress import progress_bar
 from gpuplugin.cli.simreport import as_text
-from gpuplugin.cli.simrunoptions import span_s
+from gpuplugin.cli.text import table
 from gpuplugin.config.loaded import ConfigError
+from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.inventory import InventoryError
-from sim.gpu.workloads.drivers import TraceError
-from sim.node.scenario import ScenarioError, load_scenario
+from sim.gpu.workloads import TraceError
+from sim.node.scenario import Scenario, ScenarioError, load_scenario, scenario_names
 from sim.study.report import report_of
-from sim.study.report.words import duration
+from sim.study.sentences import duration
 from sim.virtual.run import WINDOW_S, VirtualRun
 from sim.virtual.settings import load_for
 
@@ -28,10 +31,59 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
+    from gpuplugin.cli.parser import Commands
     from gpuplugin.config.settings import Settings
-    from sim.node.scenario import Scenario
-    from sim.study.report import Report
+    from sim.study.runreport import RunReport
     from sim.virtual.run import Outcome
+
+
+_DAY_S = 86_400.0
+_DAYS = re.compile(r"(\d+(?:\.\d*)?|\.\d+)d(.*)", re.ASCII)
+
+_NAMES = (
+    "--mig-strategy",
+    "--shared-devices-allocation-policy",
+    "--include-gpus",
+    "--exclude-gpus",
+)
+"""Options of the plugin, beside those of health, that make a difference without containers."""
+
+
+def add_run(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    run = commands.add_parser("run", help="run a scenario in virtual time and report")
+    run.set_defaults(module="simrun", function="run")
+    run.add_argument("scenario", metavar="SCENARIO", help="a shipped scenario's name, or a file")
+    run.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's own")
+    run.add_argument(
+        "--until",
+        default="10m",
+        metavar="DURATION",
+        help="model time to run, for example 90s, 12h or 7d (default 10m)",
+    )
+    run.add_argument("--events", metavar="FILE", help="write the event log, as JSON lines")
+    run.add_argument("--report", metavar="FILE", help="write the report as JSON")
+    run.add_argument("--html", metavar="FILE", help="write a page with plots")
+    run.add_argument(
+        "--slices-at",
+        metavar="DURATION",
+        help="when 0.1 s of slices is noted for the page (default: once all tenants run)",
+    )
+    run.add_argument("--quiet", action="store_true", help="print no report and no progress")
+    add_options(run, sections=("health",), names=_NAMES)
+
+
+def add_scenario(commands: Commands) -> None:
+    """Add the commands to `commands`."""
+    scenario = commands.add_parser("scenario", help="scenarios of simulated nodes")
+    scenario_commands = scenario.add_subparsers(metavar="COMMAND", required=True)
+    scenarios = scenario_commands.add_parser("list", help="list the shipped ones")
+    scenarios.set_defaults(module="simrun", function="scenario_list")
+    check = scenario_commands.add_parser("check", help="check a file, or a shipped one by name")
+    check.set_defaults(module="simrun", function="scenario_check")
+    check.add_argument("scenario", metavar="FILE|NAME")
+    schema = scenario_commands.add_parser("schema", help="print the JSON schema of scenarios")
+    schema.set_defaults(module="simrun", function="scenario_schema")
 
 
 class CannotRun(Exception):
@@ -49,6 +101,54 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"gpuplugin: the configuration cannot be used:\n{error}", file=sys.stderr)
         return 1
     return 0
+
+
+def scenario_list(_parsed: argparse.Namespace) -> int:
+    """Print the shipped scenarios with what they are about."""
+    rows = [(name, " ".join(load_scenario(name).description.split())) for name in scenario_names()]
+    print("\n".join(table(("SCENARIO", "WHAT IT IS ABOUT"), rows)))
+    return 0
+
+
+def scenario_check(parsed: argparse.Namespace) -> int:
+    """Check a scenario and say what it is; 1 if it cannot be used."""
+    try:
+        scenario = load_scenario(parsed.scenario)
+    except ScenarioError as error:
+        print(f"gpuplugin: {error}", file=sys.stderr)
+        return 1
+    pods = sum(group.count for group in scenario.pods if group.arrivals_per_hour is None)
+    streams = sum(group.arrivals_per_hour is not None for group in scenario.pods)
+    print(
+        f"{scenario.name}: {scenario.gpu_count} GPUs, {len(scenario.tenants)} tenants, {pods} pods "
+        f"and {streams} streams of pods, {len(scenario.faults)} timed faults, "
+        f"{len(scenario.failures)} kinds of failures"
+    )
+    return 0
+
+
+def scenario_schema(_parsed: argparse.Namespace) -> int:
+    """Print the JSON schema of scenarios, for editors and other programs."""
+    print(json.dumps(Scenario.model_json_schema(), indent=2))
+    return 0
+
+
+def span_s(text: str) -> float:
+    """Seconds of a duration in Go's form, before which days may stand: `7d`, `1d12h`, `90s`.
+
+    Raises:
+        ValueError: not a duration, or none above 0.
+    """
+    days = _DAYS.fullmatch(text)
+    try:
+        seconds = float(days[1]) * _DAY_S if days else 0.0
+        if days is None or days[2]:
+            seconds += parse_duration_s(days[2] if days else text)
+    except ValueError:
+        raise ValueError(f"must be a duration such as 90s, 12h or 7d, found {text!r}") from None
+    if seconds < 1e-9:
+        raise ValueError(f"must be above 0, found {text!r}")
+    return seconds
 
 
 def busy_moment_s(scenario: Scenario, until_s: float) -> float:
@@ -125,7 +225,7 @@ def _simulate(
 
 
 def _write_files(
-    parsed: argparse.Namespace, outcome: Outcome, report: Report, description: str
+    parsed: argparse.Namespace, outcome: Outcome, report: RunReport, description: str
 ) -> None:
     if parsed.report is not None:
         with _writing(parsed.report) as stream:

@@ -9,7 +9,8 @@ import sys
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.options import given_options
+from gpuplugin.cli.options import add_options, given_options
+from gpuplugin.cli.parser import add_kubelet_dir
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
@@ -17,11 +18,9 @@ from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
 from sim.kubelet import Kubelet
 from sim.kubelet.control import serve_kubelet_control
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.podarrivals import PodArrivals
 from sim.node.podwork import PodWork, scenario_work
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import ScenarioError, load_scenario
 from sim.node.serve import CannotServe, served
 from sim.virtual.settings import load_for
@@ -29,10 +28,41 @@ from sim.virtual.settings import load_for
 if TYPE_CHECKING:
     import argparse
 
+    from gpuplugin.cli.parser import Commands
     from gpuplugin.config.loaded import Loaded
     from sim.node.scenario import Scenario
 
 log = logging.getLogger("gpuplugin")
+
+
+_SECTIONS = ("flags", "gpus", "health", "imex")
+_NAMES = (
+    "--registration",
+    "--listen-address",
+    "--log-level",
+    "--log-format",
+    "--rpc-engine",
+    "--metrics-interval",
+    "--cdi-root",
+    "--node-name",
+)
+
+
+def add(commands: Commands) -> None:
+    """Add the command to `commands`."""
+    up = commands.add_parser(
+        "up", help="run a whole simulated node: GPUs, kubelet, pods and the plugin"
+    )
+    up.set_defaults(module="simup", function="up")
+    up.add_argument(
+        "scenario",
+        nargs="?",
+        default="default",
+        metavar="SCENARIO",
+        help="a file, or the name of a shipped one (default default)",
+    )
+    add_kubelet_dir(up)
+    add_options(up, sections=_SECTIONS, names=_NAMES)
 
 
 def up(parsed: argparse.Namespace) -> int:
@@ -55,11 +85,10 @@ def up(parsed: argparse.Namespace) -> int:
             stack.enter_context(served(node, daemon.kubelet_dir))
             kubelet = stack.enter_context(Kubelet(daemon.kubelet_dir))
             stack.enter_context(closing(serve_kubelet_control(kubelet)))
-            work = PodWork(kubelet, node, daemon.host_proc.parent, scenario_work(scenario))
-            arrivals = PodArrivals(kubelet, scenario)
-            for follower in (work, arrivals):
-                follower.start()
-                stack.callback(follower.stop)
+            host = daemon.host_proc.parent
+            work = PodWork(kubelet, node, host, scenario_work(scenario), scenario)
+            work.start()
+            stack.callback(work.stop)
             print(
                 f"node {scenario.name} with {scenario.gpu_count} GPUs at {daemon.kubelet_dir}; "
                 f"look at http://{daemon.listen_address}/",

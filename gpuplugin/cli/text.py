@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hal.types import GIB
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,4 +21,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def gib(size_bytes: int) -> str:
     """A size in GiB with one decimal."""
-    return f"{size_bytes / 1024**3:.1f} GiB"
+    return f"{size_bytes / GIB:.1f} GiB"

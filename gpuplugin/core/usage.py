@@ -201,8 +201,8 @@ def jain(shares: Sequence[float]) -> float:
 
     Source: Jain, Chiu, Hawe, DEC-TR-301 (1984).
     """
-    total, squares = sum(shares), sum(share * share for share in shares)
-    return total * total / (len(shares) * squares) if squares else 1.0
+    squares = math.fsum(share * share for share in shares)
+    return math.fsum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
 @dataclass(frozen=True, slots=True)

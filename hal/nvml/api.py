@@ -26,6 +26,7 @@ NO_INSTANCE: Final = 0xFFFFFFFF
 class Code(IntEnum):
     """NVML's return codes, all of them; what is made of each is in `hal.nvml.failures`."""
 
+    SUCCESS = 0
     UNINITIALIZED = 1
     INVALID_ARGUMENT = 2
     NOT_SUPPORTED = 3

@@ -19,7 +19,7 @@ from hal.nvml.api import Code, Handle, NvmlError
 from hal.nvml.failures import hal_error
 from hal.nvml.migminors import mig_device_nodes, read_mig_minors
 from hal.nvml.procgpus import read_proc_gpus
-from hal.types import ComputeMode, Gpu, GpuState, MigDevice
+from hal.types import GIB, ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +36,6 @@ _JUST_NOW_S: Final = 0.5
 """Who asks about each GPU after a look need not ask each for its name again."""
 
 _MIB: Final = 1024**2
-_GIB: Final = 1024**3
 
 _NOT_FOR_COMPUTE: Final = frozenset({"DGX Display", "NVIDIA DGX Display"})
 _COMPUTE_MODES: Final = {
@@ -129,7 +128,7 @@ def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_b
         return match["profile"]
     eighths = math.ceil(8 * mib * _MIB / gpu_bytes) / 8 if gpu_bytes else 0.0
     # Half up, as NVIDIA's tools round; Python's round() goes to the even neighbour.
-    gb = math.floor(eighths * math.ceil(gpu_bytes / _GIB) + 0.5)
+    gb = math.floor(eighths * math.ceil(gpu_bytes / GIB) + 0.5)
     compute = "" if compute_slices == gpu_slices else f"{compute_slices}c."
     return f"{compute}{gpu_slices}g.{gb}gb"
 

@@ -1,10 +1,13 @@
-"""What can befall a simulated GPU or node: the kinds of happenings, as a scenario spells them.
+"""Faults: their kinds, as a scenario spells them, at a time or by rate.
 
-Validated here. What becomes of a GPU is in `sim.gpu.gpu`, of a node in `sim.node`.
+A kind is declared here, as a model in `GpuFault` or `NodeFault`; the type checker then names every
+`match` that has to handle it (`sim.gpu.gpu`, `sim.node.driver`, `gpuplugin.cli.siminject`).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -19,13 +22,15 @@ from pydantic import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from random import Random
+
 
 DEFAULT_LOST_AFTER_S = 2.0
 """Assumed: how long an overheated GPU still answers before it shuts itself down."""
 
 
-class Part(BaseModel):
+class ScenarioModel(BaseModel):
     """A part of a scenario: immutable; an unknown key is a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -34,12 +39,12 @@ class Part(BaseModel):
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class XidFault(Part):
-    """The driver reports an Xid, and the GPU suffers what the catalogue says.
+class XidFault(ScenarioModel):
+    """The driver reports an Xid, with the effects that the catalogue names.
 
     `mig` is the index of a MIG device of that GPU: the report names its instances. Such an Xid
     leaves the GPU as a whole alone, whatever its code: no counter moves, nothing is to be reset. A
-    process dies if its scope is one. Who was told of it learns from `recover` that it is over.
+    process dies if its scope is one. `recover` tells clients that the fault is over.
     """
 
     kind: Literal["xid"] = "xid"
@@ -47,7 +52,7 @@ class XidFault(Part):
     mig: Annotated[int, Field(ge=0)] | None = None
 
 
-class EccFault(Part):
+class EccFault(ScenarioModel):
     """`count` ECC errors that were found together: one event without an Xid."""
 
     kind: Literal["ecc"] = "ecc"
@@ -55,27 +60,27 @@ class EccFault(Part):
     count: Annotated[int, Field(ge=1)] = 1
 
 
-class RowRemap(Part):
+class RowRemap(ScenarioModel):
     """A row of memory is to be remapped, or that failed; no event tells of it."""
 
     kind: Literal["row-remap"] = "row-remap"
     failed: bool = False
 
 
-class LostFault(Part):
+class LostFault(ScenarioModel):
     """The GPU stops answering, without an Xid."""
 
     kind: Literal["lost"] = "lost"
 
 
-class Hang(Part):
+class Hang(ScenarioModel):
     """Calls about the GPU do not return for `for_s` seconds (None: until it recovers)."""
 
     kind: Literal["hang"] = "hang"
     for_s: Seconds | None = None
 
 
-class ThermalShutdown(Part):
+class ThermalShutdown(ScenarioModel):
     """Cooling failed: the GPU is at its shutdown temperature, and is lost `lost_after_s` later.
 
     It comes by itself, too, where load and a bad airflow (`cooling`) make a GPU that hot.
@@ -85,19 +90,19 @@ class ThermalShutdown(Part):
     lost_after_s: Annotated[float, Field(ge=0)] = DEFAULT_LOST_AFTER_S
 
 
-class Unplug(Part):
+class Unplug(ScenarioModel):
     """The GPU is removed from the bus, without an Xid. Only `plug` or `replace` ends it."""
 
     kind: Literal["unplug"] = "unplug"
 
 
-class Plug(Part):
+class Plug(ScenarioModel):
     """The GPU that was removed is back, after a power cycle. A failed row remap stays."""
 
     kind: Literal["plug"] = "plug"
 
 
-class Replacement(Part):
+class Replacement(ScenarioModel):
     """Another GPU of the same model sits in its place, with another UUID and as many partitions.
 
     The one that was there stays in the list as lost, for ever.
@@ -106,14 +111,14 @@ class Replacement(Part):
     kind: Literal["replace"] = "replace"
 
 
-class Repartition(Part):
+class Repartition(ScenarioModel):
     """MIG mode with devices of these profiles (None: MIG off). The GPU's processes end."""
 
     kind: Literal["repartition"] = "repartition"
     mig: list[str] | None
 
 
-class Recovery(Part):
+class Recovery(ScenarioModel):
     """The GPU was reset, or the node rebooted: it answers again and all is as new.
 
     A failed row remap and a thermal shutdown are over as well: a person has seen to them. The
@@ -123,59 +128,52 @@ class Recovery(Part):
     kind: Literal["recover"] = "recover"
 
 
-class DriverDown(Part):
+class DriverDown(ScenarioModel):
     """The driver is unloaded: every call fails, and processes on GPUs end."""
 
     kind: Literal["driver-down"] = "driver-down"
 
 
-class DriverUp(Part):
+class DriverUp(ScenarioModel):
     """The driver was loaded anew: calls work, and no GPU waits for a reset any more."""
 
     kind: Literal["driver-up"] = "driver-up"
 
 
-class DriverHang(Part):
+class DriverHang(ScenarioModel):
     """No call returns for `for_s` seconds (None: until `driver-up`)."""
 
     kind: Literal["driver-hang"] = "driver-hang"
     for_s: Seconds | None = None
 
 
-class WatchBroken(Part):
+class WatchBroken(ScenarioModel):
     """Waiting for events fails for `for_s` seconds (None: until `watch-mended`); the rest works."""
 
     kind: Literal["watch-broken"] = "watch-broken"
     for_s: Seconds | None = None
 
 
-class WatchMended(Part):
+class WatchMended(ScenarioModel):
     """Events can be waited for again."""
 
     kind: Literal["watch-mended"] = "watch-mended"
 
 
-GpuHappening: TypeAlias = (
-    XidFault
-    | EccFault
-    | RowRemap
-    | LostFault
-    | Hang
-    | ThermalShutdown
-    | Unplug
-    | Plug
-    | Replacement
-    | Repartition
-    | Recovery
+ConditionFault: TypeAlias = (
+    XidFault | EccFault | RowRemap | LostFault | Hang | ThermalShutdown | Unplug | Plug | Recovery
 )
-"""What can befall a GPU."""
+"""Faults that change the condition of a GPU, and what ends them."""
 
-NodeHappening: TypeAlias = DriverDown | DriverUp | DriverHang | WatchBroken | WatchMended
-"""What can befall the node as a whole."""
+GpuFault: TypeAlias = ConditionFault | Replacement | Repartition
+"""Everything that can be injected into a GPU."""
 
-Happening: TypeAlias = GpuHappening | NodeHappening
+NodeFault: TypeAlias = DriverDown | DriverUp | DriverHang | WatchBroken | WatchMended
+"""Everything that can be injected into the node as a whole."""
 
-HAPPENING: TypeAdapter[Happening] = TypeAdapter(Annotated[Happening, Field(discriminator="kind")])
+Fault: TypeAlias = GpuFault | NodeFault
+
+FAULT: TypeAdapter[Fault] = TypeAdapter(Annotated[Fault, Field(discriminator="kind")])
 
 
 def _gpu_choice(value: object) -> object:
@@ -190,28 +188,28 @@ def _gpu_choice(value: object) -> object:
 GpuChoice = Annotated[int | tuple[int, ...] | Literal["all"] | None, BeforeValidator(_gpu_choice)]
 
 
-class Repeat(Part):
+class Repeat(ScenarioModel):
     """Again every `every_s` seconds, `times` times in all."""
 
     every_s: Seconds
     times: Annotated[int, Field(ge=1)]
 
 
-class TimedHappening(Part):
-    """`what` befalls GPUs or the node, `at_s` seconds after the start, and again as `repeat` says.
+class TimedFault(ScenarioModel):
+    """`what` is injected `at_s` seconds after the start, and again as `repeat` says.
 
-    `gpu` is an index, a list of them, or "all"; what befalls the node as a whole has none. What
-    cannot happen at its time (a GPU that is unplugged already) does not.
+    `gpu` is an index, a list of them, or "all"; a fault of the node as a whole has none. A fault
+    that does not apply at its time (to a GPU that is unplugged already) is left out.
     """
 
     at_s: Annotated[float, Field(ge=0)]
-    what: Annotated[Happening, Field(discriminator="kind")]
+    what: Annotated[Fault, Field(discriminator="kind")]
     # Behind `what`, so that its validator knows whether there has to be one.
     gpu: Annotated[GpuChoice, Field(validate_default=True)] = None
     repeat: Repeat | None = None
 
     def indices(self, gpu_count: int) -> Sequence[int]:
-        """The GPUs of a node with `gpu_count` of them that it befalls; none for the node."""
+        """The GPUs that it applies to, of `gpu_count`; none for the node."""
         if self.gpu is None:
             return ()
         if self.gpu == "all":
@@ -224,10 +222,10 @@ class TimedHappening(Part):
         what = info.data.get("what")
         if what is None:
             return gpu  # its own error says enough
-        if isinstance(what, NodeHappening) and gpu is not None:
-            raise ValueError(f"{what.kind} befalls the whole node: leave this key out")
-        if isinstance(what, GpuHappening) and gpu is None:
-            raise ValueError(f"{what.kind} befalls a GPU: an index, a list of them, or 'all'")
+        if isinstance(what, NodeFault) and gpu is not None:
+            raise ValueError(f"{what.kind} applies to the whole node: leave this key out")
+        if isinstance(what, GpuFault) and gpu is None:
+            raise ValueError(f"{what.kind} applies to a GPU: an index, a list of them, or 'all'")
         return gpu
 
 
@@ -237,3 +235,79 @@ def problems(error: ValidationError) -> str:
         f"{'.'.join(map(str, details['loc']))}: {details['msg'].removeprefix('Value error, ')}"
         for details in error.errors()
     )
+
+
+HOUR_S = 3600.0
+
+
+class Lemons(ScenarioModel):
+    """A few GPUs fail far more often: a `share` of them, `factor` times as often."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    factor: Annotated[float, Field(ge=1)] = 30.0
+
+
+class Repair(ScenarioModel):
+    """After a time (log-normal around `median_s` with `sigma`) `what` is injected into that GPU."""
+
+    median_s: Annotated[float, Field(gt=0)]
+    sigma: Annotated[float, Field(ge=0, le=3)] = 0.5
+    what: GpuFault = Field(default_factory=Recovery, discriminator="kind")
+
+
+class Failures(ScenarioModel):
+    """`what` is injected into each GPU of the node, once in `mtbf_h` GPU-hours on average.
+
+    `distribution` of the times between: `exponential`, or `weibull` with `shape` (below 1: early
+    failures). `scope`: `gpu` hits GPUs one by one; `host` all GPUs of the node together (then
+    `mtbf_h` counts hours of the node); `switch` those of one NUMA node together.
+    """
+
+    what: GpuFault = Field(discriminator="kind")
+    mtbf_h: Annotated[float, Field(gt=0)]
+    distribution: Literal["exponential", "weibull"] = "exponential"
+    shape: Annotated[float, Field(gt=0, le=10)] = 0.7
+    scope: Literal["gpu", "host", "switch"] = "gpu"
+    lemons: Lemons | None = None
+    repair: Repair | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Victims:
+    """GPUs (by index) that are hit together, `factor` times as often as others."""
+
+    indices: tuple[int, ...]
+    factor: float
+
+
+def victims_of(failures: Failures, numa_nodes: list[int | None], random: Random) -> list[Victims]:
+    """Who is hit together; `numa_nodes` are those of the GPUs, by index."""
+    indices = range(len(numa_nodes))
+    if failures.scope == "host":
+        return [Victims(tuple(indices), 1.0)]
+    if failures.scope == "switch":
+        groups = dict.fromkeys(numa_nodes)
+        return [
+            Victims(tuple(index for index in indices if numa_nodes[index] == group), 1.0)
+            for group in groups
+        ]
+    lemons = failures.lemons
+    return [
+        Victims((index,), lemons.factor if lemons and random.random() < lemons.share else 1.0)
+        for index in indices
+    ]
+
+
+def gaps_s(failures: Failures, factor: float, random: Random) -> Iterator[float]:
+    """Seconds between failures, without end; their mean is `mtbf_h` divided by `factor`."""
+    mean_s = failures.mtbf_h * HOUR_S / factor
+    scale_s = mean_s / math.gamma(1 + 1 / failures.shape)
+    while True:
+        if failures.distribution == "exponential":
+            yield random.expovariate(1 / mean_s)
+        else:
+            yield random.weibullvariate(scale_s, failures.shape)
+
+
+def repair_time_s(repair: Repair, random: Random) -> float:
+    return random.lognormvariate(math.log(repair.median_s), repair.sigma)

@@ -1,12 +1,13 @@
-"""One simulated GPU: identity, condition, and what happenings do to it. No clock, no I/O."""
+"""One simulated GPU: identity, condition, and what faults do to it. No clock, no I/O."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from hal import (
+    GIB,
     ComputeProcess,
     EccError,
     Event,
@@ -35,30 +36,15 @@ from sim.gpu.faults import (
     Unplug,
     XidFault,
 )
-from sim.gpu.partition import GIB
 from sim.gpu.profiles import slice_parameters
-from sim.node.driver import until_s
+from sim.gpu.scheduler import until_s
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
+    from sim.gpu.faults import ConditionFault
     from sim.gpu.physics import Physics
     from sim.gpu.profiles import Profile
     from sim.gpu.tenancy import Tenancy
     from sim.node.scenario import Tenant
-
-    Suffered: TypeAlias = (
-        XidFault
-        | EccFault
-        | RowRemap
-        | LostFault
-        | Hang
-        | ThermalShutdown
-        | Unplug
-        | Plug
-        | Recovery
-    )
-    """What befalls a GPU that stays the one it is."""
 
 _DOUBLE_BIT_XIDS = frozenset({48, 95, 171, 172})
 _ROW_REMAPPED, _ROW_REMAP_FAILED, _OFF_THE_BUS = 63, 64, 79
@@ -103,22 +89,24 @@ class SimulatedGpu:
     _loss_due_s: float = math.inf
 
     def listed(self) -> Gpu:
-        """The GPU as an enumeration shows it."""
         if not self.lost:
             return self.identity
         return replace(self.identity, state=GpuState.LOST)
 
-    def suffer(self, what: Suffered, now_s: float) -> tuple[Event, ...]:
-        """Let something befall the GPU; returns what the driver reports of it.
+    def apply(self, what: ConditionFault, now_s: float) -> tuple[Event, ...]:
+        """Apply a fault; returns what the driver reports of it.
 
         Until its recovery nothing changes a lost GPU any more.
         """
         match what:
             case XidFault():
-                return self._suffer_xid(what, now_s)
+                return self._apply_xid(what, now_s)
             case EccFault(uncorrectable=uncorrectable):
-                self._worsen(what, now_s)
+                self._degrade(what, now_s)
                 return (EccError(self.identity.uuid, uncorrectable),)
+            case RowRemap() | Hang() | ThermalShutdown():
+                self._degrade(what, now_s)
+                return ()
             case LostFault():
                 return self._lose(now_s)
             case Unplug():
@@ -131,11 +119,10 @@ class SimulatedGpu:
                 self.row_remap_failed = False
                 return self._restart()
             case _:
-                self._worsen(what, now_s)
-                return ()
+                assert_never(what)
 
     def elapse(self, now_s: float) -> tuple[Event, ...]:
-        """Let happen what an earlier happening led to by now; returns what the driver reports."""
+        """Apply the delayed effects of earlier faults; returns what the driver reports."""
         return self._lose(now_s) if now_s >= self._loss_due_s else ()
 
     def hangs(self, now_s: float) -> bool:
@@ -143,7 +130,6 @@ class SimulatedGpu:
         return not self.lost and now_s < self._hung_until_s
 
     def evict(self, now_s: float, why: str = "reset") -> None:
-        """End all its processes."""
         self.settle(now_s)
         self.tenants.clear()
         for tenancy in self.tenancies.values():
@@ -162,7 +148,7 @@ class SimulatedGpu:
         use = Use(self.past.active_ns, self.past.switching_ns, set(self.past.places))
         for uuid, tenancy in self.tenancies.items():
             tenancy.compute.catch_up()
-            usage = tenancy.compute.engine.usage
+            usage = tenancy.compute.scheduler.usage
             use.active_ns += usage.active_ns
             use.switching_ns += usage.switching_ns
             use.places.add(uuid)
@@ -211,7 +197,6 @@ class SimulatedGpu:
         )
 
     def telemetry(self, now_s: float) -> Telemetry:
-        """A reading at `now_s`."""
         self.settle(now_s)
         load = self.load
         clocks, power = self.profile.clocks_mhz, self.profile.power_w
@@ -253,7 +238,7 @@ class SimulatedGpu:
         )
         return tuple(sorted((*constant, *competing), key=lambda process: process.pid))
 
-    def _suffer_xid(self, what: XidFault, now_s: float) -> tuple[Event, ...]:
+    def _apply_xid(self, what: XidFault, now_s: float) -> tuple[Event, ...]:
         code, uuid = what.xid, self.identity.uuid
         if self.lost:
             return (XidError(uuid, code),)
@@ -276,8 +261,7 @@ class SimulatedGpu:
             self.recovery_action = RecoveryAction.RESET
         return (reported,)
 
-    def _worsen(self, what: EccFault | RowRemap | Hang | ThermalShutdown, now_s: float) -> None:
-        """What the driver itself reports nothing of."""
+    def _degrade(self, what: EccFault | RowRemap | Hang | ThermalShutdown, now_s: float) -> None:
         if self.lost:
             return
         match what:
@@ -293,6 +277,8 @@ class SimulatedGpu:
                 self.evict(now_s, "thermal shutdown")
                 self.overheated = True
                 self._loss_due_s = until_s(now_s, lost_after_s)
+            case _:
+                assert_never(what)
 
     def _lose(self, now_s: float) -> tuple[Event, ...]:
         if self.lost:

@@ -77,7 +77,6 @@ class Physics:
         return self.clock_ppm < 1_000_000
 
     def throttle_reasons(self, *, busy: bool) -> ThrottleReason:
-        """As the driver tells them."""
         if self.throttled:
             return ThrottleReason.THERMAL_SOFTWARE
         return ThrottleReason.NONE if busy else ThrottleReason.IDLE

@@ -1,20 +1,24 @@
-"""GPU profiles: what a GPU of a model looks like. The data is in `sim/profiles/*.yaml`."""
+"""GPU models: their profiles (data in `sim/profiles/*.yaml`) and the MIG partitions they allow."""
 
 from __future__ import annotations
 
+import uuid as uuids
+from dataclasses import replace
 from importlib import resources
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from hal import TimeSliceLevel
-from sim.gpu.compute.parameters import (
-    LEVEL_SLICES_NS,
-    NS_PER_US,
-    TEGRA_SLICE_NS,
-    SliceParameters,
-)
+from hal import GIB, MigDevice, TimeSliceLevel
+from sim.gpu.scheduler import LEVEL_SLICES_NS, NS_PER_US, TEGRA_SLICE_NS, SliceParameters
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from hal import Gpu
+
 
 _FIRST_WITH_LEVELS = (7, 5)
 """Turing: the driver knows time-slice levels from it on."""
@@ -27,8 +31,6 @@ class _Facts(BaseModel):
 
 
 class Power(_Facts):
-    """Power in watts; `idle` was measured without load."""
-
     idle: float | None
     default_limit: float | None
     min_limit: float | None
@@ -36,8 +38,6 @@ class Power(_Facts):
 
 
 class Clocks(_Facts):
-    """Clocks in MHz."""
-
     sm_max: int | None
     sm_idle: int | None
     memory: int | None
@@ -129,14 +129,11 @@ class Profile(_Facts):
 
 
 class UnknownModel(Exception):
-    """There is no profile of this name."""
-
     def __init__(self, model: str) -> None:
         super().__init__(f"no GPU model is called {model!r}; known: {', '.join(model_names())}")
 
 
 def model_names() -> tuple[str, ...]:
-    """All models, by name."""
     files = (entry.name for entry in _folder().iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
 
@@ -174,3 +171,79 @@ def _ns(value_us: float | None, usual_ns: int) -> int:
 
 def _folder() -> resources.abc.Traversable:
     return resources.files("sim").joinpath("profiles")
+
+
+MIB = 1024**2
+COMPUTE_SLICES = 7
+MEMORY_SLICES = 8
+"""Of every GPU that can be partitioned, as NVIDIA's MIG user guide counts them."""
+
+
+class CannotPartition(Exception):
+    """The GPU model does not allow these MIG devices; the text says why."""
+
+
+def check_partition(model: str, profile: Profile, wanted: Sequence[str]) -> None:
+    """Known MIG profiles only, and no more slices than a GPU has.
+
+    Raises:
+        CannotPartition: with the MIG profiles that there are; it calls the GPU `model`.
+    """
+    known = [one.profile for one in profile.mig]
+    for name in wanted:
+        if name not in known:
+            raise CannotPartition(
+                f"{model} has no MIG profile {name!r}; known: {', '.join(known) or 'none'}"
+            )
+    slices = sum(int(name.partition("g.")[0]) for name in wanted)
+    if slices > COMPUTE_SLICES:
+        raise CannotPartition(
+            f"the MIG profiles of {model} take {slices} slices, a GPU has {COMPUTE_SLICES}"
+        )
+
+
+def partitioned(
+    gpu: Gpu, wanted: Sequence[str] | None, profile: Profile, generator: random.Random
+) -> Gpu:
+    """The GPU in MIG mode with new devices of the `wanted` MIG profiles; None turns MIG off.
+
+    The MIG profiles are allowed: see `check_partition`. UUIDs are the generator's next.
+    """
+    if wanted is None:
+        return replace(gpu, mig_enabled=False, mig_devices=())
+    memory_bytes = {one.profile: instance_memory_bytes(one, profile) for one in profile.mig}
+    devices = tuple(
+        MigDevice(
+            uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
+            index=index,
+            gpu_instance=index + 1,
+            compute_instance=0,
+            profile=name,
+            memory_bytes=memory_bytes[name],
+            device_nodes=_device_nodes(gpu.index, index + 1),
+        )
+        for index, name in enumerate(wanted)
+    )
+    return replace(gpu, mig_enabled=True, mig_devices=devices)
+
+
+def instance_memory_bytes(mig: MigProfile, profile: Profile) -> int:
+    """Memory of an instance; where no source gives it, its memory slices' share of the GPU's.
+
+    A GPU has eight memory slices. How many an instance has is derived from the GB in its name.
+    """
+    if mig.memory_mib is not None:
+        return mig.memory_mib * MIB
+    named_gib = int(mig.profile.partition(".")[2].partition("gb")[0])
+    slices = round(MEMORY_SLICES * named_gib * GIB / profile.memory_bytes)
+    return profile.memory_bytes * slices // MEMORY_SLICES
+
+
+def _device_nodes(gpu_minor: int, gpu_instance: int) -> tuple[str, ...]:
+    """The driver numbers capabilities so: 135 for each GPU, 9 for each GPU instance, from 3 on."""
+    access = 3 + 135 * gpu_minor + 9 * gpu_instance
+    return (
+        f"/dev/nvidia{gpu_minor}",
+        f"/dev/nvidia-caps/nvidia-cap{access}",
+        f"/dev/nvidia-caps/nvidia-cap{access + 1}",
+    )

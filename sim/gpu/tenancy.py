@@ -1,7 +1,7 @@
-"""Tenants that run on one GPU, or on one MIG device: contexts, memory, and how they end.
+"""Tenants of a GPU or MIG device: their memory, their lives, and what becomes of them.
 
-What a tenant does is its workload's matter (`sim.gpu.workloads`), who gets the GPU the engine's
-(`sim.gpu.compute`). What comes out is kept in a `TenantRecord`.
+No isolation of memory: what one tenant holds, the next one cannot have. Allocations stay where they
+are while other contexts run; nothing is swapped out.
 """
 
 from __future__ import annotations
@@ -13,22 +13,91 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from sim.gpu.compute.engine import ContextId
-from sim.gpu.compute.gpucompute import ContextGone, GpuCompute
-from sim.gpu.compute.parameters import to_ns
-from sim.gpu.compute.slicing import Slicing
-from sim.gpu.memory import MIB, OutOfMemory
-from sim.gpu.partition import GIB
-from sim.gpu.workloads.drivers import drive
+from hal import GIB
+from sim.gpu.profiles import MIB
+from sim.gpu.scheduler import ContextGone, ContextId, GpuCompute, to_ns
+from sim.gpu.timeslicing import Slicing
+from sim.gpu.workloads import drive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
     from random import Random
 
-    from sim.gpu.compute.engine import Engine
-    from sim.gpu.compute.parameters import SliceParameters
-    from sim.gpu.memory import Memory
-    from sim.gpu.workloads.models import MemoryUse, Workload
+    from sim.gpu.scheduler import Scheduler, SliceParameters
+    from sim.gpu.workloads import MemoryUse, Workload
+
+
+DEFAULT_CONTEXT_BYTES = 300 * MIB
+"""What a context takes before its first allocation: 100 MiB for bare CUDA on a T4, 250 to 500 MiB
+on larger GPUs; about 300 MiB is what most reports name."""
+
+UVM_SLOWDOWN_AT_TWICE = 12.0
+"""Slowdown of two tenants that oversubscribe memory through UVM: 12 to 22 were measured."""
+
+
+class OutOfMemory(Exception):
+    """An allocation does not fit; `holders` says who holds how many bytes."""
+
+    def __init__(self, asked_bytes: int, free_bytes: int, holders: Mapping[ContextId, int]) -> None:
+        super().__init__(f"{asked_bytes} bytes were asked for, {free_bytes} are free")
+        self.asked_bytes = asked_bytes
+        self.free_bytes = free_bytes
+        self.holders = dict(holders)
+
+
+@dataclass(slots=True)
+class Memory:
+    """The memory of a GPU or MIG device.
+
+    `reserved_bytes` is what the driver keeps. With `oversubscribe` (managed memory) nothing fails:
+    pages move, and everybody slows down.
+    """
+
+    total_bytes: int
+    reserved_bytes: int = 0
+    oversubscribe: bool = False
+    held_bytes: dict[ContextId, int] = field(default_factory=dict)
+    """What each context holds, its own overhead included."""
+    peak_bytes: int = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """All that is not free; with oversubscription it may pass the total."""
+        return self.reserved_bytes + sum(self.held_bytes.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """What the next one who asks can have."""
+        return max(0, self.total_bytes - self.used_bytes)
+
+    def allocate(self, context: ContextId, size_bytes: int) -> None:
+        """Give a context memory.
+
+        Raises:
+            OutOfMemory: it does not fit; nothing has changed.
+        """
+        if size_bytes > self.free_bytes and not self.oversubscribe:
+            raise OutOfMemory(size_bytes, self.free_bytes, self.held_bytes)
+        self.held_bytes[context] = self.held_bytes.get(context, 0) + size_bytes
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+
+    def free(self, context: ContextId, size_bytes: int) -> None:
+        """Take back part of what a context holds; never more than that."""
+        self.held_bytes[context] = max(0, self.held_bytes.get(context, 0) - size_bytes)
+
+    def release(self, context: ContextId) -> None:
+        """The context ended: all that it held is free."""
+        self.held_bytes.pop(context, None)
+
+    @property
+    def speed(self) -> float:
+        """Share of full speed that is left by moving pages: 1 while everything fits.
+
+        Falls to 1/12 where twice the memory is in use, in proportion to what does not fit.
+        """
+        over = self.used_bytes / self.total_bytes - 1
+        return 1.0 if over <= 0 else 1 / (1 + (UVM_SLOWDOWN_AT_TWICE - 1) * over)
+
 
 FULL_SPEED_PPM = 1_000_000
 SAMPLE_NS = 100_000_000
@@ -80,8 +149,6 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The counters of a scheduler at a moment."""
-
     at_ns: int
     active_ns: int
     busy_ns: dict[ContextId, int]
@@ -118,7 +185,7 @@ class Tenancy:
     def __init__(
         self,
         env: simpy.Environment,
-        engine: Engine,
+        scheduler: Scheduler,
         memory: Memory,
         gpu: str,
         *,
@@ -127,7 +194,7 @@ class Tenancy:
         log: Callable[[str, dict[str, object]], None] = lambda _kind, _facts: None,
     ) -> None:
         self.env = env
-        self.compute = GpuCompute(env, engine)
+        self.compute = GpuCompute(env, scheduler)
         self.memory = memory
         self.gpu = gpu
         self.compute_share = compute_share
@@ -165,7 +232,6 @@ class Tenancy:
             self._end(tenant, why)
 
     def kill_all(self, why: str) -> None:
-        """End every tenant now."""
         for pid in list(self.tenants):
             self.kill(pid, why)
 
@@ -178,16 +244,16 @@ class Tenancy:
     def set_slices(self, parameters: SliceParameters) -> None:
         """Other slices and switches from now on, where the compute is sliced at all."""
         self.compute.catch_up()
-        engine = self.compute.engine
-        if isinstance(engine, Slicing):
-            engine.parameters = parameters
+        scheduler = self.compute.scheduler
+        if isinstance(scheduler, Slicing):
+            scheduler.parameters = parameters
             self.compute.changed()
 
     def kill_running(self, why: str) -> str | None:
         """End the tenant whose kernel is on the GPU, or the first that there is; its name."""
         self.compute.catch_up()
         pid = next(
-            (pid for pid in self.tenants if self.compute.engine.on_gpu(ContextId(pid))), None
+            (pid for pid in self.tenants if self.compute.scheduler.on_gpu(ContextId(pid))), None
         )
         pid = next(iter(self.tenants), None) if pid is None else pid
         if pid is None:
@@ -199,7 +265,7 @@ class Tenancy:
     def sample(self) -> None:
         """Measure anew what `utilization` and `sm_share` tell, if the last time is 100 ms ago."""
         self.compute.catch_up()
-        usage, last, now_ns = self.compute.engine.usage, self._sample, int(self.env.now)
+        usage, last, now_ns = self.compute.scheduler.usage, self._sample, int(self.env.now)
         elapsed_ns = now_ns - last.at_ns
         if elapsed_ns < SAMPLE_NS:
             return
@@ -270,7 +336,7 @@ class Tenancy:
         tenant.record.ended, tenant.record.ended_ns = why, int(self.env.now)
         self.memory.release(tenant.context)
         self.compute.cancel(tenant.context)
-        tenant.record.busy_ns = self.compute.engine.usage.busy_ns.pop(tenant.context, 0)
+        tenant.record.busy_ns = self.compute.scheduler.usage.busy_ns.pop(tenant.context, 0)
         for process in (tenant.process, tenant.growth):
             if process is not None and process.is_alive and process is not self.env.active_process:
                 process.interrupt(why)

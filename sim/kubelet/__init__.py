@@ -12,16 +12,26 @@ modules that take time as an argument.
 
 from sim.kubelet.devices import Amount
 from sim.kubelet.kubelet import Kubelet
-from sim.kubelet.pods import Container, Grant, Phase, Pod, PodStatus, simple_pod
-from sim.kubelet.view import CallRecord, Happened, NodeView, PodView
+from sim.kubelet.pods import (
+    CallRecord,
+    Container,
+    Grant,
+    KubeletEvent,
+    NodeView,
+    Phase,
+    Pod,
+    PodStatus,
+    PodView,
+    simple_pod,
+)
 
 __all__ = [
     "Amount",
     "CallRecord",
     "Container",
     "Grant",
-    "Happened",
     "Kubelet",
+    "KubeletEvent",
     "NodeView",
     "Phase",
     "Pod",

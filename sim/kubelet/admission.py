@@ -1,21 +1,21 @@
 """Admission of a pod: scheduling by numbers, then one preference and one Allocate per container.
 
-Pure: `admit` and `start` are generators that yield the calls that a kubelet would make to plugins
-and are sent their answers, so sockets and virtual time drive the same logic. The words of refusals
-are the kubelet's and the scheduler's.
+Pure: `admit` and `start` are generators that yield the calls that a kubelet makes to plugins and
+are sent the responses, so sockets and virtual time drive the same logic (`drive`). The texts of
+refusals are the kubelet's and the scheduler's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sim.kubelet.devices import DeviceShortage
 from sim.kubelet.pods import Grant, Phase, PodStatus
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from sim.kubelet.devices import Amount, DeviceManager
     from sim.kubelet.pods import Container, Pod
@@ -27,7 +27,7 @@ UNSCHEDULABLE = "Unschedulable"
 
 @dataclass(frozen=True, slots=True)
 class PreferCall:
-    """GetPreferredAllocation for one container; answered with device ids."""
+    """GetPreferredAllocation for one container; the response is device ids."""
 
     resource: str
     available: tuple[str, ...]
@@ -37,7 +37,7 @@ class PreferCall:
 
 @dataclass(frozen=True, slots=True)
 class AllocateCall:
-    """Allocate for one container; answered with a `Grant`, or None for an empty response."""
+    """Allocate for one container; the response is a `Grant`, or None if it is empty."""
 
     pod_uid: str
     container: str
@@ -47,18 +47,37 @@ class AllocateCall:
 
 @dataclass(frozen=True, slots=True)
 class PreStartCall:
-    """PreStartContainer; the answer is ignored."""
+    """PreStartContainer; the response is ignored."""
 
     resource: str
     device_ids: tuple[str, ...]
 
 
-Call: TypeAlias = PreferCall | AllocateCall | PreStartCall
-Answer: TypeAlias = "Sequence[str] | Grant | None"
+PluginCall: TypeAlias = PreferCall | AllocateCall | PreStartCall
+Response: TypeAlias = "Sequence[str] | Grant | None"
+Result = TypeVar("Result")
 
 
 class CallFailed(Exception):
     """Thrown into a generator whose call failed; the text is `rpc error: code = ... desc = ...`."""
+
+
+def drive(
+    steps: Generator[PluginCall, Response, Result], call_plugin: Callable[[PluginCall], Response]
+) -> Result:
+    """Make the calls that `steps` yields, to the end; `call_plugin` may raise `CallFailed`."""
+    try:
+        call = next(steps)
+        while True:
+            try:
+                response = call_plugin(call)
+            except CallFailed as error:
+                call = steps.throw(error)
+            else:
+                call = steps.send(response)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 def does_not_fit(pod: Pod, amounts: Mapping[str, Amount], requested: Mapping[str, int]) -> str:
@@ -77,7 +96,7 @@ def does_not_fit(pod: Pod, amounts: Mapping[str, Amount], requested: Mapping[str
 
 def admit(
     pod: Pod, manager: DeviceManager, generator: random.Random
-) -> Generator[Call, Answer, PodStatus]:
+) -> Generator[PluginCall, Response, PodStatus]:
     """Refuse a pod, or admit and `start` it; what it holds is in `manager` only if it is admitted.
 
     Ids go to plugins in random order, as a kubelet's sets do; `generator` makes that repeatable.
@@ -96,7 +115,9 @@ def admit(
     return (yield from start(grants, manager))
 
 
-def start(grants: Sequence[Grant], manager: DeviceManager) -> Generator[Call, Answer, PodStatus]:
+def start(
+    grants: Sequence[Grant], manager: DeviceManager
+) -> Generator[PluginCall, Response, PodStatus]:
     """Start the containers of an admitted pod: one PreStartContainer for each of its grants.
 
     Where one fails the pod stays Pending with its grants and can be started again, from the first.
@@ -118,18 +139,18 @@ def _grant(
     count: int,
     manager: DeviceManager,
     generator: random.Random,
-) -> Generator[Call, Answer, Grant]:
+) -> Generator[PluginCall, Response, Grant]:
     available = _shuffled(manager.available(resource, count), generator)
     preferred: Sequence[str] = ()
     if manager.has_preference(resource):
-        answer = yield PreferCall(resource, available, (), count)
-        preferred = _ids(answer)
+        response = yield PreferCall(resource, available, (), count)
+        preferred = _ids(response)
     device_ids = _shuffled(_choose(available, preferred, count), generator)
-    answer = yield AllocateCall(pod.uid, container.name, resource, device_ids)
-    if not isinstance(answer, Grant):
-        raise CallFailed(f"no containers return in allocation response {answer!r}")
-    manager.hold(pod.uid, container.name, resource, device_ids, answer.raw)
-    return answer
+    response = yield AllocateCall(pod.uid, container.name, resource, device_ids)
+    if not isinstance(response, Grant):
+        raise CallFailed(f"no containers return in allocation response {response!r}")
+    manager.hold(pod.uid, container.name, resource, device_ids, response.raw)
+    return response
 
 
 def _choose(available: Sequence[str], preferred: Sequence[str], count: int) -> tuple[str, ...]:
@@ -143,5 +164,5 @@ def _shuffled(ids: Sequence[str], generator: random.Random) -> tuple[str, ...]:
     return tuple(generator.sample(ids, len(ids)))
 
 
-def _ids(answer: Answer) -> Sequence[str]:
-    return () if answer is None or isinstance(answer, Grant) else answer
+def _ids(response: Response) -> Sequence[str]:
+    return () if response is None or isinstance(response, Grant) else response

@@ -1,16 +1,21 @@
-"""The device manager: which devices a node has, which are healthy, which are in use. Pure.
+"""The device manager, and its checkpoint `kubelet_internal_checkpoint` as text. Pure.
 
 Follows the kubelet's device manager (1.36): everything is keyed by resource name alone, so the end
-of an old stream disconnects a new plugin of the same resource as well. Time is an argument.
+of an old stream disconnects a new plugin of the same resource as well. Time is an argument. The
+checkpoint has the kubelet's layout; its checksum is a CRC of the JSON, not a hash of a Go dump.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
 
 ENDPOINT_GRACE_S = 300.0
 """A resource without a plugin keeps its capacity for five minutes."""
@@ -22,8 +27,6 @@ class DeviceShortage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One device of a list update."""
-
     id: str
     healthy: bool
     numa_nodes: tuple[int, ...] = ()
@@ -141,7 +144,6 @@ class DeviceManager:
         return free
 
     def in_use(self, resource: str) -> frozenset[str]:
-        """Devices that containers hold."""
         return frozenset(
             device_id
             for holding in self._holdings
@@ -152,14 +154,12 @@ class DeviceManager:
     def hold(
         self, pod_uid: str, container: str, resource: str, device_ids: Iterable[str], raw: bytes
     ) -> None:
-        """A container got devices."""
         ids = tuple(device_ids)
         state = self._resources.get(resource) or _Resource()
         numa = {one: state.healthy.get(one, state.unhealthy.get(one, ())) for one in ids}
         self._holdings.append(Holding(pod_uid, container, resource, ids, numa, raw))
 
     def release(self, pod_uid: str) -> None:
-        """A pod ended: its devices are free."""
         self._holdings = [held for held in self._holdings if held.pod_uid != pod_uid]
 
     @property
@@ -173,10 +173,11 @@ class DeviceManager:
         health = dict.fromkeys(state.healthy, True) | dict.fromkeys(state.unhealthy, False)
         return dict(sorted(health.items()))
 
-    def numa_nodes(self, resource: str) -> dict[str, tuple[int, ...]]:
-        """NUMA nodes of every device of a resource."""
-        state = self._resources.get(resource) or _Resource()
-        return dict(sorted((state.healthy | state.unhealthy).items()))
+    def allocatable(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """NUMA nodes of every healthy device, by resource."""
+        return {
+            name: dict(sorted(self._resources[name].healthy.items())) for name in self.resources
+        }
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -189,3 +190,90 @@ class DeviceManager:
         for resource in registered:
             self._resources[resource] = _Resource(stopped_at_s=now_s)
             self._ever_seen.add(resource)
+
+
+FILE_NAME = "kubelet_internal_checkpoint"
+_NO_NUMA_NODE = "-1"
+
+
+class CheckpointDamaged(Exception):
+    """The file is not a checkpoint, or its checksum is wrong."""
+
+
+def write_checkpoint(manager: DeviceManager) -> str:
+    data = {
+        "PodDeviceEntries": [_entry(holding) for holding in manager.holdings],
+        "RegisteredDevices": {
+            resource: sorted(id_ for id_, healthy in manager.devices(resource).items() if healthy)
+            for resource in manager.resources
+        },
+    }
+    return json.dumps({"Data": data, "Checksum": _checksum(data)})
+
+
+def read_checkpoint(text: str) -> tuple[tuple[Holding, ...], tuple[str, ...]]:
+    """Holdings and registered resources of a checkpoint.
+
+    Raises:
+        CheckpointDamaged: with what is wrong.
+    """
+    try:
+        content = json.loads(text)
+        data, checksum = content["Data"], content["Checksum"]
+        if checksum != _checksum(data):
+            raise CheckpointDamaged("the checkpoint's checksum is wrong")
+        holdings = tuple(_holding(entry) for entry in data["PodDeviceEntries"])
+        return holdings, tuple(_mapping(data["RegisteredDevices"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointDamaged(f"not a device manager checkpoint: {error}") from error
+
+
+def _entry(holding: Holding) -> dict[str, object]:
+    by_node: dict[str, list[str]] = {}
+    for device_id in holding.device_ids:
+        for node in _nodes(holding.numa.get(device_id, ())):
+            by_node.setdefault(node, []).append(device_id)
+    return {
+        "PodUID": holding.pod_uid,
+        "ContainerName": holding.container,
+        "ResourceName": holding.resource,
+        "DeviceIDs": by_node,
+        "AllocResp": base64.b64encode(holding.raw).decode(),
+    }
+
+
+def _nodes(numa_nodes: Iterable[int]) -> list[str]:
+    return [str(node) for node in numa_nodes] or [_NO_NUMA_NODE]
+
+
+def _holding(entry: dict[str, object]) -> Holding:
+    numa: dict[str, tuple[int, ...]] = {}
+    for node, device_ids in _mapping(entry["DeviceIDs"]).items():
+        for device_id in device_ids:
+            numa[device_id] = () if node == _NO_NUMA_NODE else (*numa.get(device_id, ()), int(node))
+    return Holding(
+        pod_uid=str(entry["PodUID"]),
+        container=str(entry["ContainerName"]),
+        resource=str(entry["ResourceName"]),
+        device_ids=tuple(numa),
+        numa=numa,
+        raw=base64.b64decode(str(entry["AllocResp"])),
+    )
+
+
+def _mapping(value: object) -> dict[str, list[str]]:
+    """Lists of device ids by resource or by NUMA node.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(value, dict):
+        raise TypeError("a mapping of device ids is missing")
+    for device_ids in value.values():
+        if not isinstance(device_ids, list) or not all(isinstance(one, str) for one in device_ids):
+            raise TypeError("device ids are not a list of names")
+    return value
+
+
+def _checksum(data: object) -> int:
+    return zlib.crc32(json.dumps(data, sort_keys=True).encode())

@@ -1,6 +1,6 @@
-"""The kubelet stand-in itself: sockets and threads around the pure device manager and admission.
+"""The kubelet stand-in over sockets: threads, files and connections around `KubeletModel`.
 
-One lock guards the state. Pods are admitted one after the other by a single sync loop, and a plugin
+One lock guards the model. Pods are admitted one after the other by a single sync loop, and a plugin
 call that hangs holds it up, as in a real kubelet; lists arrive in threads of their own.
 """
 
@@ -11,42 +11,24 @@ import stat
 import threading
 import time
 import uuid
-from collections import Counter
-from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
-from sim.kubelet.admission import (
-    UNSCHEDULABLE,
-    AllocateCall,
-    Answer,
-    Call,
-    CallFailed,
-    PreferCall,
-    admit,
-    does_not_fit,
-    start,
-)
-from sim.kubelet.checkpoint import (
-    FILE_NAME,
-    CheckpointDamaged,
-    read_checkpoint,
-    write_checkpoint,
-)
-from sim.kubelet.connections import Connections
-from sim.kubelet.devices import DeviceManager
-from sim.kubelet.pods import Phase, Pod, PodStatus
+from sim.kubelet.admission import CallFailed, drive
+from sim.kubelet.devices import FILE_NAME
+from sim.kubelet.model import KubeletModel, SaveCheckpoint
+from sim.kubelet.plugins import Connections
+from sim.kubelet.pods import CallRecord, KubeletEvent, NodeView, Phase, Pod, PodStatus
+from sim.kubelet.registration import PluginWatcher
 from sim.kubelet.services import PodResources, Services
-from sim.kubelet.view import CallRecord, Happened, NodeView, PodView
-from sim.kubelet.watcher import PluginWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from pathlib import Path
 
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
+    from sim.kubelet.admission import PluginCall, Response
     from sim.kubelet.devices import Holding, Listed
-    from sim.kubelet.pluginclient import PluginClient
+    from sim.kubelet.plugins import PluginClient
 
 GRACE_CHECK_S = 1.0
 """How often the sync loop turns when nothing happens, for what only time changes."""
@@ -64,22 +46,19 @@ class Kubelet:
         self,
         kubelet_dir: Path,
         *,
-        seed: int = 0,
-        listener: Callable[[Happened], None] | None = None,
+        seed: int | str = 0,
+        listener: Callable[[KubeletEvent], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dir = kubelet_dir
         self._device_plugins = kubelet_dir / "device-plugins"
         self._plugins_registry = kubelet_dir / "plugins_registry"
         self._pod_resources = kubelet_dir / "pod-resources"
-        self._generator = random.Random(seed)
-        self._listener = listener or (lambda _happened: None)
+        self._listener = listener or (lambda _event: None)
         self._clock = clock
         self._changed = threading.Condition(threading.RLock())
-        self._manager = DeviceManager()
+        self._model = KubeletModel(random.Random(seed))
         self._connections = Connections(self._record, self._listed, self._stream_ended)
-        self._pods: dict[str, PodView] = {}
-        self._list_updates: Counter[str] = Counter()
         self._running = False
         self._sync_thread: threading.Thread | None = None
         self._services = Services(
@@ -101,9 +80,9 @@ class Kubelet:
         for path in self._device_plugins.iterdir():
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()
-        self._manager = DeviceManager()
-        self._list_updates.clear()
-        self._restore()
+        with self._changed:
+            self._model.restarted(self._saved(), self._clock())
+            self._carry_out()
         self._running = True
         self._services.start(self._register_classic, PodResources(self._held, self._allocatable))
         self._watcher = PluginWatcher(
@@ -112,7 +91,7 @@ class Kubelet:
         self._watcher.start()
         self._sync_thread = threading.Thread(target=self._sync_loop, name="sync-loop", daemon=True)
         self._sync_thread.start()
-        self._tell("started", f"kubelet serves {self.dir}")
+        self._emit("started", f"kubelet serves {self.dir}")
 
     def stop(self) -> None:
         """Stop; running pods are left alone, as when a kubelet ends. Safe to call twice."""
@@ -129,7 +108,7 @@ class Kubelet:
             self._watcher.join_workers()
         if self._sync_thread is not None:
             self._sync_thread.join()
-        self._tell("stopped", "kubelet stopped")
+        self._emit("stopped", "kubelet stopped")
 
     def restart(self) -> None:
         """Stop and start again: pods and the checkpoint stay, plugins must come back."""
@@ -143,12 +122,8 @@ class Kubelet:
             ValueError: a pod of this name exists.
         """
         with self._changed:
-            if pod.key in self._pods:
-                raise ValueError(f"pod {pod.key} exists already")
-            if not pod.uid:
-                pod = replace(pod, uid=str(uuid.uuid4()))
-            self._pods[pod.key] = PodView(pod, PodStatus(Phase.PENDING))
-            self._changed.notify_all()
+            self._model.create(pod, pod.uid or str(uuid.uuid4()))
+            self._carry_out()
 
     def run_pod(self, pod: Pod, timeout_s: float = 10.0) -> PodStatus:
         """Create a pod and wait until it was admitted, refused, or found not to fit."""
@@ -162,24 +137,13 @@ class Kubelet:
         Raises:
             KeyError: there is no such pod.
         """
-        key = key if "/" in key else f"default/{key}"
         with self._changed:
-            view = self._pods.pop(key)
-            self._manager.release(view.pod.uid)
-            self._save()
-            self._changed.notify_all()
-        self._tell("pod", f"{key} deleted")
+            self._model.delete(key if "/" in key else f"default/{key}")
+            self._carry_out()
 
     def view(self) -> NodeView:
-        """The node now."""
         with self._changed:
-            manager = self._manager
-            return NodeView(
-                amounts=MappingProxyType(manager.amounts(self._clock())),
-                devices=MappingProxyType({one: manager.devices(one) for one in manager.resources}),
-                pods=MappingProxyType(dict(self._pods)),
-                list_updates=MappingProxyType(dict(self._list_updates)),
-            )
+            return self._model.view(self._clock())
 
     def wait_until(self, condition: Callable[[NodeView], object], timeout_s: float) -> NodeView:
         """Wait until `condition` holds for the node and return the node then.
@@ -202,81 +166,26 @@ class Kubelet:
         """Admit and start pending pods, one at a time, in the order in which they were created."""
         with self._changed:
             while self._running:
-                busy = [
-                    self._sync(view)
-                    for view in list(self._pods.values())
-                    if view.status.phase is Phase.PENDING
-                ]
-                if not any(busy):
+                progress = [self._sync(key) for key in self._model.pending]
+                if not any(progress):
                     self._changed.wait(GRACE_CHECK_S)
 
-    def _sync(self, view: PodView) -> bool:
+    def _sync(self, key: str) -> bool:
         """Take one pending pod a step further; True if it is pending no more."""
-        pod = view.pod
-        if self._pods.get(pod.key) is not view:
-            return False
-        if _admitted(view.status):
-            status = self._drive(start(view.status.grants, self._manager))
-        elif why := self._does_not_fit(pod):
-            self._set_status(pod, PodStatus(Phase.PENDING, UNSCHEDULABLE, why))
-            return False
-        else:
-            status = self._drive(admit(pod, self._manager, self._generator))
-        if self._pods.get(pod.key) is not view:
-            self._manager.release(pod.uid)  # deleted while a plugin was asked
-            return True
-        self._save()
-        self._set_status(pod, status)
-        return status.phase is not Phase.PENDING
+        status = drive(self._model.sync(key, self._clock()), self._call)
+        self._carry_out()
+        return status is None or status.phase is not Phase.PENDING
 
-    def _does_not_fit(self, pod: Pod) -> str:
-        """Why a pod has to wait, "" if it fits; a static one never waits."""
-        return "" if pod.static else does_not_fit(pod, self.view().amounts, self._requested())
-
-    def _drive(self, admission: Generator[Call, Answer, PodStatus]) -> PodStatus:
-        """Make the calls that admission asks for; the lock is free while a plugin works."""
-        try:
-            call = next(admission)
-            while True:
-                try:
-                    answer = self._perform(call)
-                except CallFailed as error:
-                    call = admission.throw(error)
-                else:
-                    call = admission.send(answer)
-        except StopIteration as end:
-            status: PodStatus = end.value
-            return status
-
-    def _perform(self, call: Call) -> Answer:
+    def _call(self, call: PluginCall) -> Response:
+        """The lock is free while a plugin works."""
         client = self._connections.current(call.resource)
         if client is None:
             raise CallFailed(f"endpoint of {call.resource} has been stopped")
         self._changed.release()
         try:
-            if isinstance(call, PreferCall):
-                return client.prefer(call.available, call.must_include, call.size)
-            if isinstance(call, AllocateCall):
-                return client.allocate(call.container, call.device_ids)
-            client.pre_start(call.device_ids)
-            return None
+            return client.call(call)
         finally:
             self._changed.acquire()
-
-    def _set_status(self, pod: Pod, status: PodStatus) -> None:
-        if self._pods[pod.key].status == status:
-            return
-        self._pods[pod.key] = PodView(pod, status)
-        reason = f" {status.reason}: {status.message}" if status.reason else ""
-        self._tell("pod", f"{pod.key} {status.phase.value}{reason}")
-        self._changed.notify_all()
-
-    def _requested(self) -> Counter[str]:
-        requested: Counter[str] = Counter()
-        for view in self._pods.values():
-            if _admitted(view.status):
-                requested.update(view.pod.requests())
-        return requested
 
     def _register_classic(self, request: dp.RegisterRequest) -> None:
         socket = self._device_plugins / request.endpoint
@@ -297,95 +206,73 @@ class Kubelet:
             if not self._running:
                 self._connections.give_up(client)
                 return
-            self._manager.connected(
+            self._model.registered(
                 client.resource,
                 has_preference=options.get_preferred_allocation_available,
                 wants_pre_start=options.pre_start_required,
             )
             self._connections.put_in_charge(client)
-        self._tell("registered", f"{client.resource} at {client.socket.name}")
+        self._emit("registered", f"{client.resource} at {client.socket.name}")
 
     def _listed(self, resource: str, devices: tuple[Listed, ...], size_bytes: int) -> None:
-        healthy = sum(device.healthy for device in devices)
         with self._changed:
-            if not self._running:
-                return
-            self._manager.listed(resource, devices)
-            self._list_updates[resource] += 1
-            self._save()
-            self._changed.notify_all()
-        unhealthy = len(devices) - healthy
-        self._tell("list", f"{resource}: {healthy} healthy, {unhealthy} not, {size_bytes} bytes")
+            if self._running:
+                self._model.listed(resource, devices, size_bytes)
+                self._carry_out()
 
     def _stream_ended(self, resource: str, reason: str) -> None:
         if self._running:
-            self._tell("stream-ended", f"{resource}: {reason or 'closed by the plugin'}")
+            self._emit("stream-ended", f"{resource}: {reason or 'closed by the plugin'}")
             self._disconnect(resource)
 
     def _disconnect(self, resource: str) -> None:
         with self._changed:
             if self._connections.drop(resource):
-                self._manager.disconnected(resource, self._clock())
+                self._model.disconnected(resource, self._clock())
                 self._changed.notify_all()
 
     def _refuse(self, socket: Path, reason: str) -> None:
-        self._tell("refused", f"{socket.name}: {reason}")
+        self._emit("refused", f"{socket.name}: {reason}")
 
     def _held(self) -> list[tuple[Pod, tuple[Holding, ...]]]:
         with self._changed:
-            holdings = self._manager.holdings
-            return [
-                (view.pod, tuple(held for held in holdings if held.pod_uid == view.pod.uid))
-                for view in self._pods.values()
-                if _admitted(view.status)
-            ]
+            return self._model.held()
 
     def _allocatable(self) -> dict[str, dict[str, tuple[int, ...]]]:
         with self._changed:
-            manager = self._manager
-            return {
-                resource: {
-                    id_: nodes
-                    for id_, nodes in manager.numa_nodes(resource).items()
-                    if manager.devices(resource)[id_]
-                }
-                for resource in manager.resources
-            }
+            return self._model.devices.allocatable()
+
+    def _carry_out(self) -> None:
+        """Do what the model asks for, and wake those who wait for a change."""
+        for effect in self._model.take_effects():
+            if isinstance(effect, SaveCheckpoint):
+                self._save()
+            else:
+                self._listener(effect)
+        self._changed.notify_all()
 
     def _save(self) -> None:
         path = self._device_plugins / FILE_NAME
         temporary = path.with_name(f".{FILE_NAME}.tmp")
-        temporary.write_text(write_checkpoint(self._manager))
+        temporary.write_text(self._model.checkpoint())
         temporary.replace(path)
 
-    def _restore(self) -> None:
+    def _saved(self) -> bytes | None:
         try:
-            text = (self._device_plugins / FILE_NAME).read_text()
-            holdings, registered = read_checkpoint(text)
+            return (self._device_plugins / FILE_NAME).read_bytes()
         except FileNotFoundError:
-            return
-        except (CheckpointDamaged, UnicodeDecodeError) as error:
-            self._tell("refused", f"{FILE_NAME}: {error}; starting without it")
-            return
-        alive = {view.pod.uid for view in self._pods.values()}
-        kept = [held for held in holdings if held.pod_uid in alive]
-        self._manager.restore(kept, registered, self._clock())
+            return None
 
     def _record(self, call: CallRecord) -> None:
         text = f"{call.method} {call.duration_s * 1e6:.0f} us"
-        self._listener(Happened("call", f"{text} {call.error}".rstrip(), call))
+        self._listener(KubeletEvent("call", f"{text} {call.error}".rstrip(), call))
 
-    def _tell(self, kind: str, text: str) -> None:
-        self._listener(Happened(kind, text))
+    def _emit(self, kind: str, text: str) -> None:
+        self._listener(KubeletEvent(kind, text))
 
 
 def _decided(status: PodStatus) -> bool:
     return status.phase is not Phase.PENDING or bool(status.reason)
-
-
-def _admitted(status: PodStatus) -> bool:
-    """True if the pod holds what it asked for, even if it could not be started yet."""
-    return status.phase is Phase.RUNNING or bool(status.grants)
 
 
 def _summary(node: NodeView) -> str:

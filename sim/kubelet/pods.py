@@ -1,4 +1,4 @@
-"""Pods as the kubelet stand-in knows them: specification, grants of devices, status. Pure."""
+"""Pods and the node of the kubelet stand-in: specification, grants, status, events. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from sim.kubelet.devices import Amount
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class Phase(Enum):
-    """A pod's phase, as in the Kubernetes API."""
-
     PENDING = "Pending"
     RUNNING = "Running"
     FAILED = "Failed"
@@ -21,8 +21,6 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container and its limits of extended resources."""
-
     name: str
     limits: Mapping[str, int]
 
@@ -39,7 +37,6 @@ class Pod:
 
     @property
     def key(self) -> str:
-        """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
     def requests(self) -> dict[str, int]:
@@ -79,3 +76,54 @@ class PodStatus:
     reason: str = ""
     message: str = ""
     grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One call to a plugin: `error` is "" if it succeeded."""
+
+    method: str
+    resource: str
+    duration_s: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class KubeletEvent:
+    """One fact, in the order in which facts came about.
+
+    `kind` is one of registered, refused, list, stream-ended, call, pod, started, stopped.
+    """
+
+    kind: str
+    text: str
+    call: CallRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    pod: Pod
+    status: PodStatus
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """The node at one moment: amounts and device health by resource, pods by `namespace/name`.
+
+    `list_updates` counts the lists that were received per resource since the kubelet started.
+    """
+
+    amounts: Mapping[str, Amount]
+    devices: Mapping[str, Mapping[str, bool]]
+    pods: Mapping[str, PodView]
+    list_updates: Mapping[str, int]
+
+    def capacity(self, resource: str) -> int:
+        return self.amounts.get(resource, Amount(0, 0)).capacity
+
+    def allocatable(self, resource: str) -> int:
+        return self.amounts.get(resource, Amount(0, 0)).allocatable
+
+    def unhealthy(self, resource: str) -> tuple[str, ...]:
+        """Ids of the devices that were last listed as unhealthy."""
+        return tuple(one for one, ok in self.devices.get(resource, {}).items() if not ok)

@@ -11,7 +11,7 @@ from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import podresources_pb2 as pr
 from gpuplugin.rpc.services import grpc_target
 from sim.kubelet.admission import CallFailed
-from sim.kubelet.watcher import API_VERSION, is_extended_resource
+from sim.kubelet.registration import API_VERSION, is_extended_resource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,6 @@ class Services:
         self._serve(self._pod_resources_socket, "v1.PodResourcesLister", pods.handlers())
 
     def stop(self) -> None:
-        """Stop listening and remove the sockets."""
         for server in self._servers:
             server.stop(STOP_GRACE_S).wait()
         self._servers.clear()
@@ -98,7 +97,6 @@ class PodResources:
         self._read_devices = read_devices
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
-        """Method handlers by name."""
         return {
             "List": grpc.unary_unary_rpc_method_handler(self._list),
             "Get": grpc.unary_unary_rpc_method_handler(self._get),

@@ -1,24 +1,76 @@
-"""Steering a running simulated node from another process: inject faults, look at the GPUs."""
+"""Control sockets, one JSON object per line: injecting faults into a running node, and its status.
+
+The form of the lines and the client side are in `gpuplugin.linesocket`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socketserver
+import threading
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from gpuplugin.linesocket import ControlError, ask
+from gpuplugin.linesocket import ControlError, ask, decode, encode
 from hal import UnknownGpu
-from sim.gpu.faults import HAPPENING, GpuHappening, NodeHappening, problems
-from sim.node.lineserver import LineServer
-from sim.node.node import CannotBefall
+from sim.gpu.faults import FAULT, GpuFault, NodeFault, problems
+from sim.node.injection import CannotInject
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from sim.gpu.gpu import SimulatedGpu
     from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
+
+    Handler: TypeAlias = Callable[[Mapping[str, object]], Mapping[str, object]]
+
+
+class LineServer:
+    """Serves requests on a unix socket until closed.
+
+    A handler raises `ControlError` to refuse; the text reaches the caller.
+    """
+
+    def __init__(self, path: Path, handler: Handler) -> None:
+        self._path = path
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._server = _Server(str(path), _request_handler(handler))
+        path.chmod(0o600)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self._path.unlink(missing_ok=True)
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+def _request_handler(handler: Handler) -> type[socketserver.StreamRequestHandler]:
+    class RequestHandler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                self.wfile.write(encode(_answer(line, handler)))
+
+    return RequestHandler
+
+
+def _answer(line: bytes, handler: Handler) -> Mapping[str, object]:
+    try:
+        return handler(decode(line))
+    except ControlError as error:
+        return {"error": str(error)}
+
 
 ANSWER_TIMEOUT_S = 5.0
 
@@ -36,7 +88,7 @@ class GpuStatus(BaseModel):
     tenants: list[str]
 
 
-class BefallenGpu(BaseModel):
+class InjectedGpu(BaseModel):
     """A GPU that something befell; `replaced_by` is the UUID of the GPU that took its place."""
 
     model_config = ConfigDict(frozen=True)
@@ -46,12 +98,12 @@ class BefallenGpu(BaseModel):
     replaced_by: str | None
 
 
-class Befallen(BaseModel):
+class Injected(BaseModel):
     """What an injection met: the GPUs (none if it was the node), and the model time in seconds."""
 
     model_config = ConfigDict(frozen=True)
 
-    gpus: list[BefallenGpu]
+    gpus: list[InjectedGpu]
     at_s: float
 
 
@@ -59,7 +111,6 @@ _GPUS = TypeAdapter(list[GpuStatus])
 
 
 def control_socket(kubelet_dir: Path) -> Path:
-    """Where the node that serves this kubelet folder listens."""
     return kubelet_dir / "gpuplugin-sim.sock"
 
 
@@ -74,8 +125,8 @@ def serve_control(node: RealTimeNode, path: Path) -> LineServer:
     return LineServer(path, handle)
 
 
-def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Befallen:
-    """Let `what` (a happening of a scenario) befall GPUs of the node behind `path`, or the node.
+def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
+    """Let `what` (a fault of a scenario) befall GPUs of the node behind `path`, or the node.
 
     `gpu` is an index, a UUID, or "all", which means every GPU that it can befall; None for what
     befalls the node as a whole.
@@ -84,7 +135,7 @@ def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Befallen:
         ControlError: no node there, no such GPU, or nothing that can happen.
     """
     request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
-    return Befallen.model_validate(ask(path, request, ANSWER_TIMEOUT_S))
+    return Injected.model_validate(ask(path, request, ANSWER_TIMEOUT_S))
 
 
 def status(path: Path) -> list[GpuStatus]:
@@ -99,30 +150,30 @@ def status(path: Path) -> list[GpuStatus]:
 
 def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
     try:
-        what = HAPPENING.validate_python(request["inject"])
+        what = FAULT.validate_python(request["inject"])
     except ValidationError as error:
         raise ControlError(f"this cannot be injected: {problems(error)}") from error
     named = request.get("gpu")
-    with node.present() as model:
-        if isinstance(what, NodeHappening):
+    with node.update() as model:
+        if isinstance(what, NodeFault):
             if named is not None:
-                raise ControlError(f"{what.kind} befalls the whole node: name no GPU")
-            model.befall_node(what)
+                raise ControlError(f"{what.kind} applies to the whole node: name no GPU")
+            model.inject_node(what)
             met: list[SimulatedGpu] = []
         elif named is None:
-            raise ControlError(f"{what.kind} befalls a GPU: name one, or 'all'")
+            raise ControlError(f"{what.kind} applies to a GPU: name one, or 'all'")
         else:
-            met = _befall(model, str(named), what)
+            met = _inject_into(model, str(named), what)
         gpus = [
-            BefallenGpu(
+            InjectedGpu(
                 index=gpu.identity.index, uuid=gpu.identity.uuid, replaced_by=gpu.replaced_by
             )
             for gpu in met
         ]
-        return Befallen(gpus=gpus, at_s=model.now_s).model_dump()
+        return Injected(gpus=gpus, at_s=model.now_s).model_dump()
 
 
-def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[SimulatedGpu]:
+def _inject_into(model: SimulatedNode, named: str, what: GpuFault) -> list[SimulatedGpu]:
     """The GPUs that it befell: of all, those that it can befall."""
     try:
         wanted = list(model.present) if named == "all" else [model.find(named)]
@@ -133,8 +184,8 @@ def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[Simula
     refusals: list[str] = []
     for gpu in wanted:
         try:
-            model.befall(gpu, what)
-        except CannotBefall as refusal:
+            model.inject(gpu, what)
+        except CannotInject as refusal:
             refusals.append(str(refusal))
         else:
             met.append(gpu)
@@ -144,7 +195,7 @@ def _befall(model: SimulatedNode, named: str, what: GpuHappening) -> list[Simula
 
 
 def _status(node: RealTimeNode) -> Mapping[str, object]:
-    with node.present() as model:
+    with node.update() as model:
         return {
             "scenario": model.scenario.name,
             "model_time_s": model.now_s,

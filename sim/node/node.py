@@ -1,7 +1,7 @@
 """The simulated node: GPUs on one simpy environment, driven by a scenario and one seed.
 
 Model time is the environment's clock, in integer nanoseconds from 0 on, so that it adds up exactly;
-people and happenings count in seconds. Who advances it (real time: `sim.node.realtime`) and
+people and faults count in seconds. Who advances it (real time: `sim.node.realtime`) and
 who looks (`sim.node.backend`) is elsewhere; nothing here locks or sleeps.
 """
 
@@ -9,42 +9,36 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from contextlib import suppress
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import simpy
 
 from hal import EccError, GpuAppeared, Link, LinkKind, UnknownGpu, XidError
-from sim.gpu.compute.parameters import NS_PER_S, to_ns
-from sim.gpu.failures import gaps_s, repair_time_s, victims_of
 from sim.gpu.faults import (
     DriverDown,
     DriverHang,
     DriverUp,
-    GpuHappening,
+    GpuFault,
     Hang,
-    NodeHappening,
-    Plug,
+    NodeFault,
     Repartition,
     Replacement,
     ThermalShutdown,
-    XidFault,
+    WatchBroken,
+    WatchMended,
 )
 from sim.gpu.gpu import SimulatedGpu
-from sim.gpu.identities import Identities
-from sim.gpu.partition import CannotPartition, check_partition
+from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.tenancy import TenantSpec
-from sim.gpu.workloads.models import MemoryUse
-from sim.node.driver import SimulatedDriver
-from sim.node.population import physics_of, tenancies_of
+from sim.gpu.workloads import MemoryUse
+from sim.node.injection import SimulatedDriver, check_applies, start_faults
+from sim.node.population import Identities, physics_of, tenancies_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
     from hal import Event, Gpu
-    from sim.gpu.failures import Failures, Victims
-    from sim.gpu.faults import TimedHappening
     from sim.gpu.profiles import Profile
     from sim.gpu.tenancy import Tenancy, Tenant, TenantRecord
     from sim.node.population import Log
@@ -59,10 +53,6 @@ GOVERN_S = 1.0
 slowdown and shutdown there are 3 degrees on some models."""
 
 
-class CannotBefall(Exception):
-    """This cannot happen to the GPU as it is now; the text says why and what can."""
-
-
 class SimulatedNode:
     """GPUs, tenants and faults; `now_s` is the model time, `env.now` the same in nanoseconds."""
 
@@ -70,7 +60,7 @@ class SimulatedNode:
         self.env = simpy.Environment()
         self.log = log
         self.on_change: Callable[[], None] = lambda: None
-        """Called when something befell the node or a GPU, or the driver has something to report."""
+        """Called after every fault, and when the driver has something to report."""
         self.listeners: list[Callable[[Event], None]] = []
         """Each is told every event that the driver reports; `take_events` is for one who asks."""
         self.scenario = scenario
@@ -88,13 +78,10 @@ class SimulatedNode:
         """What came of every tenant that was started, in that order."""
         self._pids = itertools.count(FIRST_PID)
         for tenant in scenario.tenants:
-            self._bring(tenant)
+            self._add_tenant(tenant)
         if any(gpu.physics.can_overheat for gpu in self._present):
             self.env.process(self._govern())
-        for happening in scenario.happenings:
-            self.env.process(self._happen_later(happening))
-        for number, failures in enumerate(scenario.failures):
-            self._let_fail(failures, Random(f"{scenario.seed}/failures/{number}"))
+        start_faults(self)
 
     def advance(self, now_s: float) -> None:
         """Let everything happen that is due by `now_s`, which becomes the present."""
@@ -107,7 +94,6 @@ class SimulatedNode:
 
     @property
     def now_s(self) -> float:
-        """The model time in seconds."""
         return self.env.now / NS_PER_S
 
     @property
@@ -149,13 +135,13 @@ class SimulatedNode:
                 return gpu
         return self.gpu(index_or_uuid)
 
-    def befall(self, gpu: SimulatedGpu, what: GpuHappening) -> None:
-        """Let something befall a GPU now.
+    def inject(self, gpu: SimulatedGpu, what: GpuFault) -> None:
+        """Inject a fault into a GPU now.
 
         Raises:
-            CannotBefall: not as the GPU is now; nothing has changed.
+            CannotInject: it does not apply to the GPU as it is; nothing has changed.
         """
-        _check(gpu, what)
+        check_applies(gpu, what)
         now_s = self.now_s
         match what:
             case Replacement():
@@ -164,18 +150,16 @@ class SimulatedNode:
                 identity = self._identities.partitioned(gpu.identity, mig, gpu.profile)
                 gpu.repartition(identity, self._tenancies(identity, gpu.profile), now_s)
             case _:
-                self._report(gpu.suffer(what, now_s))
+                self._report(gpu.apply(what, now_s))
         self.log("happening", {"uuid": gpu.identity.uuid, **what.model_dump()})
         self.on_change()
-        match what:
-            case Hang(for_s=float(for_s)):
-                self._look_again_after(for_s)
-            case ThermalShutdown(lost_after_s=lost_after_s):
-                self.env.process(self._elapse_later(gpu, lost_after_s))
+        if isinstance(what, Hang) and what.for_s is not None:
+            self._wake_after(what.for_s)
+        if isinstance(what, ThermalShutdown):
+            self.env.process(self._elapse_later(gpu, what.lost_after_s))
 
-    def befall_node(self, what: NodeHappening) -> None:
-        """Let something befall the node as a whole now."""
-        self.driver.suffer(what, self.now_s)
+    def inject_node(self, what: NodeFault) -> None:
+        self.driver.apply(what, self.now_s)
         self.log("happening", dict(what.model_dump()))
         match what:
             case DriverDown():
@@ -184,8 +168,13 @@ class SimulatedNode:
             case DriverUp():
                 for gpu in self.gpus.values():
                     gpu.driver_loaded()
-            case DriverHang(for_s=float(for_s)):
-                self._look_again_after(for_s)
+            case DriverHang(for_s=for_s):
+                if for_s is not None:
+                    self._wake_after(for_s)
+            case WatchBroken() | WatchMended():
+                pass
+            case _:
+                assert_never(what)
         self.on_change()
 
     def hangs(self, uuid: str | None = None) -> bool:
@@ -203,7 +192,6 @@ class SimulatedNode:
 
     @property
     def has_events(self) -> bool:
-        """True if there is something to take."""
         return bool(self._events)
 
     def links(self) -> dict[tuple[str, str], Link]:
@@ -232,6 +220,12 @@ class SimulatedNode:
             return tenant
         return None
 
+    def stop_tenant(self, uuid: str, tenant: Tenant) -> None:
+        """End a tenant whose pod was deleted, if it still runs."""
+        for gpu in self._present:
+            if uuid in gpu.tenancies and not tenant.gone.triggered:
+                gpu.tenancies[uuid].kill(tenant.pid, "pod deleted")
+
     def _link(self, one: Gpu, other: Gpu) -> Link:
         for link in self.scenario.links:
             if set(link.gpus) == {one.index, other.index}:
@@ -239,7 +233,7 @@ class SimulatedNode:
         same = one.numa_node == other.numa_node
         return Link(LinkKind.SAME_CPU if same else LinkKind.CROSS_CPU)
 
-    def _bring(self, tenant: TenantOfScenario) -> None:
+    def _add_tenant(self, tenant: TenantOfScenario) -> None:
         gpu = self._present[tenant.gpu]
         if tenant.workload is None:
             gpu.tenants.append((next(self._pids), tenant))
@@ -273,13 +267,13 @@ class SimulatedNode:
         if gpu.lost or gpu.overheated:
             return
         if gpu.physics.too_hot:
-            self.befall(gpu, ThermalShutdown())
+            self.inject(gpu, ThermalShutdown())
             return
         in_s = gpu.physics.too_hot_in_s(gpu.load)
         if in_s < GOVERN_S:
-            self.env.process(self._look_at_heat(gpu, in_s))
+            self.env.process(self._check_heat_later(gpu, in_s))
 
-    def _look_at_heat(
+    def _check_heat_later(
         self, gpu: SimulatedGpu, delay_s: float
     ) -> Generator[simpy.Event, object, None]:
         yield self.env.timeout(max(1, to_ns(delay_s)))
@@ -287,7 +281,7 @@ class SimulatedNode:
             return
         gpu.settle(self.now_s)
         if gpu.physics.too_hot:
-            self.befall(gpu, ThermalShutdown())
+            self.inject(gpu, ThermalShutdown())
 
     def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
         group = self._groups[identity.index]
@@ -298,45 +292,7 @@ class SimulatedNode:
     def _tenancies(self, identity: Gpu, profile: Profile) -> dict[str, Tenancy]:
         return tenancies_of(self.env, identity, profile, self._groups[identity.index], self.log)
 
-    def _happen_later(self, happening: TimedHappening) -> Generator[simpy.Event, object, None]:
-        yield self.env.timeout(to_ns(happening.at_s))
-        self._happen(happening)
-        if happening.repeat is not None:
-            for _ in range(happening.repeat.times - 1):
-                yield self.env.timeout(to_ns(happening.repeat.every_s))
-                self._happen(happening)
-
-    def _let_fail(self, failures: Failures, random: Random) -> None:
-        numa_nodes = [gpu.identity.numa_node for gpu in self._present]
-        for number, victims in enumerate(victims_of(failures, numa_nodes, random)):
-            own = Random(f"{self.scenario.seed}/{random.random()}/{number}")
-            self.env.process(self._fail(failures, victims, own))
-
-    def _fail(
-        self, failures: Failures, victims: Victims, random: Random
-    ) -> Generator[simpy.Event, object, None]:
-        """Break and mend in turn; what is being mended does not break."""
-        for gap_s in gaps_s(failures, victims.factor, random):
-            yield self.env.timeout(to_ns(gap_s))
-            for index in victims.indices:
-                with suppress(CannotBefall):
-                    self.befall(self._present[index], failures.what)
-            if failures.repair is not None:
-                yield self.env.timeout(to_ns(repair_time_s(failures.repair, random)))
-                for index in victims.indices:
-                    with suppress(CannotBefall):
-                        self.befall(self._present[index], failures.repair.what)
-
-    def _happen(self, happening: TimedHappening) -> None:
-        what = happening.what
-        if isinstance(what, NodeHappening):
-            self.befall_node(what)
-            return
-        for index in happening.indices(len(self._present)):
-            with suppress(CannotBefall):
-                self.befall(self._present[index], what)
-
-    def _look_again_after(self, delay_s: float) -> None:
+    def _wake_after(self, delay_s: float) -> None:
         """Have something scheduled then, so that whoever paces the node wakes those who wait."""
         self.env.timeout(to_ns(delay_s))
 
@@ -363,29 +319,3 @@ class SimulatedNode:
                 for listener in self.listeners:
                     listener(event)
         self.on_change()
-
-
-def _check(gpu: SimulatedGpu, what: GpuHappening) -> None:
-    """Raises CannotBefall if this cannot happen to the GPU as it is."""
-    index = gpu.identity.index
-    if gpu.replaced_by is not None:
-        raise CannotBefall(
-            f"GPU {gpu.identity.uuid} was replaced by {gpu.replaced_by}: name that one, or {index}"
-        )
-    if not gpu.plugged and not isinstance(what, Plug | Replacement):
-        raise CannotBefall(f"GPU {index} is unplugged: plug it or replace it first")
-    match what:
-        case Plug() if gpu.plugged:
-            raise CannotBefall(f"GPU {index} is not unplugged; 'recover' brings a lost GPU back")
-        case Repartition() if gpu.lost:
-            raise CannotBefall(f"GPU {index} is lost: let it recover first")
-        case Repartition(mig=list(mig)):
-            try:
-                check_partition(gpu.identity.product, gpu.profile, mig)
-            except CannotPartition as error:
-                raise CannotBefall(str(error)) from error
-        case XidFault(mig=int(mig_index)) if mig_index >= len(gpu.identity.mig_devices):
-            raise CannotBefall(
-                f"GPU {index} has no MIG device {mig_index}, "
-                f"only {len(gpu.identity.mig_devices)}, counted from 0"
-            )

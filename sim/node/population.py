@@ -1,31 +1,97 @@
-"""Where tenants live on a GPU: a scheduler and a memory for it, or for each of its MIG devices."""
+"""The GPUs of a node as its scenario describes them: identity, physics, schedulers and memory."""
 
 from __future__ import annotations
 
+import itertools
+import random
+import uuid as uuids
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from sim.gpu.compute.exclusive import Exclusive
-from sim.gpu.compute.mps import Mps
-from sim.gpu.compute.timeslicing import TimeSlicing
-from sim.gpu.memory import Memory
+from hal import ComputeMode, Gpu
 from sim.gpu.physics import Physics
-from sim.gpu.profiles import slice_parameters
-from sim.gpu.tenancy import Tenancy
-from sim.gpu.workloads.models import MemoryUse
+from sim.gpu.profiles import load_profile, partitioned, slice_parameters
+from sim.gpu.schedulers import Exclusive, Mps
+from sim.gpu.tenancy import Memory, Tenancy
+from sim.gpu.timeslicing import TimeSlicing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     import simpy
 
-    from hal import Gpu
-    from sim.gpu.compute.engine import Engine
+    from hal import MigDevice
     from sim.gpu.profiles import Profile
-    from sim.node.scenario import GpuGroup
+    from sim.gpu.scheduler import Scheduler
+    from sim.node.scenario import GpuGroup, RecordedGpu, RecordedMig, Scenario
 
     Log: TypeAlias = Callable[[str, dict[str, object]], None]
 
-DEFAULT_MEMORY = MemoryUse()
+
+class Identities:
+    """Makes identities; the same calls on the same scenario and seed give the same ones."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._generator = random.Random(f"gpuplugin/{scenario.seed}")
+
+    def of_the_node(self) -> Iterator[tuple[Gpu, Profile]]:
+        """The GPUs that the scenario names, by index."""
+        groups = [
+            (group, _profile_of(load_profile(group.model), group.recorded))
+            for group in self._scenario.gpus
+        ]
+        bus_ids = _bus_ids([profile for group, profile in groups for _ in range(group.count)])
+        index = 0
+        for group, profile in groups:
+            numa_nodes = group.numa_nodes or min(2, group.count)
+            for position in range(group.count):
+                gpu = Gpu(
+                    uuid=self._uuid(),
+                    index=index,
+                    minor=index,
+                    pci_bus_id=next(bus_ids),
+                    numa_node=position * numa_nodes // group.count,
+                    product=profile.product,
+                    memory_bytes=profile.memory_bytes,
+                    compute_capability=profile.compute_capability,
+                    compute_mode=ComputeMode.DEFAULT,
+                )
+                gpu = self.partitioned(_identity_of(gpu, group.recorded), group.mig, profile)
+                yield _partition_of(gpu, group.recorded), profile
+                index += 1
+
+    def partitioned(self, gpu: Gpu, mig: Sequence[str] | None, profile: Profile) -> Gpu:
+        """The GPU with new MIG devices of allowed MIG profiles; None turns MIG off."""
+        return partitioned(gpu, mig, profile, self._generator)
+
+    def another(self, gpu: Gpu, profile: Profile) -> Gpu:
+        """A GPU of the same model in the same place, partitioned alike: only UUIDs differ."""
+        mig = [device.profile for device in gpu.mig_devices] if gpu.mig_enabled else None
+        return self.partitioned(replace(gpu, uuid=self._uuid()), mig, profile)
+
+    def _uuid(self) -> str:
+        return f"GPU-{uuids.UUID(int=self._generator.getrandbits(128), version=4)}"
+
+
+def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
+    """A bus id for each GPU of a node, all different.
+
+    Those of a real node of the model, where they were captured, come first, then made-up ones.
+    """
+    captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
+    made_up = (bus_id for bus_id in _made_up_bus_ids() if bus_id not in captured)
+    given: set[str] = set()
+    for profile in profiles:
+        free = (bus_id for bus_id in profile.bus_ids if bus_id not in given)
+        bus_id = next(free, None) or next(made_up)
+        given.add(bus_id)
+        yield bus_id
+
+
+def _made_up_bus_ids() -> Iterator[str]:
+    for number in itertools.count():
+        yield f"{number // 32:08X}:{(number % 32) * 8 + 1:02X}:00.0"
 
 
 def physics_of(profile: Profile, group: GpuGroup) -> Physics:
@@ -41,16 +107,18 @@ def tenancies_of(
         memory = Memory(
             gpu.memory_bytes, profile.memory_reserved_bytes or 0, oversubscribe=group.oversubscribe
         )
-        engine = _engine(group, profile)
-        shares_faults = isinstance(engine, Mps)
+        scheduler = _scheduler(group, profile)
+        shares_faults = isinstance(scheduler, Mps)
         return {
-            gpu.uuid: Tenancy(env, engine, memory, gpu.uuid, shares_faults=shares_faults, log=log)
+            gpu.uuid: Tenancy(
+                env, scheduler, memory, gpu.uuid, shares_faults=shares_faults, log=log
+            )
         }
     sms = {one.profile: one.sm for one in profile.mig}
     return {
         device.uuid: Tenancy(
             env,
-            _engine(group, profile),
+            _scheduler(group, profile),
             Memory(device.memory_bytes, oversubscribe=group.oversubscribe),
             device.uuid,
             compute_share=_share(sms.get(device.profile), profile.sm_count),
@@ -60,7 +128,7 @@ def tenancies_of(
     }
 
 
-def _engine(group: GpuGroup, profile: Profile) -> Engine:
+def _scheduler(group: GpuGroup, profile: Profile) -> Scheduler:
     match group.mechanism:
         case "time-slicing":
             return TimeSlicing(slice_parameters(profile))
@@ -73,3 +141,53 @@ def _engine(group: GpuGroup, profile: Profile) -> Engine:
 def _share(sms: int | None, all_sms: int | None) -> float:
     """A MIG device's share of the SMs; where no source gives it, all of them."""
     return sms / all_sms if sms and all_sms else 1.0
+
+
+def _profile_of(profile: Profile, recorded: RecordedGpu | None) -> Profile:
+    """The model's profile with what is known better of this one GPU."""
+    if recorded is None:
+        return profile
+    changes: dict[str, object] = {}
+    if recorded.product is not None:
+        changes["product"] = recorded.product
+    if recorded.memory_bytes is not None:
+        changes["memory_bytes"] = recorded.memory_bytes
+    if recorded.power_limit_w is not None:
+        power = {"default_limit": recorded.power_limit_w}
+        changes["power_w"] = profile.power_w.model_copy(update=power)
+    return profile.model_copy(update=changes)
+
+
+def _identity_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
+    """The GPU with what is known better of it."""
+    if recorded is None:
+        return gpu
+    return replace(
+        gpu,
+        uuid=recorded.uuid or gpu.uuid,
+        pci_bus_id=recorded.pci_bus_id or gpu.pci_bus_id,
+        minor=gpu.minor if recorded.minor is None else recorded.minor,
+        numa_node=recorded.numa_node,
+    )
+
+
+def _partition_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
+    """The partitioned GPU with what is known better of its MIG devices."""
+    if recorded is None or not recorded.mig:
+        return gpu
+    known = dict(enumerate(recorded.mig))
+    return replace(
+        gpu, mig_devices=tuple(_mig(mig, known.get(mig.index)) for mig in gpu.mig_devices)
+    )
+
+
+def _mig(mig: MigDevice, recorded: RecordedMig | None) -> MigDevice:
+    if recorded is None:
+        return mig
+    return replace(
+        mig,
+        uuid=recorded.uuid or mig.uuid,
+        gpu_instance=recorded.gpu_instance,
+        compute_instance=recorded.compute_instance,
+        memory_bytes=mig.memory_bytes if recorded.memory_bytes is None else recorded.memory_bytes,
+    )

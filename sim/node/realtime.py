@@ -1,7 +1,7 @@
-"""Paces a simulated node in real time: model seconds are wall-clock seconds times a speed.
+"""A simulated node in real time, and `hal.Backend` on it.
 
-One lock guards the node. A thread advances the clock to each scheduled event; whoever looks at the
-node in between advances it to the present first.
+One lock guards the node. A thread advances the clock to each scheduled event (model seconds are
+wall-clock seconds times a speed); a reader advances the node to the present first.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hal import DriverUnavailable
+from hal import DriverUnavailable, GpuLost, NotSupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from hal import Event
+    from hal import ComputeProcess, Event, Gpu, Link, Probe, Telemetry, TimeSliceLevel
+    from sim.gpu.gpu import SimulatedGpu
     from sim.node.node import SimulatedNode
 
 
@@ -51,7 +52,7 @@ class RealTimeNode:
             self._thread.join()
 
     @contextmanager
-    def present(self) -> Iterator[SimulatedNode]:
+    def update(self) -> Iterator[SimulatedNode]:
         """The node, advanced to the present and held still; changes wake whoever waits."""
         with self._changed:
             self._advance()
@@ -61,7 +62,7 @@ class RealTimeNode:
                 self._wake()
 
     @contextmanager
-    def glimpsed(self) -> Iterator[SimulatedNode]:
+    def read(self) -> Iterator[SimulatedNode]:
         """The node, advanced to the present and held still, for those who change nothing of it."""
         with self._changed:
             self._advance()
@@ -73,12 +74,11 @@ class RealTimeNode:
             self._watchers.append(changed)
 
     def unwatch(self, changed: Callable[[], None]) -> None:
-        """Call it no more."""
         with self._changed:
             self._watchers.remove(changed)
 
     @contextmanager
-    def called(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
+    def call(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
         """The node as a call to its driver finds it; `uuid` is the GPU that the call is about.
 
         While the driver or that GPU hangs this waits, and lets go of the lock; `stop` ends it.
@@ -159,3 +159,78 @@ class RealTimeNode:
         if self._started_s is None:
             return 0.0
         return (time.monotonic() - self._started_s) * self._speed
+
+
+class SimBackend:
+    """See `hal.Backend`; the node's time starts with the first `open` and goes on after `close`.
+
+    A call to a driver or about a GPU that hangs does not return, whatever `close` does; the node's
+    `stop` ends it with `DriverUnavailable`.
+    """
+
+    def __init__(self, node: RealTimeNode) -> None:
+        self._node = node
+        self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
+        with node.update() as model:
+            self._driver_version = model.scenario.driver_version
+
+    def open(self) -> None:
+        """Start the node's clock; the driver may hang or be unavailable from the first moment."""
+        self._node.start()
+        with self._node.call():
+            pass
+
+    def close(self) -> None:
+        self._node.interrupt()
+
+    @property
+    def driver_version(self) -> str:
+        """The version that the scenario names; known even while the driver does not answer."""
+        return self._driver_version
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        with self._node.call() as model:
+            return model.listed()
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event]:
+        return self._node.wait_events(timeout_s)
+
+    def probe(self, uuid: str) -> Probe:
+        with self._node.call(uuid) as model:
+            return model.gpu(uuid).probe()
+
+    def telemetry(self, uuid: str) -> Telemetry:
+        with self._node.call(uuid) as model:
+            return _reachable(model, uuid).telemetry(model.now_s)
+
+    def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
+        with self._node.call(uuid) as model:
+            return _reachable(model, uuid).processes()
+
+    def links(self) -> Mapping[tuple[str, str], Link]:
+        """Connections, made anew only when other GPUs answer."""
+        with self._node.call() as model:
+            answering = frozenset(uuid for uuid, gpu in model.gpus.items() if not gpu.lost)
+            if self._links is None or self._links[0] != answering:
+                self._links = (answering, model.links())
+        return self._links[1]
+
+    def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
+        """Slices of another length; NVIDIA publishes no durations, so those of levels are assumed.
+
+        Tenants that run feel it at once, although a real driver tells only those that come later.
+        """
+        with self._node.call(uuid) as model:
+            gpu = _reachable(model, uuid)
+            if gpu.identity.mig_enabled:
+                raise NotSupported("a GPU in MIG mode has no time-slice level")
+            if not gpu.profile.has_levels:
+                raise NotSupported(f"{gpu.identity.product} has no time-slice level")
+            gpu.set_time_slice(level)
+
+
+def _reachable(model: SimulatedNode, uuid: str) -> SimulatedGpu:
+    gpu = model.gpu(uuid)
+    if gpu.lost:
+        raise GpuLost(uuid)
+    return gpu

@@ -10,18 +10,51 @@ from pydantic import Field, ValidationError, model_validator
 
 from gpuplugin.config.yamltext import YamlError, read_yaml
 from hal import LinkKind
-from sim.gpu.failures import Failures
-from sim.gpu.faults import Part, Repartition, TimedHappening, XidFault, problems
-from sim.gpu.partition import CannotPartition, check_partition
-from sim.gpu.profiles import UnknownModel, load_profile, model_names
-from sim.gpu.workloads.models import MemoryUse, Workload
-from sim.node.recorded import RecordedGpu
+from sim.gpu.faults import Failures, Repartition, ScenarioModel, TimedFault, XidFault, problems
+from sim.gpu.profiles import (
+    CannotPartition,
+    UnknownModel,
+    check_partition,
+    load_profile,
+    model_names,
+)
+from sim.gpu.workloads import MemoryUse, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
-class GpuGroup(Part):
+
+class RecordedMig(ScenarioModel):
+    """A MIG device of a recorded GPU, in the order of the group's `mig`."""
+
+    uuid: str | None = None
+    gpu_instance: Annotated[int, Field(ge=0)]
+    compute_instance: Annotated[int, Field(ge=0)] = 0
+    memory_bytes: Annotated[int, Field(ge=0)] | None = None
+
+
+class RecordedGpu(ScenarioModel):
+    """Who a single GPU is, where that is known: what is left out is as its model has it.
+
+    Without `uuid` and `pci_bus_id` the node makes its own, from its seed; without `numa_node` the
+    platform names none. `mig` tells more of the devices that the group's `mig` names.
+    """
+
+    uuid: Annotated[str, Field(min_length=1)] | None = None
+    pci_bus_id: str | None = None
+    minor: Annotated[int, Field(ge=0)] | None = None
+    numa_node: Annotated[int, Field(ge=0)] | None = None
+    product: str | None = None
+    memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    power_limit_w: Annotated[float, Field(gt=0)] | None = None
+    mig: tuple[RecordedMig, ...] = ()
+
+
+class GpuGroup(ScenarioModel):
     """`count` GPUs of one model, spread evenly over `numa_nodes` (default: 2 from 2 GPUs on).
 
     `mig` puts each of them into MIG mode with devices of these profiles (an empty list: none).
@@ -49,7 +82,7 @@ class GpuGroup(Part):
         return self
 
 
-class RecordedLink(Part):
+class RecordedLink(ScenarioModel):
     """How two GPUs, by their indices, reach each other: the PCIe path, and direct NVLinks."""
 
     gpus: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -57,7 +90,7 @@ class RecordedLink(Part):
     nvlinks: Annotated[int, Field(ge=0, le=18)] = 0
 
 
-class Tenant(Part):
+class Tenant(ScenarioModel):
     """A process on the GPU with index `gpu`, or on its MIG device `mig`.
 
     With a `workload` its kernels compete for the GPU; `occupancy` (0 to 1) is how much of it they
@@ -81,7 +114,7 @@ class Tenant(Part):
         return self
 
 
-class Pods(Part):
+class Pods(ScenarioModel):
     """Pods of one kind, for a run in virtual time: the kubelet stand-in gives them devices.
 
     `count` pods come at `start_s`, or, with `arrivals_per_hour`, one after the other (Poisson) from
@@ -111,8 +144,11 @@ class Pods(Part):
         return self
 
 
-class Scenario(Part):
-    """A node and its fate; the same scenario and seed give the same node."""
+class Scenario(ScenarioModel):
+    """A node, its load and its faults; the same scenario and seed give the same node.
+
+    `faults` may be spelled `happenings`, its name in earlier versions.
+    """
 
     name: str = "unnamed"
     description: str = ""
@@ -122,21 +158,33 @@ class Scenario(Part):
     tenants: list[Tenant] = Field(default_factory=list)
     pods: list[Pods] = Field(default_factory=list)
     links: list[RecordedLink] = Field(default_factory=list)
-    happenings: list[TimedHappening] = Field(default_factory=list)
+    faults: list[TimedFault] = Field(default_factory=list)
     failures: list[Failures] = Field(default_factory=list)
     config: dict[str, object] | None = None
     """the plugin's configuration in a run in virtual time, in NVIDIA's format; without it the
     built-in default"""
 
-    @property
-    def gpu_count(self) -> int:
-        """GPUs over all groups."""
-        return sum(group.count for group in self.gpus)
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        properties["happenings"] = {**properties["faults"], "deprecated": True}
+        return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_spelling(cls, data: object) -> object:
+        if isinstance(data, dict) and "happenings" in data:
+            if "faults" in data:
+                raise ValueError("happenings is the old name of faults: give one of them")
+            return {("faults" if key == "happenings" else key): data[key] for key in data}
+        return data
 
     @property
-    def has_workloads(self) -> bool:
-        """True if a tenant's kernels compete for a GPU."""
-        return bool(self.pods) or any(tenant.workload is not None for tenant in self.tenants)
+    def gpu_count(self) -> int:
+        return sum(group.count for group in self.gpus)
 
 
 class ScenarioError(Exception):
@@ -144,7 +192,6 @@ class ScenarioError(Exception):
 
 
 def scenario_names() -> tuple[str, ...]:
-    """Scenarios that come with the package."""
     files = (entry.name for entry in _folder().iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
 
@@ -196,6 +243,10 @@ def _check_gpus(scenario: Scenario) -> None:
 
 
 def _check_identities(scenario: Scenario) -> None:
+    names = [group.name for group in scenario.pods]
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ScenarioError(f"pods[{position}].name: another group is named {name!r}, too")
     known = [group.recorded for group in scenario.gpus if group.recorded is not None]
     for key, values in (
         ("uuid", [one.uuid for one in known] + [mig.uuid for one in known for mig in one.mig]),
@@ -217,20 +268,20 @@ def _check_references(scenario: Scenario) -> None:
         where = f"tenants[{position}]"
         _check_index(where, tenant.gpu, len(groups))
         _check_mig_index(where, tenant, groups[tenant.gpu])
-    for position, happening in enumerate(scenario.happenings):
-        where = f"happenings[{position}]"
-        for index in happening.indices(len(groups)):
+    for position, fault in enumerate(scenario.faults):
+        where = f"faults[{position}]"
+        for index in fault.indices(len(groups)):
             _check_index(where, index, len(groups))
-            if isinstance(happening.what, Repartition):
-                mig = happening.what.mig or ()
+            if isinstance(fault.what, Repartition):
+                mig = fault.what.mig or ()
                 _check_mig(f"{where}.what.mig", groups[index], mig)
                 most_mig[index] = max(most_mig[index], len(mig))
-    for position, happening in enumerate(scenario.happenings):
-        wanted = happening.what.mig if isinstance(happening.what, XidFault) else None
-        for index in happening.indices(len(groups)):
+    for position, fault in enumerate(scenario.faults):
+        wanted = fault.what.mig if isinstance(fault.what, XidFault) else None
+        for index in fault.indices(len(groups)):
             if wanted is not None and wanted >= most_mig[index]:
                 raise ScenarioError(
-                    f"happenings[{position}].what.mig: {wanted}, but GPU {index} never has more "
+                    f"faults[{position}].what.mig: {wanted}, but GPU {index} never has more "
                     f"than {most_mig[index]} MIG devices, counted from 0"
                 )
 

@@ -1,4 +1,4 @@
-"""How NVML's functions are called: the kinds of their arguments. What they answer is elsewhere.
+"""The ABI of NVML: kinds of arguments, and the structures that pynvml does not have.
 
 `Kind` is shared with `library/client.h`: the numbers are the same there.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+import pynvml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sim.nvml.call import Call
+    from sim.nvml.call import NvmlCall
 
     Number: TypeAlias = ctypes.c_uint32 | ctypes.c_uint64 | ctypes.c_int32 | ctypes.c_int64
     CType: TypeAlias = type[ctypes.Structure | Number | ctypes.c_char]
@@ -21,13 +23,11 @@ if TYPE_CHECKING:
     Value: TypeAlias = int | str | ctypes.Structure | Sequence[int] | Sequence[ctypes.Structure]
     """What is written to one pointer of the caller."""
 
-    Answer: TypeAlias = Value | tuple[Value, ...]
+    Response: TypeAlias = Value | tuple[Value, ...]
     """What is written to all of them, in order, without counts, which follow from their arrays."""
 
 
 class Kind(IntEnum):
-    """How an argument travels."""
-
     NUMBER = 0
     """passed by value"""
     TEXT = 1
@@ -91,7 +91,6 @@ class Argument:
 
     @property
     def size(self) -> int:
-        """Bytes of one element."""
         return ctypes.sizeof(self.ctype)
 
 
@@ -169,7 +168,7 @@ class Function:
     name: str
     arguments: tuple[Argument, ...]
     source: Source
-    answer: Callable[[Call], Answer | None]
+    answer: Callable[[NvmlCall], Response | None]
     note: str = ""
     mig: bool = False
     waits: bool = False
@@ -178,3 +177,101 @@ class Function:
     def on_device(self) -> bool:
         """True if it is about one GPU, so that the end of the node is its loss."""
         return bool(self.arguments) and self.arguments[0].ctype in (*PLACES, EventSet)
+
+
+_NOTHING = 0
+
+
+class ProcessInfoV1(ctypes.Structure):
+    _fields_: ClassVar = [("pid", ctypes.c_uint32), ("usedGpuMemory", ctypes.c_uint64)]
+
+
+class EventDataV1(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("device", ctypes.c_uint64),
+        ("eventType", ctypes.c_uint64),
+        ("eventData", ctypes.c_uint64),
+    ]
+
+
+class EventData(ctypes.Structure):
+    """An event; the binding's has a pointer where this has a number."""
+
+    _fields_: ClassVar = [
+        ("device", ctypes.c_uint64),
+        ("eventType", ctypes.c_uint64),
+        ("eventData", ctypes.c_uint64),
+        ("gpuInstanceId", ctypes.c_uint32),
+        ("computeInstanceId", ctypes.c_uint32),
+    ]
+
+
+class GpuInstanceInfo(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("device", ctypes.c_uint64),
+        ("id", ctypes.c_uint32),
+        ("profileId", ctypes.c_uint32),
+        ("placement", pynvml.c_nvmlGpuInstancePlacement_t),
+    ]
+
+
+class ComputeInstanceInfo(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("device", ctypes.c_uint64),
+        ("gpuInstance", ctypes.c_uint64),
+        ("id", ctypes.c_uint32),
+        ("profileId", ctypes.c_uint32),
+        ("placement", pynvml.c_nvmlComputeInstancePlacement_t),
+    ]
+
+
+class PciInfoV1(ctypes.Structure):
+    """The part of a PCI device's description that the oldest callers know."""
+
+    _fields_: ClassVar = [
+        ("busId", ctypes.c_char * 16),
+        ("domain", ctypes.c_uint32),
+        ("bus", ctypes.c_uint32),
+        ("device", ctypes.c_uint32),
+        ("pciDeviceId", ctypes.c_uint32),
+    ]
+
+
+def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
+    """A PCI device in NVML's newest form."""
+    domain, bus, device = _address(bus_id)
+    info: ctypes.Structure = pynvml.nvmlPciInfo_t(
+        busIdLegacy=f"{domain:04X}:{bus_id[9:]}".encode(),
+        domain=domain,
+        bus=bus,
+        device=device,
+        pciDeviceId=device_id or _NOTHING,
+        busId=bus_id.encode(),
+    )
+    return info
+
+
+def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
+    """The same as the driver told it before."""
+    domain, bus, device = _address(bus_id)
+    info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(
+        busId=f"{domain:04X}:{bus_id[9:]}".encode(),
+        domain=domain,
+        bus=bus,
+        device=device,
+        pciDeviceId=device_id or _NOTHING,
+    )
+    return info
+
+
+def pci_info_v1(bus_id: str, device_id: int | None) -> ctypes.Structure:
+    """The same as the first drivers told it."""
+    domain, bus, device = _address(bus_id)
+    legacy = f"{domain:04X}:{bus_id[9:]}".encode()
+    return PciInfoV1(legacy, domain, bus, device, device_id or _NOTHING)
+
+
+def _address(bus_id: str) -> tuple[int, int, int]:
+    """Domain, bus and device of `00000000:07:00.0`."""
+    domain, bus, rest = bus_id.split(":")
+    return int(domain, 16), int(bus, 16), int(rest.partition(".")[0], 16)

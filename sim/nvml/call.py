@@ -1,11 +1,11 @@
-"""One call as its answer is made: what it is about, what was passed, and what it may look at."""
+"""One NVML call: its return code, the handles it names, what was passed, what it may read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from sim.nvml.codes import Code, NvmlFailure
+from hal.nvml.api import Code
 
 if TYPE_CHECKING:
     import ctypes
@@ -14,13 +14,116 @@ if TYPE_CHECKING:
     from sim.gpu.gpu import SimulatedGpu
     from sim.gpu.profiles import Profile
     from sim.node.node import SimulatedNode
-    from sim.nvml.eventsets import EventSets
-    from sim.nvml.handles import Handles, Place
-    from sim.nvml.standins import ProcessIds
+    from sim.nvml.functions.events import EventSets
+    from sim.nvml.server import ProcessIds
+
+    Key: TypeAlias = tuple[Literal["gpu", "mig"], str] | tuple[Literal["gi", "ci"], str, int]
+    """A GPU or MIG device by UUID; instances by their GPU's UUID and their GPU instance id.
+
+    There is one compute instance in each GPU instance.
+    """
+
+
+TEXTS = {
+    Code.SUCCESS: "Success",
+    Code.UNINITIALIZED: "NVML is not initialized",
+    Code.INVALID_ARGUMENT: "Invalid argument",
+    Code.NOT_SUPPORTED: "Not supported",
+    Code.NO_PERMISSION: "No permission",
+    Code.NOT_FOUND: "Not found",
+    Code.INSUFFICIENT_SIZE: "The buffer is too small",
+    Code.DRIVER_NOT_LOADED: "The driver is not loaded (no simulated node answers)",
+    Code.TIMEOUT: "Timeout",
+    Code.FUNCTION_NOT_FOUND: "Function not found",
+    Code.GPU_IS_LOST: "The GPU is lost",
+    Code.RESET_REQUIRED: "The GPU needs a reset",
+    Code.LIB_RM_VERSION_MISMATCH: "Library and node are of different versions",
+    Code.INSUFFICIENT_RESOURCES: "Not enough resources",
+    Code.ARGUMENT_VERSION_MISMATCH: "The version of a structure is not known",
+}
+"""What `nvmlErrorString` says; the names of the other codes say enough."""
+
+
+def text_of(code: Code) -> str:
+    """What `nvmlErrorString` says of a code."""
+    return TEXTS.get(code) or code.name.replace("_", " ").capitalize()
+
+
+class NvmlFailure(Exception):
+    """A call fails: `code` is what it returns."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(text_of(code))
+        self.code = code
+
+
+class InsufficientSize(NvmlFailure):
+    """An array of the caller is too small; `needed` elements would do."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(Code.INSUFFICIENT_SIZE)
+        self.needed = needed
+
+
+_FIRST = 0x5347_0000_0000
+_STEP = 0x40
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Place:
+    """What a call is about: a GPU, or a MIG device of it."""
+
+    gpu: SimulatedGpu
+    mig: MigDevice | None = None
+
+
+class Handles:
+    """Gives handles and finds what they stand for; not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Key, int] = {}
+        self._keys: dict[int, Key] = {}
+
+    def of(self, key: Key) -> int:
+        """The handle of something, made if it is the first time."""
+        if key not in self._numbers:
+            number = _FIRST + _STEP * len(self._numbers)
+            self._numbers[key] = number
+            self._keys[number] = key
+        return self._numbers[key]
+
+    def place(self, node: SimulatedNode, handle: int) -> Place:
+        """What a handle of any kind is about.
+
+        Raises:
+            NvmlFailure: nothing (any more).
+        """
+        key = self._keys.get(handle)
+        if key is None:
+            raise NvmlFailure(Code.INVALID_ARGUMENT)
+        if key[0] == "mig":
+            return _mig_place(node, key[1])
+        gpu = node.gpus.get(key[1])
+        if gpu is None:
+            raise NvmlFailure(Code.INVALID_ARGUMENT)
+        if key[0] == "gpu":
+            return Place(gpu)
+        for device in gpu.identity.mig_devices:
+            if device.gpu_instance == key[2]:
+                return Place(gpu, device)
+        raise NvmlFailure(Code.INVALID_ARGUMENT)
+
+
+def _mig_place(node: SimulatedNode, uuid: str) -> Place:
+    for gpu in node.gpus.values():
+        for device in gpu.identity.mig_devices:
+            if device.uuid == uuid:
+                return Place(gpu, device)
+    raise NvmlFailure(Code.INVALID_ARGUMENT)
+
+
+@dataclass(frozen=True, slots=True)
+class NvmlCall:
     """A call to a node that is held still.
 
     `numbers` are the arguments by value that are no device, in order; `texts` and `structures` are
@@ -41,12 +144,10 @@ class Call:
 
     @property
     def gpu(self) -> SimulatedGpu:
-        """The GPU that it is about."""
         return self._place.gpu
 
     @property
     def profile(self) -> Profile:
-        """The model of that GPU."""
         return self._place.gpu.profile
 
     @property
@@ -73,7 +174,6 @@ class Call:
         return found
 
     def handle_of_gpu(self, gpu: SimulatedGpu) -> int:
-        """The handle of a GPU."""
         return self.handles.of(("gpu", gpu.identity.uuid))
 
     @property

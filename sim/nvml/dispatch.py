@@ -1,4 +1,4 @@
-"""Answers calls from the node: finds what a call is about, whether it hangs, and who answers it."""
+"""From a request of the library to the function that responds. `FUNCTIONS` is the whole table."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import resources
+from typing import TYPE_CHECKING, Final
 
+from hal.nvml.api import Code
 from sim.nvml.abi import PLACES, Kind
-from sim.nvml.call import Call
-from sim.nvml.codes import Code, NvmlFailure
-from sim.nvml.eventsets import EventSets
-from sim.nvml.handles import Handles, Place
+from sim.nvml.call import Handles, NvmlCall, NvmlFailure, Place
+from sim.nvml.functions import (
+    board,
+    errors,
+    events,
+    instances,
+    inventory,
+    links,
+    load,
+    mig,
+)
+from sim.nvml.functions.events import EventSets
 from sim.nvml.wire import (
     Given,
     answer_bytes,
@@ -31,7 +41,35 @@ if TYPE_CHECKING:
     from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
     from sim.nvml.abi import Function
-    from sim.nvml.standins import ProcessIds
+    from sim.nvml.server import ProcessIds
+
+
+THEMES: Final = (
+    inventory.SYSTEM_FUNCTIONS,
+    inventory.FUNCTIONS,
+    load.FUNCTIONS,
+    board.FUNCTIONS,
+    errors.FUNCTIONS,
+    errors.FIELD_FUNCTIONS,
+    links.FUNCTIONS,
+    mig.FUNCTIONS,
+    instances.FUNCTIONS,
+    events.FUNCTIONS,
+)
+
+FUNCTIONS: Final[tuple[Function, ...]] = tuple(function for theme in THEMES for function in theme)
+
+LOCAL: Final = ("nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown", "nvmlErrorString")
+"""Those that the library answers by itself."""
+
+
+def _not_simulated() -> tuple[str, ...]:
+    text = resources.files("sim").joinpath("nvml", "not-simulated.txt").read_text("utf-8")
+    return tuple(text.split())
+
+
+NOT_SIMULATED: Final = _not_simulated()
+"""Those that answer `NOT_SUPPORTED`, whatever they are asked."""
 
 
 log = logging.getLogger(__name__)
@@ -72,12 +110,11 @@ class Dispatcher:
         self._pids = pids
         self.handles = Handles()
         self.event_sets = EventSets()
-        with node.glimpsed() as model:
+        with node.read() as model:
             model.listeners.append(self.event_sets.hear)
 
     def close(self) -> None:
-        """Hear of nothing any more."""
-        with self._node.glimpsed() as model:
+        with self._node.read() as model:
             model.listeners.remove(self.event_sets.hear)
 
     def request(self, function: Function, body: bytes, session: int) -> Request:
@@ -93,15 +130,14 @@ class Dispatcher:
         return Request(function, given, session, time.monotonic() + timeout_ms / 1000)
 
     def end(self, session: int) -> None:
-        """A process has ended."""
-        with self._node.glimpsed():
+        with self._node.read():
             self.event_sets.end(session)
 
     def welcome(self, hello: Hello) -> bytes | None:
         """The answer to a process that introduced itself; None while the driver hangs."""
         if hello.session:
             return hello_bytes(Code.SUCCESS, hello.session)
-        with self._node.glimpsed() as model:
+        with self._node.read() as model:
             if model.hangs():
                 return None
             if model.driver.failure() is not None:
@@ -110,7 +146,7 @@ class Dispatcher:
 
     def answer(self, request: Request) -> bytes | None:
         """The answer to a call; None while it hangs or waits."""
-        with self._node.glimpsed() as model:
+        with self._node.read() as model:
             try:
                 return self._answer(model, request)
             except NvmlFailure as failure:
@@ -135,7 +171,7 @@ class Dispatcher:
             if place.mig is not None and not function.mig:
                 raise NvmlFailure(Code.NOT_SUPPORTED)
         self._pids.refresh(model)
-        call = Call(
+        call = NvmlCall(
             model,
             self.handles,
             self.event_sets,

@@ -1,8 +1,4 @@
-"""Serves the library: one thread, one connection for each call that is under way.
-
-A call that hangs or waits is only a request without an answer yet; it is tried again whenever
-something happened to the node, and when its time is over.
-"""
+"""The server behind the library: sessions over a unix socket, and the process ids that they see."""
 
 from __future__ import annotations
 
@@ -11,31 +7,104 @@ import logging
 import math
 import os
 import selectors
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from sim.nvml.standins import SimulatedIds
-from sim.nvml.wire import (
-    HEAD,
-    HELLO,
-    HELLO_FUNCTION,
-    LENGTH,
-    MOST_BYTES,
-    NotARequest,
-    hello_bytes,
-)
+from sim.nvml.wire import HEAD, HELLO, HELLO_FUNCTION, LENGTH, MOST_BYTES, NotARequest, hello_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
     from sim.nvml.abi import Function
     from sim.nvml.dispatch import Dispatcher, Hello, Request
-    from sim.nvml.standins import ProcessIds
+
+
+_REFRESH_S = 0.5
+"""How often stand-ins are made to follow the tenants, at most."""
+
+
+class ProcessIds(Protocol):
+    """Which process ids the library tells."""
+
+    def refresh(self, node: SimulatedNode) -> None:
+        """Follow the node's tenants; it is held still."""
+        ...
+
+    def shown(self, pid: int) -> int:
+        """The process id to tell for a simulated one."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SimulatedIds:
+    """The simulation's own; no such processes exist."""
+
+    def refresh(self, node: SimulatedNode) -> None:
+        """There is nothing to follow."""
+
+    def shown(self, pid: int) -> int:
+        return pid
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class StandIns:
+    """A process for each tenant; see `ProcessIds`."""
+
+    def __init__(self) -> None:
+        self._program = shutil.which("cat") or "/bin/cat"
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._due_s = 0.0
+
+    def refresh(self, node: SimulatedNode) -> None:
+        now_s = time.monotonic()
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + _REFRESH_S
+        names = {process.pid: process.name for gpu in node.present for process in gpu.processes()}
+        for pid in self._processes.keys() - names.keys():
+            _end(self._processes.pop(pid))
+        for pid in names.keys() - self._processes.keys():
+            self._processes[pid] = self._start(names[pid])
+
+    def shown(self, pid: int) -> int:
+        """That of the stand-in; a tenant that came this moment has none yet."""
+        process = self._processes.get(pid)
+        return pid if process is None else process.pid
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            _end(process)
+        self._processes.clear()
+
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
+        # It reads from a pipe that nobody writes to: however this process ends, so does that.
+        return subprocess.Popen(
+            [name],
+            executable=self._program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +217,6 @@ class _Loop:
                 self._try(connection)
 
     def close(self) -> None:
-        """End all connections."""
         for connection in tuple(self._connections.values()):
             self._end(connection)
         self._selector.close()
@@ -178,9 +246,8 @@ class _Loop:
 
     def _set_up(self) -> None:
         # Imported late: it brings the whole Python binding of NVML with it.
-        from sim.nvml.dispatch import Dispatcher
-        from sim.nvml.generate import abi_hash
-        from sim.nvml.table import FUNCTIONS
+        from sim.nvml.dispatch import FUNCTIONS, Dispatcher
+        from sim.nvml.library import abi_hash
 
         self._dispatcher = Dispatcher(self._node, self._pids)
         self._functions, self._abi = FUNCTIONS, abi_hash()
@@ -227,7 +294,7 @@ class _Loop:
         self._try(connection)
 
     def _greet(self, connection: _Connection, body: bytes) -> None:
-        from sim.nvml.codes import Code
+        from hal.nvml.api import Code
         from sim.nvml.dispatch import Hello
 
         if len(body) != HELLO.size or connection.session:

@@ -7,13 +7,14 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hal.nvml.api import Code
 from sim.nvml.abi import PLACES, READ, WRITTEN, Kind
-from sim.nvml.codes import Code, InsufficientSize, NvmlFailure
+from sim.nvml.call import InsufficientSize, NvmlFailure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sim.nvml.abi import Answer, Argument, CType, Function, Value
+    from sim.nvml.abi import Argument, CType, Function, Response, Value
 
 LENGTH = struct.Struct("=I")
 HEAD = struct.Struct("=HH")
@@ -41,7 +42,6 @@ class Given:
 
     @property
     def null(self) -> bool:
-        """True for a NULL pointer."""
         return self.argument.kind is not Kind.NUMBER and self.value == NO_ROOM
 
 
@@ -81,7 +81,6 @@ def numbers_of(given: Sequence[Given]) -> tuple[int, ...]:
 
 
 def texts_of(given: Sequence[Given]) -> tuple[str, ...]:
-    """The strings that were passed."""
     return tuple(
         one.data.decode("utf-8", "replace") for one in given if one.argument.kind is Kind.TEXT
     )
@@ -129,7 +128,7 @@ def _count(given: Given) -> int:
     return int(LENGTH.unpack(given.data)[0]) if given.data else 0
 
 
-def answer_bytes(given: Sequence[Given], answer: Answer) -> bytes:
+def answer_bytes(given: Sequence[Given], answer: Response) -> bytes:
     """The answer of a call that succeeded.
 
     Raises:

@@ -1,8 +1,8 @@
 """What sharing a GPU costs: equal closed-loop clients on a simpy clock, and their figures.
 
 Clients begin at random moments. Between two works a client is off the GPU for half to one and a
-half times the plan's idle time, at random: with a fixed time, clients that once meet would go on
-meeting for ever, and the seed alone would decide between no slowdown and the full one.
+half times the plan's idle time, at random: with a fixed time, clients that once meet would meet for
+ever, and the seed alone would decide between no slowdown and the full one.
 """
 
 from __future__ import annotations
@@ -10,24 +10,195 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import simpy
 
-from sim.gpu.compute.engine import ContextId, Usage
-from sim.gpu.compute.exclusive import Exclusive
-from sim.gpu.compute.gpucompute import GpuCompute
-from sim.gpu.compute.mps import SMALLEST_SHARE, Mps
-from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S
-from sim.gpu.compute.timeslicing import TimeSlicing
-from sim.gpu.memory import Memory, OutOfMemory
-from sim.study.shareplan import Division, Mechanism, divide
+from hal import GIB, TimeSliceLevel
+from sim.gpu.profiles import (
+    Profile,
+    instance_memory_bytes,
+    load_profile,
+    model_names,
+    slice_parameters,
+)
+from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId, GpuCompute, Usage
+from sim.gpu.schedulers import SMALLEST_SHARE, Exclusive, Mps
+from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES, Memory, OutOfMemory
+from sim.gpu.timeslicing import TimeSlicing
+from sim.study.report import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from sim.gpu.compute.engine import Engine
-    from sim.study.shareplan import Part, SharePlan
+    from sim.gpu.profiles import MigProfile
+    from sim.gpu.scheduler import Scheduler, SliceParameters
+
+
+MOST_CLIENTS = 256
+SHORTEST_BUSY_MS = 0.01
+"""A launch alone takes some microseconds; shorter work would simulate launches, not slices."""
+LONGEST_MS = 3_600_000.0
+_MIG_SLICES = 7
+
+
+class WrongPlan(ValueError):
+    """Values that make no plan; the text says which, and what to do."""
+
+
+class Mechanism(StrEnum):
+    """How the clients share the GPU."""
+
+    TIME_SLICING = "time-slicing"
+    MPS = "mps"
+    MIG = "mig"
+    EXCLUSIVE = "exclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class SharePlan:
+    """`clients` equal closed loops: `busy_ms` of GPU work (alone), then `idle_ms` off the GPU.
+
+    `idle_ms` is a mean: see `share`. `occupancy` (0 to 1) is how much of the GPU the work fills,
+    `memory_gib` what each client holds beside its context. `level` None is the default one.
+
+    Raises:
+        WrongPlan: values out of range, or a mechanism or level that the model does not have.
+        UnknownModel: with the names that there are.
+    """
+
+    model: str
+    clients: int
+    busy_ms: float
+    idle_ms: float = 0.0
+    occupancy: float = 1.0
+    memory_gib: float = 0.0
+    mechanism: Mechanism = Mechanism.TIME_SLICING
+    level: TimeSliceLevel | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_range("clients", self.clients, 1, MOST_CLIENTS)
+        _check_range("busy-ms", self.busy_ms, SHORTEST_BUSY_MS, LONGEST_MS)
+        _check_range("idle-ms", self.idle_ms, 0, LONGEST_MS)
+        _check_range("occupancy", self.occupancy, 0, 1)
+        _check_range("memory-gib", self.memory_gib, 0, 1024)
+        profile = self.profile
+        if self.mechanism is Mechanism.MIG and not profile.mig:
+            models = ", ".join(name for name in model_names() if load_profile(name).mig)
+            raise WrongPlan(f"{self.model} has no MIG; take one of: {models}")
+        if self.level is None:
+            return
+        if self.mechanism is not Mechanism.TIME_SLICING:
+            raise WrongPlan(
+                f"a time-slice level has no meaning with {self.mechanism}: leave --level out, "
+                f"or share by {Mechanism.TIME_SLICING}"
+            )
+        if not profile.has_levels:
+            raise WrongPlan(f"{self.model} has no time-slice levels: leave --level out")
+
+    @property
+    def profile(self) -> Profile:
+        """The GPU model."""
+        return load_profile(self.model)
+
+    @property
+    def busy_ns(self) -> int:
+        """A client's work, alone on the whole GPU."""
+        return round(self.busy_ms * NS_PER_MS)
+
+    @property
+    def idle_ns(self) -> int:
+        """Time off the GPU between two works, on average."""
+        return round(self.idle_ms * NS_PER_MS)
+
+    @property
+    def client_bytes(self) -> int:
+        """Memory that a client takes, its context included."""
+        return DEFAULT_CONTEXT_BYTES + round(self.memory_gib * GIB)
+
+    @property
+    def slice_parameters(self) -> SliceParameters:
+        """How the GPU slices time."""
+        return slice_parameters(self.profile, self.level or TimeSliceLevel.DEFAULT)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPart:
+    """A GPU or one of its MIG devices, and what work on it is like.
+
+    `work_ns` and `occupancy` are of a client's work there; `clients` are the numbers of those that
+    share the part, from 0.
+    """
+
+    memory_bytes: int
+    reserved_bytes: int
+    work_ns: int
+    occupancy: float
+    clients: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The parts that clients run on; `mig` is the MIG profile of all of them, if they are MIG's."""
+
+    parts: tuple[GpuPart, ...]
+    mig: str | None = None
+
+
+def divide(plan: SharePlan) -> Division:
+    """The whole GPU; with MIG, the largest instances of which there is one for each client.
+
+    With more clients than the smallest instances allow, several share an instance.
+    """
+    profile = plan.profile
+    everybody = tuple(range(plan.clients))
+    if plan.mechanism is not Mechanism.MIG:
+        reserved = profile.memory_reserved_bytes or 0
+        whole = GpuPart(profile.memory_bytes, reserved, plan.busy_ns, plan.occupancy, everybody)
+        return Division((whole,))
+    mig = _instances_for(plan.clients, profile)
+    fraction = _fraction(mig, profile)
+    work_ns = max(plan.busy_ns, math.ceil(plan.busy_ns * plan.occupancy / fraction))
+    return Division(
+        tuple(
+            GpuPart(
+                memory_bytes=instance_memory_bytes(mig, profile),
+                reserved_bytes=0,
+                work_ns=work_ns,
+                occupancy=min(1.0, plan.occupancy / fraction),
+                clients=everybody[instance :: mig.instances],
+            )
+            for instance in range(min(plan.clients, mig.instances))
+        ),
+        mig.profile,
+    )
+
+
+def _instances_for(clients: int, profile: Profile) -> MigProfile:
+    # Profiles with a suffix have the same SMs and memory, and media engines that no client needs.
+    plain = [mig for mig in profile.mig if "+" not in mig.profile]
+    enough = [mig for mig in plain if mig.instances >= clients]
+    if not enough:
+        return max(plain, key=lambda mig: mig.instances)
+    return max(
+        enough, key=lambda mig: (_fraction(mig, profile), instance_memory_bytes(mig, profile))
+    )
+
+
+def _fraction(mig: MigProfile, profile: Profile) -> float:
+    """Share of the GPU's SMs; where no source gives them, of its seven slices."""
+    if mig.sm is None or profile.sm_count is None:
+        return int(mig.profile.partition("g.")[0]) / _MIG_SLICES
+    return mig.sm / profile.sm_count
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    # So written, it refuses NaN, too.
+    if not least <= value <= most:
+        raise WrongPlan(f"--{name} is {value:g}: give a number from {least:g} to {most:g}")
+
 
 _WORKS = 20_000
 """Works of all clients together that are enough."""
@@ -101,7 +272,7 @@ class _Run:
         self._division = divide(plan)
         self._env = simpy.Environment()
         self._window = _window(plan, self._division)
-        self._gpus = [GpuCompute(self._env, _engine(plan)) for _ in self._division.parts]
+        self._gpus = [GpuCompute(self._env, _scheduler(plan)) for _ in self._division.parts]
         self._latencies_ns: list[int] = []
         self._refused: list[Refused] = []
         self._running = 0
@@ -114,7 +285,7 @@ class _Run:
         self._env.run(until=self._window.end_ns)
         return self._figures(before, [gpu.usage() for gpu in self._gpus])
 
-    def _start(self, part: Part, gpu: GpuCompute) -> None:
+    def _start(self, part: GpuPart, gpu: GpuCompute) -> None:
         """Clients come in a random order: who comes first has the memory."""
         plan = self._plan
         generators = {client: random.Random(f"{plan.seed}/{client}") for client in part.clients}
@@ -137,7 +308,12 @@ class _Run:
             )
 
     def _client(
-        self, client: int, part: Part, gpu: GpuCompute, offset_ns: int, generator: random.Random
+        self,
+        client: int,
+        part: GpuPart,
+        gpu: GpuCompute,
+        offset_ns: int,
+        generator: random.Random,
     ) -> Generator[simpy.Event, object, None]:
         env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._window.begin_ns
         yield env.timeout(offset_ns)
@@ -161,9 +337,9 @@ class _Run:
         return ShareResult(
             slowdown_mean=None if mean_ms is None else mean_ms * NS_PER_MS / self._plan.busy_ns,
             latency_ms=Latency(
-                p50=_percentile(latencies_ms, 50),
-                p95=_percentile(latencies_ms, 95),
-                p99=_percentile(latencies_ms, 99),
+                p50=percentile(latencies_ms, 0.5) if latencies_ms else None,
+                p95=percentile(latencies_ms, 0.95) if latencies_ms else None,
+                p99=percentile(latencies_ms, 0.99) if latencies_ms else None,
                 mean=mean_ms,
             ),
             throughput_per_client_per_s=len(latencies_ms) / client_s if client_s else 0.0,
@@ -175,7 +351,7 @@ class _Run:
         )
 
 
-def _engine(plan: SharePlan) -> Engine:
+def _scheduler(plan: SharePlan) -> Scheduler:
     if plan.mechanism is Mechanism.EXCLUSIVE:
         return Exclusive()
     if plan.mechanism is Mechanism.MPS:
@@ -207,8 +383,3 @@ def _window(plan: SharePlan, division: Division) -> _Window:
     length_ns = max(works * cycle_ns, math.ceil(rounds * round_ns))
     warm_up_ns = max(round(length_ns * _WARM_UP), round_ns + 2 * cycle_ns)
     return _Window(warm_up_ns, warm_up_ns + length_ns)
-
-
-def _percentile(ordered: Sequence[float], percent: int) -> float | None:
-    """The smallest value that at least `percent` of all do not pass."""
-    return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None

@@ -1,139 +1,206 @@
-"""A kubelet in virtual time: the device manager and admission of the stand-in, without sockets.
+"""The kubelet stand-in and its pods in virtual time: drivers of `KubeletModel` and `pod_life`.
 
 Calls to the plugin are calls of its handlers, with the same bytes as over a socket.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.rpc.services import RpcError
-from sim.kubelet.admission import (
-    AllocateCall,
-    Answer,
-    Call,
-    CallFailed,
-    PreferCall,
-    admit,
-    does_not_fit,
+from sim.gpu.scheduler import NS_PER_S, to_ns
+from sim.kubelet.admission import AllocateCall, CallFailed, PreferCall, PreStartCall, drive
+from sim.kubelet.messages import failure_text, listed, request_for, response_to
+from sim.kubelet.model import KubeletModel
+from sim.kubelet.pods import Phase
+from sim.node.podlife import (
+    KUBELET_BACKOFF,
+    Admit,
+    Delete,
+    Exit,
+    Live,
+    PodOver,
+    Run,
+    Wait,
+    arrivals,
+    pod_life,
 )
-from sim.kubelet.devices import DeviceManager, Listed
-from sim.kubelet.pods import Grant, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import TypeAlias
+
+    import simpy
 
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from sim.kubelet.admission import PluginCall, Response
     from sim.kubelet.devices import Amount
-    from sim.kubelet.pods import Pod, PodStatus
+    from sim.kubelet.pods import NodeView, Pod, PodStatus
+    from sim.node.node import SimulatedNode
+    from sim.node.podlife import Arrival, Reply, Step
+    from sim.node.population import Log
+    from sim.node.scenario import Pods
+
+    Events: TypeAlias = Generator[simpy.Event, object, None]
 
 
 class VirtualKubelet:
     """Devices and pods of a node; the order of device ids is decided by `seed`."""
 
     def __init__(self, seed: int) -> None:
-        self.manager = DeviceManager()
-        self._random = Random(f"kubelet/{seed}")
+        self._model = KubeletModel(Random(f"kubelet/{seed}"))
         self._plugins: dict[str, DevicePlugin] = {}
-        self._requested: Counter[str] = Counter()
-        self._admitted: dict[str, Pod] = {}
-        self.list_updates = 0
+
+    @property
+    def list_updates(self) -> int:
+        return self._model.list_updates
 
     def listed(self, resource: str, plugin: DevicePlugin) -> None:
-        """A list came from the plugin of a resource."""
         if resource not in self._plugins:
-            self.manager.connected(resource, has_preference=True, wants_pre_start=False)
+            self._model.registered(resource, has_preference=True, wants_pre_start=False)
         self._plugins[resource] = plugin
         stream = plugin.devices.subscribe(lambda: None)
-        message = pb.ListAndWatchResponse.FromString(stream.take() or b"")
+        data = stream.take() or b""
         stream.close()
-        self.list_updates += 1
-        self.manager.listed(
-            resource,
-            [
-                Listed(
-                    device.ID,
-                    device.health == "Healthy",
-                    tuple(node.ID for node in device.topology.nodes),
-                )
-                for device in message.devices
-            ],
-        )
+        message = pb.ListAndWatchResponse.FromString(data)
+        self._model.listed(resource, listed(message), len(data))
+        self._model.take_effects()
 
     def amounts(self, now_s: float) -> dict[str, Amount]:
-        """Capacity and allocatable by resource."""
-        return self.manager.amounts(now_s)
+        return self._model.devices.amounts(now_s)
 
-    def try_to_run(self, pod: Pod, now_s: float) -> PodStatus | None:
-        """Admit a pod if the scheduler would send it here; None if it has to wait."""
-        if does_not_fit(pod, self.amounts(now_s), self._requested):
-            return None
-        status = self._drive(admit(pod, self.manager, self._random))
-        if status.phase is Phase.RUNNING:
-            self._requested.update(pod.requests())
-            self._admitted[pod.uid] = pod
+    def view(self, now_s: float) -> NodeView:
+        return self._model.view(now_s)
+
+    def create(self, pod: Pod) -> None:
+        self._model.create(pod, pod.key)
+
+    def sync(self, pod: Pod, now_s: float) -> PodStatus:
+        """Take a pending pod a step further; see `KubeletModel.sync`.
+
+        Raises:
+            KeyError: there is no such pod.
+        """
+        status = drive(self._model.sync(pod.key, now_s), self._call)
+        self._model.take_effects()
+        if status is None:
+            raise KeyError(pod.key)
         return status
 
-    def remove(self, pod: Pod) -> None:
-        """A pod is gone: its devices are free."""
-        self.manager.release(pod.uid)
-        if self._admitted.pop(pod.uid, None) is not None:
-            self._requested.subtract(pod.requests())
+    def delete(self, pod: Pod) -> None:
+        self._model.delete(pod.key)
+        self._model.take_effects()
 
-    def _drive(self, admission: Generator[Call, Answer, PodStatus]) -> PodStatus:
-        try:
-            call = next(admission)
-            while True:
-                try:
-                    answer = self._perform(call)
-                except CallFailed as error:
-                    call = admission.throw(error)
-                else:
-                    call = admission.send(answer)
-        except StopIteration as end:
-            status: PodStatus = end.value
-            return status
-
-    def _perform(self, call: Call) -> Answer:
+    def _call(self, call: PluginCall) -> Response:
         plugin = self._plugins[call.resource]
+        data = request_for(call)[1].SerializeToString()
         try:
-            if isinstance(call, PreferCall):
-                return self._prefer(plugin, call)
-            if isinstance(call, AllocateCall):
-                return self._allocate(plugin, call)
+            match call:
+                case PreferCall():
+                    return response_to(call, plugin.preferred_allocation(data))
+                case AllocateCall():
+                    return response_to(call, plugin.allocate(data))
+                case PreStartCall():
+                    return None
+                case _:
+                    assert_never(call)
         except RpcError as error:
-            raise CallFailed(
-                f"rpc error: code = {error.code.name} desc = {error.message}"
-            ) from error
-        return None
+            raise CallFailed(failure_text(error.code.name, error.message)) from error
 
-    def _prefer(self, plugin: DevicePlugin, call: PreferCall) -> tuple[str, ...]:
-        request = pb.PreferredAllocationRequest(
-            container_requests=[
-                pb.ContainerPreferredAllocationRequest(
-                    available_deviceIDs=call.available,
-                    must_include_deviceIDs=call.must_include,
-                    allocation_size=call.size,
-                )
-            ]
-        )
-        answer = plugin.preferred_allocation(request.SerializeToString())
-        (chosen,) = pb.PreferredAllocationResponse.FromString(answer).container_responses
-        return tuple(chosen.deviceIDs)
 
-    def _allocate(self, plugin: DevicePlugin, call: AllocateCall) -> Grant:
-        request = pb.AllocateRequest(
-            container_requests=[pb.ContainerAllocateRequest(devices_ids=call.device_ids)]
-        )
-        answer = plugin.allocate(request.SerializeToString())
-        (granted,) = pb.AllocateResponse.FromString(answer).container_responses
-        return Grant(
-            container=call.container,
-            resource=call.resource,
-            device_ids=call.device_ids,
-            envs=dict(granted.envs),
-            raw=granted.SerializeToString(),
-        )
+class VirtualPods:
+    """Every pod of the scenario, each a process of its own."""
+
+    def __init__(self, node: SimulatedNode, kubelet: VirtualKubelet, log: Log) -> None:
+        self._node = node
+        self._kubelet = kubelet
+        self._log = log
+        self._room = node.env.event()
+        self.waiting_ns: list[int] = []
+        """How long each pod waited until it had its devices."""
+        self.created = 0
+        self.refused = 0
+        for group in node.scenario.pods:
+            node.env.process(self._arrive(group))
+
+    def something_is_free(self) -> None:
+        """Devices came, became healthy, or were given back: who waits may try again."""
+        room, self._room = self._room, self._node.env.event()
+        room.succeed()
+
+    def _arrive(self, group: Pods) -> Events:
+        env = self._node.env
+        random = Random(f"{self._node.scenario.seed}/pods/{group.name}")
+        yield env.timeout(to_ns(group.start_s))
+        for arrival in arrivals(group, random):
+            if arrival.after_s:
+                yield env.timeout(to_ns(arrival.after_s))
+            env.process(self._live(group, arrival))
+
+    def _live(self, group: Pods, arrival: Arrival) -> Events:
+        """Carry out the steps of one pod's life on the simulated clock."""
+        env = self._node.env
+        life = pod_life(group, arrival, KUBELET_BACKOFF)
+        arrived_ns, over, admitted = int(env.now), env.event(), False
+        self.created += 1
+        step: Step = next(life)
+        while True:
+            reply: Reply = None
+            is_over = False
+            match step:
+                case Admit(pod=pod):
+                    reply = yield from self._admit(pod)
+                case Live(lifetime_s=lifetime_s):
+                    self.waiting_ns.append(int(env.now) - arrived_ns)
+                    admitted = True
+                    if lifetime_s is not None:
+                        over = env.timeout(max(1, to_ns(lifetime_s)))
+                case Run():
+                    reply = yield from self._run(step, over)
+                    is_over = reply is None
+                case Wait(delay_s=delay_s):
+                    pause = env.timeout(to_ns(delay_s))
+                    yield pause | over if admitted else pause
+                    is_over = over.processed
+                case Delete(pod=pod):
+                    self._kubelet.delete(pod)
+                    self._log("pod", {"pod": pod.name, "phase": "Gone"})
+                    self.something_is_free()
+                case _:
+                    assert_never(step)
+            try:
+                step = life.throw(PodOver()) if is_over else life.send(reply)
+            except StopIteration:
+                return
+
+    def _admit(self, pod: Pod) -> Generator[simpy.Event, object, PodStatus]:
+        """Create a pod and wait until it is admitted or refused."""
+        self._kubelet.create(pod)
+        while True:
+            status = self._kubelet.sync(pod, self._node.now_s)
+            if status.phase is not Phase.PENDING:
+                break
+            yield self._room
+        facts: dict[str, object] = {"pod": pod.name, "phase": status.phase.value}
+        if status.phase is Phase.FAILED:
+            self.refused += 1
+            self._kubelet.delete(pod)
+            self._log("pod", {**facts, "message": status.message})
+        else:
+            self._log("pod", {**facts, "devices": sorted(status.grants[0].device_ids)})
+        return status
+
+    def _run(self, step: Run, over: simpy.Event) -> Generator[simpy.Event, object, Exit | None]:
+        """Run a container; None if the pod was over before it ended."""
+        env = self._node.env
+        started_ns = int(env.now)
+        tenant = self._node.start_tenant(step.uuid, step.spec)
+        if tenant is None:
+            return Exit(None)
+        yield tenant.gone | over
+        if not tenant.gone.triggered:
+            self._node.stop_tenant(step.uuid, tenant)
+            return None
+        return Exit((int(env.now) - started_ns) / NS_PER_S)

@@ -25,7 +25,7 @@ from gpuplugin.core.node import (
 from gpuplugin.core.watch import Watch, WatchFailed, WatchPlan, judge_probes
 from gpuplugin.kubelet.plugins import DevicePlugins
 from hal import HalError, HalHung
-from sim.gpu.compute.parameters import to_ns
+from sim.gpu.scheduler import to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping

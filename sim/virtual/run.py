@@ -7,13 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sim.gpu.compute.parameters import NS_PER_S, to_ns
-from sim.gpu.compute.slicing import Segment, Slicing
 from sim.gpu.faults import ThermalShutdown
+from sim.gpu.scheduler import NS_PER_S, to_ns
+from sim.gpu.timeslicing import Segment, Slicing
 from sim.node.node import SimulatedNode
-from sim.virtual.kubelet import VirtualKubelet
+from sim.virtual.kubelet import VirtualKubelet, VirtualPods
 from sim.virtual.plugin import VirtualPlugin
-from sim.virtual.pods import VirtualPods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -240,9 +239,9 @@ class VirtualRun:
             for tenancy in gpu.tenancies.values()
         ]
         for _, tenancy in tenancies:
-            if isinstance(tenancy.compute.engine, Slicing):
+            if isinstance(tenancy.compute.scheduler, Slicing):
                 tenancy.compute.catch_up()
-                tenancy.compute.engine.trace = []
+                tenancy.compute.scheduler.trace = []
         names = {
             tenant.context: tenant.spec.name
             for _, tenancy in tenancies
@@ -251,13 +250,13 @@ class VirtualRun:
         yield env.timeout(to_ns(WINDOW_S))
         for uuid, tenancy in tenancies:
             tenancy.compute.catch_up()
-            engine = tenancy.compute.engine
-            if isinstance(engine, Slicing) and engine.trace is not None:
+            scheduler = tenancy.compute.scheduler
+            if isinstance(scheduler, Slicing) and scheduler.trace is not None:
                 names |= {one.context: one.spec.name for one in tenancy.tenants.values()}
                 self._notes_of(uuid).slices.extend(
-                    (names.get(segment.context, "?"), segment) for segment in engine.trace
+                    (names.get(segment.context, "?"), segment) for segment in scheduler.trace
                 )
-                engine.trace = None
+                scheduler.trace = None
 
     def _finish(self) -> None:
         outcome = self.outcome
@@ -267,7 +266,7 @@ class VirtualRun:
             notes.active_ns, notes.switching_ns = use.active_ns, use.switching_ns
             notes.places |= use.places
             for tenancy in gpu.tenancies.values():
-                busy_ns = tenancy.compute.engine.usage.busy_ns
+                busy_ns = tenancy.compute.scheduler.usage.busy_ns
                 for tenant in tenancy.tenants.values():
                     tenant.record.busy_ns = busy_ns.get(tenant.context, 0)
         outcome.gpus = sorted(self._notes.values(), key=lambda notes: (notes.index, notes.uuid))

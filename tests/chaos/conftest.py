@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SHORTER = {
-    "sim.kubelet.watcher.POLL_S": 0.05,
-    "sim.kubelet.watcher.FIRST_RETRY_S": 0.1,
+    "sim.kubelet.registration.POLL_S": 0.05,
+    "sim.kubelet.registration.FIRST_RETRY_S": 0.1,
     "sim.kubelet.pluginclient.DIAL_TIMEOUT_S": 1.0,
     "gpuplugin.daemon.serving.endpoint.POLL_S": 0.02,
     "gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S": 0.4,

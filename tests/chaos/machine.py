@@ -1,4 +1,4 @@
-"""Random happenings on a whole node: which there are, and a run of them from one seed.
+"""Random faults on a whole node: which there are, and a run of them from one seed.
 
 A run that fails says how it is repeated; with GPUPLUGIN_CHAOS_SHRINK=1 a shorter one that fails is
 looked for, which takes long.
@@ -108,13 +108,13 @@ class Chaos(RuleBasedStateMachine):
     @rule(gpu=GPU, kind=FAULTS)
     def a_gpu_suffers(self, gpu: int, kind: str) -> None:
         with self._step() as run:
-            run.befall(gpu, kind)
+            run.inject(gpu, kind)
 
     @RUNNING
     @rule(gpu=GPU, kind=FAULTS)
     def a_gpu_suffers_too(self, gpu: int, kind: str) -> None:
         with self._step() as run:
-            run.befall(gpu, kind)
+            run.inject(gpu, kind)
 
     @RUNNING
     @rule(code=XIDS)

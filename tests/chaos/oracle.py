@@ -1,4 +1,4 @@
-"""What must hold after a happening: a model of the node that knows only what was injected.
+"""What must hold after a fault: a model of the node that knows only what was injected.
 
 Written against docs/health.md, not against the code that it checks: it keeps what is wrong with
 each GPU and what ends that, and has no notion of events, probes, periods or states.
@@ -106,7 +106,7 @@ class Oracle:
     ghost: bool = False
     """A plugin that ended while the driver hung left a call behind, which may take events."""
     passing: set[str] = field(default_factory=set)
-    """GPUs that must be seen Unhealthy after the last happening, even if not for long."""
+    """GPUs that must be seen Unhealthy after the last fault, even if not for long."""
 
     def __post_init__(self) -> None:
         self.known = len(self.gpus)
@@ -134,7 +134,7 @@ class Oracle:
         return frozenset(uuid for uuid in self.gpus if self.verdict(uuid) is verdict)
 
     def xid(self, uuid: str, code: int) -> None:
-        """An Xid befalls a GPU."""
+        """An Xid is injected into a GPU."""
         gpu = self.gpus[uuid]
         if code == CONTAINED_XID:
             gpu.contained = True

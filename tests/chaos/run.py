@@ -1,4 +1,4 @@
-"""One run: happenings befall the world and its model alike, and both are compared after each."""
+"""One run: faults are injected into the world and its model, which are compared after each."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Run:
         for index in answering:
             present[index].reset_unseen = False
 
-    def befall(self, index: int, kind: str) -> None:
-        """Something befalls one GPU; what cannot happen to it as it is does not."""
+    def inject(self, index: int, kind: str) -> None:
+        """Inject a fault into one GPU; what does not apply to it as it is is left out."""
         hardware, oracle = self.world.hardware, self.oracle
         uuid = hardware.uuids[index]
         if oracle.gpus[uuid].unplugged and kind != "replace":
@@ -80,9 +80,9 @@ class Run:
             case "replace" if len(oracle.gpus) < GPUS + MOST_REPLACEMENTS:
                 oracle.replace(uuid, hardware.replace(index))
             case _:
-                self._befall_simply(index, uuid, kind)
+                self._inject_simply(index, uuid, kind)
 
-    def _befall_simply(self, index: int, uuid: str, kind: str) -> None:
+    def _inject_simply(self, index: int, uuid: str, kind: str) -> None:
         """What needs no detail."""
         hardware, oracle = self.world.hardware, self.oracle
         match kind:
@@ -105,13 +105,13 @@ class Run:
     def all_report(self, code: int) -> None:
         """The same Xid on every GPU."""
         for index in range(GPUS):
-            self.befall(index, f"xid-{code}")
+            self.inject(index, f"xid-{code}")
 
     def storm(self, reports: Sequence[tuple[int, int]]) -> None:
         """Many Xids at once."""
-        with self.world.hardware.node.present():  # held still: they come together
+        with self.world.hardware.node.update():  # held still: they come together
             for index, code in reports:
-                self.befall(index, f"xid-{code}")
+                self.inject(index, f"xid-{code}")
 
     def mend(self, index: int) -> None:
         """A reset, or a GPU put back."""
@@ -167,7 +167,7 @@ class Run:
         self.oracle.kubelet_up = False
         self.world.stop_kubelet()
         for index, kind in inside:
-            self.befall(index, kind)
+            self.inject(index, kind)
         self._permit()
         self.world.kubelet.start()
         self.oracle.kubelet_up = True
@@ -178,7 +178,7 @@ class Run:
         self.world.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 0, DEADLINE_S)
         self.oracle.plugin_stopped()
         for index, kind in inside:
-            self.befall(index, kind)
+            self.inject(index, kind)
         self.oracle.plugin_up = True
         self._permit()
         self.world.start_plugin()
@@ -275,7 +275,7 @@ class Run:
         self.run_pod()
 
     def _permit(self) -> None:
-        """What the last happening ended may be Healthy from now on."""
+        """What the last fault ended may be Healthy from now on."""
         kubelet = self.world.kubelet
         kubelet.forbidden &= self.oracle.uuids(Verdict.SICK)
 

@@ -1,4 +1,4 @@
-"""Random happenings on a node whose plugin has the NVML backend; see `machine`."""
+"""Random faults on a node whose plugin has the NVML backend; see `machine`."""
 
 from __future__ import annotations
 

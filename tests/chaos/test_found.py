@@ -35,7 +35,7 @@ def test_an_xid_during_a_hang_of_the_driver_is_not_lost(run: Run) -> None:
     """The call that took it from the driver had been given up, and its answer with it."""
     run.break_driver(Trouble.HANG)
     eventually(lambda: blind(run))
-    run.befall(0, f"xid-{VM_XID}")
+    run.inject(0, f"xid-{VM_XID}")
     run.world.hardware.driver_hang(0.01)  # it ends by itself: nothing was reset
     run.oracle.trouble = None
     run.check()
@@ -48,7 +48,7 @@ def test_a_reset_after_a_fault_counts_though_nobody_could_watch_either(run: Run)
     """The fault's event was dealt with after the probe that showed the reset."""
     run.break_driver(Trouble.HANG)
     eventually(lambda: blind(run))
-    run.befall(0, f"xid-{VM_XID}")
+    run.inject(0, f"xid-{VM_XID}")
     run.mend(0)
     run.world.hardware.driver_hang(0.01)
     run.oracle.trouble = None
@@ -60,7 +60,7 @@ def test_a_gpu_that_hung_leaves_no_thread_behind(run: Run) -> None:
     run.let_rounds_pass(1)
     before = threads()
     for _ in range(3):
-        run.befall(0, "hang")
+        run.inject(0, "hang")
         run.check()
         run.mend(0)
         run.check()
@@ -68,7 +68,7 @@ def test_a_gpu_that_hung_leaves_no_thread_behind(run: Run) -> None:
 
 
 def test_a_plugin_that_stops_while_a_gpu_hangs_leaves_no_thread_behind(run: Run) -> None:
-    run.befall(0, "hang")
+    run.inject(0, "hang")
     run.check()
     run.plugin_restarts([])
     run.check()

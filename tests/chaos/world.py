@@ -1,6 +1,6 @@
 """The system under test: a simulated node, the daemon in process, and the kubelet stand-in.
 
-What befalls them, and what can be seen of them; what must be seen is in `oracle`.
+Faults of them, and what can be seen of them; what must be seen is in `oracle`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet import Kubelet, Phase, simple_pod
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from tests.component.nvmlhardware import NvmlHardware
 from tests.component.running import (
     RESOURCE,
@@ -176,12 +176,12 @@ class World:
         self.hardware.hang(index, for_s)
 
         def over() -> bool:
-            with self.hardware.node.present() as node:
+            with self.hardware.node.update() as node:
                 return not node.present[index].hangs(node.env.now)
 
         eventually(over)
 
-    # What befalls the sockets, the kubelet and the configuration
+    # Faults of the sockets, the kubelet and the configuration
 
     def restart_kubelet(self) -> None:
         """A quick restart."""

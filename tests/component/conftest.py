@@ -46,7 +46,7 @@ class MakeHardware(Protocol):
 def quick_polls() -> Iterator[None]:
     """Both sides look and try again sooner than in earnest, so that tests wait less."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sim.kubelet.watcher.POLL_S", 0.05)
+        patch.setattr("sim.kubelet.registration.POLL_S", 0.05)
         patch.setattr("gpuplugin.daemon.serving.endpoint.POLL_S", 0.05)
         patch.setattr("gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S", 1.0)
         patch.setattr(
@@ -75,7 +75,7 @@ def kubelet_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def lone_hardware() -> Iterator[Hardware]:
-    """Eight GPUs that nothing befalls, for all tests of a module."""
+    """Eight GPUs that no fault is injected into, for all tests of a module."""
     hardware = Hardware(8)
     yield hardware
     hardware.stop()

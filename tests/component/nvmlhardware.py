@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
 from sim.node.serve import kernel_files
-from sim.nvml.eventsets import EventSets
+from sim.nvml.functions.events import EventSets
 from sim.nvml.server import NvmlServer
 from tests.component.running import Hardware
 from tests.component.waiting import eventually
@@ -58,7 +58,7 @@ class NvmlHardware(Hardware):
     @property
     def heard(self) -> bool:
         """True if somebody listens to all GPUs that answer, and has taken all events."""
-        with self.node.glimpsed() as model:
+        with self.node.read() as model:
             owners = (getattr(one, "__self__", None) for one in model.listeners)
             sets = [
                 one

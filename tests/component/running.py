@@ -38,9 +38,8 @@ from sim.gpu.faults import (
     WatchMended,
     XidFault,
 )
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario
 from tests.component.waiting import DEADLINE_S, eventually
 
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from hal import Probe
-    from sim.gpu.faults import GpuHappening, NodeHappening
+    from sim.gpu.faults import GpuFault, NodeFault
 
 RESOURCE = "nvidia.com/gpu"
 STOP_TIMEOUT_S = 5.0
@@ -277,7 +276,7 @@ class Hardware:
         )
         self.node = RealTimeNode(SimulatedNode(self.scenario))
         self.backend: CountedBackend = CountingBackend(self.node)
-        with self.node.present() as model_node:
+        with self.node.update() as model_node:
             self.uuids = _uuids(model_node)
 
     def replicas(self, gpu: int, count: int = 10) -> tuple[str, ...]:
@@ -285,76 +284,76 @@ class Hardware:
         return tuple(f"{self.uuids[gpu]}::{number}" for number in range(count))
 
     def xid(self, gpu: int, code: int, times: int = 1, mig: int | None = None) -> None:
-        """Let an Xid befall a GPU, or a MIG device of it, `times` times at one instant."""
-        self._befall(gpu, *[XidFault(xid=code, mig=mig)] * times)
+        """Inject an Xid into a GPU, or a MIG device of it, `times` times at one instant."""
+        self._inject_into(gpu, *[XidFault(xid=code, mig=mig)] * times)
 
     def ecc(self, gpu: int, *, uncorrectable: bool, count: int = 1) -> None:
-        """Let ECC errors befall a GPU; it is one event."""
-        self._befall(gpu, EccFault(uncorrectable=uncorrectable, count=count))
+        """Inject ECC errors into a GPU; it is one event."""
+        self._inject_into(gpu, EccFault(uncorrectable=uncorrectable, count=count))
 
     def row_remap(self, gpu: int, *, failed: bool) -> None:
         """Let a row remap be pending or failed on a GPU, without an event."""
-        self._befall(gpu, RowRemap(failed=failed))
+        self._inject_into(gpu, RowRemap(failed=failed))
 
     def lose(self, gpu: int) -> None:
         """Let a GPU stop answering."""
-        self._befall(gpu, LostFault())
+        self._inject_into(gpu, LostFault())
 
     def hang(self, gpu: int, for_s: float | None = None) -> None:
         """Let calls about a GPU not return, for some seconds or until `recover`."""
-        self._befall(gpu, Hang(for_s=for_s))
+        self._inject_into(gpu, Hang(for_s=for_s))
 
     def thermal_shutdown(self, gpu: int, lost_after_s: float = 2.0) -> None:
         """Let a GPU overheat, and be lost `lost_after_s` later."""
-        self._befall(gpu, ThermalShutdown(lost_after_s=lost_after_s))
+        self._inject_into(gpu, ThermalShutdown(lost_after_s=lost_after_s))
 
     def unplug(self, gpu: int) -> None:
         """Remove a GPU from the bus."""
-        self._befall(gpu, Unplug())
+        self._inject_into(gpu, Unplug())
 
     def plug(self, gpu: int) -> None:
         """Put the GPU that was removed back."""
-        self._befall(gpu, Plug())
+        self._inject_into(gpu, Plug())
 
     def replace(self, gpu: int) -> str:
         """Put another GPU in the place of this one; returns its UUID."""
-        self._befall(gpu, Replacement())
-        with self.node.present() as model:
+        self._inject_into(gpu, Replacement())
+        with self.node.update() as model:
             self.uuids = _uuids(model)
         return self.uuids[gpu]
 
     def repartition(self, gpu: int, mig: Sequence[str] | None) -> None:
         """Partition a GPU anew; None turns MIG off."""
-        self._befall(gpu, Repartition(mig=None if mig is None else list(mig)))
+        self._inject_into(gpu, Repartition(mig=None if mig is None else list(mig)))
 
     def recover(self, gpu: int) -> None:
         """Reset a GPU."""
-        self._befall(gpu, Recovery())
+        self._inject_into(gpu, Recovery())
 
     def driver_down(self) -> None:
         """Unload the driver: every call fails."""
-        self._befall_node(DriverDown())
+        self._inject_node(DriverDown())
 
     def driver_up(self) -> None:
         """Load the driver anew."""
-        self._befall_node(DriverUp())
+        self._inject_node(DriverUp())
 
     def driver_hang(self, for_s: float | None = None) -> None:
         """Let no call return, for some seconds or until `driver_up`."""
-        self._befall_node(DriverHang(for_s=for_s))
+        self._inject_node(DriverHang(for_s=for_s))
 
     def break_watching(self, for_s: float | None = None) -> None:
         """Let waiting for events fail, for some seconds or until `mend_watching`."""
-        self._befall_node(WatchBroken(for_s=for_s))
+        self._inject_node(WatchBroken(for_s=for_s))
 
     def mend_watching(self) -> None:
         """Let events be waited for again."""
-        self._befall_node(WatchMended())
+        self._inject_node(WatchMended())
 
     @property
     def heard(self) -> bool:
         """True if the events so far were taken."""
-        with self.node.present() as model:
+        with self.node.update() as model:
             return not model.has_events
 
     def wait_for_probes(self, gpu: int, rounds: int) -> None:
@@ -370,14 +369,14 @@ class Hardware:
         """Stop the node's clock."""
         self.node.stop()
 
-    def _befall(self, gpu: int, *what: GpuHappening) -> None:
-        with self.node.present() as model:
+    def _inject_into(self, gpu: int, *what: GpuFault) -> None:
+        with self.node.update() as model:
             for one in what:
-                model.befall(model.present[gpu], one)
+                model.inject(model.present[gpu], one)
 
-    def _befall_node(self, what: NodeHappening) -> None:
-        with self.node.present() as model:
-            model.befall_node(what)
+    def _inject_node(self, what: NodeFault) -> None:
+        with self.node.update() as model:
+            model.inject_node(what)
 
 
 def _uuids(model: SimulatedNode) -> tuple[str, ...]:

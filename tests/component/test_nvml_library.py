@@ -21,7 +21,7 @@ import pytest
 
 from gpuplugin.linesocket import ask
 from sim.node.control import control_socket, inject
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import nvml_socket
 from tests.component.waiting import DEADLINE_S, eventually
 
@@ -104,7 +104,7 @@ class Node:
         return Process("-c", text, env=self.env)
 
     def let(self, gpu: int, **what: object) -> None:
-        """Let something befall a GPU."""
+        """Inject a fault into a GPU."""
         inject(control_socket(self.dir), str(gpu), what)
 
     def descriptors(self) -> int:

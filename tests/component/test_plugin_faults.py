@@ -173,7 +173,7 @@ def test_a_reset_that_follows_at_once_is_seen_by_its_trace(
     kubelet: Kubelet, hardware: Hardware, plugin: PluginProcess
 ) -> None:
     """Fault and reset between two probes: only the epoch tells."""
-    with hardware.node.present():  # held still, so both happen before the daemon looks
+    with hardware.node.update():  # held still, so both happen before the daemon looks
         hardware.xid(1, 95)
         hardware.recover(1)
     uuid = hardware.uuids[1]

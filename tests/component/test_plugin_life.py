@@ -1,4 +1,4 @@
-"""What befalls a plugin on a node: kubelets come and go, refuse, or read nothing for a while."""
+"""Faults of a plugin on a node: kubelets come and go, refuse, or read nothing for a while."""
 
 from __future__ import annotations
 
@@ -174,7 +174,9 @@ def test_it_stops_while_a_socket_that_cannot_be_made_is_tried(
 def accepting(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Whether the kubelet accepts resources: not before the event is set."""
     accepting = threading.Event()
-    monkeypatch.setattr("sim.kubelet.watcher.is_extended_resource", lambda _: accepting.is_set())
+    monkeypatch.setattr(
+        "sim.kubelet.registration.is_extended_resource", lambda _: accepting.is_set()
+    )
     monkeypatch.setattr("sim.kubelet.services.is_extended_resource", lambda _: accepting.is_set())
     return accepting
 

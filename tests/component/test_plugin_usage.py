@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.gpu.partition import GIB
+from hal import GIB
 from sim.gpu.tenancy import TenantSpec
-from sim.gpu.workloads.models import ClosedLoop, MemoryUse
+from sim.gpu.workloads import ClosedLoop, MemoryUse
 from sim.kubelet import Phase, simple_pod
 from sim.node.podwork import PodWork
 from tests.component.running import RESOURCE
@@ -61,7 +61,7 @@ def value(plugin: PluginProcess, name: str, **labels: str) -> float | None:
 
 def truth(hardware: Hardware) -> Mapping[str, tuple[int, float]]:
     """Memory and share of each tenant, as the simulated node itself has them."""
-    with hardware.node.present() as node:
+    with hardware.node.update() as node:
         return {
             one.name: (one.memory_bytes or 0, one.sm_share or 0.0)
             for gpu in node.present

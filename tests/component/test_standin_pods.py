@@ -13,7 +13,7 @@ import pytest
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import podresources_pb2 as pr
-from sim.kubelet import Amount, Container, Happened, Kubelet, Phase, Pod, PodView, simple_pod
+from sim.kubelet import Amount, Container, Kubelet, KubeletEvent, Phase, Pod, PodView, simple_pod
 from tests.component.running import raw_call, status_of
 from tests.component.tinyplugin import WIDGET, TinyPlugin
 from tests.component.waiting import DEADLINE_S, eventually
@@ -179,7 +179,7 @@ def test_a_failed_pre_start_is_tried_again(kubelet: Kubelet, socket: Path) -> No
 
 
 def test_a_hanging_allocate_holds_up_every_new_pod(kubelet_dir: Path, socket: Path) -> None:
-    facts: list[Happened] = []
+    facts: list[KubeletEvent] = []
     with Kubelet(kubelet_dir, listener=facts.append) as kubelet, TinyPlugin(socket) as plugin:
         wait_for(kubelet, 3, 3)
         plugin.hold_allocate = threading.Event()
@@ -329,7 +329,7 @@ def test_a_damaged_checkpoint_is_told_and_left_behind(kubelet_dir: Path, damage:
     path = kubelet_dir / "device-plugins" / "kubelet_internal_checkpoint"
     path.parent.mkdir(parents=True)
     path.write_text(damage)
-    facts: list[Happened] = []
+    facts: list[KubeletEvent] = []
     socket = kubelet_dir / "plugins_registry" / "w.sock"
     with Kubelet(kubelet_dir, listener=facts.append) as kubelet, TinyPlugin(socket):
         wait_for(kubelet, 3, 3)
@@ -376,7 +376,7 @@ def test_allocatable_resources_are_the_healthy_devices(
 
 
 def test_calls_are_recorded_with_their_errors(kubelet_dir: Path, socket: Path) -> None:
-    facts: list[Happened] = []
+    facts: list[KubeletEvent] = []
     with Kubelet(kubelet_dir, listener=facts.append) as kubelet, TinyPlugin(socket) as plugin:
         wait_for(kubelet, 3, 3)
         kubelet.run_pod(pod("good"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from sim.kubelet import Amount, Happened, Kubelet, Phase, simple_pod
+from sim.kubelet import Amount, Kubelet, KubeletEvent, Phase, simple_pod
 from tests.component.running import status_of
 from tests.component.tinyplugin import WIDGET, TinyPlugin
 from tests.component.waiting import DEADLINE_S, eventually
@@ -24,9 +24,9 @@ class Recorder:
     """Every fact that the stand-in told, from any thread."""
 
     def __init__(self) -> None:
-        self.facts: list[Happened] = []
+        self.facts: list[KubeletEvent] = []
 
-    def __call__(self, fact: Happened) -> None:
+    def __call__(self, fact: KubeletEvent) -> None:
         self.facts.append(fact)
 
     def texts(self, kind: str, part: str = "") -> list[str]:

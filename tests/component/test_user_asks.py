@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sim.kubelet import Happened
+    from sim.kubelet import KubeletEvent
     from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware
 
@@ -63,14 +63,14 @@ def test_ask_01_an_unhealthy_gpu_comes_back_and_not_too_soon(
     plugin = start_plugin(hardware.backend)
     wait_for(kubelet, RESOURCE, 80, 80)
     (socket,) = plugin.sockets()
-    befall = {
+    inject = {
         "application": lambda: hardware.xid(2, 31),
         "other": lambda: hardware.xid(2, 74),
         "reset": lambda: hardware.xid(2, 95),
         "lost": lambda: hardware.lose(2),
         "hot": lambda: hardware.thermal_shutdown(2),
     }
-    befall[fault]()
+    inject[fault]()
     if fault == "application":
         eventually(lambda: plugin.metric("gpuplugin_xid_events_total", gpu="2", xid="31") == 1)
         assert kubelet.view().amounts[RESOURCE] == Amount(80, 80), "the GPU was never in doubt"
@@ -113,7 +113,7 @@ def test_ask_02_an_xid_of_a_mig_device_marks_that_one_and_one_of_the_gpu_marks_a
     wait_for(kubelet, LARGE, 2, 2)
     hardware.xid(0, 95, mig=1)
     wait_for(kubelet, SMALL, 4, 3)
-    with hardware.node.present() as model:
+    with hardware.node.update() as model:
         devices = model.present[0].identity.mig_devices
     assert kubelet.view().unhealthy(SMALL) == (devices[1].uuid,)
     assert kubelet.view().amounts[LARGE] == Amount(2, 2)
@@ -321,7 +321,7 @@ def test_ask_18_a_resource_that_is_left_ends_with_an_empty_list(
 
     The kubelet keeps a resource whose plugin vanished for five minutes, with its capacity.
     """
-    told: list[Happened] = []
+    told: list[KubeletEvent] = []
     with Kubelet(kubelet_dir, listener=told.append) as kubelet:
         driver = FakeDriver(0)
         driver.listed = (with_mig(made_up_gpu(0), *["1g.10gb"] * 7),)

@@ -13,12 +13,11 @@ import pytest
 from hal import DriverNotFound, DriverUnavailable
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario
 from sim.node.serve import kernel_files
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
 from tests.conformance.library import bound
 
@@ -26,29 +25,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hal import Backend
-    from sim.gpu.faults import GpuHappening
+    from sim.gpu.faults import GpuFault
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A backend under test, opened.
 
-    `befall` lets something befall the GPU of an index; None where nothing can be made to happen.
+    `inject` injects a fault into the GPU of an index; None where nothing can be made to happen.
     """
 
     backend: Backend
-    befall: Callable[[int, GpuHappening], None] | None = None
+    inject: Callable[[int, GpuFault], None] | None = None
 
     @property
     def uuids(self) -> tuple[str, ...]:
         """UUIDs by index."""
         return tuple(gpu.uuid for gpu in self.backend.gpus())
 
-    def let(self, gpu: int, what: GpuHappening) -> None:
-        """Let something befall a GPU, or skip the test where that cannot be done."""
-        if self.befall is None:
+    def let(self, gpu: int, what: GpuFault) -> None:
+        """Inject a fault into a GPU, or skip the test where that cannot be done."""
+        if self.inject is None:
             pytest.skip("nothing can be made to happen to real GPUs")
-        self.befall(gpu, what)
+        self.inject(gpu, what)
 
 
 MIG = ["3g.40gb", "2g.20gb", "1g.10gb"]
@@ -115,7 +114,7 @@ def _simulated(node: RealTimeNode) -> Iterator[Subject]:
     backend = SimBackend(node)
     backend.open()
     try:
-        yield Subject(backend, lambda gpu, what: befall(node, gpu, what))
+        yield Subject(backend, lambda gpu, what: inject(node, gpu, what))
     finally:
         backend.close()
         node.stop()
@@ -135,17 +134,17 @@ def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[S
             )
             backend.open()
             try:
-                yield Subject(backend, lambda gpu, what: befall(node, gpu, what))
+                yield Subject(backend, lambda gpu, what: inject(node, gpu, what))
             finally:
                 backend.close()
     finally:
         node.stop()
 
 
-def befall(node: RealTimeNode, gpu: int, what: GpuHappening) -> None:
-    """Let something befall the GPU of an index."""
-    with node.present() as model:
-        model.befall(model.find(str(gpu)), what)
+def inject(node: RealTimeNode, gpu: int, what: GpuFault) -> None:
+    """Inject a fault into the GPU of an index."""
+    with node.update() as model:
+        model.inject(model.find(str(gpu)), what)
 
 
 def _hardware() -> Iterator[Subject]:

@@ -164,7 +164,7 @@ def test_processes_stay_the_same_while_nothing_happens(subject: Subject) -> None
             {(one.pid, one.name, one.mig_uuid) for one in subject.backend.processes(uuid)}
             for _ in range(2)
         )
-        if subject.befall is not None:  # on a real GPU others may come and go
+        if subject.inject is not None:  # on a real GPU others may come and go
             assert first == second
         assert all(name == name.strip() for _, name, _ in first | second)
 
@@ -180,7 +180,7 @@ def test_a_process_is_on_one_device(subject: Subject) -> None:
 
 
 def test_probe_and_telemetry_tell_the_same_errors(subject: Subject) -> None:
-    if subject.befall is not None:
+    if subject.inject is not None:
         subject.let(0, EccFault(uncorrectable=True, count=3))
     for uuid in subject.uuids:
         told = subject.backend.telemetry(uuid).uncorrectable_ecc
@@ -296,10 +296,10 @@ def test_the_backend_answers_while_it_waits_for_events(subject: Subject) -> None
 def test_an_event_ends_a_wait(subject: Subject) -> None:
     drain(subject)
     uuid = subject.uuids[0]
-    befall = subject.befall
-    if befall is None:
+    inject = subject.inject
+    if inject is None:
         pytest.skip("nothing can be made to happen to real GPUs")
-    timer = threading.Timer(0.02, lambda: befall(0, XidFault(xid=31)))
+    timer = threading.Timer(0.02, lambda: inject(0, XidFault(xid=31)))
     timer.start()
     assert list(subject.backend.wait_events(DEADLINE_S)) == [XidError(uuid, 31)]
     timer.join()

@@ -18,7 +18,7 @@ from gpuplugin.config.load import load_settings
 from gpuplugin.config.options import DEFAULT_CDI_ROOT, DEFAULT_POD_LOGS, OPTIONS
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from sim.kubelet import Kubelet, Phase
-from sim.kubelet.manifests import pods_from_yaml
+from sim.kubelet.control import pods_from_yaml
 from sim.node.scenario import load_scenario
 from tests.deploy.choices import RENDERED
 from tests.deploy.rendering import (

@@ -191,7 +191,7 @@ class Sandbox:
 class Contained:
     """The plugin as the DaemonSet starts it, with simulated GPUs instead of a driver.
 
-    The simulated node listens in the kubelet's folder for what is to befall it: a tmpfs there is
+    The simulated node listens in the kubelet's folder for faults: a tmpfs there is
     the only thing that the manifest has not.
     """
 

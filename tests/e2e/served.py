@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from tests.e2e.conftest import DEADLINE_S, Node, Plugin, Process
 
 if TYPE_CHECKING:

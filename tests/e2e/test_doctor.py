@@ -90,7 +90,7 @@ def test_a_sick_gpu_is_told_with_its_cure(node: Node) -> None:
 def hanging(tmp_path: Path, what: str, gpu: str = "") -> str:
     file = tmp_path / "hang.yaml"
     file.write_text(
-        f"gpus: [{{model: t4, count: 2}}]\nhappenings: [{{at_s: 0, what: {{kind: {what}}}{gpu}}}]\n"
+        f"gpus: [{{model: t4, count: 2}}]\nfaults: [{{at_s: 0, what: {{kind: {what}}}{gpu}}}]\n"
     )
     return str(file)
 

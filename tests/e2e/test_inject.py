@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hal import DriverUnavailable, EccError, GpuState, RecoveryAction, XidError
-from sim.node.backend import SimBackend
 from sim.node.control import serve_control, status
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import parse_scenario
 from tests.e2e.conftest import eventually, gpuplugin
 
@@ -106,7 +105,7 @@ def test_gpus_that_go_come_and_change(target: Target) -> None:
     assert target.hal.probe(first).thermal_shutdown
 
 
-def test_all_gpus_that_it_can_befall(target: Target) -> None:
+def test_all_gpus_that_it_applies_to(target: Target) -> None:
     target.inject("--gpu", "1", "--unplug")
     said = target.inject("--gpu", "all", "--xid", "95")
 
@@ -121,7 +120,7 @@ def test_hangs_end_by_themselves_or_by_hand(target: Target) -> None:
     first, second = target.uuids
     assert "hangs until it recovers" in target.inject("--gpu", "0", "--hang")
     assert "hangs for 2.5 s" in target.inject("--gpu", "1", "--hang", "2.5")
-    with target.node.present() as model:
+    with target.node.update() as model:
         assert (model.hangs(first), model.hangs(second)) == (True, True)
         model.advance(2.5)
         assert (model.hangs(first), model.hangs(second)) == (True, False)
@@ -137,7 +136,7 @@ def test_the_driver_and_the_watch(target: Target) -> None:
     assert len(target.hal.gpus()) == 2
 
     target.inject("--driver", "hang", "--for", "60")
-    with target.node.present() as model:
+    with target.node.update() as model:
         assert model.hangs()
         model.advance(60)
     eventually(lambda: len(target.hal.gpus()) == 2, "the driver answers")

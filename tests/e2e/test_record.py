@@ -23,7 +23,7 @@ gpus:
 tenants:
   - {name: train, gpu: 2, utilization: 0.6, memory_gib: 4}
   - {name: serve, gpu: 2, utilization: 0.2, memory_gib: 2}
-happenings:
+faults:
   - {at_s: 0.2, gpu: 0, what: {kind: xid, xid: 43, mig: 1}}
   - {at_s: 0.3, gpu: 2, what: {kind: ecc}}
 """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sim.node.scenario import scenario_names
-from sim.study.report import Report
+from sim.study.runreport import RunReport
 from tests.e2e.browser import browse, complaints
 from tests.e2e.conftest import gpuplugin
 
@@ -52,7 +52,7 @@ def test_the_report_and_the_event_log_say_the_same(tmp_path: Path) -> None:
     assert "120 s of model time took" in result.stderr
     lines = [json.loads(line) for line in events.read_text().splitlines()]
     assert [line["t_ns"] for line in lines] == sorted(line["t_ns"] for line in lines)
-    read = Report.model_validate_json(report.read_text())
+    read = RunReport.model_validate_json(report.read_text())
     assert sum(read.facts.values()) == len(lines)
     xids = [line for line in lines if line["kind"] == "happening" and line["what"] == "xid"]
     assert read.xids == {95: len(xids)} == {95: 2}

@@ -11,10 +11,9 @@ import yaml
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from sim.gpu.faults import LostFault, Recovery, XidFault
 from sim.kubelet import Kubelet, Phase, simple_pod
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
 from sim.node.podwork import PodWork, scenario_work
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import load_scenario
 from tests.component.conftest import short_folder
 from tests.component.running import RESOURCE, PluginProcess, settings_for
@@ -82,13 +81,13 @@ class Story:
 
     def misfortunes(self) -> None:
         """Something for every counter: application errors, a lost GPU, restarts."""
-        with self.node.present() as node:
+        with self.node.update() as node:
             (gpu,) = node.present
-            node.befall(gpu, XidFault(xid=31))
-            node.befall(gpu, LostFault())
+            node.inject(gpu, XidFault(xid=31))
+            node.inject(gpu, LostFault())
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 0, WAIT_S)
-        with self.node.present() as node:
-            node.befall(node.present[0], Recovery())
+        with self.node.update() as node:
+            node.inject(node.present[0], Recovery())
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 10, WAIT_S)
         self.kubelet.restart()
         self.kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 10, WAIT_S)

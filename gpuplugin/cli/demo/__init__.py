@@ -1,23 +1,50 @@
 """`gpuplugin demo`: a simulated eight-GPU node serves a kubelet, and the screen shows it.
 
-It stands on public parts alone: the daemon as a process (`stage`), the kubelet stand-in, the
-control socket, and HTTP. What happens is in `story`, how it looks in `live` and `plain`.
+It uses public parts alone: the daemon as a process (`stage`), the kubelet stand-in, the control
+socket, and HTTP. The chapters are in `story`, the view for a terminal in `live`, plain lines here.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Self
 
-from gpuplugin.cli.demo.facts import Facts
-from gpuplugin.cli.demo.plain import PlainView
-from gpuplugin.cli.demo.stage import Stage, StageError
+from gpuplugin.cli.demo.stage import Facts, Stage, StageError
 from gpuplugin.cli.demo.story import tell
 
 if TYPE_CHECKING:
     import argparse
 
     from gpuplugin.cli.demo.story import View
+
+
+class PlainView:
+    """See `story.View`."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Nothing to put back."""
+
+    def chapter(self, title: str, text: str) -> None:
+        """Print the chapter's heading."""
+        self._print(title)
+        self._print(f"   {text}")
+
+    def outcome(self, passed: bool, text: str) -> None:
+        """Print what was checked."""
+        self._print(f"   {'ok' if passed else 'NOT SO'}: {text}")
+
+    def height(self) -> None:
+        """Lines make no picture."""
+
+    def _print(self, text: str) -> None:
+        print(f"{time.monotonic() - self._started_s:5.1f} s  {text}", flush=True)
 
 
 def demo(parsed: argparse.Namespace) -> int:

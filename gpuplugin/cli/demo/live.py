@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage
+from gpuplugin.core.replicas import replica_id, replica_of, uuid_of
 from sim.kubelet import Phase
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from gpuplugin.cli.demo.facts import Facts
+    from gpuplugin.cli.demo.stage import Facts
     from sim.kubelet import NodeView
 
 FREE, TAKEN, UNHEALTHY = "·", "■", "x"
@@ -99,7 +100,7 @@ class LiveView:
         for column in ("GPU", "UUID", "REPLICAS", "HEALTH"):
             table.add_column(column)
         for uuid, index in self._stage.gpu_indices.items():
-            ids = sorted(one for one in devices if one.startswith(f"{uuid}::"))
+            ids = sorted(one for one in devices if uuid_of(one) == uuid)
             cells = Text(" ").join(_cell(one, devices[one], holders) for one in ids)
             table.add_row(str(index), uuid[:12], cells, _health(devices[one] for one in ids))
         legend = f"{FREE} free  {TAKEN} in use  {UNHEALTHY} unhealthy"
@@ -152,5 +153,4 @@ def _cell(device_id: str, healthy: bool, holders: dict[str, int]) -> Text:
 
 
 def _short(device_id: str) -> str:
-    uuid, _, replica = device_id.partition("::")
-    return f"{uuid[:12]}::{replica}"
+    return replica_id(uuid_of(device_id)[:12], replica_of(device_id))

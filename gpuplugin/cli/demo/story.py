@@ -6,12 +6,13 @@ import time
 from typing import TYPE_CHECKING, Protocol, Self
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage, StageError
+from gpuplugin.core.replicas import uuid_of
 from sim.kubelet import Phase, simple_pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.cli.demo.facts import Facts
+    from gpuplugin.cli.demo.stage import Facts
     from sim.kubelet import NodeView
 
 DEVICES = 80
@@ -208,7 +209,7 @@ def _running(node: NodeView) -> int:
 def _held(node: NodeView) -> list[tuple[str, str]]:
     """(GPU UUID, device id) of everything that pods hold."""
     return sorted(
-        (device_id.partition("::")[0], device_id)
+        (uuid_of(device_id), device_id)
         for view in node.pods.values()
         for grant in view.status.grants
         for device_id in grant.device_ids

@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING
 import pynvml
 
 from hal import ThrottleReason
-from sim.nvml.abi import (
-    COUNT,
-    DEVICE,
-    U32,
-    Function,
-    Source,
-    array,
-    out,
-    version,
-    versioned,
-)
-from sim.nvml.call import choice, known
-from sim.nvml.codes import Code, NvmlFailure
+from hal.nvml.api import Code
+from sim.nvml.abi import COUNT, DEVICE, U32, Function, Source, array, out, version, versioned
+from sim.nvml.call import NvmlFailure, choice, known
 from sim.nvml.functions.inventory import is_geforce
 
 if TYPE_CHECKING:
@@ -28,7 +18,7 @@ if TYPE_CHECKING:
 
     from sim.gpu.gpu import SimulatedGpu
     from sim.gpu.profiles import Thermal
-    from sim.nvml.call import Call
+    from sim.nvml.call import NvmlCall
 
 _GRAPHICS, _SM, _MEMORY, _VIDEO = range(4)
 _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX = range(4)
@@ -46,8 +36,7 @@ _REASONS = {
 _SUPPORTED_REASONS = 0x1FF
 
 
-def clock_mhz(call: Call, clock: int) -> int:
-    """The present speed of a clock."""
+def clock_mhz(call: NvmlCall, clock: int) -> int:
     reading = call.gpu.telemetry(call.node.now_s)
     match choice(clock, _GRAPHICS, _SM, _MEMORY, _VIDEO):
         case 0 | 1:
@@ -57,7 +46,7 @@ def clock_mhz(call: Call, clock: int) -> int:
     raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def _max_clock_mhz(call: Call, clock: int) -> int:
+def _max_clock_mhz(call: NvmlCall, clock: int) -> int:
     match choice(clock, _GRAPHICS, _SM, _MEMORY, _VIDEO):
         case 0 | 1:
             return known(call.profile.clocks_mhz.sm_max)
@@ -66,14 +55,14 @@ def _max_clock_mhz(call: Call, clock: int) -> int:
     raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def _clock(call: Call) -> int:
+def _clock(call: NvmlCall) -> int:
     clock, which = call.numbers
     if choice(which, _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX) == _CURRENT:
         return clock_mhz(call, clock)
     return _max_clock_mhz(call, clock)
 
 
-def _graphics_clocks(call: Call) -> list[int]:
+def _graphics_clocks(call: NvmlCall) -> list[int]:
     if call.numbers[0] != known(call.profile.clocks_mhz.memory):
         raise NvmlFailure(Code.NOT_FOUND)
     most = known(call.profile.clocks_mhz.sm_max)
@@ -81,28 +70,25 @@ def _graphics_clocks(call: Call) -> list[int]:
     return list(range(most, least - 1, -_CLOCK_STEP_MHZ))
 
 
-def _reasons(call: Call) -> int:
+def _reasons(call: NvmlCall) -> int:
     present = call.gpu.telemetry(call.node.now_s).throttle_reasons
     return sum(bit for reason, bit in _REASONS.items() if reason in present)
 
 
-def _performance_state(call: Call) -> int:
+def _performance_state(call: NvmlCall) -> int:
     idle = call.gpu.telemetry(call.node.now_s).utilization == 0
     return _IDLE_PSTATE_GEFORCE if idle and is_geforce(call.gpu) else 0
 
 
-def power_mw(call: Call) -> int:
-    """What the board draws."""
+def power_mw(call: NvmlCall) -> int:
     return _milli(call.gpu.telemetry(call.node.now_s).power_w)
 
 
-def limit_mw(call: Call) -> int:
-    """What it may draw."""
+def limit_mw(call: NvmlCall) -> int:
     return _milli(call.profile.power_w.default_limit)
 
 
-def limits_mw(call: Call) -> tuple[int, int]:
-    """The least and the most that the limit can be set to."""
+def limits_mw(call: NvmlCall) -> tuple[int, int]:
     return _milli(call.profile.power_w.min_limit), _milli(call.profile.power_w.max_limit)
 
 
@@ -113,26 +99,25 @@ def _milli(value: float | None) -> int:
 
 
 def temperature_c(gpu: SimulatedGpu, now_s: float) -> int:
-    """The die's, in whole degrees."""
     value = gpu.telemetry(now_s).temperature_c
     if value is None:
         raise NvmlFailure(Code.NOT_SUPPORTED)
     return round(value)
 
 
-def _temperature(call: Call) -> int:
+def _temperature(call: NvmlCall) -> int:
     choice(call.numbers[0], 0)
     return temperature_c(call.gpu, call.node.now_s)
 
 
-def _temperature_v(call: Call) -> ctypes.Structure:
+def _temperature_v(call: NvmlCall) -> ctypes.Structure:
     info = call.structure(pynvml.c_nvmlTemperature_v1_t)
     choice(info.sensorType, 0)
     info.temperature = temperature_c(call.gpu, call.node.now_s)
     return info
 
 
-def thermal(call: Call, style: str) -> Thermal:
+def thermal(call: NvmlCall, style: str) -> Thermal:
     """The board's limits, if it tells them in this style.
 
     Raises:
@@ -144,7 +129,7 @@ def thermal(call: Call, style: str) -> Thermal:
     return limits
 
 
-def _threshold(call: Call) -> int:
+def _threshold(call: NvmlCall) -> int:
     wanted = choice(call.numbers[0], *range(8))
     limits = thermal(call, "absolute")
     values = {
@@ -155,7 +140,7 @@ def _threshold(call: Call) -> int:
     return known(values.get(wanted))
 
 
-def _margin(call: Call) -> ctypes.Structure:
+def _margin(call: NvmlCall) -> ctypes.Structure:
     limits = thermal(call, "margin")
     info = call.structure(pynvml.c_nvmlMarginTemperature_v1_t)
     now_c = temperature_c(call.gpu, call.node.now_s)
@@ -163,7 +148,7 @@ def _margin(call: Call) -> ctypes.Structure:
     return info
 
 
-def _of_clock(answer: Callable[[Call, int], int]) -> Callable[[Call], int]:
+def _of_clock(answer: Callable[[NvmlCall, int], int]) -> Callable[[NvmlCall], int]:
     return lambda call: answer(call, call.numbers[0])
 
 

@@ -1,34 +1,139 @@
-"""Event sets."""
+"""Event sets, and the functions that register for events and wait for them."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sim.nvml.abi import DEVICE, EVENT_SET, U32, U64, EventSet, Function, Source, out
-from sim.nvml.codes import Code, NvmlFailure
-from sim.nvml.eventsets import DOUBLE_BIT_ECC, SINGLE_BIT_ECC, XID
-from sim.nvml.structures import EventData, EventDataV1
+from hal import EccError, XidError
+from hal.nvml.api import Code
+from sim.nvml.abi import (
+    DEVICE,
+    EVENT_SET,
+    U32,
+    U64,
+    EventData,
+    EventDataV1,
+    EventSet,
+    Function,
+    Source,
+    out,
+)
+from sim.nvml.call import NvmlFailure
 
 if TYPE_CHECKING:
-    from sim.nvml.call import Call
-    from sim.nvml.eventsets import Report
+    from hal import Event
+    from sim.node.node import SimulatedNode
+    from sim.nvml.call import NvmlCall
 
 
-def _create(call: Call) -> int:
+SINGLE_BIT_ECC, DOUBLE_BIT_ECC, XID = 0x1, 0x2, 0x8
+NO_INSTANCE = 0xFFFFFFFF
+_FIRST = 0x5345_0000_0000
+_MOST_WAITING = 4096
+"""Assumed: how many events a set keeps; older ones are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class NvmlEvent:
+    uuid: str
+    type: int
+    data: int = 0
+    gpu_instance: int = NO_INSTANCE
+    compute_instance: int = NO_INSTANCE
+
+
+@dataclass(slots=True)
+class _Set:
+    session: int
+    types: dict[str, int] = field(default_factory=dict)
+    """Registered types by the GPU's UUID."""
+    waiting: deque[NvmlEvent] = field(default_factory=lambda: deque(maxlen=_MOST_WAITING))
+
+
+class EventSets:
+    """All event sets of all processes; whoever uses it holds the node still."""
+
+    def __init__(self) -> None:
+        self._sets: dict[int, _Set] = {}
+        self._handles = itertools.count(_FIRST, 0x40)
+
+    def create(self, session: int) -> int:
+        """An empty set of a process; returns its handle."""
+        handle = next(self._handles)
+        self._sets[handle] = _Set(session)
+        return handle
+
+    def free(self, handle: int) -> None:
+        """Forget a set; a wait for it ends with an invalid argument."""
+        self._find(handle)
+        del self._sets[handle]
+
+    def end(self, session: int) -> None:
+        self._sets = {handle: one for handle, one in self._sets.items() if one.session != session}
+
+    def register(self, handle: int, uuid: str, types: int) -> None:
+        """Have these types of events of a GPU in the set, too."""
+        types_by_uuid = self._find(handle).types
+        types_by_uuid[uuid] = types_by_uuid.get(uuid, 0) | types
+
+    def hear(self, event: Event) -> None:
+        report = _report(event)
+        if report is None:
+            return
+        for one in self._sets.values():
+            if one.types.get(report.uuid, 0) & report.type:
+                one.waiting.append(report)
+
+    def take(self, handle: int, node: SimulatedNode) -> NvmlEvent | None:
+        """The next event of a set; None if there is none yet.
+
+        Raises:
+            NvmlFailure: a registered GPU is lost, and all that came before was taken.
+        """
+        one = self._find(handle)
+        if one.waiting:
+            return one.waiting.popleft()
+        if any(node.gpus[uuid].lost for uuid in one.types):
+            raise NvmlFailure(Code.GPU_IS_LOST)
+        return None
+
+    def _find(self, handle: int) -> _Set:
+        try:
+            return self._sets[handle]
+        except KeyError:
+            raise NvmlFailure(Code.INVALID_ARGUMENT) from None
+
+
+def _report(event: Event) -> NvmlEvent | None:
+    match event:
+        case XidError(uuid=str(uuid), xid=xid, gpu_instance=gi, compute_instance=ci):
+            return NvmlEvent(
+                uuid, XID, xid, NO_INSTANCE if gi is None else gi, NO_INSTANCE if ci is None else ci
+            )
+        case EccError(uuid=str(uuid), uncorrectable=uncorrectable):
+            return NvmlEvent(uuid, DOUBLE_BIT_ECC if uncorrectable else SINGLE_BIT_ECC)
+        case _:
+            return None  # of a GPU that is lost its set tells when it is waited for
+
+
+def _create(call: NvmlCall) -> int:
     return call.event_sets.create(call.session)
 
 
-def _free(call: Call) -> tuple[()]:
+def _free(call: NvmlCall) -> tuple[()]:
     call.event_sets.free(call.numbers[0])
     return ()
 
 
-def _supported(call: Call) -> int:
+def _supported(call: NvmlCall) -> int:
     return XID | (SINGLE_BIT_ECC | DOUBLE_BIT_ECC if call.profile.ecc else 0)
 
 
-def _register(call: Call) -> tuple[()]:
+def _register(call: NvmlCall) -> tuple[()]:
     types, event_set = call.numbers
     if types & ~_supported(call):
         raise NvmlFailure(Code.NOT_SUPPORTED)
@@ -36,14 +141,14 @@ def _register(call: Call) -> tuple[()]:
     return ()
 
 
-def _take(call: Call) -> Report | None:
+def _take(call: NvmlCall) -> NvmlEvent | None:
     driver = call.node.driver
     if driver.watch_failure(call.node.now_s) is not None:
         raise NvmlFailure(Code.UNKNOWN)
     return call.event_sets.take(call.numbers[0], call.node)
 
 
-def _wait(call: Call) -> ctypes.Structure | None:
+def _wait(call: NvmlCall) -> ctypes.Structure | None:
     report = _take(call)
     if report is None:
         return None
@@ -51,7 +156,7 @@ def _wait(call: Call) -> ctypes.Structure | None:
     return EventData(device, report.type, report.data, report.gpu_instance, report.compute_instance)
 
 
-def _wait_v1(call: Call) -> ctypes.Structure | None:
+def _wait_v1(call: NvmlCall) -> ctypes.Structure | None:
     report = _take(call)
     if report is None:
         return None

@@ -9,46 +9,52 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
-from sim.gpu.partition import instance_memory_bytes
+from hal.nvml.api import Code
+from sim.gpu.profiles import MIB, instance_memory_bytes
 from sim.nvml.abi import (
     COMPUTE_INSTANCE,
     DEVICE,
     GPU_INSTANCE,
     U32,
     ComputeInstance,
+    ComputeInstanceInfo,
     Function,
     GpuInstance,
+    GpuInstanceInfo,
     Source,
     fill,
     out,
     version,
     versioned,
 )
-from sim.nvml.call import choice
-from sim.nvml.codes import Code, NvmlFailure
-from sim.nvml.functions.mig import can_mig, profile_of, slices_of
-from sim.nvml.functions.placements import placements, possible_starts, width
-from sim.nvml.structures import ComputeInstanceInfo, GpuInstanceInfo
+from sim.nvml.call import NvmlFailure, choice
+from sim.nvml.functions.mig import (
+    can_mig,
+    placements,
+    possible_starts,
+    profile_of,
+    slices_of,
+    width,
+)
 
 if TYPE_CHECKING:
     import ctypes
 
     from sim.gpu.profiles import MigProfile
-    from sim.nvml.call import Call
+    from sim.nvml.call import NvmlCall
 
-_MIB = 1024**2
 _GPU_PROFILES = 18
 _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
 """NVML's compute instance profile by the number of slices; their ids are the same numbers here."""
 
 
-def _in_mig_mode(call: Call) -> None:
+def _in_mig_mode(call: NvmlCall) -> None:
     can_mig(call)
     if not call.gpu.identity.mig_enabled:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def _gpu_profile_index(call: Call, mig: MigProfile) -> int:
+def _gpu_profile_index(call: NvmlCall, mig: MigProfile) -> int:
     """NVML's number of a GPU instance profile."""
     slices = slices_of(mig.profile)
     if mig.profile.endswith("+me"):
@@ -58,11 +64,11 @@ def _gpu_profile_index(call: Call, mig: MigProfile) -> int:
     return _COMPUTE_PROFILES[slices]
 
 
-def _profile_id(call: Call, mig: MigProfile) -> int:
+def _profile_id(call: NvmlCall, mig: MigProfile) -> int:
     return _gpu_profile_index(call, mig) if mig.gi_profile_id is None else mig.gi_profile_id
 
 
-def _profile_at(call: Call) -> MigProfile:
+def _profile_at(call: NvmlCall) -> MigProfile:
     can_mig(call)
     wanted = choice(call.numbers[0], *range(_GPU_PROFILES))
     for mig in call.profile.mig:
@@ -71,7 +77,7 @@ def _profile_at(call: Call) -> MigProfile:
     raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def _with_id(call: Call) -> MigProfile:
+def _with_id(call: NvmlCall) -> MigProfile:
     _in_mig_mode(call)
     for mig in call.profile.mig:
         if _profile_id(call, mig) == call.numbers[0]:
@@ -79,18 +85,18 @@ def _with_id(call: Call) -> MigProfile:
     raise NvmlFailure(Code.INVALID_ARGUMENT)
 
 
-def _profile_info(call: Call) -> ctypes.Structure:
+def _profile_info(call: NvmlCall) -> ctypes.Structure:
     info: ctypes.Structure = pynvml.c_nvmlGpuInstanceProfileInfo_t()
     return _fill_profile_info(call, info)
 
 
-def _profile_info_v2(call: Call) -> ctypes.Structure:
+def _profile_info_v2(call: NvmlCall) -> ctypes.Structure:
     info = call.structure(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t)
     info.name = f"MIG {_profile_at(call).profile}".encode()
     return _fill_profile_info(call, info)
 
 
-def _fill_profile_info(call: Call, info: ctypes.Structure) -> ctypes.Structure:
+def _fill_profile_info(call: NvmlCall, info: ctypes.Structure) -> ctypes.Structure:
     mig = _profile_at(call)
     slices = slices_of(mig.profile)
     values = {
@@ -99,14 +105,14 @@ def _fill_profile_info(call: Call, info: ctypes.Structure) -> ctypes.Structure:
         "instanceCount": mig.instances,
         "multiprocessorCount": mig.sm or 0,
         "copyEngineCount": slices,
-        "memorySizeMB": instance_memory_bytes(mig, call.profile) // _MIB,
+        "memorySizeMB": instance_memory_bytes(mig, call.profile) // MIB,
     }
     for name, value in values.items():
         setattr(info, name, value)
     return info
 
 
-def _possible(call: Call) -> tuple[list[ctypes.Structure], int]:
+def _possible(call: NvmlCall) -> tuple[list[ctypes.Structure], int]:
     mig = _with_id(call)
     size = width(mig, call.profile)
     found = [
@@ -116,7 +122,7 @@ def _possible(call: Call) -> tuple[list[ctypes.Structure], int]:
     return found, len(found)
 
 
-def _instances(call: Call) -> tuple[list[int], int]:
+def _instances(call: NvmlCall) -> tuple[list[int], int]:
     mig = _with_id(call)
     uuid = call.gpu.identity.uuid
     found = [
@@ -127,7 +133,7 @@ def _instances(call: Call) -> tuple[list[int], int]:
     return found, len(found)
 
 
-def _remaining(call: Call) -> int:
+def _remaining(call: NvmlCall) -> int:
     mig = _with_id(call)
     taken = placements(call.gpu.identity.mig_devices, call.profile)
     used = {slot for start, size in taken.values() for slot in range(start, start + size)}
@@ -141,7 +147,7 @@ def _remaining(call: Call) -> int:
     return free
 
 
-def _instance_by_id(call: Call) -> int:
+def _instance_by_id(call: NvmlCall) -> int:
     _in_mig_mode(call)
     for device in call.gpu.identity.mig_devices:
         if device.gpu_instance == call.numbers[0]:
@@ -149,7 +155,7 @@ def _instance_by_id(call: Call) -> int:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
-def _instance_info(call: Call) -> ctypes.Structure:
+def _instance_info(call: NvmlCall) -> ctypes.Structure:
     device = call.mig_device
     start, size = placements(call.gpu.identity.mig_devices, call.profile)[device.gpu_instance]
     return GpuInstanceInfo(
@@ -160,21 +166,21 @@ def _instance_info(call: Call) -> ctypes.Structure:
     )
 
 
-def _compute_instance(call: Call) -> int:
+def _compute_instance(call: NvmlCall) -> int:
     device = call.mig_device
     if call.numbers[0] != device.compute_instance:
         raise NvmlFailure(Code.NOT_FOUND)
     return call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))
 
 
-def _compute_instances(call: Call) -> tuple[list[int], int]:
+def _compute_instances(call: NvmlCall) -> tuple[list[int], int]:
     device = call.mig_device
     if call.numbers[0] != _COMPUTE_PROFILES[slices_of(device.profile)]:
         return [], 0
     return [call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))], 1
 
 
-def _compute_info(call: Call) -> ctypes.Structure:
+def _compute_info(call: NvmlCall) -> ctypes.Structure:
     device, uuid = call.mig_device, call.gpu.identity.uuid
     slices = slices_of(device.profile)
     return ComputeInstanceInfo(
@@ -186,18 +192,18 @@ def _compute_info(call: Call) -> ctypes.Structure:
     )
 
 
-def _compute_profile_info(call: Call) -> ctypes.Structure:
+def _compute_profile_info(call: NvmlCall) -> ctypes.Structure:
     info: ctypes.Structure = pynvml.c_nvmlComputeInstanceProfileInfo_t()
     return _fill_compute_profile_info(call, info)
 
 
-def _compute_profile_info_v2(call: Call) -> ctypes.Structure:
+def _compute_profile_info_v2(call: NvmlCall) -> ctypes.Structure:
     info = call.structure(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t)
     info.name = f"MIG {call.mig_device.profile}".encode()
     return _fill_compute_profile_info(call, info)
 
 
-def _fill_compute_profile_info(call: Call, info: ctypes.Structure) -> ctypes.Structure:
+def _fill_compute_profile_info(call: NvmlCall, info: ctypes.Structure) -> ctypes.Structure:
     device = call.mig_device
     slices = slices_of(device.profile)
     profile, engines = call.numbers

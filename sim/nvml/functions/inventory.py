@@ -1,4 +1,4 @@
-"""Which GPUs there are and who they are: handles, names, numbers, what the model is."""
+"""Which GPUs there are and what they are; the driver and the node as a whole."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
+from hal.nvml.api import Code
 from sim.nvml.abi import (
+    COUNT,
     DEVICE,
     TEXT,
     U32,
     Device,
     Function,
+    PciInfoV1,
     Source,
+    array,
     out,
     out_by,
+    pci_info,
+    pci_info_v1,
+    pci_info_v2,
     text_out,
     versioned,
 )
-from sim.nvml.call import Call, choice, known
-from sim.nvml.codes import Code, NvmlFailure
-from sim.nvml.functions.system import CPUS_PER_NUMA_NODE
-from sim.nvml.structures import PciInfoV1, pci_info, pci_info_v1, pci_info_v2
+from sim.nvml.call import NvmlCall, NvmlFailure, choice, known
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sim.gpu.gpu import SimulatedGpu
+
+
+CPUS_PER_NUMA_NODE = 32
+"""Assumed: how many CPUs belong to each NUMA node of a simulated node."""
 
 _ARCHITECTURES = {"Turing": 6, "Ampere": 7, "Ada Lovelace": 8, "Ada": 8, "Hopper": 9}
 _BLACKWELL = 10
@@ -58,24 +66,23 @@ def serial(gpu: SimulatedGpu) -> str:
 
 
 def architecture(gpu: SimulatedGpu) -> int:
-    """NVML's number of it."""
     return _ARCHITECTURES.get(gpu.profile.architecture, _BLACKWELL)
 
 
-def _by_index(call: Call) -> int:
+def _by_index(call: NvmlCall) -> int:
     (index,) = call.numbers
     if index >= len(call.node.present):
         raise NvmlFailure(Code.INVALID_ARGUMENT)
     return _handle(call, call.node.present[index])
 
 
-def _handle(call: Call, gpu: SimulatedGpu) -> int:
+def _handle(call: NvmlCall, gpu: SimulatedGpu) -> int:
     if gpu.lost:
         raise NvmlFailure(Code.GPU_IS_LOST)
     return call.handle_of_gpu(gpu)
 
 
-def _first(call: Call, wanted: Callable[[SimulatedGpu], int | None]) -> int:
+def _first(call: NvmlCall, wanted: Callable[[SimulatedGpu], int | None]) -> int:
     """The handle that `wanted` finds; a lost GPU on the way cannot say who it is."""
     for gpu in call.node.present:
         if gpu.lost:
@@ -86,7 +93,7 @@ def _first(call: Call, wanted: Callable[[SimulatedGpu], int | None]) -> int:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
-def _of_uuid(call: Call, uuid: str) -> int:
+def _of_uuid(call: NvmlCall, uuid: str) -> int:
     def wanted(gpu: SimulatedGpu) -> int | None:
         if gpu.identity.uuid == uuid:
             return call.handle_of_gpu(gpu)
@@ -97,7 +104,7 @@ def _of_uuid(call: Call, uuid: str) -> int:
     return _first(call, wanted)
 
 
-def _by_uuid_v(call: Call) -> int:
+def _by_uuid_v(call: NvmlCall) -> int:
     asked = call.structure(pynvml.c_nvmlUUID_t)
     kind = choice(asked.type, pynvml.NVML_UUID_TYPE_ASCII, pynvml.NVML_UUID_TYPE_BINARY)
     if kind == pynvml.NVML_UUID_TYPE_ASCII:
@@ -111,7 +118,7 @@ def _by_uuid_v(call: Call) -> int:
         return _of_uuid(call, f"MIG-{plain}")
 
 
-def _by_serial(call: Call) -> int:
+def _by_serial(call: NvmlCall) -> int:
     def wanted(gpu: SimulatedGpu) -> int | None:
         same = not is_geforce(gpu) and serial(gpu) == call.texts[0]
         return call.handle_of_gpu(gpu) if same else None
@@ -119,7 +126,7 @@ def _by_serial(call: Call) -> int:
     return _first(call, wanted)
 
 
-def _by_bus_id(call: Call) -> int:
+def _by_bus_id(call: NvmlCall) -> int:
     match = _BUS_ID.fullmatch(call.texts[0])
     if match is None:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
@@ -131,37 +138,37 @@ def _by_bus_id(call: Call) -> int:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
-def _uuid(call: Call) -> str:
+def _uuid(call: NvmlCall) -> str:
     return call.gpu.identity.uuid if call.mig is None else call.mig.uuid
 
 
-def _name(call: Call) -> str:
+def _name(call: NvmlCall) -> str:
     product = call.gpu.identity.product
     return product if call.mig is None else f"{product} MIG {call.mig.profile}"
 
 
-def _capability(call: Call) -> tuple[int, int]:
+def _capability(call: NvmlCall) -> tuple[int, int]:
     major, minor = call.profile.compute_capability
     return major, minor
 
 
-def _cores(call: Call) -> int:
+def _cores(call: NvmlCall) -> int:
     per_sm = _CORES_PER_SM.get(call.profile.compute_capability, 128)
     return known(call.profile.sm_count) * per_sm
 
 
-def _board_id(call: Call) -> int:
+def _board_id(call: NvmlCall) -> int:
     domain, bus, _ = call.gpu.identity.pci_bus_id.split(":")
     return int(domain, 16) << 16 | int(bus, 16) << 8
 
 
-def _cpus(call: Call) -> list[int]:
+def _cpus(call: NvmlCall) -> list[int]:
     node = known(call.gpu.identity.numa_node)
     bits = ((1 << CPUS_PER_NUMA_NODE) - 1) << (node * CPUS_PER_NUMA_NODE)
     return _words(bits, call.numbers[0])
 
 
-def _memory_nodes(call: Call) -> list[int]:
+def _memory_nodes(call: NvmlCall) -> list[int]:
     return _words(1 << known(call.gpu.identity.numa_node), call.numbers[0])
 
 
@@ -171,7 +178,9 @@ def _words(bits: int, count: int) -> list[int]:
     return [bits >> _ULONG_BITS * word & (1 << _ULONG_BITS) - 1 for word in range(most)]
 
 
-def _pci(make: Callable[[str, int | None], ctypes.Structure]) -> Callable[[Call], ctypes.Structure]:
+def _pci(
+    make: Callable[[str, int | None], ctypes.Structure],
+) -> Callable[[NvmlCall], ctypes.Structure]:
     return lambda call: make(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
 
 
@@ -293,4 +302,65 @@ FUNCTIONS = (
         _CONSTANT,
         _memory_nodes,
     ),
+)
+
+
+_CUDA_OF_DRIVER = {525: 12000, 535: 12020, 550: 12040, 560: 12060, 570: 12080, 580: 13000}
+"""The CUDA version that the branches of the driver support, as nvidia-smi prints it."""
+
+
+def _driver_version(call: NvmlCall) -> str:
+    return call.node.scenario.driver_version
+
+
+def _cuda_version(call: NvmlCall) -> int:
+    branch = int(_driver_version(call).partition(".")[0])
+    known = [version for since, version in _CUDA_OF_DRIVER.items() if since <= branch]
+    return max(known, default=11000)
+
+
+def _nvml_version(call: NvmlCall) -> str:
+    return f"{_cuda_version(call) // 1000}.{_driver_version(call)}"
+
+
+def _process_name(call: NvmlCall) -> str:
+    (pid, length) = call.numbers
+    for gpu in call.node.present:
+        for process in gpu.processes():
+            if call.pids.shown(process.pid) == pid:
+                # A name that is too long is cut off, as the real library does.
+                return process.name.encode()[: length - 1].decode(errors="ignore")
+    raise NvmlFailure(Code.NOT_FOUND)
+
+
+def _gpus_near_cpu(call: NvmlCall) -> list[int]:
+    numa_node = call.numbers[0] // CPUS_PER_NUMA_NODE
+    return [
+        call.handle_of_gpu(gpu) for gpu in call.node.present if gpu.identity.numa_node == numa_node
+    ]
+
+
+SYSTEM_FUNCTIONS = (
+    Function("nvmlSystemGetDriverVersion", (text_out(1), U32), Source.CONSTANT, _driver_version),
+    Function("nvmlSystemGetNVMLVersion", (text_out(1), U32), Source.CONSTANT, _nvml_version),
+    *(
+        Function(name, (out(),), Source.CONSTANT, _cuda_version)
+        for name in ("nvmlSystemGetCudaDriverVersion", "nvmlSystemGetCudaDriverVersion_v2")
+    ),
+    Function(
+        "nvmlSystemGetProcessName",
+        (U32, text_out(2), U32),
+        Source.LIVE,
+        _process_name,
+        "the tenant's name",
+    ),
+    Function(
+        "nvmlSystemGetTopologyGpuSet",
+        (U32, COUNT, array(Device, 1, asks=True)),
+        Source.ASSUMED,
+        _gpus_near_cpu,
+        f"{CPUS_PER_NUMA_NODE} CPUs for each NUMA node",
+    ),
+    Function("nvmlUnitGetCount", (out(),), Source.CONSTANT, lambda _: 0, "0"),
+    Function("nvmlGetExcludedDeviceCount", (out(),), Source.CONSTANT, lambda _: 0, "0"),
 )

@@ -7,18 +7,28 @@ from typing import TYPE_CHECKING
 import pynvml
 
 from hal import LinkKind
-from sim.nvml.abi import COUNT, DEVICE, U32, Device, Function, Source, array, out
-from sim.nvml.call import choice, known
-from sim.nvml.codes import Code, NvmlFailure
+from hal.nvml.api import Code
+from sim.nvml.abi import (
+    COUNT,
+    DEVICE,
+    U32,
+    Device,
+    Function,
+    Source,
+    array,
+    out,
+    pci_info,
+    pci_info_v2,
+)
+from sim.nvml.call import NvmlFailure, choice, known
 from sim.nvml.functions.inventory import architecture
-from sim.nvml.structures import pci_info, pci_info_v2
 
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable
 
     from sim.gpu.profiles import NvLink
-    from sim.nvml.call import Call
+    from sim.nvml.call import NvmlCall
 
 _GENERATIONS = {6: 3, 7: 4, 8: 4, 9: 5, 10: 5}
 """PCIe generation by architecture, from the data sheets."""
@@ -42,17 +52,17 @@ _P2P_OK, _P2P_NOT_SUPPORTED = 0, 5
 _P2P_NVLINK = 2
 
 
-def _generation(call: Call) -> int:
+def _generation(call: NvmlCall) -> int:
     return _GENERATIONS[architecture(call.gpu)]
 
 
-def _level(call: Call) -> int:
+def _level(call: NvmlCall) -> int:
     if call.other is None or call.other.gpu is call.gpu:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
     return _levels(call)[call.other.gpu.identity.uuid]
 
 
-def _levels(call: Call) -> dict[str, int]:
+def _levels(call: NvmlCall) -> dict[str, int]:
     """How far the other GPUs that answer are."""
     return {
         other: _LEVELS[link.kind]
@@ -61,14 +71,14 @@ def _levels(call: Call) -> dict[str, int]:
     }
 
 
-def _nearest(call: Call) -> list[int]:
+def _nearest(call: NvmlCall) -> list[int]:
     wanted = choice(call.numbers[0], *_LEVELS.values())
     return [
         call.handles.of(("gpu", uuid)) for uuid, level in _levels(call).items() if level == wanted
     ]
 
 
-def _p2p(call: Call) -> int:
+def _p2p(call: NvmlCall) -> int:
     index = choice(call.numbers[0], *range(5))
     if call.other is None or call.other.gpu is call.gpu:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
@@ -78,7 +88,7 @@ def _p2p(call: Call) -> int:
     return _P2P_OK if all(one and one.switches for one in both) else _P2P_NOT_SUPPORTED
 
 
-def _nvlink(call: Call) -> NvLink:
+def _nvlink(call: NvmlCall) -> NvLink:
     """The NVLinks of the GPU, and that there is one of the number that was asked for."""
     if call.numbers[0] >= _MOST_LINKS:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
@@ -88,11 +98,11 @@ def _nvlink(call: Call) -> NvLink:
     return nvlink
 
 
-def _active(call: Call) -> int:
+def _active(call: NvmlCall) -> int:
     return int(bool(_nvlink(call).switches))
 
 
-def _switch_bus_id(call: Call) -> str:
+def _switch_bus_id(call: NvmlCall) -> str:
     switches = _nvlink(call).switches
     if not switches:
         raise NvmlFailure(Code.NOT_SUPPORTED)  # nothing is at the other end
@@ -101,20 +111,20 @@ def _switch_bus_id(call: Call) -> str:
 
 def _remote(
     make: Callable[[str, int | None], ctypes.Structure],
-) -> Callable[[Call], ctypes.Structure]:
+) -> Callable[[NvmlCall], ctypes.Structure]:
     return lambda call: make(_switch_bus_id(call), _SWITCH_DEVICE_ID)
 
 
-def _remote_type(call: Call) -> int:
+def _remote_type(call: NvmlCall) -> int:
     _switch_bus_id(call)
     return _SWITCH
 
 
-def _nvlink_version(call: Call) -> int:
+def _nvlink_version(call: NvmlCall) -> int:
     return known(_NVLINK_VERSIONS.get(_nvlink(call).version or 0))
 
 
-def _nvlink_capability(call: Call) -> int:
+def _nvlink_capability(call: NvmlCall) -> int:
     _nvlink(call)
     choice(call.numbers[1], *range(6))
     return int(call.numbers[1] != pynvml.NVML_NVLINK_CAP_SLI_BRIDGE)

@@ -6,37 +6,38 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
+from hal.nvml.api import Code
+from sim.gpu.profiles import MIB
 from sim.nvml.abi import (
     COUNT,
     DEVICE,
     U64,
     Function,
+    ProcessInfoV1,
     Source,
     array,
     out,
     version,
     versioned,
 )
-from sim.nvml.codes import Code, NvmlFailure
-from sim.nvml.eventsets import NO_INSTANCE
+from sim.nvml.call import NvmlFailure
+from sim.nvml.functions.events import NO_INSTANCE
 from sim.nvml.functions.inventory import is_geforce
-from sim.nvml.structures import ProcessInfoV1
 
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable
 
     from hal import ComputeProcess
-    from sim.nvml.call import Call
+    from sim.nvml.call import NvmlCall
 
-_MIB = 1024**2
-_SMALL_BAR1_BYTES = 256 * _MIB
-_BAR1_USED_BYTES = 1 * _MIB
+_SMALL_BAR1_BYTES = 256 * MIB
+_BAR1_USED_BYTES = 1 * MIB
 _SAMPLE_US = 166_667
 """Assumed: the period over which the driver measures utilisation, 1/6 s."""
 
 
-def _memory(call: Call) -> tuple[int, int, int]:
+def _memory(call: NvmlCall) -> tuple[int, int, int]:
     """Bytes: all, kept by the driver, and in use by processes."""
     if call.mig is not None:
         tenancy = call.gpu.tenancies[call.mig.uuid]
@@ -46,14 +47,14 @@ def _memory(call: Call) -> tuple[int, int, int]:
     return reading.memory_total_bytes, reserved, max(0, reading.memory_used_bytes - reserved)
 
 
-def _memory_v1(call: Call) -> ctypes.Structure:
+def _memory_v1(call: NvmlCall) -> ctypes.Structure:
     total, reserved, used = _memory(call)
     used = min(total, used + reserved)
     info: ctypes.Structure = pynvml.c_nvmlMemory_t(total=total, free=total - used, used=used)
     return info
 
 
-def _memory_v2(call: Call) -> ctypes.Structure:
+def _memory_v2(call: NvmlCall) -> ctypes.Structure:
     total, reserved, used = _memory(call)
     info = call.structure(pynvml.c_nvmlMemory_v2_t)
     info.total, info.reserved, info.used = total, reserved, used
@@ -61,7 +62,7 @@ def _memory_v2(call: Call) -> ctypes.Structure:
     return info
 
 
-def _bar1(call: Call) -> ctypes.Structure:
+def _bar1(call: NvmlCall) -> ctypes.Structure:
     total = _SMALL_BAR1_BYTES
     if not is_geforce(call.gpu) and call.profile.compute_capability >= (8, 0):
         total = 1 << (call.gpu.identity.memory_bytes - 1).bit_length()
@@ -71,25 +72,25 @@ def _bar1(call: Call) -> ctypes.Structure:
     return info
 
 
-def _not_in_mig_mode(call: Call) -> None:
+def _not_in_mig_mode(call: NvmlCall) -> None:
     """The driver measures no utilisation of a GPU in MIG mode."""
     if call.gpu.identity.mig_enabled:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def _utilization(call: Call) -> ctypes.Structure:
+def _utilization(call: NvmlCall) -> ctypes.Structure:
     _not_in_mig_mode(call)
     share = call.gpu.telemetry(call.node.now_s).utilization or 0.0
     rates: ctypes.Structure = pynvml.c_nvmlUtilization_t(gpu=round(100 * share), memory=0)
     return rates
 
 
-def _idle_engine(call: Call) -> tuple[int, int]:
+def _idle_engine(call: NvmlCall) -> tuple[int, int]:
     _not_in_mig_mode(call)
     return 0, _SAMPLE_US
 
 
-def _processes(call: Call) -> list[ComputeProcess]:
+def _processes(call: NvmlCall) -> list[ComputeProcess]:
     """Those of the MIG device, or all of the GPU, MIG devices included."""
     listed = call.gpu.processes()
     if call.mig is None:
@@ -99,8 +100,8 @@ def _processes(call: Call) -> list[ComputeProcess]:
 
 def _listed(
     structure: type[ctypes.Structure], *, instances: bool
-) -> Callable[[Call], list[ctypes.Structure]]:
-    def answer(call: Call) -> list[ctypes.Structure]:
+) -> Callable[[NvmlCall], list[ctypes.Structure]]:
+    def answer(call: NvmlCall) -> list[ctypes.Structure]:
         migs = {mig.uuid: mig for mig in call.gpu.identity.mig_devices}
         found = []
         for process in _processes(call):
@@ -119,7 +120,7 @@ def _listed(
     return answer
 
 
-def _samples(call: Call) -> list[ctypes.Structure]:
+def _samples(call: NvmlCall) -> list[ctypes.Structure]:
     """The present shares: as samples they are always newer than the last ones that were seen."""
     _not_in_mig_mode(call)
     call.gpu.settle(call.node.now_s)
@@ -147,7 +148,7 @@ _NAMES = {
 }
 
 
-def _nobody(_call: Call) -> list[ctypes.Structure]:
+def _nobody(_call: NvmlCall) -> list[ctypes.Structure]:
     return []
 
 

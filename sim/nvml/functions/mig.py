@@ -1,4 +1,4 @@
-"""MIG: modes and devices. The instances that these are made of are in `instances`."""
+"""MIG modes, MIG devices, and where instances sit in the eight memory slices of a GPU."""
 
 from __future__ import annotations
 
@@ -6,29 +6,60 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
-from sim.gpu.partition import COMPUTE_SLICES
-from sim.nvml.abi import (
-    DEVICE,
-    U32,
-    Device,
-    Function,
-    Source,
-    out,
-)
-from sim.nvml.codes import Code, NvmlFailure
+from hal import GIB
+from hal.nvml.api import Code
+from sim.gpu.profiles import COMPUTE_SLICES, MEMORY_SLICES, MIB
+from sim.nvml.abi import DEVICE, U32, Device, Function, Source, out
+from sim.nvml.call import NvmlFailure
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from hal import MigDevice
-    from sim.gpu.profiles import MigProfile
-    from sim.nvml.call import Call
-
-_MIB = 1024**2
+    from sim.gpu.profiles import MigProfile, Profile
+    from sim.nvml.call import NvmlCall
 
 
-def can_mig(call: Call) -> None:
+_STARTS: Mapping[int, Sequence[int]] = {
+    1: (0, 1, 2, 3, 4, 5, 6),
+    2: (0, 2, 4, 6),
+    4: (0, 4),
+    8: (0,),
+}
+"""By the number of memory slices, from NVIDIA's MIG user guide."""
+
+
+def width(mig: MigProfile, profile: Profile) -> int:
+    named_gib = int(mig.profile.partition(".")[2].partition("gb")[0])
+    slices = max(1, round(MEMORY_SLICES * named_gib * GIB / profile.memory_bytes))
+    return next((size for size in _STARTS if size >= slices), MEMORY_SLICES)
+
+
+def possible_starts(mig: MigProfile, profile: Profile) -> Sequence[int]:
+    slices = int(mig.profile.partition("g.")[0])
+    starts = _STARTS[width(mig, profile)]
+    if slices == 4:
+        return starts[:1]
+    return starts[:3] if slices == 2 else starts
+
+
+def placements(devices: Sequence[MigDevice], profile: Profile) -> Mapping[int, tuple[int, int]]:
+    """Start and size by GPU instance id, each at the first place that is free in this order."""
+    by_name = {mig.profile: mig for mig in profile.mig}
+    used: set[int] = set()
+    found: dict[int, tuple[int, int]] = {}
+    for device in devices:
+        mig = by_name[device.profile]
+        size = width(mig, profile)
+        starts = possible_starts(mig, profile)
+        start = next((one for one in starts if used.isdisjoint(range(one, one + size))), starts[0])
+        used.update(range(start, start + size))
+        found[device.gpu_instance] = (start, size)
+    return found
+
+
+def can_mig(call: NvmlCall) -> None:
     """Checks that the model can be partitioned.
 
     Raises:
@@ -43,21 +74,20 @@ def slices_of(profile: str) -> int:
     return int(profile.partition("g.")[0])
 
 
-def profile_of(call: Call, device: MigDevice) -> MigProfile:
-    """The MIG profile of a MIG device."""
+def profile_of(call: NvmlCall, device: MigDevice) -> MigProfile:
     return next(one for one in call.profile.mig if one.profile == device.profile)
 
 
-def _mode(call: Call) -> tuple[int, int]:
+def _mode(call: NvmlCall) -> tuple[int, int]:
     can_mig(call)
     return int(call.gpu.identity.mig_enabled), int(call.gpu.identity.mig_enabled)
 
 
-def _max_devices(call: Call) -> int:
+def _max_devices(call: NvmlCall) -> int:
     return COMPUTE_SLICES if call.gpu.identity.mig_enabled else 0
 
 
-def _device_by_index(call: Call) -> int:
+def _device_by_index(call: NvmlCall) -> int:
     can_mig(call)
     if call.numbers[0] >= COMPUTE_SLICES:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
@@ -67,13 +97,13 @@ def _device_by_index(call: Call) -> int:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
-def _parent(call: Call) -> int:
+def _parent(call: NvmlCall) -> int:
     if call.mig is None:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
     return call.handle_of_gpu(call.gpu)
 
 
-def _attributes(call: Call) -> ctypes.Structure:
+def _attributes(call: NvmlCall) -> ctypes.Structure:
     device = call.mig_device
     slices = slices_of(device.profile)
     attributes: ctypes.Structure = pynvml.c_nvmlDeviceAttributes(
@@ -81,12 +111,12 @@ def _attributes(call: Call) -> ctypes.Structure:
         sharedCopyEngineCount=slices,
         gpuInstanceSliceCount=slices,
         computeInstanceSliceCount=slices,
-        memorySizeMB=device.memory_bytes // _MIB,
+        memorySizeMB=device.memory_bytes // MIB,
     )
     return attributes
 
 
-def _id(read: Callable[[MigDevice], int]) -> Callable[[Call], int]:
+def _id(read: Callable[[MigDevice], int]) -> Callable[[NvmlCall], int]:
     return lambda call: read(call.mig_device)
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from sim.gpu.partition import GIB
-from sim.study.html.figure import (
+from hal import GIB
+from sim.study.html.charts import (
     GPU_COLOURS,
     NEUTRAL,
     OTHERS,
+    Chart,
     Colours,
-    Figure,
     TimeAxis,
     and_left_out,
     lanes,
@@ -27,7 +27,7 @@ from sim.study.report import kind_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sim.study.report import Report
+    from sim.study.runreport import RunReport
     from sim.virtual.run import Change, GpuNotes, Outcome, Sample
 
 GPUS_WITH_MEMORY = 4
@@ -42,11 +42,11 @@ class Curves:
     """The run, and what its plots need; `labels` name the GPUs in the order of the outcome."""
 
     outcome: Outcome
-    report: Report
+    report: RunReport
     labels: Sequence[str]
     colours: Colours
 
-    def figures(self) -> list[Figure]:
+    def charts(self) -> list[Chart]:
         """All plots over time that have something to show."""
         return [*self._memory(), *self._lines(), self._health()]
 
@@ -58,7 +58,7 @@ class Curves:
     def _time(self) -> TimeAxis:
         return TimeAxis(self.outcome.until_s)
 
-    def _lines(self) -> list[Figure]:
+    def _lines(self) -> list[Chart]:
         """Utilisation, temperature and clocks, a line for each GPU."""
         return [
             self._line_of(
@@ -80,10 +80,10 @@ class Curves:
             self._clocks(),
         ]
 
-    def _clocks(self) -> Figure:
+    def _clocks(self) -> Chart:
         title = "How fast each GPU could run"
         if all(gpu.clock_min_share in (None, 1.0) for gpu in self.report.gpus):
-            return Figure("clock", title, "At full clocks all the time: none became too hot.", None)
+            return Chart("clock", title, "At full clocks all the time: none became too hot.", None)
         return self._line_of(
             "clock",
             title,
@@ -101,7 +101,7 @@ class Curves:
         unit: str,
         value: Callable[[Sample], float],
         yaxis: dict[str, Any],
-    ) -> Figure:
+    ) -> Chart:
         most = {
             notes.uuid: max((one.utilization for one in notes.samples), default=-1.0)
             for notes, _ in self._gpus
@@ -123,7 +123,7 @@ class Curves:
             )
             for number, (colour, notes, label) in enumerate(coloured)
         ]
-        return Figure(
+        return Chart(
             name,
             title,
             reading,
@@ -133,7 +133,7 @@ class Curves:
             half=True,
         )
 
-    def _memory(self) -> list[Figure]:
+    def _memory(self) -> list[Chart]:
         held = [one for one in self._gpus if any(sample.tenants for sample in one[0].samples)]
         peaks = {gpu.uuid: gpu.memory_peak_bytes or 0 for gpu in self.report.gpus}
         fullest = sorted(held, key=lambda one: -peaks[one[0].uuid] / one[0].memory_bytes)
@@ -144,7 +144,7 @@ class Curves:
             for number, (notes, label) in enumerate(shown)
         ]
 
-    def _memory_of(self, notes: GpuNotes, label: str, left_out: str) -> Figure:
+    def _memory_of(self, notes: GpuNotes, label: str, left_out: str) -> Chart:
         samples, total_gib = notes.samples, notes.memory_bytes / GIB
         layers, by_kind = _layers(samples)
         times = self._time.of([sample.at_s for sample in samples])
@@ -171,7 +171,7 @@ class Curves:
         )
         colours = {self._colour(name) for name in layers}
         what = "kind of tenant" if by_kind else "tenant"
-        return Figure(
+        return Chart(
             f"memory-{label}",
             f"Who held the memory of GPU {label}",
             f"A band is a {what}. At the dashed line nothing is left, and whoever asks next gets "
@@ -194,11 +194,11 @@ class Curves:
     def _colour(self, name: str) -> str:
         return NEUTRAL if name in (_DRIVER, OTHERS) else self.colours.of(name)
 
-    def _health(self) -> Figure:
+    def _health(self) -> Chart:
         title = "When GPUs could not be used"
         units = self._units()
         if not units:
-            return Figure("health", title, "Never: every GPU was Healthy all the time.", None)
+            return Chart("health", title, "Never: every GPU was Healthy all the time.", None)
         shown = dict(list(units.items())[:LANES_OF_HEALTH])
         traces = []
         for state, colour in _STATES.items():
@@ -223,7 +223,7 @@ class Curves:
         well = len(self._gpus) - sum(lane.startswith("GPU") for lane in units)
         rest = f"{well} more GPUs were Healthy all the time." if well > 0 else ""
         note = and_left_out(len(shown), len(units), "devices that changed", "the first by index")
-        return Figure(
+        return Chart(
             "health",
             title,
             "Red: a fault was seen, and no pod gets a replica of the GPU. Yellow: it waits for a "

@@ -1,4 +1,4 @@
-"""The page: head, figures, tables, and Plotly itself, in one text of HTML."""
+"""The page of a run, in one HTML file: head, charts, tables, and Plotly itself."""
 
 from __future__ import annotations
 
@@ -10,37 +10,174 @@ from typing import TYPE_CHECKING
 
 from plotly.offline import get_plotlyjs
 
+from hal import GIB
+from sim.study.html.charts import Chart, Colours, latency, slices
 from sim.study.html.curves import Curves
-from sim.study.html.figure import Colours, Figure
-from sim.study.html.sharing import latency, slices
-from sim.study.html.tables import tables
-from sim.study.report import in_words
-from sim.study.report.build import labels
-from sim.study.report.words import UNDISTURBED, number, percent
+from sim.study.report import labels
+from sim.study.sentences import UNDISTURBED, duration, in_words, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sim.study.report import Report
+    from sim.study.runreport import KindReport, RunReport, Spread
     from sim.virtual.run import Outcome
+
+
+ROWS_SHOWN = 40
+NOTHING = "-"
+
+
+def tables(report: RunReport, colours: Colours) -> list[str]:
+    """Tenants by kind, GPUs, and the rest."""
+    return [
+        *([_kinds(report, colours)] if report.kinds else []),
+        _gpus(report),
+        _rest(report),
+    ]
+
+
+def _kinds(report: RunReport, colours: Colours) -> str:
+    header = (
+        "tenants",
+        "how many",
+        "requests",
+        "requests per second, each",
+        "slowdown",
+        "waited at most: half · 95 % · 99 %",
+        "took at most: half · 95 % · 99 %",
+        "GPU time, each",
+        "out of memory",
+        "restarts",
+    )
+    rows = [(_named(kind, colours), *_cells(kind)) for kind in report.kinds]
+    return _table("Tenants in numbers", header, rows, "kinds of tenants")
+
+
+def _named(kind: KindReport, colours: Colours) -> str:
+    return f'<i style="background:{colours.of(kind.kind)}"></i>{escape(kind.kind)}'
+
+
+def _cells(kind: KindReport) -> tuple[str, ...]:
+    return (
+        str(kind.tenants),
+        f"{kind.served:,}",
+        NOTHING if kind.throughput_per_s is None else number(kind.throughput_per_s),
+        NOTHING if kind.slowdown is None else f"{number(kind.slowdown)} x",
+        _spread(kind.wait_ms),
+        _spread(kind.latency_ms),
+        NOTHING if kind.gpu_share is None else percent(kind.gpu_share),
+        str(kind.ooms),
+        str(kind.restarts),
+    )
+
+
+def _spread(spread: Spread | None) -> str:
+    """`4.4 · 14.6 · 22.4 ms`, without a break in it."""
+    if spread is None:
+        return NOTHING
+    seconds = spread.p50 >= 10_000
+    values = (spread.p50, spread.p95, spread.p99)
+    shown = "\N{NO-BREAK SPACE}· ".join(
+        number(value / 1000 if seconds else value) for value in values
+    )
+    return f"{shown}\N{NO-BREAK SPACE}{'s' if seconds else 'ms'}"
+
+
+def _gpus(report: RunReport) -> str:
+    header = (
+        "GPU",
+        "model",
+        "tenants",
+        "busy",
+        "lost to switching",
+        "fairness",
+        "most memory in use",
+        "warmest",
+        "slowest clock",
+        "out of memory",
+        "faults",
+        "not usable",
+    )
+    rows = [
+        (
+            f"GPU {gpu.label}",
+            escape(gpu.product),
+            str(gpu.tenants),
+            NOTHING if gpu.utilization is None else percent(gpu.utilization),
+            NOTHING if gpu.switching_share is None else percent(gpu.switching_share),
+            NOTHING if gpu.fairness is None else f"{gpu.fairness:.2f}",
+            _memory(gpu.memory_peak_bytes, gpu.memory_bytes),
+            NOTHING if gpu.temperature_max_c is None else f"{gpu.temperature_max_c:.0f} °C",
+            NOTHING if gpu.clock_min_share is None else percent(gpu.clock_min_share),
+            str(gpu.ooms),
+            str(gpu.faults),
+            duration(gpu.unhealthy_s) if gpu.unhealthy_s else NOTHING,
+        )
+        for gpu in report.gpus
+    ]
+    return _table("GPUs in numbers", header, rows, "GPUs")
+
+
+def _memory(peak_bytes: int | None, all_bytes: int) -> str:
+    if peak_bytes is None:
+        return NOTHING
+    return f"{peak_bytes / GIB:.0f} of {all_bytes / GIB:.0f} GiB"
+
+
+def _rest(report: RunReport) -> str:
+    pods = report.pods
+    xids = ", ".join(f"{code} ({count} times)" for code, count in report.xids.items())
+    facts = [
+        ("model time", duration(report.until_s)),
+        ("seed", str(report.seed)),
+        ("Xids", xids or "none"),
+        ("restarts of containers", str(report.restarts)),
+        ("pods that came", str(pods.created)),
+        ("waited over 1 s for devices", str(pods.waited)),
+        ("longest wait", NOTHING if pods.wait_max_s is None else duration(pods.wait_max_s)),
+        ("without devices at the end", str(pods.never_started)),
+        ("admissions that failed", str(pods.refused)),
+    ]
+    items = "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in facts)
+    return f"<section><h2>The rest</h2><dl>{items}</dl></section>"
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> str:
+    """Cells are HTML already."""
+    shown = rows[:ROWS_SHOWN]
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-what="{escape(name)}">{cell}</td>'
+            for name, cell in zip(header, row, strict=True)
+        )
+        + "</tr>"
+        for row in shown
+    )
+    left_out = len(rows) - len(shown)
+    note = f'<p class="note">{left_out} more {what} are in the JSON report.</p>' if left_out else ""
+    return (
+        f"<section><h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{note}</section>"
+    )
+
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """A browser that follows it fetches nothing, whatever the scripts try."""
 
 
-def page_of(outcome: Outcome, report: Report, description: str = "") -> str:
+def page_of(outcome: Outcome, report: RunReport, description: str = "") -> str:
     """The page of a run; `description` is the scenario's own, plain text."""
     colours = Colours(report)
     gpu_labels = labels(outcome.gpus)
-    figures = [
+    charts = [
         *filter(None, [latency(report, colours)]),
         *slices(outcome, gpu_labels, colours),
-        *Curves(outcome, report, gpu_labels, colours).figures(),
+        *Curves(outcome, report, gpu_labels, colours).charts(),
     ]
     plots = {
-        figure.name: json.loads(figure.plot.to_json())
-        for figure in figures
-        if figure.plot is not None
+        chart.name: json.loads(chart.plot.to_json()) for chart in charts if chart.plot is not None
     }
     title = f"{escape(report.scenario)}: how the GPUs were shared"
     return "\n".join(
@@ -51,7 +188,7 @@ def page_of(outcome: Outcome, report: Report, description: str = "") -> str:
             f"<title>{title}</title>",
             f"<style>{_file('page.css')}</style></head><body><main>",
             _head(report, description),
-            *_sections(figures),
+            *_sections(charts),
             *tables(report, colours),
             "</main>",
             f"<script>{get_plotlyjs()}</script>",
@@ -62,7 +199,7 @@ def page_of(outcome: Outcome, report: Report, description: str = "") -> str:
     )
 
 
-def _head(report: Report, description: str) -> str:
+def _head(report: RunReport, description: str) -> str:
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in in_words(report))
     about = f'<p class="about">{escape(description)}</p>' if description else ""
     tiles = "".join(
@@ -76,7 +213,7 @@ def _head(report: Report, description: str) -> str:
     )
 
 
-def _key_figures(report: Report) -> list[tuple[str, str]]:
+def _key_figures(report: RunReport) -> list[tuple[str, str]]:
     # Where no kind suffered, one of its tenants may have.
     slowest = max((kind.slowdown for kind in report.kinds if kind.slowdown), default=None)
     if slowest is not None and slowest < UNDISTURBED:
@@ -96,26 +233,26 @@ def _short_percent(share: float) -> str:
     return percent(share).replace("less than", "<")
 
 
-def _sections(figures: Sequence[Figure]) -> list[str]:
+def _sections(charts: Sequence[Chart]) -> list[str]:
     """Figures one below the other; halves that follow each other side by side, if there is room."""
     blocks = []
-    for half, group in groupby(figures, key=lambda figure: figure.half):
-        sections = "\n".join(_section(figure) for figure in group)
+    for half, group in groupby(charts, key=lambda chart: chart.half):
+        sections = "\n".join(_section(chart) for chart in group)
         blocks.append(f'<div class="halves">{sections}</div>' if half else sections)
     return blocks
 
 
-def _section(figure: Figure) -> str:
+def _section(chart: Chart) -> str:
     chips = "".join(
         f'<span><i style="background:{colour}"></i>{escape(name)}</span>'
-        for colour, name in figure.legend
+        for colour, name in chart.legend
     )
     legend = f'<div class="legend">{chips}</div>' if chips else ""
-    plot = f'<div class="plot" id="plot-{figure.name}"></div>' if figure.plot is not None else ""
-    note = f'<p class="note">{escape(figure.note)}</p>' if figure.note else ""
+    plot = f'<div class="plot" id="plot-{chart.name}"></div>' if chart.plot is not None else ""
+    note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
     # Of the readings all are this project's own texts; one of them has markup.
     return (
-        f"<section><h2>{escape(figure.title)}</h2><p>{figure.reading}</p>"
+        f"<section><h2>{escape(chart.title)}</h2><p>{chart.reading}</p>"
         f"{legend}{plot}{note}</section>"
     )
 

@@ -8,8 +8,7 @@ import pytest
 from gpuplugin.cli import simrun
 from gpuplugin.cli.main import main
 from gpuplugin.cli.simreport import FEW, MOST_ROWS, as_text
-from gpuplugin.cli.simrun import busy_moment_s
-from gpuplugin.cli.simrunoptions import span_s
+from gpuplugin.cli.simrun import busy_moment_s, span_s
 from sim.node.scenario import parse_scenario
 from sim.study.report import report_of
 from tests.unit.sim.outcomes import gpu, outcome, record

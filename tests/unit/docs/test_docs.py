@@ -28,12 +28,10 @@ from gpuplugin.daemon.http.series import Counted, Histogram, Scraped
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.report import table_of
 from sim.gpu.profiles import model_names
-from sim.gpu.workloads.models import Workload
-from sim.node.reference import gallery, scenario_reference
+from sim.gpu.workloads import Workload
 from sim.node.scenario import Scenario, parse_scenario
-from sim.nvml.table import function_table
-from sim.study.published import comparison_table
-from sim.study.report.schema import key_table
+from tools.published import comparison_table
+from tools.simdocs import function_table, gallery, key_table, scenario_reference
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))

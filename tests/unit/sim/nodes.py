@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from sim.gpu.faults import HAPPENING, NodeHappening, TimedHappening
-from sim.node.backend import SimBackend
+from sim.gpu.faults import FAULT, NodeFault, TimedFault
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario, Tenant, parse_scenario
 
 if TYPE_CHECKING:
@@ -26,18 +25,18 @@ TENANTS = [
 
 
 def a_scenario(
-    *happenings: TimedHappening, seed: int = 1, model: str = "t4", tenants: bool = True
+    *faults: TimedFault, seed: int = 1, model: str = "t4", tenants: bool = True
 ) -> Scenario:
     return Scenario(
         seed=seed,
         gpus=[GpuGroup(model=model, count=3)],
         tenants=TENANTS if tenants else [],
-        happenings=list(happenings),
+        faults=list(faults),
     )
 
 
-def a_node(*happenings: TimedHappening) -> tuple[SimulatedNode, list[SimulatedGpu]]:
-    node = SimulatedNode(a_scenario(*happenings))
+def a_node(*faults: TimedFault) -> tuple[SimulatedNode, list[SimulatedGpu]]:
+    node = SimulatedNode(a_scenario(*faults))
     return node, list(node.gpus.values())
 
 
@@ -48,7 +47,7 @@ def names(gpu: SimulatedGpu) -> list[str]:
 class Story:
     """A node to which one thing after another happens, ten seconds apart, seen through the HAL.
 
-    The happenings are a scenario's timed ones, or come by hand at the same times. Time goes on only
+    The faults are a scenario's timed ones, or come by hand at the same times. Time goes on only
     by `next` and `at`: the node is never started.
     """
 
@@ -64,12 +63,12 @@ class Story:
         self._gpu = gpu
         timed = [
             f"  - {{at_s: {10 * number}, what: {what}"
-            + ("}" if _befalls_node(what) else f", gpu: {gpu}}}")
+            + ("}" if _is_of_node(what) else f", gpu: {gpu}}}")
             for number, what in enumerate(whats, 1)
             if not by_hand
         ]
-        happenings = "\n".join(["happenings:", *timed]) if timed else ""
-        text = f"gpus: {gpus}\n{rest}\n{happenings}"
+        faults = "\n".join(["faults:", *timed]) if timed else ""
+        text = f"gpus: {gpus}\n{rest}\n{faults}"
         self.model = SimulatedNode(parse_scenario(text, "a story"))
         self.node = RealTimeNode(self.model)
         self.hal = SimBackend(self.node)
@@ -77,11 +76,11 @@ class Story:
 
     def at(self, now_s: float) -> None:
         """Go on to this moment."""
-        with self.node.present() as model:
+        with self.node.update() as model:
             model.advance(now_s)
 
     def next(self) -> Sequence[Event]:
-        """Go on to the next happening; returns what was reported by then."""
+        """Go on to the next fault; returns what was reported by then."""
         self.at(self.model.now_s // 10 * 10 + 10)
         if self._by_hand:
             self.let(self._by_hand.pop(0), self._gpu)
@@ -89,13 +88,13 @@ class Story:
 
     def let(self, what: str, gpu: str = "0") -> None:
         """Let something, spelt as in a scenario, happen now."""
-        happening = HAPPENING.validate_python(yaml.safe_load(what))
-        with self.node.present() as model:
-            if isinstance(happening, NodeHappening):
-                model.befall_node(happening)
+        fault = FAULT.validate_python(yaml.safe_load(what))
+        with self.node.update() as model:
+            if isinstance(fault, NodeFault):
+                model.inject_node(fault)
             else:
-                model.befall(model.find(gpu), happening)
+                model.inject(model.find(gpu), fault)
 
 
-def _befalls_node(what: str) -> bool:
-    return isinstance(HAPPENING.validate_python(yaml.safe_load(what)), NodeHappening)
+def _is_of_node(what: str) -> bool:
+    return isinstance(FAULT.validate_python(yaml.safe_load(what)), NodeFault)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from sim.gpu.compute.engine import ContextId
-from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S
-from sim.gpu.compute.slicing import Segment
-from sim.gpu.partition import GIB
+from hal import GIB
+from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId
 from sim.gpu.tenancy import TenantRecord
+from sim.gpu.timeslicing import Segment
 from sim.virtual.run import Change, GpuNotes, Outcome, Sample
 
 if TYPE_CHECKING:

@@ -13,20 +13,21 @@ from hypothesis import strategies as st
 
 from sim.kubelet.admission import (
     AllocateCall,
-    Answer,
-    Call,
     CallFailed,
+    PluginCall,
     PreferCall,
     PreStartCall,
+    Response,
     admit,
     does_not_fit,
+    drive,
     start,
 )
 from sim.kubelet.devices import Amount, DeviceManager, Listed
 from sim.kubelet.pods import Container, Grant, Phase, Pod, PodStatus, simple_pod
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Sequence
 
 GPU = "nvidia.com/gpu"
 
@@ -56,11 +57,11 @@ class Plugin:
     """Answers the calls of an admission and remembers them."""
 
     prefer: Callable[[PreferCall], Sequence[str]] = lambda call: call.available[: call.size]
-    fail: Callable[[Call], str | None] = lambda _: None
+    fail: Callable[[PluginCall], str | None] = lambda _: None
     empty: bool = False
-    calls: list[Call] = field(default_factory=list)
+    calls: list[PluginCall] = field(default_factory=list)
 
-    def answer(self, call: Call) -> Answer:
+    def response(self, call: PluginCall) -> Response:
         self.calls.append(call)
         if (text := self.fail(call)) is not None:
             raise CallFailed(text)
@@ -81,23 +82,7 @@ class Plugin:
 
 def run(pod: Pod, manager: DeviceManager, plugin: Plugin, seed: int = 0) -> PodStatus:
     """Drive an admission to its end, as the kubelet does."""
-    return drive(admit(pod, manager, random.Random(seed)), plugin)
-
-
-def drive(steps: Generator[Call, Answer, PodStatus], plugin: Plugin) -> PodStatus:
-    try:
-        call = next(steps)
-        while True:
-            try:
-                answer = plugin.answer(call)
-            except CallFailed as error:
-                call = steps.throw(error)
-            else:
-                call = steps.send(answer)
-    except StopIteration as end:
-        status = end.value
-        assert isinstance(status, PodStatus)
-        return status
+    return drive(admit(pod, manager, random.Random(seed)), plugin.response)
 
 
 def test_one_preference_and_one_allocate_call_per_container() -> None:
@@ -270,12 +255,12 @@ def test_a_refusal_is_told_in_the_kubelets_words_and_holds_nothing(
 @pytest.mark.parametrize("kind", [PreferCall, AllocateCall])
 @pytest.mark.parametrize("container", [0, 1])
 def test_a_call_that_fails_fails_the_pod_and_nothing_stays_held(
-    kind: type[Call], container: int
+    kind: type[PluginCall], container: int
 ) -> None:
     text = "rpc error: code = Unknown desc = broken"
-    seen: list[Call] = []
+    seen: list[PluginCall] = []
 
-    def fail(call: Call) -> str | None:
+    def fail(call: PluginCall) -> str | None:
         if isinstance(call, kind):
             seen.append(call)
             return text if len(seen) > container else None
@@ -328,10 +313,10 @@ def test_a_failed_pre_start_leaves_the_pod_pending_with_its_devices_until_it_suc
     assert waiting.message == f"device plugin PreStartContainer rpc failed with err: {text}"
     held = manager.holdings
     assert [set(one.device_ids) for one in held] == [set(waiting.grants[0].device_ids)]
-    assert drive(start(waiting.grants, manager), broken) == waiting
+    assert drive(start(waiting.grants, manager), broken.response) == waiting
 
     plugin = Plugin()
-    running = drive(start(waiting.grants, manager), plugin)
+    running = drive(start(waiting.grants, manager), plugin.response)
 
     assert running == PodStatus(Phase.RUNNING, grants=waiting.grants)
     assert [type(call) for call in plugin.calls] == [PreStartCall]

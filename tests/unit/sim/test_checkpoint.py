@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.kubelet.checkpoint import CheckpointDamaged, read_checkpoint, write_checkpoint
-from sim.kubelet.devices import DeviceManager, Listed
+from sim.kubelet.devices import (
+    CheckpointDamaged,
+    DeviceManager,
+    Listed,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 GPU = "nvidia.com/gpu"
 

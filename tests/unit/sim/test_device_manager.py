@@ -196,7 +196,7 @@ def test_numa_nodes_are_kept_also_for_unhealthy_devices() -> None:
     manager.listed(GPU, [Listed("a", healthy=True, numa_nodes=(0, 1)), Listed("b", healthy=False)])
     manager.hold("pod", "main", GPU, ["b", "a"], b"raw")
 
-    assert manager.numa_nodes(GPU) == {"a": (0, 1), "b": ()}
+    assert manager.allocatable() == {GPU: {"a": (0, 1)}}
     (holding,) = manager.holdings
     assert holding.device_ids == ("b", "a")
     assert dict(holding.numa) == {"a": (0, 1), "b": ()}

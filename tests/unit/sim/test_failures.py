@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.gpu.failures import Failures, gaps_s, victims_of
+from sim.gpu.faults import Failures, gaps_s, victims_of
 from sim.node.node import SimulatedNode
 from sim.node.scenario import Scenario, ScenarioError, parse_scenario
 
@@ -75,7 +75,7 @@ def node(**keys: object) -> SimulatedNode:
     )
 
 
-def happenings(days: float, **keys: object) -> list[tuple[str, object]]:
+def faults(days: float, **keys: object) -> list[tuple[str, object]]:
     seen: list[tuple[str, object]] = []
     scenario = Scenario.model_validate(
         {"gpus": [{"model": "a100-sxm4-80gb", "count": 4}], "failures": [keys]}
@@ -86,13 +86,13 @@ def happenings(days: float, **keys: object) -> list[tuple[str, object]]:
 
 
 def test_a_node_fails_as_often_as_its_rate_says() -> None:
-    seen = happenings(200, what={"kind": "xid", "xid": 31}, mtbf_h=24)
+    seen = faults(200, what={"kind": "xid", "xid": 31}, mtbf_h=24)
     assert len(seen) == pytest.approx(4 * 200, rel=0.12)
     assert len({uuid for uuid, _ in seen}) == 4
 
 
 def test_a_repair_follows_each_failure() -> None:
-    seen = happenings(50, what=XID, mtbf_h=24, repair={"median_s": 600})
+    seen = faults(50, what=XID, mtbf_h=24, repair={"median_s": 600})
     by_gpu: dict[str, list[object]] = {}
     for uuid, kind in seen:
         by_gpu.setdefault(uuid, []).append(kind)

@@ -18,7 +18,7 @@ from hal import (
     XidError,
 )
 from sim.gpu.profiles import load_profile, model_names
-from sim.node.node import CannotBefall
+from sim.node.injection import CannotInject
 from tests.unit.sim.nodes import Story
 
 MIG = "[{model: h100-sxm5-80gb, mig: [3g.40gb, 2g.20gb]}, {model: h100-sxm5-80gb}]"
@@ -199,7 +199,7 @@ def test_nothing_but_plugging_reaches_an_unplugged_gpu(by_hand: bool) -> None:
     story = Story("{kind: unplug}", "{kind: recover}", "{kind: plug}", by_hand=by_hand)
     story.next()
     if by_hand:
-        with pytest.raises(CannotBefall, match="GPU 0 is unplugged: plug it or replace it"):
+        with pytest.raises(CannotInject, match="GPU 0 is unplugged: plug it or replace it"):
             story.next()
     else:
         assert story.next() == (), "what cannot happen at its time does not"
@@ -219,7 +219,7 @@ def test_plugging_cures_what_a_power_cycle_cures() -> None:
 def test_a_gpu_in_its_slot_cannot_be_plugged() -> None:
     story = Story("{kind: lost}", "{kind: plug}")
     story.next()
-    with pytest.raises(CannotBefall, match="not unplugged; 'recover' brings"):
+    with pytest.raises(CannotInject, match="not unplugged; 'recover' brings"):
         story.next()
 
 
@@ -265,7 +265,7 @@ def test_what_befalls_the_index_befalls_the_new_gpu_and_the_old_one_is_beyond_it
 
     assert story.hal.wait_events(0)[-1] == XidError(new.uuid, 43)
     for kind in ("recover", "plug", "replace", "lost"):
-        with pytest.raises(CannotBefall, match=f"was replaced by {new.uuid}: name that one, or 0"):
+        with pytest.raises(CannotInject, match=f"was replaced by {new.uuid}: name that one, or 0"):
             story.let(f"{{kind: {kind}}}", old.uuid)
     assert [device.profile for device in new.mig_devices] == ["3g.40gb", "2g.20gb"]
     devices = {device.uuid for gpu in (old, new) for device in gpu.mig_devices}
@@ -336,7 +336,7 @@ def test_new_partitions_have_new_uuids_and_end_the_processes(by_hand: bool) -> N
 def test_partitions_that_cannot_be_change_nothing(mig: str, said: str) -> None:
     story = Story(f"{{kind: repartition, mig: {mig}}}", gpus=MIG)
     before = story.hal.gpus(), story.hal.processes(story.uuids[0])
-    with pytest.raises(CannotBefall, match=said):
+    with pytest.raises(CannotInject, match=said):
         story.next()
 
     assert (story.hal.gpus(), story.hal.processes(story.uuids[0])) == before
@@ -345,13 +345,13 @@ def test_partitions_that_cannot_be_change_nothing(mig: str, said: str) -> None:
 def test_a_lost_gpu_cannot_be_partitioned() -> None:
     story = Story("{kind: lost}", "{kind: repartition, mig: []}")
     story.next()
-    with pytest.raises(CannotBefall, match="GPU 0 is lost: let it recover first"):
+    with pytest.raises(CannotInject, match="GPU 0 is lost: let it recover first"):
         story.next()
 
 
 def test_an_xid_of_a_mig_device_that_is_not_there_is_refused() -> None:
     story = Story("{kind: xid, xid: 31, mig: 2}", gpus=MIG)
-    with pytest.raises(CannotBefall, match="no MIG device 2, only 2, counted from 0"):
+    with pytest.raises(CannotInject, match="no MIG device 2, only 2, counted from 0"):
         story.next()
 
 
@@ -359,15 +359,15 @@ def test_an_xid_of_a_mig_device_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("gpu", "hit"), [("[0, 2]", (0, 2)), ("all", (0, 1, 2)), ("1", (1,))])
-def test_a_fault_befalls_all_gpus_that_it_names(gpu: str, hit: tuple[int, ...]) -> None:
+def test_a_fault_applies_to_all_gpus_that_it_names(gpu: str, hit: tuple[int, ...]) -> None:
     story = Story("{kind: lost}", gpu=gpu, by_hand=False)
 
     assert story.next() == tuple(GpuDisappeared(story.uuids[index]) for index in hit)
 
 
-def test_a_happening_repeats() -> None:
+def test_a_fault_repeats() -> None:
     story = Story(
-        rest="happenings: [{at_s: 5, gpu: 1, what: {kind: ecc}, repeat: {every_s: 2.5, times: 3}}]"
+        rest="faults: [{at_s: 5, gpu: 1, what: {kind: ecc}, repeat: {every_s: 2.5, times: 3}}]"
     )
     seen = []
     for half_second in range(60):

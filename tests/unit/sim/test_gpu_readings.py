@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hal import ThrottleReason
+from hal import GIB, ThrottleReason
 from sim.gpu.faults import (
     EccFault,
-    GpuHappening,
+    GpuFault,
     Hang,
     LostFault,
     Plug,
@@ -23,9 +23,9 @@ from sim.gpu.faults import (
     Unplug,
     XidFault,
 )
-from sim.gpu.partition import GIB
 from sim.gpu.profiles import model_names
-from sim.node.node import CannotBefall, SimulatedNode
+from sim.node.injection import CannotInject
+from sim.node.node import SimulatedNode
 from sim.node.scenario import GpuGroup, Scenario, Tenant
 from tests.unit.sim.nodes import a_node
 
@@ -49,7 +49,7 @@ WHAT = st.one_of(
 def test_readings_agree_with_each_other_whatever_happened(
     model: str,
     tenants: list[tuple[float, float]],
-    happened: list[tuple[float, GpuHappening]],
+    happened: list[tuple[float, GpuFault]],
 ) -> None:
     scenario = Scenario(
         gpus=[GpuGroup(model=model)],
@@ -62,8 +62,8 @@ def test_readings_agree_with_each_other_whatever_happened(
     (gpu,) = node.gpus.values()
     for wait_s, what in happened:
         node.advance(node.now_s + wait_s)
-        with suppress(CannotBefall):
-            node.befall(gpu, what)
+        with suppress(CannotInject):
+            node.inject(gpu, what)
         check_readings(gpu, node.now_s)
     check_readings(gpu, node.now_s + 10)
 
@@ -111,7 +111,7 @@ def test_a_busy_gpu_warms_up_and_an_idle_one_cools_down() -> None:
     node, (a, *_) = a_node()
     busy = [a.telemetry(now_s).temperature_c or 0 for now_s in (0, 10, 30, 1000)]
     node.advance(1000)
-    node.befall(a, XidFault(xid=46))
+    node.inject(a, XidFault(xid=46))
     idle = [a.telemetry(now_s).temperature_c or 0 for now_s in (1000, 1010, 1030, 2000)]
 
     assert all(earlier < later for earlier, later in pairwise(busy))

@@ -19,10 +19,9 @@ from hal import (
     TimeSliceLevel,
     XidError,
 )
-from sim.node.backend import SimBackend
-from sim.node.driver import until_s
+from sim.gpu.scheduler import until_s
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import parse_scenario
 from tests.component.waiting import eventually
 from tests.unit.sim.nodes import Story
@@ -188,7 +187,7 @@ def test_closing_the_backend_ends_no_hanging_call() -> None:
     "hang", ["gpu: 0, what: {kind: hang, for_s: 1000}", "what: {kind: driver-hang, for_s: 1000}"]
 )
 def test_a_timed_hang_ends_in_real_time_without_anybody_asking(hang: str) -> None:
-    text = f"gpus: [{{model: t4}}]\nhappenings: [{{at_s: 50, {hang}}}]"
+    text = f"gpus: [{{model: t4}}]\nfaults: [{{at_s: 50, {hang}}}]"
     node = RealTimeNode(SimulatedNode(parse_scenario(text, "x")), speed=10_000)
     backend = SimBackend(node)
     (uuid,) = (gpu.uuid for gpu in backend.gpus())
@@ -197,7 +196,7 @@ def test_a_timed_hang_ends_in_real_time_without_anybody_asking(hang: str) -> Non
 
         def hung_until_s() -> float | None:
             Call(lambda: backend.probe(uuid)).result()
-            with node.present() as model:
+            with node.update() as model:
                 return model.now_s if model.now_s >= 50 else None
 
         assert eventually(hung_until_s) >= 1050

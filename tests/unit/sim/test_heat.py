@@ -69,7 +69,7 @@ def test_who_is_idle_does_not_get_warm_in_any_airflow() -> None:
 def test_a_gpu_that_is_back_in_the_same_airflow_does_it_again(way_back: str) -> None:
     rest = f"""
 pods: [{{name: p, workload: {{kind: training, step_ms: 200}}}}]
-happenings: [{{at_s: 100, gpu: 0, what: {{kind: {way_back}}}}}]
+faults: [{{at_s: 100, gpu: 0, what: {{kind: {way_back}}}}}]
 """
     facts = facts_of(f"gpus: {blocked(0.3)}\n{rest}")
     shut_down = [fact["t_ns"] for fact in facts if fact.get("what") == "thermal-shutdown"]

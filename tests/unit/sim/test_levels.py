@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hal import NotSupported, TimeSliceLevel
-from sim.gpu.compute.parameters import LEVEL_SLICES_NS, NS_PER_MS
+from sim.gpu.scheduler import LEVEL_SLICES_NS, NS_PER_MS
 from tests.unit.sim.nodes import Story
 
 SHORT_MS = 0.5
@@ -69,8 +69,8 @@ def test_a_level_is_of_one_gpu_and_stays_when_the_gpu_leaves_mig_mode() -> None:
     story.let("{kind: repartition, mig: [1g.10gb]}", "1")
     story.let("{kind: repartition, mig: null}", "1")
     (tenancy,) = story.model.gpus[story.uuids[1]].tenancies.values()
-    engine = tenancy.compute.engine
-    assert engine.parameters.slice_ns == LEVEL_SLICES_NS[TimeSliceLevel.LONG]  # type: ignore[attr-defined]
+    scheduler = tenancy.compute.scheduler
+    assert scheduler.parameters.slice_ns == LEVEL_SLICES_NS[TimeSliceLevel.LONG]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

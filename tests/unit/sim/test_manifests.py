@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.kubelet.manifests import ManifestError, parse_limits, pods_from_yaml
+from sim.kubelet.control import ManifestError, parse_limits, pods_from_yaml
 
 POD = """\
 apiVersion: v1

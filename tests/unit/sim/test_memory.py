@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.gpu.compute.engine import ContextId
-from sim.gpu.memory import Memory, OutOfMemory
+from sim.gpu.scheduler import ContextId
+from sim.gpu.tenancy import Memory, OutOfMemory
 
 A, B = ContextId(1), ContextId(2)
 

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from sim.gpu.compute.parameters import TEGRA_SLICE_NS
 from sim.gpu.profiles import (
     Profile,
     TimeSlice,
@@ -15,6 +14,7 @@ from sim.gpu.profiles import (
     model_names,
     slice_parameters,
 )
+from sim.gpu.scheduler import TEGRA_SLICE_NS
 
 NAMES = model_names()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sim.study.published import (
+from tools.published import (
     PUBLISHED,
     comparison_table,
     one_thread_slowdown,

@@ -17,10 +17,9 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.gpu.faults import LostFault, Recovery, TimedHappening, XidFault
-from sim.node.backend import SimBackend
+from sim.gpu.faults import LostFault, Recovery, TimedFault, XidFault
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario, Tenant
 
 if TYPE_CHECKING:
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 DEADLINE_S = 20.0
 
 
-def a_node(*happenings: TimedHappening, speed: float = 1.0) -> RealTimeNode:
+def a_node(*faults: TimedFault, speed: float = 1.0) -> RealTimeNode:
     scenario = Scenario(
         driver_version="999.1",
         gpus=[GpuGroup(model="t4", count=2)],
         tenants=[Tenant(name="one", gpu=0)],
-        happenings=list(happenings),
+        faults=list(faults),
     )
     return RealTimeNode(SimulatedNode(scenario), speed)
 
@@ -67,20 +66,20 @@ class Waiter:
 
 def test_a_waiting_call_is_woken_by_what_befalls_in_another_thread(node: RealTimeNode) -> None:
     waiter = Waiter(node.wait_events)
-    with node.present() as model:
+    with node.update() as model:
         uuid = next(iter(model.gpus))
-        model.befall(model.gpu(uuid), XidFault(xid=31))
+        model.inject(model.gpu(uuid), XidFault(xid=31))
 
     assert waiter.result() == [XidError(uuid, 31)]
 
 
-def test_a_waiting_call_is_woken_by_a_happening_of_the_scenario() -> None:
-    happening = TimedHappening(at_s=50, gpu=1, what=LostFault())
-    node = a_node(happening, speed=10_000)
+def test_a_waiting_call_is_woken_by_a_fault_of_the_scenario() -> None:
+    fault = TimedFault(at_s=50, gpu=1, what=LostFault())
+    node = a_node(fault, speed=10_000)
     waiter = Waiter(node.wait_events)
     node.start()
     try:
-        with node.present() as model:
+        with node.update() as model:
             uuid = list(model.gpus)[1]
         assert waiter.result() == [GpuDisappeared(uuid)]
     finally:
@@ -88,10 +87,10 @@ def test_a_waiting_call_is_woken_by_a_happening_of_the_scenario() -> None:
 
 
 def test_every_event_is_told_once_and_in_order(node: RealTimeNode) -> None:
-    with node.present() as model:
+    with node.update() as model:
         gpu = model.find("0")
         for what in (LostFault(), Recovery(), XidFault(xid=79)):
-            model.befall(gpu, what)
+            model.inject(gpu, what)
     uuid = gpu.identity.uuid
 
     assert list(node.wait_events(0)) == [
@@ -120,9 +119,9 @@ def test_an_interrupt_ends_the_wait_without_events() -> None:
 
 
 def test_before_the_start_no_time_passes() -> None:
-    node = a_node(TimedHappening(at_s=0.000001, gpu=0, what=LostFault()))
+    node = a_node(TimedFault(at_s=0.000001, gpu=0, what=LostFault()))
 
-    with node.present() as model:
+    with node.update() as model:
         assert model.now_s == 0
         assert not model.has_events
 
@@ -142,7 +141,7 @@ def test_starting_and_stopping_twice_is_harmless() -> None:
 def test_time_goes_on_and_never_back(node: RealTimeNode) -> None:
     times = []
     for _ in range(5):
-        with node.present() as model:
+        with node.update() as model:
             times.append(model.now_s)
 
     assert times == sorted(times)
@@ -162,8 +161,8 @@ def test_a_lost_gpu_is_listed_and_probed_but_not_read(
     node: RealTimeNode, backend: SimBackend
 ) -> None:
     first, second = backend.gpus()
-    with node.present() as model:
-        model.befall(model.gpu(first.uuid), XidFault(xid=79))
+    with node.update() as model:
+        model.inject(model.gpu(first.uuid), XidFault(xid=79))
 
     assert [gpu.state for gpu in backend.gpus()] == [GpuState.LOST, GpuState.OK]
     assert [gpu.uuid for gpu in backend.gpus()] == [first.uuid, second.uuid]
@@ -206,8 +205,8 @@ def test_opening_again_after_closing_goes_on_with_the_same_node(
     node: RealTimeNode, backend: SimBackend
 ) -> None:
     first, _ = backend.gpus()
-    with node.present() as model:
-        model.befall(model.gpu(first.uuid), LostFault())
+    with node.update() as model:
+        model.inject(model.gpu(first.uuid), LostFault())
     backend.close()
     backend.close()
     backend.open()

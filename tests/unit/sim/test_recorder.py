@@ -26,13 +26,11 @@ from hal import (
 from hal.nvml.api import Code, EventType, Process, ProcessSample
 from hal.nvml.backend import NvmlBackend
 from sim.gpu.profiles import load_profile, model_names
-from sim.node.backend import SimBackend
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode
+from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import Scenario, ScenarioError, parse_scenario
-from sim.study.recorder import Recording, as_yaml, observe
-from sim.study.recorder.models import nearest_model
-from sim.study.recorder.observe import Sample
+from sim.study.observe import Recording, Sample, nearest_model, observe
+from sim.study.recording import as_yaml
 from tests.unit.builders import GIB, a_gpu, a_probe
 from tests.unit.hal.fake_nvml import FakeGpu, FakeNvml, event
 
@@ -172,7 +170,7 @@ def test_mig_devices_that_no_model_has_are_left_out_with_their_processes() -> No
     assert parse_scenario(text, "test").tenants == []
 
 
-def test_events_become_happenings() -> None:
+def test_events_become_faults() -> None:
     mig = MigDevice("MIG-0", 0, 4, 0, "1g.10gb", GIB)
     gpu = an_h100(0, mig_enabled=True, mig_devices=(mig,))
     events: tuple[tuple[float, Event], ...] = (
@@ -184,8 +182,8 @@ def test_events_become_happenings() -> None:
         (9.5, XidError(None, 13)),
     )
     recording = a_recording(gpu, events=events)
-    happenings = replayed(recording).happenings
-    assert [(one.at_s, one.what.kind) for one in happenings] == [
+    faults = replayed(recording).faults
+    assert [(one.at_s, one.what.kind) for one in faults] == [
         (1.25, "xid"),
         (2.0, "ecc"),
         (3.0, "xid"),
@@ -285,7 +283,7 @@ def test_an_nvml_backend_can_be_recorded(tmp_path: Path) -> None:
     assert (group.recorded.uuid, group.recorded.power_limit_w) == ("GPU-a", 650.0)
     assert scenario.tenants[0].name == "/usr/bin/train"
     assert scenario.tenants[0].utilization == 0.75
-    assert [one.what.kind for one in scenario.happenings] == ["xid"]
+    assert [one.what.kind for one in scenario.faults] == ["xid"]
 
 
 def test_what_one_gpu_cannot_tell_is_a_note_and_hides_no_other(tmp_path: Path) -> None:
@@ -304,7 +302,7 @@ def test_what_one_gpu_cannot_tell_is_a_note_and_hides_no_other(tmp_path: Path) -
 
 def test_a_simulated_node_in_real_time_is_recorded_with_a_gpu_that_is_lost() -> None:
     scenario = parse_scenario(
-        "gpus: [{model: t4, count: 2}]\nhappenings: [{at_s: 0, gpu: 0, what: {kind: lost}}]",
+        "gpus: [{model: t4, count: 2}]\nfaults: [{at_s: 0, gpu: 0, what: {kind: lost}}]",
         "two",
     )
     node = RealTimeNode(SimulatedNode(scenario))

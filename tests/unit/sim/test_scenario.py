@@ -42,7 +42,7 @@ def test_a_scenario_of_the_user_is_read_from_its_path(tmp_path: Path) -> None:
 def test_defaults() -> None:
     scenario = parse_scenario(GPUS, "x")
 
-    assert (scenario.seed, scenario.tenants, scenario.happenings) == (1, [], [])
+    assert (scenario.seed, scenario.tenants, scenario.faults) == (1, [], [])
 
 
 @pytest.mark.parametrize(
@@ -67,23 +67,23 @@ def test_defaults() -> None:
             id="more than full load",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: 7, what: {kind: lost}}]",
-            "happenings[0].gpu: 7",
-            id="happening to no GPU",
+            GPUS + "faults: [{at_s: 1, gpu: 7, what: {kind: lost}}]",
+            "faults[0].gpu: 7",
+            id="fault on no GPU",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: -1, gpu: 0, what: {kind: lost}}]",
-            "happenings.0.at_s: ",
+            GPUS + "faults: [{at_s: -1, gpu: 0, what: {kind: lost}}]",
+            "faults.0.at_s: ",
             id="before the start",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: meteor}}]",
-            "happenings.0.what: ",
+            GPUS + "faults: [{at_s: 1, gpu: 0, what: {kind: meteor}}]",
+            "faults.0.what: ",
             id="unknown kind",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: xid, xid: 0}}]",
-            "happenings.0.what.xid.xid: ",
+            GPUS + "faults: [{at_s: 1, gpu: 0, what: {kind: xid, xid: 0}}]",
+            "faults.0.what.xid.xid: ",
             id="no Xid",
         ),
         pytest.param(
@@ -92,64 +92,61 @@ def test_defaults() -> None:
             id="endless memory",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, what: {kind: hang}}]",
-            "happenings.0.gpu: hang befalls a GPU: an index, a list of them, or 'all'",
+            GPUS + "faults: [{at_s: 1, what: {kind: hang}}]",
+            "faults.0.gpu: hang applies to a GPU: an index, a list of them, or 'all'",
             id="no GPU",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: driver-down}}]",
-            "happenings.0.gpu: driver-down befalls the whole node: leave this key out",
+            GPUS + "faults: [{at_s: 1, gpu: 0, what: {kind: driver-down}}]",
+            "faults.0.gpu: driver-down applies to the whole node: leave this key out",
             id="a GPU too many",
         ),
         *(
             pytest.param(
-                GPUS + f"happenings: [{{at_s: 1, gpu: {gpu}, what: {{kind: lost}}}}]",
-                "happenings.0.gpu: an index, a list of different indices, or 'all'",
+                GPUS + f"faults: [{{at_s: 1, gpu: {gpu}, what: {{kind: lost}}}}]",
+                "faults.0.gpu: an index, a list of different indices, or 'all'",
                 id=f"GPU {gpu}",
             )
             for gpu in ("-1", "none", "[]", "[0, 0]", "[0, x]", "1.5", "true")
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: [0, 2], what: {kind: lost}}]",
-            "happenings[0].gpu: 2, but the node has GPUs 0 to 1",
-            id="happening to no GPU of a list",
+            GPUS + "faults: [{at_s: 1, gpu: [0, 2], what: {kind: lost}}]",
+            "faults[0].gpu: 2, but the node has GPUs 0 to 1",
+            id="fault on no GPU of a list",
         ),
         *(
             pytest.param(
-                GPUS + f"happenings: [{{at_s: 1, what: {{kind: {kind}, for_s: 0}}}}]",
-                f"happenings.0.what.{kind}.for_s: ",
+                GPUS + f"faults: [{{at_s: 1, what: {{kind: {kind}, for_s: 0}}}}]",
+                f"faults.0.what.{kind}.for_s: ",
                 id=f"{kind} without duration",
             )
             for kind in ("driver-hang", "watch-broken")
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: repartition}}]",
-            "happenings.0.what.repartition.mig: Field required",
+            GPUS + "faults: [{at_s: 1, gpu: 0, what: {kind: repartition}}]",
+            "faults.0.what.repartition.mig: Field required",
             id="no partitions",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: 1, what: {kind: repartition, mig: [1g.5gb]}}]",
-            "happenings[0].what.mig: t4 has no MIG profile '1g.5gb'; known: none",
+            GPUS + "faults: [{at_s: 1, gpu: 1, what: {kind: repartition, mig: [1g.5gb]}}]",
+            "faults[0].what.mig: t4 has no MIG profile '1g.5gb'; known: none",
             id="partitions that cannot be",
         ),
         pytest.param(
-            GPUS + "happenings: [{at_s: 1, gpu: 0, what: {kind: xid, xid: 31, mig: 0}}]",
-            "happenings[0].what.mig: 0, but GPU 0 never has more than 0 MIG devices",
+            GPUS + "faults: [{at_s: 1, gpu: 0, what: {kind: xid, xid: 31, mig: 0}}]",
+            "faults[0].what.mig: 0, but GPU 0 never has more than 0 MIG devices",
             id="Xid of no MIG device",
         ),
         *(
             pytest.param(
-                GPUS
-                + "happenings: [{at_s: 1, gpu: 0, what: {kind: lost}, repeat: "
-                + repeat
-                + "}]",
+                GPUS + "faults: [{at_s: 1, gpu: 0, what: {kind: lost}, repeat: " + repeat + "}]",
                 said,
                 id=f"repeat {repeat}",
             )
             for repeat, said in (
-                ("{every_s: 0, times: 2}", "happenings.0.repeat.every_s: "),
-                ("{every_s: 1, times: 0}", "happenings.0.repeat.times: "),
-                ("{every_s: 1}", "happenings.0.repeat.times: Field required"),
+                ("{every_s: 0, times: 2}", "faults.0.repeat.every_s: "),
+                ("{every_s: 1, times: 0}", "faults.0.repeat.times: "),
+                ("{every_s: 1}", "faults.0.repeat.times: Field required"),
             )
         ),
         pytest.param("gpus: [", "is not YAML: line 1: ", id="not YAML"),
@@ -166,13 +163,13 @@ def test_an_error_names_the_scenario_and_the_key(text: str, said: str) -> None:
 
 
 def test_an_xid_may_name_a_mig_device_that_a_repartition_makes() -> None:
-    happenings = (
-        "happenings: [{at_s: 2, gpu: 1, what: {kind: xid, xid: 31, mig: 1}},"
+    faults = (
+        "faults: [{at_s: 2, gpu: 1, what: {kind: xid, xid: 31, mig: 1}},"
         " {at_s: 1, gpu: all, what: {kind: repartition, mig: [1g.10gb, 1g.10gb]}}]"
     )
     gpus = "gpus: [{model: h100-sxm5-80gb, count: 2}]\n"
 
-    assert len(parse_scenario(gpus + happenings, "x").happenings) == 2
+    assert len(parse_scenario(gpus + faults, "x").faults) == 2
 
 
 def test_all_wrong_keys_are_told_at_once() -> None:
@@ -207,3 +204,17 @@ def test_a_nul_in_a_name_is_a_scenario_error() -> None:
 def test_any_text_is_a_scenario_or_a_scenario_error(text: str) -> None:
     with contextlib.suppress(ScenarioError):
         assert isinstance(parse_scenario(text, "x"), Scenario)
+
+
+def test_faults_may_have_their_old_name_but_not_both() -> None:
+    fault = "[{at_s: 1, gpu: 0, what: {kind: lost}}]"
+    old = parse_scenario(f"{GPUS}happenings: {fault}", "old")
+    assert old == parse_scenario(f"{GPUS}faults: {fault}", "new")
+    with pytest.raises(ScenarioError, match="happenings is the old name of faults"):
+        parse_scenario(f"{GPUS}happenings: {fault}\nfaults: {fault}", "both")
+
+
+def test_two_groups_of_pods_have_different_names() -> None:
+    group = "{name: a, workload: {kind: closed-loop, busy_ms: 1}}"
+    with pytest.raises(ScenarioError, match=r"pods\[1\].name: another group is named 'a', too"):
+        parse_scenario(f"{GPUS}pods: [{group}, {group}]", "twice")

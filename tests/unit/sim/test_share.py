@@ -9,17 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hal import TimeSliceLevel
-from sim.gpu.compute.parameters import (
-    DEFAULT_SLICE_NS,
-    LEVEL_SLICES_NS,
-    NS_PER_MS,
-    SliceParameters,
-)
-from sim.gpu.memory import DEFAULT_CONTEXT_BYTES, MIB
-from sim.gpu.profiles import UnknownModel, load_profile, slice_parameters
-from sim.study.share import ShareResult, share
-from sim.study.shareplan import GIB, Mechanism, SharePlan, WrongPlan, divide
+from hal import GIB, TimeSliceLevel
+from sim.gpu.profiles import MIB, UnknownModel, load_profile, slice_parameters
+from sim.gpu.scheduler import DEFAULT_SLICE_NS, LEVEL_SLICES_NS, NS_PER_MS, SliceParameters
+from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES
+from sim.study.share import Mechanism, SharePlan, ShareResult, WrongPlan, divide, share
 
 A100 = "a100-sxm4-80gb"
 T_MS = DEFAULT_SLICE_NS / NS_PER_MS

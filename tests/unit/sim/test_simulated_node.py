@@ -1,4 +1,4 @@
-"""What befalls a simulated node and its GPUs, in model time."""
+"""Faults of a simulated node and its GPUs, in model time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.gpu.compute.parameters import to_ns
 from sim.gpu.faults import (
     EccFault,
-    GpuHappening,
+    GpuFault,
     Hang,
     LostFault,
     Recovery,
     RowRemap,
     ThermalShutdown,
-    TimedHappening,
+    TimedFault,
     XidFault,
 )
+from sim.gpu.scheduler import to_ns
 from sim.node.node import SimulatedNode
 from sim.node.scenario import load_scenario, scenario_names
 from tests.unit.sim.nodes import a_node, names
@@ -58,7 +58,7 @@ def test_links_follow_the_numa_nodes_and_leave_lost_gpus_out() -> None:
     assert len(links) == 6
     assert links[a.identity.uuid, b.identity.uuid].kind is LinkKind.SAME_CPU
     assert links[c.identity.uuid, a.identity.uuid].kind is LinkKind.CROSS_CPU
-    node.befall(b, LostFault())
+    node.inject(b, LostFault())
     assert set(node.links()) == {
         (a.identity.uuid, c.identity.uuid),
         (c.identity.uuid, a.identity.uuid),
@@ -68,11 +68,11 @@ def test_links_follow_the_numa_nodes_and_leave_lost_gpus_out() -> None:
 # Happenings
 
 
-def test_happenings_come_at_their_model_time() -> None:
+def test_faults_come_at_their_model_time() -> None:
     node, (a, b, _) = a_node(
-        TimedHappening(at_s=20, gpu=1, what=XidFault(xid=79)),
-        TimedHappening(at_s=5, gpu=0, what=EccFault()),
-        TimedHappening(at_s=80, gpu=1, what=Recovery()),
+        TimedFault(at_s=20, gpu=1, what=XidFault(xid=79)),
+        TimedFault(at_s=5, gpu=0, what=EccFault()),
+        TimedFault(at_s=80, gpu=1, what=Recovery()),
     )
     a_uuid, b_uuid = a.identity.uuid, b.identity.uuid
 
@@ -92,7 +92,7 @@ def test_happenings_come_at_their_model_time() -> None:
 
 
 def test_what_is_due_now_has_happened_when_the_present_is_reached() -> None:
-    node, (a, *_) = a_node(TimedHappening(at_s=20, gpu=0, what=LostFault()))
+    node, (a, *_) = a_node(TimedFault(at_s=20, gpu=0, what=LostFault()))
 
     lost = []
     for now_s in (19.9, 20.0):
@@ -105,7 +105,7 @@ def test_what_is_due_now_has_happened_when_the_present_is_reached() -> None:
 
 
 def test_what_is_due_at_the_start_happens_without_time_going_on() -> None:
-    node, (a, *_) = a_node(TimedHappening(at_s=0, gpu=0, what=LostFault()))
+    node, (a, *_) = a_node(TimedFault(at_s=0, gpu=0, what=LostFault()))
 
     node.advance(0.0)
 
@@ -123,7 +123,7 @@ def test_time_never_goes_back() -> None:
 def test_events_are_taken_once() -> None:
     node, (a, *_) = a_node()
     waiting = [node.has_events]
-    node.befall(a, XidFault(xid=31))
+    node.inject(a, XidFault(xid=31))
     waiting.append(node.has_events)
     taken = [node.take_events()]
     waiting.append(node.has_events)
@@ -136,8 +136,8 @@ def test_events_are_taken_once() -> None:
 def test_events_that_nobody_takes_do_not_pile_up_and_the_latest_are_kept() -> None:
     node, (a, *_) = a_node()
     for _ in range(10_000):
-        node.befall(a, XidFault(xid=31))
-    node.befall(a, XidFault(xid=43))
+        node.inject(a, XidFault(xid=31))
+    node.inject(a, XidFault(xid=43))
     taken = node.take_events()
     assert len(taken) < 5000
     assert taken[-1] == XidError(a.identity.uuid, 43)
@@ -162,7 +162,7 @@ def test_the_same_scenario_gives_the_same_events(name: str) -> None:
 
 def test_xid_79_loses_the_gpu_and_its_tenants() -> None:
     node, (a, *_) = a_node()
-    node.befall(a, XidFault(xid=79))
+    node.inject(a, XidFault(xid=79))
     probe = a.probe()
 
     assert a.listed().state is GpuState.LOST
@@ -174,7 +174,7 @@ def test_xid_79_loses_the_gpu_and_its_tenants() -> None:
 
 def test_xid_31_kills_one_tenant_and_leaves_the_gpu_clean() -> None:
     node, (a, b, _) = a_node()
-    node.befall(a, XidFault(xid=31))
+    node.inject(a, XidFault(xid=31))
 
     assert names(a) == ["two"]
     assert names(b) == ["three"]
@@ -185,7 +185,7 @@ def test_xid_31_kills_one_tenant_and_leaves_the_gpu_clean() -> None:
 def test_an_application_error_on_an_idle_gpu_is_only_reported() -> None:
     node, (*_, c) = a_node()
     before = c.probe()
-    node.befall(c, XidFault(xid=31))
+    node.inject(c, XidFault(xid=31))
 
     assert c.probe() == before
     assert node.take_events() == (XidError(c.identity.uuid, 31),)
@@ -207,7 +207,7 @@ def test_a_probe_shows_what_an_xid_left(
     code: int, clean: bool, ecc: int, pending: bool, failed: bool
 ) -> None:
     node, (a, *_) = a_node()
-    node.befall(a, XidFault(xid=code))
+    node.inject(a, XidFault(xid=code))
     probe = a.probe()
 
     assert probe.clean == clean
@@ -220,7 +220,7 @@ def test_a_probe_shows_what_an_xid_left(
 def test_ecc_errors_are_counted_and_reported(uncorrectable: bool) -> None:
     node, (a, *_) = a_node()
     for _ in range(3):
-        node.befall(a, EccFault(uncorrectable=uncorrectable))
+        node.inject(a, EccFault(uncorrectable=uncorrectable))
     telemetry = a.telemetry(0)
 
     assert (telemetry.corrected_ecc, telemetry.uncorrectable_ecc) == (
@@ -244,11 +244,11 @@ def test_only_the_event_happens_to_a_lost_gpu(
     event: Callable[[str], Event],
 ) -> None:
     node, (a, *_) = a_node()
-    node.befall(a, loss)
+    node.inject(a, loss)
     node.take_events()
     before = a.probe()
 
-    node.befall(a, what)
+    node.inject(a, what)
 
     assert a.probe() == before
     assert node.take_events() == (event(a.identity.uuid),)
@@ -256,13 +256,13 @@ def test_only_the_event_happens_to_a_lost_gpu(
 
 def test_a_gpu_is_lost_once() -> None:
     node, (a, *_) = a_node()
-    node.befall(a, LostFault())
-    node.befall(a, LostFault())
+    node.inject(a, LostFault())
+    node.inject(a, LostFault())
 
     assert node.take_events() == (GpuDisappeared(a.identity.uuid),)
 
 
-FAULTS: list[GpuHappening] = [
+FAULTS: list[GpuFault] = [
     *(XidFault(xid=code) for code in (79, 46, 64)),
     LostFault(),
     EccFault(),
@@ -274,15 +274,15 @@ FAULTS: list[GpuHappening] = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_a_recovery_changes_the_epoch_and_leaves_the_gpu_as_new(fault: GpuHappening) -> None:
+def test_a_recovery_changes_the_epoch_and_leaves_the_gpu_as_new(fault: GpuFault) -> None:
     node, (a, *_) = a_node()
     fresh = a.probe()
-    node.befall(a, fault)
+    node.inject(a, fault)
     assert a.probe().epoch == fresh.epoch, "a fault alone is no reset"
     was_lost = a.lost
     node.take_events()
 
-    node.befall(a, Recovery())
+    node.inject(a, Recovery())
     probe = a.probe()
 
     assert probe.epoch != fresh.epoch
@@ -297,7 +297,7 @@ def test_every_reset_has_an_epoch_of_its_own() -> None:
     node, (a, *_) = a_node()
     epochs = [a.probe().epoch]
     for _ in range(5):
-        node.befall(a, Recovery())
+        node.inject(a, Recovery())
         epochs.append(a.probe().epoch)
 
     assert len(set(epochs)) == 6

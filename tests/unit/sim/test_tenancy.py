@@ -7,12 +7,12 @@ from random import Random
 import pytest
 import simpy
 
-from sim.gpu.compute.mps import Mps
-from sim.gpu.compute.parameters import NS_PER_MS, to_ns
-from sim.gpu.compute.timeslicing import TimeSlicing
-from sim.gpu.memory import MIB, Memory
-from sim.gpu.tenancy import Tenancy, Tenant, TenantSpec
-from sim.gpu.workloads.models import ClosedLoop, MemoryUse
+from sim.gpu.profiles import MIB
+from sim.gpu.scheduler import NS_PER_MS, to_ns
+from sim.gpu.schedulers import Mps
+from sim.gpu.tenancy import Memory, Tenancy, Tenant, TenantSpec
+from sim.gpu.timeslicing import TimeSlicing
+from sim.gpu.workloads import ClosedLoop, MemoryUse
 
 GIB = 1024**3
 BUSY = ClosedLoop(busy_ms=10)

@@ -10,12 +10,10 @@ import pytest
 import simpy
 from pydantic import TypeAdapter, ValidationError
 
-from sim.gpu.compute.parameters import NS_PER_MS, NS_PER_S, to_ns
-from sim.gpu.compute.timeslicing import TimeSlicing
-from sim.gpu.memory import Memory
-from sim.gpu.tenancy import Tenancy, TenantSpec
-from sim.gpu.workloads.drivers import TraceError, read_kernels
-from sim.gpu.workloads.models import MemoryUse, Workload
+from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, to_ns
+from sim.gpu.tenancy import Memory, Tenancy, TenantSpec
+from sim.gpu.timeslicing import TimeSlicing
+from sim.gpu.workloads import MemoryUse, TraceError, Workload, read_kernels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +31,7 @@ def run_alone(workload: dict[str, object], for_s: float, seed: int = 1) -> Tenan
     spec = TenantSpec("one", WORKLOAD.validate_python(workload), MemoryUse(), 1.0)
     tenant = tenancy.start(1, spec, Random(seed))
     env.run(until=to_ns(for_s))
-    tenant.record.busy_ns = tenancy.compute.engine.usage.busy_ns.get(tenant.context, 0)
+    tenant.record.busy_ns = tenancy.compute.scheduler.usage.busy_ns.get(tenant.context, 0)
     return tenant.record
 
 

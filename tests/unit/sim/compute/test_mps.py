@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from sim.gpu.compute.engine import ContextId, Ended
-from sim.gpu.compute.mps import Mps
+from sim.gpu.scheduler import ContextId, Ended
+from sim.gpu.schedulers import Mps
 
 
 def test_looking_at_work_just_before_its_end_does_not_end_it() -> None:
     """At a third of the speed, half a thousandth of work takes more than a thousandth of 1 ns."""
-    engine = Mps()
-    engine.set_speed(333_333)
-    engine.submit(ContextId(0), 500, 1.0)
-    assert engine.next_end_ns() == 1501
-    assert engine.advance(1500) == []
-    assert engine.next_end_ns() == 1501
-    assert engine.advance(1501) == [Ended(ContextId(0), 1501)]
+    scheduler = Mps()
+    scheduler.set_speed(333_333)
+    scheduler.submit(ContextId(0), 500, 1.0)
+    assert scheduler.next_end_ns() == 1501
+    assert scheduler.advance(1500) == []
+    assert scheduler.next_end_ns() == 1501
+    assert scheduler.advance(1501) == [Ended(ContextId(0), 1501)]

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sim.gpu.compute.engine import ContextId, Ended
-from sim.gpu.compute.parameters import SliceParameters
-from sim.gpu.compute.stepwise import StepwiseTimeSlicing
-from sim.gpu.compute.timeslicing import TimeSlicing
+from sim.gpu.scheduler import ContextId, Ended, SliceParameters
+from sim.gpu.timeslicing import StepwiseTimeSlicing, TimeSlicing
 
 T, C = 1000, 70
 PARAMETERS = SliceParameters(slice_ns=T, switch_base_ns=C, switch_occupancy_ns=150)
@@ -70,15 +68,15 @@ class Pair:
         match action:
             case Submit(context, work_ns, occupancy) if context not in self.busy:
                 self.busy.add(context)
-                for engine in (self.fast, self.plain):
-                    engine.submit(ContextId(context), work_ns, occupancy)
+                for scheduler in (self.fast, self.plain):
+                    scheduler.submit(ContextId(context), work_ns, occupancy)
             case Cancel(context):
                 self.busy.discard(context)
-                for engine in (self.fast, self.plain):
-                    engine.cancel(ContextId(context))
+                for scheduler in (self.fast, self.plain):
+                    scheduler.cancel(ContextId(context))
             case Speed(ppm):
-                for engine in (self.fast, self.plain):
-                    engine.set_speed(ppm)
+                for scheduler in (self.fast, self.plain):
+                    scheduler.set_speed(ppm)
             case Wait(duration_ns, from_next_end):
                 next_end_ns = self.fast.next_end_ns()
                 start_ns = next_end_ns if from_next_end and next_end_ns else self.fast.now_ns
@@ -141,16 +139,16 @@ def test_no_time_is_made_or_lost(actions: list[Submit | Cancel | Speed | Wait]) 
         assert usage.active_ns + usage.switching_ns <= pair.fast.now_ns
 
 
-def saturate(engine: TimeSlicing, clients: int, work_ns: int, until_ns: int) -> list[list[int]]:
+def saturate(scheduler: TimeSlicing, clients: int, work_ns: int, until_ns: int) -> list[list[int]]:
     """Closed-loop clients that submit again at once; when each of their works ended."""
     ends: list[list[int]] = [[] for _ in range(clients)]
     for client in range(clients):
-        engine.submit(ContextId(client), work_ns, 0.5)
-    while (end_ns := engine.next_end_ns()) is not None and end_ns <= until_ns:
-        for ended in engine.advance(end_ns):
+        scheduler.submit(ContextId(client), work_ns, 0.5)
+    while (end_ns := scheduler.next_end_ns()) is not None and end_ns <= until_ns:
+        for ended in scheduler.advance(end_ns):
             ends[ended.context].append(ended.at_ns)
-            engine.submit(ended.context, work_ns, 0.5)
-    engine.advance(until_ns)
+            scheduler.submit(ended.context, work_ns, 0.5)
+    scheduler.advance(until_ns)
     return ends
 
 
@@ -161,10 +159,10 @@ def test_saturating_clients_get_an_equal_share_and_pay_for_switches(
 ) -> None:
     """Each takes N(1 + c/T) times as long as alone: the factor does not grow with N."""
     rounds = 60
-    engine = TimeSlicing(PLAIN)
-    saturate(engine, clients, work_ns, rounds * clients * (T + C))
+    scheduler = TimeSlicing(PLAIN)
+    saturate(scheduler, clients, work_ns, rounds * clients * (T + C))
     for client in range(clients):
-        done_ns = engine.usage.busy_ns[ContextId(client)]
+        done_ns = scheduler.usage.busy_ns[ContextId(client)]
         assert abs(done_ns - rounds * T) <= 2 * T
 
 
@@ -172,16 +170,16 @@ def test_saturating_clients_get_an_equal_share_and_pay_for_switches(
 def test_a_short_job_behind_busy_ones_waits_a_slice_and_a_switch_for_each(
     busy: int, work_ns: int
 ) -> None:
-    engine = TimeSlicing(PLAIN)
+    scheduler = TimeSlicing(PLAIN)
     for context in range(busy):
-        engine.submit(ContextId(context), 1000 * T, 1.0)
+        scheduler.submit(ContextId(context), 1000 * T, 1.0)
     # It comes at the very moment at which one of them begins its slice.
     moment_ns = busy * (T + C) + C
-    engine.advance(moment_ns)
-    assert busy == 1 or engine.state.slice_left_ns == T
-    left_ns = engine.state.slice_left_ns
-    engine.submit(ContextId(99), work_ns, 1.0)
-    end_ns = engine.next_end_ns()
+    scheduler.advance(moment_ns)
+    assert busy == 1 or scheduler.state.slice_left_ns == T
+    left_ns = scheduler.state.slice_left_ns
+    scheduler.submit(ContextId(99), work_ns, 1.0)
+    end_ns = scheduler.next_end_ns()
     assert end_ns == moment_ns + left_ns + C + (busy - 1) * (T + C) + work_ns
 
 
@@ -191,10 +189,10 @@ def test_an_idle_context_costs_nothing(work_ns: int, others: int) -> None:
     for context in range(1, others):
         crowded.submit(ContextId(context), 1, 0.0)
     start_ns = 10 * T
-    for engine in (alone, crowded):
-        engine.submit(ContextId(0), 1, 0.0)
-        engine.advance(start_ns)
-        engine.submit(ContextId(0), work_ns, 0.0)
+    for scheduler in (alone, crowded):
+        scheduler.submit(ContextId(0), 1, 0.0)
+        scheduler.advance(start_ns)
+        scheduler.submit(ContextId(0), work_ns, 0.0)
     alone_ns, crowded_ns = alone.next_end_ns(), crowded.next_end_ns()
     assert alone_ns == start_ns + work_ns
     assert crowded_ns in (alone_ns, start_ns + C + work_ns), "at most the switch back to it"
@@ -202,36 +200,36 @@ def test_an_idle_context_costs_nothing(work_ns: int, others: int) -> None:
 
 def test_below_saturation_nothing_is_lost_but_time_waited() -> None:
     """Two clients that are busy for a third of the time each get all their work done."""
-    engine = TimeSlicing(PLAIN)
+    scheduler = TimeSlicing(PLAIN)
     done = [0, 0]
     for period in range(100):
-        engine.advance(period * 3 * T)
+        scheduler.advance(period * 3 * T)
         for client in range(2):
-            engine.submit(ContextId(client), T - C, 1.0)
-        while (end_ns := engine.next_end_ns()) is not None:
-            for ended in engine.advance(end_ns):
+            scheduler.submit(ContextId(client), T - C, 1.0)
+        while (end_ns := scheduler.next_end_ns()) is not None:
+            for ended in scheduler.advance(end_ns):
                 done[ended.context] += 1
-        assert engine.now_ns <= (period + 1) * 3 * T
+        assert scheduler.now_ns <= (period + 1) * 3 * T
     assert done == [100, 100]
 
 
 def test_work_that_follows_at_once_goes_on_in_the_rest_of_the_slice() -> None:
-    engine = TimeSlicing(PLAIN)
-    engine.submit(ContextId(0), T // 2, 1.0)
-    engine.submit(ContextId(1), 10 * T, 1.0)
-    (first,) = engine.advance(C + T // 2)
-    engine.submit(ContextId(0), T, 1.0)
-    assert engine.next_end_ns() == C + T + (C + T) + C + T // 2
+    scheduler = TimeSlicing(PLAIN)
+    scheduler.submit(ContextId(0), T // 2, 1.0)
+    scheduler.submit(ContextId(1), 10 * T, 1.0)
+    (first,) = scheduler.advance(C + T // 2)
+    scheduler.submit(ContextId(0), T, 1.0)
+    assert scheduler.next_end_ns() == C + T + (C + T) + C + T // 2
     assert first.at_ns == C + T // 2
 
 
 def test_work_that_follows_later_waits_for_its_turn() -> None:
-    engine = TimeSlicing(PLAIN)
-    engine.submit(ContextId(0), T // 2, 1.0)
-    engine.submit(ContextId(1), 10 * T, 1.0)
-    engine.advance(C + T // 2 + 1)
-    engine.submit(ContextId(0), 1, 1.0)
-    assert engine.next_end_ns() == C + T // 2 + C + T + C + 1
+    scheduler = TimeSlicing(PLAIN)
+    scheduler.submit(ContextId(0), T // 2, 1.0)
+    scheduler.submit(ContextId(1), 10 * T, 1.0)
+    scheduler.advance(C + T // 2 + 1)
+    scheduler.submit(ContextId(0), 1, 1.0)
+    assert scheduler.next_end_ns() == C + T // 2 + C + T + C + 1
 
 
 def test_work_that_comes_as_a_round_ends_is_ahead_of_the_context_whose_slice_ends() -> None:
@@ -246,43 +244,43 @@ def test_work_that_comes_as_a_round_ends_is_ahead_of_the_context_whose_slice_end
 
 
 def test_throttled_clocks_make_work_longer() -> None:
-    engine = TimeSlicing(PLAIN)
-    engine.submit(ContextId(0), 10 * T, 1.0)
-    engine.advance(C + 4 * T)
-    engine.set_speed(500_000)
-    assert engine.next_end_ns() == C + 4 * T + 12 * T
-    engine.set_speed(1_000_000)
-    assert engine.next_end_ns() == C + 10 * T
+    scheduler = TimeSlicing(PLAIN)
+    scheduler.submit(ContextId(0), 10 * T, 1.0)
+    scheduler.advance(C + 4 * T)
+    scheduler.set_speed(500_000)
+    assert scheduler.next_end_ns() == C + 4 * T + 12 * T
+    scheduler.set_speed(1_000_000)
+    assert scheduler.next_end_ns() == C + 10 * T
 
 
 def test_a_context_that_is_killed_makes_room_at_once() -> None:
-    engine = TimeSlicing(PLAIN)
+    scheduler = TimeSlicing(PLAIN)
     for context in range(3):
-        engine.submit(ContextId(context), 10 * T, 1.0)
-    engine.advance(C + T // 2)
-    engine.cancel(ContextId(0))
-    engine.cancel(ContextId(2))
-    assert engine.next_end_ns() == C + T // 2 + C + 10 * T
-    assert engine.runnable == 1
+        scheduler.submit(ContextId(context), 10 * T, 1.0)
+    scheduler.advance(C + T // 2)
+    scheduler.cancel(ContextId(0))
+    scheduler.cancel(ContextId(2))
+    assert scheduler.next_end_ns() == C + T // 2 + C + 10 * T
+    assert scheduler.runnable == 1
 
 
 def test_the_cost_does_not_grow_with_the_slices() -> None:
     """A million slices are skipped in a handful of steps."""
-    engine = TimeSlicing(PLAIN)
+    scheduler = TimeSlicing(PLAIN)
     for context in range(10):
-        engine.submit(ContextId(context), 10**6 * T + context, 1.0)
+        scheduler.submit(ContextId(context), 10**6 * T + context, 1.0)
     steps = 0
-    decide = engine._decide
+    decide = scheduler._decide
 
     def counted() -> None:
         nonlocal steps
         steps += 1
         decide()
 
-    engine._decide = counted  # type: ignore[method-assign]
-    end_ns = engine.next_end_ns()
+    scheduler._decide = counted  # type: ignore[method-assign]
+    end_ns = scheduler.next_end_ns()
     assert end_ns is not None
-    assert len(engine.advance(end_ns)) == 1
+    assert len(scheduler.advance(end_ns)) == 1
     assert steps < 100
 
 

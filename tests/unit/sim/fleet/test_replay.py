@@ -13,15 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.cli.main import main
-from sim.gpu.compute.parameters import SliceParameters, to_ns
-from sim.gpu.compute.timeslicing import TimeSlicing
-from sim.gpu.memory import Memory
-from sim.gpu.tenancy import Tenancy, TenantSpec
-from sim.gpu.workloads.models import DutyCycle, MemoryUse
-from sim.study.fleet.openb import FleetNode, FleetPod, TraceError, read_nodes, read_pods
-from sim.study.fleet.replay import Replay
-from sim.study.fleet.report import fleet_report, jain, spread
-from sim.study.fleet.sharing import shares_of
+from sim.gpu.scheduler import SliceParameters, to_ns
+from sim.gpu.tenancy import Memory, Tenancy, TenantSpec
+from sim.gpu.timeslicing import TimeSlicing
+from sim.gpu.workloads import DutyCycle, MemoryUse
+from sim.study.fleet import Replay, fleet_report, shares_of, spread
+from sim.study.openb import FleetNode, FleetPod, TraceError, read_nodes, read_pods
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,16 +177,9 @@ def _scheduled_and_flowing(demands: Sequence[float]) -> tuple[list[float], Seque
         tenants.append(tenancy.start(pid, spec, Random(pid)))
     env.run(until=to_ns(100))
     tenancy.compute.catch_up()
-    busy_ns = tenancy.compute.engine.usage.busy_ns
+    busy_ns = tenancy.compute.scheduler.usage.busy_ns
     scheduled = [busy_ns[tenant.context] / to_ns(100) for tenant in tenants]
     return scheduled, shares_of(demands, SliceParameters(), 1.0)
-
-
-@pytest.mark.parametrize(
-    ("values", "index"), [([1, 1, 1], 1.0), ([1, 0, 0, 0], 0.25), ([], None), ([0, 0], None)]
-)
-def test_fairness(values: list[float], index: float | None) -> None:
-    assert jain(values) == index
 
 
 def test_a_spread_names_values_that_there_are() -> None:

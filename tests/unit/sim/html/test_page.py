@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from sim.study.html import page_of
-from sim.study.html.figure import KIND_COLOURS, NEUTRAL, Colours
-from sim.study.html.sharing import LANES_SHOWN
+from sim.study.html.charts import KIND_COLOURS, LANES_SHOWN, NEUTRAL, Colours
 from sim.study.report import report_of
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample, segment
 

@@ -11,11 +11,11 @@ import pynvml
 import pytest
 import yaml
 
-from sim.gpu.faults import HAPPENING, NodeHappening
+from sim.gpu.faults import FAULT, NodeFault
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode
 from sim.node.scenario import parse_scenario
-from sim.nvml.build import CannotBuild, built_library
+from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import NvmlServer
 from tests.conformance.library import bound
 
@@ -49,12 +49,12 @@ class World:
 
     def let(self, what: str, gpu: int | None = None) -> None:
         """Let something, spelt as in a scenario, happen now."""
-        happening = HAPPENING.validate_python(yaml.safe_load(what))
-        with self.node.present() as model:
-            if isinstance(happening, NodeHappening):
-                model.befall_node(happening)
+        fault = FAULT.validate_python(yaml.safe_load(what))
+        with self.node.update() as model:
+            if isinstance(fault, NodeFault):
+                model.inject_node(fault)
             else:
-                model.befall(model.present[gpu or 0], happening)
+                model.inject(model.present[gpu or 0], fault)
 
 
 @pytest.fixture(scope="session")

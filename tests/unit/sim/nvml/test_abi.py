@@ -12,12 +12,11 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from sim.nvml import structures
+from hal.nvml.api import Code
+from sim.nvml import abi as structures
 from sim.nvml.abi import Kind
-from sim.nvml.build import FLAGS
-from sim.nvml.codes import Code
-from sim.nvml.generate import source
-from sim.nvml.table import FUNCTIONS, LOCAL, NOT_SIMULATED
+from sim.nvml.dispatch import FUNCTIONS, LOCAL, NOT_SIMULATED
+from sim.nvml.library import FLAGS, source
 
 VERSIONS = {
     "nvmlMemory_v2": "nvmlDeviceGetMemoryInfo_v2",

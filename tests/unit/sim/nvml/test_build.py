@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.nvml.build import LIBRARY, CannotBuild, built_library
+from sim.nvml.library import LIBRARY, CannotBuild, built_library
 
 if TYPE_CHECKING:
     from pathlib import Path

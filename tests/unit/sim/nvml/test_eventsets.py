@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from hal import XidError
+from hal.nvml.api import Code
 from sim.node.node import SimulatedNode
 from sim.node.scenario import GpuGroup, Scenario
-from sim.nvml.codes import Code, NvmlFailure
-from sim.nvml.eventsets import XID, EventSets
+from sim.nvml.call import NvmlFailure
+from sim.nvml.functions.events import XID, EventSets
 
 
 @pytest.fixture

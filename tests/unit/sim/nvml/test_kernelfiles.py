@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sim.gpu.faults import GpuHappening
-    from sim.nvml.kernelfiles import KernelFiles
+    from sim.gpu.faults import GpuFault
+    from sim.node.serve import KernelFiles
 
 
 class Kernel:
@@ -42,9 +42,9 @@ class Kernel:
         self.node = node
         self.files = files
 
-    def let(self, *what: GpuHappening, gpu: int = 0) -> None:
+    def let(self, *what: GpuFault, gpu: int = 0) -> None:
         for one in what:
-            self.node.befall(self.node.present[gpu], one)
+            self.node.inject(self.node.present[gpu], one)
 
     def epoch(self, gpu: int = 0) -> str:
         identity = self.node.present[gpu].identity
@@ -63,7 +63,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     [(Recovery(),), (LostFault(), Recovery()), (Unplug(), Plug()), (Recovery(), Recovery())],
 )
 def test_a_reset_changes_the_epoch_of_its_gpu_alone(
-    kernel: Kernel, what: tuple[GpuHappening, ...]
+    kernel: Kernel, what: tuple[GpuFault, ...]
 ) -> None:
     before = kernel.epoch(), kernel.epoch(1)
     kernel.let(*what)
@@ -95,9 +95,9 @@ def test_a_load_of_the_driver_changes_the_epochs_of_all(kernel: Kernel) -> None:
     before = kernel.epoch(), kernel.epoch(1)
     module = kernel.files.sysfs / "module/nvidia"
     assert module.exists()
-    kernel.node.befall_node(DriverDown())
+    kernel.node.inject_node(DriverDown())
     assert not module.exists()
-    kernel.node.befall_node(DriverUp())
+    kernel.node.inject_node(DriverUp())
     assert module.exists()
     assert kernel.epoch() != before[0]
     assert kernel.epoch(1) != before[1]
@@ -105,9 +105,9 @@ def test_a_load_of_the_driver_changes_the_epochs_of_all(kernel: Kernel) -> None:
 
 def test_a_driver_that_hung_and_was_loaded_anew_changes_the_epoch(kernel: Kernel) -> None:
     before = kernel.epoch()
-    kernel.node.befall_node(DriverHang())
+    kernel.node.inject_node(DriverHang())
     assert kernel.epoch() == before
-    kernel.node.befall_node(DriverUp())
+    kernel.node.inject_node(DriverUp())
     assert kernel.epoch() != before
 
 

@@ -13,7 +13,7 @@ import pynvml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sim.nvml.generate import abi_hash
+from sim.nvml.library import abi_hash
 from tests.component.waiting import eventually
 
 if TYPE_CHECKING:

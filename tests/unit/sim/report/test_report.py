@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from sim.gpu.partition import GIB
-from sim.study.report import Report, kind_of, report_of
-from sim.study.report.schema import key_table
+from hal import GIB
+from sim.study.report import kind_of, report_of
+from sim.study.runreport import RunReport
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
+from tools.simdocs import key_table
 
 
 def test_a_tenant_with_known_numbers() -> None:
@@ -77,7 +78,7 @@ def test_a_run_in_which_nothing_was_served_has_nulls_and_no_nan() -> None:
     report = report_of(done)
     text = report.model_dump_json()
     assert "NaN" not in text
-    assert Report.model_validate_json(text) == report
+    assert RunReport.model_validate_json(text) == report
     (kind,) = json.loads(text)["kinds"]
     names = ("throughput_per_s", "gpu_share", "slowdown", "speed", "latency_ms", "wait_ms")
     assert {kind[name] for name in names} == {None}

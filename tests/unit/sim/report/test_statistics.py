@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.study.report.statistics import CURVE, Requests, jain, mean, percentile, share_of
+from sim.study.report import CURVE, Requests, fairness, mean, percentile, share_of
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_percentile_is_a_value_that_so_many_do_not_exceed(
     ],
 )
 def test_fairness(values: list[float], index: float | None) -> None:
-    assert jain(values) == (None if index is None else pytest.approx(index))
+    assert fairness(values) == (None if index is None else pytest.approx(index))
 
 
 def test_requests_without_any() -> None:

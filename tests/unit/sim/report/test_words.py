@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sim.study.report import in_words, report_of
-from sim.study.report.words import duration, listed, milliseconds, number, percent
+from sim.study.report import report_of
+from sim.study.sentences import duration, in_words, listed, milliseconds, number, percent
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
 
 

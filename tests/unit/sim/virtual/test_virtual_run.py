@@ -78,7 +78,7 @@ def test_who_does_not_fit_waits_until_there_is_room() -> None:
 
 def test_a_lost_gpu_costs_its_replicas_until_it_is_well_again() -> None:
     faults = (
-        "happenings:\n- {at_s: 100, gpu: 1, what: {kind: xid, xid: 79}}\n"
+        "faults:\n- {at_s: 100, gpu: 1, what: {kind: xid, xid: 79}}\n"
         "- {at_s: 700, gpu: 1, what: {kind: recover}}\n"
     )
     ran = Ran(node(4, pods(8) + faults), 1000)
@@ -100,9 +100,7 @@ def test_a_lost_gpu_costs_its_replicas_until_it_is_well_again() -> None:
 
 
 def test_an_application_error_ends_one_tenant_and_changes_no_list() -> None:
-    ran = Ran(
-        node(1, pods(3) + "happenings: [{at_s: 50, gpu: 0, what: {kind: xid, xid: 31}}]"), 100
-    )
+    ran = Ran(node(1, pods(3) + "faults: [{at_s: 50, gpu: 0, what: {kind: xid, xid: 31}}]"), 100)
     assert len(ran.allocatable()) == 1
     ended = [record for record in ran.outcome.tenants if record.ended]
     assert [record.ended for record in ended] == ["xid 31"]
@@ -111,9 +109,7 @@ def test_an_application_error_ends_one_tenant_and_changes_no_list() -> None:
 
 
 def test_a_driver_that_hangs_blinds_the_node_and_ends_no_pod() -> None:
-    ran = Ran(
-        node(2, pods(4) + "happenings: [{at_s: 60, what: {kind: driver-hang, for_s: 60}}]"), 300
-    )
+    ran = Ran(node(2, pods(4) + "faults: [{at_s: 60, what: {kind: driver-hang, for_s: 60}}]"), 300)
     assert [count for _, count in ran.allocatable()] == [20, 0, 20]
     blind_s = ran.allocatable()[1][0]
     assert 70 <= blind_s <= 80
@@ -121,7 +117,7 @@ def test_a_driver_that_hangs_blinds_the_node_and_ends_no_pod() -> None:
 
 
 def test_a_replacement_is_listed_beside_the_lost_one() -> None:
-    ran = Ran(node(2, pods(2) + "happenings: [{at_s: 30, gpu: 0, what: {kind: replace}}]"), 100)
+    ran = Ran(node(2, pods(2) + "faults: [{at_s: 30, gpu: 0, what: {kind: replace}}]"), 100)
     last = ran.of("list")[-1]
     assert (last["capacity"], last["allocatable"]) == (30, 20)
 
@@ -129,7 +125,7 @@ def test_a_replacement_is_listed_beside_the_lost_one() -> None:
 def test_repartitioning_is_found_by_looking() -> None:
     text = (
         "config: {version: v1, flags: {migStrategy: mixed}}\n"
-        "happenings: [{at_s: 31, gpu: 0, what: {kind: repartition, mig: [1g.10gb, 1g.10gb]}}]"
+        "faults: [{at_s: 31, gpu: 0, what: {kind: repartition, mig: [1g.10gb, 1g.10gb]}}]"
     )
     ran = Ran(node(1, text), 100)
     small = ran.of("list", resource="nvidia.com/mig-1g.10gb")
@@ -143,7 +139,7 @@ def test_what_ran_before_a_repartition_counts(there_and_back: bool) -> None:
     text = (
         "tenants:\n- {name: a, gpu: 0, workload: {kind: closed-loop, busy_ms: 20}}\n"
         "- {name: b, gpu: 0, workload: {kind: closed-loop, busy_ms: 20}}\n"
-        "happenings:\n- {at_s: 50.001, gpu: 0, what: {kind: repartition, mig: [1g.10gb]}}\n"
+        "faults:\n- {at_s: 50.001, gpu: 0, what: {kind: repartition, mig: [1g.10gb]}}\n"
     )
     if there_and_back:
         text += "- {at_s: 50.002, gpu: 0, what: {kind: repartition, mig: null}}\n"
@@ -158,7 +154,7 @@ def test_what_ran_before_a_repartition_counts(there_and_back: bool) -> None:
 
 def test_a_reading_after_a_repartition_is_of_the_time_since() -> None:
     text = (
-        "happenings: [{at_s: 50.1, gpu: 0, what: {kind: repartition, mig: null}}]\n"
+        "faults: [{at_s: 50.1, gpu: 0, what: {kind: repartition, mig: null}}]\n"
         "tenants: [{name: a, gpu: 0, start_s: 50.101, workload: {kind: closed-loop, busy_ms: 20}}]"
     )
     ran = Ran(node(1, text), 100)

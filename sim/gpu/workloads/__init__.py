@@ -1,1 +1,0 @@
-"""What tenants do on a GPU: as scenarios write it (`models`), and as it runs (`drivers`)."""

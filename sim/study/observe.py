@@ -1,0 +1,160 @@
+"""Observes a node through `hal`: what `gpuplugin record` turns into a scenario."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+from hal import GpuState, HalError
+from sim.gpu.profiles import load_profile, model_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from hal import Backend, ComputeProcess, Event, Gpu, Link, Probe, Telemetry
+    from sim.gpu.profiles import Profile
+
+
+_WORD = re.compile(r"[a-z]+\d+[a-z]*|\d+gb|[a-z]+|\d+")
+_SAME_CAPABILITY = 0.5
+_MEMORY_WEIGHT = 0.3
+
+
+def nearest_model(gpu: Gpu) -> str:
+    """The model whose product name, compute capability and memory are closest to the GPU's."""
+    return max(model_names(), key=lambda name: _likeness(gpu, load_profile(name)))
+
+
+def _likeness(gpu: Gpu, profile: Profile) -> float:
+    """Higher is closer: a name that is the same beats everything else."""
+    if gpu.product == profile.product:
+        return math.inf if gpu.memory_bytes == profile.memory_bytes else 1e6 - _apart(gpu, profile)
+    own, other = (set(_WORD.findall(text.lower())) for text in (gpu.product, profile.product))
+    words = len(own & other) / max(1, len(own | other))
+    same = gpu.compute_capability == profile.compute_capability
+    return words + _SAME_CAPABILITY * same - _MEMORY_WEIGHT * _apart(gpu, profile)
+
+
+def _apart(gpu: Gpu, profile: Profile) -> float:
+    """How far the sizes of memory are apart, in powers of two."""
+    if not gpu.memory_bytes:
+        return 0.0
+    return abs(math.log2(gpu.memory_bytes / profile.memory_bytes))
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look, `at_s` after the start; a GPU that did not answer is missing."""
+
+    at_s: float
+    readings: Mapping[str, Telemetry]
+    processes: Mapping[str, tuple[ComputeProcess, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What was seen of a node in `length_s`; `notes` tells what could not be seen."""
+
+    driver_version: str
+    length_s: float
+    gpus: tuple[Gpu, ...]
+    probes: Mapping[str, Probe]
+    links: Mapping[tuple[str, str], Link]
+    samples: tuple[Sample, ...]
+    events: tuple[tuple[float, Event], ...]
+    notes: tuple[str, ...]
+
+
+class _Observer:
+    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._start_s = clock()
+        self._notes: dict[str, None] = {}
+        self._deaf = False
+
+    def record(self, for_s: float, interval_s: float) -> Recording:
+        backend = self._backend
+        gpus = backend.gpus()
+        probes = {
+            gpu.uuid: probe
+            for gpu in gpus
+            if (probe := self._try(lambda gpu=gpu: backend.probe(gpu.uuid))) is not None  # type: ignore[misc]
+        }
+        links = self._try(backend.links) or {}
+        samples: list[Sample] = []
+        events: list[tuple[float, Event]] = []
+        ends_s = self._start_s + for_s
+        while True:
+            samples.append(self._sample(gpus))
+            next_s = min(self._clock() + interval_s, ends_s)
+            while (left_s := next_s - self._clock()) > 0:
+                events.extend(self._wait(left_s))
+            if self._clock() >= ends_s:
+                break
+        return Recording(
+            driver_version=backend.driver_version,
+            length_s=for_s,
+            gpus=gpus,
+            probes=MappingProxyType(probes),
+            links=links,
+            samples=tuple(samples),
+            events=tuple(events),
+            notes=tuple(self._notes),
+        )
+
+    def _sample(self, gpus: tuple[Gpu, ...]) -> Sample:
+        at_s = self._clock() - self._start_s
+        readings: dict[str, Telemetry] = {}
+        processes: dict[str, tuple[ComputeProcess, ...]] = {}
+        for uuid in (gpu.uuid for gpu in gpus if gpu.state is GpuState.OK):
+            reading = self._try(lambda uuid=uuid: self._backend.telemetry(uuid))  # type: ignore[misc]
+            if reading is not None:
+                readings[uuid] = reading
+            found = self._try(lambda uuid=uuid: self._backend.processes(uuid))  # type: ignore[misc]
+            processes[uuid] = found or ()
+        return Sample(at_s, MappingProxyType(readings), MappingProxyType(processes))
+
+    def _wait(self, left_s: float) -> list[tuple[float, Event]]:
+        if self._deaf:
+            threading.Event().wait(left_s)
+            return []
+        try:
+            events = self._backend.wait_events(left_s)
+        except HalError as error:
+            self._deaf = True
+            self._notes[f"events could not be recorded: {error}"] = None
+            return []
+        at_s = self._clock() - self._start_s
+        return [(at_s, event) for event in events]
+
+    def _try(self, call: Callable[[], _T]) -> _T | None:
+        try:
+            return call()
+        except HalError as error:
+            self._notes[str(error)] = None
+            return None
+
+
+def observe(
+    backend: Backend,
+    for_s: float,
+    interval_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Recording:
+    """Look at an open backend for `for_s` seconds, every `interval_s`.
+
+    What one GPU cannot tell is a note, and hides nothing else.
+
+    Raises:
+        HalError: not even the GPUs can be listed.
+    """
+    return _Observer(backend, clock).record(for_s, interval_s)

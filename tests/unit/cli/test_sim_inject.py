@@ -1,0 +1,50 @@
+"""The options of `gpuplugin sim inject`: every kind of fault can be injected, and is described."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from gpuplugin.cli.parser import build_parser
+from gpuplugin.cli.siminject import describe, what_of
+from sim.gpu.faults import FAULT, GpuFault, NodeFault
+
+OPTIONS = {
+    "--xid 79": "Xid 79, GPU has fallen off the bus (action: reboot-node)",
+    "--ecc corrected": "corrected ECC",
+    "--ecc uncorrectable --count 3": "uncorrectable ECC, 3 errors",
+    "--row-remap failed": "row remap failed, no event",
+    "--lost": "lost",
+    "--hang": "hangs until it recovers",
+    "--hang 2": "hangs for 2 s",
+    "--thermal-shutdown": "at its shutdown temperature, lost soon",
+    "--unplug": "removed from the bus",
+    "--plug": "back on the bus",
+    "--replace": "taken out",
+    "--repartition none": "MIG is off",
+    "--repartition 1g.10gb,2g.20gb": "MIG devices 1g.10gb, 2g.20gb",
+    "--recover": "recovered, as after a reset",
+    "--driver down": "the driver is not loaded",
+    "--driver up": "the driver was loaded anew",
+    "--driver hang": "the driver hangs until --driver up",
+    "--watch broken --for 5": "waiting for events fails for 5 s",
+    "--watch mended": "waiting for events works again",
+}
+
+
+def kind_of(options: str) -> str:
+    words = ["sim", "inject", "--control", "socket", *options.split()]
+    return FAULT.validate_python(what_of(build_parser("sim", "inject").parse_args(words))).kind
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_are_a_fault_and_its_description(options: str) -> None:
+    words = ["sim", "inject", "--control", "socket", *options.split()]
+    fault = FAULT.validate_python(what_of(build_parser("sim", "inject").parse_args(words)))
+    assert describe(fault) == OPTIONS[options]
+
+
+def test_every_kind_of_fault_has_an_option() -> None:
+    kinds = {model.model_fields["kind"].default for model in get_args(GpuFault | NodeFault)}
+    assert {kind_of(options) for options in OPTIONS} == kinds

@@ -1,0 +1,1 @@
+"""Programs of the developers: generators of documents. Not part of the wheel."""
