@@ -10,7 +10,7 @@ from gpuplugin.core.faults import XidPolicy
 from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.injection import InjectionPlan, imex_channel_node
 from gpuplugin.core.inventory import Plan
-from gpuplugin.core.selection import GpuFilter
+from gpuplugin.core.sharing import GpuFilter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -34,8 +34,7 @@ from gpuplugin.config.values import node_name
 from gpuplugin.core.injection import DeviceIdStrategy, DeviceListStrategy
 from gpuplugin.core.inventory import MigStrategy
 from gpuplugin.core.preference import PolicyName
-from gpuplugin.core.selection import NamePattern
-from gpuplugin.core.sharing import SharedResource, TimeSlicing
+from gpuplugin.core.sharing import NamePattern, SharedResource, TimeSlicing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from gpuplugin.core.replicas import replica_id
-from gpuplugin.core.selection import GpuFilter, NamePattern, first_match
-from gpuplugin.core.sharing import TimeSlicing
+from gpuplugin.core.sharing import GpuFilter, NamePattern, TimeSlicing, first_match, replica_id
 from hal import GpuState
 
 if TYPE_CHECKING:

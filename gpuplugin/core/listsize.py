@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.replicas import SEPARATOR
+from gpuplugin.core.sharing import SEPARATOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

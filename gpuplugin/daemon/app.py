@@ -8,11 +8,11 @@ import signal
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.node import ConfigurationMisfit
-from gpuplugin.daemon.cluster.nodelabel import COMPONENT as LABEL_COMPONENT
+from gpuplugin.daemon.cluster.nodeconfig import COMPONENT as LABEL_COMPONENT
 from gpuplugin.daemon.cluster.nodereports import make_reporter
 from gpuplugin.daemon.control import ControlServer
+from gpuplugin.daemon.hardware.calls import HalQueries
 from gpuplugin.daemon.hardware.monitor import Monitor
-from gpuplugin.daemon.hardware.queries import HalQueries
 from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.healthlog import HealthLog
 from gpuplugin.daemon.http.exposition import make_registry
@@ -32,8 +32,7 @@ from gpuplugin.daemon.serving.endpoint import Surroundings
 from gpuplugin.daemon.serving.endpoints import Endpoints
 from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.status import StatusBoard
-from gpuplugin.daemon.supervisor import Fatal, supervise
-from gpuplugin.daemon.timers import tick
+from gpuplugin.daemon.tasks import Fatal, supervise, tick
 from gpuplugin.rpc import make_engine
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
 from gpuplugin.daemon.serving.sockets import identity, remove_socket
-from gpuplugin.daemon.timers import tick
+from gpuplugin.daemon.tasks import tick
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.core.node import ConfigurationMisfit
-from gpuplugin.daemon.timers import tick_or
+from gpuplugin.daemon.tasks import tick_or
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpuplugin.core.replicas import uuid_of
+from gpuplugin.core.sharing import uuid_of
 from sim.gpu.tenancy import TenantSpec
 from sim.kubelet.pods import Phase, PodStatus, simple_pod
 

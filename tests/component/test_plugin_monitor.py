@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.supervisor import Fatal
+from gpuplugin.daemon.tasks import Fatal
 from hal import DriverNotFound, DriverUnavailable, XidError
 from sim.kubelet import Amount, Phase, simple_pod
 from tests.component.fakedriver import FakeDriver, made_up_gpu

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage
-from gpuplugin.core.replicas import replica_id, replica_of, uuid_of
+from gpuplugin.core.sharing import replica_id, replica_of, uuid_of
 from sim.kubelet import Phase
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Protocol, Self
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage, StageError
-from gpuplugin.core.replicas import uuid_of
+from gpuplugin.core.sharing import uuid_of
 from sim.kubelet import Phase, simple_pod
 
 if TYPE_CHECKING:

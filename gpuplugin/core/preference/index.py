@@ -14,7 +14,7 @@ from operator import add
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from gpuplugin.core.replicas import is_replica_id
+from gpuplugin.core.sharing import is_replica_id
 from hal import Link, LinkKind
 
 if TYPE_CHECKING:

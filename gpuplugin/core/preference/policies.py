@@ -12,7 +12,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, assert_never
 
 from gpuplugin.core.preference.linked import Choice, choose_linked, from_table
-from gpuplugin.core.replicas import is_replica_id
+from gpuplugin.core.sharing import is_replica_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,8 +1,4 @@
-"""Requests to the Kubernetes API server, by lightkube. Imported only if reports are wanted.
-
-Which requests are made, and when, is in `nodereports`; the rights that they need are listed in
-docs/operations.md.
-"""
+"""Requests to the Kubernetes API server, with lightkube. Imported only where they are wanted."""
 
 from __future__ import annotations
 
@@ -14,12 +10,14 @@ import httpx2
 from lightkube import ApiError, Client, KubeConfig
 from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import Event, NodeStatus
+from lightkube.resources.core_v1 import Event, Node, NodeStatus
 
+from gpuplugin.core.nodechoice import LABEL
 from gpuplugin.daemon.cluster.eventqueue import NodeCondition, ReportFailed
+from gpuplugin.daemon.cluster.nodeconfig import LabelUnreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from lightkube import SingleConfig
 
@@ -189,3 +187,47 @@ def _condition_of(node: NodeStatus) -> NodeCondition | None:
 def _seconds(when: datetime) -> datetime:
     """The API's times are whole seconds of UTC."""
     return when.astimezone(UTC).replace(microsecond=0)
+
+
+_TIMEOUT_S = 10.0
+WATCH_S = 300
+"""After this the server ends a watch; tokens and certificates are read anew for the next."""
+
+
+class NodeLabel:
+    """Reads and follows the label of one node."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._config = cluster()
+
+    def read(self) -> str | None:
+        """The label now."""
+        try:
+            with Client(self._config, timeout=httpx2.Timeout(_TIMEOUT_S)) as client:
+                return _label(client.get(Node, self._node))
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def follow(self) -> Iterator[str | None]:
+        """The label now and at each change."""
+        timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
+        try:
+            with Client(self._config, timeout=timeout) as client:
+                for _operation, node in client.watch(
+                    Node, fields={"metadata.name": self._node}, server_timeout=WATCH_S
+                ):
+                    yield _label(node)
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> LabelUnreadable:
+        text = f"the label {LABEL} of node {self._node} cannot be read: {error}"
+        if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code == 403:
+            text += "; the plugin's service account needs get, list and watch on nodes"
+        return LabelUnreadable(text)
+
+
+def _label(node: Node) -> str | None:
+    labels = (node.metadata.labels if node.metadata else None) or {}
+    return labels.get(LABEL) or None

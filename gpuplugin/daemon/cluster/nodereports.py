@@ -20,8 +20,8 @@ from gpuplugin.daemon.cluster.eventqueue import (
     ReportFailed,
     TokenBucket,
 )
-from gpuplugin.daemon.hardware.thread import HalThread
-from gpuplugin.daemon.supervisor import Fatal
+from gpuplugin.daemon.hardware.calls import HalThread
+from gpuplugin.daemon.tasks import Fatal
 from hal import HalHung
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from gpuplugin.daemon.serving.sockets import (
     remove_leftovers,
     remove_socket,
 )
-from gpuplugin.daemon.timers import tick_or
+from gpuplugin.daemon.tasks import tick_or
 from gpuplugin.kubelet.registration import RegistrationFailed, register, registration_service
 from gpuplugin.rpc.services import SocketError
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpuplugin.daemon.serving.endpoint import Endpoint
-from gpuplugin.daemon.supervisor import supervise
+from gpuplugin.daemon.tasks import supervise
 
 if TYPE_CHECKING:
     from gpuplugin.daemon.node import Node

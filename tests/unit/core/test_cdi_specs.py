@@ -14,8 +14,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from gpuplugin.core.cdi import CdiHost, cdi_specs, spec_file_name
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.inventory import Inventory, Plan, build_inventory
-from gpuplugin.core.selection import NamePattern
-from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
+from gpuplugin.core.sharing import NamePattern, Selection, SharedResource, TimeSlicing
 from hal.driverfiles import DriverFiles
 from tests.unit.builders import a_gpu, gpus, sharing, uuid_of_gpu
 from tests.unit.core.cdi_schema import SPEC

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpuplugin.core.inventory import GPU_RESOURCE, Inventory, Plan, build_inventory
-from gpuplugin.core.replicas import is_replica_id, replica_id, uuid_of
-from gpuplugin.core.sharing import SharedResource, TimeSlicing
+from gpuplugin.core.sharing import SharedResource, TimeSlicing, is_replica_id, replica_id, uuid_of
 from tests.unit.builders import a_gpu, a_resource, gpus, ids, sharing, uuid_of_gpu
 
 

@@ -14,8 +14,7 @@ from gpuplugin.core.inventory import (
     build_inventory,
     mig_resource_name,
 )
-from gpuplugin.core.selection import NamePattern
-from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
+from gpuplugin.core.sharing import NamePattern, Selection, SharedResource, TimeSlicing
 from hal import Gpu, MigDevice
 from tests.unit.builders import a_gpu, uuid_of_gpu
 

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import Plan, build_inventory
-from gpuplugin.core.selection import GpuFilter, NamePattern, matches
-from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
+from gpuplugin.core.sharing import (
+    GpuFilter,
+    NamePattern,
+    Selection,
+    SharedResource,
+    TimeSlicing,
+    matches,
+)
 from tests.unit.builders import a_gpu, gpus, uuid_of_gpu
 
 GPU = "nvidia.com/gpu"

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.daemon.logrepeats import RepeatFilter
-from gpuplugin.daemon.logs import JsonFormatter, TextFormatter, set_up_logging
+from gpuplugin.daemon.logs import JsonFormatter, RepeatFilter, TextFormatter, set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

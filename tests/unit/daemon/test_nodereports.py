@@ -25,7 +25,7 @@ from gpuplugin.daemon.cluster.nodereports import (
     make_reporter,
 )
 from gpuplugin.daemon.http.metrics import Metrics
-from gpuplugin.daemon.supervisor import Fatal
+from gpuplugin.daemon.tasks import Fatal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

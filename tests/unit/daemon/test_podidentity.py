@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.core.usage import PodName
-from gpuplugin.daemon.cluster.podidentity import CgroupsUnreadable, PodIdentities
+from gpuplugin.daemon.cluster.pods import CgroupsUnreadable, PodIdentities
 
 if TYPE_CHECKING:
     from pathlib import Path

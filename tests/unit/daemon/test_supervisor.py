@@ -9,7 +9,7 @@ import pytest
 
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.status import StatusBoard
-from gpuplugin.daemon.supervisor import Fatal, supervise
+from gpuplugin.daemon.tasks import Fatal, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +39,7 @@ def status() -> StatusBoard:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch, status: StatusBoard) -> Pauses:
     pauses = Pauses(status)
-    monkeypatch.setattr("gpuplugin.daemon.supervisor.asyncio.sleep", pauses)
+    monkeypatch.setattr("gpuplugin.daemon.tasks.asyncio.sleep", pauses)
     return pauses
 
 
@@ -94,7 +94,7 @@ def test_a_task_that_ran_long_starts_again_quickly(
     monkeypatch: pytest.MonkeyPatch, status: StatusBoard, pauses: Pauses
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr("gpuplugin.daemon.supervisor.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("gpuplugin.daemon.tasks.time.monotonic", lambda: now_s)
     runs = 0
 
     async def task() -> None:

@@ -1,9 +1,10 @@
-"""Keeps a task running: one that fails is restarted with back-off, and shows."""
+"""Tasks of the daemon: restarted with back-off if they fail, and woken together."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,32 @@ if TYPE_CHECKING:
 
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import StatusBoard
+
+
+def next_tick_s(period_s: float) -> float:
+    """The next moment on the loop's clock that is a whole number of periods."""
+    now_s = asyncio.get_running_loop().time()
+    return (math.floor(now_s / period_s) + 1) * period_s
+
+
+async def tick_or(turn: asyncio.Event, period_s: float) -> None:
+    """Sleep until the next such moment, or until `turn` is set; it is cleared then.
+
+    An alarm that sets the event costs a tenth of a timeout, which cancels and is caught.
+    """
+    alarm = asyncio.get_running_loop().call_at(next_tick_s(period_s), turn.set)
+    try:
+        await turn.wait()
+    finally:
+        alarm.cancel()
+    turn.clear()
+
+
+async def tick(period_s: float) -> None:
+    """Sleep until the next such moment: a period at the longest."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(next_tick_s(period_s) - loop.time())
+
 
 _STABLE_AFTER_S = 60.0
 
