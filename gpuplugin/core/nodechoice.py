@@ -12,6 +12,10 @@ DEFAULT_NAME = "default"
 _SUFFIXES = ("", ".yaml", ".yml")
 
 
+class LabelUnreadable(Exception):
+    """The API server does not tell the node's label; the text says why and what to do."""
+
+
 class UnknownName(Exception):
     """The label or the default names a file that there is not; the text says which there are."""
 

@@ -8,10 +8,10 @@ import signal
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.node import ConfigurationMisfit
+from gpuplugin.daemon.calls import HalQueries
 from gpuplugin.daemon.cluster.nodeconfig import COMPONENT as LABEL_COMPONENT
 from gpuplugin.daemon.cluster.nodereports import make_reporter
 from gpuplugin.daemon.control import ControlServer
-from gpuplugin.daemon.hardware.calls import HalQueries
 from gpuplugin.daemon.hardware.monitor import Monitor
 from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.healthlog import HealthLog

@@ -21,7 +21,7 @@ from gpuplugin.core.node import (
     WakeAt,
     WriteSpecs,
 )
-from gpuplugin.daemon.hardware.calls import HalThread
+from gpuplugin.daemon.calls import HalThread
 from gpuplugin.kubelet.plugins import DevicePlugins
 from hal import HalError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from urllib.parse import quote
 
 if TYPE_CHECKING:
@@ -125,18 +125,3 @@ def check_socket_path(path: Path) -> None:
             f"socket path {path} is {length} bytes long, the limit is {MAX_SOCKET_PATH_BYTES}; "
             "choose a folder with a shorter path"
         )
-
-
-def make_engine(name: EngineName) -> Engine:
-    """The engine of that name, which is loaded by this: grpcio alone takes 10 MiB."""
-    match name:
-        case "fast":
-            from gpuplugin.rpc.fast import FastEngine
-
-            return FastEngine()
-        case "grpcio":
-            from gpuplugin.rpc.grpcio_engine import GrpcioEngine
-
-            return GrpcioEngine()
-        case _:
-            assert_never(name)

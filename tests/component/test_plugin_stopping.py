@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.hardware.calls import HalThread
+from gpuplugin.daemon.calls import HalThread
 from tests.component.fakedriver import FakeDriver
 from tests.component.waiting import DEADLINE_S, eventually
 

@@ -12,9 +12,8 @@ from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Event, Node, NodeStatus
 
-from gpuplugin.core.nodechoice import LABEL
+from gpuplugin.core.nodechoice import LABEL, LabelUnreadable
 from gpuplugin.daemon.cluster.eventqueue import NodeCondition, ReportFailed
-from gpuplugin.daemon.cluster.nodeconfig import LabelUnreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gpuplugin.config.loaded import ConfigError, Problem
-from gpuplugin.core.nodechoice import UnknownName, choose
+from gpuplugin.core.nodechoice import LabelUnreadable, UnknownName, choose
 from gpuplugin.core.pacing import Backoff
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 COMPONENT = "node-label"
 
 log = logging.getLogger(__name__)
-
-
-class LabelUnreadable(Exception):
-    """The API server does not tell the node's label; the text says why and what to do."""
 
 
 class LabelSource(Protocol):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core import watch as deadlines
 from gpuplugin.core.watch import Watch, WatchFailed, judge_probes
-from gpuplugin.daemon.hardware.calls import HalThread
+from gpuplugin.daemon.calls import HalThread
 from gpuplugin.daemon.tasks import Fatal
 from hal import HalError, HalHung
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gpuplugin.core.watch import Activity, WatchPlan
-    from gpuplugin.daemon.hardware.calls import HalQueries
+    from gpuplugin.daemon.calls import HalQueries
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.status import StatusBoard

@@ -12,13 +12,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.usage import HOLDINGS, PODS, PROCESSES, Reading, Seen, Work, usage_of
+from gpuplugin.daemon.calls import HalThread
 from gpuplugin.daemon.cluster.pods import (
     CgroupsUnreadable,
     PodIdentities,
     PodResources,
     PodResourcesUnavailable,
 )
-from gpuplugin.daemon.hardware.calls import HalThread
 from gpuplugin.daemon.tasks import tick
 from hal import HalError, NotSupported
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.usage import Holding, PodName
-    from gpuplugin.daemon.hardware.calls import HalQueries
+    from gpuplugin.daemon.calls import HalQueries
     from gpuplugin.daemon.node import Node
     from hal import Backend, ComputeProcess, Telemetry
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.hardware.calls import HalQueries
+from gpuplugin.daemon.calls import HalQueries
 from hal import HalHung, UnknownGpu
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.hardware.calls import HalThread
+from gpuplugin.daemon.calls import HalThread
 from hal import GpuLost, HalError, HalHung
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Blocking hardware calls in threads with deadlines; a GPU that hangs is left out."""
+"""Blocking calls in threads with deadlines, and turns for those to the hardware."""
 
 from __future__ import annotations
 
