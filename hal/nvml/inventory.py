@@ -169,6 +169,9 @@ class Inventory:
         self._answering: Mapping[str, Handle] = {}
         self._latest: Snapshot | None = None
         self._scans = 0
+        self._begun = 0
+        self._newest = 0
+        """The scan that `latest` is of, by the order in which they began."""
         self._warned: set[str] = set()
 
     def connected(self) -> None:
@@ -190,12 +193,16 @@ class Inventory:
     def scan(self, api: NvmlApi) -> Snapshot:
         """Look at every GPU. Those that do not answer are listed as lost.
 
-        Who they are is known from earlier looks, or else from the kernel module.
+        Who they are is known from earlier scans, or else from the kernel module. Of two scans at
+        the same time the one that began later counts.
 
         Raises:
             HalError: the driver does not answer at all; never because of a single GPU.
         """
         looked_s = self._clock_s()
+        with self._lock:
+            self._begun += 1
+            number = self._begun
         try:
             count = api.device_count()
         except NvmlError as err:
@@ -216,6 +223,10 @@ class Inventory:
                 seen[gpu.uuid] = gpu
                 handles[gpu.uuid] = handle
         with self._lock:
+            self._scans += 1
+            if number < self._newest and self._latest is not None:
+                return self._latest  # a scan that began later has ended before this one
+            self._newest = number
             for uuid, gpu in self._known.items():
                 if uuid not in seen:
                     seen[uuid] = dataclasses.replace(gpu, state=GpuState.LOST)
@@ -226,7 +237,6 @@ class Inventory:
             snapshot = self._latest = Snapshot(tuple(ordered), handles)
             self._answering = handles
             self._looked_s = looked_s
-            self._scans += 1
         self._warn_of_strangers(failures, seen)
         return snapshot
 

@@ -9,7 +9,7 @@ import pytest
 
 from hal.errors import DriverNotFound, DriverUnavailable, HalError, UnknownGpu
 from hal.events import XidError
-from hal.nvml.api import Code, EventType, Memory, MigAttributes
+from hal.nvml.api import Code, EventType, Handle, Memory, MigAttributes
 from hal.nvml.backend import NvmlBackend
 from hal.nvml.inventory import canonical_bus_id, mig_profile, sysfs_bus_id
 from hal.types import ComputeMode, Gpu, GpuState, MigDevice
@@ -468,3 +468,30 @@ def test_a_lost_gpu_that_nobody_knows_is_left_out(tmp_path: Path, known: tuple[s
         write_proc(tmp_path, f"0000:0{minor + 7}:00.0", uuid, minor)
     nvml = FakeNvml(FakeGpu(UUID_A), FakeGpu(UUID_B, gone=Code.GPU_IS_LOST))
     assert states(opened(nvml, tmp_path).gpus()) == {UUID_A: GpuState.OK}
+
+
+def test_of_two_scans_at_a_time_the_one_that_began_later_counts(tmp_path: Path) -> None:
+    """One thread scans for events while another lists: the older must not win by ending last."""
+    later: list[tuple[Gpu, ...]] = []
+
+    class Overtaken(FakeNvml):
+        """While a scan reads the second GPU, another scan finds the first one lost."""
+
+        def mig_mode(self, device: Handle) -> bool:
+            mode = super().mig_mode(device)
+            if self.overtake and device == self.gpus[1].handle:
+                self.overtake = False
+                self.gpus[0].gone = Code.GPU_IS_LOST
+                later.append(backend.gpus())
+            return mode
+
+        overtake = False
+
+    nvml = Overtaken(FakeGpu("GPU-a"), FakeGpu("GPU-b"))
+    backend = opened(nvml, tmp_path)
+    nvml.overtake = True
+    listed = backend.gpus()
+    lost = {"GPU-a": GpuState.LOST, "GPU-b": GpuState.OK}
+    assert [states(gpus) for gpus in later] == [lost]
+    assert states(listed) == lost
+    assert states(backend.gpus()) == lost
