@@ -9,7 +9,7 @@ from gpuplugin.cli.injectoptions import add_inject
 from gpuplugin.cli.options import add_options
 from gpuplugin.cli.shareoptions import add_share
 from gpuplugin.cli.simrunoptions import add_run
-from gpuplugin.config.options import DEFAULT_CDI_ROOT
+from gpuplugin.config.values import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")

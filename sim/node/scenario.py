@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from gpuplugin.config.yamltext import YamlError, read_yaml
+from gpuplugin.config.document import YamlError, read_yaml
 from hal import LinkKind
 from sim.gpu.failures import Failures
 from sim.gpu.faults import Part, Repartition, TimedHappening, XidFault, problems
