@@ -24,11 +24,17 @@ _LIBRARIES = {
 }
 """What is loaded when it is chosen by a flag or variable; the first is the default."""
 
+_NEEDED_BY_BOTH = ("asyncio", "json", "tempfile")
+"""What the daemon and the child load, and large: it is loaded once, before they part."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run until a signal; 0 then, 1 if the daemon could not start, 2 for wrong arguments."""
-    reading = Reading(__name__, arguments)
     with without_collector():
+        for name in _NEEDED_BY_BOTH:
+            import_module(name)
+
+        reading = Reading(__name__, arguments)
         from gpuplugin.cli.rundaemon import run as run_daemon
 
         for (flag, variable), libraries in _LIBRARIES.items():
@@ -48,9 +54,9 @@ def _chosen(arguments: Sequence[str], flag: str) -> str:
     return ""
 
 
-def read() -> None:
+def read(answers: int) -> None:
     """In the child: read the configuration that the arguments ask for."""
-    answer(_load)
+    answer(answers, _load)
 
 
 def _load() -> Loaded:

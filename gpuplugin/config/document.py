@@ -10,6 +10,8 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
+from gpuplugin.config.loaded import ConfigError, Problem
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -30,8 +32,11 @@ class YamlError(Exception):
         self.line = line
 
 
-class DocumentError(Exception):
+class DocumentError(ConfigError):
     """The file is not a YAML mapping; the text names the line where one is known."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__([Problem("", "", text)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_settings import PydanticBaseSettingsSource
 
-from gpuplugin.config.document import Document, DocumentError, KeyPath, parse_document
+from gpuplugin.config.document import Document, KeyPath, parse_document
 from gpuplugin.config.loaded import ConfigError, Loaded, Problem, Record
 from gpuplugin.config.options import OPTIONS, is_list, section_of
 from gpuplugin.config.settings import Settings
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from gpuplugin.config.options import Option, Value
-
-DEFAULT_FILE = "the built-in default.yaml"
 
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 _TEXTS = {
@@ -60,7 +58,7 @@ def load_settings(
     Raises:
         ConfigError: with all problems, each naming its key and place.
     """
-    document = read_config_file(Path(config_file)) if config_file else default or default_document()
+    document = _read(Path(config_file)) if config_file else default or _default()
     variables = {
         option: name
         for option in OPTIONS
@@ -89,30 +87,19 @@ def load_settings(
     return Loaded(plain, config_file or document.name, config_file or None, warnings, effective)
 
 
-def read_config_file(path: Path) -> Document:
-    """Read and parse a file, unchecked.
-
-    Raises:
-        ConfigError: it cannot be read or is not YAML.
-    """
+def _read(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
-    return _parse(text, str(path))
+    return parse_document(text, str(path))
 
 
-def default_document() -> Document:
+def _default() -> Document:
     """The file that is in force when none is given."""
-    return _parse(Path(__file__).with_name("default.yaml").read_text("utf-8"), DEFAULT_FILE)
-
-
-def _parse(text: str, name: str) -> Document:
-    try:
-        return parse_document(text, name)
-    except DocumentError as error:
-        raise ConfigError([Problem("", "", str(error))]) from error
+    text = Path(__file__).with_name("default.yaml").read_text("utf-8")
+    return parse_document(text, "the built-in default.yaml")
 
 
 def dotted(path: KeyPath) -> str:

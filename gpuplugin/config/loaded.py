@@ -7,14 +7,17 @@ daemon goes on. This module is what both sides need, and loads next to nothing.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ TIMEOUT_S = 60.0
 
 _READ_BYTES = 1024 * 1024
 _ANSWER = 3
-"""The descriptor to which the child writes."""
+"""The descriptor to which a child that is a program of its own answers."""
+_SIGNALS = frozenset({signal.SIGINT})
+"""What the child leaves to the daemon, which ends it."""
 
 
 @dataclass(frozen=True)
@@ -90,28 +95,19 @@ _Answer: TypeAlias = Loaded | tuple[Problem, ...] | str | int
 class Reading:
     """A configuration that a child process reads since this was made.
 
-    The child calls `read` of `module`, with `arguments` as its own in `sys.argv`.
+    The child calls `read` of `module` with the descriptor to answer to, and with `arguments` in
+    `sys.argv`. It is a fork, which has loaded already what both need. Where there are threads, of
+    which a fork would have the locks alone, it is a program of its own.
 
     Raises:
         OSError: there can be no more processes.
     """
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
-        # Modules come from where this process found them, never from the working directory.
-        path = os.pathsep.join(one or os.getcwd() for one in sys.path)  # noqa: PTH109
-        code = f"import gc; gc.disable(); from {module} import read; read()"
+        begin = _forked if threading.active_count() == 1 else _started
         self._answers, end = os.pipe()
         try:
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-P", "-c", code, *arguments],
-                {**os.environ, "PYTHONPATH": path},
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, end, _ANSWER),
-                ],
-                setsigmask=[signal.SIGINT],  # this process ends it
-            )
+            self._pid = begin(module, arguments, end)
         except OSError:
             os.close(self._answers)
             raise
@@ -160,8 +156,38 @@ def _failed(why: str) -> ConfigError:
     return ConfigError([Problem("", "", f"the configuration could not be read: {why}")])
 
 
-def answer(load: Callable[[], Loaded]) -> None:
+def _forked(module: str, arguments: Sequence[str], end: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        # Nothing of this process may be tidied up twice: whatever happens, the child ends here.
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            sys.argv[1:] = arguments
+            import_module(module).read(end)
+        finally:
+            os._exit(0)
+    return pid
+
+
+def _started(module: str, arguments: Sequence[str], end: int) -> int:
+    # Modules come from where this process found them, never from the working directory.
+    path = os.pathsep.join(one or os.getcwd() for one in sys.path)  # noqa: PTH109
+    code = f"from {module} import read; read({_ANSWER})"
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-c", code, *arguments],
+        {**os.environ, "PYTHONPATH": path},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, end, _ANSWER),
+        ],
+        setsigmask=_SIGNALS,
+    )
+
+
+def answer(answers: int, load: Callable[[], Loaded]) -> None:
     """In the child: load, and hand over what comes of it."""
+    gc.disable()
     read: _Answer
     try:
         read = load()
@@ -172,5 +198,5 @@ def answer(load: Callable[[], Loaded]) -> None:
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - whatever it is, the daemon reports it
         read = f"{type(error).__name__}: {error}"
-    with suppress(BrokenPipeError), os.fdopen(_ANSWER, "wb") as stream:
+    with suppress(BrokenPipeError), os.fdopen(answers, "wb") as stream:
         pickle.dump(read, stream)

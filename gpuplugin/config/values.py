@@ -1,6 +1,7 @@
 """How single values are spelled: Go booleans, Go durations, names, addresses.
 
 The spellings are those of NVIDIA's plugin, so that its files and variables keep their meaning.
+What a function does not allow is a ValueError that says what to write.
 """
 
 from __future__ import annotations
@@ -37,22 +38,14 @@ def unfit(value: object, allowed: str) -> ValueError:
 
 
 def parse_bool(text: str) -> bool:
-    """A boolean as Go's strconv.ParseBool reads it.
-
-    Raises:
-        ValueError: any other spelling, `yes` among them.
-    """
+    """A boolean as Go's strconv.ParseBool reads it."""
     if text not in _BOOLEANS:
         raise unfit(text, "must be true or false (or 1, 0, t, f)")
     return _BOOLEANS[text]
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds of a Go duration such as `1m30s` or `500ms`.
-
-    Raises:
-        ValueError: not a duration, or without a unit.
-    """
+    """Seconds of a Go duration such as `1m30s` or `500ms`."""
     parts = _DURATION.findall(text)
     if not parts or "".join(parts) != text:
         raise unfit(text, "must be a duration such as 30s or 1m30s")
@@ -64,11 +57,7 @@ def parse_duration_s(text: str) -> float:
 
 
 def full_resource_name(name: str) -> str:
-    """The name with its `nvidia.com/` prefix.
-
-    Raises:
-        ValueError: too long, another prefix, or not a DNS-1123 subdomain.
-    """
+    """The name with its `nvidia.com/` prefix."""
     full = name if name.startswith(RESOURCE_PREFIX) else RESOURCE_PREFIX + name
     bare = full.removeprefix(RESOURCE_PREFIX)
     if "/" in bare:
@@ -81,11 +70,7 @@ def full_resource_name(name: str) -> str:
 
 
 def listen_address(text: str) -> str:
-    """HOST:PORT; an IPv6 host is in brackets.
-
-    Raises:
-        ValueError: no host, no port, or a port beyond 65535.
-    """
+    """HOST:PORT; an IPv6 host is in brackets."""
     host, _, port = text.rpartition(":")
     if not _is_host(host) or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > MAX_PORT:
         raise unfit(text, "must be HOST:PORT such as 0.0.0.0:2112 or [::1]:2112")
@@ -105,11 +90,7 @@ def _is_host(text: str) -> bool:
 
 
 def node_name(text: str) -> str:
-    """A node's name in Kubernetes.
-
-    Raises:
-        ValueError: not a DNS-1123 subdomain.
-    """
+    """A node's name in Kubernetes."""
     if len(text) > MAX_NODE_NAME or not _SUBDOMAIN.fullmatch(text):
         raise unfit(text, "must be the name of a node as kubectl get nodes has it")
     return text
@@ -119,9 +100,6 @@ def device_reference(value: object) -> str:
     """A device as a configuration names it: index, MIG index `i:j`, or a UUID of either.
 
     UUIDs come back in lower case, as the driver writes them.
-
-    Raises:
-        ValueError: anything else, a malformed UUID among them.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return str(value)

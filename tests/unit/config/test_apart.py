@@ -18,6 +18,15 @@ from gpuplugin.config.plans import sharing_plan
 
 FLAGS = {option.flags[0]: option for option in OPTIONS}
 
+
+@pytest.fixture(params=["fork", "program"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With threads the child is a program of its own, without them a fork."""
+    chosen: str = request.param
+    monkeypatch.setattr("threading.active_count", lambda: 1 if chosen == "fork" else 2)
+    return chosen
+
+
 FILE = """
 version: v1
 sharing:
@@ -85,14 +94,22 @@ def test_help_and_wrong_arguments_end_with_their_status(
 
 def test_a_reader_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr("gpuplugin.cli.run.read", lambda _answers: os._exit(3))
     with pytest.raises(ConfigError, match="could not be read: its reader ended without an answer"):
         reading().result()
 
 
-def test_a_reader_that_fails_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "yaml.py").write_text("raise RuntimeError('this is no yaml')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="RuntimeError: this is no yaml"):
+def test_a_reader_that_fails_says_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    if way == "fork":
+        monkeypatch.setattr("gpuplugin.config.load.load_settings", lambda *_: 1 / 0)
+        expected = "ZeroDivisionError"
+    else:
+        (tmp_path / "yaml.py").write_text("raise RuntimeError('this is no yaml')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        expected = "RuntimeError: this is no yaml"
+    with pytest.raises(ConfigError, match=expected):
         reading().result()
 
 

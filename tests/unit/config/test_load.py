@@ -637,6 +637,24 @@ def test_the_options_of_the_daemon_cannot_be_set_in_the_file(load: Load) -> None
     assert load("daemon: {logLevel: debug}").settings.daemon.log_level == "info"
 
 
+def test_the_default_of_one_reading_is_not_that_of_another(load: Load) -> None:
+    load("").settings.flags.plugin.device_list_strategy.append("cdi-cri")
+    load("").settings.gpus.include.append("0")
+
+    again = load("").settings
+    assert (again.flags.plugin.device_list_strategy, again.gpus.include) == (["envvar"], [])
+
+
+def test_settings_do_not_change(load: Load) -> None:
+    settings = load("").settings
+
+    with pytest.raises(AttributeError, match="immutable"):
+        setattr(settings.flags, "mig_strategy", "mixed")  # noqa: B010 - no checker of types may see it
+    assert settings.flags.mig_strategy == "none"
+    assert settings == load("").settings
+    assert settings != load("flags: {migStrategy: mixed}").settings
+
+
 # Any input at all
 
 
