@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.imports import without_collector
@@ -24,8 +25,8 @@ _LIBRARIES = {
 }
 """What is loaded when it is chosen by a flag or variable; the first is the default."""
 
-_NEEDED_BY_BOTH = ("asyncio", "json", "tempfile")
-"""What the daemon and the child load, and large: it is loaded once, before they part."""
+_NEEDED_BY_BOTH = ("json", "logging", "socket", "tempfile", "urllib.parse")
+"""What the daemon and the child would each load: it is loaded once, before they part."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,7 +34,6 @@ def run(arguments: Sequence[str]) -> int:
     with without_collector():
         for name in _NEEDED_BY_BOTH:
             import_module(name)
-
         reading = Reading(__name__, arguments)
         from gpuplugin.cli.rundaemon import run as run_daemon
 
@@ -56,6 +56,9 @@ def _chosen(arguments: Sequence[str], flag: str) -> str:
 
 def read(answers: int) -> None:
     """In the child: read the configuration that the arguments ask for."""
+    # pydantic-settings imports asyncio for programs that it runs itself. There are none here, and
+    # it is a fifth of what the child would load.
+    sys.modules.setdefault("asyncio", ModuleType("asyncio"))
     answer(answers, _load)
 
 

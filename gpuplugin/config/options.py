@@ -12,7 +12,7 @@ from gpuplugin.config.settings import SET_BY, Settings
 from gpuplugin.config.values import parse_bool, parse_xids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pydantic.fields import FieldInfo
 
@@ -31,6 +31,10 @@ class Kind(Enum):
     DURATION = "duration"
     INTEGERS = "integers"
     XIDS = "xids"
+
+
+_EMPTY: Mapping[Kind, Value] = {Kind.STRING: "", Kind.BOOL: False}
+"""What a variable that is set but empty means, for kinds for which it means something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,7 @@ class Option:
         """
         if self.kind is Kind.XIDS:
             return parse_xids(text)[0] or None
-        if text:
-            return self.read(text)
-        if self.kind is Kind.BOOL:
-            return False
-        return "" if self.kind is Kind.STRING else None
+        return self.read(text) if text else _EMPTY.get(self.kind)
 
     def malformed(self, text: str) -> list[str]:
         """What `read_variable` leaves out of a variable's text."""
