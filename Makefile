@@ -44,7 +44,7 @@ bench: $(VENV)/.cli ## Measure the plugin and the simulator, each against a floo
 	$(BIN)/python -m benchmarks.scrape
 
 docs: $(VENV)/.dev ## Write the generated parts of the documents
-	PYTHONPATH=. $(BIN)/python tests/unit/docs/test_docs.py
+	$(BIN)/python -m tools.docs
 
 proto: $(VENV)/.dev ## Generate the messages from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gpuplugin/kubelet/proto/*.proto

@@ -27,7 +27,6 @@ CALLS = 2000
 
 DAEMON = (
     "gpuplugin.cli.main",
-    "gpuplugin.cli.parser",
     "gpuplugin.cli.run",
     "gpuplugin.cli.rundaemon",
     "gpuplugin.rpc.fast",
@@ -35,8 +34,9 @@ DAEMON = (
 )
 NOT_AT_THE_START = frozenset(
     {
-        "benchmarks", "google", "grpc", "http", "httpx2", "jsonschema", "lightkube", "plotly",
-        "prometheus_client", "pydantic", "pydantic_core", "rich", "sim", "simpy", "wsgiref", "yaml",
+        "argparse", "benchmarks", "google", "grpc", "http", "httpx2", "jsonschema", "lightkube",
+        "plotly", "prometheus_client", "pydantic", "pydantic_core", "pydantic_settings", "rich",
+        "sim", "simpy", "wsgiref", "yaml",
     }
 )  # fmt: skip
 

@@ -1,24 +1,19 @@
-"""Options of the daemon as command-line flags, from the one table in `gpuplugin.config.options`."""
+"""Options of the daemon as command-line flags, made from the models in `gpuplugin.config`.
+
+What makes them is loaded only for a command that has such options.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.option import Kind, Option
-from gpuplugin.config.options import (
-    CONFIG_FILE_FLAG,
-    CONFIG_FILE_VARIABLE,
-    OPTIONS,
-)
-
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from gpuplugin.config.apart import Reading
     from gpuplugin.config.loaded import Loaded
-    from gpuplugin.config.reader import Reader
+    from gpuplugin.config.options import Option
 
 _PREFIX = "option:"
 
@@ -29,6 +24,8 @@ def add_options(
     names: Sequence[str] = (),
 ) -> None:
     """Add `--config-file` and the options of the given sections and flags (default: all)."""
+    from gpuplugin.config.options import CONFIG_FILE_FLAG, CONFIG_FILE_VARIABLE, OPTIONS
+
     parser.add_argument(
         CONFIG_FILE_FLAG,
         metavar="FILE",
@@ -42,6 +39,8 @@ def add_options(
 
 def given_options(parsed: argparse.Namespace) -> dict[Option, str]:
     """The options that stood on the command line, with their text."""
+    from gpuplugin.config.options import OPTIONS
+
     values = vars(parsed)
     return {
         option: values[_destination(option)]
@@ -50,27 +49,20 @@ def given_options(parsed: argparse.Namespace) -> dict[Option, str]:
     }
 
 
-def load(parsed: argparse.Namespace, config_file: str | None = None) -> Loaded:
-    """The configuration in force for a command; `config_file` is read in place of the user's.
+def load(parsed: argparse.Namespace) -> Loaded:
+    """The configuration in force for a command.
 
     Raises:
-        gpuplugin.config.load.ConfigError: with every problem.
+        gpuplugin.config.loaded.ConfigError: with every problem.
     """
     from gpuplugin.config.load import load_settings
 
-    return load_settings(given_options(parsed), os.environ, config_file or parsed.config_file)
-
-
-def load_apart(
-    parsed: argparse.Namespace, config_file: str | None = None, reader: Reader | None = None
-) -> Reading:
-    """The same, read in a process of its own: for the daemon, which has no use for the reader."""
-    from gpuplugin.config.apart import Reading
-
-    return Reading(given_options(parsed), os.environ, config_file or parsed.config_file, reader)
+    return load_settings(given_options(parsed), os.environ, parsed.config_file)
 
 
 def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+    from gpuplugin.config.options import Kind
+
     text = f"{option.help} [${option.variables[0]}]".replace("%", "%%")
     if option.kind is Kind.BOOL:
         parser.add_argument(
@@ -78,12 +70,8 @@ def _add(parser: argparse.ArgumentParser, option: Option) -> None:
             help=text,
         )  # fmt: skip
         return
-    metavar = "|".join(option.choices) or {
-        Kind.LIST: "A,B",
-        Kind.XIDS: "N,M",
-        Kind.DURATION: "DURATION",
-        Kind.STRING: "VALUE",
-    }.get(option.kind, "VALUE")
+    metavars = {Kind.LIST: "A,B", Kind.XIDS: "N,M", Kind.DURATION: "DURATION"}
+    metavar = "|".join(option.choices) or metavars.get(option.kind, "VALUE")
     parser.add_argument(*option.flags, dest=_destination(option), metavar=metavar, help=text)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.cli.benchoptions import add_bench
 from gpuplugin.cli.options import add_options
-from gpuplugin.config.options import DEFAULT_CDI_ROOT
+from gpuplugin.config.values import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:

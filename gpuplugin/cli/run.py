@@ -1,43 +1,69 @@
-"""`gpuplugin run`: the daemon. A child reads the configuration while the daemon is imported."""
+"""`gpuplugin run`: the daemon. A child reads its command line and configuration meanwhile."""
 
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.imports import without_collector
-from gpuplugin.cli.options import given_options, load_apart
-from gpuplugin.config.options import OPTIONS
+from gpuplugin.config.loaded import Reading, answer
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Sequence
+
+    from gpuplugin.config.loaded import Loaded
 
 _LIBRARIES = {
-    ("backend", "nvml"): "hal.nvml.binding",
-    ("rpcEngine", "fast"): "gpuplugin.rpc.fast",
-    ("rpcEngine", "grpcio"): "gpuplugin.rpc.grpcio_engine",
+    ("--backend", "GPUPLUGIN_BACKEND"): {"nvml": "hal.nvml.binding"},
+    ("--rpc-engine", "GPUPLUGIN_RPC_ENGINE"): {
+        "fast": "gpuplugin.rpc.fast",
+        "grpcio": "gpuplugin.rpc.grpcio_engine",
+    },
 }
-"""What is loaded when it is chosen; the first of a name is the default."""
+"""What is loaded when it is chosen by a flag or variable; the first is the default."""
+
+_NEEDED_BY_BOTH = ("json", "logging", "socket", "tempfile", "urllib.parse")
+"""What the daemon and the child would each load: it is loaded once, before they part."""
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Run until a signal; 0 then, 1 if the daemon could not start."""
-    reading = load_apart(parsed, reader=parsed.reader)
+def run(arguments: Sequence[str]) -> int:
+    """Run until a signal; 0 then, 1 if the daemon could not start, 2 for wrong arguments."""
     with without_collector():
+        for name in _NEEDED_BY_BOTH:
+            import_module(name)
+        reading = Reading(__name__, arguments)
         from gpuplugin.cli.rundaemon import run as run_daemon
 
-        for name in ("backend", "rpcEngine"):
-            _load_chosen(parsed, name)
-    return run_daemon(parsed, reading)
+        for (flag, variable), libraries in _LIBRARIES.items():
+            chosen = _chosen(arguments, flag) or os.environ.get(variable) or next(iter(libraries))
+            if chosen in libraries:
+                import_module(libraries[chosen])
+    return run_daemon(arguments, reading)
 
 
-def _load_chosen(parsed: argparse.Namespace, name: str) -> None:
-    """Load the library of an option that stands in no file, while the child still reads."""
-    option = next(one for one in OPTIONS if one.path == ("daemon", name))
-    variables = (os.environ[one] for one in option.variables if one in os.environ)
-    default = next(value for key, value in _LIBRARIES if key == name)
-    chosen = given_options(parsed).get(option) or next(variables, "") or default
-    library = _LIBRARIES.get((name, chosen))
-    if library is not None:
-        import_module(library)
+def _chosen(arguments: Sequence[str], flag: str) -> str:
+    """What an argument says, unchecked; empty if it says nothing."""
+    for position, word in enumerate(arguments):
+        if word == flag:
+            return "".join(arguments[position + 1 : position + 2])
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return ""
+
+
+def read(answers: int) -> None:
+    """In the child: read the configuration that the arguments ask for."""
+    # pydantic-settings imports asyncio for programs that it runs itself. There are none here, and
+    # it is a fifth of what the child would load.
+    sys.modules.setdefault("asyncio", ModuleType("asyncio"))
+    answer(answers, _load)
+
+
+def _load() -> Loaded:
+    from gpuplugin.cli.options import load
+    from gpuplugin.cli.parser import build_parser
+
+    return load(build_parser("run").parse_args(["run", *sys.argv[1:]]))

@@ -8,27 +8,30 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError, make_backend
-from gpuplugin.cli.options import load_apart
-from gpuplugin.config.loaded import ConfigError
+from gpuplugin.config.loaded import ConfigError, Loaded, Reading
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.cluster.nodeconfig import node_choice
 from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
-    import argparse
-
-    from gpuplugin.config.apart import Reading
+    from collections.abc import Sequence
 
 log = logging.getLogger("gpuplugin")
 
 
-def run(parsed: argparse.Namespace, reading: Reading) -> int:
+def run(arguments: Sequence[str], reading: Reading) -> int:
     """Run with the configuration that is being read; see `gpuplugin.cli.run`."""
+
+    def load(config_file: str | None = None) -> Loaded:
+        """The configuration anew; `config_file` is read in place of the user's."""
+        instead = [] if config_file is None else ["--config-file", config_file]
+        return Reading("gpuplugin.cli.run", [*arguments, *instead]).result()
+
     try:
         loaded = reading.result()
         set_up_logging(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)
-        choice = node_choice(loaded.settings, lambda file: load_apart(parsed, file).result())
+        choice = node_choice(loaded.settings, load)
         if choice is not None:
             loaded = choice.load_first()
     except ConfigError as error:
@@ -50,8 +53,8 @@ def run(parsed: argparse.Namespace, reading: Reading) -> int:
         log.warning("%s", warning, extra={"event": "config-warning"})
     try:
         with make_backend(settings, control=True) as backend:
-            read = (lambda: load_apart(parsed).result()) if choice is None else choice.load
-            return asyncio.run(run_daemon(loaded, read, backend, VERSION, choice))
+            anew = load if choice is None else choice.load
+            return asyncio.run(run_daemon(loaded, anew, backend, VERSION, choice))
     except BackendError as error:
         log.error("%s", error, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
         return 1

@@ -1,29 +1,42 @@
-"""A YAML (or JSON) file with the line of every value, so that an error can say where it is."""
+"""YAML (or JSON) as data with the line of every value, so that an error can say where it is."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import yaml
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
-from gpuplugin.config.yamltext import YamlError, compose_yaml, read_yaml
+from gpuplugin.config.loaded import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """Keys and list positions from the root of a document to a value."""
-
 
 MAX_VALUES = 100_000
 """Values of a document, with aliases written out; a large configuration has some thousands."""
 MAX_DEPTH = 100
 
 
-class DocumentError(Exception):
+class YamlError(Exception):
+    """The text is not YAML: `problem` in words, and the `line` (from 1) where it is known."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem if line is None else f"line {line}: {problem}")
+        self.problem = problem
+        self.line = line
+
+
+class DocumentError(ConfigError):
     """The file is not a YAML mapping; the text names the line where one is known."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__([Problem("", "", text)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,66 +62,109 @@ def parse_document(text: str, name: str) -> Document:
         DocumentError: not YAML, a repeated key, or something else than a mapping at the top.
     """
     try:
-        node = compose_yaml(text)
-        # The lines first: they refuse what would take for ever to make data of.
-        lines = _Lines(name).collected(node)
-        data = read_yaml(text)
+        with _loader(text) as loader:
+            node = loader.get_single_node()
+            lines: dict[KeyPath, int] = {}
+            if node is not None:
+                # The lines first: they refuse what would take for ever to make data of.
+                _collect_lines(node, (), [], lines, iter(range(MAX_VALUES)))
+            data = None if node is None else loader.construct_document(node)
     except YamlError as error:
         where = name if error.line is None else f"{name}:{error.line}"
         raise DocumentError(f"{where}: {error.problem}") from error
-    if node is None or data is None:
-        return Document(name, MappingProxyType({}), MappingProxyType({}))
+    if data is None:
+        return Document(name, {}, {})
     if not isinstance(data, dict):
         raise DocumentError(f"{name}:1: must be a mapping of keys such as version and sharing")
-    return Document(name, cast("Mapping[str, object]", data), MappingProxyType(lines))
+    return Document(name, cast("Mapping[str, object]", data), lines)
 
 
-class _Lines:
-    """Collects the lines of a document's values; an alias stands for all that it names."""
+def read_yaml(text: str) -> object:
+    """The data of one document; None if it is empty.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lines: dict[KeyPath, int] = {}
-        self._active: list[yaml.Node] = []
-        self._visited = 0
+    Raises:
+        YamlError: not YAML, or more than one document.
+    """
+    with _loader(text) as loader:
+        data: object = loader.get_single_data()
+        return data
 
-    def collected(self, node: yaml.Node | None) -> dict[KeyPath, int]:
-        """The line of every key and list entry below `node`.
 
-        Raises:
-            DocumentError: a key that is given twice, or a shape that nobody means.
-        """
-        if node is not None:
-            self._visit(node, ())
-        return self._lines
+def read_yaml_documents(text: str) -> tuple[object, ...]:
+    """The data of all documents; None for each that is empty.
 
-    def _visit(self, node: yaml.Node, path: KeyPath) -> None:
-        self._check_shape(node)
-        self._active.append(node)
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise self._error(key, "a key must be a word")
-                key_path = (*path, key.value)
-                if key_path in self._lines:
-                    raise self._error(key, f"the key {key.value!r} is given twice")
-                self._lines[key_path] = key.start_mark.line + 1
-                self._visit(value, key_path)
-        elif isinstance(node, yaml.SequenceNode):
-            for position, value in enumerate(node.value):
-                self._lines[*path, position] = value.start_mark.line + 1
-                self._visit(value, (*path, position))
-        self._active.pop()
+    Raises:
+        YamlError: not YAML.
+    """
+    documents: list[object] = []
+    with _loader(text) as loader:
+        while loader.check_node():
+            documents.append(loader.construct_document(loader.get_node()))
+    return tuple(documents)
 
-    def _check_shape(self, node: yaml.Node) -> None:
-        """Refuse what aliases make endless, or so large or deep that reading it would fail."""
-        self._visited += 1
-        if any(node is parent for parent in self._active):
-            raise self._error(node, "a value contains itself")
-        if self._visited > MAX_VALUES:
-            raise self._error(node, "too many values; does it use YAML aliases within aliases?")
-        if len(self._active) > MAX_DEPTH:
-            raise self._error(node, "nested too deeply")
 
-    def _error(self, node: yaml.Node, problem: str) -> DocumentError:
-        return DocumentError(f"{self._name}:{node.start_mark.line + 1}: {problem}")
+def _collect_lines(
+    node: yaml.Node,
+    path: KeyPath,
+    parents: list[yaml.Node],
+    lines: dict[KeyPath, int],
+    left: Iterator[int],
+) -> None:
+    """Note the line of every value below `node`; an alias stands for all that it names.
+
+    Raises:
+        YamlError: a key that is given twice, what aliases make endless, or so large or deep that
+            reading it would fail.
+    """
+    if any(node is parent for parent in parents):
+        raise _wrong(node, "a value contains itself")
+    if next(left, None) is None:
+        raise _wrong(node, "too many values; does it use YAML aliases within aliases?")
+    if len(parents) > MAX_DEPTH:
+        raise _wrong(node, "nested too deeply")
+    inner: list[tuple[KeyPath, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _wrong(key, "a key must be a word")
+            inner.append(((*path, key.value), key, value))
+    elif isinstance(node, yaml.SequenceNode):
+        inner.extend(((*path, position), one, one) for position, one in enumerate(node.value))
+    for here, place, value in inner:
+        if here in lines:
+            raise _wrong(place, f"the key {here[-1]!r} is given twice")
+        lines[here] = place.start_mark.line + 1
+        _collect_lines(value, here, [*parents, node], lines, left)
+
+
+def _wrong(node: yaml.Node, problem: str) -> YamlError:
+    return YamlError(problem, node.start_mark.line + 1)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with one error for every value that is not of its tag."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise ConstructorError(
+                problem=f"not a valid {kind}", problem_mark=node.start_mark
+            ) from error
+
+
+@contextmanager
+def _loader(text: str) -> Iterator[_Loader]:
+    try:
+        yield _Loader(text)
+    except yaml.MarkedYAMLError as error:
+        line = None if error.problem_mark is None else error.problem_mark.line + 1
+        raise YamlError(error.problem or "not valid YAML", line) from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlError(f"the character #x{error.character:04x} is not allowed", line) from error
+    except yaml.YAMLError as error:
+        raise YamlError(f"not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise YamlError("nested too deeply") from error

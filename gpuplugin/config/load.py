@@ -6,78 +6,42 @@ does no harm (unknown keys) becomes a warning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from gpuplugin.config.casing import canonical
-from gpuplugin.config.document import Document, DocumentError, parse_document
-from gpuplugin.config.loaded import ConfigError, Loaded, Problem
-from gpuplugin.config.options import (
-    DEFAULT_CDI_ROOT,
-    DEFAULT_HOST_PROC,
-    DEFAULT_KUBELET_DIR,
-    DEFAULT_POD_LOGS,
-    OPTIONS,
-)
-from gpuplugin.config.settings import SETTINGS, Settings
-from gpuplugin.config.shape import Refused
-from gpuplugin.config.unknown import misshapen, unknown_keys
+from pydantic import BaseModel, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_settings import PydanticBaseSettingsSource
+
+from gpuplugin.config.document import Document, KeyPath, parse_document
+from gpuplugin.config.loaded import ConfigError, Loaded, Problem, Record
+from gpuplugin.config.options import OPTIONS, is_list, section_of
+from gpuplugin.config.settings import Settings
 from gpuplugin.config.values import XID_WORDS, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from gpuplugin.config.document import KeyPath
-    from gpuplugin.config.option import Option, Value
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+    from gpuplugin.config.options import Option, Value
 
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
-DEFAULT_FILE = "the built-in default.yaml"
-_DEFAULTS = {
-    "daemon": {
-        "kubeletDir": DEFAULT_KUBELET_DIR,
-        "cdiRoot": DEFAULT_CDI_ROOT,
-        "hostProc": DEFAULT_HOST_PROC,
-        "podLogs": DEFAULT_POD_LOGS,
-    }
+_TEXTS = {
+    "missing": "is required",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "model_type": "must be a mapping of keys",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Values of one origin, nested as in `Settings`, with the origin of each path."""
-
-    values: Mapping[str, object]
-    origins: Mapping[KeyPath, str]
-    document: Document | None = None
-
-    def where(self, path: KeyPath) -> str:
-        """Where the value at `path`, or the closest one that encloses it, was written."""
-        if self.document:
-            return self.document.where(path)
-        # A flag or variable gives a whole list, in which an item may be what is wrong.
-        beginnings = (path[:length] for length in range(len(path), 0, -1))
-        return next((self.origins[one] for one in beginnings if one in self.origins), "")
-
-    def depth(self, path: KeyPath) -> int:
-        """How many of the leading keys of `path` this layer has."""
-        value: object = self.values
-        for depth, key in enumerate(path):
-            value = _child(value, key)
-            if value is _ABSENT:
-                return depth
-        return len(path)
-
-
-_ABSENT = object()
-
-
-def _child(value: object, key: str | int) -> object:
-    if isinstance(value, dict):
-        return value.get(key, _ABSENT)
-    if isinstance(value, list) and isinstance(key, int) and key < len(value):
-        return value[key]
-    return _ABSENT
+"""What pydantic's errors are called here, by their type."""
 
 
 def load_settings(
@@ -94,200 +58,231 @@ def load_settings(
     Raises:
         ConfigError: with all problems, each naming its key and place.
     """
-    usual = default or default_document()
-    document = read_config_file(Path(config_file)) if config_file else usual
-    source = config_file or document.name
-    document = canonical(document, Settings)
-    wrong_shapes = tuple(misshapen(document.data, Settings))
-    problems = [_misshapen(document, path) for path in wrong_shapes]
+    document = _read(Path(config_file)) if config_file else default or _default()
+    variables = {
+        option: name
+        for option in OPTIONS
+        for name in reversed(option.variables)
+        if name in environment
+    }
+    file = _FileLayer(document)
     layers = (
-        _flag_layer(flags, problems),
-        _variable_layer(environment, problems),
-        _Layer(_without(_file_values(document), wrong_shapes), {}, document),
-        _Layer(_DEFAULTS, {}),
+        _TextLayer((one, one.flags[0], partial(one.read, text)) for one, text in flags.items()),
+        _TextLayer(
+            (one, name, partial(one.read_variable, environment[name]))
+            for one, name in variables.items()
+        ),
+        file,
     )
-    settings = _checked(layers, problems)
-    unknown = _unknown(document)
-    if settings.daemon.strict_config and unknown:
-        raise ConfigError(unknown)
-    warnings = (*unknown, *_without_strategy(settings, layers), *_malformed(environment))
-    effective = cast("Mapping[str, object]", SETTINGS.written(settings))
-    return Loaded(settings, source, config_file or None, warnings, effective)
+    settings = _checked(layers)
+    if settings.daemon.strict_config and file.unknown:
+        raise ConfigError(file.unknown)
+    warnings = (
+        *file.unknown,
+        *_without_strategy(settings, layers),
+        *_malformed(variables, environment),
+    )
+    effective = settings.model_dump(mode="json", by_alias=True, exclude_computed_fields=True)
+    plain = cast("Settings", record(settings))
+    return Loaded(plain, config_file or document.name, config_file or None, warnings, effective)
 
 
-def _misshapen(document: Document, path: KeyPath) -> Problem:
-    """A section that is no mapping."""
-    value: object = document.data
-    for key in path:
-        value = _child(value, key)
-    error = unfit(value, "must be a mapping of keys")
-    return Problem(document.where(path), dotted(path), str(error))
-
-
-def _without(values: Mapping[str, object], paths: Sequence[KeyPath]) -> Mapping[str, object]:
-    """The values without those at `paths`, which are told already."""
-    firsts = {path[0]: [other[1:] for other in paths if other[0] == path[0]] for path in paths}
-    kept: dict[str, object] = {}
-    for key, value in values.items():
-        rest = firsts.get(key)
-        if rest is None:
-            kept[key] = value
-        elif all(rest) and isinstance(value, dict):
-            kept[key] = _without(value, rest)
-    return kept
-
-
-def read_config_file(path: Path) -> Document:
-    """Read and parse a file, unchecked.
-
-    Raises:
-        ConfigError: it cannot be read or is not YAML.
-    """
+def _read(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
-    return _parse(text, str(path))
+    return parse_document(text, str(path))
 
 
-def default_document() -> Document:
+def _default() -> Document:
     """The file that is in force when none is given."""
     text = Path(__file__).with_name("default.yaml").read_text("utf-8")
-    return _parse(text, DEFAULT_FILE)
-
-
-def _parse(text: str, name: str) -> Document:
-    try:
-        return parse_document(text, name)
-    except DocumentError as error:
-        raise ConfigError([Problem("", "", str(error))]) from error
-
-
-def _file_values(document: Document) -> Mapping[str, object]:
-    """What the file may set: not the daemon's own options. An empty version means v1."""
-    values = {
-        key: value
-        for key, value in document.data.items()
-        if key != "daemon" and value is not None and not (key == "version" and value == "")
-    }
-    return cast("Mapping[str, object]", _without_nulls(values))
-
-
-def _without_nulls(value: object) -> object:
-    """A null in the file counts as absent, except where it stands for a whole strategy."""
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: {} if key == "timeSlicing" and item is None else _without_nulls(item)
-        for key, item in value.items()
-        if item is not None or key == "timeSlicing"
-    }
-
-
-def _flag_layer(flags: Mapping[Option, str], problems: list[Problem]) -> _Layer:
-    texts = {option: (text, option.flags[0]) for option, text in flags.items()}
-    values: dict[str, object] = {}
-    origins: dict[KeyPath, str] = {}
-    for option, (text, origin) in texts.items():
-        try:
-            _put(values, option.path, option.read(text))
-        except ValueError as error:
-            problems.append(Problem(origin, ".".join(option.path), str(error)))
-        origins[option.path] = origin
-    return _Layer(values, origins)
-
-
-def _variable_layer(environment: Mapping[str, str], problems: list[Problem]) -> _Layer:
-    values: dict[str, object] = {}
-    origins: dict[KeyPath, str] = {}
-    for option in OPTIONS:
-        variable = next((name for name in option.variables if name in environment), None)
-        if variable is None:
-            continue
-        try:
-            value = option.read_variable(environment[variable])
-        except ValueError as error:
-            problems.append(Problem(variable, ".".join(option.path), str(error)))
-            continue
-        if value is not None:
-            _put(values, option.path, value)
-            origins[option.path] = variable
-    return _Layer(values, origins)
-
-
-def _put(values: dict[str, object], path: tuple[str, ...], value: Value) -> None:
-    section = values
-    for key in path[:-1]:
-        section = cast("dict[str, object]", section.setdefault(key, {}))
-    section[path[-1]] = value
-
-
-def _checked(layers: Sequence[_Layer], problems: list[Problem]) -> Settings:
-    merged: dict[str, object] = {}
-    for layer in reversed(layers):
-        merged = _merged(merged, layer.values)
-    try:
-        settings = SETTINGS.read(merged)
-    except Refused as refused:
-        problems.extend(
-            Problem(_where(path, layers), dotted(path), text) for path, text in refused.faults
-        )
-        raise ConfigError(problems) from None
-    if problems:
-        raise ConfigError(problems)
-    return settings
-
-
-def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
-    """Mappings key by key; anything else in `above` takes the place of what is below it."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(value, dict) and isinstance(under, dict):
-            merged[key] = _merged(under, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _where(path: KeyPath, layers: Sequence[_Layer]) -> str:
-    """Where the value in force at `path` was written, or what should have held it."""
-    layer = max(layers, key=lambda layer: layer.depth(path))
-    return layer.where(path[: layer.depth(path)])
+    return parse_document(text, "the built-in default.yaml")
 
 
 def dotted(path: KeyPath) -> str:
     """`sharing.timeSlicing.resources[0].replicas`."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
 
-def _unknown(document: Document) -> tuple[Problem, ...]:
-    return tuple(
-        Problem(document.where(path), dotted(path), message)
-        for path, message in unknown_keys(document.data, Settings)
-    )
+def record(value: object) -> object:
+    """A model, and those within it, as plain data."""
+    if isinstance(value, BaseModel):
+        names = (*type(value).model_fields, *type(value).model_computed_fields)
+        return Record({name: record(getattr(value, name)) for name in names})
+    return [record(one) for one in value] if isinstance(value, list) else value
 
 
-def _without_strategy(settings: Settings, layers: Sequence[_Layer]) -> Iterator[Problem]:
-    """No strategy at all is NVIDIA's to accept, but hardly what anybody wants."""
+class _Layer(PydanticBaseSettingsSource):
+    """Values of one origin, nested as in `Settings`, and where each of them was written."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings)
+        self.values: dict[str, object] = {}
+        self.places: dict[KeyPath, str] = {}
+        self.problems: list[Problem] = []
+
+    def __call__(self) -> dict[str, Any]:
+        return self.values
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Part of the protocol of sources; here all values are taken at once."""
+        return self.values.get(field.alias or field_name), field.alias or field_name, False
+
+
+class _TextLayer(_Layer):
+    """Options by the flag or variable that sets them, each with what reads its text."""
+
+    def __init__(self, given: Iterable[tuple[Option, str, Callable[[], Value | None]]]) -> None:
+        super().__init__()
+        for option, name, read in given:
+            try:
+                value = read()
+            except ValueError as error:
+                self.problems.append(Problem(name, dotted(option.path), str(error)))
+                continue
+            if value is not None:
+                section = self.values
+                for key in option.path[:-1]:
+                    section = cast("dict[str, object]", section.setdefault(key, {}))
+                section[option.path[-1]] = value
+                self.places[option.path] = name
+
+
+class _FileLayer(_Layer):
+    """The known keys of a file, in the spelling of the models, without those that are null.
+
+    Keys in another case count, as they do for NVIDIA's plugin, but for those of entries of lists.
+    """
+
+    def __init__(self, document: Document) -> None:
+        super().__init__()
+        self._document = document
+        self.unknown: list[Problem] = []
+        self.values = self._section(document.data, Settings, (), ())
+        if self.values.get("version") == "":
+            del self.values["version"]
+
+    def _section(
+        self, data: Mapping[str, object], model: type[BaseModel], path: KeyPath, written: KeyPath
+    ) -> dict[str, object]:
+        """What a section sets; `path` has the models' spelling, `written` the file's."""
+        fields = _keys(model, path)
+        in_list = bool(path) and isinstance(path[-1], int)
+        spelling = {} if in_list else {name.lower(): name for name in fields}
+        # YAML has numbers and booleans as keys; they become text, as in JSON.
+        texts = {str(key): value for key, value in data.items()}
+        found: dict[str, object] = {}
+        for key, value in texts.items():
+            name = spelling.get(key.lower(), key)
+            if name in texts:  # an exact key wins over one in another case beside it
+                name = key
+            here, there = (*path, name), (*written, key)
+            self.places[here] = self._document.where(there)
+            if name not in fields:
+                self.unknown.append(Problem(self.places[here], dotted(here), _unknown(here)))
+                continue
+            kept = self._value(value, fields[name], here, there)
+            if kept is not None:
+                found[name] = kept
+        return found
+
+    def _value(self, value: object, field: FieldInfo, path: KeyPath, written: KeyPath) -> object:
+        model = section_of(field)
+        if isinstance(value, list) and (model is None or is_list(field)):
+            return [
+                self._entry(one, model, (*path, position), (*written, position))
+                for position, one in enumerate(value)
+            ]
+        if model is None or is_list(field):
+            return value
+        if isinstance(value, dict):
+            return self._section(value, model, path, written)
+        if value is None:  # a strategy that is named is one that is chosen
+            return {} if field.annotation == model | None else None
+        text = str(unfit(value, _TEXTS["model_type"]))
+        self.problems.append(Problem(self.places[path], dotted(path), text))
+        return None
+
+    def _entry(
+        self, value: object, model: type[BaseModel] | None, path: KeyPath, written: KeyPath
+    ) -> object:
+        self.places[path] = self._document.where(written)
+        if model is not None and isinstance(value, dict):
+            return self._section(value, model, path, written)
+        return value
+
+
+def _keys(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
+    """What a section of the file may have, by its name there."""
+    fields = {field.alias or "": field for field in model.model_fields.values()}
+    return fields if path else {name: one for name, one in fields.items() if name != "daemon"}
+
+
+def _known_paths(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+    for name, field in _keys(model, path).items():
+        yield ".".join((*path, name))
+        if (inner := section_of(field)) is not None:
+            yield from _known_paths(inner, (*path, name))
+
+
+def _unknown(path: KeyPath) -> str:
+    import difflib  # a file that is right needs it not
+
+    names = [str(part) for part in path if not isinstance(part, int)]
+    known = tuple(_known_paths(Settings, ()))
+    same_name = [one for one in known if one.rpartition(".")[2].lower() == names[-1].lower()]
+    nearest = same_name or difflib.get_close_matches(".".join(names), known, n=1, cutoff=0.7)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"is not a known key and has no effect{hint}"
+
+
+def _checked(layers: tuple[_Layer, ...]) -> Settings:
+    problems = [problem for layer in layers for problem in layer.problems]
+    settings = None
+    try:
+        settings = Settings(_build_sources=(layers, {}))
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            # Of a default that is wrong, pydantic has the attribute's name.
+            path = tuple(to_camel(key) if isinstance(key, str) else key for key in one["loc"])
+            problems.append(Problem(_where(path, layers), dotted(path), _text(one)))
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _text(error: ErrorDetails) -> str:
+    context = error.get("ctx", {})
+    if "error" in context:
+        return str(context["error"])
+    text = _TEXTS.get(error["type"], error["msg"]).format(**context)
+    return text if error["type"] == "missing" else str(unfit(error["input"], text))
+
+
+def _where(path: KeyPath, layers: Iterable[_Layer]) -> str:
+    """Where the value in force at `path` was written, or what should have held it."""
+    beginnings = [path[:length] for length in range(len(path), 0, -1)]
+    places = (layer.places.get(one) for layer in layers for one in beginnings)
+    return next(filter(None, places), "")
+
+
+def _without_strategy(settings: Settings, layers: Iterable[_Layer]) -> Iterator[Problem]:
+    """NVIDIA's plugin accepts that there is no strategy at all, which is hardly ever meant."""
     if not settings.flags.plugin.device_list_strategy:
         text = "is empty: containers will be told of no device"
         yield Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text)
 
 
-def _malformed(environment: Mapping[str, str]) -> Iterator[Problem]:
-    """Parts of variables that nobody can make sense of, and that take nothing else along."""
-    for option in OPTIONS:
-        variable = next((name for name in option.variables if name in environment), None)
-        for token in option.malformed(environment[variable]) if variable else ():
-            yield Problem(
-                variable or "",
-                dotted(option.path),
-                f"{token!r} is left out: it is no Xid, nor one of {', '.join(sorted(XID_WORDS))}",
-            )
+def _malformed(
+    variables: Mapping[Option, str], environment: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Parts of variables that cannot be read, and that take nothing else along."""
+    words = ", ".join(sorted(XID_WORDS))
+    for option, name in variables.items():
+        for token in option.malformed(environment[name]):
+            message = f"{token!r} is left out: it is no Xid, nor one of {words}"
+            yield Problem(name, dotted(option.path), message)

@@ -1,14 +1,38 @@
-"""What reading the configuration comes to: the settings, or everything that is wrong with it."""
+"""What a configuration comes to, as plain data, and the process that reads it for the daemon.
+
+The daemon has no use for what reads a configuration (pydantic, YAML), and would keep its memory for
+good. So a child reads it while the daemon gets ready, and whatever a file does to its reader, the
+daemon goes on. This module is what both sides need, and loads next to nothing.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
+import pickle
+import select
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuplugin.config.settings import Settings
+
+TIMEOUT_S = 60.0
+"""A reader that takes longer hangs, as on a file of a network that does not respond."""
+
+_READ_BYTES = 1024 * 1024
+_ANSWER = 3
+"""The descriptor to which a child that is a program of its own answers."""
+_SIGNALS = frozenset({signal.SIGINT})
+"""What the child leaves to the daemon, which ends it."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +55,30 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
+class Record:
+    """The values of a model as immutable attributes, readable where pydantic is not loaded."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("settings are immutable")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]  # its lists have none either
+
+    def __repr__(self) -> str:
+        return f"Record({vars(self)!r})"
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Settings, where the file layer came from, and warnings that the user should see.
 
-    `effective` is the whole configuration in the file's spelling, defaults included, and `daemon`
-    with what no file may say.
+    At run time `settings` is a `Record`. `effective` is the whole configuration in the file's
+    spelling, defaults included, and `daemon` with what no file may say.
     """
 
     settings: Settings
@@ -44,3 +86,117 @@ class Loaded:
     file: str | None
     warnings: tuple[Problem, ...]
     effective: Mapping[str, object] = field(default_factory=dict)
+
+
+_Answer: TypeAlias = Loaded | tuple[Problem, ...] | str | int
+"""What a child hands over: what is loaded, the problems, what went wrong, or an exit status."""
+
+
+class Reading:
+    """A configuration that a child process reads since this was made.
+
+    The child calls `read` of `module` with the descriptor to answer to, and with `arguments` in
+    `sys.argv`. It is a fork, which has loaded already what both need. Where there are threads, of
+    which a fork would have the locks alone, it is a program of its own.
+
+    Raises:
+        OSError: there can be no more processes.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        begin = _forked if threading.active_count() == 1 else _started
+        self._answers, end = os.pipe()
+        try:
+            self._pid = begin(module, arguments, end)
+        except OSError:
+            os.close(self._answers)
+            raise
+        finally:
+            os.close(end)
+
+    def result(self) -> Loaded:
+        """Wait for what was read, once.
+
+        Raises:
+            ConfigError: with all problems; also if the reader itself failed or hangs.
+            SystemExit: the arguments are wrong or ask for help, which the child has printed.
+        """
+        try:
+            data = self._received()
+        finally:
+            os.close(self._answers)
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+        try:
+            read: _Answer = pickle.loads(data)  # noqa: S301 - our child's
+        except (EOFError, pickle.UnpicklingError):
+            raise _failed("its reader ended without an answer") from None
+        if isinstance(read, Loaded):
+            return read
+        if isinstance(read, int):
+            raise SystemExit(read)
+        raise _failed(read) if isinstance(read, str) else ConfigError(read)
+
+    def _received(self) -> bytes:
+        """All that the child writes until it closes."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        parts: list[bytes] = []
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            if not select.select([self._answers], [], [], left_s)[0]:
+                raise _failed(f"no answer within {TIMEOUT_S:g} s")
+            part = os.read(self._answers, _READ_BYTES)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+
+
+def _failed(why: str) -> ConfigError:
+    return ConfigError([Problem("", "", f"the configuration could not be read: {why}")])
+
+
+def _forked(module: str, arguments: Sequence[str], end: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        # Nothing of this process may be tidied up twice: whatever happens, the child ends here.
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            sys.argv[1:] = arguments
+            import_module(module).read(end)
+        finally:
+            os._exit(0)
+    return pid
+
+
+def _started(module: str, arguments: Sequence[str], end: int) -> int:
+    # Modules come from where this process found them, never from the working directory.
+    path = os.pathsep.join(one or os.getcwd() for one in sys.path)  # noqa: PTH109
+    code = f"from {module} import read; read({_ANSWER})"
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-c", code, *arguments],
+        {**os.environ, "PYTHONPATH": path},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, end, _ANSWER),
+        ],
+        setsigmask=_SIGNALS,
+    )
+
+
+def answer(answers: int, load: Callable[[], Loaded]) -> None:
+    """In the child: load, and hand over what comes of it."""
+    gc.disable()
+    read: _Answer
+    try:
+        read = load()
+    except ConfigError as error:
+        read = error.problems
+    except SystemExit as error:
+        read = error.code if isinstance(error.code, int) else 1
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the daemon reports it
+        read = f"{type(error).__name__}: {error}"
+    with suppress(BrokenPipeError), os.fdopen(answers, "wb") as stream:
+        pickle.dump(read, stream)

@@ -10,7 +10,7 @@ from gpuplugin.core.faults import XidPolicy
 from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.injection import InjectionPlan, imex_channel_node
 from gpuplugin.core.inventory import Plan
-from gpuplugin.core.sharing import GpuFilter
+from gpuplugin.core.sharing import GpuFilter, NamePattern, SharedResource, TimeSlicing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -29,11 +29,26 @@ CONTROL_NODES = (
 def inventory_plan(settings: Settings) -> Plan:
     """What is advertised."""
     return Plan(
-        sharing=settings.sharing.plan(),
+        sharing=sharing_plan(settings),
         mig_strategy=settings.flags.mig_strategy,
-        gpu_names=settings.resources.gpu_names(),
-        mig_names=settings.resources.mig_names(),
+        gpu_names=tuple(NamePattern(one.pattern, one.name) for one in settings.resources.gpus),
+        mig_names=tuple(NamePattern(one.pattern, one.name) for one in settings.resources.mig),
         gpu_filter=GpuFilter(tuple(settings.gpus.include), tuple(settings.gpus.exclude)),
+    )
+
+
+def sharing_plan(settings: Settings) -> TimeSlicing:
+    """What is shared, as the inventory needs it."""
+    section = settings.sharing.time_slicing
+    if section is None:
+        return TimeSlicing()
+    return TimeSlicing(
+        resources=tuple(
+            SharedResource(one.name, one.replicas, one.devices, one.rename)
+            for one in section.resources
+        ),
+        rename_by_default=section.rename_by_default,
+        fail_requests_greater_than_one=section.fail_requests_greater_than_one,
     )
 
 

@@ -1,183 +1,216 @@
-"""The configuration in force: its sections, and what each key of them may hold.
+"""The configuration: one model for each section, and the one place that declares a key.
 
-This is what all that runs uses, and the one place that declares a key: an attribute has its form,
-its default as the file would write it, and its meaning. Everything but `daemon` can stand in the
-file; `daemon` comes from flags and variables only. What settings mean for devices is in `plans`.
+A field has its type, default and meaning, and the flags and variables that set it: parsers, errors,
+documents and schemas are made from that. Everything but `daemon` can stand in the file; `daemon`
+comes from flags and variables only. Commands import this module, the daemon does not: it has the
+same attributes as plain data (`loaded.Record`). What settings mean for devices is in `plans`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    computed_field,
+    field_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuplugin.config.forms import (
-    address,
-    boolean,
-    checked,
-    device_terms,
-    folder,
-    integer,
-    listed,
-    never,
-    not_empty,
-    one_of,
-    period,
-    positive,
-    resource_name,
-    seconds,
-    seconds_or_infinite,
-    selection,
-    text,
-    xids,
+    Address,
+    Count,
+    Devices,
+    DeviceTerms,
+    Folder,
+    Integer,
+    OneOrMore,
+    Period,
+    ResourceName,
+    Seconds,
+    SecondsOrInfinite,
+    Xids,
 )
-from gpuplugin.config.shape import Section, key, list_of, optional, section
-from gpuplugin.config.values import node_name
+from gpuplugin.config.values import DEFAULT_CDI_ROOT, node_name, unfit
 from gpuplugin.core.injection import DeviceIdStrategy, DeviceListStrategy
 from gpuplugin.core.inventory import MigStrategy
 from gpuplugin.core.preference import PolicyName
-from gpuplugin.core.sharing import NamePattern, SharedResource, TimeSlicing
+from gpuplugin.core.sharing import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from pydantic.config import JsonDict
 
-    from gpuplugin.config.shape import Fault
-    from gpuplugin.core.sharing import Selection
+T = TypeVar("T")
+S = TypeVar("S", bound="Section")
 
-_Discovery: TypeAlias = Literal["auto", "nvml", "tegra"]
-_Backend: TypeAlias = Literal["nvml", "sim"]
-_Registration: TypeAlias = Literal["watcher", "classic", "none"]
-_LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
-_LogFormat: TypeAlias = Literal["text", "json"]
-_RpcEngine: TypeAlias = Literal["fast", "grpcio"]
-_Version: TypeAlias = Literal["v1"]
-
-_NO_EFFECT = "read, and of no effect here"
+SET_BY = "setBy"
+"""Where a key's schema has the names of its flags and variables."""
 
 
-def _no_tegra(value: _Discovery) -> _Discovery:
+def option(default: T, names: str, meaning: str, *, alias: str | None = None) -> T:
+    """A key that flags (`--x`) and variables (`X`) set, too: `names` has the main ones first.
+
+    Its name in the file is the attribute's in camelCase if `alias` does not say otherwise.
+    """
+    names_too: JsonDict = {SET_BY: names}
+    field: T = Field(default, alias=alias, description=meaning, json_schema_extra=names_too)
+    return field
+
+
+def key(default: T, meaning: str, *, alias: str | None = None) -> T:
+    """A key that stands in the file alone."""
+    field: T = Field(default, alias=alias, description=meaning)
+    return field
+
+
+def section(model: type[S]) -> S:
+    """A key that holds a section, whose own defaults apply where it is absent."""
+    return cast("S", Field(default_factory=model.model_construct))
+
+
+def _no_tegra(value: object) -> object:
     if value == "tegra":
         raise ValueError("Tegra is not supported; use 'auto' or 'nvml'")
     return value
 
 
-def _channels(value: list[int]) -> list[int]:
+def _no_mps(value: object) -> None:
+    if value is not None:
+        raise ValueError("sharing by MPS is not supported yet; use sharing.timeSlicing")
+
+
+def _channel_0(value: list[int]) -> list[int]:
     if value not in ([], [0]):
-        raise ValueError(f"must be [] or [0], found {value!r}")
+        raise unfit(value, "must be [] or [0]")
     return value
+
+
+_Discovery: TypeAlias = Annotated[Literal["auto", "nvml"], BeforeValidator(_no_tegra)]
+_Channels: TypeAlias = Annotated[list[Integer], AfterValidator(_channel_0)]
+_Registration: TypeAlias = Literal["watcher", "classic", "none"]
+_NO_EFFECT = "read, and of no effect here"
+
+
+class Section(BaseModel):
+    """A part of the configuration."""
+
+    model_config = ConfigDict(frozen=True, strict=True, alias_generator=to_camel, defer_build=True)
+
+
+# fmt: off
+# A table: two or three lines for each key.
 
 
 class PluginFlags(Section):
     """flags.plugin."""
 
-    pass_device_specs: bool = key(boolean, False)
-    device_list_strategy: list[DeviceListStrategy] = key(
-        listed(list_of(one_of(get_args(DeviceListStrategy)))), ["envvar"]
-    )
-    device_id_strategy: DeviceIdStrategy = key(
-        one_of(get_args(DeviceIdStrategy)), "uuid", name="deviceIDStrategy"
-    )
-    cdi_annotation_prefix: str = key(text, "cdi.k8s.io/")
-    nvidia_ctk_path: str = key(text, "/usr/bin/nvidia-ctk", name="nvidiaCTKPath")
-    container_driver_root: str = key(text, "/driver-root")
-    shared_devices_allocation_policy: PolicyName = key(one_of(get_args(PolicyName)), "distributed")
+    pass_device_specs: bool = option(False, "--pass-device-specs PASS_DEVICE_SPECS",
+        "pass device nodes to the container, as the CPU manager needs it")
+    device_list_strategy: OneOrMore[DeviceListStrategy] = option(["envvar"],
+        "--device-list-strategy DEVICE_LIST_STRATEGY",
+        "how devices reach the container: envvar, volume-mounts, cdi-annotations, cdi-cri")
+    device_id_strategy: DeviceIdStrategy = option("uuid", "--device-id-strategy DEVICE_ID_STRATEGY",
+        "how devices are named to the runtime", alias="deviceIDStrategy")
+    cdi_annotation_prefix: str = option("cdi.k8s.io/",
+        "--cdi-annotation-prefix CDI_ANNOTATION_PREFIX",
+        "prefix of CDI annotations")
+    nvidia_ctk_path: str = option("/usr/bin/nvidia-ctk",
+        "--nvidia-cdi-hook-path --nvidia-ctk-path NVIDIA_CDI_HOOK_PATH NVIDIA_CTK_PATH",
+        "the CDI hook program on the host", alias="nvidiaCTKPath")
+    container_driver_root: str = option("/driver-root",
+        "--driver-root-ctr-path --container-driver-root DRIVER_ROOT_CTR_PATH CONTAINER_DRIVER_ROOT",
+        "where the driver's root is mounted in the plugin's container")
+    shared_devices_allocation_policy: PolicyName = option("distributed",
+        "--shared-devices-allocation-policy SHARED_DEVICES_ALLOCATION_POLICY",
+        "which replicas to prefer")
 
 
 class GfdFlags(Section):
     """flags.gfd: options of GPU feature discovery, which is not part of this plugin."""
 
-    oneshot: bool = key(boolean, False, _NO_EFFECT)
-    no_timestamp: bool = key(boolean, False, _NO_EFFECT)
-    sleep_interval: float = key(seconds_or_infinite, "60s", _NO_EFFECT)
-    output_file: str = key(
-        text, "/etc/kubernetes/node-feature-discovery/features.d/gfd", _NO_EFFECT
-    )
-    machine_type_file: str = key(text, "/sys/class/dmi/id/product_name", _NO_EFFECT)
-    use_node_feature_api: bool = key(boolean, True, _NO_EFFECT, name="useNodeFeatureAPI")
+    oneshot: bool = key(False, _NO_EFFECT)
+    no_timestamp: bool = key(False, _NO_EFFECT)
+    sleep_interval: SecondsOrInfinite = key(60.0, _NO_EFFECT)
+    output_file: str = key("/etc/kubernetes/node-feature-discovery/features.d/gfd", _NO_EFFECT)
+    machine_type_file: str = key("/sys/class/dmi/id/product_name", _NO_EFFECT)
+    use_node_feature_api: bool = key(True, _NO_EFFECT, alias="useNodeFeatureAPI")
 
 
 class Flags(Section):
     """flags."""
 
-    mig_strategy: MigStrategy = key(one_of(get_args(MigStrategy)), "none")
-    fail_on_init_error: bool = key(boolean, False)
-    nvidia_driver_root: str = key(text, "/")
-    nvidia_dev_root: str = key(text, "")
-    gdrcopy_enabled: bool = key(boolean, False)
-    gds_enabled: bool = key(boolean, False)
-    mofed_enabled: bool = key(boolean, False)
-    mps_root: str = key(text, "")
-    device_discovery_strategy: _Discovery = key(
-        checked(one_of(get_args(_Discovery)), _no_tegra), "auto"
-    )
-    plugin: PluginFlags = key(section(PluginFlags), {})
-    gfd: GfdFlags = key(section(GfdFlags), {})
+    mig_strategy: MigStrategy = option("none", "--mig-strategy MIG_STRATEGY",
+        "MIG devices: none (GPUs only), single (as nvidia.com/gpu) or mixed (by profile)")
+    fail_on_init_error: bool = option(False, "--fail-on-init-error FAIL_ON_INIT_ERROR",
+        "exit if the driver cannot be opened at start, instead of retrying")
+    nvidia_driver_root: str = option("/", "--driver-root --nvidia-driver-root NVIDIA_DRIVER_ROOT",
+        "where the driver is installed on the host")
+    nvidia_dev_root: str = option("", "--dev-root --nvidia-dev-root NVIDIA_DEV_ROOT",
+        "where /dev is on the host; empty for the driver root")
+    gdrcopy_enabled: bool = option(False, "--gdrcopy-enabled GDRCOPY_ENABLED",
+        "give containers the GDRCopy device")
+    gds_enabled: bool = option(False, "--gds-enabled GDS_ENABLED",
+        "give containers GPUDirect Storage devices")
+    mofed_enabled: bool = option(False, "--mofed-enabled MOFED_ENABLED",
+        "give containers InfiniBand devices")
+    mps_root: str = option("", "--mps-root MPS_ROOT",
+        "read, and of no effect: MPS is not supported yet")
+    device_discovery_strategy: _Discovery = option("auto",
+        "--device-discovery-strategy DEVICE_DISCOVERY_STRATEGY",
+        "auto or nvml; Tegra is not supported")
+    plugin: PluginFlags = section(PluginFlags)
+    gfd: GfdFlags = section(GfdFlags)
 
 
 class Imex(Section):
     """imex."""
 
-    channel_ids: list[int] = key(checked(list_of(integer), _channels), [], name="channelIDs")
-    required: bool = key(boolean, False)
+    channel_ids: _Channels = option([], "--imex-channel-ids IMEX_CHANNEL_IDS",
+        "IMEX channels for every container: none or 0", alias="channelIDs")
+    required: bool = option(False, "--imex-required IMEX_REQUIRED",
+        "serve nothing if an IMEX channel has no device node")
 
 
 class SharedEntry(Section):
     """One entry of sharing.timeSlicing.resources."""
 
-    name: str = key(
-        resource_name,
-        meaning="the resource to share; `nvidia.com/` is added where it is missing",
-    )
-    rename: str | None = key(
-        optional(resource_name), None, "advertise what is shared under this name"
-    )
-    devices: Selection = key(
-        selection,
-        "all",
-        "`all`, the first N, or a list of GPU index, MIG index `i:j`, and UUIDs of either",
-    )
-    replicas: int = key(positive, meaning="replicas per device; 1 is not shared")
+    name: ResourceName = Field(
+        description="the resource to share; `nvidia.com/` is added where it is missing")
+    rename: ResourceName | None = key(None, "advertise what is shared under this name")
+    devices: Devices = key(Selection(),
+        "`all`, the first N, or a list of GPU index, MIG index `i:j`, and UUIDs of either")
+    replicas: Count = Field(description="replicas per device; 1 is not shared")
 
 
 class TimeSlicingSettings(Section):
     """sharing.timeSlicing."""
 
-    rename_by_default: bool = key(boolean, False, "advertise what is shared as `<name>.shared`")
-    fail_requests_greater_than_one: bool = key(
-        boolean, False, "refuse a container that asks for more than one replica"
-    )
-    resources: list[SharedEntry] = key(not_empty(list_of(section(SharedEntry))))
+    rename_by_default: bool = key(False, "advertise what is shared as `<name>.shared`")
+    fail_requests_greater_than_one: bool = key(False,
+        "refuse a container that asks for more than one replica")
+    resources: Annotated[list[SharedEntry], Field(min_length=1)]
 
 
 class Sharing(Section):
     """sharing."""
 
-    time_slicing: TimeSlicingSettings | None = key(optional(section(TimeSlicingSettings)), None)
-    mps: None = key(
-        never("sharing by MPS is not supported yet; use sharing.timeSlicing"),
-        None,
-        "not supported yet: an error",
-    )
-
-    def plan(self) -> TimeSlicing:
-        """The sharing plan, as the inventory needs it."""
-        settings = self.time_slicing
-        if settings is None:
-            return TimeSlicing()
-        return TimeSlicing(
-            resources=tuple(
-                SharedResource(one.name, one.replicas, one.devices, one.rename)
-                for one in settings.resources
-            ),
-            rename_by_default=settings.rename_by_default,
-            fail_requests_greater_than_one=settings.fail_requests_greater_than_one,
-        )
+    time_slicing: TimeSlicingSettings | None = None
+    mps: Annotated[None, BeforeValidator(_no_mps)] = key(None, "not supported yet: an error")
 
 
 class NamedPattern(Section):
     """One entry of resources.gpus or resources.mig."""
 
-    pattern: str = key(not_empty(text), meaning="a product or MIG profile; `*` stands for any text")
-    name: str = key(resource_name, meaning="the resource for what matches")
+    pattern: Annotated[str, Field(min_length=1)] = Field(
+        description="a product or MIG profile; `*` stands for any text")
+    name: ResourceName = Field(description="the resource for what matches")
 
 
 class Resources(Section):
@@ -186,83 +219,95 @@ class Resources(Section):
     Without one that does they are `nvidia.com/gpu` and (strategy mixed) `nvidia.com/mig-<profile>`.
     """
 
-    gpus: list[NamedPattern] = key(list_of(section(NamedPattern)), [])
-    mig: list[NamedPattern] = key(list_of(section(NamedPattern)), [])
-
-    def gpu_names(self) -> tuple[NamePattern, ...]:
-        """Patterns of products."""
-        return tuple(NamePattern(one.pattern, one.name) for one in self.gpus)
-
-    def mig_names(self) -> tuple[NamePattern, ...]:
-        """Patterns of MIG profiles."""
-        return tuple(NamePattern(one.pattern, one.name) for one in self.mig)
+    gpus: list[NamedPattern] = []
+    mig: list[NamedPattern] = []
 
 
 class Health(Section):
-    """health: what makes a GPU Unhealthy, how soon it is used again, how often it is looked at.
+    """health: what makes a GPU Unhealthy, how soon it is used again, how often it is probed.
 
     Times are in seconds.
     """
 
-    quiet_period: float = key(period, "30s")
-    quiet_period_cap: float = key(
-        seconds,
-        "1800s",
-        "the longest that relapses make of the quiet period, each of which doubles it",
-    )
-    flap_memory: float = key(
-        seconds,
-        "3600s",
-        "healthy for this long, a GPU's earlier faults no longer lengthen its quiet period",
-    )
-    probe_interval: float = key(period, "5s")
-    blind_after: float = key(
-        period, "10s", "GPUs that cannot be watched for this long count as Unhealthy"
-    )
-    ignore_xids: list[int | str] = key(
-        xids,
-        [],
-        "Xids that leave a GPU healthy; `xids`: all of them; `all`: no health check but an answer",
-    )
-    fatal_xids: list[int | str] = key(
-        xids, [], "Xids that make a GPU Unhealthy, whatever ignoreXids says; `all`: every Xid"
-    )
+    quiet_period: Period = option(30.0, "--health-quiet-period GPUPLUGIN_HEALTH_QUIET_PERIOD",
+        "how long a GPU must stay without a fault before it is used again, for example 30s")
+    quiet_period_cap: Seconds = key(1800.0,
+        "the longest that relapses make of the quiet period, each of which doubles it")
+    flap_memory: Seconds = key(3600.0,
+        "healthy for this long, a GPU's earlier faults no longer lengthen its quiet period")
+    probe_interval: Period = option(5.0, "--health-probe-interval GPUPLUGIN_HEALTH_PROBE_INTERVAL",
+        "how often GPUs are listed and probed, for example 5s")
+    blind_after: Period = option(10.0, "--health-blind-after GPUPLUGIN_HEALTH_BLIND_AFTER",
+        "GPUs that cannot be watched for this long count as Unhealthy, for example 10s")
+    ignore_xids: Xids = option([], "--health-ignore-xids DP_DISABLE_HEALTHCHECKS",
+        "Xids that leave a GPU healthy; xids: all of them; all: no health check but an answer")
+    fatal_xids: Xids = option([], "--health-fatal-xids DP_ENABLE_HEALTHCHECKS",
+        "Xids that make a GPU Unhealthy, whatever else is ignored; all: every Xid")
 
 
 class Gpus(Section):
     """gpus: which GPUs take part, by index, UUID, PCI bus id or product pattern."""
 
-    include: list[str] = key(device_terms, [])
-    exclude: list[str] = key(device_terms, [])
+    include: DeviceTerms = option([], "--include-gpus GPUPLUGIN_INCLUDE_GPUS",
+        "only these GPUs: index, UUID, PCI bus id or product pattern")
+    exclude: DeviceTerms = option([], "--exclude-gpus GPUPLUGIN_EXCLUDE_GPUS",
+        "all but these GPUs: index, UUID, PCI bus id or product pattern")
 
 
 class DaemonSettings(Section):
     """How the daemon runs; not part of the file. `metrics_interval` is in seconds."""
 
-    backend: _Backend = key(one_of(get_args(_Backend)), "nvml")
-    scenario: str = key(text, "default")
-    sysfs_root: Path = key(folder, "/sys")
-    procfs_root: Path = key(folder, "/proc")
-    kubelet_dir: Path = key(folder)
-    kubelet_socket: str | None = key(optional(text), None)
-    registration: _Registration | None = key(optional(one_of(get_args(_Registration))), None)
-    listen_address: str = key(address, "0.0.0.0:2112")
-    log_level: _LogLevel = key(one_of(get_args(_LogLevel)), "info")
-    log_format: _LogFormat = key(one_of(get_args(_LogFormat)), "text")
-    strict_config: bool = key(boolean, False)
-    cdi_root: Path = key(folder)
-    cdi_feature_flags: list[str] = key(listed(list_of(text)), [])
-    cdi_disable_hooks: list[str] = key(listed(list_of(text)), [])
-    kubernetes_reports: bool = key(boolean, False)
-    node_name: str = key(text, "")
-    rpc_engine: _RpcEngine = key(one_of(get_args(_RpcEngine)), "fast")
-    metrics_interval: float = key(period, 15.0)
-    pod_metrics: bool = key(boolean, True)
-    config_map_dir: str = key(text, "")
-    default_config: str = key(text, "")
-    host_proc: Path = key(folder)
-    pod_logs: Path = key(folder)
+    backend: Literal["nvml", "sim"] = option("nvml", "--backend GPUPLUGIN_BACKEND",
+        "nvml for real GPUs, sim for a simulated node")
+    scenario: str = option("default", "--scenario GPUPLUGIN_SCENARIO",
+        "scenario of the simulated node: a file, or the name of a shipped one")
+    sysfs_root: Folder = option(Path("/sys"), "--sysfs-root GPUPLUGIN_SYSFS_ROOT",
+        "where sysfs is, for what NVML does not tell")
+    procfs_root: Folder = option(Path("/proc"), "--procfs-root GPUPLUGIN_PROCFS_ROOT",
+        "where procfs is, for what NVML does not tell")
+    kubelet_dir: Folder = option(Path("/var/lib/kubelet"), "--kubelet-dir GPUPLUGIN_KUBELET_DIR",
+        "folder that holds device-plugins/, plugins_registry/ and pod-resources/")
+    kubelet_socket: str | None = option(None, "--kubelet-socket KUBELET_SOCKET",
+        "socket for classic registration; empty: serve and never register")
+    registration: _Registration | None = option(None, "--registration GPUPLUGIN_REGISTRATION",
+        "watcher: the kubelet finds the plugin's socket; classic: Register on kubelet.sock")
+    listen_address: Address = option("0.0.0.0:2112", "--listen-address GPUPLUGIN_LISTEN_ADDRESS",
+        "HOST:PORT of /metrics, /health and /ready; port 0 takes a free one")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info",
+        "--log-level GPUPLUGIN_LOG_LEVEL",
+        "how much to log")
+    log_format: Literal["text", "json"] = option("text", "--log-format GPUPLUGIN_LOG_FORMAT",
+        "text for people, json for machines")
+    strict_config: bool = option(False, "--strict-config GPUPLUGIN_STRICT_CONFIG",
+        "an unknown key in the file is an error")
+    cdi_root: Folder = option(Path(DEFAULT_CDI_ROOT), "--cdi-root GPUPLUGIN_CDI_ROOT",
+        "folder for CDI specs")
+    cdi_feature_flags: OneOrMore[str] = option([], "--cdi-feature-flags CDI_FEATURE_FLAGS",
+        "read, and of no effect: flags of NVIDIA's own CDI generator")
+    cdi_disable_hooks: OneOrMore[str] = option([], "--cdi-disable-hooks CDI_DISABLE_HOOKS",
+        "CDI hooks to leave out of specs, or all")
+    kubernetes_reports: bool = option(False, "--kubernetes-reports GPUPLUGIN_KUBERNETES_REPORTS",
+        "tell the API server of GPUs' health: Events and the node condition GPUHealthy")
+    node_name: Annotated[str, Field(validate_default=True)] = option("", "--node-name NODE_NAME",
+        "this node's name in Kubernetes; needed for --kubernetes-reports")
+    config_map_dir: str = option("", "--config-map-dir GPUPLUGIN_CONFIG_MAP_DIR",
+        "folder of configurations; the node's label nvidia.com/device-plugin.config chooses")
+    default_config: str = option("", "--default-config DEFAULT_CONFIG",
+        "the configuration in --config-map-dir for nodes without that label")
+    rpc_engine: Literal["fast", "grpcio"] = option("fast", "--rpc-engine GPUPLUGIN_RPC_ENGINE",
+        "what carries the kubelet's calls: this project's own engine, or the grpcio library")
+    metrics_interval: Period = option(15.0, "--metrics-interval GPUPLUGIN_METRICS_INTERVAL",
+        "how often what GPUs do and who uses them is read for /metrics, for example 5s")
+    pod_metrics: bool = option(True, "--pod-metrics GPUPLUGIN_POD_METRICS",
+        "ask the kubelet which pod holds which replica, and find the pods of processes")
+    host_proc: Folder = option(Path("/proc"), "--host-proc GPUPLUGIN_HOST_PROC",
+        "where the host's /proc is, for the pods of processes")
+    pod_logs: Folder = option(Path("/var/log/pods"), "--pod-logs GPUPLUGIN_POD_LOGS",
+        "where the host's /var/log/pods is, for the names of pods")
 
+    # fmt: on
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
     @property
     def way_of_registration(self) -> _Registration:
         """As asked for; else what --kubelet-socket says: a path is classic, empty is none."""
@@ -272,37 +317,42 @@ class DaemonSettings(Section):
             return "watcher"
         return "classic" if self.kubelet_socket else "none"
 
+    @field_validator("node_name")
     @classmethod
-    def faults_together(cls, values: Mapping[str, object]) -> Iterator[Fault]:
-        """What needs the node's name; nobody else asks for it, so a wrong one does no harm."""
-        name = values.get("node_name")
-        if not isinstance(name, str):
-            return
-        if values.get("kubernetes_reports"):
-            try:
-                node_name(name)
-            except ValueError as error:
-                yield ("nodeName",), str(error)
-        elif values.get("config_map_dir") and not name:
-            text = (
+    def _reports_need_it(cls, value: str, info: ValidationInfo) -> str:
+        """Nothing else uses the name, so a wrong one does no harm without reports."""
+        if not info.data.get("kubernetes_reports"):
+            return value
+        if not value:
+            raise ValueError(
+                "is required by --kubernetes-reports: set NODE_NAME in the container's env with "
+                "valueFrom: {fieldRef: {fieldPath: spec.nodeName}}, or give --node-name"
+            )
+        return node_name(value)
+
+    @field_validator("config_map_dir")
+    @classmethod
+    def _needs_the_node(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("node_name") == "":
+            raise ValueError(
                 "--config-map-dir needs the node's name: set NODE_NAME (fieldRef: {fieldPath: "
                 "spec.nodeName}) or --node-name"
             )
-            yield (), text
+        return value
 
 
-class Settings(Section):
+class Settings(BaseSettings):
     """The whole configuration, after all layers."""
 
-    version: _Version = key(one_of(get_args(_Version)), "v1", "the version of the file's format")
-    flags: Flags = key(section(Flags), {})
-    resources: Resources = key(section(Resources), {})
-    sharing: Sharing = key(section(Sharing), {})
-    imex: Imex = key(section(Imex), {})
-    health: Health = key(section(Health), {})
-    gpus: Gpus = key(section(Gpus), {})
-    daemon: DaemonSettings = key(section(DaemonSettings), {})
+    model_config = SettingsConfigDict(
+        frozen=True, strict=True, alias_generator=to_camel, defer_build=True, extra="ignore"
+    )
 
-
-SETTINGS = section(Settings)
-"""The form of the whole configuration."""
+    version: Literal["v1"] = key("v1", "the version of the file's format")
+    flags: Flags = section(Flags)
+    resources: Resources = section(Resources)
+    sharing: Sharing = section(Sharing)
+    imex: Imex = section(Imex)
+    health: Health = section(Health)
+    gpus: Gpus = section(Gpus)
+    daemon: DaemonSettings = section(DaemonSettings)

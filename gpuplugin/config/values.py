@@ -1,6 +1,7 @@
 """How single values are spelled: Go booleans, Go durations, names, addresses.
 
 The spellings are those of NVIDIA's plugin, so that its files and variables keep their meaning.
+What a function does not allow is a ValueError that says what to write.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import re
 RESOURCE_PREFIX = "nvidia.com/"
 MAX_RESOURCE_NAME = 63
 MAX_PORT = 65535
+MAX_NODE_NAME = 253
+DEFAULT_CDI_ROOT = "/var/run/cdi"
 XID_WORDS = frozenset({"all", "xids"})
 """What stands for every Xid; as an exception, `all` means checks of every other kind too."""
-MAX_NODE_NAME = 253
 
-_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
+}
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|us|µs|ns|s)", re.ASCII)
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_DEVICE_REFERENCE = re.compile(
+    rf"\d+|\d+:\d+|GPU-{_UUID}|MIG-{_UUID}|MIG-GPU-{_UUID}/\d+/\d+", re.ASCII
+)
 
 
 def unfit(value: object, allowed: str) -> ValueError:
@@ -31,27 +38,17 @@ def unfit(value: object, allowed: str) -> ValueError:
 
 
 def parse_bool(text: str) -> bool:
-    """A boolean as Go's strconv.ParseBool reads it.
-
-    Raises:
-        ValueError: any other spelling, `yes` among them.
-    """
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise ValueError(f"must be true or false (or 1, 0, t, f), found {text!r}")
+    """A boolean as Go's strconv.ParseBool reads it."""
+    if text not in _BOOLEANS:
+        raise unfit(text, "must be true or false (or 1, 0, t, f)")
+    return _BOOLEANS[text]
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds of a Go duration such as `1m30s` or `500ms`.
-
-    Raises:
-        ValueError: not a duration, or without a unit.
-    """
+    """Seconds of a Go duration such as `1m30s` or `500ms`."""
     parts = _DURATION.findall(text)
     if not parts or "".join(parts) != text:
-        raise ValueError(f"must be a duration such as 30s or 1m30s, found {text!r}")
+        raise unfit(text, "must be a duration such as 30s or 1m30s")
     total_s = 0.0
     for part in parts:
         number = part.rstrip("hmsuµn")
@@ -60,54 +57,30 @@ def parse_duration_s(text: str) -> float:
 
 
 def full_resource_name(name: str) -> str:
-    """The name with its `nvidia.com/` prefix.
-
-    Raises:
-        ValueError: too long, another prefix, or not a DNS-1123 subdomain.
-    """
+    """The name with its `nvidia.com/` prefix."""
     full = name if name.startswith(RESOURCE_PREFIX) else RESOURCE_PREFIX + name
     bare = full.removeprefix(RESOURCE_PREFIX)
     if "/" in bare:
-        raise ValueError(f"must have the prefix {RESOURCE_PREFIX} or none, found {name!r}")
+        raise unfit(name, f"must have the prefix {RESOURCE_PREFIX} or none")
     if not _SUBDOMAIN.fullmatch(bare):
-        raise ValueError(f"must be lower-case letters, digits, '-' and '.', found {name!r}")
+        raise unfit(name, "must be lower-case letters, digits, '-' and '.'")
     if len(full) > MAX_RESOURCE_NAME:
         raise ValueError(f"is {len(full)} characters long, the limit is {MAX_RESOURCE_NAME}")
     return full
 
 
 def listen_address(text: str) -> str:
-    """HOST:PORT; an IPv6 host is in brackets.
-
-    Raises:
-        ValueError: no host, no port, or a port beyond 65535.
-    """
+    """HOST:PORT; an IPv6 host is in brackets."""
     host, _, port = text.rpartition(":")
     if not _is_host(host) or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > MAX_PORT:
-        raise ValueError(f"must be HOST:PORT such as 0.0.0.0:2112 or [::1]:2112, found {text!r}")
-    return text
-
-
-def node_name(text: str) -> str:
-    """A node's name in Kubernetes.
-
-    Raises:
-        ValueError: empty, or not a DNS-1123 subdomain.
-    """
-    if not text:
-        raise ValueError(
-            "is required by --kubernetes-reports: set NODE_NAME in the container's env with "
-            "valueFrom: {fieldRef: {fieldPath: spec.nodeName}}, or give --node-name"
-        )
-    if len(text) > MAX_NODE_NAME or not _SUBDOMAIN.fullmatch(text):
-        raise ValueError(f"must be the name of a node as kubectl get nodes has it, found {text!r}")
+        raise unfit(text, "must be HOST:PORT such as 0.0.0.0:2112 or [::1]:2112")
     return text
 
 
 def _is_host(text: str) -> bool:
     if not text.startswith("["):
         return re.fullmatch(r"[^\s:\[\]]+", text) is not None
-    from ipaddress import IPv6Address  # hardly anybody listens on one
+    from ipaddress import IPv6Address  # rarely needed
 
     try:
         IPv6Address(text.removeprefix("[").removesuffix("]"))
@@ -116,27 +89,26 @@ def _is_host(text: str) -> bool:
     return text.endswith("]")
 
 
-_UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
-_DEVICE_REFERENCE = re.compile(
-    rf"\d+|\d+:\d+|GPU-{_UUID}|MIG-{_UUID}|MIG-GPU-{_UUID}/\d+/\d+", re.ASCII
-)
+def node_name(text: str) -> str:
+    """A node's name in Kubernetes."""
+    if len(text) > MAX_NODE_NAME or not _SUBDOMAIN.fullmatch(text):
+        raise unfit(text, "must be the name of a node as kubectl get nodes has it")
+    return text
 
 
 def device_reference(value: object) -> str:
     """A device as a configuration names it: index, MIG index `i:j`, or a UUID of either.
 
     UUIDs come back in lower case, as the driver writes them.
-
-    Raises:
-        ValueError: anything else, a malformed UUID among them.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return str(value)
     if isinstance(value, str) and _DEVICE_REFERENCE.fullmatch(value):
         return re.sub(_UUID, lambda uuid: uuid[0].lower(), value)
-    raise ValueError(
+    raise unfit(
+        value,
         "names no device: an index (0), a MIG index (0:1), GPU-<uuid>, MIG-<uuid> or "
-        f"MIG-GPU-<uuid>/<gi>/<ci>, found {value!r}"
+        "MIG-GPU-<uuid>/<gi>/<ci>",
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gpuplugin.config.yamltext import YamlError, read_yaml_documents
+from gpuplugin.config.document import YamlError, read_yaml_documents
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet.pods import Container, Pod
 from sim.node.control import LineServer

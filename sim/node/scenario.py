@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from gpuplugin.config.yamltext import YamlError, read_yaml
+from gpuplugin.config.document import YamlError, read_yaml
 from hal import LinkKind
 from sim.gpu.faults import Failures, Repartition, ScenarioModel, TimedFault, XidFault, problems
 from sim.gpu.profiles import (

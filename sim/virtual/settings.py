@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuplugin.config.loaded import Loaded
-    from gpuplugin.config.option import Option
+    from gpuplugin.config.options import Option
     from gpuplugin.config.settings import Settings
     from sim.node.scenario import Scenario
 

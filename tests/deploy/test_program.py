@@ -15,7 +15,8 @@ import yaml
 from gpuplugin.cli.options import given_options
 from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
-from gpuplugin.config.options import DEFAULT_CDI_ROOT, DEFAULT_POD_LOGS, OPTIONS
+from gpuplugin.config.options import OPTIONS
+from gpuplugin.config.values import DEFAULT_CDI_ROOT
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from sim.kubelet import Kubelet, Phase
 from sim.kubelet.control import pods_from_yaml
@@ -110,7 +111,7 @@ def test_mounts_are_where_the_program_looks(tmp_path: Path) -> None:
     assert mounts["socket-folder"] == str(dirs.plugin_watcher)
     assert mounts["device-plugins"] == str(settings.daemon.kubelet_dir / "device-plugins")
     assert mounts["pod-resources"] == str(settings.daemon.kubelet_dir / "pod-resources")
-    assert mounts["pod-logs"] == DEFAULT_POD_LOGS
+    assert mounts["pod-logs"] == str(settings.daemon.pod_logs)
     assert mounts["cdi"] == DEFAULT_CDI_ROOT
     assert mounts["driver-root"] == settings.flags.plugin.container_driver_root
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gpuplugin.config import apart
-from gpuplugin.config.apart import Reading
+from gpuplugin.config import loaded
 from gpuplugin.config.load import load_settings
-from gpuplugin.config.loaded import ConfigError
+from gpuplugin.config.loaded import ConfigError, Reading
 from gpuplugin.config.options import OPTIONS
+from gpuplugin.config.plans import sharing_plan
 
 FLAGS = {option.flags[0]: option for option in OPTIONS}
 
@@ -39,36 +39,64 @@ healht: {}
 """
 
 
-def test_a_child_reads_what_this_process_would(tmp_path: Path) -> None:
+def reading(*arguments: str) -> Reading:
+    return Reading("gpuplugin.cli.run", arguments)
+
+
+def test_a_child_reads_what_this_process_would(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(FILE)
-    given = (
-        {FLAGS["--mig-strategy"]: "mixed", FLAGS["--health-quiet-period"]: "90s"},
-        {"DEVICE_ID_STRATEGY": "index", "UNRELATED": "x" * 200_000},
-        str(file),
-    )
-    read = Reading(*given).result()
-    assert read == load_settings(*given)
-    assert read.settings.sharing.plan().resources[0].replicas == 3
+    monkeypatch.setenv("DEVICE_ID_STRATEGY", "index")
+    flags = {"--mig-strategy": "mixed", "--health-quiet-period": "90s"}
+    arguments = [word for pair in flags.items() for word in pair]
+    read = reading(*arguments, "--config-file", str(file)).result()
+
+    given = {FLAGS[flag]: text for flag, text in flags.items()}
+    assert read == load_settings(given, os.environ, str(file))
+    assert read.settings.flags.plugin.device_id_strategy == "index"
+    assert sharing_plan(read.settings).resources[0].replicas == 3
     assert "healht" in str(read.warnings[0])
 
 
-def test_a_child_tells_all_that_is_wrong(tmp_path: Path) -> None:
+def test_a_child_reports_all_that_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("flags: {migStrategy: none at all}\nhealth: {quietPeriod: soon}\n")
-    with pytest.raises(ConfigError) as told:
-        Reading({}, {}, str(file)).result()
+    with pytest.raises(ConfigError) as read:
+        reading("--config-file", str(file)).result()
     with pytest.raises(ConfigError) as expected:
         load_settings({}, {}, str(file))
-    assert told.value.problems == expected.value.problems
-    assert len(told.value.problems) == 2
+    assert read.value.problems == expected.value.problems
+    assert len(read.value.problems) == 2
 
 
-def test_a_reader_that_dies_is_told_of(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_what_a_child_hands_over_does_not_change(tmp_path: Path) -> None:
+    settings = reading().result().settings
+    for part in (settings, settings.daemon):
+        with pytest.raises(AttributeError, match="immutable"):
+            setattr(part, "log_level", "debug")  # noqa: B010 - no checker of types may see it
+    assert settings.daemon.log_level == "info"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "printed"),
+    [(("--help",), 0, "--mig-strategy none|single|mixed"), (("--no-such",), 2, "--no-such")],
+)
+def test_help_and_wrong_arguments_end_with_their_status(
+    capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], status: int, printed: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        reading(*arguments).result()
+    assert ended.value.code == status
+    assert printed in "".join(capfd.readouterr())
+
+
+def test_a_reader_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    monkeypatch.setattr("gpuplugin.config.child.answer", lambda _request, _end: os._exit(3))
+    monkeypatch.setattr("gpuplugin.cli.run.read", lambda _answers: os._exit(3))
     with pytest.raises(ConfigError, match="could not be read: its reader ended without an answer"):
-        Reading({}, {}, None).result()
+        reading().result()
 
 
 def test_a_reader_that_fails_says_how(
@@ -82,7 +110,7 @@ def test_a_reader_that_fails_says_how(
         monkeypatch.syspath_prepend(str(tmp_path))
         expected = "RuntimeError: this is no yaml"
     with pytest.raises(ConfigError, match=expected):
-        Reading({}, {}, None).result()
+        reading().result()
 
 
 def own_children() -> str:
@@ -94,7 +122,7 @@ def test_no_child_and_no_pipe_is_left(tmp_path: Path) -> None:
     for text in (FILE, "flags: 7"):
         (tmp_path / "config.yaml").write_text(text)
         with suppress(ConfigError):
-            Reading({}, {}, str(tmp_path / "config.yaml")).result()
+            reading("--config-file", str(tmp_path / "config.yaml")).result()
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert own_children() == children
 
@@ -103,10 +131,10 @@ def test_a_reader_that_hangs_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "config.yaml"
-    os.mkfifo(pipe)  # nobody ever writes to it
-    monkeypatch.setattr(apart, "TIMEOUT_S", 0.5)
+    os.mkfifo(pipe)  # nothing ever writes to it
+    monkeypatch.setattr(loaded, "TIMEOUT_S", 0.5)
     with pytest.raises(ConfigError, match=r"no answer within 0\.5 s"):
-        Reading({}, {}, str(pipe)).result()
+        reading("--config-file", str(pipe)).result()
 
 
 def test_modules_of_the_working_directory_are_not_read(
@@ -114,16 +142,42 @@ def test_modules_of_the_working_directory_are_not_read(
 ) -> None:
     (tmp_path / "yaml.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path)
-    assert Reading({}, {}, None).result() == load_settings({}, {}, None)
+    assert reading().result() == load_settings({}, os.environ, None)
 
 
-def test_neither_the_daemon_nor_its_reader_loads_what_they_do_without() -> None:
-    script = (
-        "import sys, gpuplugin.cli.main, gpuplugin.cli.parser, gpuplugin.cli.rundaemon\n"
-        "import gpuplugin.cli.run, gpuplugin.config.load\n"
-        "print(*sorted({'pydantic', 'pydantic_core', 'simpy', 'rich', 'sim'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        pytest.param(
+            "gpuplugin.cli.main, gpuplugin.cli.run, gpuplugin.cli.rundaemon",
+            {"argparse", "pydantic", "pydantic_core", "pydantic_settings", "yaml", "simpy", "rich",
+             "sim"},
+            id="daemon",
+        ),
+        pytest.param(
+            "gpuplugin.cli.run, gpuplugin.cli.parser, gpuplugin.config.load",
+            {"gpuplugin.daemon", "grpc", "google", "simpy", "rich", "sim"},
+            id="reader",
+        ),
+    ],
+)  # fmt: skip
+def test_neither_the_daemon_nor_its_reader_loads_what_they_do_without(
+    modules: str, unwanted: set[str]
+) -> None:
+    script = f"import sys, {modules}\nprint(*sorted({unwanted!r} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == []
+
+
+def test_the_daemon_reads_its_settings_without_pydantic() -> None:
+    script = (
+        "import sys\nfrom gpuplugin.config.loaded import Reading\n"
+        "print(Reading('gpuplugin.cli.run', []).result().settings.flags.mig_strategy)\n"
+        "print(*sorted({'pydantic', 'pydantic_core', 'yaml'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["none"]

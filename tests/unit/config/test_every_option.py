@@ -45,9 +45,8 @@ from gpuplugin.cli.options import given_options, load
 from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError, Loaded
-from gpuplugin.config.option import Kind
-from gpuplugin.config.options import OPTIONS
-from gpuplugin.config.plans import inventory_plan
+from gpuplugin.config.options import OPTIONS, Kind
+from gpuplugin.config.plans import inventory_plan, sharing_plan
 from gpuplugin.core.inventory import Inventory, build_inventory
 from gpuplugin.core.sharing import Selection
 from tests.unit.builders import gpus, uuid_of_gpu
@@ -620,12 +619,12 @@ def test_a_folder_of_configurations_needs_the_name_of_the_node(files: Files) -> 
     """Which is told beside what else is wrong, and once where reports need the name too."""
     folder = "--config-map-dir=/maps"
     problem = files.problem("", folder)
-    assert (problem.where, problem.key) == ("", "daemon")
+    assert (problem.where, problem.key) == ("--config-map-dir", "daemon.configMapDir")
     assert "NODE_NAME" in problem.message
     assert files.problem("", folder, REPORTS).key == "daemon.nodeName"
     with pytest.raises(ConfigError) as caught:
         files.load("", folder, "--log-level=x")
-    assert {one.key for one in caught.value.problems} == {"daemon", "daemon.logLevel"}
+    assert {one.key for one in caught.value.problems} == {"daemon.configMapDir", "daemon.logLevel"}
 
 
 # 1.3: entries of sharing.timeSlicing.resources
@@ -646,7 +645,7 @@ WRONG_NAMES = (
 
 @pytest.mark.parametrize(("written", "full"), NAMES)
 def test_a_resource_name(files: Files, written: str, full: str) -> None:
-    (entry,) = files.entry(f"{{name: {written}, replicas: 2}}").settings.sharing.plan().resources
+    (entry,) = sharing_plan(files.entry(f"{{name: {written}, replicas: 2}}").settings).resources
 
     assert entry.name == full
 
@@ -709,7 +708,7 @@ WRONG_DEVICES = (
 def test_devices(files: Files, written: str, selection: Selection) -> None:
     got = files.entry(f"{{name: gpu, devices: {written}, replicas: 2}}")
 
-    assert got.settings.sharing.plan().resources[0].selection == selection
+    assert sharing_plan(got.settings).resources[0].selection == selection
     assert got.warnings == ()
 
 
@@ -781,7 +780,7 @@ def test_the_length_of_a_name_made_by_default_is_not_checked_again(files: Files)
     name = "a" * 52
     entry = f"[{{name: {name}, replicas: 2}}]"
     got = files.load(f"sharing: {{timeSlicing: {{renameByDefault: true, resources: {entry}}}}}")
-    plan = got.settings.sharing.plan()
+    plan = sharing_plan(got.settings)
 
     assert plan.advertised_name(plan.resources[0]) == f"nvidia.com/{name}.shared"
 
@@ -839,7 +838,7 @@ def test_top_level_resources_that_are_refused(
 def test_no_strategy_at_all(files: Files, text: str) -> None:
     got = files.load(text)
 
-    assert got.settings.sharing.plan().resources == ()
+    assert sharing_plan(got.settings).resources == ()
     assert got.warnings == ()
 
 
@@ -868,7 +867,7 @@ def test_the_case_of_keys_of_sections_is_of_no_account(files: Files) -> None:
         "    FAILREQUESTSGREATERTHANONE: true\n    Resources: [{name: gpu, replicas: 2}]\n"
     )
     got = files.load(text)
-    plan = got.settings.sharing.plan()
+    plan = sharing_plan(got.settings)
 
     assert (plan.rename_by_default, plan.fail_requests_greater_than_one) == (True, True)
     assert sizes(got) == {"nvidia.com/gpu.shared": 6}

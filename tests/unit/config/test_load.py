@@ -16,9 +16,8 @@ from gpuplugin.cli.options import given_options
 from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError, Loaded
-from gpuplugin.config.option import Kind, Option
-from gpuplugin.config.options import OPTIONS
-from gpuplugin.config.plans import health_policy
+from gpuplugin.config.options import OPTIONS, Kind, Option
+from gpuplugin.config.plans import health_policy, sharing_plan
 
 if TYPE_CHECKING:
     import argparse
@@ -392,7 +391,7 @@ def test_json_is_a_valid_file(load: Load) -> None:
 @pytest.mark.parametrize("config_file", [None, ""])
 def test_without_a_file_every_gpu_is_shared_by_ten(config_file: str | None) -> None:
     found = loaded(config_file)
-    plan = found.settings.sharing.plan()
+    plan = sharing_plan(found.settings)
 
     assert {one.name: one.replicas for one in plan.resources} == {"nvidia.com/gpu": 10}
     assert plan.fail_requests_greater_than_one
@@ -446,7 +445,7 @@ def test_mps_is_refused(load: Load, value: str) -> None:
     ("value", "replicas"), [("1", 1), ("2", 2), ("2.0", 2), ("16384", 16384), ("0x10", 16)]
 )
 def test_replica_counts(load: Load, value: str, replicas: int) -> None:
-    plan = load(shared(f"{{name: gpu, replicas: {value}}}")).settings.sharing.plan()
+    plan = sharing_plan(load(shared(f"{{name: gpu, replicas: {value}}}")).settings)
 
     assert [one.replicas for one in plan.resources] == [replicas]
 
@@ -501,7 +500,7 @@ def test_the_whole_time_slicing_section_reaches_the_plan(load: Load) -> None:
         "    failRequestsGreaterThanOne: true\n"
         "    resources: [{name: nvidia.com/gpu, replicas: 4}, {name: mig-1g.5gb, replicas: 2}]\n"
     )
-    plan = load(text).settings.sharing.plan()
+    plan = sharing_plan(load(text).settings)
 
     assert {one.name: one.replicas for one in plan.resources} == {
         "nvidia.com/gpu": 4,
@@ -515,7 +514,7 @@ def test_the_whole_time_slicing_section_reaches_the_plan(load: Load) -> None:
 
 
 def test_in_a_file_requests_greater_than_one_pass_unless_it_says_otherwise(load: Load) -> None:
-    plan = load(shared("{name: gpu, replicas: 2}")).settings.sharing.plan()
+    plan = sharing_plan(load(shared("{name: gpu, replicas: 2}")).settings)
 
     assert not plan.fail_requests_greater_than_one
 
@@ -568,7 +567,7 @@ def test_the_cap_of_the_quiet_period_is_never_below_it(load: Load) -> None:
 
 
 def replica_counts(found: Loaded) -> dict[str, int]:
-    return {one.name: one.replicas for one in found.settings.sharing.plan().resources}
+    return {one.name: one.replicas for one in sharing_plan(found.settings).resources}
 
 
 # Warnings
@@ -638,6 +637,24 @@ def test_the_options_of_the_daemon_cannot_be_set_in_the_file(load: Load) -> None
     assert load("daemon: {logLevel: debug}").settings.daemon.log_level == "info"
 
 
+def test_the_default_of_one_reading_is_not_that_of_another(load: Load) -> None:
+    load("").settings.flags.plugin.device_list_strategy.append("cdi-cri")
+    load("").settings.gpus.include.append("0")
+
+    again = load("").settings
+    assert (again.flags.plugin.device_list_strategy, again.gpus.include) == (["envvar"], [])
+
+
+def test_settings_do_not_change(load: Load) -> None:
+    settings = load("").settings
+
+    with pytest.raises(AttributeError, match="immutable"):
+        setattr(settings.flags, "mig_strategy", "mixed")  # noqa: B010 - no checker of types may see it
+    assert settings.flags.mig_strategy == "none"
+    assert settings == load("").settings
+    assert settings != load("flags: {migStrategy: mixed}").settings
+
+
 # Any input at all
 
 
@@ -700,7 +717,7 @@ def test_any_structure_is_a_configuration_or_a_config_error(
         assert all(messages)
         return
     assert found.settings.version == "v1"
-    assert all(one.replicas >= 1 for one in found.settings.sharing.plan().resources)
+    assert all(one.replicas >= 1 for one in sharing_plan(found.settings).resources)
 
 
 @settings(max_examples=200)

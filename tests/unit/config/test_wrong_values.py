@@ -194,6 +194,24 @@ def test_every_wrong_value_is_told_with_its_key(path: Path) -> None:
         assert message
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("flags", "mpsRoot"), "must be text, found a number that is too long"),
+        (("flags", "failOnInitError"), "must be true or false, found a number that is too long"),
+        (("health", "quietPeriod"), "must be a duration such as 30s or 1m30s, found a number that"),
+        (("sharing", "timeSlicing", "resources", 0, "name"), "must be text, found a number that"),
+    ],
+)
+def test_a_number_that_cannot_be_written_is_refused_all_the_same(path: Path, message: str) -> None:
+    data = deepcopy(WHOLE)
+    holder(data, path)[path[-1]] = 10**5000
+
+    ((key, told),) = refused(data).items()
+    assert key == dotted(path)
+    assert told.startswith(message)
+
+
 @given(mistakes())
 def test_wrong_values_anywhere_are_told_all_and_nothing_else(wrong: dict[Path, object]) -> None:
     data = deepcopy(WHOLE)

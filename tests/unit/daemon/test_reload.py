@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.config.load import load_settings
+from gpuplugin.config.plans import sharing_plan
 from gpuplugin.daemon import reload as reload_module
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.reload import Reloader
@@ -31,7 +32,7 @@ class Watch:
             return load_settings({}, {}, str(file))
 
         async def adopt(loaded: Loaded) -> None:
-            plan = loaded.settings.sharing.plan()
+            plan = sharing_plan(loaded.settings)
             self.adopted.append(plan.resources[0].replicas if plan.resources else 1)
 
         self._polls: asyncio.Queue[None] = asyncio.Queue()

@@ -19,76 +19,16 @@ from gpuplugin.cli.main import main
 from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.document import parse_document
 from gpuplugin.config.load import load_settings
-from gpuplugin.config.options import OPTIONS
-from gpuplugin.config.reference import file_table, option_table
-from gpuplugin.config.settings import Settings
-from gpuplugin.daemon.http.exposition import empty_family
-from gpuplugin.daemon.http.metrics import Metrics
-from gpuplugin.daemon.http.series import Counted, Histogram, Scraped
-from gpuplugin.doctor.checks import CHECKS
-from gpuplugin.doctor.report import table_of
 from sim.gpu.profiles import model_names
 from sim.gpu.workloads import Workload
 from sim.node.scenario import Scenario, parse_scenario
-from tools.published import comparison_table
-from tools.simdocs import function_table, gallery, key_table, scenario_reference
+from tools import docs
+from tools.configuration import chart_schema
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-GENERATED = (
-    ROOT / "docs/configuration.md",
-    ROOT / "docs/doctor.md",
-    ROOT / "docs/fidelity.md",
-    ROOT / "docs/metrics.md",
-    ROOT / "docs/nvml.md",
-    ROOT / "docs/scenarios.md",
-    ROOT / "docs/simulation.md",
-    ROOT / "sim/scenarios/README.md",
-)
-END = "<!-- end -->"
 WORKLOADS = get_args(get_args(Workload)[0])
 """The models of the union, without what pydantic knows of it."""
-
-
-def metrics_table() -> str:
-    metrics = Metrics()
-    rows = [
-        "| metric | kind | labels | help |",
-        "|---|---|---|---|",
-        (
-            f"| `gpuplugin_build_info` | info | {labels_text(tuple(metrics.build))} "
-            "| Version of the plugin. |"
-        ),
-    ]
-    for metric in (*vars(metrics).values(), *vars(Metrics).values()):
-        if isinstance(metric, Counted | Histogram | Scraped):
-            family = empty_family(metric)
-            name = f"{family.name}_total" if family.type == "counter" else family.name
-            labels = () if isinstance(metric, Histogram) else metric.label_names
-            rows.append(f"| `{name}` | {family.type} | {labels_text(labels)} | {metric.text} |")
-    return "\n".join(rows)
-
-
-def labels_text(labels: tuple[str, ...]) -> str:
-    return ", ".join(f"`{label}`" for label in labels) or "-"
-
-
-def doctor_table() -> str:
-    """Every check of the doctor."""
-    return table_of(CHECKS)
-
-
-TABLES = {
-    "doctor": doctor_table,
-    "keys": file_table,
-    "options": option_table,
-    "metrics": metrics_table,
-    "functions": function_table,
-    "scenario": scenario_reference,
-    "gallery": gallery,
-    "published": comparison_table,
-    "report": key_table,
-}
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -151,28 +91,20 @@ def test_the_health_options_in_the_documentation_are_accepted(tmp_path: Path) ->
     assert loaded.settings.health.ignore_xids == [74]
 
 
-@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.name)
 def test_generated_tables_are_up_to_date(page: Path) -> None:
     text = page.read_text()
-    assert with_tables(text) == text
+    assert docs.with_tables(text) == text
+
+
+def test_the_schema_of_the_chart_is_up_to_date() -> None:
+    text = docs.CHART_SCHEMA.read_text()
+    assert chart_schema(text) == text
 
 
 def test_every_table_is_on_a_page() -> None:
-    text = "".join(page.read_text() for page in GENERATED)
-    assert all(_begin(name) in text for name in TABLES)
-
-
-def with_tables(text: str) -> str:
-    """A page with its tables made anew from the code."""
-    for name, table in TABLES.items():
-        before, found, rest = text.partition(_begin(name))
-        if found:
-            text = f"{before}{found}\n{table()}\n{END}{rest.partition(END)[2]}"
-    return text
-
-
-def _begin(name: str) -> str:
-    return f"<!-- {name}: make docs -->"
+    text = "".join(page.read_text() for page in docs.PAGES)
+    assert all(docs.begin(name) in text for name in docs.TABLES)
 
 
 FIDELITY = ROOT / "docs/fidelity.md"
@@ -227,12 +159,3 @@ def test_the_output_of_sim_share_in_the_documentation_is_what_it_prints(
 def test_the_number_of_models_in_the_documentation_is_right() -> None:
     text = (ROOT / "docs/simulation.md").read_text()
     assert f"Models are the {len(model_names())} files" in text
-
-
-def test_every_option_has_a_place_in_the_settings() -> None:
-    assert Settings.keys.keys() >= {option.path[0] for option in OPTIONS}
-
-
-if __name__ == "__main__":
-    for generated in GENERATED:
-        generated.write_text(with_tables(generated.read_text()))
