@@ -9,7 +9,7 @@ from gpuplugin.daemon.http.exposition import empty_family
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.series import Counted, Histogram, Scraped
 from gpuplugin.doctor.checks import CHECKS
-from gpuplugin.doctor.report import table_of
+from gpuplugin.doctor.verdict import table_of
 from tools.configuration import chart_schema, file_table, option_table
 from tools.published import comparison_table
 from tools.simdocs import function_table, gallery, key_table, scenario_reference
