@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
     from gpuplugin.rpc import EngineName
 
 SUITE = "allocate"
@@ -47,7 +47,6 @@ BUSY_REPLICAS = 10
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
     figures = _handler_alone(context) + _over_sockets(context)
     if context.client == "raw":
         figures += _busy(context)
@@ -171,9 +170,7 @@ def _engine(context: Context, stack: ExitStack, engine: EngineName) -> list[_Cal
 def _whole_plugins(context: Context, stack: ExitStack) -> list[_Called]:
     """Our daemon and other people's, each with the devices that it lists."""
     called = []
-    node_folder = context.folder / "n"
-    node_folder.mkdir(exist_ok=True)
-    node = stack.enter_context(simulated_node(node_folder))
+    node = stack.enter_context(simulated_node(context.folder / "n"))
     for spec in context.plugins(node):
         plugin = stack.enter_context(started(spec, node, BUSY_REPLICAS)).first()
         ids = healthy_ids(plugin.lists[-1].data)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.kubelet import MeasuringKubelet, Registered
     from benchmarks.plugins import PluginSpec, RunningPlugin
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
 SUITE = "faults"
 FAULT: Mapping[str, object] = {"kind": "xid", "xid": 79}
@@ -64,9 +64,7 @@ def _one_start(
     ]
     chance = context.chance(f"{SUITE} {replicas}")
     for position in chance.sample(range(len(names)), len(names)):
-        folder = context.folder / f"f{position}"
-        folder.mkdir(exist_ok=True)
-        with simulated_node(folder) as node:
+        with simulated_node(context.folder / f"f{position}") as node:
             spec = context.plugins(node)[position]
             found = times.setdefault(spec.name, [])
             with started(spec, node, replicas) as running:

@@ -18,7 +18,7 @@ from benchmarks.scrape import scrape
 if TYPE_CHECKING:
     from benchmarks.plugins import Node, PluginSpec, RunningPlugin
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
 SUITE = "life"
 REPLICAS = 10
@@ -30,10 +30,7 @@ IDLE_MEMORY = "resident, idle"
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
-    folder = context.folder / "n"
-    folder.mkdir(exist_ok=True)
-    with simulated_node(folder) as node:
+    with simulated_node(context.folder / "n") as node:
         specs = context.plugins(node)
         figures = _starts(context, node, specs)
         for number, spec in enumerate(specs):

@@ -17,7 +17,7 @@ from gpuplugin.rpc.client import CallFailed, Connection
 
 if TYPE_CHECKING:
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
 SUITE = "listing"
 GPUS = 8
@@ -29,7 +29,6 @@ _DEADLINE_S = 10.0
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
     effort = context.effort
     figures = [
         single(Named(SUITE, f"size of the list, {GPUS} x {count}", "gpuplugin", "KiB"), size / 1024)
@@ -67,9 +66,7 @@ def measure(context: Context) -> list[Measurement]:
 def _whole_plugins(
     context: Context, stack: ExitStack, names: dict[str, tuple[str, str, str]]
 ) -> list[Subject]:
-    folder = context.folder / "n"
-    folder.mkdir(exist_ok=True)
-    node = stack.enter_context(simulated_node(folder))
+    node = stack.enter_context(simulated_node(context.folder / "n"))
     subjects = []
     for spec in context.plugins(node):
         plugin = stack.enter_context(started(spec, node, PLUGIN_REPLICAS)).first()

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from random import Random
 
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
     from benchmarks.servers import Serves
+    from benchmarks.suites import Context
     from gpuplugin.rpc import EngineName
 
 SUITE = "prefer"
@@ -63,7 +63,6 @@ class _Case:
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
     figures = [
         figure
         for engine in context.engines
@@ -150,9 +149,7 @@ def _calls(
 def _whole_plugins(context: Context) -> list[Measurement]:
     """Our daemon and other people's in turns, each with the devices that it lists."""
     with ExitStack() as stack:
-        folder = context.folder / "n"
-        folder.mkdir(exist_ok=True)
-        node = stack.enter_context(simulated_node(folder))
+        node = stack.enter_context(simulated_node(context.folder / "n"))
         chance = context.chance(SUITE)
         floors = {}
         for engine in context.engines:

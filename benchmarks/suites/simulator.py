@@ -11,7 +11,7 @@ from benchmarks.results import Floors, Named, measurement, one_round_each
 
 if TYPE_CHECKING:
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
 SUITE = "simulator"
 PYTHON = "a loop of Python"
