@@ -1,4 +1,4 @@
-"""`gpuplugin cdi`: look at the CDI specs that the plugin would write, or remove those it wrote."""
+"""`gpuplugin cdi`: print the CDI specs that the plugin would write, or remove those it wrote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.look import CannotLook, look
+from gpuplugin.cli.backends import CannotList, list_gpus
 from gpuplugin.config.plans import injection_plan
 from gpuplugin.daemon.plans import existing_nodes
 from gpuplugin.daemon.serving.cdi import cdi_writer, present_features, remove_specs
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def show(parsed: argparse.Namespace) -> int:
     """Print every spec with its file name; 1 if the configuration or the driver cannot be used."""
     try:
-        seen = look(parsed)
-    except CannotLook as error:
+        listed = list_gpus(parsed)
+    except CannotList as error:
         return _fail(error)
-    settings = seen.settings
+    settings = listed.settings
     plan = injection_plan(
         settings, existing_nodes(settings), features_present=present_features(settings)
     )
-    print(json.dumps(cdi_writer(settings, plan).specs(seen.inventory), indent=2))
+    print(json.dumps(cdi_writer(settings, plan).specs(listed.inventory), indent=2))
     return 0
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.look import CannotLook, look
+from gpuplugin.cli.backends import CannotList, list_gpus
 from gpuplugin.cli.text import gib, table
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def devices(parsed: argparse.Namespace) -> int:
     """Print them; 1 if the configuration or the driver cannot be used."""
     try:
-        seen = look(parsed)
-    except CannotLook as error:
+        listed = list_gpus(parsed)
+    except CannotList as error:
         print(f"gpuplugin: {error}", file=sys.stderr)
         return 1
     show = _as_json if parsed.json else _as_text
-    print(show(seen.gpus, seen.inventory))
+    print(show(listed.gpus, listed.inventory))
     return 0
 
 
