@@ -19,9 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["run"]:
         with _without_collector():
-            from gpuplugin.cli.run import prepared
+            from gpuplugin.cli.run import prepare
 
-            run = prepared(given[1:])
+            run = prepare(given[1:])
         return run()
     return _run(given)
 

@@ -51,7 +51,7 @@ def build_parser(
 
 def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run the device plugin")
-    run.set_defaults(module="run", function="run")
+    run.set_defaults(module="run", function="prepare")
     add_options(run)
 
 

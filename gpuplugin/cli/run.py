@@ -28,7 +28,7 @@ _NEEDED_BY_BOTH = ("asyncio", "json", "tempfile", "urllib.parse")
 """What the daemon and the child both load: it is loaded once, before the fork."""
 
 
-def prepared(arguments: Sequence[str]) -> Callable[[], int]:
+def prepare(arguments: Sequence[str]) -> Callable[[], int]:
     """Load the daemon while the child reads the configuration.
 
     The returned function runs until a signal; it returns 0 then, 1 if the daemon could not start.
