@@ -150,7 +150,7 @@ def function_table() -> str:
         for one in theme:
             rows.setdefault((one.source.value, one.note), []).append(one.name)
         lines.extend(
-            f"| {_names(names)} | {answer} | {note} |" for (answer, note), names in rows.items()
+            f"| {_names(names)} | {response} | {note} |" for (response, note), names in rows.items()
         )
     lines.append(
         f"| the other {len(NOT_SIMULATED)} that the Python binding knows | not supported | |"

@@ -73,7 +73,7 @@ class Physics:
 
     @property
     def throttled(self) -> bool:
-        """True while the clocks are below what was asked for because of the temperature."""
+        """True while the clocks are reduced because of the temperature."""
         return self.clock_ppm < 1_000_000
 
     def throttle_reasons(self, *, busy: bool) -> ThrottleReason:
@@ -118,7 +118,7 @@ class Physics:
         return THERMAL_TIME_CONSTANT_S * math.log(to_go)
 
     def govern(self) -> None:
-        """Move the clocks one step, if the temperature asks for it."""
+        """Move the clocks one step, if the temperature requires it."""
         if self._temperature_c >= self.slowdown_c:
             self.clock_ppm = max(LOWEST_PPM, self.clock_ppm - STEP_PPM)
         elif self.throttled and self._temperature_c < self.slowdown_c - 3:

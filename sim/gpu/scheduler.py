@@ -221,7 +221,7 @@ class GpuCompute:
         self._settle()
 
     def catch_up(self) -> None:
-        """Bring the scheduler to the present, so that what it tells is of now."""
+        """Bring the scheduler to the present, so that its figures are current."""
         now_ns = int(self._env.now)
         if self.scheduler.now_ns < now_ns:
             self._notify(self.scheduler.advance(now_ns))
@@ -231,7 +231,7 @@ class GpuCompute:
             self._working.pop(one.context).succeed(one.at_ns)
 
     def _settle(self) -> None:
-        """Set the alarm anew once everything of this moment has happened."""
+        """Set the next alarm once all other events of this moment were processed."""
         if self._settling:
             return
         self._settling = True

@@ -249,7 +249,7 @@ class TimeSlicing(Slicing):
         return soonest
 
     def _run_alone(self, duration_ns: int) -> Sequence[Ended]:
-        """Nobody waits: slices follow each other without a gap."""
+        """No other context waits: slices follow each other without a gap."""
         state, slice_ns = self.state, self.parameters.slice_ns
         past_ns = duration_ns - state.slice_left_ns
         if past_ns > 0:

@@ -98,7 +98,7 @@ class DeviceManager:
             state.stopped_at_s = now_s
 
     def amounts(self, now_s: float) -> dict[str, Amount]:
-        """Capacity and allocatable by resource; a resource that is gone stays with 0."""
+        """Capacity and allocatable by resource; a resource without devices stays with 0."""
         for name, state in list(self._resources.items()):
             if state.stopped_at_s is not None and now_s - state.stopped_at_s >= ENDPOINT_GRACE_S:
                 del self._resources[name]
@@ -113,7 +113,7 @@ class DeviceManager:
         return resource in self._ever_seen
 
     def has_preference(self, resource: str) -> bool:
-        """True if the plugin wants to be asked which devices to take."""
+        """True if the plugin implements GetPreferredAllocation."""
         state = self._resources.get(resource)
         return state is not None and state.has_preference
 
@@ -123,7 +123,7 @@ class DeviceManager:
         return state is not None and state.wants_pre_start
 
     def available(self, resource: str, needed: int) -> tuple[str, ...]:
-        """Healthy devices that nobody holds, by id.
+        """Healthy devices that no container holds, by id.
 
         Raises:
             DeviceShortage: there are fewer than `needed`, in the kubelet's words.

@@ -1,4 +1,4 @@
-"""Scenarios: which GPUs a simulated node has and what happens to them. Validated, not run, here."""
+"""Scenarios: the GPUs of a simulated node, their load and faults. Validated, not run, here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RecordedGpu(ScenarioModel):
     """Who a single GPU is, where that is known: what is left out is as its model has it.
 
     Without `uuid` and `pci_bus_id` the node makes its own, from its seed; without `numa_node` the
-    platform names none. `mig` tells more of the devices that the group's `mig` names.
+    platform names none. `mig` has more of the devices that the group's `mig` names.
     """
 
     uuid: Annotated[str, Field(min_length=1)] | None = None
@@ -140,7 +140,7 @@ class Pods(ScenarioModel):
     @model_validator(mode="after")
     def _arrivals_end(self) -> Pods:
         if self.arrivals_per_hour is not None and self.lifetime_s is None:
-            raise ValueError("arrivals_per_hour needs lifetime_s, or the node fills up for ever")
+            raise ValueError("arrivals_per_hour needs lifetime_s: without it the node fills up")
         return self
 
 

@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What was seen of a node in `length_s`; `notes` tells what could not be seen."""
+    """What was seen of a node in `length_s`; `notes` has what could not be read."""
 
     driver_version: str
     length_s: float
@@ -150,9 +150,9 @@ def observe(
     interval_s: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Recording:
-    """Look at an open backend for `for_s` seconds, every `interval_s`.
+    """Observe an open backend for `for_s` seconds, every `interval_s`.
 
-    What one GPU cannot tell is a note, and hides nothing else.
+    What one GPU does not report is a note, and hides nothing else.
 
     Raises:
         HalError: not even the GPUs can be listed.

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Keys(BaseModel):
-    """A part of a report; null is what nobody can tell, never a number that is none."""
+    """A part of a report; null is unknown, never a number in place of one."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -52,7 +52,7 @@ class Service(Keys):
     ooms: int
     """allocations that did not fit"""
     restarts: int
-    """how often a container began anew"""
+    """how often a container was restarted"""
     ended: dict[str, int]
     """why tenants ended, and how often"""
 
@@ -161,7 +161,7 @@ class RunReport(Keys):
     xids: dict[int, int]
     """Xids of GPUs, and how often each was reported"""
     restarts: int
-    """containers that began anew"""
+    """containers that were restarted"""
     unavailable_replica_hours: float
     """devices that were listed and not healthy, times hours"""
     pods: PodsReport

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 UNDISTURBED = 1.1
-"""Up to this slowdown nobody notices."""
+"""Up to this slowdown a kind counts as undisturbed."""
 
 ENDLESS = 0.05
 """Where half of the requests wait for more than this share of the run, a queue has no end."""
@@ -78,7 +78,7 @@ def _what_ran(report: RunReport) -> str:
     tenants = f" were shared by {counted(len(report.tenants), 'tenant')} ({who}{more})"
     return (
         f"For {duration(report.until_s)} of model time {node}"
-        f"{tenants if report.tenants else ' stood without tenants that ask for work'}"
+        f"{tenants if report.tenants else ' ran without tenants that have work'}"
         f" (scenario {report.scenario}, seed {report.seed})."
     )
 
@@ -100,15 +100,15 @@ def _who_suffered(report: RunReport) -> list[str]:
 
 
 def _hardly_anybody(report: RunReport) -> str:
-    """No kind suffered on average, but one of its tenants may have."""
+    """No kind was slowed down on average, but one of its tenants may be."""
     one = max(report.tenants, key=lambda one: one.slowdown or 0)
     if (one.slowdown or 0) < UNDISTURBED:
-        return "Nobody was held up: requests took as long as alone on the GPU."
+        return "No tenant was slowed down: requests took as long as alone on the GPU."
     label = next((gpu.label for gpu in report.gpus if gpu.uuid == one.gpu), "")
     where = f" on GPU {label}" if label else ""
     return (
-        f"Most were not held up, but requests of {one.name}{where} took {number(one.slowdown or 1)}"
-        " times as long as alone on average."
+        f"Most were not slowed down, but requests of {one.name}{where} took "
+        f"{number(one.slowdown or 1)} times as long as alone on average."
     )
 
 
@@ -117,17 +117,18 @@ def _suffered(kind: KindReport, until_s: float) -> str:
     assert latency is not None  # noqa: S101 - who has a slowdown was served
     queue = ""
     if latency.p50 > until_s * 1000 * ENDLESS:
-        queue = " Its queue only grew: more was asked of it than its part of the GPU could do."
+        queue = " Its queue only grew: its load exceeds its share of the GPU."
     return (
-        f"{kind.kind} suffered most: its requests took {number(kind.slowdown or 1)} times as long "
-        f"as alone on average; half took {milliseconds(latency.p50)} or less and 1 in 100 took "
-        f"{milliseconds(latency.p99)} or more, against {milliseconds(alone_ms or 0)} alone.{queue}"
+        f"{kind.kind} was slowed down most: its requests took {number(kind.slowdown or 1)} times "
+        f"as long as alone on average; half took {milliseconds(latency.p50)} or less and 1 in 100 "
+        f"took {milliseconds(latency.p99)} or more, against {milliseconds(alone_ms or 0)} alone."
+        f"{queue}"
     )
 
 
 def _from_whom(kind: KindReport) -> str:
     if not kind.neighbours:
-        return "Nobody else used the GPU: its requests waited for each other."
+        return "No other tenant used the GPU: its requests waited for each other."
     other, share = next(iter(kind.neighbours.items()))
     who = f"other tenants of {kind.kind}" if other == kind.kind else other
     gpus = "the GPU" if kind.gpus == 1 else f"{kind.gpus} GPUs"
@@ -138,7 +139,7 @@ def _what_switching_took(report: RunReport) -> list[str]:
     if report.switching_share is None:
         return []
     fairness = (
-        f" Fairness (Jain) was {report.fairness:.2f}; 1 is everybody slowed down alike."
+        f" Fairness (Jain) was {report.fairness:.2f}; 1 is all slowed down alike."
         if report.fairness is not None
         else ""
     )
@@ -186,7 +187,7 @@ def _what_broke(report: RunReport) -> str:
             f"{number(report.unavailable_replica_hours)} replica-hours."
         )
     restarts = (
-        f" Containers began anew {counted(report.restarts, 'time')}." if report.restarts else ""
+        f" Containers were restarted {counted(report.restarts, 'time')}." if report.restarts else ""
     )
     return f"{ooms[0].upper()}{ooms[1:]}.{faults}{lost}{restarts}"
 

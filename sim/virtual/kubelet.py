@@ -126,7 +126,7 @@ class VirtualPods:
             node.env.process(self._arrive(group))
 
     def something_is_free(self) -> None:
-        """Devices came, became healthy, or were given back: who waits may try again."""
+        """Devices came, became healthy, or were released: pods that wait may try again."""
         room, self._room = self._room, self._node.env.event()
         room.succeed()
 

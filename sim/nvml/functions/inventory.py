@@ -83,7 +83,7 @@ def _handle(call: NvmlCall, gpu: SimulatedGpu) -> int:
 
 
 def _first(call: NvmlCall, wanted: Callable[[SimulatedGpu], int | None]) -> int:
-    """The handle that `wanted` finds; a lost GPU on the way cannot say who it is."""
+    """The handle that `wanted` finds; a lost GPU cannot be identified."""
     for gpu in call.node.present:
         if gpu.lost:
             raise NvmlFailure(Code.GPU_IS_LOST)

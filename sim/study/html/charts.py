@@ -31,7 +31,7 @@ KIND_COLOURS = (
     "#d1607f",
     "#7d8be0",
 )
-"""Of kinds of tenants, by GPU time; to be told apart on white and on black."""
+"""Of kinds of tenants, by GPU time; distinguishable on white and on black."""
 
 GPU_COLOURS = (
     "#5b6cc9",
@@ -48,7 +48,7 @@ NEUTRAL = "#8b8f98"
 """Of what is no kind of its own: other tenants, the driver's memory, totals."""
 
 SWITCH = "#e5484d"
-"""Of context switches, which nobody gains from."""
+"""Of context switches, which are lost time."""
 
 OTHERS = "others"
 
@@ -57,7 +57,7 @@ _UNITS = ((86400 * 3, 86400, "days"), (3600 * 3, 3600, "hours"), (180, 60, "minu
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A plot with its words.
+    """A plot with its texts.
 
     `title` says what is seen, `reading` how to read it, `note` what was left out. `legend` has
     pairs of colour and name. `plot` is Plotly's chart; None where a sentence says it all.
@@ -290,7 +290,7 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
 def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
     """What the bars are, and what taking turns cost."""
     if not switching_ns:
-        return f"A bar is work of a tenant. Nobody had to take turns{each}: nothing was lost."
+        return f"A bar is work of a tenant. No tenant had to take turns{each}: nothing was lost."
     lost = percent(switching_ns / (sum(busy.values()) + switching_ns))
     return (
         f"A bar is work of a tenant, one at a time{each}: while others wait, for a slice (on most "

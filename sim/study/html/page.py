@@ -219,7 +219,7 @@ def _key_figures(report: RunReport) -> list[tuple[str, str]]:
     if slowest is not None and slowest < UNDISTURBED:
         slowest = max(one.slowdown for one in report.tenants if one.slowdown)
     figures = [
-        ("times as long as alone, for who suffered most", slowest, number),
+        ("times as long as alone, for the kind slowed down most", slowest, number),
         ("of the time a GPU was busy, on average", report.utilization, percent),
         ("of the busy time lost to switching", report.switching_share, _short_percent),
         ("fairness (1: all slowed down alike)", report.fairness, lambda value: f"{value:.2f}"),

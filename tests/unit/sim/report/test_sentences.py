@@ -16,7 +16,7 @@ def test_who_suffered_from_whom_and_how_much() -> None:
     text = "\n".join(in_words(report_of(done)))
     assert "For 100 s of model time 1 x NVIDIA Test" in text
     assert "shared by 2 tenants (1 x trainer, 1 x api)" in text
-    assert "api suffered most: its requests took 2.6 times as long as alone on average" in text
+    assert "api was slowed down most: its requests took 2.6 times as long as alone" in text
     assert "half took 10 ms or less and 1 in 100 took 10 ms or more, against 4 ms alone." in text
     assert "It shared the GPU with trainer, which took 80 % of the time there." in text
     assert "trainer took 1.2 times as long as alone" in text
@@ -29,12 +29,12 @@ def test_a_queue_without_end_is_called_so() -> None:
     done = outcome(record("asr-0", latency_ms=[6000.0] * 3, work_ms=20), until_s=100)
     text = " ".join(in_words(report_of(done)))
     assert "Its queue only grew" in text
-    assert "Nobody else used the GPU" in text
+    assert "No other tenant used the GPU" in text
 
 
 def test_nobody_is_said_to_suffer_who_did_not() -> None:
     text = " ".join(in_words(report_of(outcome(record("a-0", latency_ms=[1.01])))))
-    assert "Nobody was held up" in text
+    assert "No tenant was slowed down" in text
     assert "suffered" not in text
 
 
@@ -69,12 +69,12 @@ def test_one_who_suffered_among_many_who_did_not_is_named() -> None:
     done = outcome(*well, slow, gpus=[gpu(0), gpu(1)])
     text = " ".join(in_words(report_of(done)))
     assert "requests of a-3 on GPU 1 took 1.3 times as long as alone" in text
-    assert "Nobody was held up" in " ".join(in_words(report_of(outcome(*well))))
+    assert "No tenant was slowed down" in " ".join(in_words(report_of(outcome(*well))))
 
 
 def test_a_node_without_tenants() -> None:
     text = " ".join(in_words(report_of(outcome(gpus=[gpu(0), gpu(1)]))))
-    assert "2 x NVIDIA Test stood without tenants" in text
+    assert "2 x NVIDIA Test ran without tenants" in text
     assert "suffered" not in text
 
 
