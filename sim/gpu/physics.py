@@ -59,14 +59,12 @@ class Physics:
 
     @property
     def slowdown_c(self) -> float:
-        """From here on the clocks go down."""
         thermal = self.profile.thermal_c
         at = thermal.slowdown_c if thermal else None
         return SLOWDOWN_C if at is None else at
 
     @property
     def shutdown_c(self) -> float:
-        """From here on the GPU shuts itself down."""
         thermal = self.profile.thermal_c
         at = thermal.shutdown_c if thermal else None
         return SHUTDOWN_C if at is None else at
@@ -104,7 +102,6 @@ class Physics:
 
     @property
     def too_hot(self) -> bool:
-        """True from the shutdown temperature on."""
         return self._temperature_c >= self.shutdown_c - _ROUNDING_C
 
     def too_hot_in_s(self, load: float) -> float:

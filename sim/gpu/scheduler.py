@@ -201,7 +201,6 @@ class GpuCompute:
         self._settle()
 
     def set_speed(self, ppm: int) -> None:
-        """Run at `ppm` millionths of full speed from now on."""
         if ppm == self._ppm:
             return
         self._ppm = ppm

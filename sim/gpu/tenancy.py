@@ -236,7 +236,6 @@ class Tenancy:
             self.kill(pid, why)
 
     def set_clock(self, ppm: int) -> None:
-        """Run at `ppm` millionths of full clocks from now on."""
         if ppm != self._clock_ppm:
             self._clock_ppm = ppm
             self._set_speed()

@@ -186,8 +186,7 @@ def _handle(kubelet: Kubelet, request: _Request) -> Mapping[str, object]:
             kubelet.delete_pod(request.name)
         case "wait":
             kubelet.wait_until(
-                lambda node: node.allocatable(request.resource) == request.count,
-                request.timeout_s,
+                lambda node: node.allocatable(request.resource) == request.count, request.timeout_s
             )
         case "restart":
             kubelet.restart()

@@ -109,16 +109,13 @@ class DeviceManager:
         return amounts
 
     def is_device_resource(self, resource: str) -> bool:
-        """True if some plugin is or was in charge of this resource."""
         return resource in self._ever_seen
 
     def has_preference(self, resource: str) -> bool:
-        """True if the plugin implements GetPreferredAllocation."""
         state = self._resources.get(resource)
         return state is not None and state.has_preference
 
     def wants_pre_start(self, resource: str) -> bool:
-        """True if the plugin wants a call before a container starts."""
         state = self._resources.get(resource)
         return state is not None and state.wants_pre_start
 
@@ -168,7 +165,6 @@ class DeviceManager:
         return tuple(self._holdings)
 
     def devices(self, resource: str) -> dict[str, bool]:
-        """Every device of a resource with its health, by id."""
         state = self._resources.get(resource) or _Resource()
         health = dict.fromkeys(state.healthy, True) | dict.fromkeys(state.unhealthy, False)
         return dict(sorted(health.items()))

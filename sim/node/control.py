@@ -115,8 +115,6 @@ def control_socket(kubelet_dir: Path) -> Path:
 
 
 def serve_control(node: RealTimeNode, path: Path) -> LineServer:
-    """Listen for requests to `node` until the server is closed."""
-
     def handle(request: Mapping[str, object]) -> Mapping[str, object]:
         if "inject" in request:
             return _inject(node, request)

@@ -35,7 +35,6 @@ class RealTimeNode:
         self._watchers: list[Callable[[], None]] = []
 
     def start(self) -> None:
-        """Let time run; safe to call again."""
         with self._changed:
             if self._thread is not None:
                 return

@@ -85,7 +85,6 @@ class KernelFiles:
         self._write(self.procfs / MIG_MINORS, _minors(gpu.identity for gpu in node.present))
 
     def _show(self, link: Path, *, shown: bool, gpu: Gpu | None = None) -> None:
-        """Make a link to a new folder, or remove it."""
         if not shown:
             if link.is_symlink():
                 self._gone.append(link.readlink())

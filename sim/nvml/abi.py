@@ -105,17 +105,10 @@ COUNT = Argument(Kind.COUNT, ctypes.c_uint32)
 
 
 def out(ctype: CType = ctypes.c_uint32) -> Argument:
-    """A pointer to where one value goes."""
     return Argument(Kind.OUT, ctype)
 
 
-def inout(ctype: type[ctypes.Structure]) -> Argument:
-    """A pointer to a structure that is read, and written to."""
-    return Argument(Kind.INOUT, ctype)
-
-
 def versioned(*structures: tuple[int, type[ctypes.Structure]]) -> Argument:
-    """A pointer to a structure that begins with its version."""
     return Argument(Kind.VERSIONED, structures[0][1], versions=dict(structures))
 
 
@@ -130,12 +123,10 @@ def text_out(by: int) -> Argument:
 
 
 def out_by(ctype: CType, by: int) -> Argument:
-    """An array; argument `by` is its length."""
     return Argument(Kind.OUT_BY, ctype, by)
 
 
 def inout_by(ctype: type[ctypes.Structure], by: int) -> Argument:
-    """An array that is read, and written to; argument `by` is its length."""
     return Argument(Kind.INOUT_BY, ctype, by)
 
 

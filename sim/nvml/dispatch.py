@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Final
 from hal.nvml.api import Code
 from sim.nvml.abi import PLACES, Kind
 from sim.nvml.call import Handles, NvmlCall, NvmlFailure, Place
-from sim.nvml.functions import (
-    board,
-    errors,
-    events,
-    instances,
-    inventory,
-    links,
-    load,
-    mig,
-)
+from sim.nvml.functions import board, errors, events, instances, inventory, links, load, mig
 from sim.nvml.functions.events import EventSets
 from sim.nvml.wire import (
     Given,
@@ -84,7 +75,6 @@ class Hello:
     deadline_s: float = math.inf
 
     def response(self, dispatcher: Dispatcher) -> bytes | None:
-        """The answer; None while the driver hangs."""
         return dispatcher.welcome(self)
 
 
@@ -98,7 +88,6 @@ class Request:
     deadline_s: float = math.inf
 
     def response(self, dispatcher: Dispatcher) -> bytes | None:
-        """The answer; None while it hangs or waits."""
         return dispatcher.response(self)
 
 

@@ -178,8 +178,6 @@ class NvmlServer:
 
 
 class _Loop:
-    """What the server's thread works with."""
-
     def __init__(
         self, node: RealTimeNode, listener: socket.socket, wake: int, pids: ProcessIds
     ) -> None:

@@ -173,7 +173,6 @@ def failure_bytes(given: Sequence[Given], failure: NvmlFailure) -> bytes:
 
 
 def hello_bytes(code: Code, session: int) -> bytes:
-    """The answer to the first request of a connection."""
     return _framed(CODE.pack(code) + VALUE.pack(session))
 
 

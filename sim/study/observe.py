@@ -145,10 +145,7 @@ class _Observer:
 
 
 def observe(
-    backend: Backend,
-    for_s: float,
-    interval_s: float,
-    clock: Callable[[], float] = time.monotonic,
+    backend: Backend, for_s: float, interval_s: float, clock: Callable[[], float] = time.monotonic
 ) -> Recording:
     """Observe an open backend for `for_s` seconds, every `interval_s`.
 

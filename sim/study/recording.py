@@ -52,7 +52,6 @@ class Scenarist:
         self.notes: list[str] = list(() if scrub else recording.notes)
 
     def scenario(self, name: str) -> Node:
-        """The scenario, as `sim.node.scenario` reads it."""
         scenario: Node = {
             "name": name,
             "driver_version": self._recording.driver_version,

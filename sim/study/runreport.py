@@ -67,8 +67,6 @@ class TenantReport(Service):
 
 
 class KindReport(Service):
-    """All tenants of a kind."""
-
     tenants: int
     """how many there were"""
     gpus: int
@@ -119,8 +117,6 @@ class GpuReport(Keys):
 
 
 class PodsReport(Keys):
-    """How pods got their devices."""
-
     created: int
     """pods that came"""
     waited: int
@@ -134,8 +130,6 @@ class PodsReport(Keys):
 
 
 class RunReport(Keys):
-    """What a run showed."""
-
     scenario: str
     """name of the scenario"""
     seed: int

@@ -260,8 +260,6 @@ def share(plan: SharePlan) -> ShareResult:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """The time that is measured."""
-
     begin_ns: int
     end_ns: int
 
@@ -308,12 +306,7 @@ class _Run:
             )
 
     def _client(
-        self,
-        client: int,
-        part: GpuPart,
-        gpu: GpuCompute,
-        offset_ns: int,
-        generator: random.Random,
+        self, client: int, part: GpuPart, gpu: GpuCompute, offset_ns: int, generator: random.Random
     ) -> Generator[simpy.Event, object, None]:
         env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._window.begin_ns
         yield env.timeout(offset_ns)

@@ -210,10 +210,7 @@ FUNCTIONS = (
         )
     ),
     Function(
-        "nvmlDeviceGetPowerManagementLimitConstraints",
-        (DEVICE, out(), out()),
-        _CONSTANT,
-        limits_mw,
+        "nvmlDeviceGetPowerManagementLimitConstraints", (DEVICE, out(), out()), _CONSTANT, limits_mw
     ),
     Function("nvmlDeviceGetPowerManagementMode", (DEVICE, out()), _CONSTANT, lambda _: 1, "on"),
     Function("nvmlDeviceGetTemperature", (DEVICE, U32, out()), _LIVE, _temperature),

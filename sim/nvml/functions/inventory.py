@@ -58,7 +58,6 @@ def is_geforce(gpu: SimulatedGpu) -> bool:
 
 
 def serial(gpu: SimulatedGpu) -> str:
-    """13 digits, made from the UUID."""
     if is_geforce(gpu):
         raise NvmlFailure(Code.NOT_SUPPORTED)
     digest = hashlib.sha256(gpu.identity.uuid.encode()).digest()
@@ -262,12 +261,7 @@ FUNCTIONS = (
         _CONSTANT,
         _pci(pci_info_v2),
     ),
-    Function(
-        "nvmlDeviceGetPciInfo",
-        (DEVICE, out(PciInfoV1)),
-        _CONSTANT,
-        _pci(pci_info_v1),
-    ),
+    Function("nvmlDeviceGetPciInfo", (DEVICE, out(PciInfoV1)), _CONSTANT, _pci(pci_info_v1)),
     Function("nvmlDeviceGetBoardId", (DEVICE, out()), _CONSTANT, _board_id, "made from the bus"),
     *(
         Function(name, (DEVICE, out()), _CONSTANT, lambda _: 0, "0", mig=mig)

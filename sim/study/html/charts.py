@@ -81,7 +81,6 @@ class Colours:
         self.left_out = max(0, len(kinds) - len(self._of))
 
     def of(self, name: str) -> str:
-        """The colour of a tenant or a kind."""
         return self._of.get(kind_of(name), NEUTRAL)
 
     def legend(self) -> list[tuple[str, str]]:
@@ -151,12 +150,7 @@ LANES_SHOWN = 10
 BARS_SHOWN = 3000
 """Of one GPU; a window of 0.1 s has some hundred slices, unless tenants submit in crumbs."""
 
-_MARKS = (
-    (0.6, (1, 1.5, 2, 3, 4, 5, 7)),
-    (1.2, (1, 2, 5)),
-    (2.6, (1, 3)),
-    (math.inf, (1,)),
-)
+_MARKS = ((0.6, (1, 1.5, 2, 3, 4, 5, 7)), (1.2, (1, 2, 5)), (2.6, (1, 3)), (math.inf, (1,)))
 """Marks of each decade, for axes of up to so many decades; more do not fit on a phone."""
 
 _LEAST_DECADES = 0.45
@@ -257,10 +251,7 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
             base=[round(start, 4) for start, _ in spans],
             x=[round(length, 4) for _, length in spans],
             width=0.45 if switching else 0.8,
-            marker={
-                "color": SWITCH if switching else colours.of(lane),
-                "line": {"width": 0},
-            },
+            marker={"color": SWITCH if switching else colours.of(lane), "line": {"width": 0}},
             hovertemplate=f"{'switch to ' if switching else ''}{lane}: %{{x:.3f}} ms"
             "<extra></extra>",
         )
@@ -299,9 +290,7 @@ def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
     )
 
 
-def _joined(
-    segments: Iterable[tuple[str, Segment]],
-) -> Iterable[tuple[str, int, int, bool]]:
+def _joined(segments: Iterable[tuple[str, Segment]]) -> Iterable[tuple[str, int, int, bool]]:
     """(name, start, end, switching), what follows without a gap in one piece."""
     last: tuple[str, int, int, bool] | None = None
     for name, segment in segments:

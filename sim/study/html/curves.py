@@ -47,7 +47,6 @@ class Curves:
     colours: Colours
 
     def charts(self) -> list[Chart]:
-        """All plots over time that have something to show."""
         return [*self._memory(), *self._lines(), self._health()]
 
     @property

@@ -29,11 +29,7 @@ NOTHING = "-"
 
 def tables(report: RunReport, colours: Colours) -> list[str]:
     """Tenants by kind, GPUs, and the rest."""
-    return [
-        *([_kinds(report, colours)] if report.kinds else []),
-        _gpus(report),
-        _rest(report),
-    ]
+    return [*([_kinds(report, colours)] if report.kinds else []), _gpus(report), _rest(report)]
 
 
 def _kinds(report: RunReport, colours: Colours) -> str:
