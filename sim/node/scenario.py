@@ -115,13 +115,14 @@ class Tenant(ScenarioModel):
 
 
 class Pods(ScenarioModel):
-    """Pods of one kind, for a run in virtual time: the kubelet stand-in gives them devices.
+    """Pods of one kind, for `gpuplugin sim run` and `sim up`: a kubelet gives them devices.
 
     `count` pods come at `start_s`, or, with `arrivals_per_hour`, one after the other (Poisson) from
-    then on without end (`count` is not used). Each asks for `devices` of `resource` and lives for
-    `lifetime_s` (exponential around it with `random_lifetime`; None: for ever). Its workload runs
-    on the GPU of the first device. With `restart` a container that ended begins anew, 10 s later
-    at first and at most 5 min, as a kubelet does.
+    then on without end (`count` is not used). Each asks for `devices` of `resource` and, once it
+    has them, lives for `lifetime_s` (exponential around it with `random_lifetime`; None: without
+    end). Its workload runs on the GPU of the first device. With `restart` a container that ended
+    is started again with the kubelet's back-off: after 10 s, doubling to 5 min (in `sim up`: 1 s to
+    30 s), and 10 s again after a container that ran for 10 min (`sim up`: 1 s after 1 min).
     """
 
     name: str
