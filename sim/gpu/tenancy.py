@@ -50,7 +50,7 @@ class Memory:
     """The memory of a GPU or MIG device.
 
     `reserved_bytes` is what the driver keeps. With `oversubscribe` (managed memory) nothing fails:
-    pages move, and everybody slows down.
+    pages move, and all tenants slow down.
     """
 
     total_bytes: int
@@ -179,7 +179,7 @@ class Tenancy:
 
     `compute_share` is the share of the whole GPU's SMs that there are; work that fills more of them
     takes longer in proportion. With `shares_faults` (MPS) the fault of one ends all of them. `log`
-    is told of facts as (kind, keys and values).
+    is called with facts as (kind, keys and values).
     """
 
     def __init__(

@@ -88,7 +88,7 @@ class StandIns:
         self._processes.clear()
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        # It reads from a pipe that nobody writes to: however this process ends, so does that.
+        # It reads from a pipe without a writer: however this process ends, so does that.
         return subprocess.Popen(
             [name],
             executable=self._program,

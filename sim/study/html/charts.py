@@ -193,7 +193,7 @@ def latency(report: RunReport, colours: Colours) -> Chart | None:
         "How long requests took",
         "A point says how many of 100 requests were done within that time. The dotted line is what "
         "a request takes alone on the GPU: the further the curve is to its right, the more it "
-        "suffered.",
+        "slowed down.",
         plot(
             traces,
             340,
