@@ -60,23 +60,23 @@ def _request_handler(handler: Handler) -> type[socketserver.StreamRequestHandler
     class RequestHandler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             for line in self.rfile:
-                self.wfile.write(encode(_answer(line, handler)))
+                self.wfile.write(encode(_response(line, handler)))
 
     return RequestHandler
 
 
-def _answer(line: bytes, handler: Handler) -> Mapping[str, object]:
+def _response(line: bytes, handler: Handler) -> Mapping[str, object]:
     try:
         return handler(decode(line))
     except ControlError as error:
         return {"error": str(error)}
 
 
-ANSWER_TIMEOUT_S = 5.0
+RESPONSE_TIMEOUT_S = 5.0
 
 
 class GpuStatus(BaseModel):
-    """One GPU of a simulated node, for those who look from outside."""
+    """One GPU of a simulated node, as clients see it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -89,7 +89,7 @@ class GpuStatus(BaseModel):
 
 
 class InjectedGpu(BaseModel):
-    """A GPU that something befell; `replaced_by` is the UUID of the GPU that took its place."""
+    """A GPU that got the fault; `replaced_by` is the UUID of the GPU that took its place."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -115,8 +115,6 @@ def control_socket(kubelet_dir: Path) -> Path:
 
 
 def serve_control(node: RealTimeNode, path: Path) -> LineServer:
-    """Listen for requests to `node` until the server is closed."""
-
     def handle(request: Mapping[str, object]) -> Mapping[str, object]:
         if "inject" in request:
             return _inject(node, request)
@@ -126,16 +124,16 @@ def serve_control(node: RealTimeNode, path: Path) -> LineServer:
 
 
 def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
-    """Let `what` (a fault of a scenario) befall GPUs of the node behind `path`, or the node.
+    """Inject `what` (a fault as in a scenario) into GPUs of the node at `path`, or the node.
 
-    `gpu` is an index, a UUID, or "all", which means every GPU that it can befall; None for what
-    befalls the node as a whole.
+    `gpu` is an index, a UUID, or "all", which means every GPU that it applies to; None for a
+    fault of the node as a whole.
 
     Raises:
         ControlError: no node there, no such GPU, or nothing that can happen.
     """
     request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
-    return Injected.model_validate(ask(path, request, ANSWER_TIMEOUT_S))
+    return Injected.model_validate(ask(path, request, RESPONSE_TIMEOUT_S))
 
 
 def status(path: Path) -> list[GpuStatus]:
@@ -144,8 +142,8 @@ def status(path: Path) -> list[GpuStatus]:
     Raises:
         ControlError: no node there.
     """
-    answer = ask(path, {"status": True}, ANSWER_TIMEOUT_S)
-    return _GPUS.validate_python(answer["gpus"])
+    response = ask(path, {"status": True}, RESPONSE_TIMEOUT_S)
+    return _GPUS.validate_python(response["gpus"])
 
 
 def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
@@ -174,7 +172,7 @@ def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, o
 
 
 def _inject_into(model: SimulatedNode, named: str, what: GpuFault) -> list[SimulatedGpu]:
-    """The GPUs that it befell: of all, those that it can befall."""
+    """The GPUs that it was injected into: of all, those that it applies to."""
     try:
         wanted = list(model.present) if named == "all" else [model.find(named)]
     except UnknownGpu as error:

@@ -84,8 +84,8 @@ class SimulatedDriver:
         failure = self.failure()
         if failure is None and now_s < self._unwatchable_until_s:
             return DriverUnavailable(
-                "the simulated driver does not let anybody wait for events",
-                "Mend it: 'gpuplugin sim inject --watch mended', or the fault watch-mended",
+                "waiting for events fails on the simulated driver",
+                "Repair it: 'gpuplugin sim inject --watch mended', or the fault watch-mended",
             )
         return failure
 

@@ -40,7 +40,7 @@ class _Seen:
 
 
 class Scenarist:
-    """Makes the scenario of one recording; `notes` tells what it could not say."""
+    """Makes the scenario of one recording; `notes` has what it cannot express."""
 
     def __init__(self, recording: Recording, *, scrub: bool) -> None:
         self._recording = recording
@@ -52,7 +52,6 @@ class Scenarist:
         self.notes: list[str] = list(() if scrub else recording.notes)
 
     def scenario(self, name: str) -> Node:
-        """The scenario, as `sim.node.scenario` reads it."""
         scenario: Node = {
             "name": name,
             "driver_version": self._recording.driver_version,
@@ -179,7 +178,7 @@ class Scenarist:
         return found
 
     def _beforehand(self) -> Iterator[Node]:
-        """What had befallen GPUs before the recording began, as far as it can be said."""
+        """Faults from before the recording began, as far as they can be expressed."""
         for gpu in self._gpus:
             position = self._positions[gpu.uuid]
             probe = self._recording.probes.get(gpu.uuid)
