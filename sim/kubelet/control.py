@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gpuplugin.config.document import YamlError, read_yaml_documents
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet.pods import Container, Pod
-from sim.node.control import LineServer
+from sim.lineserver import LineServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
