@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 from hal.nvml.inventory import sysfs_bus_id
 from hal.nvml.migminors import MIG_MINORS
 from hal.nvml.procgpus import GPUS
-from sim.node.control import LineServer, control_socket, serve_control
+from sim.lineserver import LineServer
+from sim.node.control import control_socket, serve_control
 from sim.nvml.server import NvmlServer, nvml_socket
 
 if TYPE_CHECKING:
