@@ -84,7 +84,7 @@ class SimulatedDriver:
         failure = self.failure()
         if failure is None and now_s < self._unwatchable_until_s:
             return DriverUnavailable(
-                "waiting for events fails on the simulated driver",
+                "clients of the simulated driver cannot wait for events",
                 "Repair it: 'gpuplugin sim inject --watch mended', or the fault watch-mended",
             )
         return failure

@@ -36,7 +36,6 @@ class _Seen:
     mig_uuid: str | None
     shares: list[float] = field(default_factory=list)
     memory_bytes: list[int] = field(default_factory=list)
-    looks: int = 0
 
 
 class Scenarist:
@@ -250,7 +249,6 @@ def _by_position(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
 
 
 def _note(seen: _Seen, process: ComputeProcess) -> None:
-    seen.looks += 1
     if process.sm_share is not None:
         seen.shares.append(process.sm_share)
     if process.memory_bytes is not None:
