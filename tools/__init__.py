@@ -1,1 +1,1 @@
-"""Programs of the developers: generators of documents. Not part of the wheel."""
+"""What writes files of this repository from the code; not part of the wheel."""

@@ -10,6 +10,7 @@ from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.series import Counted, Histogram, Scraped
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.verdict import table_of
+from tools.commands import command_reference
 from tools.configuration import chart_schema, file_table, option_table
 from tools.published import comparison_table
 from tools.simdocs import function_table, gallery, key_table, scenario_reference
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CHART_SCHEMA = ROOT / "deploy/helm/gpuplugin/values.schema.json"
 PAGES = (
+    ROOT / "docs/commands.md",
     ROOT / "docs/configuration.md",
     ROOT / "docs/doctor.md",
     ROOT / "docs/fidelity.md",
@@ -59,6 +61,7 @@ def doctor_table() -> str:
 
 
 TABLES = {
+    "commands": command_reference,
     "doctor": doctor_table,
     "keys": file_table,
     "options": option_table,

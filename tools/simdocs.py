@@ -150,7 +150,7 @@ def function_table() -> str:
         for one in theme:
             rows.setdefault((one.source.value, one.note), []).append(one.name)
         lines.extend(
-            f"| {_names(names)} | {answer} | {note} |" for (answer, note), names in rows.items()
+            f"| {_names(names)} | {response} | {note} |" for (response, note), names in rows.items()
         )
     lines.append(
         f"| the other {len(NOT_SIMULATED)} that the Python binding knows | not supported | |"
@@ -178,19 +178,19 @@ def key_table() -> str:
     return "\n".join(["| key | meaning |", "|---|---|", *_rows(RunReport, "", set())])
 
 
-def _rows(part: type[Keys], prefix: str, told: set[str]) -> list[str]:
-    """Keys of a part and of its parts; what two of them have in common is told once."""
+def _rows(part: type[Keys], prefix: str, seen: set[str]) -> list[str]:
+    """Keys of a part and of its parts; what two of them have in common is listed once."""
     rows: list[str] = []
     for name, key in part.model_fields.items():
         inner = next(
             (one for one in (key.annotation, *get_args(key.annotation)) if _is_part(one)), None
         )
         path = f"{prefix}{name}"
-        if f"{name}: {key.description}" not in told:
+        if f"{name}: {key.description}" not in seen:
             rows.append(f"| `{path}` | {key.description} |")
-            told.add(f"{name}: {key.description}")
+            seen.add(f"{name}: {key.description}")
         if inner is not None:
-            rows.extend(_rows(inner, f"{path}{'[]' if _is_list(key.annotation) else ''}.", told))
+            rows.extend(_rows(inner, f"{path}{'[]' if _is_list(key.annotation) else ''}.", seen))
     return rows
 
 

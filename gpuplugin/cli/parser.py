@@ -137,7 +137,7 @@ def _add_record(commands: Commands) -> None:
         "--for", dest="length", default="10s", metavar="DURATION", help="how long (default 10s)"
     )
     record.add_argument(
-        "--interval", default="1s", metavar="DURATION", help="between two looks (default 1s)"
+        "--interval", default="1s", metavar="DURATION", help="between two readings (default 1s)"
     )
     record.add_argument(
         "--scrub", action="store_true", help="leave out what identifies hardware and programs"

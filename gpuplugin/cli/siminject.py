@@ -203,7 +203,7 @@ def describe(fault: Fault) -> str:  # noqa: C901, PLR0912 - one line for each ki
         case DriverDown():
             return "the driver is not loaded"
         case DriverUp():
-            return "the driver was loaded anew"
+            return "the driver was reloaded"
         case DriverHang(for_s=for_s):
             return f"the driver hangs {_how_long(for_s, 'until --driver up')}"
         case WatchBroken(for_s=for_s):

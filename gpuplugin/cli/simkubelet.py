@@ -198,14 +198,14 @@ def _remote(
     parsed: argparse.Namespace,
     request: Callable[[], Mapping[str, object]],
     lines: Callable[[Mapping[str, object]], list[str]],
-    succeeded: Callable[[Mapping[str, object]], bool] = lambda _answer: True,
+    succeeded: Callable[[Mapping[str, object]], bool] = lambda _response: True,
 ) -> int:
     try:
-        answer = request()
+        response = request()
     except (ControlError, ManifestError) as error:
         return _fail(error)
-    print(json.dumps(answer, indent=2) if parsed.json else "\n".join(lines(answer)))
-    return 0 if succeeded(answer) else 1
+    print(json.dumps(response, indent=2) if parsed.json else "\n".join(lines(response)))
+    return 0 if succeeded(response) else 1
 
 
 def _pods(parsed: argparse.Namespace) -> list[Pod]:

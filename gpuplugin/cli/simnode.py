@@ -1,4 +1,4 @@
-"""`gpuplugin sim node serve` and `sim env`: a live node without a plugin, and who is to see it."""
+"""`gpuplugin sim node serve` and `sim env`: a live node, and the environment for its clients."""
 
 from __future__ import annotations
 

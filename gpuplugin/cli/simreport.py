@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import gib, table
-from sim.study.sentences import duration, in_words, number, percent
+from sim.study.sentences import as_sentences, duration, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ _GPU_COLUMNS = (
 
 def as_text(report: RunReport) -> list[str]:
     """Lines for a terminal, about 130 columns wide."""
-    lines = [line for text in in_words(report) for line in textwrap.wrap(text, _WIDTH)]
+    lines = [line for text in as_sentences(report) for line in textwrap.wrap(text, _WIDTH)]
     if report.tenants:
         lines += ["", *_tenants(report)]
     lines += ["", *_gpus(report), "", *_totals(report)]

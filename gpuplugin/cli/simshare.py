@@ -204,7 +204,7 @@ def _out_of_memory(result: ShareResult) -> list[str]:
 
 def _holders(refused: Refused) -> str:
     if not refused.holders:
-        return "nobody else held any"
+        return "no other client held any"
     each = gib(max(refused.holders.values()))
     if len(refused.holders) == 1:
         return f"client {min(refused.holders)} held {each}"

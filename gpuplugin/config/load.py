@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_settings import PydanticBaseSettingsSource
@@ -84,7 +85,14 @@ def load_settings(
     )
     effective = settings.model_dump(mode="json", by_alias=True, exclude_computed_fields=True)
     plain = cast("Settings", record(settings))
-    return Loaded(plain, config_file or document.name, config_file or None, warnings, effective)
+    return Loaded(
+        plain,
+        config_file or document.name,
+        config_file or None,
+        warnings,
+        effective,
+        yaml.safe_dump(effective, sort_keys=False),
+    )
 
 
 def _read(path: Path) -> Document:

@@ -78,7 +78,8 @@ class Loaded:
     """Settings, where the file layer came from, and warnings that the user should see.
 
     At run time `settings` is a `Record`. `effective` is the whole configuration in the file's
-    spelling, defaults included, and `daemon` with what no file may say.
+    spelling, defaults included, and `daemon` with what no file may say; `effective_yaml` is its
+    text, so that the daemon needs no YAML library.
     """
 
     settings: Settings
@@ -86,6 +87,7 @@ class Loaded:
     file: str | None
     warnings: tuple[Problem, ...]
     effective: Mapping[str, object] = field(default_factory=dict)
+    effective_yaml: str = ""
 
 
 _Answer: TypeAlias = Loaded | tuple[Problem, ...] | str | int

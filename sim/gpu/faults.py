@@ -1,7 +1,7 @@
 """Faults: their kinds, as a scenario spells them, at a time or by rate.
 
 A kind is declared here, as a model in `GpuFault` or `NodeFault`; the type checker then names every
-`match` that has to handle it (`sim.gpu.gpu`, `sim.node.driver`, `gpuplugin.cli.siminject`).
+`match` that has to handle it (`sim.gpu.gpu`, `sim.node.injection`, `gpuplugin.cli.siminject`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class EccFault(ScenarioModel):
 
 
 class RowRemap(ScenarioModel):
-    """A row of memory is to be remapped, or that failed; no event tells of it."""
+    """A row of memory is to be remapped, or that failed; no event reports it."""
 
     kind: Literal["row-remap"] = "row-remap"
     failed: bool = False
@@ -119,7 +119,7 @@ class Repartition(ScenarioModel):
 
 
 class Recovery(ScenarioModel):
-    """The GPU was reset, or the node rebooted: it answers again and all is as new.
+    """The GPU was reset, or the node rebooted: it responds again, without errors.
 
     A failed row remap and a thermal shutdown are over as well: a person has seen to them. The
     airflow of its group (`cooling`) stays as it is.
@@ -135,7 +135,7 @@ class DriverDown(ScenarioModel):
 
 
 class DriverUp(ScenarioModel):
-    """The driver was loaded anew: calls work, and no GPU waits for a reset any more."""
+    """The driver was reloaded: calls work, and no GPU waits for a reset any more."""
 
     kind: Literal["driver-up"] = "driver-up"
 

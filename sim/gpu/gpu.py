@@ -72,7 +72,7 @@ class SimulatedGpu:
     tenancies: dict[str, Tenancy] = field(default_factory=dict)
     """Tenants whose kernels compete, by the UUID of the GPU or of its MIG device."""
     past: Use = field(default_factory=Use)
-    """What its schedulers did before it was partitioned anew."""
+    """What its schedulers did before its last repartition."""
     lost: bool = False
     plugged: bool = True
     replaced_by: str | None = None
@@ -174,18 +174,18 @@ class SimulatedGpu:
             tenancy.set_clock(self.physics.clock_ppm)
 
     def replace(self, successor: str, now_s: float) -> tuple[Event, ...]:
-        """Another GPU took its place for ever; returns what the driver reports of this one."""
+        """Another GPU took its place; returns what the driver reports of this one."""
         self.replaced_by = successor
         return self._lose(now_s)
 
     def driver_loaded(self) -> None:
-        """The driver was loaded anew, which resets the GPU; one that is lost stays lost."""
+        """The driver was reloaded, which resets the GPU; one that is lost stays lost."""
         self._count_reset()
         if self.recovery_action is RecoveryAction.RESET:
             self.recovery_action = RecoveryAction.NONE
 
     def probe(self) -> Probe:
-        """What the hardware says of its usability; a lost GPU does not tell its temperature."""
+        """Whether the hardware is usable; a lost GPU reports no temperature."""
         return Probe(
             reachable=not self.lost,
             recovery_action=self.recovery_action,
@@ -296,7 +296,7 @@ class SimulatedGpu:
         return (GpuAppeared(self.identity.uuid),) if was_lost else ()
 
     def _count_reset(self) -> None:
-        """Volatile counters start anew, and rows that wait for a remapping get it."""
+        """Volatile counters are zero again, and pending row remaps are done."""
         self.resets += 1
         self.row_remap_pending = False
         self.corrected_ecc = self.uncorrectable_ecc = 0

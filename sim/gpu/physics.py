@@ -59,21 +59,19 @@ class Physics:
 
     @property
     def slowdown_c(self) -> float:
-        """From here on the clocks go down."""
         thermal = self.profile.thermal_c
         at = thermal.slowdown_c if thermal else None
         return SLOWDOWN_C if at is None else at
 
     @property
     def shutdown_c(self) -> float:
-        """From here on the GPU shuts itself down."""
         thermal = self.profile.thermal_c
         at = thermal.shutdown_c if thermal else None
         return SHUTDOWN_C if at is None else at
 
     @property
     def throttled(self) -> bool:
-        """True while the clocks are below what was asked for because of the temperature."""
+        """True while the clocks are reduced because of the temperature."""
         return self.clock_ppm < 1_000_000
 
     def throttle_reasons(self, *, busy: bool) -> ThrottleReason:
@@ -104,7 +102,6 @@ class Physics:
 
     @property
     def too_hot(self) -> bool:
-        """True from the shutdown temperature on."""
         return self._temperature_c >= self.shutdown_c - _ROUNDING_C
 
     def too_hot_in_s(self, load: float) -> float:
@@ -118,7 +115,7 @@ class Physics:
         return THERMAL_TIME_CONSTANT_S * math.log(to_go)
 
     def govern(self) -> None:
-        """Move the clocks one step, if the temperature asks for it."""
+        """Move the clocks one step, if the temperature requires it."""
         if self._temperature_c >= self.slowdown_c:
             self.clock_ppm = max(LOWEST_PPM, self.clock_ppm - STEP_PPM)
         elif self.throttled and self._temperature_c < self.slowdown_c - 3:

@@ -92,7 +92,7 @@ class MigProfile(_Facts):
 class TimeSlice(_Facts):
     """What time slicing takes on this model, in microseconds, where it was measured on it.
 
-    None is the value of other models: see `sim.gpu.compute.parameters`.
+    None is the value of other models: see `sim.gpu.scheduler`.
     """
 
     slice_us: float | None = None

@@ -201,7 +201,6 @@ class GpuCompute:
         self._settle()
 
     def set_speed(self, ppm: int) -> None:
-        """Run at `ppm` millionths of full speed from now on."""
         if ppm == self._ppm:
             return
         self._ppm = ppm
@@ -221,7 +220,7 @@ class GpuCompute:
         self._settle()
 
     def catch_up(self) -> None:
-        """Bring the scheduler to the present, so that what it tells is of now."""
+        """Bring the scheduler to the present, so that its figures are current."""
         now_ns = int(self._env.now)
         if self.scheduler.now_ns < now_ns:
             self._notify(self.scheduler.advance(now_ns))
@@ -231,7 +230,7 @@ class GpuCompute:
             self._working.pop(one.context).succeed(one.at_ns)
 
     def _settle(self) -> None:
-        """Set the alarm anew once everything of this moment has happened."""
+        """Set the next alarm once all other events of this moment were processed."""
         if self._settling:
             return
         self._settling = True

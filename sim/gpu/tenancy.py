@@ -50,7 +50,7 @@ class Memory:
     """The memory of a GPU or MIG device.
 
     `reserved_bytes` is what the driver keeps. With `oversubscribe` (managed memory) nothing fails:
-    pages move, and everybody slows down.
+    pages move, and all tenants slow down.
     """
 
     total_bytes: int
@@ -67,7 +67,7 @@ class Memory:
 
     @property
     def free_bytes(self) -> int:
-        """What the next one who asks can have."""
+        """What the next allocation can have."""
         return max(0, self.total_bytes - self.used_bytes)
 
     def allocate(self, context: ContextId, size_bytes: int) -> None:
@@ -156,7 +156,7 @@ class _Sample:
 
 @dataclass(slots=True)
 class _Bench:
-    """What a driver works on: see `workloads.drivers.Bench`."""
+    """What a driver works on: see `sim.gpu.workloads.Bench`."""
 
     env: simpy.Environment
     random: Random
@@ -179,7 +179,7 @@ class Tenancy:
 
     `compute_share` is the share of the whole GPU's SMs that there are; work that fills more of them
     takes longer in proportion. With `shares_faults` (MPS) the fault of one ends all of them. `log`
-    is told of facts as (kind, keys and values).
+    is called with facts as (kind, keys and values).
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class Tenancy:
         return tenant
 
     def kill(self, pid: int, why: str) -> None:
-        """End a tenant now, as a fault or a person does; one that is gone already stays gone."""
+        """End a tenant now, as a fault or a user does; does nothing for a tenant that has ended."""
         tenant = self.tenants.get(pid)
         if tenant is not None:
             self._end(tenant, why)
@@ -236,7 +236,6 @@ class Tenancy:
             self.kill(pid, why)
 
     def set_clock(self, ppm: int) -> None:
-        """Run at `ppm` millionths of full clocks from now on."""
         if ppm != self._clock_ppm:
             self._clock_ppm = ppm
             self._set_speed()
@@ -263,7 +262,7 @@ class Tenancy:
         return name
 
     def sample(self) -> None:
-        """Measure anew what `utilization` and `sm_share` tell, if the last time is 100 ms ago."""
+        """Measure `utilization` and `sm_share` again, if the last sample is 100 ms old."""
         self.compute.catch_up()
         usage, last, now_ns = self.compute.scheduler.usage, self._sample, int(self.env.now)
         elapsed_ns = now_ns - last.at_ns
@@ -345,5 +344,5 @@ class Tenancy:
         self._log("tenant-ended", {"gpu": self.gpu, "tenant": tenant.spec.name, "why": why})
 
     def _set_speed(self) -> None:
-        """Clocks, and pages that move: together they make the speed of everybody."""
+        """Clocks, and pages that move: together they determine the speed of all tenants."""
         self.compute.set_speed(max(1, round(self._clock_ppm * self.memory.speed)))

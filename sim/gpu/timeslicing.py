@@ -249,7 +249,7 @@ class TimeSlicing(Slicing):
         return soonest
 
     def _run_alone(self, duration_ns: int) -> Sequence[Ended]:
-        """Nobody waits: slices follow each other without a gap."""
+        """No other context waits: slices follow each other without a gap."""
         state, slice_ns = self.state, self.parameters.slice_ns
         past_ns = duration_ns - state.slice_left_ns
         if past_ns > 0:
@@ -265,7 +265,7 @@ class TimeSlicing(Slicing):
         """
         state, slice_ns = self.state, self.parameters.slice_ns
         if running.left_ns <= slice_ns or left_ns <= (len(state.queue) + 1) * slice_ns:
-            # The usual case, seen without a look at everybody: there is no such round.
+            # The usual case, found without iterating over all: there is no such round.
             return 0
         ring = (running, *state.queue)
         round_ns = self._round_ns(ring)

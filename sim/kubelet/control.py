@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gpuplugin.config.document import YamlError, read_yaml_documents
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet.pods import Container, Pod
-from sim.node.control import LineServer
+from sim.lineserver import LineServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,14 +162,14 @@ def serve_kubelet_control(kubelet: Kubelet) -> LineServer:
 
 
 def ask_kubelet(
-    kubelet_dir: Path, answer_within_s: float = DECISION_TIMEOUT_S, **request: object
+    kubelet_dir: Path, respond_within_s: float = DECISION_TIMEOUT_S, **request: object
 ) -> Mapping[str, object]:
     """Send a request to the stand-in of a folder.
 
     Raises:
         ControlError: it does not run there, or it refused.
     """
-    return ask(kubelet_control_socket(kubelet_dir), request, answer_within_s)
+    return ask(kubelet_control_socket(kubelet_dir), request, respond_within_s)
 
 
 def _handle(kubelet: Kubelet, request: _Request) -> Mapping[str, object]:
@@ -186,8 +186,7 @@ def _handle(kubelet: Kubelet, request: _Request) -> Mapping[str, object]:
             kubelet.delete_pod(request.name)
         case "wait":
             kubelet.wait_until(
-                lambda node: node.allocatable(request.resource) == request.count,
-                request.timeout_s,
+                lambda node: node.allocatable(request.resource) == request.count, request.timeout_s
             )
         case "restart":
             kubelet.restart()

@@ -98,7 +98,7 @@ class DeviceManager:
             state.stopped_at_s = now_s
 
     def amounts(self, now_s: float) -> dict[str, Amount]:
-        """Capacity and allocatable by resource; a resource that is gone stays with 0."""
+        """Capacity and allocatable by resource; a resource without devices stays with 0."""
         for name, state in list(self._resources.items()):
             if state.stopped_at_s is not None and now_s - state.stopped_at_s >= ENDPOINT_GRACE_S:
                 del self._resources[name]
@@ -109,21 +109,18 @@ class DeviceManager:
         return amounts
 
     def is_device_resource(self, resource: str) -> bool:
-        """True if some plugin is or was in charge of this resource."""
         return resource in self._ever_seen
 
     def has_preference(self, resource: str) -> bool:
-        """True if the plugin wants to be asked which devices to take."""
         state = self._resources.get(resource)
         return state is not None and state.has_preference
 
     def wants_pre_start(self, resource: str) -> bool:
-        """True if the plugin wants a call before a container starts."""
         state = self._resources.get(resource)
         return state is not None and state.wants_pre_start
 
     def available(self, resource: str, needed: int) -> tuple[str, ...]:
-        """Healthy devices that nobody holds, by id.
+        """Healthy devices that no container holds, by id.
 
         Raises:
             DeviceShortage: there are fewer than `needed`, in the kubelet's words.
@@ -168,7 +165,6 @@ class DeviceManager:
         return tuple(self._holdings)
 
     def devices(self, resource: str) -> dict[str, bool]:
-        """Every device of a resource with its health, by id."""
         state = self._resources.get(resource) or _Resource()
         health = dict.fromkeys(state.healthy, True) | dict.fromkeys(state.unhealthy, False)
         return dict(sorted(health.items()))

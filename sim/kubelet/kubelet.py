@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sim.kubelet.plugins import PluginClient
 
 GRACE_CHECK_S = 1.0
-"""How often the sync loop turns when nothing happens, for what only time changes."""
+"""How often the sync loop runs without a change: the grace period ends by itself."""
 
 
 class Kubelet:

@@ -62,9 +62,7 @@ def listed(message: pb.ListAndWatchResponse) -> tuple[Listed, ...]:
     """The devices of a list; any health but "Healthy" is unhealthy, as in the kubelet."""
     return tuple(
         Listed(
-            device.ID,
-            device.health == "Healthy",
-            tuple(node.ID for node in device.topology.nodes),
+            device.ID, device.health == "Healthy", tuple(node.ID for node in device.topology.nodes)
         )
         for device in message.devices
     )

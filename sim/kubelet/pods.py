@@ -49,7 +49,6 @@ class Pod:
 
 
 def simple_pod(name: str, limits: Mapping[str, int], *, static: bool = False) -> Pod:
-    """A pod of one container named `main`."""
     return Pod(name, (Container("main", MappingProxyType(dict(limits))),), static=static)
 
 

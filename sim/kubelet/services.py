@@ -86,7 +86,7 @@ def _register(connect: Connect) -> grpc.RpcMethodHandler[bytes, bytes]:
 
 
 class PodResources:
-    """The pod-resources service, version v1; `read` gives what is to be told, at each call."""
+    """The pod-resources service, version v1; `read` gives its content, at each call."""
 
     def __init__(
         self,

@@ -5,78 +5,30 @@ The form of the lines and the client side are in `gpuplugin.linesocket`.
 
 from __future__ import annotations
 
-import socketserver
-import threading
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from gpuplugin.linesocket import ControlError, ask, decode, encode
+from gpuplugin.linesocket import ControlError, ask
 from hal import UnknownGpu
 from sim.gpu.faults import FAULT, GpuFault, NodeFault, problems
+from sim.lineserver import LineServer
 from sim.node.injection import CannotInject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sim.gpu.gpu import SimulatedGpu
     from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
 
-    Handler: TypeAlias = Callable[[Mapping[str, object]], Mapping[str, object]]
 
-
-class LineServer:
-    """Serves requests on a unix socket until closed.
-
-    A handler raises `ControlError` to refuse; the text reaches the caller.
-    """
-
-    def __init__(self, path: Path, handler: Handler) -> None:
-        self._path = path
-        path.unlink(missing_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._server = _Server(str(path), _request_handler(handler))
-        path.chmod(0o600)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-        self._path.unlink(missing_ok=True)
-
-
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
-
-
-def _request_handler(handler: Handler) -> type[socketserver.StreamRequestHandler]:
-    class RequestHandler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            for line in self.rfile:
-                self.wfile.write(encode(_answer(line, handler)))
-
-    return RequestHandler
-
-
-def _answer(line: bytes, handler: Handler) -> Mapping[str, object]:
-    try:
-        return handler(decode(line))
-    except ControlError as error:
-        return {"error": str(error)}
-
-
-ANSWER_TIMEOUT_S = 5.0
+RESPONSE_TIMEOUT_S = 5.0
 
 
 class GpuStatus(BaseModel):
-    """One GPU of a simulated node, for those who look from outside."""
+    """One GPU of a simulated node, as clients see it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -89,7 +41,7 @@ class GpuStatus(BaseModel):
 
 
 class InjectedGpu(BaseModel):
-    """A GPU that something befell; `replaced_by` is the UUID of the GPU that took its place."""
+    """A GPU that got the fault; `replaced_by` is the UUID of the GPU that took its place."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -115,8 +67,6 @@ def control_socket(kubelet_dir: Path) -> Path:
 
 
 def serve_control(node: RealTimeNode, path: Path) -> LineServer:
-    """Listen for requests to `node` until the server is closed."""
-
     def handle(request: Mapping[str, object]) -> Mapping[str, object]:
         if "inject" in request:
             return _inject(node, request)
@@ -126,16 +76,16 @@ def serve_control(node: RealTimeNode, path: Path) -> LineServer:
 
 
 def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
-    """Let `what` (a fault of a scenario) befall GPUs of the node behind `path`, or the node.
+    """Inject `what` (a fault as in a scenario) into GPUs of the node at `path`, or the node.
 
-    `gpu` is an index, a UUID, or "all", which means every GPU that it can befall; None for what
-    befalls the node as a whole.
+    `gpu` is an index, a UUID, or "all", which means every GPU that it applies to; None for a
+    fault of the node as a whole.
 
     Raises:
         ControlError: no node there, no such GPU, or nothing that can happen.
     """
     request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
-    return Injected.model_validate(ask(path, request, ANSWER_TIMEOUT_S))
+    return Injected.model_validate(ask(path, request, RESPONSE_TIMEOUT_S))
 
 
 def status(path: Path) -> list[GpuStatus]:
@@ -144,8 +94,8 @@ def status(path: Path) -> list[GpuStatus]:
     Raises:
         ControlError: no node there.
     """
-    answer = ask(path, {"status": True}, ANSWER_TIMEOUT_S)
-    return _GPUS.validate_python(answer["gpus"])
+    response = ask(path, {"status": True}, RESPONSE_TIMEOUT_S)
+    return _GPUS.validate_python(response["gpus"])
 
 
 def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
@@ -174,7 +124,7 @@ def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, o
 
 
 def _inject_into(model: SimulatedNode, named: str, what: GpuFault) -> list[SimulatedGpu]:
-    """The GPUs that it befell: of all, those that it can befall."""
+    """The GPUs that it was injected into: of all, those that it applies to."""
     try:
         wanted = list(model.present) if named == "all" else [model.find(named)]
     except UnknownGpu as error:

@@ -84,8 +84,8 @@ class SimulatedDriver:
         failure = self.failure()
         if failure is None and now_s < self._unwatchable_until_s:
             return DriverUnavailable(
-                "the simulated driver does not let anybody wait for events",
-                "Mend it: 'gpuplugin sim inject --watch mended', or the fault watch-mended",
+                "clients of the simulated driver cannot wait for events",
+                "Repair it: 'gpuplugin sim inject --watch mended', or the fault watch-mended",
             )
         return failure
 

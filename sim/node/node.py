@@ -1,8 +1,8 @@
 """The simulated node: GPUs on one simpy environment, driven by a scenario and one seed.
 
 Model time is the environment's clock, in integer nanoseconds from 0 on, so that it adds up exactly;
-people and faults count in seconds. Who advances it (real time: `sim.node.realtime`) and
-who looks (`sim.node.backend`) is elsewhere; nothing here locks or sleeps.
+scenarios and faults count in seconds. `sim.node.realtime` advances and reads it in real time;
+nothing here locks or sleeps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 FIRST_PID = 4001
 MOST_EVENTS = 4096
-"""Assumed: how many events wait to be taken, often by nobody; older ones are dropped."""
+"""Assumed: how many events are kept until they are read; older ones are dropped."""
 GOVERN_S = 1.0
 """How often clocks follow the temperature; assumed. They have to be faster than the heat: between
 slowdown and shutdown there are 3 degrees on some models."""
@@ -62,7 +62,7 @@ class SimulatedNode:
         self.on_change: Callable[[], None] = lambda: None
         """Called after every fault, and when the driver has something to report."""
         self.listeners: list[Callable[[Event], None]] = []
-        """Each is told every event that the driver reports; `take_events` is for one who asks."""
+        """Each is called with every event that the driver reports; `take_events` polls."""
         self.scenario = scenario
         self.driver = SimulatedDriver()
         self._identities = Identities(scenario)
@@ -84,7 +84,7 @@ class SimulatedNode:
         start_faults(self)
 
     def advance(self, now_s: float) -> None:
-        """Let everything happen that is due by `now_s`, which becomes the present."""
+        """Process all that is due by `now_s`, which becomes the present."""
         now_ns = to_ns(now_s)
         if now_ns > self.env.now:
             self.env.run(until=now_ns)
@@ -263,7 +263,7 @@ class SimulatedNode:
                     self._shut_down_if_too_hot(gpu)
 
     def _shut_down_if_too_hot(self, gpu: SimulatedGpu) -> None:
-        """Now, or at the moment before the next look at which it will be too hot."""
+        """Now, or at the moment before the next check at which it will be too hot."""
         if gpu.lost or gpu.overheated:
             return
         if gpu.physics.too_hot:
@@ -293,7 +293,7 @@ class SimulatedNode:
         return tenancies_of(self.env, identity, profile, self._groups[identity.index], self.log)
 
     def _wake_after(self, delay_s: float) -> None:
-        """Have something scheduled then, so that whoever paces the node wakes those who wait."""
+        """Schedule an event then, so that the real-time clock wakes waiting calls."""
         self.env.timeout(to_ns(delay_s))
 
     def _elapse_later(
@@ -311,7 +311,7 @@ class SimulatedNode:
         self._report([GpuAppeared(uuid)])
 
     def _report(self, events: Iterable[Event]) -> None:
-        """Xids and ECC events that nobody can wait for are lost; that GPUs came or went is not."""
+        """Xids and ECC events are lost while events cannot be waited for; the others are not."""
         deaf = self.driver.watch_failure(self.now_s) is not None
         for event in events:
             if not (deaf and isinstance(event, XidError | EccError)):

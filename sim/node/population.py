@@ -159,7 +159,6 @@ def _profile_of(profile: Profile, recorded: RecordedGpu | None) -> Profile:
 
 
 def _identity_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
-    """The GPU with what is known better of it."""
     if recorded is None:
         return gpu
     return replace(

@@ -35,7 +35,6 @@ class RealTimeNode:
         self._watchers: list[Callable[[], None]] = []
 
     def start(self) -> None:
-        """Let time run; safe to call again."""
         with self._changed:
             if self._thread is not None:
                 return
@@ -63,7 +62,7 @@ class RealTimeNode:
 
     @contextmanager
     def read(self) -> Iterator[SimulatedNode]:
-        """The node, advanced to the present and held still, for those who change nothing of it."""
+        """The node, advanced to the present and held still, to read from."""
         with self._changed:
             self._advance()
             yield self._node
@@ -208,7 +207,7 @@ class SimBackend:
             return _reachable(model, uuid).processes()
 
     def links(self) -> Mapping[tuple[str, str], Link]:
-        """Connections, made anew only when other GPUs answer."""
+        """Connections, computed again only when other GPUs respond."""
         with self._node.call() as model:
             answering = frozenset(uuid for uuid, gpu in model.gpus.items() if not gpu.lost)
             if self._links is None or self._links[0] != answering:

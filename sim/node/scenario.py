@@ -1,4 +1,4 @@
-"""Scenarios: which GPUs a simulated node has and what happens to them. Validated, not run, here."""
+"""Scenarios: the GPUs of a simulated node, their load and faults. Validated, not run, here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RecordedGpu(ScenarioModel):
     """Who a single GPU is, where that is known: what is left out is as its model has it.
 
     Without `uuid` and `pci_bus_id` the node makes its own, from its seed; without `numa_node` the
-    platform names none. `mig` tells more of the devices that the group's `mig` names.
+    platform names none. `mig` has more of the devices that the group's `mig` names.
     """
 
     uuid: Annotated[str, Field(min_length=1)] | None = None
@@ -115,13 +115,14 @@ class Tenant(ScenarioModel):
 
 
 class Pods(ScenarioModel):
-    """Pods of one kind, for a run in virtual time: the kubelet stand-in gives them devices.
+    """Pods of one kind, for `gpuplugin sim run` and `sim up`: a kubelet gives them devices.
 
     `count` pods come at `start_s`, or, with `arrivals_per_hour`, one after the other (Poisson) from
-    then on without end (`count` is not used). Each asks for `devices` of `resource` and lives for
-    `lifetime_s` (exponential around it with `random_lifetime`; None: for ever). Its workload runs
-    on the GPU of the first device. With `restart` a container that ended begins anew, 10 s later
-    at first and at most 5 min, as a kubelet does.
+    then on without end (`count` is not used). Each asks for `devices` of `resource` and, once it
+    has them, lives for `lifetime_s` (exponential around it with `random_lifetime`; None: without
+    end). Its workload runs on the GPU of the first device. With `restart` a container that ended
+    is started again with the kubelet's back-off: after 10 s, doubling to 5 min (in `sim up`: 1 s to
+    30 s), and 10 s again after a container that ran for 10 min (`sim up`: 1 s after 1 min).
     """
 
     name: str
@@ -140,7 +141,7 @@ class Pods(ScenarioModel):
     @model_validator(mode="after")
     def _arrivals_end(self) -> Pods:
         if self.arrivals_per_hour is not None and self.lifetime_s is None:
-            raise ValueError("arrivals_per_hour needs lifetime_s, or the node fills up for ever")
+            raise ValueError("arrivals_per_hour needs lifetime_s: without it the node fills up")
         return self
 
 

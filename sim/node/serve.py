@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 from hal.nvml.inventory import sysfs_bus_id
 from hal.nvml.migminors import MIG_MINORS
 from hal.nvml.procgpus import GPUS
-from sim.node.control import LineServer, control_socket, serve_control
+from sim.lineserver import LineServer
+from sim.node.control import control_socket, serve_control
 from sim.nvml.server import NvmlServer, nvml_socket
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ class KernelFiles:
         self._write(self.procfs / MIG_MINORS, _minors(gpu.identity for gpu in node.present))
 
     def _show(self, link: Path, *, shown: bool, gpu: Gpu | None = None) -> None:
-        """Make a link to a new folder, or remove it."""
         if not shown:
             if link.is_symlink():
                 self._gone.append(link.readlink())
@@ -143,7 +143,7 @@ class CannotServe(Exception):
 def served(node: RealTimeNode, kubelet_dir: Path, pids: ProcessIds | None = None) -> Iterator[None]:
     """Serve both sockets and the files in the folder of the kubelet that the node belongs to.
 
-    `pids` are the process ids that NVML tells; None for those of the simulation.
+    `pids` are the process ids that NVML reports; None for those of the simulation.
 
     Raises:
         CannotServe: a socket cannot be made.
@@ -160,7 +160,7 @@ def served(node: RealTimeNode, kubelet_dir: Path, pids: ProcessIds | None = None
 def kernel_files(node: RealTimeNode, root: Path) -> Iterator[KernelFiles]:
     """The files that the kernel has of the node's GPUs, kept in this folder.
 
-    They change before anybody can see in another way that the node did.
+    They change before a change of the node can be seen in another way.
 
     Raises:
         CannotServe: they cannot be written.

@@ -37,7 +37,7 @@ class Kind(IntEnum):
     INOUT = 3
     """a pointer to something that is read, and written to"""
     VERSIONED = 4
-    """the same, its size told by the version in its first four bytes"""
+    """the same, its size given by the version in its first four bytes"""
     OUT_BY = 5
     """an array for the answer, its length in another argument"""
     INOUT_BY = 6
@@ -105,17 +105,10 @@ COUNT = Argument(Kind.COUNT, ctypes.c_uint32)
 
 
 def out(ctype: CType = ctypes.c_uint32) -> Argument:
-    """A pointer to where one value goes."""
     return Argument(Kind.OUT, ctype)
 
 
-def inout(ctype: type[ctypes.Structure]) -> Argument:
-    """A pointer to a structure that is read, and written to."""
-    return Argument(Kind.INOUT, ctype)
-
-
 def versioned(*structures: tuple[int, type[ctypes.Structure]]) -> Argument:
-    """A pointer to a structure that tells its version."""
     return Argument(Kind.VERSIONED, structures[0][1], versions=dict(structures))
 
 
@@ -130,12 +123,10 @@ def text_out(by: int) -> Argument:
 
 
 def out_by(ctype: CType, by: int) -> Argument:
-    """An array; argument `by` is its length."""
     return Argument(Kind.OUT_BY, ctype, by)
 
 
 def inout_by(ctype: type[ctypes.Structure], by: int) -> Argument:
-    """An array that is read, and written to; argument `by` is its length."""
     return Argument(Kind.INOUT_BY, ctype, by)
 
 
@@ -161,14 +152,14 @@ class Source(Enum):
 class Function:
     """A function of the library.
 
-    `answer` makes what is written to the caller's pointers, or raises `NvmlFailure`; of a `waits`
+    `response` makes what is written to the caller's pointers, or raises `NvmlFailure`; of a `waits`
     function it may be None: nothing to tell yet. `mig`: it can be asked of MIG devices as well.
     """
 
     name: str
     arguments: tuple[Argument, ...]
     source: Source
-    answer: Callable[[NvmlCall], Response | None]
+    response: Callable[[NvmlCall], Response | None]
     note: str = ""
     mig: bool = False
     waits: bool = False
@@ -252,7 +243,7 @@ def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
 
 
 def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """The same as the driver told it before."""
+    """The same in the older form."""
     domain, bus, device = _address(bus_id)
     info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(
         busId=f"{domain:04X}:{bus_id[9:]}".encode(),
@@ -265,7 +256,7 @@ def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
 
 
 def pci_info_v1(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """The same as the first drivers told it."""
+    """The same in the oldest form."""
     domain, bus, device = _address(bus_id)
     legacy = f"{domain:04X}:{bus_id[9:]}".encode()
     return PciInfoV1(legacy, domain, bus, device, device_id or _NOTHING)

@@ -45,7 +45,6 @@ TEXTS = {
 
 
 def text_of(code: Code) -> str:
-    """What `nvmlErrorString` says of a code."""
     return TEXTS.get(code) or code.name.replace("_", " ").capitalize()
 
 
@@ -85,7 +84,6 @@ class Handles:
         self._keys: dict[int, Key] = {}
 
     def of(self, key: Key) -> int:
-        """The handle of something, made if it is the first time."""
         if key not in self._numbers:
             number = _FIRST + _STEP * len(self._numbers)
             self._numbers[key] = number
@@ -167,7 +165,6 @@ class NvmlCall:
         return self._place.mig
 
     def structure(self, kind: type[ctypes.Structure]) -> ctypes.Structure:
-        """The first structure that the caller filled."""
         found = self.structures[0]
         if not isinstance(found, kind):
             raise NvmlFailure(Code.ARGUMENT_VERSION_MISMATCH)

@@ -12,25 +12,16 @@ from typing import TYPE_CHECKING, Final
 from hal.nvml.api import Code
 from sim.nvml.abi import PLACES, Kind
 from sim.nvml.call import Handles, NvmlCall, NvmlFailure, Place
-from sim.nvml.functions import (
-    board,
-    errors,
-    events,
-    instances,
-    inventory,
-    links,
-    load,
-    mig,
-)
+from sim.nvml.functions import board, errors, events, instances, inventory, links, load, mig
 from sim.nvml.functions.events import EventSets
 from sim.nvml.wire import (
     Given,
-    answer_bytes,
     check_pointers,
     failure_bytes,
     hello_bytes,
     numbers_of,
     read_arguments,
+    response_bytes,
     structures_of,
     texts_of,
 )
@@ -69,7 +60,7 @@ def _not_simulated() -> tuple[str, ...]:
 
 
 NOT_SIMULATED: Final = _not_simulated()
-"""Those that answer `NOT_SUPPORTED`, whatever they are asked."""
+"""Those that return `NOT_SUPPORTED` for every call."""
 
 
 log = logging.getLogger(__name__)
@@ -83,8 +74,7 @@ class Hello:
     new_session: int
     deadline_s: float = math.inf
 
-    def answer(self, dispatcher: Dispatcher) -> bytes | None:
-        """The answer; None while the driver hangs."""
+    def response(self, dispatcher: Dispatcher) -> bytes | None:
         return dispatcher.welcome(self)
 
 
@@ -97,9 +87,8 @@ class Request:
     session: int
     deadline_s: float = math.inf
 
-    def answer(self, dispatcher: Dispatcher) -> bytes | None:
-        """The answer; None while it hangs or waits."""
-        return dispatcher.answer(self)
+    def response(self, dispatcher: Dispatcher) -> bytes | None:
+        return dispatcher.response(self)
 
 
 class Dispatcher:
@@ -144,18 +133,18 @@ class Dispatcher:
                 return hello_bytes(Code.DRIVER_NOT_LOADED, 0)
         return hello_bytes(Code.SUCCESS, hello.new_session)
 
-    def answer(self, request: Request) -> bytes | None:
+    def response(self, request: Request) -> bytes | None:
         """The answer to a call; None while it hangs or waits."""
         with self._node.read() as model:
             try:
-                return self._answer(model, request)
+                return self._response(model, request)
             except NvmlFailure as failure:
                 return failure_bytes(request.given, failure)
             except Exception:  # a mistake in one answer must not end those of all processes
                 log.exception("%s could not be answered", request.function.name)
                 return failure_bytes(request.given, NvmlFailure(Code.UNKNOWN))
 
-    def _answer(self, model: SimulatedNode, request: Request) -> bytes | None:
+    def _response(self, model: SimulatedNode, request: Request) -> bytes | None:
         given, function = request.given, request.function
         check_pointers(given)
         if model.hangs():
@@ -183,9 +172,9 @@ class Dispatcher:
             texts=texts_of(given),
             structures=structures_of(given),
         )
-        answer = function.answer(call)
-        if answer is not None:
-            return answer_bytes(given, answer)
+        response = function.response(call)
+        if response is not None:
+            return response_bytes(given, response)
         if time.monotonic() >= request.deadline_s:
             raise NvmlFailure(Code.TIMEOUT)
         return None

@@ -31,7 +31,7 @@ def source() -> str:
 
 
 def abi_hash() -> int:
-    """What tells a library and a node of different versions apart."""
+    """Distinguishes a library and a node of different versions."""
     return _hash(_body())
 
 

@@ -32,14 +32,14 @@ _REFRESH_S = 0.5
 
 
 class ProcessIds(Protocol):
-    """Which process ids the library tells."""
+    """Which process ids the library reports."""
 
     def refresh(self, node: SimulatedNode) -> None:
         """Follow the node's tenants; it is held still."""
         ...
 
     def shown(self, pid: int) -> int:
-        """The process id to tell for a simulated one."""
+        """The process id to report for a simulated one."""
         ...
 
     def close(self) -> None: ...
@@ -88,7 +88,7 @@ class StandIns:
         self._processes.clear()
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        # It reads from a pipe that nobody writes to: however this process ends, so does that.
+        # It reads from a pipe without a writer: however this process ends, so does that.
         return subprocess.Popen(
             [name],
             executable=self._program,
@@ -178,8 +178,6 @@ class NvmlServer:
 
 
 class _Loop:
-    """What the server's thread works with."""
-
     def __init__(
         self, node: RealTimeNode, listener: socket.socket, wake: int, pids: ProcessIds
     ) -> None:
@@ -313,14 +311,14 @@ class _Loop:
         if pending is None or dispatcher is None:
             return
         connection.due_s = math.inf
-        answer = pending.answer(dispatcher)
-        if answer is None:
+        response = pending.response(dispatcher)
+        if response is None:
             # One whose time is over and that has no answer hangs: only a change can end that.
             if pending.deadline_s > time.monotonic():
                 connection.due_s = pending.deadline_s
             return
         connection.pending = None
-        connection.unsent += answer
+        connection.unsent += response
         try:
             self._send(connection)
         except OSError:

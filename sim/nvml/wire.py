@@ -1,4 +1,4 @@
-"""Requests and answers as bytes; the layout is told at the head of `library/stream.c`."""
+"""Requests and answers as bytes; the layout is at the head of `library/stream.c`."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ def _count(given: Given) -> int:
     return int(LENGTH.unpack(given.data)[0]) if given.data else 0
 
 
-def answer_bytes(given: Sequence[Given], answer: Response) -> bytes:
+def response_bytes(given: Sequence[Given], response: Response) -> bytes:
     """The answer of a call that succeeded.
 
     Raises:
         NvmlFailure: there is not enough room for it.
     """
-    values = list(answer) if isinstance(answer, tuple) else [answer]
+    values = list(response) if isinstance(response, tuple) else [response]
     written = [one for one in given if one.argument.kind in WRITTEN]
     rest = iter(values)
     value_of = {
@@ -160,7 +160,7 @@ def answer_bytes(given: Sequence[Given], answer: Response) -> bytes:
 
 
 def failure_bytes(given: Sequence[Given], failure: NvmlFailure) -> bytes:
-    """The answer of a call that failed: only a count that was too small is told."""
+    """The answer of a call that failed: only a count that was too small is returned."""
     parts = [CODE.pack(failure.code)]
     for one in given:
         if one.argument.kind not in WRITTEN or one.null:
@@ -173,7 +173,6 @@ def failure_bytes(given: Sequence[Given], failure: NvmlFailure) -> bytes:
 
 
 def hello_bytes(code: Code, session: int) -> bytes:
-    """The answer to the first request of a connection."""
     return _framed(CODE.pack(code) + VALUE.pack(session))
 
 

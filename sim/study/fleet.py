@@ -131,7 +131,7 @@ class Replay:
         self._used_most = 0
 
     def run(self, progress: Callable[[float], None] = lambda _share: None) -> FleetOutcome:
-        """Let everybody come and go; `progress` is told the share of pods that came."""
+        """Replay all pods; `progress` is called with the share of pods that arrived."""
         for stay in self._stays:
             self._plan(stay.pod.created_s, _COME, stay, 0)
         now_s, came = 0.0, 0
@@ -164,7 +164,7 @@ class Replay:
         heapq.heappush(self._agenda, (at_s, kind, self._numbers, stay, version))
 
     def _place_waiting(self, now_s: float, only: Stay | None = None) -> None:
-        """Whoever waits is tried in turn; one who does not fit does not hold up the others."""
+        """Waiting pods are tried in turn; one that does not fit does not hold up the others."""
         if only is not None:
             if self._place(only, now_s):
                 self._waiting.remove(only)

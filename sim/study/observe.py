@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What was seen of a node in `length_s`; `notes` tells what could not be seen."""
+    """What was seen of a node in `length_s`; `notes` has what could not be read."""
 
     driver_version: str
     length_s: float
@@ -145,14 +145,11 @@ class _Observer:
 
 
 def observe(
-    backend: Backend,
-    for_s: float,
-    interval_s: float,
-    clock: Callable[[], float] = time.monotonic,
+    backend: Backend, for_s: float, interval_s: float, clock: Callable[[], float] = time.monotonic
 ) -> Recording:
-    """Look at an open backend for `for_s` seconds, every `interval_s`.
+    """Observe an open backend for `for_s` seconds, every `interval_s`.
 
-    What one GPU cannot tell is a note, and hides nothing else.
+    What one GPU does not report is a note, and hides nothing else.
 
     Raises:
         HalError: not even the GPUs can be listed.

@@ -36,11 +36,10 @@ class _Seen:
     mig_uuid: str | None
     shares: list[float] = field(default_factory=list)
     memory_bytes: list[int] = field(default_factory=list)
-    looks: int = 0
 
 
 class Scenarist:
-    """Makes the scenario of one recording; `notes` tells what it could not say."""
+    """Makes the scenario of one recording; `notes` has what it cannot express."""
 
     def __init__(self, recording: Recording, *, scrub: bool) -> None:
         self._recording = recording
@@ -52,7 +51,6 @@ class Scenarist:
         self.notes: list[str] = list(() if scrub else recording.notes)
 
     def scenario(self, name: str) -> Node:
-        """The scenario, as `sim.node.scenario` reads it."""
         scenario: Node = {
             "name": name,
             "driver_version": self._recording.driver_version,
@@ -179,7 +177,7 @@ class Scenarist:
         return found
 
     def _beforehand(self) -> Iterator[Node]:
-        """What had befallen GPUs before the recording began, as far as it can be said."""
+        """Faults from before the recording began, as far as they can be expressed."""
         for gpu in self._gpus:
             position = self._positions[gpu.uuid]
             probe = self._recording.probes.get(gpu.uuid)
@@ -251,7 +249,6 @@ def _by_position(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
 
 
 def _note(seen: _Seen, process: ComputeProcess) -> None:
-    seen.looks += 1
     if process.sm_share is not None:
         seen.shares.append(process.sm_share)
     if process.memory_bytes is not None:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Keys(BaseModel):
-    """A part of a report; null is what nobody can tell, never a number that is none."""
+    """A part of a report; null is unknown, never a number in place of one."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -52,7 +52,7 @@ class Service(Keys):
     ooms: int
     """allocations that did not fit"""
     restarts: int
-    """how often a container began anew"""
+    """how often a container was restarted"""
     ended: dict[str, int]
     """why tenants ended, and how often"""
 
@@ -67,8 +67,6 @@ class TenantReport(Service):
 
 
 class KindReport(Service):
-    """All tenants of a kind."""
-
     tenants: int
     """how many there were"""
     gpus: int
@@ -119,8 +117,6 @@ class GpuReport(Keys):
 
 
 class PodsReport(Keys):
-    """How pods got their devices."""
-
     created: int
     """pods that came"""
     waited: int
@@ -134,8 +130,6 @@ class PodsReport(Keys):
 
 
 class RunReport(Keys):
-    """What a run showed."""
-
     scenario: str
     """name of the scenario"""
     seed: int
@@ -161,7 +155,7 @@ class RunReport(Keys):
     xids: dict[int, int]
     """Xids of GPUs, and how often each was reported"""
     restarts: int
-    """containers that began anew"""
+    """containers that were restarted"""
     unavailable_replica_hours: float
     """devices that were listed and not healthy, times hours"""
     pods: PodsReport

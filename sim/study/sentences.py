@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 UNDISTURBED = 1.1
-"""Up to this slowdown nobody notices."""
+"""Up to this slowdown a kind counts as undisturbed."""
 
 ENDLESS = 0.05
 """Where half of the requests wait for more than this share of the run, a queue has no end."""
@@ -20,15 +20,15 @@ ENDLESS = 0.05
 _UNITS = ((86400 * 2, 86400, "days"), (3600 * 3, 3600, "hours"), (180, 60, "minutes"))
 
 
-def in_words(report: RunReport) -> list[str]:
+def as_sentences(report: RunReport) -> list[str]:
     """Three to six sentences or so, in the order in which a person wants to know."""
     return [
-        _what_ran(report),
-        *_who_suffered(report),
-        *_what_switching_took(report),
+        _setup(report),
+        *_slowdowns(report),
+        *_switching(report),
         *_heat(report.gpus),
-        _what_broke(report),
-        *_who_waited(report),
+        _failures(report),
+        *_waiting(report),
     ]
 
 
@@ -69,7 +69,7 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
-def _what_ran(report: RunReport) -> str:
+def _setup(report: RunReport) -> str:
     # One that was replaced shares its index with its successor, and counts once.
     models = Counter({gpu.index: gpu.product for gpu in report.gpus}.values())
     node = listed([f"{count} x {product}" for product, count in models.items()])
@@ -78,67 +78,68 @@ def _what_ran(report: RunReport) -> str:
     tenants = f" were shared by {counted(len(report.tenants), 'tenant')} ({who}{more})"
     return (
         f"For {duration(report.until_s)} of model time {node}"
-        f"{tenants if report.tenants else ' stood without tenants that ask for work'}"
+        f"{tenants if report.tenants else ' ran without tenants that have work'}"
         f" (scenario {report.scenario}, seed {report.seed})."
     )
 
 
-def _who_suffered(report: RunReport) -> list[str]:
+def _slowdowns(report: RunReport) -> list[str]:
     served = [kind for kind in report.kinds if kind.slowdown is not None and kind.latency_ms]
     if not served:
         return ["No request was finished."] if report.tenants else []
     served.sort(key=lambda kind: -(kind.slowdown or 0))
     worst, *others = served
     if (worst.slowdown or 0) < UNDISTURBED:
-        return [_hardly_anybody(report)]
-    said = [_suffered(worst, report.until_s), _from_whom(worst)]
+        return [_single_slowdown(report)]
+    lines = [_slowed_down(worst, report.until_s), _from_whom(worst)]
     if others:
         rest = listed([f"{one.kind} took {number(one.slowdown or 1)} times" for one in others[:3]])
         left_out = f" (the table has {len(others) - 3} more)" if len(others) > 3 else ""
-        said.append(f"Of the others, {rest} as long as alone{left_out}.")
-    return said
+        lines.append(f"Of the others, {rest} as long as alone{left_out}.")
+    return lines
 
 
-def _hardly_anybody(report: RunReport) -> str:
-    """No kind suffered on average, but one of its tenants may have."""
+def _single_slowdown(report: RunReport) -> str:
+    """No kind was slowed down on average, but one of its tenants may be."""
     one = max(report.tenants, key=lambda one: one.slowdown or 0)
     if (one.slowdown or 0) < UNDISTURBED:
-        return "Nobody was held up: requests took as long as alone on the GPU."
+        return "No tenant was slowed down: requests took as long as alone on the GPU."
     label = next((gpu.label for gpu in report.gpus if gpu.uuid == one.gpu), "")
     where = f" on GPU {label}" if label else ""
     return (
-        f"Most were not held up, but requests of {one.name}{where} took {number(one.slowdown or 1)}"
-        " times as long as alone on average."
+        f"Most were not slowed down, but requests of {one.name}{where} took "
+        f"{number(one.slowdown or 1)} times as long as alone on average."
     )
 
 
-def _suffered(kind: KindReport, until_s: float) -> str:
+def _slowed_down(kind: KindReport, until_s: float) -> str:
     latency, alone_ms = kind.latency_ms, kind.alone_ms
     assert latency is not None  # noqa: S101 - who has a slowdown was served
     queue = ""
     if latency.p50 > until_s * 1000 * ENDLESS:
-        queue = " Its queue only grew: more was asked of it than its part of the GPU could do."
+        queue = " Its queue only grew: its load exceeds its share of the GPU."
     return (
-        f"{kind.kind} suffered most: its requests took {number(kind.slowdown or 1)} times as long "
-        f"as alone on average; half took {milliseconds(latency.p50)} or less and 1 in 100 took "
-        f"{milliseconds(latency.p99)} or more, against {milliseconds(alone_ms or 0)} alone.{queue}"
+        f"{kind.kind} was slowed down most: its requests took {number(kind.slowdown or 1)} times "
+        f"as long as alone on average; half took {milliseconds(latency.p50)} or less and 1 in 100 "
+        f"took {milliseconds(latency.p99)} or more, against {milliseconds(alone_ms or 0)} alone."
+        f"{queue}"
     )
 
 
 def _from_whom(kind: KindReport) -> str:
     if not kind.neighbours:
-        return "Nobody else used the GPU: its requests waited for each other."
+        return "No other tenant used the GPU: its requests waited for each other."
     other, share = next(iter(kind.neighbours.items()))
     who = f"other tenants of {kind.kind}" if other == kind.kind else other
     gpus = "the GPU" if kind.gpus == 1 else f"{kind.gpus} GPUs"
     return f"It shared {gpus} with {who}, which took {percent(share)} of the time there."
 
 
-def _what_switching_took(report: RunReport) -> list[str]:
+def _switching(report: RunReport) -> list[str]:
     if report.switching_share is None:
         return []
     fairness = (
-        f" Fairness (Jain) was {report.fairness:.2f}; 1 is everybody slowed down alike."
+        f" Fairness (Jain) was {report.fairness:.2f}; 1 is all slowed down alike."
         if report.fairness is not None
         else ""
     )
@@ -160,14 +161,14 @@ def _heat(gpus: Sequence[GpuReport]) -> list[str]:
         return shut_down
     worst = min(slow, key=lambda gpu: gpu.clock_min_share or 1)
     reached_c, clock = worst.temperature_max_c or 0, percent(worst.clock_min_share or 0)
-    said = (
+    lines = (
         f"Heat slowed down {counted(len(slow), 'GPU')}: GPU {worst.label} reached {reached_c:.0f}"
         f" °C and ran at {clock} of its clocks."
     )
-    return [" ".join([said, *shut_down])]
+    return [" ".join([lines, *shut_down])]
 
 
-def _what_broke(report: RunReport) -> str:
+def _failures(report: RunReport) -> str:
     ooms = (
         f"memory ran out {counted(report.ooms, 'time')}" if report.ooms else "memory never ran out"
     )
@@ -186,18 +187,18 @@ def _what_broke(report: RunReport) -> str:
             f"{number(report.unavailable_replica_hours)} replica-hours."
         )
     restarts = (
-        f" Containers began anew {counted(report.restarts, 'time')}." if report.restarts else ""
+        f" Containers were restarted {counted(report.restarts, 'time')}." if report.restarts else ""
     )
     return f"{ooms[0].upper()}{ooms[1:]}.{faults}{lost}{restarts}"
 
 
-def _who_waited(report: RunReport) -> list[str]:
+def _waiting(report: RunReport) -> list[str]:
     pods = report.pods
-    said = []
+    lines = []
     if pods.waited:
-        said.append(f"{pods.waited} waited for devices, at most {duration(pods.wait_max_s or 0)}")
+        lines.append(f"{pods.waited} waited for devices, at most {duration(pods.wait_max_s or 0)}")
     if pods.never_started:
-        said.append(f"{pods.never_started} had none at the end")
+        lines.append(f"{pods.never_started} had none at the end")
     if pods.refused:
-        said.append(f"{counted(pods.refused, 'admission')} failed")
-    return [f"Of {counted(pods.created, 'pod')}, {listed(said)}."] if said else []
+        lines.append(f"{counted(pods.refused, 'admission')} failed")
+    return [f"Of {counted(pods.created, 'pod')}, {listed(lines)}."] if lines else []

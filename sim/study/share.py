@@ -153,10 +153,10 @@ def divide(plan: SharePlan) -> Division:
     With more clients than the smallest instances allow, several share an instance.
     """
     profile = plan.profile
-    everybody = tuple(range(plan.clients))
+    clients = tuple(range(plan.clients))
     if plan.mechanism is not Mechanism.MIG:
         reserved = profile.memory_reserved_bytes or 0
-        whole = GpuPart(profile.memory_bytes, reserved, plan.busy_ns, plan.occupancy, everybody)
+        whole = GpuPart(profile.memory_bytes, reserved, plan.busy_ns, plan.occupancy, clients)
         return Division((whole,))
     mig = _instances_for(plan.clients, profile)
     fraction = _fraction(mig, profile)
@@ -168,7 +168,7 @@ def divide(plan: SharePlan) -> Division:
                 reserved_bytes=0,
                 work_ns=work_ns,
                 occupancy=min(1.0, plan.occupancy / fraction),
-                clients=everybody[instance :: mig.instances],
+                clients=clients[instance :: mig.instances],
             )
             for instance in range(min(plan.clients, mig.instances))
         ),
@@ -260,8 +260,6 @@ def share(plan: SharePlan) -> ShareResult:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """The time that is measured."""
-
     begin_ns: int
     end_ns: int
 
@@ -308,12 +306,7 @@ class _Run:
             )
 
     def _client(
-        self,
-        client: int,
-        part: GpuPart,
-        gpu: GpuCompute,
-        offset_ns: int,
-        generator: random.Random,
+        self, client: int, part: GpuPart, gpu: GpuCompute, offset_ns: int, generator: random.Random
     ) -> Generator[simpy.Event, object, None]:
         env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._window.begin_ns
         yield env.timeout(offset_ns)

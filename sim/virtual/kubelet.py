@@ -126,7 +126,7 @@ class VirtualPods:
             node.env.process(self._arrive(group))
 
     def something_is_free(self) -> None:
-        """Devices came, became healthy, or were given back: who waits may try again."""
+        """Devices came, became healthy, or were released: pods that wait may try again."""
         room, self._room = self._room, self._node.env.event()
         room.succeed()
 
@@ -140,7 +140,6 @@ class VirtualPods:
             env.process(self._live(group, arrival))
 
     def _live(self, group: Pods, arrival: Arrival) -> Events:
-        """Carry out the steps of one pod's life on the simulated clock."""
         env = self._node.env
         life = pod_life(group, arrival, KUBELET_BACKOFF)
         arrived_ns, over, admitted = int(env.now), env.event(), False
@@ -176,7 +175,6 @@ class VirtualPods:
                 return
 
     def _admit(self, pod: Pod) -> Generator[simpy.Event, object, PodStatus]:
-        """Create a pod and wait until it is admitted or refused."""
         self._kubelet.create(pod)
         while True:
             status = self._kubelet.sync(pod, self._node.now_s)

@@ -48,7 +48,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class HealthChange:
     """A GPU or MIG device came to a health state."""
 
     at_s: float
@@ -85,7 +85,7 @@ class Outcome:
     window_at_s: float
     gpus: list[GpuNotes] = field(default_factory=list)
     tenants: list[TenantRecord] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    changes: list[HealthChange] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     """Facts of the log by kind."""
     xids: dict[int, int] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class VirtualRun:
         self.node.env.process(self._note_slices())
 
     def run(self, progress: Callable[[float], None] = lambda _share: None) -> Outcome:
-        """Run to the end; `progress` is told the share that is done now and then."""
+        """Run to the end; `progress` is called with the share that is done."""
         env, outcome = self.node.env, self.outcome
         end_ns = to_ns(outcome.until_s)
         told_ns, every_ns = 0, max(1, end_ns // 200)
@@ -149,7 +149,7 @@ class VirtualRun:
         outcome.counts[kind] = outcome.counts.get(kind, 0) + 1
         now_ns = int(self.node.env.now) if hasattr(self, "node") else 0
         if kind == "gpu-health":
-            change = Change(
+            change = HealthChange(
                 now_ns / NS_PER_S, str(facts["uuid"]), str(facts["state"]), str(facts["reason"])
             )
             outcome.changes.append(change)

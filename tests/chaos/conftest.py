@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _SHORTER = {
     "sim.kubelet.registration.POLL_S": 0.05,
     "sim.kubelet.registration.FIRST_RETRY_S": 0.1,
-    "sim.kubelet.pluginclient.DIAL_TIMEOUT_S": 1.0,
+    "sim.kubelet.plugins.DIAL_TIMEOUT_S": 1.0,
     "gpuplugin.daemon.serving.endpoint.POLL_S": 0.02,
     "gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S": 0.4,
     "gpuplugin.daemon.control.POLL_S": 0.05,

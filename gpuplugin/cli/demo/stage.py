@@ -182,7 +182,7 @@ class Stage:
         return self._gpu_indices
 
     def inject(self, gpu: int, what: Mapping[str, object]) -> None:
-        """Let something befall a GPU of the plugin's simulated node."""
+        """Inject a fault into a GPU of the plugin's simulated node."""
         inject(control_socket(self.dir), str(gpu), what)
 
     def metric(self, name: str, **labels: str) -> float:

@@ -104,7 +104,7 @@ class _Story:
         status = self._stage.kubelet.run_pod(simple_pod("greedy", {RESOURCE: 2}))
         refused = status.phase is Phase.FAILED and REFUSAL in status.message
         self._note(refused, f"pod greedy is {status.phase.value}: {status.reason}")
-        self._note(refused, f"and is told why: {REFUSAL}")
+        self._note(refused, f"the reason given: {REFUSAL}")
         self._pause(5)
 
     def application_error(self) -> None:

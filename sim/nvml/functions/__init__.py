@@ -1,1 +1,1 @@
-"""What each function answers, by theme; `sim.nvml.table` has them all together."""
+"""What each function answers, by theme; `sim.nvml.dispatch` has the whole table."""

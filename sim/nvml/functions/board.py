@@ -118,7 +118,7 @@ def _temperature_v(call: NvmlCall) -> ctypes.Structure:
 
 
 def thermal(call: NvmlCall, style: str) -> Thermal:
-    """The board's limits, if it tells them in this style.
+    """The board's limits, if it reports them in this style.
 
     Raises:
         NvmlFailure: not supported.
@@ -148,8 +148,8 @@ def _margin(call: NvmlCall) -> ctypes.Structure:
     return info
 
 
-def _of_clock(answer: Callable[[NvmlCall, int], int]) -> Callable[[NvmlCall], int]:
-    return lambda call: answer(call, call.numbers[0])
+def _of_clock(response: Callable[[NvmlCall, int], int]) -> Callable[[NvmlCall], int]:
+    return lambda call: response(call, call.numbers[0])
 
 
 _LIVE, _CONSTANT = Source.LIVE, Source.CONSTANT
@@ -210,10 +210,7 @@ FUNCTIONS = (
         )
     ),
     Function(
-        "nvmlDeviceGetPowerManagementLimitConstraints",
-        (DEVICE, out(), out()),
-        _CONSTANT,
-        limits_mw,
+        "nvmlDeviceGetPowerManagementLimitConstraints", (DEVICE, out(), out()), _CONSTANT, limits_mw
     ),
     Function("nvmlDeviceGetPowerManagementMode", (DEVICE, out()), _CONSTANT, lambda _: 1, "on"),
     Function("nvmlDeviceGetTemperature", (DEVICE, U32, out()), _LIVE, _temperature),
@@ -228,14 +225,14 @@ FUNCTIONS = (
         (DEVICE, U32, out()),
         _CONSTANT,
         _threshold,
-        "boards that tell temperatures",
+        "boards that report temperatures",
     ),
     Function(
         "nvmlDeviceGetMarginTemperature",
         (DEVICE, versioned(version(pynvml.c_nvmlMarginTemperature_v1_t, 1))),
         _LIVE,
         _margin,
-        "boards that tell margins",
+        "boards that report margins",
     ),
     Function("nvmlDeviceGetNumFans", (DEVICE, out()), _CONSTANT, lambda _: 0, "0"),
 )

@@ -98,12 +98,12 @@ def _retires_pages(call: NvmlCall) -> None:
 def _after(
     check: Callable[[NvmlCall], None], *lists: list[int]
 ) -> Callable[[NvmlCall], tuple[list[int], ...]]:
-    def answer(call: NvmlCall) -> tuple[list[int], ...]:
+    def response(call: NvmlCall) -> tuple[list[int], ...]:
         check(call)
         choice(call.numbers[0], 0, 1)
         return lists
 
-    return answer
+    return response
 
 
 def _no_page_pending(call: NvmlCall) -> int:
@@ -194,20 +194,20 @@ def _ecc_mode(call: NvmlCall) -> int:
 
 
 def _row_flag(read: Callable[[NvmlCall], bool]) -> Callable[[NvmlCall], int]:
-    def answer(call: NvmlCall) -> int:
+    def response(call: NvmlCall) -> int:
         if not has_row_remapper(call):
             raise NvmlFailure(Code.NOT_SUPPORTED)
         return int(read(call))
 
-    return answer
+    return response
 
 
 def _margin(read: Callable[[NvmlCall], int | None]) -> Callable[[NvmlCall], int]:
-    def answer(call: NvmlCall) -> int:
+    def response(call: NvmlCall) -> int:
         thermal(call, "margin")
         return known(read(call))
 
-    return answer
+    return response
 
 
 def _links(call: NvmlCall) -> int:
@@ -250,12 +250,12 @@ def _fill(call: NvmlCall) -> list[ctypes.Structure]:
 
 def _filled(call: NvmlCall, value: ctypes.Structure) -> ctypes.Structure:
     value.timestamp, value.latencyUsec = int(call.node.now_s * 1e6), 0
-    answer = FIELDS.get(value.fieldId)
-    if answer is None:
+    response = FIELDS.get(value.fieldId)
+    if response is None:
         value.nvmlReturn = Code.NOT_SUPPORTED
         return value
     try:
-        number = answer(call)
+        number = response(call)
     except NvmlFailure as failure:
         value.nvmlReturn = failure.code
         return value

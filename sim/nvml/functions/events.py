@@ -62,7 +62,6 @@ class EventSets:
         self._handles = itertools.count(_FIRST, 0x40)
 
     def create(self, session: int) -> int:
-        """An empty set of a process; returns its handle."""
         handle = next(self._handles)
         self._sets[handle] = _Set(session)
         return handle
@@ -76,7 +75,6 @@ class EventSets:
         self._sets = {handle: one for handle, one in self._sets.items() if one.session != session}
 
     def register(self, handle: int, uuid: str, types: int) -> None:
-        """Have these types of events of a GPU in the set, too."""
         types_by_uuid = self._find(handle).types
         types_by_uuid[uuid] = types_by_uuid.get(uuid, 0) | types
 

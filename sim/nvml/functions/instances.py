@@ -55,7 +55,6 @@ def _in_mig_mode(call: NvmlCall) -> None:
 
 
 def _gpu_profile_index(call: NvmlCall, mig: MigProfile) -> int:
-    """NVML's number of a GPU instance profile."""
     slices = slices_of(mig.profile)
     if mig.profile.endswith("+me"):
         return int(pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE_REV1)

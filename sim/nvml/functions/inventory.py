@@ -58,7 +58,6 @@ def is_geforce(gpu: SimulatedGpu) -> bool:
 
 
 def serial(gpu: SimulatedGpu) -> str:
-    """13 digits, made from the UUID."""
     if is_geforce(gpu):
         raise NvmlFailure(Code.NOT_SUPPORTED)
     digest = hashlib.sha256(gpu.identity.uuid.encode()).digest()
@@ -83,7 +82,7 @@ def _handle(call: NvmlCall, gpu: SimulatedGpu) -> int:
 
 
 def _first(call: NvmlCall, wanted: Callable[[SimulatedGpu], int | None]) -> int:
-    """The handle that `wanted` finds; a lost GPU on the way cannot say who it is."""
+    """The handle that `wanted` finds; a lost GPU cannot be identified."""
     for gpu in call.node.present:
         if gpu.lost:
             raise NvmlFailure(Code.GPU_IS_LOST)
@@ -262,12 +261,7 @@ FUNCTIONS = (
         _CONSTANT,
         _pci(pci_info_v2),
     ),
-    Function(
-        "nvmlDeviceGetPciInfo",
-        (DEVICE, out(PciInfoV1)),
-        _CONSTANT,
-        _pci(pci_info_v1),
-    ),
+    Function("nvmlDeviceGetPciInfo", (DEVICE, out(PciInfoV1)), _CONSTANT, _pci(pci_info_v1)),
     Function("nvmlDeviceGetBoardId", (DEVICE, out()), _CONSTANT, _board_id, "made from the bus"),
     *(
         Function(name, (DEVICE, out()), _CONSTANT, lambda _: 0, "0", mig=mig)

@@ -101,7 +101,7 @@ def _processes(call: NvmlCall) -> list[ComputeProcess]:
 def _listed(
     structure: type[ctypes.Structure], *, instances: bool
 ) -> Callable[[NvmlCall], list[ctypes.Structure]]:
-    def answer(call: NvmlCall) -> list[ctypes.Structure]:
+    def response(call: NvmlCall) -> list[ctypes.Structure]:
         migs = {mig.uuid: mig for mig in call.gpu.identity.mig_devices}
         found = []
         for process in _processes(call):
@@ -117,7 +117,7 @@ def _listed(
             found.append(one)
         return found
 
-    return answer
+    return response
 
 
 def _samples(call: NvmlCall) -> list[ctypes.Structure]:
@@ -198,10 +198,10 @@ FUNCTIONS = (
             name.format("Compute"),
             (DEVICE, COUNT, array(structure, 1)),
             Source.LIVE,
-            answer,
+            response,
             mig=True,
         )
-        for name, (structure, answer) in _NAMES.items()
+        for name, (structure, response) in _NAMES.items()
     ),
     *(
         Function(

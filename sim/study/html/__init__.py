@@ -1,6 +1,6 @@
 """One self-contained page about a run: sentences, plots, tables. Needs the extra `report`.
 
-Which plots: `sharing` (latency, slices) and `curves` (everything over time); how they become a
+Which plots: `charts` (latency, slices) and `curves` (everything over time); how they become a
 page: `page`, with `page.css` and `page.js`. Nothing is fetched when the page is looked at.
 """
 

@@ -31,7 +31,7 @@ KIND_COLOURS = (
     "#d1607f",
     "#7d8be0",
 )
-"""Of kinds of tenants, by GPU time; to be told apart on white and on black."""
+"""Of kinds of tenants, by GPU time; distinguishable on white and on black."""
 
 GPU_COLOURS = (
     "#5b6cc9",
@@ -48,7 +48,7 @@ NEUTRAL = "#8b8f98"
 """Of what is no kind of its own: other tenants, the driver's memory, totals."""
 
 SWITCH = "#e5484d"
-"""Of context switches, which nobody gains from."""
+"""Of context switches, which are lost time."""
 
 OTHERS = "others"
 
@@ -57,7 +57,7 @@ _UNITS = ((86400 * 3, 86400, "days"), (3600 * 3, 3600, "hours"), (180, 60, "minu
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A plot with its words.
+    """A plot with its texts.
 
     `title` says what is seen, `reading` how to read it, `note` what was left out. `legend` has
     pairs of colour and name. `plot` is Plotly's chart; None where a sentence says it all.
@@ -81,7 +81,6 @@ class Colours:
         self.left_out = max(0, len(kinds) - len(self._of))
 
     def of(self, name: str) -> str:
-        """The colour of a tenant or a kind."""
         return self._of.get(kind_of(name), NEUTRAL)
 
     def legend(self) -> list[tuple[str, str]]:
@@ -151,12 +150,7 @@ LANES_SHOWN = 10
 BARS_SHOWN = 3000
 """Of one GPU; a window of 0.1 s has some hundred slices, unless tenants submit in crumbs."""
 
-_MARKS = (
-    (0.6, (1, 1.5, 2, 3, 4, 5, 7)),
-    (1.2, (1, 2, 5)),
-    (2.6, (1, 3)),
-    (math.inf, (1,)),
-)
+_MARKS = ((0.6, (1, 1.5, 2, 3, 4, 5, 7)), (1.2, (1, 2, 5)), (2.6, (1, 3)), (math.inf, (1,)))
 """Marks of each decade, for axes of up to so many decades; more do not fit on a phone."""
 
 _LEAST_DECADES = 0.45
@@ -199,7 +193,7 @@ def latency(report: RunReport, colours: Colours) -> Chart | None:
         "How long requests took",
         "A point says how many of 100 requests were done within that time. The dotted line is what "
         "a request takes alone on the GPU: the further the curve is to its right, the more it "
-        "suffered.",
+        "slowed down.",
         plot(
             traces,
             340,
@@ -257,10 +251,7 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
             base=[round(start, 4) for start, _ in spans],
             x=[round(length, 4) for _, length in spans],
             width=0.45 if switching else 0.8,
-            marker={
-                "color": SWITCH if switching else colours.of(lane),
-                "line": {"width": 0},
-            },
+            marker={"color": SWITCH if switching else colours.of(lane), "line": {"width": 0}},
             hovertemplate=f"{'switch to ' if switching else ''}{lane}: %{{x:.3f}} ms"
             "<extra></extra>",
         )
@@ -290,7 +281,7 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
 def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
     """What the bars are, and what taking turns cost."""
     if not switching_ns:
-        return f"A bar is work of a tenant. Nobody had to take turns{each}: nothing was lost."
+        return f"A bar is work of a tenant. No tenant had to take turns{each}: nothing was lost."
     lost = percent(switching_ns / (sum(busy.values()) + switching_ns))
     return (
         f"A bar is work of a tenant, one at a time{each}: while others wait, for a slice (on most "
@@ -299,9 +290,7 @@ def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
     )
 
 
-def _joined(
-    segments: Iterable[tuple[str, Segment]],
-) -> Iterable[tuple[str, int, int, bool]]:
+def _joined(segments: Iterable[tuple[str, Segment]]) -> Iterable[tuple[str, int, int, bool]]:
     """(name, start, end, switching), what follows without a gap in one piece."""
     last: tuple[str, int, int, bool] | None = None
     for name, segment in segments:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sim.study.runreport import RunReport
-    from sim.virtual.run import Change, GpuNotes, Outcome, Sample
+    from sim.virtual.run import GpuNotes, HealthChange, Outcome, Sample
 
 GPUS_WITH_MEMORY = 4
 TENANTS_STACKED = 10
@@ -47,7 +47,6 @@ class Curves:
     colours: Colours
 
     def charts(self) -> list[Chart]:
-        """All plots over time that have something to show."""
         return [*self._memory(), *self._lines(), self._health()]
 
     @property
@@ -64,7 +63,7 @@ class Curves:
             self._line_of(
                 "utilisation",
                 "How busy each GPU was",
-                "Share of the time in which a kernel ran, as the driver tells it.",
+                "Share of the time in which a kernel ran, as the driver reports it.",
                 "% of the time",
                 lambda sample: round(sample.utilization * 100, 2),
                 {"range": [0, 104]},
@@ -239,20 +238,20 @@ class Curves:
             [(colour, state) for state, colour in _STATES.items()],
         )
 
-    def _units(self) -> dict[str, list[Change]]:
+    def _units(self) -> dict[str, list[HealthChange]]:
         """Changes by the name of the GPU or MIG device, by index; only those that changed."""
         names: dict[str, str] = {}
         for notes, label in self._gpus:
             names[notes.uuid] = f"GPU {label}"
             for number, place in enumerate(sorted(notes.places - {notes.uuid})):
                 names[place] = f"MIG {label}:{number}"
-        found: dict[str, list[Change]] = defaultdict(list)
+        found: dict[str, list[HealthChange]] = defaultdict(list)
         for change in self.outcome.changes:
             found[names.get(change.uuid, change.uuid[:12])].append(change)
         order = {name: number for number, name in enumerate(names.values())}
         return dict(sorted(found.items(), key=lambda one: order.get(one[0], len(order))))
 
-    def _spans(self, changes: Sequence[Change]) -> list[tuple[float, float, str, str]]:
+    def _spans(self, changes: Sequence[HealthChange]) -> list[tuple[float, float, str, str]]:
         """(start, end, state, reason) in seconds from the begin of the run to its end."""
         edges = [(0.0, "Healthy", ""), *((one.at_s, one.state, one.reason) for one in changes)]
         ends = [*(at_s for at_s, _, _ in edges[1:]), self.outcome.until_s]

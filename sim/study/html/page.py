@@ -14,7 +14,7 @@ from hal import GIB
 from sim.study.html.charts import Chart, Colours, latency, slices
 from sim.study.html.curves import Curves
 from sim.study.report import labels
-from sim.study.sentences import UNDISTURBED, duration, in_words, number, percent
+from sim.study.sentences import UNDISTURBED, as_sentences, duration, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,11 +29,7 @@ NOTHING = "-"
 
 def tables(report: RunReport, colours: Colours) -> list[str]:
     """Tenants by kind, GPUs, and the rest."""
-    return [
-        *([_kinds(report, colours)] if report.kinds else []),
-        _gpus(report),
-        _rest(report),
-    ]
+    return [*([_kinds(report, colours)] if report.kinds else []), _gpus(report), _rest(report)]
 
 
 def _kinds(report: RunReport, colours: Colours) -> str:
@@ -200,7 +196,7 @@ def page_of(outcome: Outcome, report: RunReport, description: str = "") -> str:
 
 
 def _head(report: RunReport, description: str) -> str:
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in in_words(report))
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in as_sentences(report))
     about = f'<p class="about">{escape(description)}</p>' if description else ""
     tiles = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>"
@@ -214,12 +210,12 @@ def _head(report: RunReport, description: str) -> str:
 
 
 def _key_figures(report: RunReport) -> list[tuple[str, str]]:
-    # Where no kind suffered, one of its tenants may have.
+    # Where no kind was slowed down, one of its tenants may be.
     slowest = max((kind.slowdown for kind in report.kinds if kind.slowdown), default=None)
     if slowest is not None and slowest < UNDISTURBED:
         slowest = max(one.slowdown for one in report.tenants if one.slowdown)
     figures = [
-        ("times as long as alone, for who suffered most", slowest, number),
+        ("times as long as alone, for the kind slowed down most", slowest, number),
         ("of the time a GPU was busy, on average", report.utilization, percent),
         ("of the busy time lost to switching", report.switching_share, _short_percent),
         ("fairness (1: all slowed down alike)", report.fairness, lambda value: f"{value:.2f}"),

@@ -26,7 +26,7 @@ OPTIONS = {
     "--repartition 1g.10gb,2g.20gb": "MIG devices 1g.10gb, 2g.20gb",
     "--recover": "recovered, as after a reset",
     "--driver down": "the driver is not loaded",
-    "--driver up": "the driver was loaded anew",
+    "--driver up": "the driver was reloaded",
     "--driver hang": "the driver hangs until --driver up",
     "--watch broken --for 5": "waiting for events fails for 5 s",
     "--watch mended": "waiting for events works again",

@@ -159,3 +159,56 @@ def test_the_output_of_sim_share_in_the_documentation_is_what_it_prints(
 def test_the_number_of_models_in_the_documentation_is_right() -> None:
     text = (ROOT / "docs/simulation.md").read_text()
     assert f"Models are the {len(model_names())} files" in text
+
+
+ARCHITECTURE = ROOT / "docs/architecture.md"
+
+
+def _files_to_change() -> list[str]:
+    table = ARCHITECTURE.read_text().partition("## To change something")[2].partition("\n## ")[0]
+    return re.findall(r"`([\w/]+\.py)`", table)
+
+
+def test_the_reading_path_names_files_that_exist() -> None:
+    named = _files_to_change()
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "declared"),
+    [
+        ("hal/xid.py", "lookup_xid"),
+        ("gpuplugin/core/preference/policies.py", "PolicyName"),
+        ("gpuplugin/config/settings.py", "class Settings"),
+        ("gpuplugin/daemon/http/metrics.py", "class Metrics"),
+        ("sim/gpu/faults.py", "XidFault"),
+        ("gpuplugin/doctor/checks/__init__.py", "CHECKS"),
+        ("gpuplugin/cli/parser.py", "build_parser"),
+        ("gpuplugin/core/injection.py", "DeviceListStrategy"),
+        ("hal/backend.py", "class Backend"),
+        ("gpuplugin/core/watch.py", "class Watch"),
+        ("gpuplugin/core/node.py", "class NodeModel"),
+    ],
+)
+def test_the_reading_path_leads_to_what_it_says(name: str, declared: str) -> None:
+    assert name in _files_to_change()
+    assert declared in (ROOT / name).read_text()
+
+
+def test_the_architecture_names_modules_that_exist() -> None:
+    text = ARCHITECTURE.read_text()
+    named = set(re.findall(r"`((?:core|daemon|kubelet|config|rpc|cli)\.(?!sock)[\w.]+)`", text))
+    paths = {name: ROOT / "gpuplugin" / name.replace(".", "/") for name in named}
+    assert len(paths) > 20
+    assert [
+        name
+        for name, path in paths.items()
+        if not path.with_suffix(".py").exists() and not path.is_dir()
+    ] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert [name for name in sorted(pages) if f"({name})" not in index] == []

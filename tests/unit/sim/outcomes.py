@@ -9,7 +9,7 @@ from hal import GIB
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId
 from sim.gpu.tenancy import TenantRecord
 from sim.gpu.timeslicing import Segment
-from sim.virtual.run import Change, GpuNotes, Outcome, Sample
+from sim.virtual.run import GpuNotes, HealthChange, Outcome, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,5 +77,5 @@ def segment(start_ms: float, end_ms: float, *, switching: bool = False) -> Segme
     return Segment(round(start_ms * NS_PER_MS), round(end_ms * NS_PER_MS), ContextId(1), switching)
 
 
-def change(at_s: float, state: str, uuid: str = "GPU-0", reason: str = "") -> Change:
-    return Change(at_s, uuid, state, reason)
+def change(at_s: float, state: str, uuid: str = "GPU-0", reason: str = "") -> HealthChange:
+    return HealthChange(at_s, uuid, state, reason)

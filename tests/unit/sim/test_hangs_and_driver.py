@@ -195,9 +195,11 @@ def test_a_timed_hang_ends_in_real_time_without_anybody_asking(hang: str) -> Non
     try:
 
         def hung_until_s() -> float | None:
+            with node.read() as model:
+                called_s = model.now_s
             Call(lambda: backend.probe(uuid)).result()
-            with node.update() as model:
-                return model.now_s if model.now_s >= 50 else None
+            with node.read() as model:
+                return model.now_s if called_s >= 50 else None
 
         assert eventually(hung_until_s) >= 1050
     finally:

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import yaml
 from google.protobuf.message import DecodeError
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
@@ -129,7 +128,7 @@ def page_view(
         units=list(_units(node, reading, status.now_s)),
         calls=_calls(plugins),
         unseen={} if reading is None else reading.unseen,
-        configuration=yaml.safe_dump(loaded.effective, sort_keys=False),
+        configuration=loaded.effective_yaml,
         source=loaded.source,
     )
 

@@ -90,7 +90,7 @@ def test_slices_are_joined_and_switches_are_bars_of_their_own() -> None:
 def test_who_is_alone_takes_no_turns() -> None:
     done = outcome(record("a-0"), gpus=[gpu(slices=[("a-0", segment(1000, 1100))])])
     text = words(page(done))
-    assert "Nobody had to take turns: nothing was lost." in text
+    assert "No tenant had to take turns: nothing was lost." in text
     assert "</i>switch</span>" not in text
     assert "Switches took 3.3 % of the time" in words(page(shared()))
     assert "</i>switch</span>" in words(page(shared()))

@@ -44,8 +44,8 @@ def is_ended(client: socket.socket) -> bool:
 
 def test_a_library_of_another_version_is_told_so(world: World) -> None:
     with connect(world, struct.pack("=IHHQQ", 20, 0xFFFF, 0, abi_hash() ^ 1, 0)) as client:
-        answer = client.recv(4096)
-    assert struct.unpack_from("=Ii", answer)[1] == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+        response = client.recv(4096)
+    assert struct.unpack_from("=Ii", response)[1] == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
 
 
 @settings(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sim.study.report import report_of
-from sim.study.sentences import duration, in_words, listed, milliseconds, number, percent
+from sim.study.sentences import as_sentences, duration, listed, milliseconds, number, percent
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
 
 
@@ -13,10 +13,10 @@ def test_who_suffered_from_whom_and_how_much() -> None:
         record("trainer-0", latency_ms=[300], work_ms=250, busy_s=80),
         gpus=[gpu(active_ns=88 * 10**9, switching_ns=2 * 10**9, places={"GPU-0"})],
     )
-    text = "\n".join(in_words(report_of(done)))
+    text = "\n".join(as_sentences(report_of(done)))
     assert "For 100 s of model time 1 x NVIDIA Test" in text
     assert "shared by 2 tenants (1 x trainer, 1 x api)" in text
-    assert "api suffered most: its requests took 2.6 times as long as alone on average" in text
+    assert "api was slowed down most: its requests took 2.6 times as long as alone" in text
     assert "half took 10 ms or less and 1 in 100 took 10 ms or more, against 4 ms alone." in text
     assert "It shared the GPU with trainer, which took 80 % of the time there." in text
     assert "trainer took 1.2 times as long as alone" in text
@@ -27,14 +27,14 @@ def test_who_suffered_from_whom_and_how_much() -> None:
 
 def test_a_queue_without_end_is_called_so() -> None:
     done = outcome(record("asr-0", latency_ms=[6000.0] * 3, work_ms=20), until_s=100)
-    text = " ".join(in_words(report_of(done)))
+    text = " ".join(as_sentences(report_of(done)))
     assert "Its queue only grew" in text
-    assert "Nobody else used the GPU" in text
+    assert "No other tenant used the GPU" in text
 
 
 def test_nobody_is_said_to_suffer_who_did_not() -> None:
-    text = " ".join(in_words(report_of(outcome(record("a-0", latency_ms=[1.01])))))
-    assert "Nobody was held up" in text
+    text = " ".join(as_sentences(report_of(outcome(record("a-0", latency_ms=[1.01])))))
+    assert "No tenant was slowed down" in text
     assert "suffered" not in text
 
 
@@ -47,7 +47,7 @@ def test_faults_heat_and_memory_are_told() -> None:
     done.xids = {95: 2}
     done.unavailable_replica_ns = 9 * 3600 * 10**9
     done.pods_created = 4
-    text = " ".join(in_words(report_of(done)))
+    text = " ".join(as_sentences(report_of(done)))
     assert "For 7 days" in text
     assert "GPU 0 reached 91 °C and ran at 60 % of its clocks." in text
     assert "Memory ran out 3 times. 2 Xids (2 x 95)." in text
@@ -59,7 +59,7 @@ def test_faults_heat_and_memory_are_told() -> None:
 def test_a_gpu_that_shut_itself_down_is_named() -> None:
     done = outcome(record("a-0"), gpus=[gpu(0), gpu(1)])
     done.thermal_shutdowns["GPU-1"] = 2
-    text = " ".join(in_words(report_of(done)))
+    text = " ".join(as_sentences(report_of(done)))
     assert "Shut down at the highest temperature: GPU 1 (2 times)." in text
 
 
@@ -67,14 +67,14 @@ def test_one_who_suffered_among_many_who_did_not_is_named() -> None:
     well = [record(f"a-{number}", latency_ms=[1.0] * 50) for number in range(3)]
     slow = record("a-3", "GPU-1", latency_ms=[1.3] * 20)
     done = outcome(*well, slow, gpus=[gpu(0), gpu(1)])
-    text = " ".join(in_words(report_of(done)))
+    text = " ".join(as_sentences(report_of(done)))
     assert "requests of a-3 on GPU 1 took 1.3 times as long as alone" in text
-    assert "Nobody was held up" in " ".join(in_words(report_of(outcome(*well))))
+    assert "No tenant was slowed down" in " ".join(as_sentences(report_of(outcome(*well))))
 
 
 def test_a_node_without_tenants() -> None:
-    text = " ".join(in_words(report_of(outcome(gpus=[gpu(0), gpu(1)]))))
-    assert "2 x NVIDIA Test stood without tenants" in text
+    text = " ".join(as_sentences(report_of(outcome(gpus=[gpu(0), gpu(1)]))))
+    assert "2 x NVIDIA Test ran without tenants" in text
     assert "suffered" not in text
 
 
