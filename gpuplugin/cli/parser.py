@@ -76,10 +76,10 @@ def _add_cdi(commands: Commands) -> None:
     cdi = commands.add_parser("cdi", help="CDI specs of the GPUs")
     cdi_commands = cdi.add_subparsers(metavar="COMMAND", required=True)
     show = cdi_commands.add_parser("show", help="print the specs that would be written")
-    show.set_defaults(module="cdi", function="show")
+    show.set_defaults(module="devices", function="show_cdi")
     add_options(show, sections=_DEVICES_SECTIONS, names=_DEVICES_NAMES)
     remove = cdi_commands.add_parser("remove", help="remove the specs that were written")
-    remove.set_defaults(module="cdi", function="remove")
+    remove.set_defaults(module="devices", function="remove_cdi")
     remove.add_argument(
         "--cdi-root", default=DEFAULT_CDI_ROOT, metavar="DIR", help=f"default {DEFAULT_CDI_ROOT}"
     )
