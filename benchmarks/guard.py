@@ -115,8 +115,7 @@ def _prefer_counts() -> Iterator[Guarded]:
             worst = max(
                 instructions(
                     partial(
-                        service.unary["GetPreferredAllocation"],
-                        prefer_request(ids[:free], size),
+                        service.unary["GetPreferredAllocation"], prefer_request(ids[:free], size)
                     )
                 )
                 for free in (gpus // 2 + 1, gpus - 1, gpus)

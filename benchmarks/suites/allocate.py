@@ -225,11 +225,7 @@ def _busy(context: Context) -> list[Measurement]:
 
 
 def _busy_with(
-    context: Context,
-    paths: dict[tuple[str, str], Path],
-    request: bytes,
-    clients: int,
-    streams: int,
+    context: Context, paths: dict[tuple[str, str], Path], request: bytes, clients: int, streams: int
 ) -> list[Measurement]:
     method = device_plugin_method("Allocate")
     calls = max(context.effort.busy_calls, clients * streams)

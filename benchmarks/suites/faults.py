@@ -58,10 +58,7 @@ def _one_start(
     context: Context, replicas: int, times: dict[str, list[tuple[float, float]]]
 ) -> None:
     """Start each plugin on a node of its own and let every GPU have a fault."""
-    names = [
-        *(f"{engine}" for engine in context.engines),
-        *(spec.name for spec in context.others),
-    ]
+    names = [*(f"{engine}" for engine in context.engines), *(spec.name for spec in context.others)]
     chance = context.chance(f"{SUITE} {replicas}")
     for position in chance.sample(range(len(names)), len(names)):
         with simulated_node(context.folder / f"f{position}") as node:

@@ -164,11 +164,7 @@ def as_json(findings: Sequence[Finding]) -> str:
         }
         for finding in findings
     ]
-    diagnosis = {
-        "severity": severity.word,
-        "exit_status": EXIT_STATUS[severity],
-        "checks": checks,
-    }
+    diagnosis = {"severity": severity.word, "exit_status": EXIT_STATUS[severity], "checks": checks}
     return json.dumps(diagnosis, indent=2)
 
 

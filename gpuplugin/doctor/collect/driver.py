@@ -118,10 +118,7 @@ def _pci(host: HostRoot) -> tuple[PciGpu, ...] | None:
 
 
 def _nodes(host: HostRoot) -> Mapping[str, FileFact]:
-    paths = (
-        *host.names("/dev", "nvidia*"),
-        *host.names("/dev/nvidia-caps", "nvidia-cap*"),
-    )
+    paths = (*host.names("/dev", "nvidia*"), *host.names("/dev/nvidia-caps", "nvidia-cap*"))
     facts = {path: fact for path in paths if (fact := host.fact(path)) is not None}
     return MappingProxyType({path: fact for path, fact in facts.items() if not fact.is_folder})
 
