@@ -62,7 +62,6 @@ class _Stamped:
     engine: EngineName
 
     def serve(self, path: Path, stop: Pipe) -> None:
-        """Serve until `stop` is closed."""
         # Four numbers for each call: metrics entered, handler entered, handler left, metrics left.
         stamps = array("q")
         clock = time.perf_counter_ns

@@ -79,6 +79,7 @@ def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _
         # A folder of its own for each suite: sockets of one are not in the way of the next.
         with tempfile.TemporaryDirectory(prefix="gp", ignore_cleanup_errors=True) as name:
             context = Context(
+                suite=suite,
                 effort=effort,
                 folder=Path(name),
                 engines=tuple(wanted.engines),

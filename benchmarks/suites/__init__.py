@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
+from benchmarks.calls import in_turns
 from benchmarks.plugins import PluginSpec, own_plugin
+from benchmarks.results import Estimate, Interval, Measurement, measurement
 from benchmarks.servers import ENGINES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    from benchmarks.calls import ClientName
+    from benchmarks.calls import ClientName, Subject
     from benchmarks.plugins import Node
+    from benchmarks.results import Rounds, Statistic
     from gpuplugin.rpc import EngineName
 
 
@@ -39,8 +42,9 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A run's settings; `folder` is an empty one with a short path, for sockets."""
+    """What a suite needs; `folder` is an empty one with a short path, for sockets."""
 
+    suite: str
     effort: Effort
     folder: Path
     engines: tuple[EngineName, ...] = ENGINES
@@ -51,9 +55,43 @@ class Context:
     progress: Callable[[str, float], None] = lambda _what, _share: None
     notes: list[str] = field(default_factory=list)
 
-    def chance(self, suite: str) -> Random:
-        """Random numbers of a suite, which do not depend on the suites that run before it."""
-        return Random(f"{self.seed} {suite}")
+    def turns(
+        self, subjects: Sequence[Subject], rounds: int, what: str, chance: Random | None = None
+    ) -> dict[str, list[list[float]]]:
+        """Samples of each subject by round, measured in turns; `what` is shown meanwhile."""
+        return in_turns(
+            subjects,
+            rounds,
+            chance or self.chance(self.suite),
+            lambda share: self.progress(what, share),
+        )
+
+    def figure(
+        self,
+        case: str,
+        subject: str,
+        unit: str,
+        rounds: Rounds,
+        floors: Mapping[str, Rounds] | None = None,
+        *,
+        p99_floors: Collection[str] = (),
+        of: Statistic = "p50",
+        family: str = "",
+    ) -> Measurement:
+        """A figure of the suite; see `benchmarks.results.measurement`."""
+        return measurement(
+            self.suite, case, subject, unit, rounds, self.seed, floors,
+            p99_floors=p99_floors, of=of, family=family,
+        )  # fmt: skip
+
+    def number(self, case: str, subject: str, unit: str, value: float) -> Measurement:
+        """A figure of the suite that is one number, without an interval."""
+        only = Estimate(value, Interval(None, None))
+        return Measurement(self.suite, case, subject, unit, 1, only)
+
+    def chance(self, name: str) -> Random:
+        """Random numbers of their own for each name, whatever was measured before."""
+        return Random(f"{self.seed} {name}")
 
     def plugins(self, node: Node) -> tuple[PluginSpec, ...]:
         """Our daemon on each engine, and the others that can see the node."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from benchmarks.devices import healthy_ids
 from benchmarks.kubelet import NeverCame
 from benchmarks.plugins import GPUS, simulated_node, started
-from benchmarks.results import Floors, Named, measurement, one_round_each
 from sim.node.control import inject, status
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from benchmarks.results import Measurement
     from benchmarks.suites import Context
 
-SUITE = "faults"
 FAULT: Mapping[str, object] = {"kind": "xid", "xid": 79}
 """The GPU has fallen off the bus: fatal to every plugin."""
 
@@ -47,10 +45,10 @@ def measure(context: Context) -> list[Measurement]:
             _one_start(context, replicas, times)
         for name, pairs in times.items():
             if pairs:
-                floors = Floors({INJECTION: one_round_each([floor for floor, _ in pairs])})
-                named = Named(SUITE, f"fault to list, {GPUS} x {replicas}", name, "ms")
-                rounds = one_round_each([took for _, took in pairs])
-                figures.append(measurement(named, rounds, context.seed, floors))
+                case = f"fault to list, {GPUS} x {replicas}"
+                floors = {INJECTION: [[floor] for floor, _ in pairs]}
+                took = [[took] for _, took in pairs]
+                figures.append(context.figure(case, name, "ms", took, floors))
     return figures
 
 
@@ -59,7 +57,7 @@ def _one_start(
 ) -> None:
     """Start each plugin on a node of its own and let every GPU have a fault."""
     names = [*(f"{engine}" for engine in context.engines), *(spec.name for spec in context.others)]
-    chance = context.chance(f"{SUITE} {replicas}")
+    chance = context.chance(f"{context.suite} {replicas}")
     for position in chance.sample(range(len(names)), len(names)):
         with simulated_node(context.folder / f"f{position}") as node:
             spec = context.plugins(node)[position]
