@@ -1,4 +1,4 @@
-"""Where the time of one Allocate call goes: clocks at the seams of client, engine and handler.
+"""Profile of one Allocate call: time stamps between client, engine and handler.
 
 Client and server stamp the same clock (CLOCK_MONOTONIC is one for all processes), so the way
 through the kernel and the engine is what lies between their stamps. The stamps themselves cost

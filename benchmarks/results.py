@@ -113,7 +113,7 @@ def ratio(
 ) -> Estimate:
     """A quantile of `samples` over that of `floor`, with an interval by bootstrap over rounds.
 
-    Rounds are drawn anew in pairs, for what disturbs a machine disturbs both halves of a round.
+    Rounds are resampled in pairs, because a disturbance affects both halves of a round.
     From fewer rounds than `FEWEST_ROUNDS` no interval is made.
     For a median the estimate is the median of the rounds' own ratios of medians; for any other
     share the samples of all rounds are put together first, because a round has too few of them.

@@ -76,7 +76,7 @@ def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _
     figures: list[Measurement] = []
     notes: list[str] = []
     for suite in wanted.suites:
-        # A folder of its own for each suite: sockets of one are not in the way of the next.
+        # Each suite has its own folder, so that socket names cannot clash.
         with tempfile.TemporaryDirectory(prefix="gp", ignore_cleanup_errors=True) as name:
             context = Context(
                 suite=suite,

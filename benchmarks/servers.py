@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENGINES: tuple[EngineName, ...] = ("grpcio", "fast")
-"""The library first, which the other is held against."""
+"""The library first: the other engine is compared with it."""
 
 RENEW = "Renew"
 """A method beside those of the kubelet's: the next choice is the first one of a new plugin."""

@@ -137,7 +137,7 @@ def begin(name: str) -> str:
 
 
 def with_tables(text: str) -> str:
-    """A page with its tables made anew from the code."""
+    """A page with its tables generated from the code."""
     for name, table in TABLES.items():
         before, found, rest = text.partition(begin(name))
         if found:

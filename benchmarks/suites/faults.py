@@ -1,4 +1,4 @@
-"""From a fault of a GPU to the list with it, on the wire.
+"""The time from a fault of a GPU to the list with it, on the wire.
 
 The fault is injected into the simulated node; what that alone takes is the floor. After each start
 of a plugin every GPU has one fault, and none recovers: how soon a plugin recovers is a choice.

@@ -63,7 +63,7 @@ def _add_devices(commands: Commands) -> None:
 
 
 def _add_config(commands: Commands) -> None:
-    config = commands.add_parser("config", help="look at configuration files")
+    config = commands.add_parser("config", help="check configuration files")
     config_commands = config.add_subparsers(metavar="COMMAND", required=True)
     check = config_commands.add_parser("check", help="check a file and print what it means")
     check.set_defaults(module="config", function="check")
@@ -91,7 +91,7 @@ def _add_health(commands: Commands) -> None:
     health.add_argument("--json", action="store_true", help="print JSON")
     add_options(health, sections=(), names=("--kubelet-dir",))
     health_commands = health.add_subparsers(metavar="COMMAND")
-    clear = health_commands.add_parser("clear", help="say that a fault is over")
+    clear = health_commands.add_parser("clear", help="clear a fault by hand")
     clear.set_defaults(module="health", function="clear")
     clear.add_argument("unit", metavar="UUID|INDEX|all", help="a GPU or MIG device")
     add_options(clear, sections=(), names=("--kubelet-dir",))

@@ -85,7 +85,7 @@ class HostRoot:
         )
 
     def hides(self, folder: str) -> bool:
-        """True if there is such a folder and this user may not look into it."""
+        """True if the folder exists and this user may not read it."""
         return self.exists(folder) and not os.access(self.at(folder), os.X_OK)
 
     def names(self, folder: str, pattern: str = "*") -> tuple[str, ...]:
