@@ -74,7 +74,7 @@ class Health:
     """
 
     since_s: float
-    status: HealthState = HealthState.HEALTHY
+    state: HealthState = HealthState.HEALTHY
     fault: Fault | None = None
     faults: int = 0
     epoch: str | None = None
@@ -87,7 +87,7 @@ class Health:
     @property
     def healthy(self) -> bool:
         """True if its devices may be given out."""
-        return self.status is HealthState.HEALTHY
+        return self.state is HealthState.HEALTHY
 
     @property
     def needs_reset(self) -> bool:
@@ -128,7 +128,7 @@ def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -
         return _fault(health, obstacle, now_s, down=True)
     if missed is not None and policy.hardware_checks:
         return _fault(health, missed, now_s, down=False)
-    match health.status:
+    match health.state:
         case HealthState.HEALTHY:
             forgiven = health.faults and now_s - health.since_s >= policy.flap_memory_s
             faults = 0 if forgiven else health.faults
@@ -137,7 +137,7 @@ def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -
             if not _cured(health, probe):
                 return health
             # What answered this fault must not count for the next one.
-            return replace(health, status=HealthState.RECOVERING, since_s=now_s, reset_seen=False)
+            return replace(health, state=HealthState.RECOVERING, since_s=now_s, reset_seen=False)
         case HealthState.RECOVERING:
             if now_s - health.since_s < quiet_period_s(health, policy):
                 return replace(health, reset_seen=False)
@@ -195,20 +195,20 @@ def _contained(health: Health, now_s: float) -> Health:
     fault = health.fault
     doubted = fault is not None and fault.cause is Cause.ECC
     recent = now_s - health.since_s < CONTAINED_WINDOW_S
-    if health.status is HealthState.UNHEALTHY and doubted and recent and health.obstacle is None:
+    if health.state is HealthState.UNHEALTHY and doubted and recent and health.obstacle is None:
         faults = max(0, health.faults - 1)
         health = replace(
-            health, status=HealthState.HEALTHY, since_s=now_s, fault=None, faults=faults
+            health, state=HealthState.HEALTHY, since_s=now_s, fault=None, faults=faults
         )
     return replace(health, contained_s=now_s, ecc_told=True)
 
 
 def _fault(health: Health, fault: Fault, now_s: float, *, down: bool) -> Health:
     """Enter or stay in Unhealthy; there, only a fault of a graver cure takes over the reason."""
-    if health.status is not HealthState.UNHEALTHY or health.fault is None:
+    if health.state is not HealthState.UNHEALTHY or health.fault is None:
         return replace(
             health,
-            status=HealthState.UNHEALTHY,
+            state=HealthState.UNHEALTHY,
             since_s=now_s,
             fault=fault,
             faults=health.faults + 1,

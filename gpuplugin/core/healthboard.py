@@ -32,7 +32,7 @@ def _none() -> States:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A GPU, or MIG device of it, changed its status; `fault` is why it is not healthy."""
+    """A GPU, or MIG device of it, changed its state; `fault` is why it is not healthy."""
 
     uuid: str
     gpu_uuid: str
@@ -84,10 +84,10 @@ class HealthBoard:
         """GPUs and MIG devices alike."""
         return {**self.gpus, **self.mig}
 
-    def status_of(self, uuid: str) -> HealthState | None:
-        """The status of a GPU or MIG device, None if it is not on the board."""
+    def state_of(self, uuid: str) -> HealthState | None:
+        """The state of a GPU or MIG device, None if it is not on the board."""
         health = self.gpus.get(uuid) or self.mig.get(uuid)
-        return health.status if health else None
+        return health.state if health else None
 
     def gpu_of(self, uuid: str) -> str:
         """The GPU that a GPU or MIG device belongs to.
@@ -194,10 +194,10 @@ class HealthBoard:
     def transitions_from(self, before: HealthBoard) -> tuple[Transition, ...]:
         """HealthState changes from `before` to this board: GPUs, then MIG devices, by UUID."""
         return tuple(
-            Transition(uuid, self.gpu_of(uuid), before.status_of(uuid), health.status, health.fault)
+            Transition(uuid, self.gpu_of(uuid), before.state_of(uuid), health.state, health.fault)
             for states in (self.gpus, self.mig)
             for uuid, health in sorted(states.items())
-            if before.status_of(uuid) is not health.status
+            if before.state_of(uuid) is not health.state
         )
 
     def _named_instances(self, event: Event) -> list[str]:

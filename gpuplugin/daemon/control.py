@@ -130,7 +130,7 @@ class ControlServer:
                 {
                     "uuid": uuid,
                     "index": view.index(uuid),
-                    "state": health.status.value,
+                    "state": health.state.value,
                     "for_s": round(now_s - health.since_s, 1),
                     "reason": health.fault.reason if health.fault else "",
                     "action": health.fault.action if health.fault else "",

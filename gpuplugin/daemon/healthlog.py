@@ -116,7 +116,7 @@ class HealthLog:
 def _condition(view: NodeView) -> Condition:
     board = view.board
     unhealthy = [
-        _report(uuid, view.index(uuid), health.status, health.fault)
+        _report(uuid, view.index(uuid), health.state, health.fault)
         for uuid, health in board.units.items()
         if not health.healthy
     ]

@@ -158,7 +158,7 @@ def _add_node(metrics: Metrics, view: NodeView, now_s: float, add: Add) -> None:
     for uuid, health in view.board.units.items():
         for state in HealthState:
             labels = (uuid, view.index(uuid), state.value)
-            add(metrics.gpu_health, labels, health.status is state)
+            add(metrics.gpu_health, labels, health.state is state)
     for device, seconds in view.history.unhealthy_s(now_s).items():
         add(metrics.gpu_unhealthy_seconds, device, seconds)
 

@@ -315,11 +315,11 @@ def test_a_hung_probe_says_nothing_of_ecc_errors() -> None:
     node.update([a_gpu(0), a_gpu(1)], {A: counted, B: counted})
     hung = judge_probes({A: HalHung("it hangs"), B: counted}, node.model.view.board)
     node.update([a_gpu(0), a_gpu(1)], dict(hung.by_uuid))
-    assert node.model.view.board.gpus[A].status is HealthState.UNHEALTHY
+    assert node.model.view.board.gpus[A].state is HealthState.UNHEALTHY
     for _ in range(3):
         node.after(QUIET_S)
         node.update([a_gpu(0), a_gpu(1)], {A: counted, B: counted})
-    assert node.model.view.board.gpus[A].status is HealthState.HEALTHY
+    assert node.model.view.board.gpus[A].state is HealthState.HEALTHY
 
 
 def test_the_view_is_one_value() -> None:

@@ -146,7 +146,7 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
         for index, uuid, product, memory_bytes in _devices(gpu):
             if uuid not in counts or uuid not in health:
                 continue
-            state, fault = health[uuid].status.value, health[uuid].fault
+            state, fault = health[uuid].state.value, health[uuid].fault
             changes = [one for one in node.history.changes if one.uuid == uuid]
             history_s, history = spans(changes, now_s)
             # A GPU or MIG device that is newer than the reading has no usage yet.
