@@ -25,16 +25,13 @@ class Backend(Protocol):
             DriverNotFound: the driver's library is not on this machine.
             DriverUnavailable: the library is there, the driver does not answer.
         """
-        ...
 
     def close(self) -> None:
         """Let go of the hardware and make a blocked `wait_events` return. Never raises."""
-        ...
 
     @property
     def driver_version(self) -> str:
         """The driver's version as it prints it, for example `580.105.08`."""
-        ...
 
     def gpus(self) -> tuple[Gpu, ...]:
         """All GPUs and their MIG devices, ordered by index.
@@ -42,36 +39,21 @@ class Backend(Protocol):
         A lost GPU is listed as lost with its last known identity; one bad GPU never makes
         this fail.
         """
-        ...
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
         """Events since the last call, waiting up to `timeout_s` for the first; may be empty."""
-        ...
 
     def probe(self, uuid: str) -> Probe:
-        """Whether the GPU can be used now; a lost GPU answers `reachable=False`, not an error.
-
-        Raises:
-            UnknownGpu: no GPU of this UUID was ever seen.
-        """
-        ...
+        """Whether the GPU can be used now; a lost one is `reachable=False`. Raises `UnknownGpu`."""
 
     def telemetry(self, uuid: str) -> Telemetry:
-        """A fresh reading of one GPU.
-
-        Raises:
-            UnknownGpu: no GPU of this UUID was ever seen.
-            GpuLost: the GPU does not answer.
-        """
-        ...
+        """A fresh reading of one GPU; raises `UnknownGpu` or `GpuLost`."""
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
         """Processes with a context on the GPU, ordered by pid. Raises as `telemetry`."""
-        ...
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         """How each ordered pair of distinct reachable GPUs is connected, by UUIDs. Cached."""
-        ...
 
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
         """Set the GPU's time-slice level for contexts that are made from now on.
@@ -81,4 +63,3 @@ class Backend(Protocol):
             UnknownGpu: no GPU of this UUID was ever seen.
             GpuLost: the GPU does not answer.
         """
-        ...

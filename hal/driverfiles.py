@@ -39,7 +39,6 @@ class DriverFiles:
 
     @property
     def library_folders(self) -> tuple[str, ...]:
-        """Folders that hold libraries."""
         return tuple(dict.fromkeys(str(Path(path).parent) for path, _ in self.libraries))
 
 

@@ -68,8 +68,6 @@ class XidScope(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Xid:
-    """One code of the catalogue."""
-
     code: int
     meaning: str
     action: XidAction

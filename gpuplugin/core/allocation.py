@@ -24,8 +24,6 @@ class AllocationError(Exception):
 
 
 class UnknownDevice(AllocationError):
-    """The request names a device that this resource does not have."""
-
     def __init__(self, resource: str, device_id: str) -> None:
         super().__init__(resource, f"unknown device: {device_id}")
         self.device_id = device_id
@@ -40,8 +38,6 @@ class SharedRequestTooLarge(AllocationError):
 
 
 class NotDistinct(AllocationError):
-    """Replicas had to be on distinct GPUs, and are not."""
-
     def __init__(self, resource: str, asked: int, gpu_uuid: str, found: int) -> None:
         super().__init__(
             resource,

@@ -40,7 +40,6 @@ class CdiHost:
 
 
 def spec_file_name(kind: str) -> str:
-    """The file of one class of devices."""
     return f"{CDI_VENDOR}-{kind}.json"
 
 

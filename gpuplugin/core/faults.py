@@ -65,7 +65,6 @@ class XidPolicy:
     all_fatal: bool = False
 
     def is_fatal(self, code: int) -> bool:
-        """True if the Xid makes its GPU Unhealthy."""
         if code in self.fatal or self.all_fatal:
             return True
         if code in self.ignored or self.all_ignored:

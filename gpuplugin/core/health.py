@@ -86,7 +86,6 @@ class Health:
 
     @property
     def healthy(self) -> bool:
-        """True if its devices may be given out."""
         return self.state is HealthState.HEALTHY
 
     @property
@@ -120,7 +119,6 @@ def on_event(health: Health, event: Event, now_s: float, policy: HealthPolicy) -
 
 
 def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -> Health:
-    """The state after looking at the hardware."""
     obstacle = fault_of_probe(probe, hardware_checks=policy.hardware_checks)
     missed = None if health.ecc_told else fault_of_ecc_count(health.ecc_count, probe)
     health = replace(_noted(health, probe), obstacle=obstacle, ecc_told=False)

@@ -42,7 +42,6 @@ class Transition:
 
     @property
     def healthy(self) -> bool:
-        """True if its devices may be allocated now."""
         return self.after is HealthState.HEALTHY
 
 
@@ -81,20 +80,14 @@ class HealthBoard:
 
     @property
     def units(self) -> States:
-        """GPUs and MIG devices alike."""
         return {**self.gpus, **self.mig}
 
     def state_of(self, uuid: str) -> HealthState | None:
-        """The state of a GPU or MIG device, None if it is not on the board."""
         health = self.gpus.get(uuid) or self.mig.get(uuid)
         return health.state if health else None
 
     def gpu_of(self, uuid: str) -> str:
-        """The GPU that a GPU or MIG device belongs to.
-
-        Raises:
-            UnknownUnit: there is none.
-        """
+        """The GPU of a GPU or MIG device; raises `UnknownUnit`."""
         if uuid in self.gpus:
             return uuid
         for gpu_uuid, devices in self.instances.items():

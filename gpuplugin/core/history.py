@@ -36,7 +36,6 @@ class HealthHistory:
     _unhealthy_since_s: Seconds = field(default_factory=lambda: MappingProxyType({}))
 
     def after(self, transition: Transition, index: str, now_s: float) -> HealthHistory:
-        """The history after a change at `now_s`."""
         device = (transition.uuid, index)
         since = dict(self._unhealthy_since_s)
         total = dict(self._unhealthy_s)
@@ -50,7 +49,6 @@ class HealthHistory:
         )
 
     def unhealthy_s(self, now_s: float) -> dict[tuple[str, str], float]:
-        """Seconds out of use, by UUID and index."""
         return {
             device: total_s + now_s - self._unhealthy_since_s.get(device, now_s)
             for device, total_s in self._unhealthy_s.items()

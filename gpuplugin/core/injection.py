@@ -97,7 +97,6 @@ def _is_cdi(strategy: DeviceListStrategy) -> bool:
 
 
 def runtime_id(device: Device, plan: InjectionPlan) -> str:
-    """How the container runtime knows the device."""
     return device.uuid if plan.id_strategy == "uuid" else device.index
 
 
@@ -147,7 +146,6 @@ def cdi_name(kind: str, name: str) -> str:
 
 
 def imex_channel_node(channel: int) -> str:
-    """The device node of an IMEX channel."""
     return f"{IMEX_CHANNEL_FOLDER}/channel{channel}"
 
 

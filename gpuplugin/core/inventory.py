@@ -36,8 +36,6 @@ class InventoryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the user wants of the node's GPUs."""
-
     sharing: TimeSlicing = TimeSlicing()
     mig_strategy: MigStrategy = "none"
     gpu_names: tuple[NamePattern, ...] = ()
@@ -85,8 +83,6 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A resource name with its devices, in order."""
-
     name: str
     devices: tuple[Device, ...]
     fail_requests_greater_than_one: bool = False
@@ -101,7 +97,6 @@ class Resource:
 
     @property
     def shared(self) -> bool:
-        """True if any of its devices is a replica."""
         return any(device.replica is not None for device in self.devices)
 
     @property
@@ -122,7 +117,6 @@ class Inventory:
 
     @property
     def device_count(self) -> int:
-        """Devices over all resources."""
         return sum(len(resource.devices) for resource in self.resources)
 
 
@@ -136,11 +130,7 @@ class Planned:
 
 
 def build_inventory(gpus: Iterable[Gpu], plan: Plan) -> Inventory:
-    """The inventory of a node; see `plan_devices` and `expand`.
-
-    Raises:
-        InventoryError: MIG strategy `single` on GPUs that are not alike.
-    """
+    """The inventory of a node; raises `InventoryError` as `plan_devices`."""
     return expand(plan_devices(gpus, plan))
 
 

@@ -45,11 +45,7 @@ class _Whole:
 
 
 def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> None:
-    """Refuse a resource whose list could pass the limit; `devices` are whole, with replicas.
-
-    Raises:
-        ListTooLarge: with the largest replica count that fits.
-    """
+    """Check the list of whole `devices` with replicas; raises `ListTooLarge` if it may not fit."""
     wholes = [
         _Whole(len(device.uuid.encode()), _topology_bytes(device.numa_node), replicas)
         for device, replicas in devices

@@ -38,7 +38,6 @@ class SpecsWriter(Protocol):
 
     def write(self, inventory: Inventory) -> None:
         """Make the specs say what the inventory says; blocks, and raises OSError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +78,12 @@ class NodeView:
     """The newest reading of what GPUs do and who uses them."""
 
     def healthy(self, gpu_uuid: str, mig_uuid: str | None = None) -> bool:
-        """Whether the devices of a GPU, or of a MIG device of it, may be allocated."""
         return not self.misfit and self.board.healthy(gpu_uuid, mig_uuid)
 
     def index(self, uuid: str) -> str:
-        """The index of a GPU or MIG device, empty if it is not known."""
         return self.indices.get(uuid, "")
 
     def healthy_devices(self) -> dict[str, int]:
-        """The number of healthy devices by resource."""
         return {
             resource.name: sum(
                 count for unit, count in resource.units.items() if self.healthy(*unit)
@@ -180,7 +176,6 @@ class NodeModel:
 
     @property
     def plan(self) -> NodePlan:
-        """What the node has been configured with."""
         return self._plan
 
     def updated(
@@ -227,7 +222,6 @@ class NodeModel:
         return self._taken()
 
     def linked(self, links: Mapping[tuple[str, str], Link], now_s: float) -> tuple[Effect, ...]:
-        """The backend reported how the GPUs are connected."""
         if links != self.view.links:
             self.view = replace(self.view, links=links)
             self._publish_now(now_s)
@@ -252,7 +246,6 @@ class NodeModel:
         self._rebuild_required = True
 
     def specs_written(self, number: int, now_s: float) -> tuple[Effect, ...]:
-        """The specs of a `WriteSpecs` are in place."""
         candidate = self._candidate
         if candidate is not None and candidate.number == number:
             self._commit(candidate.plan, candidate.inventory, now_s)
@@ -291,11 +284,9 @@ class NodeModel:
         return self._taken()
 
     def used(self, reading: Reading) -> None:
-        """What GPUs do and who uses them was read."""
         self.view = replace(self.view, reading=reading)
 
     def timer(self, now_s: float) -> tuple[Effect, ...]:
-        """The moment of a `WakeAt` has come."""
         if self._due:
             self._publish_now(now_s)
         return self._taken()

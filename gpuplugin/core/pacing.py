@@ -31,11 +31,9 @@ class Backoff:
         self._next_s = first_s
 
     def next_s(self) -> float:
-        """The delay before the next try, in seconds."""
         delay_s = self._next_s
         self._next_s = min(delay_s * 2, self._cap_s)
         return delay_s
 
     def reset(self) -> None:
-        """Start again with the first delay."""
         self._next_s = self._first_s

@@ -32,16 +32,12 @@ WORKING_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class PodName:
-    """A pod as people know it."""
-
     namespace: str
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Devices that the kubelet gave to a container."""
-
     pod: PodName
     container: str
     resource: str
@@ -91,14 +87,12 @@ class TenantUse:
 
     @property
     def over_fair_share(self) -> bool:
-        """True if it has more memory than its replicas entitle it to."""
         if self.memory_bytes is None or self.fair_memory_bytes is None:
             return False
         return self.memory_bytes > self.fair_memory_bytes
 
     @property
     def working(self) -> bool:
-        """True if its kernels ran in the last sample."""
         return (self.sm_share or 0.0) >= WORKING_SHARE
 
 
@@ -126,8 +120,6 @@ class UnitUse:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The node at one moment."""
-
     units: tuple[UnitUse, ...] = ()
     tenants: tuple[TenantUse, ...] = ()
     replicas: tuple[ReplicaUse, ...] = ()
@@ -166,7 +158,6 @@ class Reading:
 
 
 def usage_of(seen: Seen) -> Usage:
-    """Put together who holds and who uses what."""
     devices = {
         (resource.name, device.id): device
         for resource in seen.inventory.resources

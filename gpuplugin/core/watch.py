@@ -68,7 +68,6 @@ class Activity:
         self._good_s = 0.0
 
     def succeeded(self, now_s: float) -> None:
-        """It worked."""
         self.failures = 0
         self._good_s = now_s
         self._backoff.reset()
@@ -78,11 +77,7 @@ class Activity:
         self.succeeded(now_s - (now_s - self._good_s) % period_s)
 
     def failed(self, error: HalError, now_s: float, blind_after_s: float) -> float:
-        """It failed; in how many seconds it is tried again.
-
-        Raises:
-            WatchFailed: it has failed for `blind_after_s`.
-        """
+        """Returns in how many seconds to retry; raises `WatchFailed` after `blind_after_s`."""
         self.failures += 1
         failing_s = now_s - self._good_s
         if failing_s >= blind_after_s:
@@ -110,7 +105,6 @@ class Watch:
         return now_s + self._open_backoff.next_s()
 
     def opened(self, now_s: float) -> None:
-        """The driver is open, and its GPUs were read."""
         self.opened_before = True
         self._open_backoff.reset()
         self._opened_s = now_s
@@ -131,7 +125,6 @@ class Watch:
         return max(next_multiple_s(self._updated_s, self._pause_s), soonest_s)
 
     def updated(self, now_s: float) -> None:
-        """GPUs were read and probed."""
         self.updates.succeeded(now_s)
         self._next_update(now_s, self.plan.probe_interval_s)
 
@@ -143,11 +136,7 @@ class Watch:
         self.updates.succeeded(now_s)
 
     def update_failed(self, error: HalError, now_s: float) -> None:
-        """GPUs could not be read, or none of them probed.
-
-        Raises:
-            WatchFailed: for too long.
-        """
+        """No GPU could be read, or none probed; raises `WatchFailed` after `blind_after_s`."""
         plan = self.plan
         retry_s = self.updates.failed(error, now_s, plan.blind_after_s)
         self._next_update(now_s, min(plan.probe_interval_s, retry_s))
@@ -159,11 +148,7 @@ class Watch:
         return required
 
     def events_failed(self, error: HalError, now_s: float) -> float:
-        """Waiting for events failed; in how many seconds it is tried again.
-
-        Raises:
-            WatchFailed: for too long.
-        """
+        """Returns in how many seconds to retry; raises `WatchFailed` after `blind_after_s`."""
         return self.events.failed(error, now_s, self.plan.blind_after_s)
 
     def _next_update(self, now_s: float, pause_s: float) -> None:

@@ -102,16 +102,11 @@ class Daemon:
         return None if self._http is None else self._http.port
 
     def reload(self) -> None:
-        """Read the configuration anew, changed or not."""
         if self._reloader is not None:
             self._reloader.ask()
 
     async def run(self) -> None:
-        """Run until cancelled.
-
-        Raises:
-            Fatal: it cannot go on; the text says why.
-        """
+        """Run until cancelled; raises `Fatal` with the reason if it cannot go on."""
         asyncio.get_running_loop().set_exception_handler(self._unforeseen)
         settings = self._loaded.settings
         self.status.set("inventory", "starting", ok=False)

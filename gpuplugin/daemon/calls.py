@@ -135,11 +135,7 @@ class HalQueries:
     async def ask(
         self, deadline_s: float, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Ask about the node; the deadline counts from when it is this question's turn.
-
-        Raises:
-            HalHung: no answer in time, or an earlier question about the node still hangs.
-        """
+        """Call about the node, when it is its turn; raises `HalHung` as `HalThread.call`."""
         async with self._turn:
             return await self._thread.call(deadline_s, function, *args, **kwargs)
 
@@ -192,7 +188,6 @@ class HalQueries:
             self._thread = HalThread("hal-query")
 
     def close(self) -> None:
-        """Let the threads end; nothing waits for one that hangs."""
         for thread in (self._thread, *self._stuck.values()):
             thread.close()
         self._stuck.clear()

@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is at the other end of a connection."""
-
     pid: int
     uid: int
 

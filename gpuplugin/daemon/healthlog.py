@@ -44,7 +44,6 @@ class HealthLog:
         self._unreported: list[GpuReport] = []
 
     def received(self, event: Event, fatal: bool, view: NodeView) -> None:
-        """The driver reported an event; `fatal` if it makes its GPU Unhealthy."""
         uuid = event.uuid or ""
         index = view.index(uuid)
         match event:
@@ -71,7 +70,6 @@ class HealthLog:
                 self._metrics.ecc_errors.labels(uuid, index, kind).inc()
 
     def changed(self, transition: Transition, view: NodeView, *, by_hand: bool = False) -> None:
-        """A GPU or MIG device changed its state."""
         uuid, after, fault = transition.uuid, transition.after, transition.fault
         index = view.index(uuid)
         what = "GPU" if uuid == transition.gpu_uuid else "MIG device"

@@ -38,7 +38,6 @@ class RepeatFilter(logging.Filter):
         self._told: dict[tuple[int, str], _Told] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
         if record.levelno <= logging.DEBUG:
             return True
         key, now_s = (record.levelno, record.getMessage()), self._clock()
@@ -91,7 +90,6 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line with the keys ts, level, event, message and the fact's own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, always."""
         fields: dict[str, object] = {
             "ts": _time(record),
             "level": record.levelname.lower(),

@@ -65,42 +65,33 @@ class Node:
 
     @property
     def view(self) -> NodeView:
-        """The node at this moment."""
         return self._model.view
 
     @property
     def plugins(self) -> Mapping[str, DevicePlugin]:
-        """The device plugin of each resource, by name."""
         return self._plugins.by_resource
 
     def updated(
         self, gpus: Iterable[Gpu], probes: Mapping[str, Probe], events: Iterable[Event] = ()
     ) -> None:
-        """See `NodeModel.updated`."""
         self._run(self._model.updated(gpus, probes, time.monotonic(), events))
 
     def events_received(self, events: Iterable[Event]) -> None:
-        """See `NodeModel.events_received`."""
         self._run(self._model.events_received(events, time.monotonic()))
 
     def linked(self, links: Mapping[tuple[str, str], Link]) -> None:
-        """See `NodeModel.linked`."""
         self._run(self._model.linked(links, time.monotonic()))
 
     def blinded(self, reason: str) -> None:
-        """See `NodeModel.blinded`."""
         self._run(self._model.blinded(reason, time.monotonic()))
 
     def clear(self, uuid: str) -> None:
-        """See `NodeModel.clear`."""
         self._run(self._model.clear(uuid, time.monotonic()))
 
     def used(self, reading: Reading) -> None:
-        """See `NodeModel.used`."""
         self._model.used(reading)
 
     def replan(self, plan: NodePlan) -> None:
-        """See `NodeModel.replan`."""
         self._model.replan(plan)
 
     async def configure(self, plan: NodePlan) -> None:

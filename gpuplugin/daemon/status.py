@@ -33,8 +33,6 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
-    """All components at one moment."""
-
     ok: bool
     components: Mapping[str, Component]
     now_s: float
@@ -78,7 +76,6 @@ class StatusBoard:
             return True
 
     def remove(self, name: str) -> None:
-        """The component no longer exists."""
         with self._lock:
             self._components.pop(name, None)
 

@@ -54,11 +54,7 @@ class Fatal(Exception):
 async def supervise(
     name: str, task: Callable[[], Awaitable[None]], status: StatusBoard, metrics: Metrics
 ) -> None:
-    """Run `task` for ever. If it ends or fails, start it again: 0.2 s later, at most 30 s.
-
-    Raises:
-        Fatal: the task asked for the end of the daemon.
-    """
+    """Run `task` for ever, and start it again 0.2 to 30 s after it ended; raises its `Fatal`."""
     backoff = Backoff(0.2, 30.0)
     while True:
         started_s = time.monotonic()

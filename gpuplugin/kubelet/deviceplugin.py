@@ -66,12 +66,10 @@ class DevicePlugin:
 
     @property
     def snapshot(self) -> ResourceSnapshot:
-        """What the handlers read at this moment."""
         return self._snapshot
 
     @property
     def recent(self) -> list[RecentCall]:
-        """The last Allocate calls."""
         return [RecentCall(*call) for call in tuple(self._recent)]
 
     def update(self, snapshot: ResourceSnapshot, is_healthy: IsHealthy) -> bool:
@@ -80,7 +78,6 @@ class DevicePlugin:
         return self.devices.publish(snapshot.device_list(is_healthy))
 
     def service(self) -> Service:
-        """The table for an engine."""
         return Service(
             name=SERVICE_NAME,
             unary={
@@ -93,7 +90,6 @@ class DevicePlugin:
         )
 
     def options(self, _request: bytes) -> bytes:
-        """GetDevicePluginOptions."""
         return OPTIONS
 
     def pre_start_container(self, _request: bytes) -> bytes:
@@ -101,7 +97,6 @@ class DevicePlugin:
         return _EMPTY
 
     def list_and_watch(self, wake: Callable[[], None]) -> Subscription:
-        """ListAndWatch."""
         if self.devices.open_streams >= MAX_STREAMS:
             raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are open already")
         return self.devices.subscribe(wake)

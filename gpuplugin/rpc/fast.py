@@ -53,10 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class FastEngine:
-    """See `gpuplugin.rpc.services.Engine`."""
-
     def serve(self, socket_path: Path, services: Sequence[Service]) -> FastServer:
-        """Listen on `socket_path`; see `Engine.serve`."""
         check_socket_path(socket_path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -216,8 +213,6 @@ class _Link:
 
 
 class FastServer:
-    """See `gpuplugin.rpc.services.Server`."""
-
     def __init__(self, listener: socket.socket, path: Path, service: Service) -> None:
         self.service = service
         self.stop_by_s = math.inf

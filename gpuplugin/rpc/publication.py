@@ -59,13 +59,11 @@ class Publication:
 
     @property
     def open_streams(self) -> int:
-        """Subscriptions that are open now."""
         with self._lock:
             return len(self._subscribers)
 
     @property
     def opened_streams(self) -> int:
-        """Subscriptions that were ever opened."""
         with self._lock:
             return self._opened
 
@@ -77,7 +75,6 @@ class Publication:
 
     @property
     def size_bytes(self) -> int:
-        """Length of the newest message."""
         with self._lock:
             return len(self._message or b"")
 
@@ -99,8 +96,6 @@ def _nothing() -> None:
 
 
 class _Subscription:
-    """See `gpuplugin.rpc.Subscription`."""
-
     def __init__(self, publication: Publication, wake: Callable[[], None]) -> None:
         self._publication = publication
         self._seen_version = 0

@@ -109,7 +109,6 @@ class NvmlBackend:
                         api.shutdown()
 
     def close(self) -> None:
-        """Disconnect; see `hal.Backend.close`."""
         with self._lock:
             session, self._session = self._session, None
             if session is None:
@@ -125,23 +124,16 @@ class NvmlBackend:
 
     @property
     def driver_version(self) -> str:
-        """The driver's version, for example `580.105.08`."""
         return self._open_session().driver_version
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """All GPUs ever seen; see `hal.Backend.gpus`."""
         return self._inventory.scan(self._open_session().api).gpus
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
-        """Wait for events; see `hal.Backend.wait_events`.
-
-        Raises:
-            HalError: the driver cannot be watched now; worth another try after a pause.
-        """
+        """Raises `HalError` if the driver cannot be watched now; try again after a pause."""
         return self._open_session().watcher.wait(timeout_s)
 
     def probe(self, uuid: str) -> Probe:
-        """Ask the GPU whether it can be used; see `hal.Backend.probe`."""
         session = self._open_session()
         api = session.api
         gpu = self._inventory.identify(api, uuid)
@@ -149,7 +141,6 @@ class NvmlBackend:
         return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch, session.limits)
 
     def telemetry(self, uuid: str) -> Telemetry:
-        """Read the GPU's sensors; see `hal.Backend.telemetry`."""
         api = self._open_session().api
         try:
             return read_telemetry(api, self._inventory.handle(api, uuid))
@@ -157,11 +148,7 @@ class NvmlBackend:
             raise hal_error(err, "Reading the telemetry", uuid) from err
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
-        """List the GPU's compute processes; see `hal.Backend.processes`.
-
-        Raises:
-            NotSupported: the driver has no such list.
-        """
+        """As `hal.Backend.processes`; also raises `NotSupported` if the driver has no such list."""
         api = self._open_session().api
         try:
             handle = self._inventory.handle(api, uuid)

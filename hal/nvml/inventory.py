@@ -53,11 +53,7 @@ _MIG_PROFILE: Final = re.compile(r"\bMIG (?P<profile>(?:\d+c\.)?\d+g\.\d+gb(?:[+
 
 
 def supported(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default` where this GPU or driver does not have the value.
-
-    Raises:
-        NvmlError: it failed in any other way.
-    """
+    """What `read` returns, or `default` if it is not supported; other `NvmlError`s are raised."""
     try:
         return read()
     except NvmlError as err:
@@ -67,11 +63,7 @@ def supported(read: Callable[[], _T], default: _D) -> _T | _D:
 
 
 def optional(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default` where this one value cannot be read.
-
-    Raises:
-        NvmlError: the GPU or the whole driver does not answer.
-    """
+    """What `read` returns, or `default`; raises `NvmlError` for a lost GPU or a failed driver."""
     try:
         return read()
     except NvmlError as err:
@@ -90,7 +82,6 @@ def canonical_bus_id(text: str) -> str:
 
 
 def is_bus_id(text: str) -> bool:
-    """True if it is a PCI address."""
     return _BUS_ID.fullmatch(text) is not None
 
 
@@ -182,7 +173,6 @@ class Inventory:
 
     @property
     def scans(self) -> int:
-        """How often the GPUs were looked at."""
         return self._scans
 
     @property
@@ -274,11 +264,7 @@ class Inventory:
         ]
 
     def known(self, uuid: str) -> Gpu:
-        """The GPU as it was last seen.
-
-        Raises:
-            UnknownGpu: it never was.
-        """
+        """The GPU as it was last seen; raises `UnknownGpu` if it never was."""
         with self._lock:
             gpu = self._known.get(uuid)
         if gpu is None:
@@ -286,11 +272,7 @@ class Inventory:
         return gpu
 
     def identify(self, api: NvmlApi, uuid: str) -> Gpu:
-        """The GPU as it was last seen; looks again before it gives up.
-
-        Raises:
-            UnknownGpu: it was never seen.
-        """
+        """As `known`, after a scan if the GPU is not known yet."""
         try:
             return self.known(uuid)
         except UnknownGpu:

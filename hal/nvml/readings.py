@@ -46,11 +46,7 @@ _HARDWARE_CAUSES: Final = 0x40 | 0x80
 def read_probe(
     api: NvmlApi, find: Callable[[], Handle], epoch: str, limits: ShutdownLimits
 ) -> Probe:
-    """Whether the GPU that `find` finds can be used now.
-
-    Raises:
-        HalError: the whole driver does not answer.
-    """
+    """Whether the GPU that `find` finds can be used; raises `HalError` only for a failed driver."""
     try:
         handle = find()
         # Any answer will do; chips without their own memory say just that.
@@ -90,11 +86,7 @@ class ShutdownLimits:
         self._margins_c: dict[Handle, int] = {}
 
     def reached(self, handle: Handle) -> bool:
-        """Whether the die is as hot as that.
-
-        Raises:
-            NvmlError: the GPU or the driver does not answer.
-        """
+        """Whether the die is as hot as that; raises `NvmlError` if the GPU does not respond."""
         api = self._api
         if limit_c := self._temperature_limit_c(handle):
             temperature_c = optional(lambda: api.temperature_c(handle), None)
@@ -164,11 +156,7 @@ def _sysfs_birth(path: Path) -> str:
 
 
 def read_telemetry(api: NvmlApi, handle: Handle) -> Telemetry:
-    """A reading of the GPU.
-
-    Raises:
-        NvmlError: the GPU or the driver does not answer.
-    """
+    """Read a GPU's sensors; raises `NvmlError` if the GPU or the driver does not respond."""
     memory = supported(lambda: api.memory(handle), None)
     percent = optional(lambda: api.utilization_percent(handle), None)
     temperature = optional(lambda: api.temperature_c(handle), None)
@@ -205,11 +193,7 @@ def throttle_reasons(mask: int) -> ThrottleReason:
 
 
 def read_processes(api: NvmlApi, gpu: Gpu, handle: Handle) -> tuple[ComputeProcess, ...]:
-    """The processes with a compute context on the GPU, ordered by pid.
-
-    Raises:
-        NvmlError: the list cannot be had.
-    """
+    """Compute processes ordered by pid; raises `NvmlError` if they cannot be listed."""
     processes = api.processes(handle)
     latest: dict[int, ProcessSample] = {}
     # The driver samples none on a GPU in MIG mode.

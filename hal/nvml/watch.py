@@ -62,11 +62,7 @@ class Watcher:
         self._warned: set[str] = set()
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """What happened since the last call; see `hal.Backend.wait_events`.
-
-        Raises:
-            HalError: the driver cannot be watched now. The next call starts afresh.
-        """
+        """As `hal.Backend.wait_events`; after a `HalError` the next call starts afresh."""
         with self._busy:
             try:
                 return self._wait(timeout_s)

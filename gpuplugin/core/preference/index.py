@@ -67,7 +67,6 @@ class GpuSets:
         return cls(len(pair_scores), scores, of_size)
 
     def set_of(self, gpus: Iterable[int]) -> int:
-        """The set of some GPUs, each given by its number."""
         return sum({1 << (self.count - 1 - gpu) for gpu in gpus})
 
     def best(self, fixed: int, free: int, missing: int) -> int:

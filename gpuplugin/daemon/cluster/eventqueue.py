@@ -88,8 +88,6 @@ _Key = tuple[str, str]
 
 @dataclass(slots=True)
 class _Series:
-    """An Event and its repetitions."""
-
     name: str
     type: str
     first: datetime

@@ -55,11 +55,7 @@ class KubeApi:
             logging.getLogger(name).setLevel(logging.WARNING)
 
     def post_event(self, event: NodeEvent) -> None:
-        """Make an Event on the node, or count up one that is known.
-
-        Raises:
-            ReportFailed: it was not taken.
-        """
+        """Create or count up an Event on the node; raises `ReportFailed` if it is not accepted."""
         self._request(_EVENT_RIGHTS, lambda client: self._post_event(client, event))
 
     def patch_condition(self, condition: NodeCondition | None) -> NodeCondition | None:
@@ -110,11 +106,7 @@ class KubeApi:
 
 
 def cluster() -> SingleConfig:
-    """The cluster that the plugin runs in, else that of KUBECONFIG or ~/.kube/config.
-
-    Raises:
-        NoCluster: there is none of them.
-    """
+    """The cluster of this pod, else of KUBECONFIG or ~/.kube/config; or raises `NoCluster`."""
     try:
         config = KubeConfig.from_env().get()
     except Exception as error:
@@ -194,14 +186,11 @@ WATCH_S = 300
 
 
 class NodeLabel:
-    """Reads and follows the label of one node."""
-
     def __init__(self, node: str) -> None:
         self._node = node
         self._config = cluster()
 
     def read(self) -> str | None:
-        """The label now."""
         try:
             with Client(self._config, timeout=httpx2.Timeout(_TIMEOUT_S)) as client:
                 return _label(client.get(Node, self._node))
@@ -209,7 +198,6 @@ class NodeLabel:
             raise self._unreadable(error) from error
 
     def follow(self) -> Iterator[str | None]:
-        """The label now and at each change."""
         timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
         try:
             with Client(self._config, timeout=timeout) as client:

@@ -27,20 +27,10 @@ class LabelSource(Protocol):
     """Where the label comes from; calls block."""
 
     def read(self) -> str | None:
-        """The label now, None if the node has none.
-
-        Raises:
-            LabelUnreadable: it cannot be read.
-        """
-        ...
+        """The label now, None if the node has none; raises `LabelUnreadable`."""
 
     def follow(self) -> Iterator[str | None]:
-        """The label, and again at each change, until the server ends the watch.
-
-        Raises:
-            LabelUnreadable: it cannot be followed.
-        """
-        ...
+        """The label now and at each change, until the watch ends; raises `LabelUnreadable`."""
 
 
 class LabelWatch:
@@ -112,11 +102,7 @@ def _words(label: str | None) -> str:
 
 
 def config_names(folder: Path) -> frozenset[str]:
-    """Files that a node may choose; those that begin with `..` are the kubelet's own.
-
-    Raises:
-        ConfigError: the folder cannot be read.
-    """
+    """Files that a node may choose; raises `ConfigError` if the folder cannot be read."""
     try:
         return frozenset(
             entry.name
@@ -147,11 +133,7 @@ class NodeChoice:
         self._read = read
 
     def load(self) -> Loaded:
-        """The configuration for the label.
-
-        Raises:
-            ConfigError: the name is unknown, or the file is wrong.
-        """
+        """Raises `ConfigError` if the label names no file, or the file is wrong."""
         return self._load(self.watch.label)
 
     def load_first(self) -> Loaded:
@@ -180,11 +162,7 @@ class NodeChoice:
 
 
 def node_choice(settings: Settings, read: Callable[[str | None], Loaded]) -> NodeChoice | None:
-    """The choice that the settings ask for, if they do.
-
-    Raises:
-        ConfigError: the API client is not installed, or no cluster is known.
-    """
+    """The choice, if the settings want one; raises `ConfigError` without a client or a cluster."""
     daemon = settings.daemon
     if not daemon.config_map_dir:
         return None

@@ -140,7 +140,6 @@ class NodeReporter:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send until cancelled."""
         while True:
             self._wake.clear()
             wait_s = await self.turn()
@@ -234,11 +233,7 @@ class NodeReporter:
 
 
 def make_reporter(settings: Settings, metrics: Metrics) -> NodeReporter | None:
-    """The reporter, None where no reports are wanted.
-
-    Raises:
-        Fatal: the client library is not installed, or no cluster is configured.
-    """
+    """None if no reports are wanted; raises `Fatal` without a client library or a cluster."""
     options = settings.daemon
     if not options.kubernetes_reports:
         return None

@@ -31,11 +31,7 @@ class PodResources:
         self._timeout_s = timeout_s
 
     def holdings(self) -> tuple[Holding, ...]:
-        """The devices of all containers on the node.
-
-        Raises:
-            PodResourcesUnavailable: no socket, no right to it, or no answer in time.
-        """
+        """The devices of all containers on the node; raises `PodResourcesUnavailable`."""
         _check(self._socket)
         request = pb.ListPodResourcesRequest().SerializeToString()
         try:

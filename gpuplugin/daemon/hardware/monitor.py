@@ -218,11 +218,7 @@ class Monitor:
         self._node.linked(links)
 
     async def _read(self) -> tuple[tuple[Gpu, ...], dict[str, Probe]]:
-        """List and probe all GPUs.
-
-        Raises:
-            HalError: no GPU can be listed, or none of them probed.
-        """
+        """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
         gpus = await self._queries.ask(deadlines.CALL_DEADLINE_S, self._backend.gpus)
         board = self._node.view.board
         uuids = (*(gpu.uuid for gpu in gpus), *board.gpus)
@@ -273,7 +269,6 @@ class _EventTap:
         self._taken.extend(self._backend.wait_events(timeout_s))
 
     def taken(self) -> tuple[Event, ...]:
-        """What was taken since the last call."""
         return tuple(self._taken.popleft() for _ in range(len(self._taken)))
 
 

@@ -171,7 +171,6 @@ class Sampler:
 
 
 def make_sampler(settings: Settings, backend: Backend, queries: HalQueries, node: Node) -> Sampler:
-    """The sampler that the settings want."""
     daemon = settings.daemon
     pod_resources = identities = None
     if daemon.pod_metrics:

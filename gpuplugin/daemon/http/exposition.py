@@ -77,7 +77,6 @@ class _Exposition(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The samples of this moment."""
         metrics = self._metrics
         yield InfoMetricFamily("gpuplugin_build", "Version of the plugin.", metrics.build)
         for metric in vars(metrics).values():

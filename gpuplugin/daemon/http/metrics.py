@@ -24,11 +24,9 @@ class CallCounts:
         self.by_resource: dict[str, CallStats] = {}
 
     def of(self, resource: str) -> CallStats:
-        """The counts of a resource's calls."""
         return self.by_resource.setdefault(resource, CallStats())
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
-        """The counts of a resource end, which is given as `resource`."""
         self.by_resource.pop(labels["resource"], None)
 
 

@@ -26,8 +26,6 @@ class Scraped:
 
 
 class Number:
-    """One number, which is counted up or set."""
-
     __slots__ = ("_lock", "value")
 
     def __init__(self) -> None:
@@ -35,12 +33,10 @@ class Number:
         self.value = 0.0
 
     def inc(self, amount: float = 1.0) -> None:
-        """Count up."""
         with self._lock:
             self.value += amount
 
     def set(self, value: float) -> None:
-        """Set it."""
         self.value = float(value)
 
 
@@ -85,7 +81,6 @@ class Counted:
                     del self._numbers[key]
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
-        """The values of the labels and the number, of all."""
         with self._lock:
             return [(key, number.value) for key, number in self._numbers.items()]
 
@@ -98,11 +93,9 @@ class Gauge(Counted):
     """Numbers that go up and down."""
 
     def set(self, value: float) -> None:
-        """Set the number of a family without labels."""
         self.labels().set(value)
 
     def set_to_current_time(self) -> None:
-        """Set it to the seconds since the epoch."""
         self.set(time.time())
 
 
@@ -118,7 +111,6 @@ class Histogram:
         self._sum_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """One more."""
         with self._lock:
             self._counts[bisect_left(self.bounds_s, seconds)] += 1
             self._sum_s += seconds

@@ -43,7 +43,6 @@ class CdiWriter:
         self._written: tuple[Inventory, Mapping[str, Identity | None]] | None = None
 
     def specs(self, inventory: Inventory) -> dict[str, dict[str, object]]:
-        """The specs by file name."""
         return cdi_specs(inventory, self._plan, self._host)
 
     def write(self, inventory: Inventory) -> None:
@@ -123,16 +122,11 @@ def present_features(settings: Settings) -> frozenset[str]:
 
 
 def own_specs(folder: Path) -> list[Path]:
-    """The specs that this plugin wrote."""
     return sorted(folder.glob(spec_file_name("*")))
 
 
 def remove_specs(folder: Path, keep: Mapping[str, object] | None = None) -> tuple[Path, ...]:
-    """Remove this plugin's specs but those in `keep`; returns what was removed.
-
-    Raises:
-        OSError: a file cannot be removed.
-    """
+    """Remove this plugin's specs except `keep`; returns them. Raises OSError."""
     stale = [path for path in own_specs(folder) if path.name not in (keep or {})]
     for path in stale:
         path.unlink(missing_ok=True)

@@ -56,8 +56,6 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What every endpoint of the daemon needs."""
-
     dirs: KubeletDirs
     registration: Literal["watcher", "classic", "none"]
     engine: Engine
@@ -118,7 +116,6 @@ class _Socket:
 
     @property
     def known_for_s(self) -> float:
-        """How long a kubelet has known it, in seconds."""
         return 0.0 if self.known_since_s is None else time.monotonic() - self.known_since_s
 
 
@@ -136,7 +133,6 @@ class Endpoint:
         self._say(self._waiting_text(), ok=surroundings.registration == "none")
 
     async def run(self) -> None:
-        """Serve one socket after the other."""
         backoff = Backoff(0.1, 30.0)
         try:
             while True:

@@ -117,11 +117,7 @@ class ServerCalls:
             self._guarded(self._check_deadline, stream)
 
     def resize_windows(self, size: int) -> None:
-        """The peer changed what streams begin with, which counts for open ones as well.
-
-        Raises:
-            H2Error: a window is larger than HTTP/2 allows now.
-        """
+        """The peer changed the initial window of streams; raises `H2Error` if it is too large."""
         more, self._initial_window = size - self._initial_window, size
         for stream in self.streams.values():
             stream.widen(more)

@@ -96,11 +96,7 @@ class ClientCall(Outgoing):
     missing_bytes: int = 0
 
     def result(self) -> bytes:
-        """The response of a unary call that has ended.
-
-        Raises:
-            CallFailed: it ended with an error status.
-        """
+        """The response of a unary call that has ended; raises `CallFailed` for an error status."""
         if self.error is not None:
             raise self.error
         return self.responses[0]
@@ -161,11 +157,7 @@ class ClientConnection:
         self._outbox.put(frames.numbers(frames.WINDOW_UPDATE, 0, self._window_bytes))
 
     def start(self, method: Method, request: bytes, *, streaming: bool = False) -> ClientCall:
-        """Begin a call; its `rest` is what the server's windows do not take yet.
-
-        Raises:
-            ConnectionFailed: the connection takes no more calls.
-        """
+        """Begin a call; raises `ConnectionFailed` if the connection accepts no more calls."""
         if self._failure is not None:
             raise self._failure
         stream_id = self._next_id
@@ -189,7 +181,6 @@ class ClientConnection:
             self._fail(call, CallFailed(RpcCode.CANCELLED, "cancelled"))
 
     def output(self) -> bytes:
-        """What can be sent now."""
         return self._outbox.take(frames.MOST_31_BITS)
 
     def receive(self, data: bytes) -> list[ClientCall]:

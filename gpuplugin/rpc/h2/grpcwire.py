@@ -113,11 +113,7 @@ def message_prefix(length: int) -> bytes:
 
 
 def read_message(body: bytes | bytearray, limit_bytes: int = MAX_REQUEST_BYTES) -> bytes | None:
-    """The first message in `body`, or None if it is not there as a whole yet.
-
-    Raises:
-        RpcError: the message is compressed or longer than `limit_bytes`.
-    """
+    """The first whole message, None if incomplete; raises `RpcError` if compressed or too long."""
     if len(body) < PREFIX_BYTES:
         return None
     if body[0]:

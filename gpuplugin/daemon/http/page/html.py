@@ -19,7 +19,6 @@ _MOST_DOTS = 200
 
 
 def page_html(view: PageView) -> str:
-    """The document."""
     title = f"gpuplugin on {view.node}" if view.node else "gpuplugin"
     sick = sum(unit.state != "Healthy" for unit in view.units)
     mark = "Ready" if view.ready else "Not ready"

@@ -41,7 +41,6 @@ class TenantView:
 
     @property
     def over(self) -> bool:
-        """True if it has more memory than its replicas entitle it to."""
         known = self.memory_bytes is not None and self.fair_bytes is not None
         return known and (self.memory_bytes or 0) > (self.fair_bytes or 0)
 
@@ -94,8 +93,6 @@ class CallView:
 
 @dataclass(frozen=True, slots=True)
 class PageView:
-    """The whole page."""
-
     version: str
     node: str
     backend: str
@@ -135,7 +132,6 @@ def page_view(
 
 
 def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[UnitView]:
-    """The GPUs and MIG devices that are advertised."""
     health = node.board.units
     counts: dict[str, int] = {}
     for resource in node.inventory.resources:
