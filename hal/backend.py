@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hal.events import Event
-    from hal.types import ComputeProcess, Gpu, Link, Probe, Telemetry, TimeSliceLevel
+    from hal.types import ComputeProcess, Event, Gpu, Link, Probe, Telemetry, TimeSliceLevel
 
 
 class Backend(Protocol):

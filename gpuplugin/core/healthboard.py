@@ -1,4 +1,4 @@
-"""The health of all GPUs and MIG devices of a node as one immutable value, and what changed.
+"""The health of all GPUs and MIG devices of a node as one immutable value, and its history.
 
 A MIG device has a state of its own, for faults that name its instance; a fault of its GPU concerns
 it all the same. The machine behind each state is in `health`.
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 States: TypeAlias = Mapping[str, Health]
 """Health by UUID."""
+
+MAX_CHANGES = 500
+
+Seconds: TypeAlias = Mapping[tuple[str, str], float]
+"""Seconds by UUID and index of a GPU or MIG device."""
 
 
 def _none() -> States:
@@ -218,3 +223,42 @@ def _changed(
     for uuid in uuids:
         after[uuid] = on_event(after[uuid], event, now_s, policy)
     return MappingProxyType(after)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChange:
+    """A GPU or MIG device came into a state at `at_s` (the model's clock)."""
+
+    at_s: float
+    uuid: str
+    index: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthHistory:
+    """Every GPU and MIG device that was ever listed; `changes` are the last `MAX_CHANGES`."""
+
+    changes: tuple[HealthChange, ...] = ()
+    _unhealthy_s: Seconds = field(default_factory=lambda: MappingProxyType({}))
+    _unhealthy_since_s: Seconds = field(default_factory=lambda: MappingProxyType({}))
+
+    def after(self, transition: Transition, index: str, now_s: float) -> HealthHistory:
+        device = (transition.uuid, index)
+        since = dict(self._unhealthy_since_s)
+        total = dict(self._unhealthy_s)
+        total[device] = total.get(device, 0.0) + now_s - since.pop(device, now_s)
+        if not transition.healthy:
+            since[device] = now_s
+        reason = transition.fault.reason if transition.fault else ""
+        change = HealthChange(now_s, transition.uuid, index, transition.after.value, reason)
+        return HealthHistory(
+            (*self.changes, change)[-MAX_CHANGES:], MappingProxyType(total), MappingProxyType(since)
+        )
+
+    def unhealthy_s(self, now_s: float) -> dict[tuple[str, str], float]:
+        return {
+            device: total_s + now_s - self._unhealthy_since_s.get(device, now_s)
+            for device, total_s in self._unhealthy_s.items()
+        }

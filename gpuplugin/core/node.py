@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from gpuplugin.core.healthboard import HealthBoard, Transition
-from gpuplugin.core.history import HealthHistory
+from gpuplugin.core.healthboard import HealthBoard, HealthHistory, Transition
 from gpuplugin.core.inventory import Inventory, InventoryError, Plan, expand, plan_devices
 from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.core.pacing import list_due_s

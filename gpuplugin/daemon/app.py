@@ -17,8 +17,8 @@ from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.healthlog import HealthLog
 from gpuplugin.daemon.http.exposition import make_registry
 from gpuplugin.daemon.http.metrics import Metrics
-from gpuplugin.daemon.http.page.html import page_html
-from gpuplugin.daemon.http.page.view import page_view
+from gpuplugin.daemon.http.page import page_html
+from gpuplugin.daemon.http.pageview import page_view
 from gpuplugin.daemon.http.server import HttpError, HttpServer
 from gpuplugin.daemon.node import Node
 from gpuplugin.daemon.plans import (

@@ -22,7 +22,7 @@ from gpuplugin.core.node import (
     WriteSpecs,
 )
 from gpuplugin.daemon.calls import HalThread
-from gpuplugin.kubelet.plugins import DevicePlugins
+from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError
 
 if TYPE_CHECKING:

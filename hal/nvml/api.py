@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Final, NewType, Protocol
+from typing import TYPE_CHECKING, Final, NewType, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+_T = TypeVar("_T")
+_D = TypeVar("_D")
 
 Handle = NewType("Handle", int)
 """A device as NVML knows it: a pointer, equal for equal devices until NVML is shut down."""
@@ -101,6 +104,26 @@ class NvmlError(Exception):
     def is_unsupported(self) -> bool:
         """True if it says that this GPU, driver or user cannot do what was asked."""
         return self.code in UNSUPPORTED
+
+
+def supported(read: Callable[[], _T], default: _D) -> _T | _D:
+    """What `read` returns, or `default` if it is not supported; other `NvmlError`s are raised."""
+    try:
+        return read()
+    except NvmlError as err:
+        if not err.is_unsupported:
+            raise
+        return default
+
+
+def optional(read: Callable[[], _T], default: _D) -> _T | _D:
+    """What `read` returns, or `default`; raises `NvmlError` for a lost GPU or a failed driver."""
+    try:
+        return read()
+    except NvmlError as err:
+        if err.is_lost or err.is_driver_gone:
+            raise
+        return default
 
 
 class EventType(IntFlag):

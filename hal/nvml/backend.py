@@ -18,11 +18,11 @@ from hal.errors import DriverNotFound, DriverUnavailable, NotSupported
 from hal.nvml.api import NvmlError
 from hal.nvml.failures import hal_error
 from hal.nvml.inventory import Inventory
+from hal.nvml.kernelfiles import read_epoch
 from hal.nvml.library import load_library
 from hal.nvml.links import read_links
 from hal.nvml.readings import (
     ShutdownLimits,
-    read_epoch,
     read_probe,
     read_processes,
     read_telemetry,
@@ -33,9 +33,8 @@ from hal.nvml.watch import Watcher
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from hal.events import Event
     from hal.nvml.api import NvmlApi
-    from hal.types import ComputeProcess, Gpu, Link, Probe, Telemetry, TimeSliceLevel
+    from hal.types import ComputeProcess, Event, Gpu, Link, Probe, Telemetry, TimeSliceLevel
 
 _log = logging.getLogger(__name__)
 

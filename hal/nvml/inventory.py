@@ -12,13 +12,18 @@ import re
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hal.errors import UnknownGpu
-from hal.nvml.api import Code, Handle, NvmlError
+from hal.nvml.api import Code, Handle, NvmlError, optional, supported
 from hal.nvml.failures import hal_error
-from hal.nvml.migminors import mig_device_nodes, read_mig_minors
-from hal.nvml.procgpus import read_proc_gpus
+from hal.nvml.kernelfiles import (
+    canonical_bus_id,
+    mig_device_nodes,
+    numa_node,
+    read_mig_minors,
+    read_proc_gpus,
+)
 from hal.types import GIB, ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
@@ -26,9 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hal.nvml.api import NvmlApi
-
-_T = TypeVar("_T")
-_D = TypeVar("_D")
 
 _log = logging.getLogger(__name__)
 
@@ -45,67 +47,7 @@ _COMPUTE_MODES: Final = {
     2: ComputeMode.PROHIBITED,
     3: ComputeMode.EXCLUSIVE_PROCESS,
 }
-_BUS_ID: Final = re.compile(
-    r"(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})\.(?P<function>[0-7])",
-    re.IGNORECASE,
-)
 _MIG_PROFILE: Final = re.compile(r"\bMIG (?P<profile>(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*)$")
-
-
-def supported(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default` if it is not supported; other `NvmlError`s are raised."""
-    try:
-        return read()
-    except NvmlError as err:
-        if not err.is_unsupported:
-            raise
-        return default
-
-
-def optional(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default`; raises `NvmlError` for a lost GPU or a failed driver."""
-    try:
-        return read()
-    except NvmlError as err:
-        if err.is_lost or err.is_driver_gone:
-            raise
-        return default
-
-
-def canonical_bus_id(text: str) -> str:
-    """`text` in the form `00000000:07:00.0`; left as it is where it is no PCI address."""
-    match = _BUS_ID.fullmatch(text.strip("\0 "))
-    if match is None:
-        return text
-    domain = int(match["domain"], 16)
-    return f"{domain:08X}:{match['bus']}:{match['device']}.{match['function']}".upper()
-
-
-def is_bus_id(text: str) -> bool:
-    return _BUS_ID.fullmatch(text) is not None
-
-
-def sysfs_bus_id(bus_id: str) -> str:
-    """The kernel's spelling of a canonical bus id, `0000:07:00.0`."""
-    domain, rest = bus_id.lower().split(":", 1)
-    return f"{int(domain, 16):04x}:{rest}"
-
-
-def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int | None:
-    """The NUMA node of a PCI device; None where the platform names none, or no sensible one."""
-    if not is_bus_id(bus_id):
-        return None
-    path = sysfs_root / "bus" / "pci" / "devices" / sysfs_bus_id(bus_id) / "numa_node"
-    try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return None
-    try:
-        node = int(text)
-    except ValueError:
-        warn(f"{path} holds {text[:40]!r}, which is no NUMA node; going on without")
-        return None
-    return node if node >= 0 else None
 
 
 def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_bytes: int) -> str:

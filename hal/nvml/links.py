@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Final
 
 from hal.nvml.api import NvmlError
-from hal.nvml.inventory import canonical_bus_id
+from hal.nvml.kernelfiles import canonical_bus_id
 from hal.types import GpuState, Link, LinkKind
 
 if TYPE_CHECKING:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError
+from hal.nvml.api import (
+    NO_INSTANCE,
+    Clock,
+    Code,
+    EccKind,
+    Field,
+    NvmlError,
+    optional,
+    supported,
+)
 from hal.nvml.failures import hal_error
-from hal.nvml.inventory import is_bus_id, optional, supported, sysfs_bus_id
 from hal.types import ComputeProcess, Probe, RecoveryAction, Telemetry, ThrottleReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from hal.nvml.api import Handle, NvmlApi, ProcessSample
     from hal.types import Gpu
@@ -128,31 +135,6 @@ def _action(number: int | None) -> RecoveryAction:
         return RecoveryAction.UNKNOWN
     # An action of a newer driver: not UNKNOWN, which says that nothing speaks against the GPU.
     return _ACTIONS.get(number, RecoveryAction.OTHER)
-
-
-def read_epoch(gpu: Gpu, driver_version: str, sysfs_root: Path, procfs_root: Path) -> str:
-    """Text that changes with the node's boot, the driver's load, and the PCI device's removal.
-
-    A reset that does none of these leaves no trace here; the recovery action shows it.
-    """
-    try:
-        boot = (procfs_root / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        boot = "-"
-    module = _sysfs_birth(sysfs_root / "module/nvidia")
-    device = "-"
-    if is_bus_id(gpu.pci_bus_id):
-        device = _sysfs_birth(sysfs_root / "bus/pci/devices" / sysfs_bus_id(gpu.pci_bus_id))
-    return f"{boot}/{driver_version}/{module}/{device}"
-
-
-def _sysfs_birth(path: Path) -> str:
-    # Only the inode's number: the kernel makes a new one for a new folder, whereas the times of
-    # a sysfs folder also change when its inode was evicted from memory and is read again.
-    try:
-        return str(path.stat().st_ino)
-    except OSError:
-        return "-"
 
 
 def read_telemetry(api: NvmlApi, handle: Handle) -> Telemetry:

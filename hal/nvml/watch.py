@@ -13,10 +13,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from hal.errors import HalError
-from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from hal.nvml.api import NO_INSTANCE, Code, EventType, NvmlError
 from hal.nvml.failures import hal_error
-from hal.types import GpuState
+from hal.types import EccError, Event, GpuAppeared, GpuDisappeared, GpuState, XidError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

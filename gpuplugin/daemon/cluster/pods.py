@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from gpuplugin.core.cgroups import pod_cgroup
 from gpuplugin.core.usage import Holding, PodName
 from gpuplugin.kubelet.proto import podresources_pb2 as pb
 from gpuplugin.rpc.client import CallFailed, unary_call
@@ -108,8 +108,7 @@ class PodIdentities:
                 text = stream.read(_MAX_CGROUP_BYTES).decode(errors="replace")
         except OSError:
             return None
-        found = pod_cgroup(text)
-        return "" if found is None else found.pod_uid
+        return pod_uid(text)
 
     def _read_names(self) -> dict[str, PodName]:
         try:
@@ -119,3 +118,29 @@ class PodIdentities:
         # Neither a namespace nor a pod's name can hold an underscore.
         parts = (name.split("_") for name in names)
         return {part[2]: PodName(part[0], part[1]) for part in parts if len(part) == 3}
+
+
+# Kubelets name the cgroup of a pod after the pod's UID, behind the word `pod`. The forms differ by
+# cgroup version, driver (systemd or cgroupfs) and runtime. systemd's unit names cannot hold a dash
+# that means one: the UID's are underscores there. Static pods have a hash of 32 digits.
+_POD = re.compile(
+    r"(?:^|[/-])pod"
+    r"([0-9a-f]{8}([-_])[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{12}|[0-9a-f]{32})"
+    r"(?=$|[/.:])"
+)
+_KUBE = re.compile(r"(?:^|[/-])kubepods(?=$|[/.-])")
+
+
+def pod_uid(cgroup: str) -> str:
+    """The UID of a process's pod by its /proc/PID/cgroup; "" if it is in no pod.
+
+    With cgroup v1 each controller has a line; the first one that names a pod counts.
+    """
+    for line in cgroup.splitlines():
+        _, _, path = line.partition(":")[2].partition(":")
+        pods = list(_POD.finditer(path))
+        # A kubelet of its own inside a container (kind) has its pods below the outer one: the last
+        # name is the nearest. In a cgroup namespace the root above the pod may be hidden.
+        if pods and (_KUBE.search(path) or path.startswith("/../")):
+            return pods[-1][1].replace("_", "-")
+    return ""

@@ -26,7 +26,7 @@ from gpuplugin.core.node import (
 )
 from gpuplugin.core.pacing import PAUSE_S
 from gpuplugin.core.watch import judge_probes
-from gpuplugin.kubelet.plugins import DevicePlugins
+from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from hal import GpuState, HalHung, Link, LinkKind, RecoveryAction, XidError
 from tests.unit.builders import PLAIN, a_gpu, a_probe, gpus, sharing, uuid_of_gpu

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gpuplugin.daemon.http.page.view import CallView, PageView, TenantView, UnitView
+    from gpuplugin.core.usage import TenantUse
+    from gpuplugin.daemon.http.pageview import CallView, PageView, UnitView
     from gpuplugin.daemon.status import Component
 
 REFRESH_S = 5
@@ -58,7 +59,7 @@ _NOTHING = '<p class="soft">No GPU is advertised.</p>'
 
 
 def _style() -> str:
-    return resources.files("gpuplugin.daemon.http.page").joinpath("page.css").read_text("utf-8")
+    return resources.files("gpuplugin.daemon.http").joinpath("page.css").read_text("utf-8")
 
 
 def _components(view: PageView) -> str:
@@ -138,16 +139,16 @@ def _tenants(unit: UnitView) -> str:
     )
 
 
-def _tenant(tenant: TenantView) -> str:
+def _tenant(tenant: TenantUse) -> str:
+    pod = tenant.pod
+    name = f"{pod.namespace}/{pod.name}" if pod else "processes of no known pod"
     memory = "&ndash;" if tenant.memory_bytes is None else f"{_gib(tenant.memory_bytes)} GiB"
-    if tenant.over and tenant.fair_bytes is not None:
-        memory = (
-            f'<b class="warn" title="fair share: {_gib(tenant.fair_bytes)} GiB">{memory}, over</b>'
-        )
+    if tenant.over_fair_share and tenant.fair_memory_bytes is not None:
+        memory = f'<b class="warn" title="fair share: {_gib(tenant.fair_memory_bytes)} GiB">{memory}, over</b>'
     share = "&ndash;" if tenant.sm_share is None else f"{tenant.sm_share:.0%}"
     container = f' <span class="soft">{escape(tenant.container)}</span>' if tenant.container else ""
     return (
-        f"<tr><td>{escape(tenant.name)}{container}</td>"
+        f"<tr><td>{escape(name)}{container}</td>"
         f'<td class="n">{tenant.replicas}</td><td class="n">{memory}</td>'
         f'<td class="n">{share}</td></tr>'
     )

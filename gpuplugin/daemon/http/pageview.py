@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from gpuplugin.config.loaded import Loaded
-    from gpuplugin.core.history import HealthChange
+    from gpuplugin.core.healthboard import HealthChange
     from gpuplugin.core.node import NodeView
     from gpuplugin.core.usage import Reading, TenantUse
     from gpuplugin.daemon.status import Component, StatusReport
@@ -26,23 +26,6 @@ if TYPE_CHECKING:
 HISTORY_S = 3600.0
 MOST_CALLS = 20
 _MOST_DEVICES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class TenantView:
-    """A pod (or what is in none) on a unit; None is what is not seen."""
-
-    name: str
-    container: str
-    replicas: int
-    memory_bytes: int | None
-    fair_bytes: int | None
-    sm_share: float | None
-
-    @property
-    def over(self) -> bool:
-        known = self.memory_bytes is not None and self.fair_bytes is not None
-        return known and (self.memory_bytes or 0) > (self.fair_bytes or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +51,7 @@ class UnitView:
     holders: Mapping[int, str]
     """Who holds which replica, by its number."""
     allocated: int | None
-    tenants: Sequence[TenantView]
+    tenants: Sequence[TenantUse]
     history_s: float
     """How far back the history goes: an hour, or to the plugin's start."""
     history: Sequence[SpanView]
@@ -162,9 +145,7 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
                 replicas=counts[uuid],
                 holders={one.replica or 0: f"{one.pod.namespace}/{one.pod.name}" for one in uses},
                 allocated=used.allocated if used else None,
-                tenants=[
-                    _tenant(one) for one in (usage.tenants if usage else ()) if one.uuid == uuid
-                ],
+                tenants=[one for one in usage.tenants if one.uuid == uuid] if usage else [],
                 history_s=history_s,
                 history=history,
                 utilization=telemetry.utilization if telemetry else None,
@@ -202,13 +183,6 @@ def _devices(gpu: Gpu) -> Iterable[tuple[str, str, str, int]]:
     for mig in gpu.mig_devices:
         product = f"{gpu.product} MIG {mig.profile}"
         yield f"{gpu.index}:{mig.index}", mig.uuid, product, mig.memory_bytes
-
-
-def _tenant(use: TenantUse) -> TenantView:
-    name = f"{use.pod.namespace}/{use.pod.name}" if use.pod else "processes of no known pod"
-    return TenantView(
-        name, use.container, use.replicas, use.memory_bytes, use.fair_memory_bytes, use.sm_share
-    )
 
 
 def _throttled(telemetry: Telemetry | None) -> str:
