@@ -28,7 +28,7 @@ from gpuplugin.daemon.plans import (
     watch_plan,
 )
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.serving.endpoint import Surroundings
+from gpuplugin.daemon.serving.endpoint import ServingContext
 from gpuplugin.daemon.serving.endpoints import Endpoints
 from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.status import StatusBoard
@@ -173,14 +173,14 @@ class Daemon:
             fail_on_init_error=settings.flags.fail_on_init_error,
             on_open=lambda: self._replan(node),
         )
-        surroundings = Surroundings(
+        context = ServingContext(
             dirs=dirs,
             registration=settings.daemon.way_of_registration,
             engine=make_engine(settings.daemon.rpc_engine),
             status=status,
             metrics=metrics,
         )
-        endpoints = Endpoints(node, surroundings)
+        endpoints = Endpoints(node, context)
         sampler = make_sampler(settings, self._backend, queries, node)
         self._reloader = Reloader(
             self._loaded,

@@ -143,8 +143,9 @@ def _tenant(tenant: TenantUse) -> str:
     pod = tenant.pod
     name = f"{pod.namespace}/{pod.name}" if pod else "processes of no known pod"
     memory = "&ndash;" if tenant.memory_bytes is None else f"{_gib(tenant.memory_bytes)} GiB"
-    if tenant.over_fair_share and tenant.fair_memory_bytes is not None:
-        memory = f'<b class="warn" title="fair share: {_gib(tenant.fair_memory_bytes)} GiB">{memory}, over</b>'
+    if tenant.over_fair_share:
+        fair = f"fair share: {_gib(tenant.fair_memory_bytes or 0)} GiB"
+        memory = f'<b class="warn" title="{fair}">{memory}, over</b>'
     share = "&ndash;" if tenant.sm_share is None else f"{tenant.sm_share:.0%}"
     container = f' <span class="soft">{escape(tenant.container)}</span>' if tenant.container else ""
     return (

@@ -1,9 +1,8 @@
-"""One endpoint per resource: starts and stops them as the node's resources come and go."""
+"""One endpoint per resource: starts and stops them as the node's resources change."""
 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING
 
 from gpuplugin.daemon.serving.endpoint import Endpoint
@@ -11,23 +10,23 @@ from gpuplugin.daemon.tasks import supervise
 
 if TYPE_CHECKING:
     from gpuplugin.daemon.node import Node
-    from gpuplugin.daemon.serving.endpoint import Surroundings
+    from gpuplugin.daemon.serving.endpoint import ServingContext
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
 
 
-_FAREWELL_S = 0.5
-"""Time for an empty list to reach the kubelet before the resource's socket goes."""
+_EMPTY_LIST_S = 0.5
+"""Time for an empty list to reach the kubelet before the resource's socket is removed."""
 
 
 class Endpoints:
-    """The task that keeps endpoints and resources the same."""
+    """The task that keeps one endpoint running per resource."""
 
-    def __init__(self, node: Node, surroundings: Surroundings) -> None:
+    def __init__(self, node: Node, context: ServingContext) -> None:
         self._node = node
-        self._around = surroundings
+        self._context = context
 
     async def run(self) -> None:
-        """Follow the node's resources until cancelled; sockets are gone when this returns."""
+        """Follow the node's resources until cancelled; sockets are removed when this returns."""
         running: dict[str, tuple[DevicePlugin, asyncio.Task[None]]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -35,7 +34,7 @@ class Endpoints:
                 wanted = dict(self._node.plugins)
                 for name, (plugin, task) in list(running.items()):
                     if wanted.get(name) is not plugin:
-                        await _leave(plugin, task)
+                        await _stop_serving(plugin, task)
                         del running[name]
                         self._forget(name)
                 for name, plugin in wanted.items():
@@ -44,19 +43,19 @@ class Endpoints:
                 await self._node.resources_changed.wait()
 
     def _forget(self, name: str) -> None:
-        """End the series that the endpoint wrote to until its end."""
+        """Remove the series that the endpoint wrote to until its end."""
         if name not in self._node.plugins:  # it may be back meanwhile
-            self._around.metrics.forget_resource(name)
+            self._context.metrics.forget_resource(name)
 
     async def _serve(self, name: str, plugin: DevicePlugin) -> None:
-        endpoint = Endpoint(plugin, self._around)
-        around = self._around
-        await supervise(f"endpoint:{name}", partial(endpoint.run), around.status, around.metrics)
+        context = self._context
+        endpoint = Endpoint(plugin, context)
+        await supervise(f"endpoint:{name}", endpoint.run, context.status, context.metrics)
 
 
-async def _leave(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:
+async def _stop_serving(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:
     """Stop serving a resource: an empty list first, so that the kubelet forgets its capacity."""
     plugin.devices.publish(b"")
-    await asyncio.sleep(_FAREWELL_S)
+    await asyncio.sleep(_EMPTY_LIST_S)
     task.cancel()
     await asyncio.wait([task])
