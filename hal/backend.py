@@ -22,11 +22,11 @@ class Backend(Protocol):
 
         Raises:
             DriverNotFound: the driver's library is not on this machine.
-            DriverUnavailable: the library is there, the driver does not answer.
+            DriverUnavailable: the library is there, the driver does not respond.
         """
 
     def close(self) -> None:
-        """Let go of the hardware and make a blocked `wait_events` return. Never raises."""
+        """Disconnect and make a blocked `wait_events` return. Never raises."""
 
     @property
     def driver_version(self) -> str:
@@ -60,5 +60,5 @@ class Backend(Protocol):
         Raises:
             NotSupported: this GPU or driver cannot (Turing to Blackwell can; no MIG).
             UnknownGpu: no GPU of this UUID was ever seen.
-            GpuLost: the GPU does not answer.
+            GpuLost: the GPU does not respond.
         """

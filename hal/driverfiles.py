@@ -45,7 +45,7 @@ class DriverFiles:
 def find_driver_files(root: Path) -> DriverFiles:
     """The files of the driver below `root`; empty if there is none.
 
-    The version in the name of libcuda tells which other libraries belong to the driver.
+    The other libraries of the driver have the same version in their names as libcuda.
     """
     for folder in LIBRARY_DIRS:
         version = _version(root / folder)

@@ -30,7 +30,7 @@ class UnknownDevice(AllocationError):
 
 
 class SharedRequestTooLarge(AllocationError):
-    """More than one replica was asked for while failRequestsGreaterThanOne is set."""
+    """More than one replica was requested while failRequestsGreaterThanOne is set."""
 
     def __init__(self, resource: str, found: int) -> None:
         super().__init__(resource, f"maximum request size for shared resources is 1; found {found}")
@@ -38,10 +38,10 @@ class SharedRequestTooLarge(AllocationError):
 
 
 class NotDistinct(AllocationError):
-    def __init__(self, resource: str, asked: int, gpu_uuid: str, found: int) -> None:
+    def __init__(self, resource: str, requested: int, gpu_uuid: str, found: int) -> None:
         super().__init__(
             resource,
-            f"{asked} replicas must be on distinct GPUs (policy spread-strict); "
+            f"{requested} replicas must be on distinct GPUs (policy spread-strict); "
             f"found {found} on {gpu_uuid}",
         )
 
@@ -55,7 +55,7 @@ def check_request(
 ) -> tuple[Device, ...]:
     """The devices of a request, in its order, without repeats; `devices` has all by id.
 
-    Health is not looked at: the kubelet asks for healthy devices, and a device that failed a
+    Health is not checked: the kubelet requests healthy devices, and a device that failed a
     moment ago must not fail a pod that was admitted. The texts are those of NVIDIA's plugin,
     where it has them.
 

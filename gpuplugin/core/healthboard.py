@@ -101,7 +101,7 @@ class HealthBoard:
         raise UnknownUnit(uuid)
 
     def with_gpus(self, gpus: Iterable[Gpu], now_s: float, policy: HealthPolicy) -> HealthBoard:
-        """The board after an enumeration: what is new enters, what is known stays.
+        """The board after an enumeration: new GPUs are added, known ones stay.
 
         A GPU that is found lost, or that is missing, counts as disappeared, with the MIG devices
         that it had. A MIG device that a GPU no longer has leaves the board.
@@ -113,10 +113,10 @@ class HealthBoard:
             seen.add(gpu.uuid)
             states.setdefault(gpu.uuid, Health(now_s))
             if gpu.state is GpuState.LOST:
-                states[gpu.uuid] = _gone(states[gpu.uuid], gpu.uuid, now_s, policy)
+                states[gpu.uuid] = _disappeared(states[gpu.uuid], gpu.uuid, now_s, policy)
             instances[gpu.uuid] = gpu.mig_devices
         for uuid in states.keys() - seen:
-            states[uuid] = _gone(states[uuid], uuid, now_s, policy)
+            states[uuid] = _disappeared(states[uuid], uuid, now_s, policy)
         mig = {
             device.uuid: self.mig.get(device.uuid) or Health(now_s, epoch=states[uuid].epoch)
             for uuid, devices in instances.items()
@@ -132,8 +132,8 @@ class HealthBoard:
     def with_event(self, event: Event, now_s: float, policy: HealthPolicy) -> HealthBoard:
         """The board after an event; one that names no GPU, or an unknown one, concerns all.
 
-        Arrivals and departures are the exception: an unknown GPU is nobody's fault. An Xid that
-        names MIG instances of a GPU concerns those alone.
+        GpuAppeared and GpuDisappeared are the exception: an unknown GPU concerns no other. An Xid
+        that names MIG instances of a GPU concerns those alone.
         """
         if event.uuid not in self.gpus and isinstance(event, GpuAppeared | GpuDisappeared):
             return self
@@ -149,7 +149,7 @@ class HealthBoard:
     ) -> HealthBoard:
         """The board after a probe of one GPU; a probe of an unknown GPU changes nothing.
 
-        Its MIG devices recover by it too. What it finds wrong is the GPU's fault, not theirs.
+        Its MIG devices recover by it too. A fault that it finds is the GPU's, not theirs.
         """
         if uuid not in self.gpus:
             return self
@@ -212,7 +212,7 @@ class HealthBoard:
         ]
 
 
-def _gone(health: Health, uuid: str, now_s: float, policy: HealthPolicy) -> Health:
+def _disappeared(health: Health, uuid: str, now_s: float, policy: HealthPolicy) -> Health:
     return on_event(health, GpuDisappeared(uuid), now_s, policy)
 
 

@@ -31,7 +31,7 @@ Unit: TypeAlias = tuple[str, str | None]
 
 
 class InventoryError(Exception):
-    """The GPUs cannot be advertised as the configuration wants it; the text says why."""
+    """The GPUs cannot be advertised as the configuration wants it; the text names the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Resource:
 class Inventory:
     """Everything that the node advertises, ordered by resource name.
 
-    `notes` tells what was left out and why, for the log.
+    `notes` are texts for the log: what was left out and why.
     """
 
     resources: tuple[Resource, ...] = ()
@@ -193,7 +193,7 @@ def _unshared(gpus: Sequence[Gpu], plan: Plan, notes: list[str]) -> dict[str, li
 
 def _single_mig(gpus: Sequence[Gpu]) -> list[Device]:
     """All MIG devices of the node, which must be alike, as plain GPUs."""
-    # A GPU that was lost before the first look does not tell its mode: it is left out.
+    # The mode of a GPU that was lost before the first scan is not known: it is left out.
     gpus = [gpu for gpu in gpus if gpu.mig_enabled or gpu.state is GpuState.OK]
     plain = [str(gpu.index) for gpu in gpus if not gpu.mig_enabled]
     if plain:

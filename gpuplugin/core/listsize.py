@@ -19,7 +19,7 @@ MAX_LIST_BYTES = 4 * 1024 * 1024
 """The kubelet receives nothing larger: gRPC's default limit, which it does not raise."""
 
 _HEALTH_FIELD = 1 + 1 + len("Unhealthy")
-"""Tag, length and text; Unhealthy is the longer of the two words."""
+"""Tag, length and text; Unhealthy is the longer of the two."""
 
 
 class ListTooLarge(Exception):
@@ -28,10 +28,10 @@ class ListTooLarge(Exception):
     `largest_replica_count` is the largest number of replicas with which it can, 0 if with none.
     """
 
-    def __init__(self, resource: str, size_bytes: int, asked: int, fitting: int) -> None:
+    def __init__(self, resource: str, size_bytes: int, requested: int, fitting: int) -> None:
         self.largest_replica_count = fitting
         super().__init__(
-            f"the device list of {resource} is {size_bytes} bytes with {asked} replicas, the "
+            f"the device list of {resource} is {size_bytes} bytes with {requested} replicas, the "
             f"kubelet receives at most {MAX_LIST_BYTES}; "
             f"set sharing.timeSlicing.resources[].replicas to at most {fitting}"
         )
@@ -53,13 +53,13 @@ def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> Non
     size_bytes = _list_bytes(wholes, None)
     if size_bytes <= MAX_LIST_BYTES:
         return
-    asked = max(whole.replicas for whole in wholes)
-    raise ListTooLarge(resource, size_bytes, asked, _largest_fitting(wholes, asked))
+    requested = max(whole.replicas for whole in wholes)
+    raise ListTooLarge(resource, size_bytes, requested, _largest_fitting(wholes, requested))
 
 
-def _largest_fitting(wholes: Sequence[_Whole], asked: int) -> int:
+def _largest_fitting(wholes: Sequence[_Whole], requested: int) -> int:
     """By bisection: the list grows with the count."""
-    fits, does_not = 0, asked
+    fits, does_not = 0, requested
     while does_not - fits > 1:
         middle = (fits + does_not) // 2
         if _list_bytes(wholes, middle) <= MAX_LIST_BYTES:

@@ -1,8 +1,8 @@
-"""What the node decides: which devices there are, how they are, and what the kubelet is sent.
+"""The node's decisions: its devices, their health, and what is sent to the kubelet.
 
 `NodeModel` has no I/O, clock or threads: each input returns the effects that follow from it, and
 `view` is the newest immutable `NodeView`. The daemon runs the effects with asyncio and threads,
-virtual time with simpy; both are thin. When the hardware is asked is decided in `watch`.
+virtual time with simpy; both are thin. When the hardware is read is decided in `watch`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SpecsWriter(Protocol):
     """Makes the container runtime know devices, before the kubelet does."""
 
     def write(self, inventory: Inventory) -> None:
-        """Make the specs say what the inventory says; blocks, and raises OSError."""
+        """Write the specs of the inventory; blocks, and raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """The node at one moment: what the kubelet is sent, and what people and metrics are shown."""
+    """The node at one moment: what the kubelet gets, and what people and metrics see."""
 
     plan: NodePlan
     """What is in force: `inventory` was made by it."""
@@ -74,7 +74,7 @@ class NodeView:
     indices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The index by which people know a GPU (`0`) or MIG device (`0:1`), by UUID."""
     reading: Reading | None = None
-    """The newest reading of what GPUs do and who uses them."""
+    """The newest reading of what GPUs do and which pods use them."""
 
     def healthy(self, gpu_uuid: str, mig_uuid: str | None = None) -> bool:
         return not self.misfit and self.board.healthy(gpu_uuid, mig_uuid)
@@ -91,14 +91,14 @@ class NodeView:
         }
 
     def reading_at(self, now_s: float) -> Reading | None:
-        """The reading, None if there is none, or none that still says something about `now_s`."""
+        """The reading, None if there is none, or it is stale at `now_s`."""
         reading = self.reading
         return None if reading is None or reading.stale(now_s) else reading
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Answer the kubelet from the newest view; send lists that differ from the last ones."""
+    """Serve the newest view to the kubelet; send lists that differ from the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class WakeAt:
 
 @dataclass(frozen=True, slots=True)
 class WriteSpecs:
-    """Make the CDI specs say this, then call `specs_written` or `specs_failed` with `number`."""
+    """Write these CDI specs, then call `specs_written` or `specs_failed` with `number`."""
 
     number: int
     inventory: Inventory
@@ -135,7 +135,7 @@ class HealthChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProblemFound:
-    """Something about the configuration or its specs that a person must know; `error` if grave."""
+    """Something about the configuration or its specs for a person's attention; `error` if grave."""
 
     kind: str
     text: str
@@ -153,7 +153,7 @@ class _Candidate:
     plan: NodePlan
     inventory: Inventory
     requested: bool
-    """True if somebody asked for this plan: if its specs cannot be written, it is refused."""
+    """True if a person requested this plan: if its specs cannot be written, it is refused."""
 
 
 class NodeModel:
@@ -186,8 +186,8 @@ class NodeModel:
     ) -> tuple[Effect, ...]:
         """The backend listed its GPUs and probed them: applied together, published once.
 
-        `events` came before the probes, and nothing dealt with them yet: what the probes show of
-        a reset comes after them.
+        `events` came before the probes and were not applied yet: a reset that the probes show
+        came after them.
         """
         found = {gpu.uuid: gpu for gpu in gpus}
         # A GPU that may be in use is never dropped: the kubelet would call it Healthy.
@@ -239,7 +239,7 @@ class NodeModel:
         return self._taken()
 
     def replan(self, plan: NodePlan) -> None:
-        """The same configuration means something else on this machine, from the next update on."""
+        """The same configuration has another meaning on this machine from the next update on."""
         self._plan = plan
         self._candidate = None
         self._rebuild_required = True
@@ -272,7 +272,7 @@ class NodeModel:
         return self._taken()
 
     def clear(self, uuid: str, now_s: float) -> tuple[Effect, ...]:
-        """A person says that the fault of a GPU or MIG device is over.
+        """A person cleared the fault of a GPU or MIG device.
 
         Raises:
             UnknownUnit: there is none of that UUID.

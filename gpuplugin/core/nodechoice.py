@@ -13,11 +13,11 @@ _SUFFIXES = ("", ".yaml", ".yml")
 
 
 class LabelUnreadable(Exception):
-    """The API server does not tell the node's label; the text says why and what to do."""
+    """The node's label cannot be read; the text names the reason and the remedy."""
 
 
 class UnknownName(Exception):
-    """The label or the default names a file that there is not; the text says which there are."""
+    """The label or the default names a file that there is not; the text lists the files."""
 
 
 def choose(label: str | None, default: str, names: Collection[str]) -> str | None:

@@ -1,6 +1,6 @@
-"""What the cluster is told of a node's GPUs: the words of Events and of the node condition.
+"""The texts of Events and of the node condition about a node's GPUs.
 
-Pure. How these reach the API server, and how often, is the daemon's matter.
+Pure. How these reach the API server, and how often, is decided in the daemon.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def condition_for(unhealthy: Sequence[GpuReport], total: int, blind: str) -> Con
     return Condition(False, "GPUsNotHealthy", _listed(head, entries))
 
 
-def _by_index(news: GpuReport) -> tuple[int, str, str]:
-    return len(news.gpu), news.gpu, news.uuid
+def _by_index(report: GpuReport) -> tuple[int, str, str]:
+    return len(report.gpu), report.gpu, report.uuid
 
 
 def _listed(head: str, entries: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 PAUSE_S = 0.02
-"""Between two lists, whatever happens: a storm of events is a few lists, not thousands."""
+"""Between two lists, so that a storm of events is a few lists, not thousands."""
 
 
 def list_due_s(now_s: float, last_list_s: float) -> float:

@@ -1,8 +1,8 @@
-"""Who uses which share of which GPU: replicas, pods and processes put together. Pure.
+"""Which pods use which share of which GPU: replicas, pods and processes joined. Pure.
 
 A *unit* is what is shared: a GPU, or a MIG device of one. A *tenant* of a unit is a pod with
-processes or replicas there, or, where no pod is known, a process for itself. How the facts are
-read is in `daemon.podresources` and `daemon.telemetry`.
+processes or replicas there, or, where no pod is known, a process for itself. The sampler of the
+daemon reads the facts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from hal import ComputeProcess, Gpu, Telemetry
 
 STALE_AFTER_PERIODS = 3
-"""A reading that is older than so many periods is dropped: it says nothing about now."""
+"""A reading that is older than so many periods is dropped: it no longer describes the present."""
 
 HOLDINGS, PROCESSES, PODS = "pod-resources", "processes", "pods"
 SOURCES = (HOLDINGS, PROCESSES, PODS)
-"""What a reading may lack: which pod holds which replica, who works on the GPUs, whose they are."""
+"""What a reading may lack: pods of replicas, processes on GPUs, pods of processes."""
 
 WORKING_SHARE = 0.01
 """A tenant had work if its kernels ran for at least this share of the sample: NVML's resolution."""
@@ -71,7 +71,7 @@ class TenantUse:
 
     `pod` is None for processes of which no pod is known; `container` names the containers that hold
     replicas here, with commas. `memory_bytes` and `sm_share` (0 to 1, of the last sample) are None
-    where no process is seen or the driver does not tell.
+    where no process is seen or the driver does not report it.
     """
 
     uuid: str
@@ -100,8 +100,8 @@ class TenantUse:
 class UnitUse:
     """How a unit is shared.
 
-    `replicas` are advertised, `allocated` of them given to containers (None: the kubelet was not
-    asked). `tenants` have a process here, `contending` of them had work at the same time; None
+    `replicas` are advertised, `allocated` of them given to containers (None: not
+    known). `tenants` have a process here, `contending` of them had work at the same time; None
     where processes are not seen.
     """
 
@@ -141,7 +141,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read at `at_s`, and what of it could not be: the reason by its name."""
+    """What was read at `at_s`; `unseen` has the reason for each source that could not be."""
 
     at_s: float = 0.0
     took_s: float = 0.0
@@ -153,7 +153,7 @@ class Reading:
     unseen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def stale(self, now_s: float) -> bool:
-        """True once it says nothing about `now_s` any more."""
+        """True once it is too old to describe `now_s`."""
         return now_s - self.at_s > STALE_AFTER_PERIODS * self.period_s
 
 
@@ -263,8 +263,8 @@ def _tenants(
         )
         for pod in pods
     ]
-    if strangers := [one for one in work if one.pod is None]:
-        tenants.append(_tenant(unit, None, "", 0, strangers, None))
+    if unknown := [one for one in work if one.pod is None]:
+        tenants.append(_tenant(unit, None, "", 0, unknown, None))
     return tenants
 
 
@@ -326,7 +326,7 @@ def _unit_use(
 
 
 def _count(tenant: TenantUse) -> int:
-    """Processes of unknown pods count one by one: nothing says that they belong together."""
+    """Processes of unknown pods count one by one: they may not belong together."""
     return 1 if tenant.pod is not None else tenant.processes
 
 

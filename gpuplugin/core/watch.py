@@ -1,7 +1,7 @@
 """When the driver is opened, GPUs are read and probed, and how long that may fail. No I/O.
 
-The model decides; whoever runs it makes the calls and says what came of them: the daemon with
-asyncio and threads, virtual time with simpy. `now_s` is seconds of any monotonic clock.
+The model decides; its driver makes the calls and passes on the results: the daemon with asyncio
+and threads, virtual time with simpy. `now_s` is seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class WatchPlan:
 
 
 class Activity:
-    """One kind of watching: how often it failed in a row, and since when."""
+    """One kind of watching: its failures in a row, and since when."""
 
     def __init__(self, stage: str, first_s: float, cap_s: float) -> None:
         self.stage = stage
@@ -142,7 +142,7 @@ class Watch:
         self._next_update(now_s, min(plan.probe_interval_s, retry_s))
 
     def events_received(self, events: Iterable[Event]) -> bool:
-        """True if an update is required sooner than planned: only a probe tells what one means."""
+        """True if an update is required sooner than planned: only a probe shows what one means."""
         required = any(_requires_update(event) for event in events)
         self._update_required = self._update_required or required
         return required
@@ -166,10 +166,10 @@ class Probes:
 
 
 def judge_probes(results: Mapping[str, Probe | HalError], board: HealthBoard) -> Probes:
-    """A GPU that cannot be probed is unreachable; if none can, the driver is at fault.
+    """A GPU that cannot be probed is unreachable; if none can be probed, the driver is at fault.
 
     Raises:
-        HalError: the driver does not answer, or no GPU could be probed.
+        HalError: the driver does not respond, or no GPU could be probed.
     """
     probes: dict[str, Probe] = {}
     failures: dict[str, HalError] = {}

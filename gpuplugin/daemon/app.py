@@ -32,7 +32,7 @@ from gpuplugin.daemon.serving.endpoint import ServingContext
 from gpuplugin.daemon.serving.endpoints import Endpoints
 from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.status import StatusBoard
-from gpuplugin.daemon.tasks import Fatal, supervise, tick
+from gpuplugin.daemon.tasks import Fatal, supervise, wait_period
 from gpuplugin.rpc import make_engine
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ async def run(
         log.info("stopped", extra={"event": "stopped"})
         return 0
     except Fatal as fatal:
-        log.error("%s", fatal, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
+        log.error("%s", fatal, extra={"event": "fatal"})  # noqa: TRY400 - the cause is in the text
     return 1
 
 
@@ -103,7 +103,7 @@ class Daemon:
 
     def reload(self) -> None:
         if self._reloader is not None:
-            self._reloader.ask()
+            self._reloader.request()
 
     async def run(self) -> None:
         """Run until cancelled; raises `Fatal` with the reason if it cannot go on."""
@@ -143,7 +143,7 @@ class Daemon:
         )
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
-        """A callback or a forgotten task failed: nothing else would report it."""
+        """A callback or an unawaited task failed: nothing else would report it."""
         self.metrics.task_restarts.labels(task="callback").inc()
         error = what.get("exception")
         log.error(
@@ -215,7 +215,7 @@ class Daemon:
             )
 
     async def _replan(self, node: Node) -> None:
-        """A driver that comes late brings its files and device nodes with it."""
+        """A driver that is loaded late brings its files and device nodes with it."""
         try:
             node.replan(await asyncio.to_thread(node_plan, self._loaded.settings))
         except ConfigurationMisfit as misfit:
@@ -243,7 +243,7 @@ def _leaf(group: ExceptionGroup[Fatal]) -> Fatal:
 async def _heartbeat(status: StatusBoard) -> None:
     while True:
         status.beat()
-        await tick(HEARTBEAT_S)
+        await wait_period(HEARTBEAT_S)
 
 
 def _on_signals(work: asyncio.Task[None], reload: Callable[[], None]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The daemon's local socket: a person asks how GPUs and daemon are, or clears a GPU's fault.
+"""The daemon's local socket: reports the health of GPUs and daemon, and clears a GPU's fault.
 
-Only root and the daemon's own user are answered. What clearing means is in `core.health`.
+Only root and the daemon's own user may use it. What clearing means is in `core.health`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
 from gpuplugin.daemon.serving.sockets import identity, remove_socket
-from gpuplugin.daemon.tasks import tick
+from gpuplugin.daemon.tasks import wait_period
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Caller:
 
 
 class ControlServer:
-    """Keeps a socket in `folder` and answers there; a socket that vanishes is made again."""
+    """Serves a socket in `folder`; one that is removed is created again."""
 
     def __init__(self, folder: Path, node: Node, status: StatusBoard) -> None:
         self._path = folder / SOCKET_NAME
@@ -55,22 +55,22 @@ class ControlServer:
         self._problem = ""
 
     async def run(self) -> None:
-        """Serve until cancelled; the socket is gone when this returns."""
+        """Serve until cancelled; the socket is removed when this returns."""
         while True:
             try:
                 await self._serve()
                 self._problem = ""
             except OSError as error:
-                self._complain(error)
+                self._log_problem(error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _serve(self) -> None:
         """Serve until the socket is no longer there."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
-        # Nobody is listened to yet: a cancellation while it begins would lose the socket.
+        # It does not listen yet: a cancellation meanwhile would leave the socket behind.
         server = await asyncio.start_unix_server(
-            self._answer_one, self._path, limit=_LINE_LIMIT_BYTES, start_serving=False
+            self._handle, self._path, limit=_LINE_LIMIT_BYTES, start_serving=False
         )
         try:
             async with server:
@@ -78,35 +78,37 @@ class ControlServer:
                 made = identity(self._path)
                 await server.start_serving()
                 while identity(self._path) == made:
-                    await tick(POLL_S)
+                    await wait_period(POLL_S)
         finally:
             # Raises nothing: an error would take the place of the cancellation of this task.
             remove_socket(self._path)
 
-    def _complain(self, error: OSError) -> None:
+    def _log_problem(self, error: OSError) -> None:
         if self._problem != str(error):
             self._problem = str(error)
             log.warning(
-                "gpuplugin health will find no socket: %s",
+                "the control socket of gpuplugin health cannot be served: %s",
                 error,
                 extra={"event": "control-unavailable", "socket": str(self._path)},
             )
 
-    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 line = await reader.readline()
-                writer.write(encode(self._answer(line, _caller(writer))))
+                writer.write(encode(self._response(line, _caller(writer))))
                 await writer.drain()
         except (OSError, ValueError, TimeoutError) as error:
             log.debug("control: %s", error, extra={"event": "control-dropped"})
         finally:
             writer.close()
 
-    def _answer(self, line: bytes, caller: Caller) -> Mapping[str, object]:
+    def _response(self, line: bytes, caller: Caller) -> Mapping[str, object]:
         own_uid = os.geteuid()
         if caller.uid not in (0, own_uid):
-            return {"error": f"user {caller.uid} may not: only root and user {own_uid} may"}
+            return {
+                "error": f"user {caller.uid} is not permitted: only root and user {own_uid} are"
+            }
         try:
             request = decode(line)
             if "clear" in request:
@@ -165,7 +167,9 @@ class ControlServer:
                 extra={"event": "health-cleared", "uuid": uuid, "uid": caller.uid},
             )
         if refused and not cleared:
-            raise ControlError("; ".join(refused) + "; mend it first, then it comes back by itself")
+            raise ControlError(
+                "; ".join(refused) + "; repair the hardware, and it recovers by itself"
+            )
         return {"cleared": cleared, "refused": refused}
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLEARED = "cleared"
-"""The cause of a change that a person asked for."""
+"""The cause of a change that a person requested."""
 
 
 class HealthLog:

@@ -46,10 +46,10 @@ def watch_plan(settings: Settings) -> WatchPlan:
 
 
 def warn_of_exposure(settings: Settings) -> None:
-    """Say once what the envvar strategy leaves open."""
+    """Warn once of what the envvar strategy leaves open."""
     if "envvar" in settings.flags.plugin.device_list_strategy:
         log.warning(
-            "device list strategy envvar: a container that asks for no GPU may still see all of "
+            "device list strategy envvar: a container that requests no GPU may still see all of "
             "them if its image sets NVIDIA_VISIBLE_DEVICES; use cdi-cri, or volume-mounts with "
             "accept-nvidia-visible-devices-envvar-when-unprivileged=false in the runtime",
             extra={"event": "envvar-exposure"},

@@ -54,7 +54,7 @@ class StatusReport:
 
 
 class StatusBoard:
-    """The status of each component. Ready is who is ok; alive is a loop that still turns."""
+    """The status of each component: readiness of all, liveness of the event loop."""
 
     LOOP_DEAD_AFTER_S = 30.0
 

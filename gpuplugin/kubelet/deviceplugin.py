@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class RecentCall(NamedTuple):
-    """An Allocate call: when (seconds since the epoch), the request, "" or what was wrong."""
+    """An Allocate call: when (seconds since the epoch), the request, "" or the error."""
 
     at_s: float
     request: bytes
@@ -97,7 +97,7 @@ class DevicePlugin:
         return OPTIONS
 
     def pre_start_container(self, _request: bytes) -> bytes:
-        """PreStartContainer: nothing to do; the options say that it is not required."""
+        """PreStartContainer: nothing to do; the options do not require it."""
         return _EMPTY
 
     def list_and_watch(self, wake: Callable[[], None]) -> Subscription:
@@ -189,7 +189,7 @@ class DevicePlugins:
         self._made_of: tuple[object, ...] = ()
 
     def apply(self, view: NodeView) -> Applied:
-        """Answer from `view` from now on, and send lists where they differ."""
+        """Serve `view` from now on, and send lists where they differ."""
         made_of = (view.inventory, view.plan, view.links)
         if len(made_of) != len(self._made_of) or any(
             new is not old for new, old in zip(made_of, self._made_of, strict=True)

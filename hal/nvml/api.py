@@ -1,7 +1,7 @@
 """The part of NVML that the backend uses, typed: calls, values, return codes.
 
-`NvmlApi` speaks NVML's language: handles, masks, milliwatts. What they mean for the project is
-decided in the other modules of this package (errors: `hal.nvml.failures`); the real implementation
+`NvmlApi` has NVML's types: handles, masks, milliwatts. The other modules of this package interpret
+them (errors: `hal.nvml.failures`); the real implementation
 is `hal.nvml.binding`.
 """
 
@@ -27,7 +27,7 @@ NO_INSTANCE: Final = 0xFFFFFFFF
 
 
 class Code(IntEnum):
-    """NVML's return codes, all of them; what is made of each is in `hal.nvml.failures`."""
+    """NVML's return codes, all of them; `hal.nvml.failures` maps them to errors."""
 
     SUCCESS = 0
     UNINITIALIZED = 1
@@ -63,7 +63,7 @@ class Code(IntEnum):
     UNKNOWN = 999
 
 
-DRIVER_GONE: Final = frozenset(
+DRIVER_FAILED: Final = frozenset(
     {Code.UNINITIALIZED, Code.DRIVER_NOT_LOADED, Code.LIB_RM_VERSION_MISMATCH}
 )
 LOST: Final = frozenset({Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.GPU_NOT_FOUND})
@@ -83,7 +83,7 @@ UNSUPPORTED: Final = frozenset(
 
 
 class NvmlError(Exception):
-    """A call to NVML failed: `code` is its return code (see `Code`), `text` its own words."""
+    """A call to NVML failed: `code` is its return code (see `Code`), `text` its message."""
 
     def __init__(self, code: int, text: str = "") -> None:
         self.code = code
@@ -92,17 +92,17 @@ class NvmlError(Exception):
 
     @property
     def is_lost(self) -> bool:
-        """True if it says that the GPU no longer answers."""
+        """True if the GPU no longer responds."""
         return self.code in LOST
 
     @property
-    def is_driver_gone(self) -> bool:
-        """True if it says that the whole driver does not answer."""
-        return self.code in DRIVER_GONE
+    def is_driver_failure(self) -> bool:
+        """True if the whole driver does not respond."""
+        return self.code in DRIVER_FAILED
 
     @property
     def is_unsupported(self) -> bool:
-        """True if it says that this GPU, driver or user cannot do what was asked."""
+        """True if this GPU, driver or user does not support the call."""
         return self.code in UNSUPPORTED
 
 
@@ -121,7 +121,7 @@ def optional(read: Callable[[], _T], default: _D) -> _T | _D:
     try:
         return read()
     except NvmlError as err:
-        if err.is_lost or err.is_driver_gone:
+        if err.is_lost or err.is_driver_failure:
             raise
         return default
 
@@ -157,7 +157,7 @@ class Field(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of device memory; `used` does without what the driver keeps, where NVML can tell."""
+    """Bytes of device memory; `used` does without what the driver keeps, where NVML reports it."""
 
     total: int
     used: int
@@ -185,7 +185,7 @@ class EventData:
 
 @dataclass(frozen=True, slots=True)
 class RemappedRows:
-    """What the row remapper of a GPU has done and could not do."""
+    """Rows that a GPU has remapped, and whether it is pending or failed."""
 
     corrected: int
     uncorrected: int
@@ -195,7 +195,7 @@ class RemappedRows:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process with a compute context; memory in bytes, None where NVML cannot tell."""
+    """A process with a compute context; memory in bytes, None where NVML does not report it."""
 
     pid: int
     memory: int | None

@@ -76,7 +76,7 @@ class NvmlBackend:
             api: NVML's calls; None finds and loads the library on `open`.
             sysfs_root: where sysfs is mounted.
             procfs_root: where procfs is mounted.
-            rescan_s: how often `wait_events` looks for GPUs that came or went.
+            rescan_s: how often `wait_events` scans for GPUs that appeared or disappeared.
             clock: seconds that never go back.
         """
         self._driver_root = driver_root
@@ -114,7 +114,7 @@ class NvmlBackend:
                 return
             if not session.watcher.close(_CLOSE_TIMEOUT_S):
                 # Shutting NVML down under a call that waits in it can crash the process.
-                _log.warning("NVML does not come back from waiting for events; left initialised")
+                _log.warning("NVML does not return from waiting for events; it stays initialised")
                 return
             try:
                 session.api.shutdown()
@@ -156,7 +156,7 @@ class NvmlBackend:
             raise hal_error(err, "Listing the processes", uuid) from err
 
     def links(self) -> Mapping[tuple[str, str], Link]:
-        """The link matrix; see `hal.Backend.links`. Read anew when other GPUs answer."""
+        """The link matrix; see `hal.Backend.links`. Read anew when other GPUs respond."""
         api = self._open_session().api
         snapshot = self._inventory.scan(api)
         uuids = frozenset(snapshot.handles)

@@ -49,7 +49,7 @@ def _translated(call: Callable[_P, _R]) -> Callable[_P, _R]:
         except pynvml.NVMLError as err:
             raise NvmlError(int(err.value), str(err)) from err
         except pynvml.NVMLLibraryMismatchError as err:
-            # The binding's words for: the driver has no such function in this version.
+            # The binding's error for: the driver lacks this version of the function.
             raise NvmlError(Code.FUNCTION_NOT_FOUND, str(err)) from err
         except UnicodeDecodeError as err:
             raise NvmlError(Code.UNKNOWN, f"NVML returned text that is not UTF-8: {err}") from err
@@ -298,5 +298,5 @@ class _PynvmlApi:
 
 
 def pynvml_api() -> NvmlApi:
-    """NVML by way of nvidia-ml-py. The library is first asked for by `init`."""
+    """NVML by way of nvidia-ml-py. `init` is the first call that needs the library."""
     return _PynvmlApi()

@@ -1,4 +1,4 @@
-"""What the kernel and its module nvidia say of GPUs under /proc and /sys, and PCI addresses."""
+"""Facts of GPUs from the kernel's /proc and /sys, and spellings of PCI addresses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int
     try:
         node = int(text)
     except ValueError:
-        warn(f"{path} holds {text[:40]!r}, which is no NUMA node; going on without")
+        warn(f"{path} holds {text[:40]!r}, which is no NUMA node; it is ignored")
         return None
     return node if node >= 0 else None
 
@@ -107,8 +107,8 @@ class ProcGpu:
 def read_proc_gpus(procfs_root: Path) -> tuple[ProcGpu | None, ...]:
     """The GPUs in the order of their addresses, which is NVML's; None for one without a UUID.
 
-    A GPU that was never initialised shows question marks for its UUID. One that the module was
-    told to leave out (`GPU Excluded: Yes`) is left out here too.
+    A GPU that was never initialised shows question marks for its UUID. One that the module is
+    configured to exclude (`GPU Excluded: Yes`) is left out here too.
     """
     try:
         folders = sorted((procfs_root / GPUS).iterdir())

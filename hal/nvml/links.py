@@ -28,19 +28,19 @@ _KINDS: Final = {
 
 
 def read_links(api: NvmlApi, snapshot: Snapshot) -> Mapping[tuple[str, str], Link]:
-    """The link of each ordered pair of the GPUs that answer.
+    """The link of each ordered pair of the GPUs that respond.
 
     A path that cannot be read counts as the farthest, an NVLink that cannot be read as absent.
 
     Raises:
-        NvmlError: the driver does not answer: what it had told by then is no matrix to keep.
+        NvmlError: the driver does not respond: an incomplete matrix must not be kept.
     """
     gpus = [gpu for gpu in snapshot.gpus if gpu.state is GpuState.OK]
     remotes = {gpu.uuid: _remotes(api, snapshot.handles[gpu.uuid]) for gpu in gpus}
     links: dict[tuple[str, str], Link] = {}
     for one, other in itertools.combinations(gpus, 2):
         kind = _kind(api, snapshot.handles[one.uuid], snapshot.handles[other.uuid])
-        # Both ends tell of the same links; one that fails to must not make the pair lopsided.
+        # Both ends report the same links; one that cannot must not make the pair asymmetric.
         nvlinks = max(
             remotes[one.uuid].count(other.pci_bus_id), remotes[other.uuid].count(one.pci_bus_id)
         )
@@ -53,7 +53,7 @@ def _kind(api: NvmlApi, one: Handle, other: Handle) -> LinkKind:
     try:
         return _KINDS.get(api.topology(one, other), LinkKind.CROSS_CPU)
     except NvmlError as err:
-        if err.is_driver_gone:
+        if err.is_driver_failure:
             raise
         return LinkKind.CROSS_CPU
 
@@ -66,6 +66,6 @@ def _remotes(api: NvmlApi, device: Handle) -> list[str]:
             if api.nvlink_active(device, link):
                 remotes.append(canonical_bus_id(api.nvlink_remote(device, link)))
         except NvmlError as err:
-            if err.is_driver_gone:
+            if err.is_driver_failure:
                 raise
     return remotes

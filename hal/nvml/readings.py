@@ -1,7 +1,7 @@
-"""What a GPU is doing and how it is: probes, telemetry, processes.
+"""Readings of a GPU: probes, telemetry, processes.
 
 Each function takes the handle of a GPU and lets `NvmlError` through only where the GPU or the
-driver does not answer; a value that is not supported is left out instead.
+driver does not respond; a value that is not supported is left out instead.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def read_probe(
     """Whether the GPU that `find` finds can be used; raises `HalError` only for a failed driver."""
     try:
         handle = find()
-        # Any answer will do; chips without their own memory say just that.
+        # Any response will do; chips without memory of their own report "not supported".
         supported(lambda: api.memory(handle), None)
         return _healthy_probe(api, handle, epoch, limits)
     except NvmlError as err:
-        if err.is_driver_gone:
+        if err.is_driver_failure:
             raise hal_error(err, "Probing a GPU") from err
         reset = err.code == Code.RESET_REQUIRED
         action = RecoveryAction.RESET if reset else RecoveryAction.UNKNOWN
@@ -82,7 +82,7 @@ def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str, limits: ShutdownLim
 
 
 class ShutdownLimits:
-    """Where GPUs shut themselves down for heat: limits are asked once on a connection.
+    """Where GPUs shut themselves down for heat: limits are read once per connection.
 
     Up to Ampere the limit is a temperature; since then it is a margin below the slowdown.
     """
@@ -111,7 +111,7 @@ class ShutdownLimits:
         if handle not in self._temperatures_c:
             limit_c = optional(lambda: self._api.shutdown_temperature_c(handle), None)
             if not limit_c:
-                return 0  # perhaps only now: what failed is asked again
+                return 0  # perhaps only now: a failed read is repeated
             self._temperatures_c[handle] = limit_c
         return self._temperatures_c[handle]
 
@@ -133,7 +133,7 @@ def _signed(number: int) -> int:
 def _action(number: int | None) -> RecoveryAction:
     if number is None:
         return RecoveryAction.UNKNOWN
-    # An action of a newer driver: not UNKNOWN, which says that nothing speaks against the GPU.
+    # An action of a newer driver: not UNKNOWN, with which the GPU counts as usable.
     return _ACTIONS.get(number, RecoveryAction.OTHER)
 
 
@@ -169,7 +169,7 @@ def throttle_reasons(mask: int) -> ThrottleReason:
         if mask & bit and bit != _HARDWARE_SLOWDOWN:
             reasons |= _THROTTLES.get(bit, ThrottleReason.OTHER)
     if mask & _HARDWARE_SLOWDOWN and not mask & _HARDWARE_CAUSES:
-        # The sum of the hardware's causes; told only if the driver names none of them.
+        # The sum of the hardware's causes; reported only if the driver names none of them.
         reasons |= ThrottleReason.OTHER
     return reasons
 
@@ -205,5 +205,5 @@ def _share(latest: Mapping[int, ProcessSample], pid: int) -> float | None:
 
 
 def _process_name(api: NvmlApi, pid: int) -> str:
-    # It may be gone by now, or live in a PID namespace that is not ours.
+    # It may have ended, or be in another PID namespace.
     return optional(lambda: api.process_name(pid), "")

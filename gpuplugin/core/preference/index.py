@@ -72,7 +72,7 @@ class GpuSets:
     def best(self, fixed: int, free: int, missing: int) -> int:
         """`fixed` with the best set of `missing` GPUs of `free`, which has more, and none of fixed.
 
-        Looks at each set of a size once, but for a few: there are 12870 of 8 of 16 GPUs.
+        Reads each set of a size once, but for a few: there are 12870 of 8 of 16 GPUs.
         """
         sets = self.of_size[fixed.bit_count() + missing]
         # Of the GPUs that are not free a choice has the fixed ones and no other.

@@ -1,6 +1,6 @@
 """What is reported to the API server, and Events that wait: bounded, with repetitions counted.
 
-No clock and no I/O: time is an argument. Who sends them is `nodereports`.
+No clock and no I/O: time is an argument. `nodereports` sends them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CAPACITY = 100
 SAME_WITHIN_S = 600.0
 """How long an Event is counted up before a repetition is a new one; so long as kubelet's."""
-WORTH_TELLING_S = 3600.0
+MAX_EVENT_AGE_S = 3600.0
 """After an hour the API server would have dropped the Event (its --event-ttl)."""
 
 _NAME_LENGTH = 253
@@ -24,7 +24,7 @@ _SUFFIX_LENGTH = 20
 
 
 class ReportFailed(Exception):
-    """The API server did not take a report; the text says why and what to do.
+    """The API server did not accept a report; the text names the reason and the remedy.
 
     `retryable`: the same report may pass later, after `wait_s` at least.
     """
@@ -112,7 +112,7 @@ class EventQueue:
         return len(self._waiting)
 
     def add(self, news: GpuReport, now_s: float, now: datetime) -> int:
-        """Let an Event wait, or count up the same one; returns how many others gave way."""
+        """Let an Event wait, or count up the same one; returns how many others were dropped."""
         self._forget_old(now_s)
         key = (news.event_reason, news.event_message)
         series = self._series.get(key)
@@ -129,8 +129,8 @@ class EventQueue:
         return max(dropped, 0)
 
     def drop_stale(self, now_s: float) -> int:
-        """Drop what nobody wants to know any more; returns how many."""
-        stale = [key for key, one in self._waiting.items() if now_s - one.last_s > WORTH_TELLING_S]
+        """Drop Events older than `MAX_EVENT_AGE_S`; returns how many."""
+        stale = [key for key, one in self._waiting.items() if now_s - one.last_s > MAX_EVENT_AGE_S]
         for key in stale:
             self._drop(key)
         return len(stale)
@@ -144,7 +144,7 @@ class EventQueue:
         return None
 
     def settled(self, event: NodeEvent, *, sent: bool) -> None:
-        """The API server took it, or (not `sent`) never will; what came meanwhile still waits."""
+        """An Event was accepted, or (not `sent`) never will be; what came meanwhile still waits."""
         key = (event.reason, event.message)
         series = self._series.get(key)
         if series is None or series.name != event.name:

@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 class NoCluster(Exception):
-    """It is not known where the API server is, or who asks; the text says what was looked for."""
+    """The API server or the plugin's user is not known; the text names the remedy."""
 
 
 class KubeApi:
@@ -51,7 +51,7 @@ class KubeApi:
         self._timeout_s = timeout_s
         self._config = cluster()
         for name in ("httpx2", "httpcore2"):
-            # They have a line for each request; what comes of them is logged by the reporter.
+            # They log each request; the reporter logs the results.
             logging.getLogger(name).setLevel(logging.WARNING)
 
     def post_event(self, event: NodeEvent) -> None:
@@ -64,7 +64,7 @@ class KubeApi:
         Raises:
             ReportFailed: it was not taken.
         """
-        # An empty patch answers with the node: no right to read nodes is needed for it.
+        # The response to an empty patch is the node: no right to read nodes is needed.
         body = {} if condition is None else {"status": {"conditions": [_condition_body(condition)]}}
         node = self._request(
             _NODE_RIGHTS, lambda client: client.patch(NodeStatus, self._node, body)
@@ -84,7 +84,7 @@ class KubeApi:
         try:
             client.create(_event_body(event, self._node))
         except ApiError as error:
-            # An earlier attempt of ours came through, though its answer did not.
+            # An earlier attempt succeeded, though its response was lost.
             if error.response.status_code != httpx2.codes.CONFLICT:
                 raise
 
@@ -100,7 +100,7 @@ class KubeApi:
             text = f"the API server at {server} cannot be reached: {_described(error)}"
             raise ReportFailed(text, retryable=True) from error
         except Exception as error:
-            # Answers that are no Kubernetes, tokens that cannot be read: nobody may fall over it.
+            # Responses of other servers, unreadable tokens: nothing may stop the reporter.
             text = f"a request to the API server failed: {_described(error)}"
             raise ReportFailed(text, retryable=True) from error
 
@@ -129,7 +129,7 @@ def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
 
 
 def _retry_after_s(response: httpx2.Response) -> float:
-    """What Retry-After says in seconds, the only form that the API server uses."""
+    """Retry-After in seconds, the only form that the API server uses."""
     text = response.headers.get("Retry-After", "")
     return min(float(text), _LONGEST_WAIT_S) if text.isascii() and text.isdecimal() else 0.0
 

@@ -34,31 +34,31 @@ class LabelSource(Protocol):
 
 
 class LabelWatch:
-    """The task; `label` is what was last heard. Event loop only, but for its thread."""
+    """The task; `label` is what was last read. Event loop only, but for its thread."""
 
     def __init__(self, source: LabelSource) -> None:
         self.label: str | None = None
         self._source = source
 
     def read_first(self) -> None:
-        """Ask once, before anything is served: a node should not begin with another's devices."""
+        """Read it before anything is served: a node should not start with another's devices."""
         try:
             self.label = self._source.read()
         except LabelUnreadable as error:
             log.error("%s", error, extra={"event": "node-label-unreadable"})  # noqa: TRY400
 
-    async def run(self, changed: Callable[[], None], tell: Callable[[str, bool], None]) -> None:
+    async def run(self, changed: Callable[[], None], report: Callable[[str, bool], None]) -> None:
         """Follow for ever: `changed` is called when the label is another one.
 
-        `tell` is given words on how it goes, and whether it goes well.
+        `report` is given the state of the watch as text, and whether it is ok.
         """
         loop = asyncio.get_running_loop()
-        heard: asyncio.Queue[str | LabelUnreadable | None] = asyncio.Queue()
+        received: asyncio.Queue[str | LabelUnreadable | None] = asyncio.Queue()
         stop = threading.Event()
 
         def hand_on(news: str | LabelUnreadable | None) -> None:
             if not stop.is_set():
-                loop.call_soon_threadsafe(heard.put_nowait, news)
+                loop.call_soon_threadsafe(received.put_nowait, news)
 
         thread = threading.Thread(
             target=_follow, args=(self._source, hand_on, stop), name="node-label", daemon=True
@@ -66,11 +66,11 @@ class LabelWatch:
         thread.start()
         try:
             while True:
-                news = await heard.get()
+                news = await received.get()
                 if isinstance(news, LabelUnreadable):
-                    tell(f"{news}; the configuration stays as it is", False)
+                    report(f"{news}; the configuration stays as it is", False)
                     continue
-                tell(_words(news), True)
+                report(_label_text(news), True)
                 if news != self.label:
                     self.label = news
                     changed()
@@ -83,7 +83,7 @@ def _follow(
     hand_on: Callable[[str | LabelUnreadable | None], None],
     stop: threading.Event,
 ) -> None:
-    """In the thread: watch, and watch again when the watch ends."""
+    """In the thread: watch, and start again when the watch ends."""
     backoff = Backoff(1.0, 60.0)
     while not stop.is_set():
         try:
@@ -97,7 +97,7 @@ def _follow(
         stop.wait(pause_s)
 
 
-def _words(label: str | None) -> str:
+def _label_text(label: str | None) -> str:
     return "the node has no label that chooses" if label is None else f"the node's label: {label}"
 
 
@@ -117,7 +117,7 @@ def config_names(folder: Path) -> frozenset[str]:
 class NodeChoice:
     """Reads the configuration that the node's label chooses; `read` reads one file, or the default.
 
-    The label is the one that `watch` heard last.
+    The label is the one that `watch` read last.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class NodeChoice:
         try:
             return self.load()
         except ConfigError as error:
-            log.error(  # noqa: TRY400 - the text says it all
+            log.error(  # noqa: TRY400 - the cause is in the text
                 "%s; the node begins as if it had no label",
                 error,
                 extra={"event": "config-refused"},

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 METHOD = "/v1.PodResourcesLister/List"
-_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 """The kubelet's own clients allow as much (podresources client.go)."""
 
 
 class PodResourcesUnavailable(Exception):
-    """The kubelet cannot be asked; the text says why and what to do."""
+    """The kubelet's pod-resources API cannot be used; the text names the reason and the remedy."""
 
 
 class PodResources:
-    """Asks at the kubelet's socket; every call has a connection of its own, and blocks."""
+    """Calls at the kubelet's socket, each on a connection of its own; blocks."""
 
     def __init__(self, socket: Path, timeout_s: float) -> None:
         self._socket = socket
@@ -35,8 +35,8 @@ class PodResources:
         _check(self._socket)
         request = pb.ListPodResourcesRequest().SerializeToString()
         try:
-            data = unary_call(self._socket, METHOD, request, self._timeout_s, _MAX_ANSWER_BYTES)
-            answer = pb.ListPodResourcesResponse.FromString(data)
+            data = unary_call(self._socket, METHOD, request, self._timeout_s, _MAX_RESPONSE_BYTES)
+            response = pb.ListPodResourcesResponse.FromString(data)
         except (CallFailed, DecodeError) as error:
             raise PodResourcesUnavailable(f"{self._socket}: {error}") from error
         return tuple(
@@ -46,14 +46,14 @@ class PodResources:
                 devices.resource_name,
                 tuple(devices.device_ids),
             )
-            for pod in answer.pod_resources
+            for pod in response.pod_resources
             for container in pod.containers
             for devices in container.devices
         )
 
 
 def _check(socket: Path) -> None:
-    """Say plainly what gRPC would only call unavailable."""
+    """Name the cause of what gRPC would only call unavailable."""
     try:
         socket.lstat()
     except OSError as error:
@@ -67,7 +67,7 @@ _MAX_CGROUP_BYTES = 64 * 1024
 
 
 class CgroupsUnreadable(Exception):
-    """Processes of other containers are not to be seen; the text says what to do."""
+    """Processes of other containers are not visible; the text names the remedy."""
 
 
 class PodIdentities:
@@ -84,7 +84,7 @@ class PodIdentities:
         A process that ended meanwhile is left out.
 
         Raises:
-            CgroupsUnreadable: none of the processes is to be seen, or no pod's name.
+            CgroupsUnreadable: none of the processes, or no pod's name, is visible.
         """
         uids = {pid: uid for pid in pids if (uid := self._uid_of(pid)) is not None}
         if pids and not uids:

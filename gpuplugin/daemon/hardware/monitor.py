@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """The task that keeps the node's state true to the hardware.
+    """The task that keeps the node's state up to date.
 
     `on_open` is awaited each time that the driver was opened, before its GPUs are published.
     """
@@ -67,7 +67,7 @@ class Monitor:
         """Open, watch, and open again when watching fails. Never returns.
 
         Raises:
-            Fatal: the driver cannot be opened at start and the user asked to exit then.
+            Fatal: the driver cannot be opened at start, and failOnInitError is set.
         """
         try:
             await self._run()
@@ -90,7 +90,7 @@ class Monitor:
                 reason = str(failures.exceptions[0])
                 self._node.blinded(reason)
                 self._status.set("monitor", reason, ok=False)
-                log.error(  # noqa: TRY400 - the text says it all
+                log.error(  # noqa: TRY400 - the cause is in the text
                     "the GPUs cannot be watched and count as Unhealthy: %s",
                     reason,
                     extra={"event": "monitor-blind"},
@@ -103,7 +103,7 @@ class Monitor:
         while True:
             watch.plan = self._plan()
             try:
-                await self._queries.ask(deadlines.OPEN_DEADLINE_S, self._backend.open)
+                await self._queries.call(deadlines.OPEN_DEADLINE_S, self._backend.open)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
                 if watch.plan.watch_events:
                     await self._events_thread.call(
@@ -137,7 +137,7 @@ class Monitor:
         if count:
             text = f"watching {count} GPUs, driver {self._backend.driver_version}"
         else:
-            text = f"driver {self._backend.driver_version} lists no GPU; looking again"
+            text = f"driver {self._backend.driver_version} lists no GPU; retrying"
         if self._status.set("monitor", text, ok=count > 0):
             log.info(text, extra={"event": "monitor"})
 
@@ -211,7 +211,7 @@ class Monitor:
     async def _read_links(self) -> None:
         """How GPUs are connected only serves preferences: a failure costs nothing else."""
         try:
-            links = await self._queries.ask(deadlines.CALL_DEADLINE_S, self._backend.links)
+            links = await self._queries.call(deadlines.CALL_DEADLINE_S, self._backend.links)
         except HalError as error:
             log.warning("links between GPUs cannot be read: %s", error, extra={"event": "links"})
             return
@@ -219,10 +219,10 @@ class Monitor:
 
     async def _read(self) -> tuple[tuple[Gpu, ...], dict[str, Probe]]:
         """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
-        gpus = await self._queries.ask(deadlines.CALL_DEADLINE_S, self._backend.gpus)
+        gpus = await self._queries.call(deadlines.CALL_DEADLINE_S, self._backend.gpus)
         board = self._node.view.board
         uuids = (*(gpu.uuid for gpu in gpus), *board.gpus)
-        results = await self._queries.ask_gpus(
+        results = await self._queries.call_gpus(
             uuids, deadlines.PROBE_DEADLINE_S, self._probe_in_thread
         )
         probes = judge_probes(results, board)

@@ -1,8 +1,8 @@
 """The daemon's metrics as Prometheus wants them, made at each scrape.
 
-What is counted comes from `metrics`, what GPUs and pods do from the node's newest view: a pod that
-ended, a GPU that does not answer and a reading that is too old leave no series behind, and a scrape
-waits for no hardware.
+What is counted comes from `metrics`, what GPUs and pods do from the node's newest view. A pod that
+ended, a GPU that does not respond and a stale reading leave no series behind, and a scrape waits
+for no hardware.
 """
 
 from __future__ import annotations

@@ -277,6 +277,6 @@ class Metrics:
 
     def choices_of(self, resource: str) -> Callable[[str], None]:
         """A function that counts a choice of the resource by its method, in any thread."""
-        # Each counter is looked up once: that takes longer than to count.
+        # Each counter is found once: that takes longer than counting.
         inc_of = cache(lambda method: self.preferences.labels(resource, method).inc)
         return lambda method: inc_of(method)()

@@ -1,4 +1,4 @@
-"""How the status page looks: HTML from a `PageView`. Every text from outside is escaped here."""
+"""The status page at `/`: HTML from a `PageView`; it fetches nothing, and all texts are escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REFRESH_S = 5
 _GIB = 1024**3
 _MOST_DOTS = 200
-"""Replicas that are drawn one by one; of more only the count is told."""
+"""Replicas that are drawn one by one; of more only the count is shown."""
 
 
 def page_html(view: PageView) -> str:
@@ -189,7 +189,7 @@ def _calls(calls: Iterable[CallView]) -> str:
     )
     body = (
         '<div class="scroll"><table><thead><tr><th class="n">ago</th><th>resource</th>'
-        f"<th>devices</th><th>answer</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<th>devices</th><th>response</th></tr></thead><tbody>{rows}</tbody></table></div>"
         if rows
         else '<p class="soft">None yet.</p>'
     )

@@ -1,4 +1,4 @@
-"""What the status page shows, as plain values, and how they are made. How it looks: `html`."""
+"""What the status page shows, as plain values; `page` makes the HTML."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class UnitView:
     reason: str
     replicas: int
     holders: Mapping[int, str]
-    """Who holds which replica, by its number."""
+    """The pod of each replica, by its number."""
     allocated: int | None
     tenants: Sequence[TenantUse]
     history_s: float

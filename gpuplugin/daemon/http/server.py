@@ -78,7 +78,7 @@ class HttpServer:
         )
 
     def close(self) -> None:
-        """Stop listening; running answers end by themselves."""
+        """Stop listening; running responses end by themselves."""
         self._closing.set()
         with suppress(OSError):  # wakes the thread that waits for a connection
             socket.create_connection((self._host, self.port), timeout=1).close()
@@ -94,7 +94,7 @@ class HttpServer:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; nobody asks DNS for the name of the host."""
+    """A listening socket, made without a DNS query for the host's name."""
     if ":" not in host:
         return socket.create_server((host, port), backlog=_WAITING_CONNECTIONS)
     return socket.create_server(

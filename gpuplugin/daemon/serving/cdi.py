@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class CdiWriter:
-    """Keeps the specs in one folder true to an inventory."""
+    """Keeps the specs in one folder up to date."""
 
     def __init__(self, folder: Path, host: CdiHost, plan: InjectionPlan) -> None:
         self._folder = folder
@@ -46,7 +46,7 @@ class CdiWriter:
         return cdi_specs(inventory, self._plan, self._host)
 
     def write(self, inventory: Inventory) -> None:
-        """Make the folder say what the inventory says; files that are right are left alone.
+        """Write the inventory's specs; files that are up to date are left alone.
 
         Nothing is read where the inventory and the files are those of the last call.
 
@@ -64,7 +64,7 @@ class CdiWriter:
         self._written = (inventory, self._files())
 
     def _files(self) -> dict[str, Identity | None]:
-        """The plugin's files in the folder, with what tells that one is another."""
+        """The plugin's files in the folder, with their identities."""
         return {path.name: identity(path) for path in own_specs(self._folder)}
 
 

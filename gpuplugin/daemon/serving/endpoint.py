@@ -23,7 +23,7 @@ from gpuplugin.daemon.serving.sockets import (
     remove_leftovers,
     remove_socket,
 )
-from gpuplugin.daemon.tasks import tick_or
+from gpuplugin.daemon.tasks import wait_period_or
 from gpuplugin.kubelet.registration import RegistrationFailed, register, registration_service
 from gpuplugin.rpc.services import SocketError
 
@@ -143,8 +143,8 @@ class Endpoint:
                     backoff.reset()
                 delay_s = backoff.next_s()
                 self._context.metrics.socket_renewals.labels(self._resource, reason).inc()
-                words = f": {socket.refusal}" if socket.refusal else ""
-                self._set_status(f"no kubelet: {reason}{words}", ok=False)
+                refusal = f": {socket.refusal}" if socket.refusal else ""
+                self._set_status(f"no kubelet: {reason}{refusal}", ok=False)
                 text = f"renewing the socket of {self._resource} in {delay_s:g} s: {reason}"
                 self._log(logging.WARNING, "socket-renewal", text)
                 await asyncio.sleep(delay_s)
@@ -298,7 +298,7 @@ class Endpoint:
             # While a kubelet watches, nothing is urgent.
             pause_s = POLL_S * (8 if is_open else 1)
             checked_s = time.monotonic()
-            await tick_or(self._turn, pause_s)
+            await wait_period_or(self._turn, pause_s)
             socket.watched_s += time.monotonic() - checked_s if is_open else 0.0
 
     def _outdated(self, socket: _Socket, kubelet: Identity | None, other: _OtherPlugin) -> str:

@@ -155,7 +155,7 @@ class ServerCalls:
             self._failed(stream, error)
 
     def _failed(self, stream: Stream, error: Exception) -> None:
-        """End a call with an error, one of a handler in grpcio's words; other calls go on."""
+        """End a call with an error, one of a handler in grpcio's format; other calls go on."""
         if not isinstance(error, RpcError):
             log.error("the handler of %s failed", stream.path, exc_info=error)
             doing = "iterating responses" if stream.is_list else "calling application"

@@ -27,7 +27,7 @@ _NOT_ONE = "the response is not one uncompressed message"
 
 
 class CallFailed(Exception):
-    """A call without a response: the gRPC status code (a number) and what the server said."""
+    """A call without a response: the gRPC status code (a number) and the server's message."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{_name(code)}: {message}")
@@ -330,7 +330,7 @@ class ClientConnection:
 
 
 def write_timeout(timeout_s: float) -> bytes:
-    """The value of a grpc-timeout, rounded down to what eight digits can say."""
+    """The value of a grpc-timeout, rounded down to eight digits."""
     timeout_us = max(int(timeout_s * 1e6), 0)
     return b"%du" % timeout_us if timeout_us < 10**8 else b"%dS" % min(timeout_s, 99_999_999)
 
