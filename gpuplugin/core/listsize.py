@@ -5,6 +5,7 @@ The kubelet receives at most 4 MiB in one message and drops a plugin whose list 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,19 +55,9 @@ def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> Non
     if size_bytes <= MAX_LIST_BYTES:
         return
     requested = max(whole.replicas for whole in wholes)
-    raise ListTooLarge(resource, size_bytes, requested, _largest_fitting(wholes, requested))
-
-
-def _largest_fitting(wholes: Sequence[_Whole], requested: int) -> int:
-    """By bisection: the list grows with the count."""
-    fits, does_not = 0, requested
-    while does_not - fits > 1:
-        middle = (fits + does_not) // 2
-        if _list_bytes(wholes, middle) <= MAX_LIST_BYTES:
-            fits = middle
-        else:
-            does_not = middle
-    return fits
+    counts = range(1, requested)
+    fitting = bisect_right(counts, MAX_LIST_BYTES, key=lambda count: _list_bytes(wholes, count))
+    raise ListTooLarge(resource, size_bytes, requested, fitting)
 
 
 def _list_bytes(wholes: Iterable[_Whole], at_most: int | None) -> int:

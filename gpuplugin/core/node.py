@@ -348,7 +348,8 @@ class NodeModel:
     ) -> HealthBoard:
         policy = self._plan.health
         for event in events:
-            self._effects.append(EventReceived(event, _is_fatal(event, policy)))
+            fatal = isinstance(event, XidError) and policy.xids.is_fatal(event.xid)
+            self._effects.append(EventReceived(event, fatal))
             board = board.with_event(event, now_s, policy)
         return board
 
@@ -383,10 +384,6 @@ class NodeModel:
     def _taken(self) -> tuple[Effect, ...]:
         effects, self._effects = tuple(self._effects), []
         return effects
-
-
-def _is_fatal(event: Event, policy: HealthPolicy) -> bool:
-    return isinstance(event, XidError) and policy.xids.is_fatal(event.xid)
 
 
 def _indices(gpus: Iterable[Gpu]) -> Mapping[str, str]:

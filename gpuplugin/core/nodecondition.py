@@ -86,13 +86,10 @@ def condition_for(unhealthy: Sequence[GpuReport], total: int, blind: str) -> Con
         return Condition(None, "NoGPU", "no GPU is listed")
     if not unhealthy:
         return Condition(True, "AllGPUsHealthy", f"all GPUs are healthy ({total})")
-    entries = [one.entry for one in sorted(unhealthy, key=_by_index)]
+    by_index = sorted(unhealthy, key=lambda one: (len(one.gpu), one.gpu, one.uuid))
+    entries = [one.entry for one in by_index]
     head = f"{len(entries)} of {total} GPUs are not healthy"
     return Condition(False, "GPUsNotHealthy", _listed(head, entries))
-
-
-def _by_index(report: GpuReport) -> tuple[int, str, str]:
-    return len(report.gpu), report.gpu, report.uuid
 
 
 def _listed(head: str, entries: Sequence[str]) -> str:

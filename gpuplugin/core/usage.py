@@ -317,17 +317,15 @@ def _unit_use(
         allocated=allocated,
         memory_bytes=unit.memory_bytes,
         free_bytes=_free_bytes(unit, telemetry, present),
-        tenants=None if present is None else sum(_count(one) for one in present),
+        # Processes of unknown pods count one by one: they may not belong together.
+        tenants=None
+        if present is None
+        else sum(1 if one.pod else one.processes for one in present),
         contending=None if present is None else len(working),
         fairness=fairness,
         efficiency=efficiency,
         gain=gain,
     )
-
-
-def _count(tenant: TenantUse) -> int:
-    """Processes of unknown pods count one by one: they may not belong together."""
-    return 1 if tenant.pod is not None else tenant.processes
 
 
 def _free_bytes(

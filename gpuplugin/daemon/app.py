@@ -200,15 +200,16 @@ class Daemon:
                 ("control", control.run),
                 ("sampler", sampler.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
-                *([("node-label", lambda: self._follow_label(choice))] if choice else ()),
+                *(
+                    [("node-label", lambda: choice.watch.run(self.reload, self._show_label))]
+                    if choice
+                    else ()
+                ),
             ):
                 metrics.task_restarts.labels(task=name)  # seen from the first restart on
                 tasks.create_task(supervise(name, task, status, metrics), name=name)
 
-    async def _follow_label(self, choice: NodeChoice) -> None:
-        await choice.watch.run(self.reload, lambda text, ok: self._show_label(text, ok=ok))
-
-    def _show_label(self, text: str, *, ok: bool) -> None:
+    def _show_label(self, text: str, ok: bool) -> None:
         if self.status.set(LABEL_COMPONENT, text, ok=ok):
             log.log(
                 logging.INFO if ok else logging.ERROR, "%s", text, extra={"event": "node-label"}

@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import StillFaulty
@@ -37,12 +36,6 @@ _LINE_LIMIT_BYTES = 64 * 1024
 _CREDENTIALS = struct.Struct("3i")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    pid: int
-    uid: int
 
 
 class ControlServer:
@@ -96,23 +89,23 @@ class ControlServer:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 line = await reader.readline()
-                writer.write(encode(self._response(line, _caller(writer))))
+                writer.write(encode(self._response(line, _caller_uid(writer))))
                 await writer.drain()
         except (OSError, ValueError, TimeoutError) as error:
             log.debug("control: %s", error, extra={"event": "control-dropped"})
         finally:
             writer.close()
 
-    def _response(self, line: bytes, caller: Caller) -> Mapping[str, object]:
+    def _response(self, line: bytes, caller_uid: int) -> Mapping[str, object]:
         own_uid = os.geteuid()
-        if caller.uid not in (0, own_uid):
+        if caller_uid not in (0, own_uid):
             return {
-                "error": f"user {caller.uid} is not permitted: only root and user {own_uid} are"
+                "error": f"user {caller_uid} is not permitted: only root and user {own_uid} are"
             }
         try:
             request = decode(line)
             if "clear" in request:
-                return self._clear(str(request["clear"]), caller)
+                return self._clear(str(request["clear"]), caller_uid)
         except ControlError as error:
             return {"error": str(error)}
         return self._report()
@@ -141,7 +134,7 @@ class ControlServer:
             ],
         }
 
-    def _clear(self, name: str, caller: Caller) -> Mapping[str, object]:
+    def _clear(self, name: str, caller_uid: int) -> Mapping[str, object]:
         """Clear a GPU or MIG device by UUID or index; `all` clears all that can be."""
         view = self._node.view
         units = view.board.units
@@ -163,8 +156,8 @@ class ControlServer:
             log.warning(
                 "%s was cleared by user %d",
                 uuid,
-                caller.uid,
-                extra={"event": "health-cleared", "uuid": uuid, "uid": caller.uid},
+                caller_uid,
+                extra={"event": "health-cleared", "uuid": uuid, "uid": caller_uid},
             )
         if refused and not cleared:
             raise ControlError(
@@ -173,8 +166,8 @@ class ControlServer:
         return {"cleared": cleared, "refused": refused}
 
 
-def _caller(writer: asyncio.StreamWriter) -> Caller:
+def _caller_uid(writer: asyncio.StreamWriter) -> int:
     connection: socket.socket = writer.get_extra_info("socket")
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _gid = _CREDENTIALS.unpack(raw)
-    return Caller(pid, uid)
+    _pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    return int(uid)

@@ -158,7 +158,10 @@ class Node:
             while (wanted := self._specs_wanted) is not None:
                 self._specs_wanted = None
                 try:
-                    await self._specs_thread.call(_SPECS_DEADLINE_S, _write, wanted)
+                    if (specs := wanted.plan.specs) is not None:
+                        await self._specs_thread.call(
+                            _SPECS_DEADLINE_S, specs.write, wanted.inventory
+                        )
                 except (OSError, HalError) as error:
                     reason = (
                         f"CDI specs cannot be written: {error}; mount the folder, choose another "
@@ -185,8 +188,3 @@ class Node:
             count = view.inventory.device_count
             text = f"{len(view.gpus)} GPUs, {sum(healthy.values())} of {count} devices healthy"
             self._status.set("inventory", text, ok=bool(view.inventory.resources))
-
-
-def _write(wanted: WriteSpecs) -> None:
-    if wanted.plan.specs is not None:
-        wanted.plan.specs.write(wanted.inventory)

@@ -181,7 +181,8 @@ class DevicePlugins:
     """`by_resource` is swapped in one assignment; `choices_of` makes what counts preferences."""
 
     def __init__(
-        self, choices_of: Callable[[str], Callable[[str], None]] = lambda _name: _ignore
+        self,
+        choices_of: Callable[[str], Callable[[str], None]] = lambda _name: lambda _method: None,
     ) -> None:
         self.by_resource: Mapping[str, DevicePlugin] = MappingProxyType({})
         self._choices_of = choices_of
@@ -218,7 +219,3 @@ class DevicePlugins:
                 {name: before[name] for name in before if name not in self.by_resource}
             ),
         )
-
-
-def _ignore(_method: str) -> None:
-    """Preferences are not counted."""

@@ -6,6 +6,7 @@ driver does not respond; a value that is not supported is left out instead.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from hal.nvml.api import (
@@ -186,7 +187,8 @@ def read_processes(api: NvmlApi, gpu: Gpu, handle: Handle) -> tuple[ComputeProce
     found = [
         ComputeProcess(
             pid=process.pid,
-            name=_process_name(api, process.pid),
+            # It may have ended, or be in another PID namespace.
+            name=optional(partial(api.process_name, process.pid), ""),
             memory_bytes=process.memory,
             sm_share=_share(latest, process.pid),
             mig_uuid=migs.get((process.gpu_instance, process.compute_instance))
@@ -202,8 +204,3 @@ def _share(latest: Mapping[int, ProcessSample], pid: int) -> float | None:
     sample = latest.get(pid)
     # Some drivers overshoot, or mark a sample as invalid with all bits set.
     return None if sample is None or sample.sm_percent > 1000 else min(1.0, sample.sm_percent / 100)
-
-
-def _process_name(api: NvmlApi, pid: int) -> str:
-    # It may have ended, or be in another PID namespace.
-    return optional(lambda: api.process_name(pid), "")

@@ -86,8 +86,7 @@ class Watcher:
     def _wait(self, timeout_s: float) -> list[Event]:
         deadline = self._clock() + timeout_s
         while not self._closing.is_set():
-            events = self._changes() if self._rescan_is_due() else []
-            if events:
+            if self._clock() - self._scanned_at >= self._rescan_s and (events := self._changes()):
                 return events
             left_ms = max(0, round((deadline - self._clock()) * 1000))
             events = self._take(min(left_ms, _SLICE_MS))
@@ -123,9 +122,6 @@ class Watcher:
                 break
             events.extend(self._events(data))
         return events
-
-    def _rescan_is_due(self) -> bool:
-        return self._clock() - self._scanned_at >= self._rescan_s
 
     def _changes(self) -> list[Event]:
         """GPUs that appeared or disappeared since the last scan; the event set follows."""

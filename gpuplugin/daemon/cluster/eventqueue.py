@@ -113,7 +113,9 @@ class EventQueue:
 
     def add(self, news: GpuReport, now_s: float, now: datetime) -> int:
         """Let an Event wait, or count up the same one; returns how many others were dropped."""
-        self._forget_old(now_s)
+        for key, one in list(self._series.items()):
+            if key not in self._waiting and now_s - one.first_s >= SAME_WITHIN_S:
+                del self._series[key]
         key = (news.event_reason, news.event_message)
         series = self._series.get(key)
         if series is None:
@@ -159,11 +161,6 @@ class EventQueue:
         series = self._waiting.pop(key, None)
         if series is not None and not series.known:
             del self._series[key]
-
-    def _forget_old(self, now_s: float) -> None:
-        for key, one in list(self._series.items()):
-            if key not in self._waiting and now_s - one.first_s >= SAME_WITHIN_S:
-                del self._series[key]
 
     def _new_name(self, now: datetime) -> str:
         """Unique, as kubelet makes them: the node and a time, in nanoseconds."""

@@ -125,13 +125,10 @@ def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
     if code == httpx2.codes.FORBIDDEN:
         text = f"{text}; the plugin's service account needs {rights} (docs/operations.md)"
     retryable = code == httpx2.codes.TOO_MANY_REQUESTS or code >= httpx2.codes.INTERNAL_SERVER_ERROR
-    return ReportFailed(text, retryable=retryable, wait_s=_retry_after_s(error.response))
-
-
-def _retry_after_s(response: httpx2.Response) -> float:
-    """Retry-After in seconds, the only form that the API server uses."""
-    text = response.headers.get("Retry-After", "")
-    return min(float(text), _LONGEST_WAIT_S) if text.isascii() and text.isdecimal() else 0.0
+    # In seconds: the API server uses no other form.
+    after = error.response.headers.get("Retry-After", "")
+    wait_s = float(after) if after.isascii() and after.isdecimal() else 0.0
+    return ReportFailed(text, retryable=retryable, wait_s=min(wait_s, _LONGEST_WAIT_S))
 
 
 def _described(error: Exception) -> str:

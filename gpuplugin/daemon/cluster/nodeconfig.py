@@ -70,7 +70,8 @@ class LabelWatch:
                 if isinstance(news, LabelUnreadable):
                     report(f"{news}; the configuration stays as it is", False)
                     continue
-                report(_label_text(news), True)
+                text = f"the node's label: {news}"
+                report("the node has no label that chooses" if news is None else text, True)
                 if news != self.label:
                     self.label = news
                     changed()
@@ -95,10 +96,6 @@ def _follow(
             hand_on(error)
             pause_s = backoff.next_s()
         stop.wait(pause_s)
-
-
-def _label_text(label: str | None) -> str:
-    return "the node has no label that chooses" if label is None else f"the node's label: {label}"
 
 
 def config_names(folder: Path) -> frozenset[str]:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.usage import TenantUse
     from gpuplugin.daemon.http.pageview import CallView, PageView, UnitView
-    from gpuplugin.daemon.status import Component
 
 REFRESH_S = 5
 _GIB = 1024**3
@@ -64,18 +63,12 @@ def _style() -> str:
 
 def _components(view: PageView) -> str:
     rows = "".join(
-        _component(name, component, view.now_s)
+        f'<div><i class="dot {"good" if component.ok else "bad"}"></i><b>{escape(name)}</b> '
+        f'{escape(component.text)} <span class="soft">{_age(view.now_s - component.since_s)}</span>'
+        "</div>"
         for name, component in sorted(view.components.items())
     )
     return f'<section class="parts">{rows}</section>'
-
-
-def _component(name: str, component: Component, now_s: float) -> str:
-    age = _age(now_s - component.since_s)
-    return (
-        f'<div><i class="dot {"good" if component.ok else "bad"}"></i><b>{escape(name)}</b> '
-        f'{escape(component.text)} <span class="soft">{age}</span></div>'
-    )
 
 
 def _unit(unit: UnitView) -> str:

@@ -135,7 +135,8 @@ class Endpoint:
         try:
             while True:
                 kubelet = self._kubelet()
-                path = new_socket_path(self._folder(), self._resource)
+                folder = self._context.dirs.of(self._context.registration)
+                path = new_socket_path(folder, self._resource)
                 socket = _Socket(path, self._plugin.devices.opened_streams)
                 reason = await self._serve_one_socket(socket)
                 good = socket.watched_s > _STABLE_AFTER_S or reason == _OTHER_LEFT
@@ -200,11 +201,6 @@ class Endpoint:
         if self._context.registration != "classic":
             return None
         return identity(self._context.dirs.kubelet_socket)
-
-    def _folder(self) -> Path:
-        dirs = self._context.dirs
-        classic = self._context.registration == "classic"
-        return dirs.device_plugins if classic else dirs.plugin_watcher
 
     def _services(self, socket: _Socket) -> list[Service]:
         stats = self._context.metrics.calls.of(self._resource)

@@ -36,16 +36,12 @@ class Endpoints:
                     if wanted.get(name) is not plugin:
                         await _stop_serving(plugin, task)
                         del running[name]
-                        self._forget(name)
+                        if name not in self._node.plugins:  # it may be back meanwhile
+                            self._context.metrics.forget_resource(name)
                 for name, plugin in wanted.items():
                     if name not in running:
                         running[name] = (plugin, tasks.create_task(self._serve(name, plugin)))
                 await self._node.resources_changed.wait()
-
-    def _forget(self, name: str) -> None:
-        """Remove the series that the endpoint wrote to until its end."""
-        if name not in self._node.plugins:  # it may be back meanwhile
-            self._context.metrics.forget_resource(name)
 
     async def _serve(self, name: str, plugin: DevicePlugin) -> None:
         context = self._context
