@@ -43,10 +43,7 @@ class DriverFiles:
 
 
 def find_driver_files(root: Path) -> DriverFiles:
-    """The files of the driver below `root`; empty if there is none.
-
-    The other libraries of the driver have the same version in their names as libcuda.
-    """
+    """The driver's files below `root`, by the version in the name of libcuda; may be empty."""
     for folder in LIBRARY_DIRS:
         version = _version(root / folder)
         if version:

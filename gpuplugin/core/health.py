@@ -145,11 +145,7 @@ def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -
 
 
 def cleared(health: Health, now_s: float) -> Health:
-    """The state after a person cleared the fault: Healthy, with earlier faults forgotten.
-
-    Raises:
-        StillFaulty: the last probe was not clean; the text is what it found.
-    """
+    """Healthy again, by a person; raises `StillFaulty` if the last probe was not clean."""
     if health.obstacle is not None:
         raise StillFaulty(health.obstacle.reason)
     return Health(now_s, epoch=health.epoch, ecc_count=health.ecc_count)

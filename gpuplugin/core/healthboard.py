@@ -165,12 +165,7 @@ class HealthBoard:
         return replace(self, gpus=MappingProxyType(states), mig=MappingProxyType(mig))
 
     def cleared(self, uuid: str, now_s: float) -> HealthBoard:
-        """The board after a person cleared a GPU with its MIG devices, or one MIG device.
-
-        Raises:
-            UnknownUnit: there is no such GPU or MIG device.
-            StillFaulty: the hardware itself reports a fault now.
-        """
+        """A GPU with its MIG devices, or one MIG device; raises `UnknownUnit` or `StillFaulty`."""
         if uuid in self.mig:
             return replace(
                 self, mig=MappingProxyType({**self.mig, uuid: cleared(self.mig[uuid], now_s)})

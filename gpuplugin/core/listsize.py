@@ -24,10 +24,7 @@ _HEALTH_FIELD = 1 + 1 + len("Unhealthy")
 
 
 class ListTooLarge(Exception):
-    """The kubelet cannot receive the device list of a resource.
-
-    `largest_replica_count` is the largest number of replicas with which it can, 0 if with none.
-    """
+    """A list that is too large for the kubelet; `largest_replica_count` would fit, if not 0."""
 
     def __init__(self, resource: str, size_bytes: int, requested: int, fitting: int) -> None:
         self.largest_replica_count = fitting

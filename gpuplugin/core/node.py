@@ -272,12 +272,7 @@ class NodeModel:
         return self._taken()
 
     def clear(self, uuid: str, now_s: float) -> tuple[Effect, ...]:
-        """A person cleared the fault of a GPU or MIG device.
-
-        Raises:
-            UnknownUnit: there is none of that UUID.
-            StillFaulty: the hardware itself reports a fault now.
-        """
+        """A person cleared a fault; raises `UnknownUnit` or `StillFaulty`."""
         self._set_board(self.view.board.cleared(uuid, now_s), now_s, by_hand=True)
         self._publish_soon(now_s)
         return self._taken()

@@ -166,11 +166,7 @@ class Probes:
 
 
 def judge_probes(results: Mapping[str, Probe | HalError], board: HealthBoard) -> Probes:
-    """A GPU that cannot be probed is unreachable; if none can be probed, the driver is at fault.
-
-    Raises:
-        HalError: the driver does not respond, or no GPU could be probed.
-    """
+    """Failed probes count as unreachable; raises `HalError` if the driver or all of them failed."""
     probes: dict[str, Probe] = {}
     failures: dict[str, HalError] = {}
     for uuid, result in results.items():

@@ -33,24 +33,14 @@ class HalThread:
     async def call(
         self, deadline_s: float, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Run `function` in the thread and wait for its result, at most `deadline_s`.
-
-        Raises:
-            HalHung: it did not return in time, or an earlier call still has not returned.
-        """
+        """Run `function` in the thread; raises `HalHung` after `deadline_s`."""
         name = getattr(function, "__name__", "call")
         return await self._call(name, deadline_s, lambda: function(*args, **kwargs), lambda: 0)
 
     async def call_steps(
         self, deadline_s: float, steps: Callable[[], _T], done: Callable[[], int]
     ) -> _T:
-        """As `call`, for a function of many steps: the deadline counts anew while `done` grows.
-
-        A step may so take up to twice `deadline_s` before it counts as hanging.
-
-        Raises:
-            HalHung: as for `call`.
-        """
+        """As `call`; while `done` grows the deadline restarts: a step may take up to two."""
         return await self._call("call", deadline_s, steps, done)
 
     async def _call(

@@ -95,11 +95,7 @@ class Node:
         self._model.replan(plan)
 
     async def configure(self, plan: NodePlan) -> None:
-        """See `NodeModel.configure`; returns when the plan is in force.
-
-        Raises:
-            ConfigurationMisfit: it does not suit this node; the last plan stays in force.
-        """
+        """Returns when the plan is in force; raises `ConfigurationMisfit` if it does not fit."""
         self._run(self._model.configure(plan, time.monotonic()))
         while self._model.plan is not plan and self._specs_writing is not None:
             await asyncio.wait({self._specs_writing})

@@ -94,10 +94,7 @@ class Reloader:
         return requested
 
     def _fingerprint(self) -> bytes | None:
-        """Of the file's content, and of the folder's names if there is a choice.
-
-        None where there is no file, or none that can be read.
-        """
+        """A fingerprint of the file and of the folder's names; None without a readable file."""
         path = self._in_force.file
         if path is None and self._folder is None:
             return None

@@ -148,11 +148,7 @@ def unary_call(
     timeout_s: float,
     max_response_bytes: int = MAX_MESSAGE_BYTES,
 ) -> bytes:
-    """Call `method` (`/package.Service/Method`) and wait for the bytes of its response.
-
-    Raises:
-        CallFailed: the server's status, or UNAVAILABLE and DEADLINE_EXCEEDED made here.
-    """
+    """Call `/package.Service/Method` with a deadline; raises `CallFailed`."""
     deadline_s = time.monotonic() + timeout_s
     connection = ClientConnection(max_response_bytes)
     call = connection.start(Method.of(method, timeout_s), request)

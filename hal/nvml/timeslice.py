@@ -43,11 +43,7 @@ def set_time_slice(
     level: TimeSliceLevel,
     timeout_s: float = _TIMEOUT_S,
 ) -> None:
-    """Set the time slice of a GPU; `library` is the NVML that the program is to use, if known.
-
-    Raises:
-        NotSupported: it could not be set; the error holds what the program printed.
-    """
+    """`library` is the NVML to use, if known; raises `NotSupported` with the program's output."""
     command = [
         find_nvidia_smi(driver_root),
         "compute-policy",

@@ -140,10 +140,7 @@ class Watcher:
         self._register_missing(self._set, snapshot)
 
     def _scan(self, *, anew: bool) -> tuple[Snapshot, bool]:
-        """The GPUs now, and whether any disappeared since the last scan.
-
-        Unless it must be done `anew`, another caller's scan since then is as good.
-        """
+        """The GPUs, and whether any was lost; unless `anew`, a newer scan of others will do."""
         snapshot = (
             None if anew or self._inventory.scans == self._scans_seen else self._inventory.latest
         )

@@ -24,10 +24,7 @@ _SUFFIX_LENGTH = 20
 
 
 class ReportFailed(Exception):
-    """The API server did not accept a report; the text names the reason and the remedy.
-
-    `retryable`: the same report may pass later, after `wait_s` at least.
-    """
+    """A report was not accepted: reason and remedy; if `retryable`, retry after `wait_s`."""
 
     def __init__(self, text: str, *, retryable: bool, wait_s: float = 0.0) -> None:
         super().__init__(text)

@@ -59,11 +59,7 @@ class KubeApi:
         self._request(_EVENT_RIGHTS, lambda client: self._post_event(client, event))
 
     def patch_condition(self, condition: NodeCondition | None) -> NodeCondition | None:
-        """Set the node's condition (None: leave it as it is); returns it as it is then.
-
-        Raises:
-            ReportFailed: it was not taken.
-        """
+        """Set the node's condition unless None, return the stored one; raises `ReportFailed`."""
         # The response to an empty patch is the node: no right to read nodes is needed.
         body = {} if condition is None else {"status": {"conditions": [_condition_body(condition)]}}
         node = self._request(

@@ -48,10 +48,7 @@ class LabelWatch:
             log.error("%s", error, extra={"event": "node-label-unreadable"})  # noqa: TRY400
 
     async def run(self, changed: Callable[[], None], report: Callable[[str, bool], None]) -> None:
-        """Follow for ever: `changed` is called when the label is another one.
-
-        `report` is given the state of the watch as text, and whether it is ok.
-        """
+        """Call `changed` at each change, and `report` with the watch's state, and if it is ok."""
         loop = asyncio.get_running_loop()
         received: asyncio.Queue[str | LabelUnreadable | None] = asyncio.Queue()
         stop = threading.Event()
@@ -112,10 +109,7 @@ def config_names(folder: Path) -> frozenset[str]:
 
 
 class NodeChoice:
-    """Reads the configuration that the node's label chooses; `read` reads one file, or the default.
-
-    The label is the one that `watch` read last.
-    """
+    """Reads what the node's label chooses; `read` reads one file, or the default."""
 
     def __init__(
         self,
@@ -134,11 +128,7 @@ class NodeChoice:
         return self._load(self.watch.label)
 
     def load_first(self) -> Loaded:
-        """The same at the start; a label that chooses nothing good does not keep a node without.
-
-        Raises:
-            ConfigError: what nodes without a label get is wrong, too.
-        """
+        """As `load`, but a bad label counts as none; raises `ConfigError` if that fails too."""
         self.watch.read_first()
         try:
             return self.load()

@@ -79,13 +79,7 @@ class PodIdentities:
         self._names: dict[str, PodName] = {}
 
     def pods_of(self, pids: frozenset[int]) -> dict[int, PodName | None]:
-        """The pod of each process, None for one in no pod or in one whose name is not known.
-
-        A process that ended meanwhile is left out.
-
-        Raises:
-            CgroupsUnreadable: none of the processes, or no pod's name, is visible.
-        """
+        """The pod of each process that still runs, None if unknown; raises `CgroupsUnreadable`."""
         uids = {pid: uid for pid in pids if (uid := self._uid_of(pid)) is not None}
         if pids and not uids:
             raise CgroupsUnreadable(

@@ -33,10 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """The task that keeps the node's state up to date.
-
-    `on_open` is awaited each time that the driver was opened, before its GPUs are published.
-    """
+    """Keeps the node's state up to date; `on_open` is awaited before GPUs are published."""
 
     def __init__(
         self,
@@ -64,11 +61,7 @@ class Monitor:
         self._update_required = asyncio.Event()
 
     async def run(self) -> None:
-        """Open, watch, and open again when watching fails. Never returns.
-
-        Raises:
-            Fatal: the driver cannot be opened at start, and failOnInitError is set.
-        """
+        """Open, watch, reopen; raises `Fatal` if the first open fails with failOnInitError."""
         try:
             await self._run()
         except Exception as error:
@@ -254,11 +247,7 @@ class Monitor:
 
 
 class _EventTap:
-    """Keeps events until they are taken.
-
-    A call that was given up while the driver hung returns events all the same when it ends: they
-    wait here, and are not lost with its result.
-    """
+    """Keeps the events of `wait_events` until taken, also of calls that were given up as hung."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

@@ -45,10 +45,7 @@ class _GpuReading(NamedTuple):
 
 
 class Sampler:
-    """The task; each reading goes to the node, and is in its next view.
-
-    `pod_resources` and `identities` are None where the user has switched them off.
-    """
+    """The task; a None for `pod_resources` or `identities` means that the user switched it off."""
 
     def __init__(
         self,

@@ -56,11 +56,7 @@ class Counted:
             self.labels()
 
     def labels(self, *values: object, **named: object) -> Number:
-        """The number with these labels, in the family's order or by name; made at the first use.
-
-        Raises:
-            ValueError: other labels than the family has.
-        """
+        """The number with these labels, made at first use; raises ValueError for others."""
         if named:
             values = (*values, *(named.pop(name) for name in self.label_names[len(values) :]))
         if named or len(values) != len(self.label_names):

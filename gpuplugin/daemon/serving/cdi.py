@@ -46,13 +46,7 @@ class CdiWriter:
         return cdi_specs(inventory, self._plan, self._host)
 
     def write(self, inventory: Inventory) -> None:
-        """Write the inventory's specs; files that are up to date are left alone.
-
-        Nothing is read where the inventory and the files are those of the last call.
-
-        Raises:
-            OSError: the folder cannot be made or written.
-        """
+        """Write the inventory's specs if anything changed since the last call; raises OSError."""
         if self._written == (inventory, self._files()):
             return
         wanted = self.specs(inventory)

@@ -102,11 +102,7 @@ class ClientCall(Outgoing):
         return self.responses[0]
 
     def feed(self, data: bytes, max_response_bytes: int) -> None:
-        """More data came; a long message is put together once, when it is whole.
-
-        Raises:
-            CallFailed: a message is compressed or too large, or there is one too many.
-        """
+        """Add data; long messages are joined once. Raises `CallFailed` for what is not accepted."""
         if self.pieces:
             self.pieces.append(data)
             self.missing_bytes -= len(data)

@@ -124,11 +124,7 @@ def unpadded(flags: int, payload: bytes) -> bytes:
 
 
 def header_block(flags: int, payload: bytes) -> bytes:
-    """What a HEADERS frame has of a block, without the priority, which is obsolete.
-
-    Raises:
-        H2Error: as `unpadded`, or FRAME_SIZE_ERROR for a payload too short for its priority.
-    """
+    """The block in a HEADERS frame, without padding and priority; raises `H2Error`."""
     payload = unpadded(flags, payload)
     if not flags & HAS_PRIORITY:
         return payload

@@ -49,12 +49,7 @@ class BlockReader(Generic[T]):
         """What was made of the blocks that are kept: one that is found here counts as read."""
 
     def read(self, block: bytes) -> T:
-        """What `understand` makes of the headers in `block`.
-
-        Raises:
-            H2Error: COMPRESSION_ERROR for a block that cannot be decoded,
-                ENHANCE_YOUR_CALM for more than `MAX_LIST_BYTES` of headers.
-        """
+        """What `understand` makes of a block; raises `H2Error` if it is broken or too large."""
         known = self.seen.get(block)
         if known is not None:
             return known
