@@ -20,6 +20,7 @@ from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.page import page_html
 from gpuplugin.daemon.http.pageview import page_view
 from gpuplugin.daemon.http.server import HttpError, HttpServer
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.node import Node
 from gpuplugin.daemon.plans import (
     node_plan,
@@ -71,7 +72,7 @@ async def run(
         log.info("stopped", extra={"event": "stopped"})
         return 0
     except Fatal as fatal:
-        log.error("%s", fatal, extra={"event": "fatal"})  # noqa: TRY400 - the cause is in the text
+        log_fact(log, logging.ERROR, "fatal", str(fatal))
     return 1
 
 
@@ -211,16 +212,14 @@ class Daemon:
 
     def _show_label(self, text: str, ok: bool) -> None:
         if self.status.set(LABEL_COMPONENT, text, ok=ok):
-            log.log(
-                logging.INFO if ok else logging.ERROR, "%s", text, extra={"event": "node-label"}
-            )
+            log_fact(log, logging.INFO if ok else logging.ERROR, "node-label", text)
 
     async def _replan(self, node: Node) -> None:
         """A driver that is loaded late brings its files and device nodes with it."""
         try:
             node.replan(await asyncio.to_thread(node_plan, self._loaded.settings))
         except ConfigurationMisfit as misfit:
-            log.error("%s", misfit, extra={"event": "configuration-misfit"})  # noqa: TRY400
+            log_fact(log, logging.ERROR, "configuration-misfit", str(misfit))
 
     async def _adopt(self, loaded: Loaded, node: Node) -> None:
         """Put a configuration in force; what needs a restart is logged, not applied."""
@@ -229,10 +228,8 @@ class Daemon:
         before, now = self._loaded.settings.flags, loaded.settings.flags
         roots = (before.nvidia_driver_root, before.plugin.container_driver_root)
         if roots != (now.nvidia_driver_root, now.plugin.container_driver_root):
-            log.warning(
-                "a change of the driver root takes effect after a restart",
-                extra={"event": "config-needs-restart"},
-            )
+            text = "a change of the driver root takes effect after a restart"
+            log_fact(log, logging.WARNING, "config-needs-restart", text)
         self._loaded = loaded
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity, remove_socket
 from gpuplugin.daemon.tasks import wait_period
 from gpuplugin.linesocket import ControlError, decode, encode
@@ -79,11 +80,9 @@ class ControlServer:
     def _log_problem(self, error: OSError) -> None:
         if self._problem != str(error):
             self._problem = str(error)
-            log.warning(
-                "the control socket of gpuplugin health cannot be served: %s",
-                error,
-                extra={"event": "control-unavailable", "socket": str(self._path)},
-            )
+            text = f"the control socket of gpuplugin health cannot be served: {error}"
+            path = str(self._path)
+            log_fact(log, logging.WARNING, "control-unavailable", text, socket=path)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -153,12 +152,8 @@ class ControlServer:
                 refused.append(f"{view.index(uuid)} ({uuid}) is still faulty: {error}")
                 continue
             cleared.append(uuid)
-            log.warning(
-                "%s was cleared by user %d",
-                uuid,
-                caller_uid,
-                extra={"event": "health-cleared", "uuid": uuid, "uid": caller_uid},
-            )
+            text = f"{uuid} was cleared by user {caller_uid}"
+            log_fact(log, logging.WARNING, "health-cleared", text, uuid=uuid, uid=caller_uid)
         if refused and not cleared:
             raise ControlError(
                 "; ".join(refused) + "; repair the hardware, and it recovers by itself"

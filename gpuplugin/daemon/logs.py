@@ -69,6 +69,11 @@ def set_up_logging(level: str, form: Literal["text", "json"]) -> None:
     root.setLevel(level.upper())
 
 
+def log_fact(log: logging.Logger, level: int, event: str, text: str, **fields: object) -> None:
+    """Log one fact: `text` is for people, `event` and `fields` are for programs."""
+    log.log(level, "%s", text, extra={"event": event, **fields})
+
+
 class TextFormatter(logging.Formatter):
     """`time level message key=value ...`."""
 

@@ -22,6 +22,7 @@ from gpuplugin.core.node import (
     WriteSpecs,
 )
 from gpuplugin.daemon.calls import HalThread
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError
 
@@ -127,8 +128,7 @@ class Node:
                 case HealthChanged(transition=transition, by_hand=by_hand):
                     self._health_log.changed(transition, self.view, by_hand=by_hand)
                 case ProblemFound(kind=kind, text=text, error=error):
-                    level = logging.ERROR if error else logging.WARNING
-                    log.log(level, "%s", text, extra={"event": kind})
+                    log_fact(log, logging.ERROR if error else logging.WARNING, kind, text)
                 case _:
                     assert_never(effect)
         self._show()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.core.node import ConfigurationMisfit
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import wait_period_or
 
 if TYPE_CHECKING:
@@ -123,11 +124,8 @@ class Reloader:
         self._metrics.config_reloads.labels("accepted").inc()
         for warning in loaded.warnings:
             log.warning("%s", warning, extra={"event": "config-warning"})
-        log.info(
-            "the configuration from %s is in force",
-            loaded.source,
-            extra={"event": "config-reloaded"},
-        )
+        text = f"the configuration from {loaded.source} is in force"
+        log_fact(log, logging.INFO, "config-reloaded", text)
 
     def _accepted(self) -> None:
         self._metrics.config_good.set(1)
@@ -141,8 +139,5 @@ class Reloader:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         text = f"a change was refused at {when}, the last good one stays in force: {why}"
         self._status.set(COMPONENT, text, ok=True)
-        log.error(
-            "the changed configuration cannot be used, the last good one stays in force: %s",
-            why,
-            extra={"event": "config-refused"},
-        )
+        text = "the changed configuration cannot be used, the last good one stays in force"
+        log_fact(log, logging.ERROR, "config-refused", f"{text}: {why}")

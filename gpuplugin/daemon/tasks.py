@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.pacing import Backoff, next_multiple_s
+from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,8 +81,7 @@ async def _alone(task: Callable[[], Awaitable[None]], name: str) -> None:
         running.cancel()
         await asyncio.wait({running})
         if not running.cancelled() and (error := running.exception()) is not None:
-            log.warning(
-                "%s ended with: %s", name, error, extra={"event": "task-untidy", "task": name}
-            )
+            text = f"{name} ended with: {error}"
+            log_fact(log, logging.WARNING, "task-untidy", text, task=name)
         raise
     await running

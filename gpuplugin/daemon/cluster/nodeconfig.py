@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from gpuplugin.config.loaded import ConfigError, Problem
 from gpuplugin.core.nodechoice import LabelUnreadable, UnknownName, choose
 from gpuplugin.core.pacing import Backoff
+from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ class LabelWatch:
         try:
             self.label = self._source.read()
         except LabelUnreadable as error:
-            log.error("%s", error, extra={"event": "node-label-unreadable"})  # noqa: TRY400
+            log_fact(log, logging.ERROR, "node-label-unreadable", str(error))
 
     async def run(self, changed: Callable[[], None], report: Callable[[str, bool], None]) -> None:
         """Call `changed` at each change, and `report` with the watch's state, and if it is ok."""
@@ -133,11 +134,8 @@ class NodeChoice:
         try:
             return self.load()
         except ConfigError as error:
-            log.error(  # noqa: TRY400 - the cause is in the text
-                "%s; the node begins as if it had no label",
-                error,
-                extra={"event": "config-refused"},
-            )
+            text = f"{error}; the node begins as if it had no label"
+            log_fact(log, logging.ERROR, "config-refused", text)
             return self._load(None)
 
     def _load(self, label: str | None) -> Loaded:

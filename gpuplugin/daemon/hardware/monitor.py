@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core import watch as deadlines
 from gpuplugin.core.watch import Watch, WatchFailed, judge_probes
 from gpuplugin.daemon.calls import HalThread
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import Fatal
 from hal import HalError, HalHung
 
@@ -83,11 +84,8 @@ class Monitor:
                 reason = str(failures.exceptions[0])
                 self._node.blinded(reason)
                 self._status.set("monitor", reason, ok=False)
-                log.error(  # noqa: TRY400 - the cause is in the text
-                    "the GPUs cannot be watched and count as Unhealthy: %s",
-                    reason,
-                    extra={"event": "monitor-blind"},
-                )
+                text = f"the GPUs cannot be watched and count as Unhealthy: {reason}"
+                log_fact(log, logging.ERROR, "monitor-blind", text)
             await self._close()
             await _sleep_until(self._watch.closed(time.monotonic()))
 
@@ -120,11 +118,9 @@ class Monitor:
         if self._fail_on_init_error and not self._watch.opened_before:
             raise Fatal(str(error))
         if self._status.set("monitor", str(error), ok=False):
-            log.error(
-                "the driver cannot be opened, trying again: %s",
-                error,
-                extra={"event": "driver-unavailable", "error": type(error).__name__},
-            )
+            text = f"the driver cannot be opened, trying again: {error}"
+            kind = type(error).__name__
+            log_fact(log, logging.ERROR, "driver-unavailable", text, error=kind)
 
     def _set_watching(self, count: int) -> None:
         if count:
@@ -193,13 +189,8 @@ class Monitor:
 
     def _failed(self, activity: Activity, error: HalError) -> None:
         self._metrics.monitor_failures.labels(stage=activity.stage).inc()
-        log.warning(
-            "%s failed (%d in a row): %s",
-            activity.stage,
-            activity.failures,
-            error,
-            extra={"event": "monitor-failure", "stage": activity.stage},
-        )
+        text = f"{activity.stage} failed ({activity.failures} in a row): {error}"
+        log_fact(log, logging.WARNING, "monitor-failure", text, stage=activity.stage)
 
     async def _read_links(self) -> None:
         """How GPUs are connected only serves preferences: a failure costs nothing else."""
@@ -221,12 +212,8 @@ class Monitor:
         probes = judge_probes(results, board)
         for uuid, error in probes.failures.items():
             self._metrics.monitor_failures.labels(stage="probe").inc()
-            log.warning(
-                "GPU %s cannot be probed and counts as unreachable: %s",
-                uuid,
-                error,
-                extra={"event": "probe-failure", "uuid": uuid},
-            )
+            text = f"GPU {uuid} cannot be probed and counts as unreachable: {error}"
+            log_fact(log, logging.WARNING, "probe-failure", text, uuid=uuid)
         return gpus, dict(probes.by_uuid)
 
     def _probe_in_thread(self, uuid: str) -> Probe:

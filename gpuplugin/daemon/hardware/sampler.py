@@ -19,6 +19,7 @@ from gpuplugin.daemon.cluster.pods import (
     PodResources,
     PodResourcesUnavailable,
 )
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import wait_period
 from hal import HalError, NotSupported
 
@@ -154,16 +155,11 @@ class Sampler:
         """Log once what cannot be read, and once that it can again."""
         for what, why in unseen.items():
             if what not in self._reported:
-                log.info(
-                    "metrics will not show %s: %s",
-                    _NAMES[what],
-                    why,
-                    extra={"event": "not-visible", "what": what},
-                )
+                text = f"metrics will not show {_NAMES[what]}: {why}"
+                log_fact(log, logging.INFO, "not-visible", text, what=what)
         for what in self._reported.keys() - unseen.keys():
-            log.info(
-                "metrics show %s again", _NAMES[what], extra={"event": "visible", "what": what}
-            )
+            text = f"metrics show {_NAMES[what]} again"
+            log_fact(log, logging.INFO, "visible", text, what=what)
         self._reported = dict(unseen)
 
 

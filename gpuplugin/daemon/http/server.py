@@ -19,6 +19,7 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from gpuplugin.config.values import MAX_PORT
+from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -70,12 +71,8 @@ class HttpServer:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._accept, name="http", daemon=True)
         self._thread.start()
-        log.info(
-            "metrics, health and readiness on http://%s:%d",
-            host,
-            self.port,
-            extra={"event": "http", "port": self.port},
-        )
+        text = f"metrics, health and readiness on http://{host}:{self.port}"
+        log_fact(log, logging.INFO, "http", text, port=self.port)
 
     def close(self) -> None:
         """Stop listening; running responses end by themselves."""

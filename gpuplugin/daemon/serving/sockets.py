@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from gpuplugin.daemon.logs import log_fact
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -77,12 +79,9 @@ def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, .
         except FileNotFoundError:
             continue  # another process removed it meanwhile
         except OSError as error:
-            log.warning(
-                "the old socket %s cannot be removed: %s; remove it by hand",
-                path,
-                error,
-                extra={"event": "leftover-stays", "folder_owner_uid": folder.stat().st_uid},
-            )
+            text = f"the old socket {path} cannot be removed: {error}; remove it by hand"
+            owner = folder.stat().st_uid
+            log_fact(log, logging.WARNING, "leftover-stays", text, folder_owner_uid=owner)
     return tuple(removed)
 
 
@@ -141,12 +140,8 @@ def remove_socket(path: Path) -> None:
     except NotADirectoryError:
         return  # its folder was replaced by a file
     except OSError as error:
-        log.warning(
-            "the socket %s cannot be removed: %s",
-            path,
-            error,
-            extra={"event": "socket-stays"},
-        )
+        text = f"the socket {path} cannot be removed: {error}"
+        log_fact(log, logging.WARNING, "socket-stays", text)
 
 
 def identity(path: Path) -> Identity | None:
