@@ -201,4 +201,3 @@ XID_CATALOGUE: Mapping[int, Xid] = MappingProxyType(
         for code, meaning, action, scope in _ROWS
     }
 )
-"""Every documented Xid by its code."""

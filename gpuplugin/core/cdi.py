@@ -86,11 +86,7 @@ def _common_edits(plan: InjectionPlan, host: CdiHost) -> dict[str, object]:
         program = host.hook.rpartition("/")[2]
         verb = ["hook", "update-ldcache"] if program == "nvidia-ctk" else ["update-ldcache"]
         edits["hooks"] = [
-            {
-                "hookName": "createContainer",
-                "path": host.hook,
-                "args": [program, *verb, *folders],
-            }
+            {"hookName": "createContainer", "path": host.hook, "args": [program, *verb, *folders]}
         ]
     return {key: value for key, value in edits.items() if value}
 

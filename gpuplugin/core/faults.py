@@ -78,12 +78,7 @@ class XidPolicy:
 
 
 _RESET_ACTIONS = frozenset(
-    {
-        XidAction.RESET_GPU,
-        XidAction.ECC_WORKFLOW,
-        XidAction.REBOOT_NODE,
-        XidAction.RESTART_VM,
-    }
+    {XidAction.RESET_GPU, XidAction.ECC_WORKFLOW, XidAction.REBOOT_NODE, XidAction.RESTART_VM}
 )
 
 

@@ -62,7 +62,6 @@ class NodeView:
     gpus: tuple[Gpu, ...] = ()
     """GPUs as last enumerated; one that vanished is kept as lost."""
     probes: Mapping[str, Probe] = field(default_factory=lambda: MappingProxyType({}))
-    """The last probe of each GPU, by UUID."""
     links: Mapping[tuple[str, str], Link] = field(default_factory=lambda: MappingProxyType({}))
     board: HealthBoard = field(default_factory=HealthBoard)
     inventory: Inventory = field(default_factory=Inventory)
@@ -70,11 +69,9 @@ class NodeView:
     misfit: str = ""
     """Why the configuration does not suit the GPUs, empty if it does: all is Unhealthy then."""
     specs_problem: str = ""
-    """Why CDI specs cannot be written, empty if they are."""
     indices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The index by which people know a GPU (`0`) or MIG device (`0:1`), by UUID."""
     reading: Reading | None = None
-    """The newest reading of what GPUs do and which pods use them."""
 
     def healthy(self, gpu_uuid: str, mig_uuid: str | None = None) -> bool:
         return not self.misfit and self.board.healthy(gpu_uuid, mig_uuid)

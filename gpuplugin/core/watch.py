@@ -33,7 +33,6 @@ CALL_DEADLINE_S = 20.0
 PROBE_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 3.0
 EVENT_WAIT_S = 5.0
-"""How long one call waits for events."""
 
 SOON_S = 0.1
 """The earliest update after another one, if an event requires it."""

@@ -22,12 +22,7 @@ from gpuplugin.daemon.http.pageview import page_view
 from gpuplugin.daemon.http.server import HttpError, HttpServer
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.node import Node
-from gpuplugin.daemon.plans import (
-    node_plan,
-    remove_unwanted_specs,
-    warn_of_exposure,
-    watch_plan,
-)
+from gpuplugin.daemon.plans import node_plan, remove_unwanted_specs, warn_of_exposure, watch_plan
 from gpuplugin.daemon.reload import Reloader
 from gpuplugin.daemon.serving.endpoint import ServingContext
 from gpuplugin.daemon.serving.endpoints import Endpoints

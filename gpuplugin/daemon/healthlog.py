@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLEARED = "cleared"
-"""The cause of a change that a person requested."""
 
 
 class HealthLog:

@@ -46,11 +46,7 @@ class Node:
     """The node's model, with the device plugins that follow it."""
 
     def __init__(
-        self,
-        plan: NodePlan,
-        status: StatusBoard,
-        metrics: Metrics,
-        health_log: HealthLog,
+        self, plan: NodePlan, status: StatusBoard, metrics: Metrics, health_log: HealthLog
     ) -> None:
         self._model = NodeModel(plan)
         self._status = status

@@ -59,9 +59,7 @@ class DevicePlugin:
     """
 
     def __init__(
-        self,
-        snapshot: ResourceSnapshot,
-        on_choice: Callable[[str], None] = lambda _method: None,
+        self, snapshot: ResourceSnapshot, on_choice: Callable[[str], None] = lambda _method: None
     ) -> None:
         self._snapshot = snapshot
         self._on_choice = on_choice

@@ -23,7 +23,6 @@ WATCHER_SERVICE = "pluginregistration.Registration"
 PLUGIN_TYPE = "DevicePlugin"
 
 _REGISTERED = number(1, 1)
-"""A RegistrationStatus without an error."""
 
 
 class RegistrationFailed(Exception):

@@ -38,7 +38,6 @@ class CallCounts:
     code: str
     by_bucket: Sequence[int]
     seconds: float
-    """What they took in all."""
 
     @property
     def count(self) -> int:

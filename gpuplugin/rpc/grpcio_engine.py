@@ -78,9 +78,7 @@ def _generic_handler(service: Service) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(service.name, methods)
 
 
-def _unary(
-    handler: Callable[[bytes], bytes],
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+def _unary(handler: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     def call(request: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return handler(request)

@@ -185,10 +185,8 @@ class EventData:
 
 @dataclass(frozen=True, slots=True)
 class RemappedRows:
-    """Rows that a GPU has remapped, and whether it is pending or failed."""
+    """Whether a row remapping waits for a reset, and whether one failed."""
 
-    corrected: int
-    uncorrected: int
     pending: bool
     failure: bool
 

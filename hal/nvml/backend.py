@@ -21,12 +21,7 @@ from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import read_epoch
 from hal.nvml.library import load_library
 from hal.nvml.links import read_links
-from hal.nvml.readings import (
-    ShutdownLimits,
-    read_probe,
-    read_processes,
-    read_telemetry,
-)
+from hal.nvml.readings import ShutdownLimits, read_probe, read_processes, read_telemetry
 from hal.nvml.timeslice import set_time_slice
 from hal.nvml.watch import Watcher
 

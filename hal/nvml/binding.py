@@ -228,7 +228,7 @@ class _PynvmlApi:
 
     def remapped_rows(self, device: Handle) -> RemappedRows:
         rows = pynvml.nvmlDeviceGetRemappedRows(_device(device))
-        return RemappedRows(int(rows[0]), int(rows[1]), bool(rows[2]), bool(rows[3]))
+        return RemappedRows(pending=bool(rows[2]), failure=bool(rows[3]))
 
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         counter = pynvml.NVML_VOLATILE_ECC

@@ -21,7 +21,7 @@ _BUG: Final = (
 
 _DRIVER_REMEDIES: Final[Mapping[int, str]] = {
     Code.LIB_RM_VERSION_MISMATCH: "The driver was updated under running programs: reload its "
-    "modules or reboot; if that was done, restart this program, which still has the older library",
+    "modules or reboot; if that was done, restart this program, which still has the older library"
 }
 _DRIVER_REMEDY: Final = "Check that the kernel module nvidia is loaded ('lsmod', 'dmesg')"
 

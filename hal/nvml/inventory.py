@@ -88,10 +88,7 @@ class Inventory:
     """The GPUs that were ever seen. Safe to use from several threads."""
 
     def __init__(
-        self,
-        sysfs_root: Path,
-        procfs_root: Path,
-        clock_s: Callable[[], float] = time.monotonic,
+        self, sysfs_root: Path, procfs_root: Path, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
         self._sysfs_root = sysfs_root
         self._procfs_root = procfs_root
@@ -359,11 +356,7 @@ def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevic
         profile, memory_bytes = match["profile"], supported(lambda: api.memory(mig).total, 0)
     else:
         profile = mig_profile(
-            name,
-            attributes.gpu_slices,
-            attributes.compute_slices,
-            attributes.memory_mib,
-            gpu_bytes,
+            name, attributes.gpu_slices, attributes.compute_slices, attributes.memory_mib, gpu_bytes
         )
         memory_bytes = attributes.memory_mib * _MIB
     return MigDevice(

@@ -9,16 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from hal.nvml.api import (
-    NO_INSTANCE,
-    Clock,
-    Code,
-    EccKind,
-    Field,
-    NvmlError,
-    optional,
-    supported,
-)
+from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError, optional, supported
 from hal.nvml.failures import hal_error
 from hal.types import ComputeProcess, Probe, RecoveryAction, Telemetry, ThrottleReason
 

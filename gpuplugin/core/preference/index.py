@@ -36,7 +36,6 @@ _NVLINK_SCORE = 100
 _MAX_NVLINKS = 18
 
 NO_LINKS: Final[Mapping[tuple[str, str], Link]] = MappingProxyType({})
-"""Nothing is known of how the GPUs are connected."""
 
 MAX_GPUS = 16
 """There are 65536 sets of so many GPUs: 6 bytes each, and 15 to 35 ms to make them."""
@@ -50,7 +49,6 @@ class GpuSets:
     """
 
     count: int
-    """How many GPUs there are."""
     scores: Sequence[int]
     """The score of each set: the sum of the scores of its pairs."""
     of_size: Sequence[Sequence[int]]
@@ -95,17 +93,13 @@ class PreferenceIndex:
     """
 
     ids: Sequence[str]
-    """The device ids by rank."""
     rank: Mapping[str, int]
-    """The rank of each id."""
     gpu_of: Sequence[int]
     """The number of the physical GPU of each device, by rank."""
     gpu_size: Sequence[int]
-    """How many devices each GPU has."""
     gpu_start: Sequence[int]
     """The rank of the first device of each GPU, and one past the last rank of all."""
     whole_gpus: bool
-    """True if no device is a MIG device."""
     pair_scores: Sequence[Sequence[int]]
     """How well two GPUs are connected, by their numbers; symmetric, 0 for a GPU with itself."""
     sets: GpuSets | None

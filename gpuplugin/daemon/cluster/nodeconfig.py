@@ -113,11 +113,7 @@ class NodeChoice:
     """Reads what the node's label chooses; `read` reads one file, or the default."""
 
     def __init__(
-        self,
-        folder: Path,
-        default: str,
-        watch: LabelWatch,
-        read: Callable[[str | None], Loaded],
+        self, folder: Path, default: str, watch: LabelWatch, read: Callable[[str | None], Loaded]
     ) -> None:
         self.folder = folder
         self.watch = watch

@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.calls import HalThread
-from gpuplugin.daemon.cluster.eventqueue import (
-    EventQueue,
-    NodeCondition,
-    ReportFailed,
-    TokenBucket,
-)
+from gpuplugin.daemon.cluster.eventqueue import EventQueue, NodeCondition, ReportFailed, TokenBucket
 from gpuplugin.daemon.tasks import Fatal
 from hal import HalHung
 

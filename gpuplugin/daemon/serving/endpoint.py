@@ -94,13 +94,10 @@ class _Socket:
 
     path: Path
     opened_before: int
-    """Streams that were opened before it was made."""
     file: Identity | None = None
     known_since_s: float | None = None
-    """Since when a kubelet knows it."""
     refusal: str = ""
     watched_s: float = 0.0
-    """For how long a kubelet's stream was open on it."""
 
     @property
     def removed(self) -> bool:

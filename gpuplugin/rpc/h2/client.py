@@ -90,9 +90,7 @@ class ClientCall(Outgoing):
     error: CallFailed | None = None
     """Why it failed; None while it is under way, and after status OK."""
     received_bytes: int = 0
-    """Since the server was last granted more."""
     pieces: list[bytes] = field(default_factory=list)
-    """Of a message that is not whole yet."""
     missing_bytes: int = 0
 
     def result(self) -> bytes:

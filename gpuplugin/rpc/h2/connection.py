@@ -52,7 +52,6 @@ class ServerConnection:
         self._blocks = BlockReader(grpcwire.read_head)
         self._granted = _CONNECTION_WINDOW_BYTES
         self._preface = frames.PREFACE
-        """What is still to come of it."""
         self._only: int | None = frames.SETTINGS
         """The one type that the next frame may have, if there is such a rule."""
         self._rest = self._block = b""

@@ -256,7 +256,7 @@ def test_clearing_a_mig_device_clears_it_alone(partitioned: HealthBoard) -> None
 def test_what_cannot_be_cleared(partitioned: HealthBoard) -> None:
     with pytest.raises(UnknownUnit):
         partitioned.cleared("GPU-unknown", 1)
-    with pytest.raises(StillFaulty, match="does not answer"):
+    with pytest.raises(StillFaulty, match="does not respond"):
         partitioned.with_probe(A, a_probe(reachable=False), 1, POLICY).cleared(A, 2)
 
 
