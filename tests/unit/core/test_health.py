@@ -246,7 +246,7 @@ SEQUENCES: dict[str, Sequence[Step]] = {
         (45, OK, H),
     ],
     "lost and back": [(0, OK, H), (1, LOST, U), (2, LOST, U), (3, OK, R), (33, OK, H)],
-    "a reset that answered one fault does not respond the next, while recovering": [
+    "a reset that ended one fault does not end the next, while recovering": [
         (0, OK, H),
         (10, xid(46), U),
         (15, AFTER_RESET, R),
@@ -254,7 +254,7 @@ SEQUENCES: dict[str, Sequence[Step]] = {
         (25, AFTER_RESET, U),
         (30, AFTER_SECOND_RESET, R),
     ],
-    "a reset that answered one fault does not respond the next, when healthy again": [
+    "a reset that ended one fault does not end the next, when healthy again": [
         (0, OK, H),
         (10, xid(46), U),
         (15, AFTER_RESET, R),
