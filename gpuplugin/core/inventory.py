@@ -187,7 +187,7 @@ def _unshared(gpus: Sequence[Gpu], plan: Plan, notes: list[str]) -> dict[str, li
                 devices.setdefault(name, []).append(device)
         else:
             name = first_match(plan.gpu_names, gpu.product) or GPU_RESOURCE
-            devices.setdefault(name, []).append(_gpu_device(gpu))
+            devices.setdefault(name, []).append(_device(gpu))
     return devices
 
 
@@ -213,7 +213,7 @@ def _single_mig(gpus: Sequence[Gpu]) -> list[Device]:
             f"MIG strategy single: the MIG devices differ ({', '.join(profiles)}); "
             "use the strategy mixed, or create devices of one profile"
         )
-    return [_mig_device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices]
+    return [_device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices]
 
 
 def _mixed_mig(gpu: Gpu, plan: Plan, notes: list[str]) -> Iterable[tuple[str, Device]]:
@@ -227,7 +227,7 @@ def _mixed_mig(gpu: Gpu, plan: Plan, notes: list[str]) -> Iterable[tuple[str, De
                 "has fewer compute than GPU slices, which has no resource name"
             )
             continue
-        yield name, _mig_device(gpu, mig)
+        yield name, _device(gpu, mig)
 
 
 def mig_resource_name(profile: str) -> str | None:
@@ -290,26 +290,15 @@ def _replicas(device: Device, count: int) -> Iterable[Device]:
         yield replace(device, id=replica_id(device.uuid, number), replica=number)
 
 
-def _gpu_device(gpu: Gpu) -> Device:
+def _device(gpu: Gpu, mig: MigDevice | None = None) -> Device:
+    unit = mig or gpu
     return Device(
-        id=gpu.uuid,
-        uuid=gpu.uuid,
-        index=str(gpu.index),
+        id=unit.uuid,
+        uuid=unit.uuid,
+        index=f"{gpu.index}:{mig.index}" if mig else str(gpu.index),
         gpu_uuid=gpu.uuid,
         gpu_index=gpu.index,
         numa_node=gpu.numa_node,
-        nodes=gpu.device_nodes,
-    )
-
-
-def _mig_device(gpu: Gpu, mig: MigDevice) -> Device:
-    return Device(
-        id=mig.uuid,
-        uuid=mig.uuid,
-        index=f"{gpu.index}:{mig.index}",
-        gpu_uuid=gpu.uuid,
-        gpu_index=gpu.index,
-        numa_node=gpu.numa_node,
-        nodes=mig.device_nodes,
+        nodes=unit.device_nodes,
         mig=mig,
     )

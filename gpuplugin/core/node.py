@@ -158,7 +158,7 @@ class NodeModel:
 
     def __init__(self, plan: NodePlan) -> None:
         self.view = NodeView(plan)
-        self._plan = plan
+        self.plan = plan
         self._gpus: dict[str, Gpu] = {}
         self._rebuild_required = False
         self._candidate: _Candidate | None = None
@@ -169,10 +169,6 @@ class NodeModel:
         self._published: tuple[object, ...] = ()
         self._due = False
         self._effects: list[Effect] = []
-
-    @property
-    def plan(self) -> NodePlan:
-        return self._plan
 
     def updated(
         self,
@@ -199,10 +195,10 @@ class NodeModel:
         self.view = replace(
             self.view, gpus=listed, probes=MappingProxyType(dict(probes)), indices=_indices(listed)
         )
-        board = self.view.board.with_gpus(listed, now_s, self._plan.health).blinded("")
+        board = self.view.board.with_gpus(listed, now_s, self.plan.health).blinded("")
         board = self._with_events(board, events, now_s)
         for uuid, probe in probes.items():
-            board = board.with_probe(uuid, probe, now_s, self._plan.health)
+            board = board.with_probe(uuid, probe, now_s, self.plan.health)
         self._set_board(board, now_s)
         if changed or self._rebuild_required or self.view.misfit or self.view.specs_problem:
             self._rebuild(now_s)
@@ -237,7 +233,7 @@ class NodeModel:
 
     def replan(self, plan: NodePlan) -> None:
         """The same configuration has another meaning on this machine from the next update on."""
-        self._plan = plan
+        self.plan = plan
         self._candidate = None
         self._rebuild_required = True
 
@@ -292,7 +288,7 @@ class NodeModel:
         except ConfigurationMisfit as misfit:
             self._candidate, self.refusal = None, str(misfit)
         try:
-            self._propose(self._plan, now_s, requested=False)
+            self._propose(self.plan, now_s, requested=False)
         except ConfigurationMisfit as misfit:
             text = str(misfit)
             if text != self.view.misfit:
@@ -323,7 +319,7 @@ class NodeModel:
                 self._effects.append(ProblemFound("inventory-note", note, error=False))
         if inventory == self.view.inventory:
             inventory = self.view.inventory
-        self._plan = plan
+        self.plan = plan
         self._candidate = None
         self._rebuild_required = False
         self.view = replace(self.view, plan=plan, inventory=inventory, misfit="")
@@ -338,7 +334,7 @@ class NodeModel:
     def _with_events(
         self, board: HealthBoard, events: Iterable[Event], now_s: float
     ) -> HealthBoard:
-        policy = self._plan.health
+        policy = self.plan.health
         for event in events:
             fatal = isinstance(event, XidError) and policy.xids.is_fatal(event.xid)
             self._effects.append(EventReceived(event, fatal))

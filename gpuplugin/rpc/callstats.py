@@ -39,10 +39,6 @@ class CallCounts:
     by_bucket: Sequence[int]
     seconds: float
 
-    @property
-    def count(self) -> int:
-        return sum(self.by_bucket)
-
 
 class CallStats:
     """Counts of the calls of one service, for as long as it is served, on whichever socket."""

@@ -20,8 +20,13 @@ from hal.nvml.failures import hal_error
 from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import read_epoch
 from hal.nvml.library import load_library
-from hal.nvml.links import read_links
-from hal.nvml.readings import ShutdownLimits, read_probe, read_processes, read_telemetry
+from hal.nvml.readings import (
+    ShutdownLimits,
+    read_links,
+    read_probe,
+    read_processes,
+    read_telemetry,
+)
 from hal.nvml.timeslice import set_time_slice
 from hal.nvml.watch import Watcher
 
@@ -64,16 +69,7 @@ class NvmlBackend:
         rescan_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            driver_root: where the driver is mounted in this container.
-            api: NVML's calls; None finds and loads the library on `open`.
-            sysfs_root: where sysfs is mounted.
-            procfs_root: where procfs is mounted.
-            rescan_s: how often `wait_events` scans for GPUs that appeared or disappeared.
-            clock: seconds that never go back.
-        """
+        """`api` None loads the library on `open`; `wait_events` scans for GPUs every `rescan_s`."""
         self._driver_root = driver_root
         self._given_api = api
         self._sysfs_root = sysfs_root

@@ -59,12 +59,8 @@ def load_library(driver_root: Path, dlopen: Callable[[str], None] = _dlopen) -> 
     A library loaded by its full path also serves later requests for its soname, so the Python
     binding, which loads it by the plain name, gets the same one.
 
-    Returns:
-        The file that was loaded; None if the loader found one by itself.
-
-    Raises:
-        DriverNotFound: no library was found, or none that can be loaded; each place that was
-            searched is named, with the loader's error for a file that it refused.
+    Returns the file that was loaded, None if the loader found one by itself. Raises DriverNotFound
+    with each place that was searched, and the loader's error for a file that it refused.
     """
     searched: list[str] = []
     for folder in LIBRARY_DIRS:

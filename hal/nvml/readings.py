@@ -1,4 +1,4 @@
-"""Readings of a GPU: probes, telemetry, processes.
+"""Readings of GPUs: probes, telemetry, processes, and the links between them.
 
 Each function takes the handle of a GPU and lets `NvmlError` through only where the GPU or the
 driver does not respond; a value that is not supported is left out instead.
@@ -6,17 +6,29 @@ driver does not respond; a value that is not supported is left out instead.
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError, optional, supported
 from hal.nvml.failures import hal_error
-from hal.types import ComputeProcess, Probe, RecoveryAction, Telemetry, ThrottleReason
+from hal.nvml.kernelfiles import canonical_bus_id
+from hal.types import (
+    ComputeProcess,
+    GpuState,
+    Link,
+    LinkKind,
+    Probe,
+    RecoveryAction,
+    Telemetry,
+    ThrottleReason,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from hal.nvml.api import Handle, NvmlApi, ProcessSample
+    from hal.nvml.inventory import Snapshot
     from hal.types import Gpu
 
 _ACTIONS: Final = {
@@ -40,6 +52,17 @@ _THROTTLES: Final = {
 }
 _HARDWARE_SLOWDOWN: Final = 0x08
 _HARDWARE_CAUSES: Final = 0x40 | 0x80
+
+_MAX_NVLINKS: Final = 36
+
+_LINK_KINDS: Final = {
+    0: LinkKind.SAME_BOARD,
+    10: LinkKind.SINGLE_SWITCH,
+    20: LinkKind.MULTI_SWITCH,
+    30: LinkKind.HOST_BRIDGE,
+    40: LinkKind.SAME_CPU,
+    50: LinkKind.CROSS_CPU,
+}
 
 
 def read_probe(
@@ -195,3 +218,47 @@ def _share(latest: Mapping[int, ProcessSample], pid: int) -> float | None:
     sample = latest.get(pid)
     # Some drivers overshoot, or mark a sample as invalid with all bits set.
     return None if sample is None or sample.sm_percent > 1000 else min(1.0, sample.sm_percent / 100)
+
+
+def read_links(api: NvmlApi, snapshot: Snapshot) -> Mapping[tuple[str, str], Link]:
+    """The link of each ordered pair of the GPUs that respond.
+
+    A path that cannot be read counts as the farthest, an NVLink that cannot be read as absent.
+
+    Raises:
+        NvmlError: the driver does not respond: an incomplete matrix must not be kept.
+    """
+    gpus = [gpu for gpu in snapshot.gpus if gpu.state is GpuState.OK]
+    remotes = {gpu.uuid: _remotes(api, snapshot.handles[gpu.uuid]) for gpu in gpus}
+    links: dict[tuple[str, str], Link] = {}
+    for one, other in itertools.combinations(gpus, 2):
+        kind = _kind(api, snapshot.handles[one.uuid], snapshot.handles[other.uuid])
+        # Both ends report the same links; one that cannot must not make the pair asymmetric.
+        nvlinks = max(
+            remotes[one.uuid].count(other.pci_bus_id), remotes[other.uuid].count(one.pci_bus_id)
+        )
+        link = Link(kind, nvlinks)
+        links[one.uuid, other.uuid] = links[other.uuid, one.uuid] = link
+    return links
+
+
+def _kind(api: NvmlApi, one: Handle, other: Handle) -> LinkKind:
+    try:
+        return _LINK_KINDS.get(api.topology(one, other), LinkKind.CROSS_CPU)
+    except NvmlError as err:
+        if err.is_driver_failure:
+            raise
+        return LinkKind.CROSS_CPU
+
+
+def _remotes(api: NvmlApi, device: Handle) -> list[str]:
+    """The PCI addresses at the far ends of a GPU's links that are up."""
+    remotes: list[str] = []
+    for link in range(_MAX_NVLINKS):
+        try:
+            if api.nvlink_active(device, link):
+                remotes.append(canonical_bus_id(api.nvlink_remote(device, link)))
+        except NvmlError as err:
+            if err.is_driver_failure:
+                raise
+    return remotes

@@ -5,7 +5,7 @@ No clock and no I/O: time is an argument. `nodereports` sends them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,14 +85,9 @@ _Key = tuple[str, str]
 
 @dataclass(slots=True)
 class _Series:
-    name: str
-    type: str
-    first: datetime
-    last: datetime
+    event: NodeEvent
     first_s: float
     last_s: float
-    count: int = 0
-    known: bool = False
 
 
 class EventQueue:
@@ -116,11 +111,12 @@ class EventQueue:
         key = (news.event_reason, news.event_message)
         series = self._series.get(key)
         if series is None:
-            name = self._new_name(now)
-            series = _Series(name, news.event_type, now, now, now_s, now_s)
-            self._series[key] = series
-        series.count += 1
-        series.last, series.last_s = now, now_s
+            event = NodeEvent(
+                self._new_name(now), key[0], news.event_type, key[1], 0, now, now, known=False
+            )
+            series = self._series[key] = _Series(event, now_s, now_s)
+        series.event = replace(series.event, count=series.event.count + 1, last=now)
+        series.last_s = now_s
         self._waiting.setdefault(key, series)
         dropped = len(self._waiting) - self._capacity
         if dropped > 0:
@@ -136,27 +132,23 @@ class EventQueue:
 
     def next(self) -> NodeEvent | None:
         """The Event to send next; it waits on until it is `settled`."""
-        for (reason, message), one in self._waiting.items():
-            return NodeEvent(
-                one.name, reason, one.type, message, one.count, one.first, one.last, one.known
-            )
-        return None
+        return next((series.event for series in self._waiting.values()), None)
 
     def settled(self, event: NodeEvent, *, sent: bool) -> None:
         """An Event was accepted, or (not `sent`) never will be; what came meanwhile still waits."""
         key = (event.reason, event.message)
         series = self._series.get(key)
-        if series is None or series.name != event.name:
+        if series is None or series.event.name != event.name:
             return
-        series.known = series.known or sent
+        series.event = replace(series.event, known=series.event.known or sent)
         if not sent:
             self._drop(key)
-        elif series.count == event.count:
+        elif series.event.count == event.count:
             self._waiting.pop(key, None)
 
     def _drop(self, key: _Key) -> None:
         series = self._waiting.pop(key, None)
-        if series is not None and not series.known:
+        if series is not None and not series.event.known:
             del self._series[key]
 
     def _new_name(self, now: datetime) -> str:
