@@ -8,7 +8,7 @@ daemon reads the facts.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -232,49 +232,33 @@ def _replica_uses(
 
 def _work_on(unit: _Unit, work: Mapping[str, Sequence[Work]]) -> list[Work] | None:
     """Processes of the unit; None where those of its GPU could not be read."""
-    on_gpu = work.get(unit.gpu_uuid)
-    if on_gpu is None:
-        return None
-    if unit.mig:
-        return [one for one in on_gpu if one.process.mig_uuid == unit.uuid]
-    return [one for one in on_gpu if one.process.mig_uuid is None]
+    on_gpu, mig_uuid = work.get(unit.gpu_uuid), unit.uuid if unit.mig else None
+    return None if on_gpu is None else [one for one in on_gpu if one.process.mig_uuid == mig_uuid]
 
 
 def _tenants(
     unit: _Unit, uses: Sequence[ReplicaUse], work: Sequence[Work], advertised: int
 ) -> list[TenantUse]:
-    replicas: Counter[PodName] = Counter(use.pod for use in uses)
-    containers: dict[PodName, set[str]] = defaultdict(set)
-    for use in uses:
-        containers[use.pod].add(use.container)
-    by_pod: dict[PodName, list[Work]] = defaultdict(list)
-    for one in work:
-        if one.pod is not None:
-            by_pod[one.pod].append(one)
-    pods = sorted({*replicas, *by_pod}, key=lambda pod: (pod.namespace, pod.name))
-    tenants = [
+    pods = {*(use.pod for use in uses), *(one.pod for one in work)}
+    known = sorted(pods - {None}, key=lambda pod: (pod.namespace, pod.name) if pod else ("", ""))
+    return [
         _tenant(
             unit,
             pod,
-            ",".join(sorted(containers[pod])),
-            replicas[pod],
-            by_pod[pod],
-            unit.memory_bytes * replicas[pod] // advertised if replicas[pod] else None,
+            [use for use in uses if use.pod == pod],
+            [one for one in work if one.pod == pod],
+            advertised,
         )
-        for pod in pods
+        for pod in (*known, *(pods & {None}))
     ]
-    if unknown := [one for one in work if one.pod is None]:
-        tenants.append(_tenant(unit, None, "", 0, unknown, None))
-    return tenants
 
 
 def _tenant(
     unit: _Unit,
     pod: PodName | None,
-    container: str,
-    replicas: int,
+    uses: Sequence[ReplicaUse],
     work: Sequence[Work],
-    fair_bytes: int | None,
+    advertised: int,
 ) -> TenantUse:
     memory = [one.process.memory_bytes for one in work if one.process.memory_bytes is not None]
     shares = [one.process.sm_share for one in work if one.process.sm_share is not None]
@@ -282,12 +266,12 @@ def _tenant(
         uuid=unit.uuid,
         index=unit.index,
         pod=pod,
-        container=container,
-        replicas=replicas,
+        container=",".join(sorted({use.container for use in uses})),
+        replicas=len(uses),
         processes=len(work),
         memory_bytes=sum(memory) if memory else None,
         sm_share=min(1.0, sum(shares)) if shares else None,
-        fair_memory_bytes=fair_bytes,
+        fair_memory_bytes=unit.memory_bytes * len(uses) // advertised if uses else None,
     )
 
 
