@@ -24,8 +24,7 @@ from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.node import Node
 from gpuplugin.daemon.plans import node_plan, remove_unwanted_specs, warn_of_exposure, watch_plan
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.serving.endpoint import ServingContext
-from gpuplugin.daemon.serving.endpoints import Endpoints
+from gpuplugin.daemon.serving.endpoint import Endpoints, ServingContext
 from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.daemon.tasks import Fatal, supervise, wait_period

@@ -103,16 +103,16 @@ class EventQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, news: GpuReport, now_s: float, now: datetime) -> int:
+    def add(self, report: GpuReport, now_s: float, now: datetime) -> int:
         """Let an Event wait, or count up the same one; returns how many others were dropped."""
         for key, one in list(self._series.items()):
             if key not in self._waiting and now_s - one.first_s >= SAME_WITHIN_S:
                 del self._series[key]
-        key = (news.event_reason, news.event_message)
+        key = (report.event_reason, report.event_message)
         series = self._series.get(key)
         if series is None:
             event = NodeEvent(
-                self._new_name(now), key[0], news.event_type, key[1], 0, now, now, known=False
+                self._new_name(now), key[0], report.event_type, key[1], 0, now, now, known=False
             )
             series = self._series[key] = _Series(event, now_s, now_s)
         series.event = replace(series.event, count=series.event.count + 1, last=now)

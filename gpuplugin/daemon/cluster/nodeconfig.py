@@ -54,9 +54,9 @@ class LabelWatch:
         received: asyncio.Queue[str | LabelUnreadable | None] = asyncio.Queue()
         stop = threading.Event()
 
-        def hand_on(news: str | LabelUnreadable | None) -> None:
+        def hand_on(message: str | LabelUnreadable | None) -> None:
             if not stop.is_set():
-                loop.call_soon_threadsafe(received.put_nowait, news)
+                loop.call_soon_threadsafe(received.put_nowait, message)
 
         thread = threading.Thread(
             target=_follow, args=(self._source, hand_on, stop), name="node-label", daemon=True
@@ -64,14 +64,14 @@ class LabelWatch:
         thread.start()
         try:
             while True:
-                news = await received.get()
-                if isinstance(news, LabelUnreadable):
-                    report(f"{news}; the configuration stays as it is", False)
+                message = await received.get()
+                if isinstance(message, LabelUnreadable):
+                    report(f"{message}; the configuration stays as it is", False)
                     continue
-                text = f"the node's label: {news}"
-                report("the node has no label that chooses" if news is None else text, True)
-                if news != self.label:
-                    self.label = news
+                text = f"the node's label: {message}"
+                report("the node has no label that chooses" if message is None else text, True)
+                if message != self.label:
+                    self.label = message
                     changed()
         finally:
             stop.set()

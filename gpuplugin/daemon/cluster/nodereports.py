@@ -121,13 +121,13 @@ class NodeReporter:
         self._stored_read = False
         self._stored: NodeCondition | None = None
 
-    def report(self, news: Iterable[GpuReport], condition: Condition) -> None:
-        """Each of `news` becomes an Event; `condition` is how the node is now. Never blocks.
+    def report(self, reports: Iterable[GpuReport], condition: Condition) -> None:
+        """Each of `reports` becomes an Event; `condition` is how the node is now. Never blocks.
 
         What waits is bounded: the oldest Events are dropped, the last condition never is.
         """
         now_s, now = self._monotonic(), self._wall()
-        for one in news:
+        for one in reports:
             self._event_lane.count("dropped", self._events.add(one, now_s, now))
         if self._wanted is None or self._wanted.status != condition.status:
             self._wanted_since = now

@@ -23,7 +23,7 @@ from gpuplugin.daemon.serving.sockets import (
     remove_leftovers,
     remove_socket,
 )
-from gpuplugin.daemon.tasks import wait_period_or
+from gpuplugin.daemon.tasks import supervise, wait_period_or
 from gpuplugin.kubelet.registration import RegistrationFailed, register, registration_service
 from gpuplugin.rpc.services import SocketError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.serving.sockets import Identity, KubeletDirs
     from gpuplugin.daemon.status import StatusBoard
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
@@ -48,6 +49,9 @@ REGISTER_TIMEOUT_S = 5.0
 STOP_GRACE_S = 1.0
 _STABLE_AFTER_S = 5.0
 """A socket that a kubelet watched for this long was good: its end is no reason to wait longer."""
+
+_EMPTY_LIST_S = 0.5
+"""Time for an empty list to reach the kubelet before the resource's socket is removed."""
 
 _OTHER_LEFT = "other-plugin-left"
 
@@ -342,3 +346,42 @@ class Endpoint:
         if self._context.registration == "classic":
             return "waiting for the kubelet to connect"
         return "waiting for the kubelet's plugin watcher"
+
+
+class Endpoints:
+    """The task that keeps one endpoint running per resource."""
+
+    def __init__(self, node: Node, context: ServingContext) -> None:
+        self._node = node
+        self._context = context
+
+    async def run(self) -> None:
+        """Follow the node's resources until cancelled; sockets are removed when this returns."""
+        running: dict[str, tuple[DevicePlugin, asyncio.Task[None]]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._node.resources_changed.clear()
+                wanted = dict(self._node.plugins)
+                for name, (plugin, task) in list(running.items()):
+                    if wanted.get(name) is not plugin:
+                        await _stop_serving(plugin, task)
+                        del running[name]
+                        if name not in self._node.plugins:  # it may be back meanwhile
+                            self._context.metrics.forget_resource(name)
+                for name, plugin in wanted.items():
+                    if name not in running:
+                        running[name] = (plugin, tasks.create_task(self._serve(name, plugin)))
+                await self._node.resources_changed.wait()
+
+    async def _serve(self, name: str, plugin: DevicePlugin) -> None:
+        context = self._context
+        endpoint = Endpoint(plugin, context)
+        await supervise(f"endpoint:{name}", endpoint.run, context.status, context.metrics)
+
+
+async def _stop_serving(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:
+    """Stop serving a resource: an empty list first, so that the kubelet forgets its capacity."""
+    plugin.devices.publish(b"")
+    await asyncio.sleep(_EMPTY_LIST_S)
+    task.cancel()
+    await asyncio.wait([task])
