@@ -112,7 +112,7 @@ def fault_of_probe(probe: Probe, *, hardware_checks: bool = True) -> Fault | Non
         return Fault(Cause.THERMAL, "GPU is at its shutdown temperature", "check-cooling")
     if probe.row_remap_failed:
         return Fault(Cause.ROW_REMAP, "memory row remapping failed", "contact-support")
-    reason = "the driver asks for a recovery action"
+    reason = "the driver requests a recovery action"
     return Fault(Cause.RECOVERY_ACTION, reason, probe.recovery_action.value)
 
 

@@ -181,7 +181,7 @@ class HealthBoard:
         return replace(self, gpus=MappingProxyType(gpus), mig=MappingProxyType(mig))
 
     def blinded(self, why: str) -> HealthBoard:
-        """The board while the monitor cannot watch; an empty text says that it can again."""
+        """The board while the monitor cannot watch; an empty text once it can again."""
         return replace(self, blind=why)
 
     def transitions_from(self, before: HealthBoard) -> tuple[Transition, ...]:

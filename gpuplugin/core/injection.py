@@ -26,7 +26,7 @@ DeviceIdStrategy: TypeAlias = Literal["uuid", "index"]
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 VISIBLE_IMEX_CHANNELS = "NVIDIA_IMEX_CHANNELS"
 DEVICE_MOUNT_ROOT = "/var/run/nvidia-container-devices"
-"""Where the container runtime looks for device names that come as mounts."""
+"""Where the container runtime reads device names from mounts."""
 
 CDI_VENDOR = "k8s.device-plugin.nvidia.com"
 CDI_ANNOTATION_NAME = "nvidia-device-plugin_"

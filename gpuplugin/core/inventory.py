@@ -1,6 +1,6 @@
 """From GPUs and the user's plan to what is advertised: resources and their device ids.
 
-Health is not here: an inventory says what there is, not in which state it is.
+An inventory has the devices that exist, not their health.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MigStrategy: TypeAlias = Literal["none", "single", "mixed"]
 
 GPU_RESOURCE = "nvidia.com/gpu"
-"""The resource that whole GPUs are advertised as, unless a pattern says otherwise."""
+"""The resource that whole GPUs are advertised as, unless a pattern gives another name."""
 
 MIG_RESOURCE_PREFIX = "nvidia.com/mig-"
 

@@ -47,7 +47,7 @@ class GpuReport:
 
     @property
     def entry(self) -> str:
-        """As the message of an Event, for a list of GPUs: Unhealthy goes without saying."""
+        """As the message of an Event, for a list of GPUs; the state Unhealthy is left out."""
         state = "" if self.state == "Unhealthy" else f" {self.state}"
         return self._text(f"GPU {self.gpu or 'unknown'} ({self.uuid}){state}")
 

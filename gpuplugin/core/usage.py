@@ -129,7 +129,7 @@ class Usage:
 class Seen:
     """What could be read; None is what could not.
 
-    `telemetry` and `work` are by the UUID of the physical GPU; one that did not answer is missing.
+    `telemetry` and `work` are by the UUID of the physical GPU; one that did not respond is missing.
     """
 
     gpus: Sequence[Gpu]

@@ -35,7 +35,7 @@ class Reloader:
 
     `load` reads all layers anew and raises `ConfigError`; `adopt` puts settings in force and
     raises `ConfigurationMisfit` if the node cannot have them. In `folder` are files to choose from:
-    one that comes or goes is a change, too.
+    one that is added or removed is a change, too.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_b
     if match is not None:
         return match["profile"]
     eighths = math.ceil(8 * mib * _MIB / gpu_bytes) / 8 if gpu_bytes else 0.0
-    # Half up, as NVIDIA's tools round; Python's round() goes to the even neighbour.
+    # Half up, as NVIDIA's tools round; Python's round() takes the even neighbour.
     gb = math.floor(eighths * math.ceil(gpu_bytes / GIB) + 0.5)
     compute = "" if compute_slices == gpu_slices else f"{compute_slices}c."
     return f"{compute}{gpu_slices}g.{gb}gb"

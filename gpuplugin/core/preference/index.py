@@ -161,7 +161,7 @@ def _pair_score(one: str, other: str, links: Mapping[tuple[str, str], Link]) -> 
     """NVIDIA's score of a pair of GPUs.
 
     Where the two directions differ the lower score counts: a job waits for the slower one. A pair
-    of which one direction is known goes by that, one that is unknown is as far apart as can be.
+    of which one direction is known has that score, one that is unknown is as far apart as can be.
     """
     known = [link for pair in ((one, other), (other, one)) if (link := links.get(pair)) is not None]
     return min(map(link_score, known), default=_PATH_SCORES[LinkKind.CROSS_CPU])

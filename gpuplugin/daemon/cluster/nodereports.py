@@ -49,7 +49,7 @@ class Api(Protocol):
         """Make an Event on the node, or count up one that is known."""
 
     def patch_condition(self, condition: NodeCondition | None) -> NodeCondition | None:
-        """Set the node's condition (None: leave it as it is); returns it as it is then."""
+        """Set the node's condition (None: leave it as it is); returns the stored one."""
 
 
 class _Lane:
@@ -193,7 +193,7 @@ class NodeReporter:
 
     async def _patch(self, wanted: Condition, since: datetime) -> None:
         if not self._stored_read:
-            # A plugin that was restarted must not make an old state look new.
+            # After a restart the time since which an unchanged status holds is kept.
             self._stored = await self._call(self._api.patch_condition, None)
             self._stored_read = True
         if self._stored is not None and self._stored.status == wanted.status:

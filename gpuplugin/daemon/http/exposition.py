@@ -110,7 +110,7 @@ def _calls(metrics: Metrics) -> Iterator[Metric]:
     duration, in_flight = metrics.rpc_duration, metrics.rpc_in_flight
     seconds = HistogramMetricFamily(duration.name, duration.text, labels=duration.label_names)
     running = GaugeMetricFamily(in_flight.name, in_flight.text, labels=in_flight.label_names)
-    for resource, stats in list(metrics.calls.by_resource.items()):
+    for resource, stats in list(metrics.calls.items()):
         for calls in stats.calls():
             labels = [resource, calls.method, calls.code]
             seconds.add_metric(labels, _buckets(BOUNDS_S, calls.by_bucket), calls.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -9,25 +10,12 @@ from gpuplugin.daemon.http.series import Counter, Gauge, Histogram, Scraped
 from gpuplugin.rpc.callstats import CallStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 GPU = ("uuid", "gpu")
 POD = ("uuid", "gpu", "namespace", "pod", "container")
 
 PROBE_BUCKETS_S = (1e-3, 5e-3, 20e-3, 0.1, 0.5, 2.0, 10.0)
-
-
-class CallCounts:
-    """The counts of each resource's calls; they outlive the sockets that it is served on."""
-
-    def __init__(self) -> None:
-        self.by_resource: dict[str, CallStats] = {}
-
-    def of(self, resource: str) -> CallStats:
-        return self.by_resource.setdefault(resource, CallStats())
-
-    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
-        self.by_resource.pop(labels["resource"], None)
 
 
 class Metrics:
@@ -183,7 +171,8 @@ class Metrics:
 
     def __init__(self, version: str = "", backend: str = "") -> None:
         self.build = {"version": version, "backend": backend}
-        self.calls = CallCounts()
+        self.calls: defaultdict[str, CallStats] = defaultdict(CallStats)
+        """By resource; they outlive the sockets that it is served on."""
         self.start_time = Gauge(
             "gpuplugin_start_time_seconds", "Start time of the plugin, in seconds since the epoch."
         )
@@ -264,7 +253,6 @@ class Metrics:
     def forget_resource(self, resource: str) -> None:
         """The resource is served no more: its series end."""
         for metric in (
-            self.calls,
             self.list_updates,
             self.list_bytes,
             self.streams,
@@ -274,6 +262,7 @@ class Metrics:
             self.preferences,
         ):
             metric.remove_by_labels({"resource": resource})
+        self.calls.pop(resource, None)
 
     def choices_of(self, resource: str) -> Callable[[str], None]:
         """A function that counts a choice of the resource by its method, in any thread."""

@@ -53,7 +53,7 @@ class UnitView:
     allocated: int | None
     tenants: Sequence[TenantUse]
     history_s: float
-    """How far back the history goes: an hour, or to the plugin's start."""
+    """Length of the history: an hour, or less since the plugin's start."""
     history: Sequence[SpanView]
     utilization: float | None = None
     memory_used_bytes: int | None = None

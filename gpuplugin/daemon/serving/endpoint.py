@@ -204,7 +204,7 @@ class Endpoint:
         return identity(self._context.dirs.kubelet_socket)
 
     def _services(self, socket: _Socket) -> list[Service]:
-        stats = self._context.metrics.calls.of(self._resource)
+        stats = self._context.metrics.calls[self._resource]
         services = [stats.wrap(self._plugin.service())]
         if self._context.registration == "watcher":
             services.append(

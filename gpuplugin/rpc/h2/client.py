@@ -308,7 +308,7 @@ class ClientConnection:
         self._outbox.put(frames.SETTINGS_ACK)
 
     def _fail(self, call: ClientCall, error: CallFailed) -> None:
-        """End a call that the server goes on with."""
+        """End a call that the server has not ended."""
         self._outbox.put(frames.numbers(frames.RST_STREAM, call.stream_id, ErrorCode.CANCEL))
         call.rest = call.rest[:0]
         self._end(call, error)
