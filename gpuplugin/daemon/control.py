@@ -98,9 +98,7 @@ class ControlServer:
     def _response(self, line: bytes, caller_uid: int) -> Mapping[str, object]:
         own_uid = os.geteuid()
         if caller_uid not in (0, own_uid):
-            return {
-                "error": f"user {caller_uid} is not permitted: only root and user {own_uid} are"
-            }
+            return {"error": f"user {caller_uid} may not: only root and user {own_uid} may"}
         try:
             request = decode(line)
             if "clear" in request:

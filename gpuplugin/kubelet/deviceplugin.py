@@ -61,14 +61,10 @@ class DevicePlugin:
     def __init__(
         self, snapshot: ResourceSnapshot, on_choice: Callable[[str], None] = lambda _method: None
     ) -> None:
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         self._on_choice = on_choice
         self.devices = Publication()
         self._recent: deque[tuple[float, bytes, str]] = deque(maxlen=RECENT_CALLS)
-
-    @property
-    def snapshot(self) -> ResourceSnapshot:
-        return self._snapshot
 
     @property
     def recent(self) -> list[RecentCall]:
@@ -76,7 +72,7 @@ class DevicePlugin:
 
     def update(self, snapshot: ResourceSnapshot, is_healthy: IsHealthy) -> bool:
         """Serve `snapshot` from now on; True if the list changed and streams get it."""
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         return self.devices.publish(snapshot.device_list(is_healthy))
 
     def service(self) -> Service:
@@ -105,7 +101,7 @@ class DevicePlugin:
 
     def allocate(self, request: bytes) -> bytes:
         """Allocate: one response per container, in the order of the request."""
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         lone = snapshot.lone_responses.get(request)
         if lone is not None:  # so the request is short
             self._recent.append((time.time(), request, ""))
@@ -130,7 +126,7 @@ class DevicePlugin:
 
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         from gpuplugin.kubelet.requests import preferred_response
 
         return preferred_response(request, partial(self._prefer, snapshot))

@@ -97,8 +97,9 @@ class Inventory:
         self._lock = threading.Lock()
         self._known: dict[str, Gpu] = {}
         self._answering: Mapping[str, Handle] = {}
-        self._latest: Snapshot | None = None
-        self._scans = 0
+        self.latest: Snapshot | None = None
+        """The last scan of any caller; None before the first on this connection."""
+        self.scans = 0
         self._begun = 0
         self._newest = 0
         """The scan that `latest` is of, by the order in which they began."""
@@ -108,16 +109,7 @@ class Inventory:
         """Another connection to NVML begins: handles of the last one are invalid."""
         self._answering = {}
         self._scanned_s = -math.inf
-        self._latest = None
-
-    @property
-    def scans(self) -> int:
-        return self._scans
-
-    @property
-    def latest(self) -> Snapshot | None:
-        """The last scan of any caller; None before the first on this connection."""
-        return self._latest
+        self.latest = None
 
     def scan(self, api: NvmlApi) -> Snapshot:
         """Read every GPU. Those that do not respond are listed as lost.
@@ -152,9 +144,9 @@ class Inventory:
                 seen[gpu.uuid] = gpu
                 handles[gpu.uuid] = handle
         with self._lock:
-            self._scans += 1
-            if number < self._newest and self._latest is not None:
-                return self._latest  # a scan that began later has ended before this one
+            self.scans += 1
+            if number < self._newest and self.latest is not None:
+                return self.latest  # a scan that began later has ended before this one
             self._newest = number
             for uuid, gpu in self._known.items():
                 if uuid not in seen:
@@ -163,7 +155,7 @@ class Inventory:
                 seen[gpu.uuid] = gpu
             self._known = dict(seen)
             ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
-            snapshot = self._latest = Snapshot(tuple(ordered), handles)
+            snapshot = self.latest = Snapshot(tuple(ordered), handles)
             self._answering = handles
             self._scanned_s = scanned_s
         self._warn_of_unreadable(failures, seen)
