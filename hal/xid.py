@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 class XidAction(Enum):
-    """NVIDIA's immediate action for an Xid."""
-
     IGNORE = "ignore"
     RESTART_APP = "restart-app"
     FOLLOW_COMPANION = "follow-companion"

@@ -74,7 +74,6 @@ def _gpu_nodes(inventory: Inventory, plan: InjectionPlan) -> dict[str, tuple[str
 
 
 def _common_edits(plan: InjectionPlan, host: CdiHost) -> dict[str, object]:
-    """What every container with a GPU gets."""
     edits: dict[str, object] = {
         # The environment variable must not add GPUs to those that CDI gives.
         "env": ["NVIDIA_VISIBLE_DEVICES=void"],

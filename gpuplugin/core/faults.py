@@ -73,7 +73,6 @@ class XidPolicy:
 
     @property
     def none_fatal(self) -> bool:
-        """True if no Xid at all can make a GPU Unhealthy."""
         return self.all_ignored and not self.fatal and not self.all_fatal
 
 

@@ -138,9 +138,7 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
     """Which devices are advertised under which names, and how often each.
 
     A lost GPU stays in the plan, for it may be in use. The work does not grow with replicas.
-
-    Raises:
-        InventoryError: MIG strategy `single` on GPUs that are not alike.
+    Raises InventoryError if MIG strategy `single` meets GPUs that are not alike.
     """
     present = sorted(gpus, key=lambda gpu: gpu.index)
     admitted = [gpu for gpu in present if plan.gpu_filter.admits(gpu)]
@@ -162,7 +160,6 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
 
 
 def expand(planned: Planned) -> Inventory:
-    """The inventory with every replica."""
     return Inventory(
         resources=tuple(
             Resource(
@@ -177,7 +174,6 @@ def expand(planned: Planned) -> Inventory:
 
 
 def _unshared(gpus: Sequence[Gpu], plan: Plan, notes: list[str]) -> dict[str, list[Device]]:
-    """Whole devices by resource name, before anything is shared."""
     if plan.mig_strategy == "single" and any(gpu.mig_enabled for gpu in gpus):
         return {GPU_RESOURCE: _single_mig(gpus)}
     devices: dict[str, list[Device]] = {}

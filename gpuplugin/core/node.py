@@ -144,8 +144,6 @@ Effect: TypeAlias = Publish | WakeAt | WriteSpecs | EventReceived | HealthChange
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An inventory that comes into force once its specs are written."""
-
     number: int
     plan: NodePlan
     inventory: Inventory
@@ -223,9 +221,7 @@ class NodeModel:
         """Advertise as another configuration wants it; resources that stay keep their streams.
 
         Where CDI specs have to be written, it comes into force when they are.
-
-        Raises:
-            ConfigurationMisfit: it does not suit these GPUs; everything stays as it was.
+        Raises ConfigurationMisfit if it does not suit these GPUs; everything stays as it was.
         """
         self.refusal = ""
         self._propose(plan, now_s, requested=True)

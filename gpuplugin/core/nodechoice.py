@@ -24,9 +24,7 @@ def choose(label: str | None, default: str, names: Collection[str]) -> str | Non
     """The file for a node: by its label, else the default, else `default`, else the only one.
 
     A name may leave out `.yaml`. None if nothing chooses: the built-in configuration is meant.
-
-    Raises:
-        UnknownName: what was named is not there.
+    Raises UnknownName if what was named is not there.
     """
     for wanted, what in ((label, f"the label {LABEL}"), (default, "--default-config")):
         if wanted:

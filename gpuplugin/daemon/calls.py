@@ -35,17 +35,12 @@ class HalThread:
     ) -> _T:
         """Run `function` in the thread; raises `HalHung` after `deadline_s`."""
         name = getattr(function, "__name__", "call")
-        return await self._call(name, deadline_s, lambda: function(*args, **kwargs), lambda: 0)
+        return await self.run(name, deadline_s, lambda: function(*args, **kwargs), lambda: 0)
 
-    async def call_steps(
-        self, deadline_s: float, steps: Callable[[], _T], done: Callable[[], int]
-    ) -> _T:
-        """As `call`; while `done` grows the deadline restarts: a step may take up to two."""
-        return await self._call("call", deadline_s, steps, done)
-
-    async def _call(
+    async def run(
         self, name: str, deadline_s: float, function: Callable[[], _T], done: Callable[[], int]
     ) -> _T:
+        """As `call`; while `done` grows the deadline restarts: a step may take up to two."""
         if self.hanging:
             raise HalHung(
                 f"{name} was not tried: an earlier call still hangs in the driver", _REMEDY
@@ -143,8 +138,8 @@ class HalQueries:
             while left:
                 batch = _Batch(left, function)
                 try:
-                    await self._thread.call_steps(
-                        deadline_s, batch.run, partial(len, batch.results)
+                    await self._thread.run(
+                        "call", deadline_s, batch.run, partial(len, batch.results)
                     )
                 except HalHung as hung:
                     batch.given_up = True

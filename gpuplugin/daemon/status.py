@@ -38,7 +38,6 @@ class StatusReport:
     now_s: float
 
     def as_json(self) -> dict[str, object]:
-        """The body of /health and /ready."""
         return {
             "ok": self.ok,
             "parts": {

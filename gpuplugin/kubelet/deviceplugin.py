@@ -33,7 +33,6 @@ SERVICE_NAME = "v1beta1.DevicePlugin"
 API_VERSION = "v1beta1"
 RECENT_CALLS = 20
 _RECENT_BYTES = 64 * 1024
-"""A larger request is not kept."""
 MAX_STREAMS = 8
 """ListAndWatch streams at a time; the kubelet needs one, two while it reconnects."""
 

@@ -33,9 +33,7 @@ async def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s
     """Register `endpoint`, a socket in the kubelet's folder, for `resource`.
 
     The kubelet responds once it has called the endpoint. A cancellation ends the call at once.
-
-    Raises:
-        RegistrationFailed: with the kubelet's error, or why the socket could not be used.
+    Raises RegistrationFailed with the kubelet's error, or why the socket could not be used.
     """
     request = b"".join(
         (text(1, API_VERSION), text(2, endpoint), text(3, resource), message(4, OPTIONS))

@@ -92,12 +92,10 @@ class NvmlError(Exception):
 
     @property
     def is_lost(self) -> bool:
-        """True if the GPU no longer responds."""
         return self.code in LOST
 
     @property
     def is_driver_failure(self) -> bool:
-        """True if the whole driver does not respond."""
         return self.code in DRIVER_FAILED
 
     @property
@@ -127,30 +125,22 @@ def optional(read: Callable[[], _T], default: _D) -> _T | _D:
 
 
 class EventType(IntFlag):
-    """NVML's event types that the backend subscribes to."""
-
     SINGLE_BIT_ECC = 0x1
     DOUBLE_BIT_ECC = 0x2
     XID = 0x8
 
 
 class Clock(IntEnum):
-    """NVML's clock domains that the backend reads."""
-
     SM = 1
     MEMORY = 2
 
 
 class EccKind(IntEnum):
-    """Kinds of ECC error that NVML counts."""
-
     CORRECTED = 0
     UNCORRECTED = 1
 
 
 class Field(IntEnum):
-    """NVML's field ids that the backend reads."""
-
     SHUTDOWN_MARGIN_C = 193
     RECOVERY_ACTION = 230
 

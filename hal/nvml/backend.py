@@ -43,8 +43,6 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """One connection to NVML, from `open` to `close`."""
-
     api: NvmlApi
     driver_version: str
     watcher: Watcher

@@ -116,9 +116,7 @@ class Inventory:
 
         Their identity is known from earlier scans, or else from the kernel module. Of two scans at
         the same time the one that began later counts.
-
-        Raises:
-            HalError: the driver does not respond at all; never because of a single GPU.
+        Raises HalError if the driver does not respond at all; never because of a single GPU.
         """
         scanned_s = self._clock_s()
         with self._lock:

@@ -224,9 +224,7 @@ def read_links(api: NvmlApi, snapshot: Snapshot) -> Mapping[tuple[str, str], Lin
     """The link of each ordered pair of the GPUs that respond.
 
     A path that cannot be read counts as the farthest, an NVLink that cannot be read as absent.
-
-    Raises:
-        NvmlError: the driver does not respond: an incomplete matrix must not be kept.
+    Raises NvmlError if the driver does not respond: an incomplete matrix must not be kept.
     """
     gpus = [gpu for gpu in snapshot.gpus if gpu.state is GpuState.OK]
     remotes = {gpu.uuid: _remotes(api, snapshot.handles[gpu.uuid]) for gpu in gpus}

@@ -55,7 +55,6 @@ class TokenBucket:
         self._paid_until_s = float("-inf")
 
     def take(self, now_s: float) -> None:
-        """Use up a token, whether or not there is one."""
         self._paid_until_s = max(self._paid_until_s, now_s) + self._every_s
 
     def due_s(self, now_s: float) -> float:

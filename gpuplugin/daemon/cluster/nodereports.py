@@ -202,7 +202,6 @@ class NodeReporter:
         self._stored = await self._call(self._api.patch_condition, new) or new
 
     def _settle(self, condition: Condition) -> None:
-        """Nothing to do for this condition until the next heartbeat."""
         self._settled, self._settled_s = condition, self._monotonic()
 
     async def _attempt(

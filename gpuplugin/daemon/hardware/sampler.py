@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from gpuplugin.core.usage import HOLDINGS, PODS, PROCESSES, Reading, Seen, Work, usage_of
 from gpuplugin.daemon.calls import HalThread
@@ -36,13 +36,6 @@ _GPU_DEADLINE_S = 2.0
 _HOST_DEADLINE_S = 5.0
 
 log = logging.getLogger(__name__)
-
-
-class _GpuReading(NamedTuple):
-    """What a GPU does, and its processes, or that its driver cannot list them."""
-
-    telemetry: Telemetry
-    processes: Sequence[ComputeProcess] | NotSupported
 
 
 class Sampler:
@@ -89,11 +82,11 @@ class Sampler:
                 # The monitor decides what a GPU that does not respond means.
                 log.debug("no reading of GPU %s: %s", uuid, result, extra={"event": "no-reading"})
                 continue
-            telemetry[uuid] = result.telemetry
-            if isinstance(result.processes, HalError):
-                unseen[PROCESSES] = str(result.processes)
+            telemetry[uuid], found = result
+            if isinstance(found, HalError):
+                unseen[PROCESSES] = str(found)
             else:
-                processes[uuid] = result.processes
+                processes[uuid] = found
         if not processes:
             unseen.setdefault(PROCESSES, "no GPU responds")
         holdings = await self._holdings(unseen)
@@ -121,12 +114,14 @@ class Sampler:
         except HalError:
             return ""  # closed meanwhile
 
-    def _read_in_thread(self, uuid: str) -> _GpuReading:
+    def _read_in_thread(
+        self, uuid: str
+    ) -> tuple[Telemetry, Sequence[ComputeProcess] | NotSupported]:
         telemetry = self._backend.telemetry(uuid)
         try:
-            return _GpuReading(telemetry, self._backend.processes(uuid))
+            return telemetry, self._backend.processes(uuid)
         except NotSupported as error:
-            return _GpuReading(telemetry, error)
+            return telemetry, error
 
     async def _holdings(self, unseen: dict[str, str]) -> Sequence[Holding] | None:
         if self._pod_resources is None:

@@ -55,7 +55,6 @@ def make_registry(metrics: Metrics, view: Callable[[], NodeView]) -> CollectorRe
 
 
 def empty_family(metric: Counted | Histogram | Scraped) -> Metric:
-    """A metric without samples."""
     match metric:
         case Histogram():
             return HistogramMetricFamily(metric.name, metric.text)

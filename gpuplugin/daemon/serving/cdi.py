@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 
 class CdiWriter:
-    """Keeps the specs in one folder up to date."""
-
     def __init__(self, folder: Path, host: CdiHost, plan: InjectionPlan) -> None:
         self._folder = folder
         self._host = host

@@ -119,8 +119,6 @@ class _Socket:
 
 
 class Endpoint:
-    """Serves one device plugin to the kubelet until cancelled."""
-
     def __init__(self, plugin: DevicePlugin, context: ServingContext) -> None:
         self._plugin = plugin
         self._context = context
@@ -319,7 +317,6 @@ class Endpoint:
             self._loop.call_soon_threadsafe(change)
 
     def _registered(self, socket: _Socket, *, accepted: bool, error: str) -> None:
-        """The kubelet accepted or refused the plugin."""
         context = self._context
         result = "accepted" if accepted else "refused"
         context.metrics.registrations.labels(self._resource, context.registration, result).inc()
@@ -349,8 +346,6 @@ class Endpoint:
 
 
 class Endpoints:
-    """The task that keeps one endpoint running per resource."""
-
     def __init__(self, node: Node, context: ServingContext) -> None:
         self._node = node
         self._context = context

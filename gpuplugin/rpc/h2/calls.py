@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Stream(Outgoing):
-    """One open stream, which is one call."""
-
     path: str
     ended: bool
     """True once the peer has sent its whole request."""
@@ -112,7 +110,6 @@ class ServerCalls:
             self._guarded(self._pull, stream)
 
     def expire(self) -> None:
-        """End the calls whose deadline has passed."""
         for stream in tuple(self.streams.values()):
             self._guarded(self._check_deadline, stream)
 
@@ -163,7 +160,6 @@ class ServerCalls:
         self._finish(stream, error.code, error.message)
 
     def _take(self, stream: Stream) -> None:
-        """Call the handler if the request's message is complete."""
         message = grpcwire.read_message(stream.body or b"")
         if message is None:
             self._check_incomplete(stream)

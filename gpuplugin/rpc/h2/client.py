@@ -181,9 +181,7 @@ class ClientConnection:
         """Take what the server sent; no bytes mean that it has closed the connection.
 
         Returns the calls that have ended by it, but for streaming ones.
-
-        Raises:
-            ConnectionFailed: the connection has ended, and all calls with it.
+        Raises ConnectionFailed if the connection has ended, and all calls with it.
         """
         if not data:
             raise self._failed(RpcCode.UNAVAILABLE, "the server closed the connection")

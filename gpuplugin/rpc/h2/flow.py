@@ -65,7 +65,6 @@ class Outbox(Window):
         self._waiting[stream.stream_id] = stream
 
     def forget(self, stream_id: int) -> None:
-        """Send no more of a stream's message."""
         self._waiting.pop(stream_id, None)
 
     @property

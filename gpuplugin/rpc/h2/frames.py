@@ -63,7 +63,6 @@ class H2Error(Exception):
 
 
 def frame_head(length: int, kind: int, flags: int, stream_id: int) -> bytes:
-    """The nine bytes before a payload of `length` bytes."""
     return HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
 
 
@@ -88,9 +87,7 @@ def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
     """The frame in `data` at `start`: type, flags, stream, payload, where the next one begins.
 
     None if it is not there as a whole.
-
-    Raises:
-        H2Error: FRAME_SIZE_ERROR for a frame that is longer than was ever allowed.
+    Raises H2Error (FRAME_SIZE_ERROR) for a frame that is longer than was ever allowed.
     """
     if len(data) - start < HEAD_BYTES:
         return None
