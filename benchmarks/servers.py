@@ -177,7 +177,7 @@ def daemon_like(plugin: DevicePlugin) -> Service:
 
 def with_metrics(service: Service, resource: str) -> Service:
     """The service with the daemon's metrics of calls around it."""
-    return Metrics().calls.of(resource).wrap(service)
+    return Metrics().calls[resource].wrap(service)
 
 
 def run_engine(engine: EngineName, path: Path, service: Service, stop: Connection) -> None:

@@ -30,8 +30,8 @@ PAGES = (
     ROOT / "docs/fidelity.md",
     ROOT / "docs/metrics.md",
     ROOT / "docs/nvml.md",
-    ROOT / "docs/scenarios.md",
-    ROOT / "docs/simulation.md",
+    ROOT / "docs/scenarios-reference.md",
+    ROOT / "docs/simulation-reference.md",
     ROOT / "sim/scenarios/README.md",
 )
 END = "<!-- end -->"

@@ -64,6 +64,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+def _anchors(page: Path) -> set[str]:
+    """The anchors of the page's headings, as GitHub makes them."""
+    outside = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", outside, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_of_links_are_headings(page: Path) -> None:
+    missing = [
+        f"{link}#{anchor}"
+        for link, anchor in re.findall(r"\]\(([^):]*?)#([^)]+)\)", page.read_text())
+        if anchor not in _anchors(page.parent / link if link else page)
+    ]
+    assert missing == []
+
+
 def test_the_readme_shows_the_default_configuration() -> None:
     (shown,) = _blocks(ROOT / "README.md", "yaml")
     default = (ROOT / "gpuplugin/config/default.yaml").read_text()
