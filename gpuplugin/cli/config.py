@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import yaml
@@ -13,9 +14,8 @@ from gpuplugin.config.loaded import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
 
-    from gpuplugin.config.loaded import Loaded, Problem
+    from gpuplugin.config.loaded import Loaded
 
 
 def check(parsed: argparse.Namespace) -> int:
@@ -25,12 +25,12 @@ def check(parsed: argparse.Namespace) -> int:
         loaded = load_settings({}, environment, parsed.file)
     except ConfigError as error:
         if parsed.json:
-            _print_json({"ok": False, "errors": _problems(error.problems)})
+            _print_json({"ok": False, "errors": [asdict(one) for one in error.problems]})
         else:
             print(error, file=sys.stderr)
         return 1
     if parsed.json:
-        warnings = _problems(loaded.warnings)
+        warnings = [asdict(one) for one in loaded.warnings]
         _print_json({"ok": True, "warnings": warnings, "config": _effective(loaded)})
         return 0
     for warning in loaded.warnings:
@@ -52,13 +52,6 @@ def _without_nulls(value: object) -> object:
     if not isinstance(value, dict):
         return value
     return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-
-
-def _problems(problems: Iterable[Problem]) -> list[dict[str, str]]:
-    return [
-        {"where": problem.where, "key": problem.key, "message": problem.message}
-        for problem in problems
-    ]
 
 
 def _print_json(value: object) -> None:

@@ -6,14 +6,15 @@ does no harm (unknown keys) becomes a warning.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
-from pydantic_settings import PydanticBaseSettingsSource
+from pydantic_settings import InitSettingsSource
 
 from gpuplugin.config.document import Document, KeyPath, parse_document
 from gpuplugin.config.loaded import ConfigError, Loaded, Problem, Record
@@ -72,8 +73,8 @@ def load_settings(
     }
     file = _FileLayer(document)
     layers = (
-        _TextLayer((one, one.flags[0], partial(one.read, text)) for one, text in flags.items()),
-        _TextLayer(
+        _text_layer((one, one.flags[0], partial(one.read, text)) for one, text in flags.items()),
+        _text_layer(
             (one, name, partial(one.read_variable, environment[name]))
             for one, name in variables.items()
         ),
@@ -115,46 +116,38 @@ def dotted(path: KeyPath) -> str:
 
 
 def record(value: object) -> object:
+    """A model, and those within it, as plain data."""
     if isinstance(value, BaseModel):
         names = (*type(value).model_fields, *type(value).model_computed_fields)
         return Record({name: record(getattr(value, name)) for name in names})
     return [record(one) for one in value] if isinstance(value, list) else value
 
 
-class _Layer(PydanticBaseSettingsSource):
+@dataclass
+class _Layer:
     """Values of one origin, nested as in `Settings`, and where each of them was written."""
 
-    def __init__(self) -> None:
-        super().__init__(Settings)
-        self.values: dict[str, object] = {}
-        self.places: dict[KeyPath, str] = {}
-        self.problems: list[Problem] = []
-
-    def __call__(self) -> dict[str, Any]:
-        return self.values
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Part of the protocol of sources; here all values are taken at once."""
-        return self.values.get(field.alias or field_name), field.alias or field_name, False
+    values: dict[str, object] = field(default_factory=dict)
+    places: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
 
-class _TextLayer(_Layer):
-    """Options by the flag or variable that sets them, each with what reads its text."""
-
-    def __init__(self, given: Iterable[tuple[Option, str, Callable[[], Value | None]]]) -> None:
-        super().__init__()
-        for option, name, read in given:
-            try:
-                value = read()
-            except ValueError as error:
-                self.problems.append(Problem(name, dotted(option.path), str(error)))
-                continue
-            if value is not None:
-                section = self.values
-                for key in option.path[:-1]:
-                    section = cast("dict[str, object]", section.setdefault(key, {}))
-                section[option.path[-1]] = value
-                self.places[option.path] = name
+def _text_layer(given: Iterable[tuple[Option, str, Callable[[], Value | None]]]) -> _Layer:
+    """Options by the flag or variable that sets them, each with the function that reads it."""
+    layer = _Layer()
+    for option, name, read in given:
+        try:
+            value = read()
+        except ValueError as error:
+            layer.problems.append(Problem(name, dotted(option.path), str(error)))
+            continue
+        if value is not None:
+            section = layer.values
+            for key in option.path[:-1]:
+                section = cast("dict[str, object]", section.setdefault(key, {}))
+            section[option.path[-1]] = value
+            layer.places[option.path] = name
+    return layer
 
 
 class _FileLayer(_Layer):
@@ -195,19 +188,19 @@ class _FileLayer(_Layer):
                 found[name] = kept
         return found
 
-    def _value(self, value: object, field: FieldInfo, path: KeyPath, written: KeyPath) -> object:
-        model = section_of(field)
-        if isinstance(value, list) and (model is None or is_list(field)):
+    def _value(self, value: object, info: FieldInfo, path: KeyPath, written: KeyPath) -> object:
+        model = section_of(info)
+        if isinstance(value, list) and (model is None or is_list(info)):
             return [
                 self._entry(one, model, (*path, position), (*written, position))
                 for position, one in enumerate(value)
             ]
-        if model is None or is_list(field):
+        if model is None or is_list(info):
             return value
         if isinstance(value, dict):
             return self._section(value, model, path, written)
         if value is None:  # a strategy that is named is one that is chosen
-            return {} if field.annotation == model | None else None
+            return {} if info.annotation == model | None else None
         text = str(unfit(value, _TEXTS["model_type"]))
         self.problems.append(Problem(self.places[path], dotted(path), text))
         return None
@@ -223,14 +216,14 @@ class _FileLayer(_Layer):
 
 def _keys(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
     """What a section of the file may have, by its name there."""
-    fields = {field.alias or "": field for field in model.model_fields.values()}
+    fields = {one.alias or "": one for one in model.model_fields.values()}
     return fields if path else {name: one for name, one in fields.items() if name != "daemon"}
 
 
 def _known_paths(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
-    for name, field in _keys(model, path).items():
+    for name, info in _keys(model, path).items():
         yield ".".join((*path, name))
-        if (inner := section_of(field)) is not None:
+        if (inner := section_of(info)) is not None:
             yield from _known_paths(inner, (*path, name))
 
 
@@ -249,7 +242,8 @@ def _checked(layers: tuple[_Layer, ...]) -> Settings:
     problems = [problem for layer in layers for problem in layer.problems]
     settings = None
     try:
-        settings = Settings(_build_sources=(layers, {}))
+        sources = tuple(InitSettingsSource(Settings, layer.values) for layer in layers)
+        settings = Settings(_build_sources=(sources, {}))
     except ValidationError as error:
         for one in error.errors(include_url=False):
             # Of a default that is wrong, pydantic has the attribute's name.

@@ -1,4 +1,4 @@
-"""How facts are gathered: from a host's files below any root, and from sockets."""
+"""How facts are collected: from a host's files below any root, and from sockets."""
 
 from __future__ import annotations
 
