@@ -1,4 +1,4 @@
-"""What calls a server, and how often: clients, closed loops, subjects that take turns."""
+"""Clients of a server, closed loops of calls, and subjects that are measured in turns."""
 
 from __future__ import annotations
 

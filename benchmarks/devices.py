@@ -1,4 +1,4 @@
-"""GPUs out of nothing, what a plugin makes of them, and requests for their devices."""
+"""Made-up GPUs, a plugin that serves them, and requests for their devices."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Has it become slower or larger? `python -m benchmarks.guard` prints each figure with its limit.
+"""Guards against regressions: `python -m benchmarks.guard` prints each figure with its limit.
 
 Where it can be, a figure is a count, which is the same on every machine. The rest are the targets
-of `gpuplugin bench`, measured quickly and with wide limits: they notice what became several times
-worse, and nothing else. Exit status 1 if a limit is broken.
+of `gpuplugin bench`, measured quickly and with wide limits: they only catch what became several
+times worse. Exit status 1 if a limit is broken.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def at_most(name: str, value: float, limit: float, unit: str) -> Guarded:
 
 
 def main() -> None:
-    """Measure, print, and say by the exit status whether all is kept."""
+    """Measure and print; the exit status is 1 if a limit is broken."""
     broken = False
     for one in (*counts(), *times()):
         broken = broken or not one.kept
@@ -115,8 +115,7 @@ def _prefer_counts() -> Iterator[Guarded]:
             worst = max(
                 instructions(
                     partial(
-                        service.unary["GetPreferredAllocation"],
-                        prefer_request(ids[:free], size),
+                        service.unary["GetPreferredAllocation"], prefer_request(ids[:free], size)
                     )
                 )
                 for free in (gpus // 2 + 1, gpus - 1, gpus)

@@ -1,4 +1,4 @@
-"""A kubelet that does nothing but register plugins and note when each device list came.
+"""A kubelet that only registers plugins and records when each device list arrived.
 
 Both ways of registration. Times are those of `time.perf_counter_ns`, which is one clock for all
 processes of a Linux machine. What a kubelet decides from a list is in `sim.kubelet`.
@@ -37,12 +37,12 @@ _NOTIFY = Method.of("/pluginregistration.Registration/NotifyRegistrationStatus")
 
 
 class NeverCame(Exception):
-    """What was waited for did not happen in time."""
+    """The awaited condition did not hold in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A device list as it came, and when it was whole."""
+    """A device list, and when it had arrived completely."""
 
     at_ns: int
     data: bytes
@@ -66,7 +66,7 @@ class MeasuringKubelet:
         self.folder = folder
         self.plugins: list[Registered] = []
         self.problems: list[str] = []
-        """What went wrong with plugins, in words."""
+        """Problems with plugins, as text."""
         self._changed = threading.Condition()
         self._streams: list[tuple[Connection, threading.Thread]] = []
         self._seen: set[tuple[Path, int]] = set()

@@ -19,7 +19,6 @@ import yaml
 
 from benchmarks.kubelet import MeasuringKubelet, NeverCame, Registered
 from benchmarks.machine import processes_of
-from benchmarks.namespace import DEFAULT_KUBELET_DIR, with_private_kubelet_dir
 from benchmarks.servers import DidNotStart
 from gpuplugin.linesocket import ControlError
 from sim.node.control import control_socket, status
@@ -28,7 +27,7 @@ from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import nvml_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from gpuplugin.rpc import EngineName
 
@@ -55,7 +54,7 @@ class Node:
 
 @contextmanager
 def simulated_node(folder: Path) -> Iterator[Node]:
-    """A node, until the block ends.
+    """A node that serves `folder` until the block ends.
 
     Without a C compiler other processes cannot see it: then it is the `sim` backend for our own
     plugin, and nothing for others.
@@ -63,6 +62,7 @@ def simulated_node(folder: Path) -> Iterator[Node]:
     Raises:
         DidNotStart: it did not come up.
     """
+    folder.mkdir(exist_ok=True)
     try:
         library = built_library()
     except CannotBuild:
@@ -112,7 +112,6 @@ def _nvml_environment(library: Path, folder: Path) -> dict[str, str]:
     }
 
 
-START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 LOG_LINES = 15
 
@@ -276,3 +275,69 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+DEFAULT_KUBELET_DIR = Path("/var/lib/kubelet")
+_UNSHARE = ("unshare", "--mount", "--propagation", "private")
+
+_SCRIPT = """
+set -eu
+dir=$1 target=$2 hold=$3
+shift 3
+if [ ! -d "$target" ]; then
+    base=$target
+    while [ ! -d "$base" ]; do base=$(dirname "$base"); done
+    mount --rbind "$base" "$hold"
+    mount -t tmpfs none "$base"
+    for entry in "$hold"/* "$hold"/.[!.]*; do
+        name=$base/${entry##*/}
+        if [ -L "$entry" ]; then
+            cp -P "$entry" "$name"
+        elif [ -d "$entry" ]; then
+            mkdir "$name"
+            mount --rbind "$entry" "$name"
+        elif [ -e "$entry" ]; then
+            : >"$name"
+            mount --bind "$entry" "$name"
+        fi
+    done
+    mkdir -p "$target"
+fi
+mount --bind "$dir" "$target"
+exec "$@"
+"""
+"""A target that the host lacks is made on a tmpfs over its nearest folder, whose other entries are
+mounted back into it."""
+
+
+class NoNamespace(Exception):
+    """A private mount namespace cannot be had; the text says why."""
+
+
+def check_namespaces() -> None:
+    """See that private mount namespaces can be had here.
+
+    Raises:
+        NoNamespace: not root, no util-linux, or forbidden as in most containers.
+    """
+    if os.geteuid() != 0:
+        raise NoNamespace("a private mount namespace needs root: run this as root")
+    command = [*_UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoNamespace(f"a private mount namespace needs unshare and mount: {error}") from error
+    if done.returncode:
+        reason = done.stderr.strip() or f"exit status {done.returncode}"
+        raise NoNamespace(f"private mount namespaces are not allowed here: {reason}")
+
+
+def with_private_kubelet_dir(
+    command: Sequence[str], folder: Path, hold: Path, target: Path = DEFAULT_KUBELET_DIR
+) -> list[str]:
+    """The command in a mount namespace of its own, where `folder` is at `target`.
+
+    Mounts there end with the last process in it, so the host does not change. `hold` is an empty
+    folder for the script. Needs root, and `unshare` and `mount` of util-linux.
+    """
+    return [*_UNSHARE, "sh", "-c", _SCRIPT, "sh", str(folder), str(target), str(hold), *command]

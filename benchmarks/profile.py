@@ -1,4 +1,4 @@
-"""Where the time of one Allocate call goes: clocks at the seams of client, engine and handler.
+"""Profile of one Allocate call: time stamps between client, engine and handler.
 
 Client and server stamp the same clock (CLOCK_MONOTONIC is one for all processes), so the way
 through the kernel and the engine is what lies between their stamps. The stamps themselves cost
@@ -62,7 +62,6 @@ class _Stamped:
     engine: EngineName
 
     def serve(self, path: Path, stop: Pipe) -> None:
-        """Serve until `stop` is closed."""
         # Four numbers for each call: metrics entered, handler entered, handler left, metrics left.
         stamps = array("q")
         clock = time.perf_counter_ns

@@ -7,7 +7,7 @@ Pure but for reading a file: no clock, no hidden chance. Judging is done in `tar
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
 CONFIDENCE = 0.95
@@ -113,7 +113,7 @@ def ratio(
 ) -> Estimate:
     """A quantile of `samples` over that of `floor`, with an interval by bootstrap over rounds.
 
-    Rounds are drawn anew in pairs, for what disturbs a machine disturbs both halves of a round.
+    Rounds are resampled in pairs, because a disturbance affects both halves of a round.
     From fewer rounds than `FEWEST_ROUNDS` no interval is made.
     For a median the estimate is the median of the rounds' own ratios of medians; for any other
     share the samples of all rounds are put together first, because a round has too few of them.
@@ -225,12 +225,11 @@ class Measurement:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What it is called across runs."""
+        """Identifies it across runs."""
         return self.suite, self.case, self.subject
 
     @property
     def larger_is_better(self) -> bool:
-        """True for a throughput."""
         return self.unit.endswith("/s")
 
 
@@ -264,7 +263,6 @@ _RUN = TypeAdapter(Run)
 
 
 def as_json(run: Run) -> str:
-    """The run for a file."""
     return _RUN.dump_json(run, indent=1).decode()
 
 
@@ -288,7 +286,6 @@ def read_run(path: Path) -> Run:
 
 
 def _problems(error: ValidationError) -> str:
-    """The first problems with their places."""
     shown = [
         f"{'.'.join(map(str, details['loc'])) or 'the file'}: {details['msg']}"
         for details in error.errors()[:3]
@@ -300,65 +297,33 @@ def _problems(error: ValidationError) -> str:
 _FEWEST_FOR_P99 = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """What a figure is called, and its unit; see `benchmarks.results.Measurement`."""
-
-    suite: str
-    case: str
-    subject: str
-    unit: str
-    family: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Floors:
-    """What figures are held against: samples by floor. With `p99` that is compared, too."""
-
-    rounds: Mapping[str, Rounds] = field(default_factory=dict)
-    p99: frozenset[str] = frozenset()
-    of: Statistic = "p50"
-
-
 def measurement(
-    named: Named, rounds: Rounds, seed: int, floors: Floors | None = None
+    suite: str,
+    case: str,
+    subject: str,
+    unit: str,
+    rounds: Rounds,
+    seed: int,
+    floors: Mapping[str, Rounds] | None = None,
+    *,
+    p99_floors: Collection[str] = (),
+    of: Statistic = "p50",
+    family: str = "",
 ) -> Measurement:
-    """A figure of samples by round, in the unit of `named`, and its ratios to floors."""
-    against = floors or Floors()
+    """A figure of samples by round, with the ratio of its median (`of`) to those of floors.
+
+    For floors in `p99_floors` the 99th percentiles are compared, too.
+    """
     samples = list(chain.from_iterable(rounds))
     ratios = []
-    for name, floor in against.rounds.items():
+    for name, floor in (floors or {}).items():
         found = ratio(rounds, floor, 0.5, seed)
-        ratios.append(Ratio(name, against.of, found.value, found.interval))
-        if name in against.p99:
+        ratios.append(Ratio(name, of, found.value, found.interval))
+        if name in p99_floors:
             found = ratio(rounds, floor, 0.99, seed)
             ratios.append(Ratio(name, "p99", found.value, found.interval))
+    p50 = estimate(samples, 0.5)
+    p99 = estimate(samples, 0.99) if len(samples) >= _FEWEST_FOR_P99 else None
     return Measurement(
-        suite=named.suite,
-        case=named.case,
-        subject=named.subject,
-        unit=named.unit,
-        n=len(samples),
-        p50=estimate(samples, 0.5),
-        p99=estimate(samples, 0.99) if len(samples) >= _FEWEST_FOR_P99 else None,
-        ratios=tuple(ratios),
-        family=named.family,
+        suite, case, subject, unit, len(samples), p50, p99, tuple(ratios), family=family
     )
-
-
-def single(named: Named, value: float) -> Measurement:
-    """A figure that is one number, without an interval."""
-    return Measurement(
-        named.suite,
-        named.case,
-        named.subject,
-        named.unit,
-        1,
-        Estimate(value, Interval(None, None)),
-        family=named.family,
-    )
-
-
-def one_round_each(samples: Sequence[float]) -> Rounds:
-    """Samples that were taken in turns with those of a floor, one in each round."""
-    return [[sample] for sample in samples]

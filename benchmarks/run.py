@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from benchmarks import SUITES
 from benchmarks.machine import this_machine
-from benchmarks.plugins import PluginSpec, own_plugin
 from benchmarks.results import SCHEMA, Run
 from benchmarks.servers import ENGINES, DidNotStart
-from benchmarks.suites import SUITES, measure
+from benchmarks.suites import Context, Effort
 from benchmarks.targets import judged
 from gpuplugin.rpc.client import CallFailed
 
@@ -21,28 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.calls import ClientName
-    from benchmarks.plugins import Node
+    from benchmarks.plugins import PluginSpec
+    from benchmarks.results import Measurement
     from gpuplugin.rpc import EngineName
 
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is measured: `calls` of each thing in each of `rounds`, and so on."""
-
-    rounds: int
-    calls: int
-    busy_rounds: int
-    busy_calls: int
-    prefer_rounds: int
-    starts: int
-    fault_starts: int
-    """Starts of a plugin, after each of which every GPU has a fault."""
-    idle_s: float
-    memory_calls: int
-    turns: int
-    """Runs of each scenario of the simulator."""
-    replicas: tuple[int, ...] = (1, 10, 100, 1000)
-
+    Measure: TypeAlias = Callable[[Context], list[Measurement]]
 
 FULL = Effort(
     rounds=60, calls=50, busy_rounds=10, busy_calls=400, prefer_rounds=25, starts=12,
@@ -62,49 +45,15 @@ def tiny(calls: int) -> Effort:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A run's settings; `folder` is an empty one with a short path, for sockets."""
-
-    effort: Effort
-    folder: Path
-    engines: tuple[EngineName, ...] = ENGINES
-    others: tuple[PluginSpec, ...] = ()
-    client: ClientName = "raw"
-    seed: int = 1
-    quick: bool = False
-    progress: Callable[[str, float], None] = lambda _what, _share: None
-    notes: list[str] = field(default_factory=list)
-
-    def chance(self, suite: str) -> Random:
-        """Random numbers of a suite: the same whichever suites run before."""
-        return Random(f"{self.seed} {suite}")
-
-    def plugins(self, node: Node) -> tuple[PluginSpec, ...]:
-        """Our daemon on each engine, and the others that can see the node."""
-        own = tuple(own_plugin(engine, node.backend) for engine in self.engines)
-        if node.backend == "sim":
-            self.note(
-                "No C compiler: our own plugin has the simulated GPUs in its own process "
-                "(--backend sim)."
-            )
-        return (*own, *self.others)
-
-    def note(self, text: str) -> None:
-        """Something that a reader has to know; once is enough."""
-        if text not in self.notes:
-            self.notes.append(text)
-
-
 class Failed(Exception):
-    """A run that could not be finished; the text says why."""
+    """The run could not be finished; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What to measure; `calls` (None: as many as usual) is for trying the program out."""
 
-    suites: Sequence[str] = tuple(SUITES)
+    suites: Sequence[str] = SUITES
     engines: Sequence[EngineName] = ENGINES
     others: Sequence[PluginSpec] = ()
     client: ClientName = "raw"
@@ -124,12 +73,13 @@ def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _
     if wanted.calls is not None:
         effort = tiny(wanted.calls)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    figures = []
+    figures: list[Measurement] = []
     notes: list[str] = []
     for suite in wanted.suites:
-        # A folder of its own for each suite: sockets of one are not in the way of the next.
+        # Each suite has its own folder, so that socket names cannot clash.
         with tempfile.TemporaryDirectory(prefix="gp", ignore_cleanup_errors=True) as name:
             context = Context(
+                suite=suite,
                 effort=effort,
                 folder=Path(name),
                 engines=tuple(wanted.engines),
@@ -140,8 +90,9 @@ def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _
                 progress=progress,
                 notes=notes,
             )
+            measure: Measure = import_module(f"benchmarks.suites.{suite}").measure
             try:
-                figures += measure(suite, context)
+                figures += measure(context)
             except (CallFailed, DidNotStart) as error:
                 raise Failed(f"suite {suite}: {error}") from error
     return Run(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENGINES: tuple[EngineName, ...] = ("grpcio", "fast")
-"""The library first, which the other is held against."""
+"""The library first: the other engine is compared with it."""
 
 RENEW = "Renew"
 """A method beside those of the kubelet's: the next choice is the first one of a new plugin."""
@@ -45,8 +45,7 @@ class Serves(Protocol):
     """What runs in the process of a server; it travels there by pickle."""
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` is closed."""
-        ...
+        """Serve at `path` until `stop` is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,6 @@ class Handlers:
     topology: Topology | None = None
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` is closed."""
         plugin = plugin_for(self.gpus, self.replicas, self.topology)
         run_engine(self.engine, path, daemon_like(plugin), stop)
 
@@ -71,7 +69,6 @@ class EmptyHandler:
     engine: EngineName
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` is closed."""
         devices = Publication()
         devices.publish(b"")
         names = ("Allocate", "GetPreferredAllocation", RENEW)
@@ -91,7 +88,6 @@ class Echo:
     response: bytes
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` is closed."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             listener.listen()
@@ -177,7 +173,7 @@ def daemon_like(plugin: DevicePlugin) -> Service:
 
 def with_metrics(service: Service, resource: str) -> Service:
     """The service with the daemon's metrics of calls around it."""
-    return Metrics().calls.of(resource).wrap(service)
+    return Metrics().calls[resource].wrap(service)
 
 
 def run_engine(engine: EngineName, path: Path, service: Service, stop: Connection) -> None:
@@ -207,7 +203,6 @@ class RenewedEmptyHandler:
     like: Handlers
 
     def serve(self, path: Path, stop: Connection) -> None:
-        """Serve until `stop` is closed."""
         like = self.like
         service = daemon_like(plugin_for(like.gpus, like.replicas, like.topology))
         unary = {name: lambda _request: b"" for name in service.unary}

@@ -97,13 +97,7 @@ def _badness(figure: Measurement) -> tuple[int, float]:
 def _lines(figure: Measurement, *, worst: bool) -> list[str]:
     case = f"{figure.case} (worst)" if worst else figure.case
     lines = [
-        _row(
-            case,
-            figure.subject,
-            figure.unit,
-            _estimated(figure.p50),
-            _estimated(figure.p99),
-        )
+        _row(case, figure.subject, figure.unit, _estimated(figure.p50), _estimated(figure.p99))
     ]
     beside = [_ratio(one) for one in figure.ratios]
     if figure.verdicts:

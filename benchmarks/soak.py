@@ -119,7 +119,7 @@ def soak(calls: int, rounds: int, registration: str, engine: str) -> Iterator[Ro
 def _round(kubelet: Kubelet, pid: int, registration: str, calls: int, number: int) -> Round:
     faulty = number % GPUS
     restart = number % 2 == 1
-    caller = _Caller(kubelet, registration, calls, faulty)
+    caller = _Caller(kubelet, registration, calls)
     caller.start()
     lists_before = kubelet.view().list_updates[RESOURCE]
     fault_ms = _timed(kubelet, faulty, {"kind": "xid", "xid": XID}, (GPUS - 1) * REPLICAS)
@@ -148,13 +148,12 @@ def _round(kubelet: Kubelet, pid: int, registration: str, calls: int, number: in
 class _Caller(threading.Thread):
     """Calls Allocate for the devices of all GPUs in turn, one call after the other."""
 
-    def __init__(self, kubelet: Kubelet, registration: str, calls: int, faulty: int) -> None:
+    def __init__(self, kubelet: Kubelet, registration: str, calls: int) -> None:
         super().__init__(name="caller", daemon=True)
         dirs = KubeletDirs(kubelet.dir)
         self._folder = dirs.device_plugins if registration == "classic" else dirs.plugin_watcher
         self._calls = calls
         self._ids = _healthy_ids(kubelet)
-        self._faulty = faulty
         self.times_us: list[float] = []
         self.failed: dict[int, int] = {}
 

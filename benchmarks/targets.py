@@ -1,4 +1,4 @@
-"""What the project promises of its figures: one table, and how a figure is held against it.
+"""The targets of figures, in one table, and how a figure is compared with them.
 
 Targets are for this project's own plugin and engines; what belongs to others is only measured.
 """

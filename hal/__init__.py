@@ -14,12 +14,15 @@ from hal.errors import (
     NotSupported,
     UnknownGpu,
 )
-from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from hal.types import (
     GIB,
     ComputeMode,
     ComputeProcess,
+    EccError,
+    Event,
     Gpu,
+    GpuAppeared,
+    GpuDisappeared,
     GpuState,
     Link,
     LinkKind,
@@ -29,6 +32,7 @@ from hal.types import (
     Telemetry,
     ThrottleReason,
     TimeSliceLevel,
+    XidError,
 )
 from hal.xid import Xid, XidAction, XidScope, lookup_xid
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hal.events import Event
-    from hal.types import ComputeProcess, Gpu, Link, Probe, Telemetry, TimeSliceLevel
+    from hal.types import ComputeProcess, Event, Gpu, Link, Probe, Telemetry, TimeSliceLevel
 
 
 class Backend(Protocol):
@@ -23,18 +22,15 @@ class Backend(Protocol):
 
         Raises:
             DriverNotFound: the driver's library is not on this machine.
-            DriverUnavailable: the library is there, the driver does not answer.
+            DriverUnavailable: the library is there, the driver does not respond.
         """
-        ...
 
     def close(self) -> None:
-        """Let go of the hardware and make a blocked `wait_events` return. Never raises."""
-        ...
+        """Disconnect and make a blocked `wait_events` return. Never raises."""
 
     @property
     def driver_version(self) -> str:
         """The driver's version as it prints it, for example `580.105.08`."""
-        ...
 
     def gpus(self) -> tuple[Gpu, ...]:
         """All GPUs and their MIG devices, ordered by index.
@@ -42,36 +38,21 @@ class Backend(Protocol):
         A lost GPU is listed as lost with its last known identity; one bad GPU never makes
         this fail.
         """
-        ...
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
         """Events since the last call, waiting up to `timeout_s` for the first; may be empty."""
-        ...
 
     def probe(self, uuid: str) -> Probe:
-        """Whether the GPU can be used now; a lost GPU answers `reachable=False`, not an error.
-
-        Raises:
-            UnknownGpu: no GPU of this UUID was ever seen.
-        """
-        ...
+        """Whether the GPU can be used now; a lost one is `reachable=False`. Raises `UnknownGpu`."""
 
     def telemetry(self, uuid: str) -> Telemetry:
-        """A fresh reading of one GPU.
-
-        Raises:
-            UnknownGpu: no GPU of this UUID was ever seen.
-            GpuLost: the GPU does not answer.
-        """
-        ...
+        """A fresh reading of one GPU; raises `UnknownGpu` or `GpuLost`."""
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
         """Processes with a context on the GPU, ordered by pid. Raises as `telemetry`."""
-        ...
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         """How each ordered pair of distinct reachable GPUs is connected, by UUIDs. Cached."""
-        ...
 
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
         """Set the GPU's time-slice level for contexts that are made from now on.
@@ -79,6 +60,5 @@ class Backend(Protocol):
         Raises:
             NotSupported: this GPU or driver cannot (Turing to Blackwell can; no MIG).
             UnknownGpu: no GPU of this UUID was ever seen.
-            GpuLost: the GPU does not answer.
+            GpuLost: the GPU does not respond.
         """
-        ...

@@ -39,15 +39,11 @@ class DriverFiles:
 
     @property
     def library_folders(self) -> tuple[str, ...]:
-        """Folders that hold libraries."""
         return tuple(dict.fromkeys(str(Path(path).parent) for path, _ in self.libraries))
 
 
 def find_driver_files(root: Path) -> DriverFiles:
-    """The files of the driver below `root`; empty if there is none.
-
-    The version in the name of libcuda tells which other libraries belong to the driver.
-    """
+    """The driver's files below `root`, by the version in the name of libcuda; may be empty."""
     for folder in LIBRARY_DIRS:
         version = _version(root / folder)
         if version:

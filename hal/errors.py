@@ -1,4 +1,4 @@
-"""Errors that a backend raises. Each names the cause and says what to do about it."""
+"""Errors that a backend raises. Each names the cause and names the remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class HalError(Exception):
-    """Any failure of the hardware layer: `cause` is what happened, `remedy` what to do."""
+    """Any failure of the hardware layer: `cause` is what failed, `remedy` what to do."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         super().__init__(f"{cause}. {remedy}" if remedy else cause)
@@ -27,13 +27,13 @@ class DriverNotFound(HalError):
 
 
 class DriverUnavailable(HalError):
-    """The library is there, but the driver behind it does not answer (not loaded, reloading)."""
+    """The library is there, but the driver behind it does not respond (not loaded, reloading)."""
 
 
 class GpuLost(HalError):
-    """The GPU no longer answers: it fell off the bus or needs a reset."""
+    """The GPU no longer responds: it fell off the bus or needs a reset."""
 
-    def __init__(self, uuid: str, cause: str = "it does not answer") -> None:
+    def __init__(self, uuid: str, cause: str = "it does not respond") -> None:
         self.uuid = uuid
         super().__init__(
             f"GPU {uuid} is lost: {cause}", "Reset the GPU or reboot the node, then check dmesg"
@@ -49,7 +49,7 @@ class UnknownGpu(HalError):
 
 
 class NotSupported(HalError):
-    """This driver or this GPU cannot do what was asked; the rest of the backend works."""
+    """This driver or this GPU does not support the call; the rest of the backend works."""
 
 
 class HalHung(HalError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, Flag, IntEnum, auto
+from typing import TypeAlias
 
 GIB = 1024**3
 
 
 class GpuState(Enum):
-    """Whether a GPU answers."""
+    """Whether a GPU responds."""
 
     OK = "ok"
     LOST = "lost"
@@ -25,7 +26,7 @@ class ComputeMode(Enum):
 
 
 class RecoveryAction(Enum):
-    """What the driver says must be done before the GPU can be used (NVML recovery action)."""
+    """What the driver requires before the GPU can be used (NVML recovery action)."""
 
     NONE = "none"
     RESET = "reset"
@@ -35,7 +36,7 @@ class RecoveryAction(Enum):
     OTHER = "other"
     """Something that this version has no name for: the GPU cannot be used."""
     UNKNOWN = "unknown"
-    """The driver is too old to say."""
+    """The driver is too old to report it."""
 
 
 class TimeSliceLevel(IntEnum):
@@ -48,7 +49,7 @@ class TimeSliceLevel(IntEnum):
 
 
 class ThrottleReason(Flag):
-    """Why the clocks are below what was asked for."""
+    """Why the clocks are below the requested ones."""
 
     NONE = 0
     IDLE = auto()
@@ -96,7 +97,7 @@ class Gpu:
     mig_enabled: bool = False
     mig_devices: tuple[MigDevice, ...] = ()
     compute_mode: ComputeMode | None = None
-    """None where the driver does not tell."""
+    """None where the driver does not report it."""
 
     @property
     def device_nodes(self) -> tuple[str, ...]:
@@ -106,10 +107,10 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The answer to "can this GPU be used now?", read from the hardware.
+    """Whether a GPU can be used now, read from the hardware.
 
     `epoch` is opaque text that changes when the GPU was reset or the driver or node restarted:
-    two equal epochs mean that nothing of the kind happened in between.
+    two equal epochs mean that neither was the case in between.
     """
 
     reachable: bool
@@ -126,7 +127,7 @@ class Probe:
     def unreachable(
         cls, epoch: str, recovery_action: RecoveryAction = RecoveryAction.UNKNOWN
     ) -> Probe:
-        """The probe of a GPU that does not answer: nothing is known but the last epoch."""
+        """The probe of a GPU that does not respond: nothing is known but the last epoch."""
         return cls(
             reachable=False,
             recovery_action=recovery_action,
@@ -193,3 +194,42 @@ class Link:
 
     kind: LinkKind
     nvlinks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class XidError:
+    """The driver reported an Xid.
+
+    `uuid` is None where the driver did not name the GPU. For MIG, `gpu_instance` and
+    `compute_instance` name the instance; None means the whole GPU.
+    """
+
+    uuid: str | None
+    xid: int
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EccError:
+    """An ECC event: `uncorrectable` for a double-bit error, else a corrected single-bit one."""
+
+    uuid: str | None
+    uncorrectable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDisappeared:
+    """The GPU stopped responding or was removed."""
+
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuAppeared:
+    """A GPU that was not there before, or was lost, responds now."""
+
+    uuid: str
+
+
+Event: TypeAlias = XidError | EccError | GpuDisappeared | GpuAppeared

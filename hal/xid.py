@@ -1,9 +1,9 @@
-"""The Xid catalogue: what an Xid code means, how far it reaches, and what it asks for.
+"""The Xid catalogue: what an Xid code means, how far it reaches, and the action.
 
 Source: NVIDIA's Xid catalogue for Ampere and newer GPUs (docs.nvidia.com/deploy/xid-errors, sheet
 "Catalog", October 2025): code, short meaning and immediate action. `XidScope` is this project's
-reading of the action. A code that is not listed is one that NVIDIA marks as unused; it asks for
-support. What the health machine makes of an action is not decided here.
+reading of the action. A code that is not listed is one that NVIDIA marks as unused; its action is
+to contact support. The health machine decides what follows from an action.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 
 
 class XidAction(Enum):
-    """NVIDIA's immediate action for an Xid."""
-
     IGNORE = "ignore"
     RESTART_APP = "restart-app"
     FOLLOW_COMPANION = "follow-companion"
     """Appears together with the Xid that matters (45)."""
     RECOVERY_ACTION_CHANGED = "recovery-action-changed"
-    """Says that the driver's recovery action changed (154): the probe has the answer."""
+    """The driver's recovery action changed (154): the probe reports it."""
     RESET_GPU = "reset-gpu"
     ECC_WORKFLOW = "ecc-workflow"
-    """Double-bit ECC error (48): drain and reset unless its companion says otherwise."""
+    """Double-bit ECC error (48): drain and reset unless its companion Xid differs."""
     NVLINK_WORKFLOW = "nvlink-workflow"
     REBOOT_NODE = "reboot-node"
     RESTART_VM = "restart-vm"
@@ -68,8 +66,6 @@ class XidScope(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Xid:
-    """One code of the catalogue."""
-
     code: int
     meaning: str
     action: XidAction
@@ -77,7 +73,7 @@ class Xid:
 
 
 def lookup_xid(code: int) -> Xid:
-    """The catalogue's entry for `code`; an unlisted code is unused and asks for support."""
+    """The catalogue's entry for `code`; an unlisted code is unused: contact support."""
     return XID_CATALOGUE.get(code) or Xid(
         code, "Unused code", XidAction.CONTACT_SUPPORT, XidScope.UNKNOWN
     )
@@ -203,4 +199,3 @@ XID_CATALOGUE: Mapping[int, Xid] = MappingProxyType(
         for code, meaning, action, scope in _ROWS
     }
 )
-"""Every documented Xid by its code."""

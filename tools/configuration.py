@@ -66,7 +66,7 @@ def option_table() -> str:
 
 
 def chart_schema(text: str) -> str:
-    """The schema of the chart's values, with that of every option made anew from its key."""
+    """The schema of the chart's values, with that of every option generated from its key."""
     schema = json.loads(text)
     schemas = {key.path: key.schema for key in keys()}
     by_name = {option.path[-1]: option for option in OPTIONS if _is_in_chart(option)}

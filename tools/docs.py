@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.parser import build_parser
 from gpuplugin.daemon.http.exposition import empty_family
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.series import Counted, Histogram, Scraped
 from gpuplugin.doctor.checks import CHECKS
-from gpuplugin.doctor.report import table_of
-from tools.commands import command_reference
+from gpuplugin.doctor.verdict import table_of
 from tools.configuration import chart_schema, file_table, option_table
 from tools.published import comparison_table
 from tools.simdocs import function_table, gallery, key_table, scenario_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
 CHART_SCHEMA = ROOT / "deploy/helm/gpuplugin/values.schema.json"
@@ -60,6 +62,61 @@ def doctor_table() -> str:
     return table_of(CHECKS)
 
 
+def command_reference() -> str:
+    """Sections of Markdown, one for each command that does something."""
+    return "\n\n".join(_sections(build_parser()))
+
+
+def _sections(parser: argparse.ArgumentParser, text: str = "") -> Iterator[str]:
+    commands = [
+        action
+        for action in parser._actions  # noqa: SLF001 - argparse has no public way to list them
+        if isinstance(action, argparse._SubParsersAction)  # noqa: SLF001
+    ]
+    if parser.get_default("function") is not None:
+        yield _section(parser, text)
+    for action in commands:
+        texts = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
+        for name, command in action.choices.items():
+            yield from _sections(command, texts.get(name, ""))
+
+
+def _section(parser: argparse.ArgumentParser, text: str) -> str:
+    rows = [
+        f"| `{_escaped(_spelling(action))}` | {_escaped(_help(action))} |"
+        for action in parser._actions  # noqa: SLF001
+        if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)  # noqa: SLF001
+    ]
+    table = ["| argument | meaning |", "|---|---|", *rows] if rows else []
+    epilog = [parser.epilog, ""] if parser.epilog else []
+    return "\n".join([f"## {parser.prog}", "", f"{_sentence(text)}", "", *epilog, *table]).rstrip()
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _spelling(action: argparse.Action) -> str:
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
+    if isinstance(value, tuple):
+        value = " ".join(value)
+    if not action.option_strings:
+        return value or action.dest
+    takes_value = action.nargs != 0 and not isinstance(action, argparse.BooleanOptionalAction)
+    shown = value or (action.dest.upper() if takes_value else "")
+    return f"{', '.join(action.option_strings)} {shown}".strip()
+
+
+def _help(action: argparse.Action) -> str:
+    text = (action.help or "").replace("%%", "%")
+    return re.sub(r"\[(\$[^\]]+)\]", r"(`\1`)", text)
+
+
+def _escaped(text: str) -> str:
+    """As it stands in a cell of a table, code included."""
+    return text.replace("|", "\\|")
+
+
 TABLES = {
     "commands": command_reference,
     "doctor": doctor_table,
@@ -80,7 +137,7 @@ def begin(name: str) -> str:
 
 
 def with_tables(text: str) -> str:
-    """A page with its tables made anew from the code."""
+    """A page with its tables generated from the code."""
     for name, table in TABLES.items():
         before, found, rest = text.partition(begin(name))
         if found:

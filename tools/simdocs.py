@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origi
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from sim.gpu.faults import (
-    Failures,
-    GpuFault,
-    Lemons,
-    NodeFault,
-    Repair,
-    Repeat,
-    TimedFault,
-)
+from sim.gpu.faults import Failures, GpuFault, Lemons, NodeFault, Repair, Repeat, TimedFault
 from sim.gpu.workloads import Diurnal, MemoryUse, Workload
 from sim.node.scenario import (
     GpuGroup,

@@ -16,13 +16,11 @@ from benchmarks.calls import (
     Subject,
     caller,
     device_plugin_method,
-    in_turns,
     kept_busy,
     one_by_one,
 )
 from benchmarks.devices import allocate_request, healthy_ids, plugin_for
 from benchmarks.plugins import simulated_node, started
-from benchmarks.results import Floors, Named, measurement
 from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving, with_metrics
 from benchmarks.targets import ECHO, EMPTY
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
@@ -34,11 +32,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from random import Random
 
-    from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.results import Measurement, Rounds
+    from benchmarks.suites import Context
     from gpuplugin.rpc import EngineName
 
-SUITE = "allocate"
 GPUS = 8
 WARM_UP_CALLS = 50
 CLIENTS = (1, 4, 16)
@@ -47,7 +44,6 @@ BUSY_REPLICAS = 10
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
     figures = _handler_alone(context) + _over_sockets(context)
     if context.client == "raw":
         figures += _busy(context)
@@ -69,15 +65,10 @@ def _handler_alone(context: Context) -> list[Measurement]:
         handler = daemon_like(plugin).unary["Allocate"]
         sample = partial(_calls, handler, ids, chance, effort.calls)
         subjects.append(Subject(f"handler alone, {GPUS} x {replicas}", sample))
-    found = in_turns(subjects, effort.rounds, chance)
-    floors = Floors({EMPTY: found[EMPTY]})
+    found = context.turns(subjects, effort.rounds, "Allocate, the handler alone", chance)
+    floors = {EMPTY: found[EMPTY]}
     return [
-        measurement(
-            Named(SUITE, name, "in process", "us"),
-            rounds,
-            context.seed,
-            None if name == EMPTY else floors,
-        )
+        context.figure(name, "in process", "us", rounds, None if name == EMPTY else floors)
         for name, rounds in found.items()
     ]
 
@@ -103,29 +94,27 @@ def _over_sockets(context: Context) -> list[Measurement]:
             called += _engine(context, stack, engine)
         called += _whole_plugins(context, stack)
         subjects = [Subject(one.name, one.sample) for one in called]
-        found = in_turns(
-            subjects,
-            context.effort.rounds,
-            context.chance(SUITE),
-            lambda share: context.progress("Allocate, one call after the other", share),
-        )
-    by_name = {one.name: one for one in called}
+        what = "Allocate, one call after the other"
+        found = context.turns(subjects, context.effort.rounds, what)
     return [
-        measurement(
-            Named(SUITE, by_name[name].case, by_name[name].subject, "us"),
-            rounds,
-            context.seed,
-            _floors(by_name[name].floors, found),
-        )
-        for name, rounds in found.items()
+        _latency(context, one.case, one.subject, found[one.name], _floors(one.floors, found))
+        for one in called
     ]
 
 
-def _floors(names: Sequence[str], found: dict[str, list[list[float]]]) -> Floors:
+def _latency(
+    context: Context, case: str, subject: str, rounds: Rounds, floors: dict[str, list[list[float]]]
+) -> Measurement:
+    """A latency, whose 99th percentile is compared with that of other engines."""
+    engines = [name for name in floors if name.startswith("engine ")]
+    return context.figure(case, subject, "us", rounds, floors, p99_floors=engines)
+
+
+def _floors(
+    names: Sequence[str], found: dict[str, list[list[float]]]
+) -> dict[str, list[list[float]]]:
     """Floors under the names that tables have for them."""
-    rounds = {_floor_name(name): found[name] for name in names if name in found}
-    engines = frozenset(name for name in rounds if name.startswith("engine "))
-    return Floors(rounds, p99=engines)
+    return {_floor_name(name): found[name] for name in names if name in found}
 
 
 def _floor_name(name: str) -> str:
@@ -169,11 +158,9 @@ def _engine(context: Context, stack: ExitStack, engine: EngineName) -> list[_Cal
 
 
 def _whole_plugins(context: Context, stack: ExitStack) -> list[_Called]:
-    """Our daemon and other people's, each with the devices that it lists."""
+    """This project's daemon and other plugins, each with the devices that it lists."""
     called = []
-    node_folder = context.folder / "n"
-    node_folder.mkdir(exist_ok=True)
-    node = stack.enter_context(simulated_node(node_folder))
+    node = stack.enter_context(simulated_node(context.folder / "n"))
     for spec in context.plugins(node):
         plugin = stack.enter_context(started(spec, node, BUSY_REPLICAS)).first()
         ids = healthy_ids(plugin.lists[-1].data)
@@ -228,11 +215,7 @@ def _busy(context: Context) -> list[Measurement]:
 
 
 def _busy_with(
-    context: Context,
-    paths: dict[tuple[str, str], Path],
-    request: bytes,
-    clients: int,
-    streams: int,
+    context: Context, paths: dict[tuple[str, str], Path], request: bytes, clients: int, streams: int
 ) -> list[Measurement]:
     method = device_plugin_method("Allocate")
     calls = max(context.effort.busy_calls, clients * streams)
@@ -252,24 +235,19 @@ def _busy_with(
                 return list(busy.latencies_us)
 
             subjects.append(Subject(name, sample))
-        found = in_turns(
-            subjects,
-            context.effort.busy_rounds,
-            context.chance(f"{clients} x {streams}"),
-            lambda share: context.progress(
-                f"Allocate, {clients} clients x {streams} streams", share
-            ),
-        )
+        what = f"Allocate, {clients} clients x {streams} streams"
+        chance = context.chance(f"{clients} x {streams}")
+        found = context.turns(subjects, context.effort.busy_rounds, what, chance)
     figures = []
     for name, rounds in found.items():
         subject, _, handler = name.partition(": ")
         case = f"{handler}, {clients} x {streams}"
         floors = _busy_floors(context, subject, handler)
-        latency = Named(SUITE, case, subject, "us")
-        figures.append(measurement(latency, rounds, context.seed, _floors(floors, found)))
-        rate = Named(SUITE, f"{case} calls/s", subject, "calls/s")
-        known = {_floor_name(one): rates[one] for one in floors}
-        figures.append(measurement(rate, rates[name], context.seed, Floors(known, of="rate")))
+        figures.append(_latency(context, case, subject, rounds, _floors(floors, found)))
+        per_s = context.figure(
+            f"{case} calls/s", subject, "calls/s", rates[name], _floors(floors, rates), of="rate"
+        )
+        figures.append(per_s)
     return figures
 
 

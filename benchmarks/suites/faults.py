@@ -1,4 +1,4 @@
-"""From a fault of a GPU to the list with it, on the wire.
+"""The time from a fault of a GPU to the list with it, on the wire.
 
 The fault is injected into the simulated node; what that alone takes is the floor. After each start
 of a plugin every GPU has one fault, and none recovers: how soon a plugin recovers is a choice.
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from benchmarks.devices import healthy_ids
 from benchmarks.kubelet import NeverCame
 from benchmarks.plugins import GPUS, simulated_node, started
-from benchmarks.results import Floors, Named, measurement, one_round_each
 from sim.node.control import inject, status
 
 if TYPE_CHECKING:
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
     from benchmarks.kubelet import MeasuringKubelet, Registered
     from benchmarks.plugins import PluginSpec, RunningPlugin
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
-SUITE = "faults"
 FAULT: Mapping[str, object] = {"kind": "xid", "xid": 79}
 """The GPU has fallen off the bus: fatal to every plugin."""
 
@@ -47,10 +45,10 @@ def measure(context: Context) -> list[Measurement]:
             _one_start(context, replicas, times)
         for name, pairs in times.items():
             if pairs:
-                floors = Floors({INJECTION: one_round_each([floor for floor, _ in pairs])})
-                named = Named(SUITE, f"fault to list, {GPUS} x {replicas}", name, "ms")
-                rounds = one_round_each([took for _, took in pairs])
-                figures.append(measurement(named, rounds, context.seed, floors))
+                case = f"fault to list, {GPUS} x {replicas}"
+                floors = {INJECTION: [[floor] for floor, _ in pairs]}
+                took = [[took] for _, took in pairs]
+                figures.append(context.figure(case, name, "ms", took, floors))
     return figures
 
 
@@ -58,15 +56,10 @@ def _one_start(
     context: Context, replicas: int, times: dict[str, list[tuple[float, float]]]
 ) -> None:
     """Start each plugin on a node of its own and let every GPU have a fault."""
-    names = [
-        *(f"{engine}" for engine in context.engines),
-        *(spec.name for spec in context.others),
-    ]
-    chance = context.chance(f"{SUITE} {replicas}")
+    names = [*(f"{engine}" for engine in context.engines), *(spec.name for spec in context.others)]
+    chance = context.chance(f"{context.suite} {replicas}")
     for position in chance.sample(range(len(names)), len(names)):
-        folder = context.folder / f"f{position}"
-        folder.mkdir(exist_ok=True)
-        with simulated_node(folder) as node:
+        with simulated_node(context.folder / f"f{position}") as node:
             spec = context.plugins(node)[position]
             found = times.setdefault(spec.name, [])
             with started(spec, node, replicas) as running:

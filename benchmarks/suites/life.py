@@ -8,19 +8,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import Subject, caller, in_turns, one_by_one
+from benchmarks.calls import Subject, caller, one_by_one
 from benchmarks.devices import allocate_request, healthy_ids
 from benchmarks.machine import cpu_s, resident_mib
 from benchmarks.plugins import simulated_node, started
-from benchmarks.results import Floors, Named, measurement, one_round_each, single
 from benchmarks.scrape import scrape
 
 if TYPE_CHECKING:
     from benchmarks.plugins import Node, PluginSpec, RunningPlugin
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
-SUITE = "life"
 REPLICAS = 10
 SETTLE_S = 2.0
 """After the first list, before it is called idle."""
@@ -30,10 +28,7 @@ IDLE_MEMORY = "resident, idle"
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
-    folder = context.folder / "n"
-    folder.mkdir(exist_ok=True)
-    with simulated_node(folder) as node:
+    with simulated_node(context.folder / "n") as node:
         specs = context.plugins(node)
         figures = _starts(context, node, specs)
         for number, spec in enumerate(specs):
@@ -51,23 +46,17 @@ def _starts(context: Context, node: Node, specs: tuple[PluginSpec, ...]) -> list
     subjects += [
         Subject(spec.name, partial(_start, spec, node, registered[spec.name])) for spec in specs
     ]
-    first_lists = in_turns(
-        subjects,
-        context.effort.starts,
-        context.chance(SUITE),
-        lambda share: context.progress("starts", share),
-    )
+    first_lists = context.turns(subjects, context.effort.starts, "starts")
     floor = first_lists.pop(INTERPRETER)
-    floors = Floors({INTERPRETER: floor})
-    figures = [measurement(Named(SUITE, INTERPRETER, "a process", "ms"), floor, context.seed)]
+    floors = {INTERPRETER: floor}
+    figures = [context.figure(INTERPRETER, "a process", "ms", floor)]
     for spec in specs:
         both = {
-            "start to registered": one_round_each(registered[spec.name]),
+            "start to registered": [[took] for took in registered[spec.name]],
             "start to first list": first_lists[spec.name],
         }
         figures += [
-            measurement(Named(SUITE, case, spec.name, "ms"), rounds, context.seed, floors)
-            for case, rounds in both.items()
+            context.figure(case, spec.name, "ms", rounds, floors) for case, rounds in both.items()
         ]
     return figures
 
@@ -100,10 +89,9 @@ def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Measurement]:
             scrape(running.http_port)
         idle_percent = _cpu_percent(running, effort.idle_s)
         idle_mib = resident_mib(running.pids)
-        named = partial(Named, SUITE)
         figures = [
-            single(named(IDLE_MEMORY, spec.name, "MiB"), idle_mib),
-            single(named("CPU, idle", spec.name, "%"), idle_percent),
+            context.number(IDLE_MEMORY, spec.name, "MiB", idle_mib),
+            context.number("CPU, idle", spec.name, "%", idle_percent),
         ]
         ids = healthy_ids(plugin.lists[-1].data)
         if not ids:
@@ -114,13 +102,11 @@ def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Measurement]:
             before_s = cpu_s(running.pids)
             one_by_one(partial(call, request), effort.memory_calls)
         per_call_us = (cpu_s(running.pids) - before_s) / effort.memory_calls * 1e6
-        after = measurement(
-            named(f"resident, after {effort.memory_calls} calls", spec.name, "MiB"),
-            [[resident_mib(running.pids)]],
-            context.seed,
-            Floors({IDLE_MEMORY: [[idle_mib]]}),
-        )
-    return [*figures, after, single(named("CPU of a call", spec.name, "us"), per_call_us)]
+        case = f"resident, after {effort.memory_calls} calls"
+        after_mib = resident_mib(running.pids)
+        floors = {IDLE_MEMORY: [[idle_mib]]}
+        after = context.figure(case, spec.name, "MiB", [[after_mib]], floors)
+    return [*figures, after, context.number("CPU of a call", spec.name, "us", per_call_us)]
 
 
 def _cpu_percent(running: RunningPlugin, over_s: float) -> float:

@@ -7,19 +7,17 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import TIMEOUT_S, Subject, device_plugin_method, in_turns
+from benchmarks.calls import TIMEOUT_S, Subject, device_plugin_method
 from benchmarks.devices import plugin_for
 from benchmarks.plugins import simulated_node, started
-from benchmarks.results import Floors, Named, measurement, single
 from benchmarks.servers import EmptyHandler, Handlers, serving
 from gpuplugin.rpc import RpcCode
 from gpuplugin.rpc.client import CallFailed, Connection
 
 if TYPE_CHECKING:
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
-SUITE = "listing"
 GPUS = 8
 CALLS = 3
 PLUGIN_REPLICAS = 10
@@ -29,10 +27,9 @@ _DEADLINE_S = 10.0
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
     effort = context.effort
     figures = [
-        single(Named(SUITE, f"size of the list, {GPUS} x {count}", "gpuplugin", "KiB"), size / 1024)
+        context.number(f"size of the list, {GPUS} x {count}", "gpuplugin", "KiB", size / 1024)
         for count in effort.replicas
         if (size := plugin_for(GPUS, count).devices.size_bytes)
     ]
@@ -51,25 +48,18 @@ def measure(context: Context) -> list[Measurement]:
                 names[f"{engine}: {case}"] = case, f"engine {engine}", floor
                 subjects.append(Subject(f"{engine}: {case}", partial(_first_lists, connection)))
         subjects += _whole_plugins(context, stack, names)
-        found = in_turns(
-            subjects,
-            effort.rounds,
-            context.chance(SUITE),
-            lambda share: context.progress("ListAndWatch, first list", share),
-        )
+        found = context.turns(subjects, effort.rounds, "ListAndWatch, first list")
     for name, rounds in found.items():
         case, subject, floor = names[name]
-        floors = Floors({} if name == floor else {EMPTY_LIST: found[floor]})
-        figures.append(measurement(Named(SUITE, case, subject, "us"), rounds, context.seed, floors))
+        floors = {} if name == floor else {EMPTY_LIST: found[floor]}
+        figures.append(context.figure(case, subject, "us", rounds, floors))
     return figures
 
 
 def _whole_plugins(
     context: Context, stack: ExitStack, names: dict[str, tuple[str, str, str]]
 ) -> list[Subject]:
-    folder = context.folder / "n"
-    folder.mkdir(exist_ok=True)
-    node = stack.enter_context(simulated_node(folder))
+    node = stack.enter_context(simulated_node(context.folder / "n"))
     subjects = []
     for spec in context.plugins(node):
         plugin = stack.enter_context(started(spec, node, PLUGIN_REPLICAS)).first()

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import Subject, caller, in_turns, one_by_one
+from benchmarks.calls import Subject, caller, one_by_one
 from benchmarks.devices import TOPOLOGIES, healthy_ids, plugin_for, prefer_request
 from benchmarks.plugins import simulated_node, started
-from benchmarks.results import Floors, Named, measurement
 from benchmarks.servers import RENEW, EmptyHandler, Handlers, RenewedEmptyHandler, serving
 from benchmarks.targets import EMPTY
 from gpuplugin.rpc.client import CallFailed, ConnectionFailed
@@ -27,11 +26,10 @@ if TYPE_CHECKING:
     from random import Random
 
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
     from benchmarks.servers import Serves
+    from benchmarks.suites import Context
     from gpuplugin.rpc import EngineName
 
-SUITE = "prefer"
 GPUS = 8
 SIZES = range(1, 9)
 WHOLE = {8: SIZES, 16: (1, 2, 4, 8, 12, 15, 16)}
@@ -63,7 +61,6 @@ class _Case:
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it."""
     figures = [
         figure
         for engine in context.engines
@@ -103,18 +100,16 @@ def _one_case(context: Context, case: _Case) -> list[Measurement]:
             for size in case.sizes:
                 sample = partial(_calls, call, before, ids, size, chance)
                 subjects.append(Subject(f"{name}, {size}", sample))
-        found = in_turns(
-            subjects,
-            context.effort.prefer_rounds,
-            chance,
-            lambda share: context.progress(f"GetPreferredAllocation, {case.name}", share),
-        )
+        what_runs = f"GetPreferredAllocation, {case.name}"
+        found = context.turns(subjects, context.effort.prefer_rounds, what_runs, chance)
     return [
-        measurement(
-            Named(SUITE, f"{case.name}, request {size}", own, "us", case.name),
+        context.figure(
+            f"{case.name}, request {size}",
+            own,
+            "us",
             found[f"{own}, {size}"],
-            context.seed,
-            Floors({EMPTY: found[f"{EMPTY}, {size}"]}),
+            {EMPTY: found[f"{EMPTY}, {size}"]},
+            family=case.name,
         )
         for size in case.sizes
     ]
@@ -148,12 +143,10 @@ def _calls(
 
 
 def _whole_plugins(context: Context) -> list[Measurement]:
-    """Our daemon and other people's in turns, each with the devices that it lists."""
+    """This project's daemon and other plugins in turns, each with the devices that it lists."""
     with ExitStack() as stack:
-        folder = context.folder / "n"
-        folder.mkdir(exist_ok=True)
-        node = stack.enter_context(simulated_node(folder))
-        chance = context.chance(SUITE)
+        node = stack.enter_context(simulated_node(context.folder / "n"))
+        chance = context.chance(context.suite)
         floors = {}
         for engine in context.engines:
             floors[engine] = context.folder / f"{engine}-prefer-floor.sock"
@@ -170,14 +163,11 @@ def _whole_plugins(context: Context) -> list[Measurement]:
                     subjects.append(Subject(name, sample))
                 elif name == spec.name:
                     context.note(f"{spec.name} does not answer GetPreferredAllocation.")
-        found = in_turns(subjects, context.effort.prefer_rounds, chance)
+        what = "GetPreferredAllocation, whole plugins"
+        found = context.turns(subjects, context.effort.prefer_rounds, what, chance)
+    case = "whole plugin, request 2"
     return [
-        measurement(
-            Named(SUITE, "whole plugin, request 2", name, "us"),
-            rounds,
-            context.seed,
-            Floors({EMPTY: found[f"{EMPTY} {name}"]}),
-        )
+        context.figure(case, name, "us", rounds, {EMPTY: found[f"{EMPTY} {name}"]})
         for name, rounds in found.items()
         if not name.startswith(EMPTY)
     ]

@@ -6,14 +6,12 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks import simulator, slices
-from benchmarks.calls import Subject, in_turns
-from benchmarks.results import Floors, Named, measurement, one_round_each
+from benchmarks.calls import Subject
 
 if TYPE_CHECKING:
     from benchmarks.results import Measurement
-    from benchmarks.run import Context
+    from benchmarks.suites import Context
 
-SUITE = "simulator"
 PYTHON = "a loop of Python"
 _LOOPS = 2_000_000
 _QUICK_SHARE = 0.2
@@ -22,7 +20,7 @@ _WORK_MS = 1_000
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it; the floor is a plain loop, which shows how fast the interpreter was meanwhile."""
+    """The floor is a plain loop, which shows how fast the interpreter was meanwhile."""
     events: dict[str, list[list[float]]] = {}
     speeds: dict[str, list[list[float]]] = {}
 
@@ -46,31 +44,25 @@ def measure(context: Context) -> list[Measurement]:
         subjects.append(scenario(name, limit_s))
     if not context.quick:
         subjects.append(Subject("replay (made up)", replay))
-    found = in_turns(
-        subjects,
-        context.effort.turns,
-        context.chance(SUITE),
-        lambda share: context.progress("simulator", share),
-    )
+    found = context.turns(subjects, context.effort.turns, "simulator")
     floor = found.pop(PYTHON)
-    figures = [measurement(Named(SUITE, PYTHON, "an interpreter", "s"), floor, context.seed)]
+    figures = [context.figure(PYTHON, "an interpreter", "s", floor)]
     for name, rounds in found.items():
-        wall = Named(SUITE, f"{name}, wall time", "simulator", "s")
-        figures.append(measurement(wall, rounds, context.seed, Floors({PYTHON: floor})))
-        rate = Named(SUITE, f"{name}, events", "simulator", "events/s")
-        figures.append(measurement(rate, events[name], context.seed))
+        wall = context.figure(f"{name}, wall time", "simulator", "s", rounds, {PYTHON: floor})
+        rate = context.figure(f"{name}, events", "simulator", "events/s", events[name])
+        figures += [wall, rate]
         if name in speeds:
-            speed = Named(SUITE, f"{name}, virtual time", "simulator", "s/s")
-            figures.append(measurement(speed, speeds[name], context.seed))
+            case = f"{name}, virtual time"
+            figures.append(context.figure(case, "simulator", "s/s", speeds[name]))
     return [*figures, _skipping(context)]
 
 
 def _skipping(context: Context) -> Measurement:
-    """Whole rounds of slices at once against each slice for itself."""
+    """Skipping whole rounds of slices, compared with following each slice."""
     one = slices.measure(_WORK_MS, _WORKS, context.effort.turns)
-    named = Named(SUITE, f"works of {_WORK_MS} ms", "simulator", "ms")
-    floors = Floors({"each slice": one_round_each([one.stepwise_ms])})
-    return measurement(named, one_round_each([one.skipping_ms]), context.seed, floors)
+    floors = {"each slice": [[one.stepwise_ms]]}
+    case = f"works of {_WORK_MS} ms"
+    return context.figure(case, "simulator", "ms", [[one.skipping_ms]], floors)
 
 
 def _loop() -> list[float]:

@@ -34,8 +34,12 @@ class Panel:
     unit: str = "short"
     width: int = 12
     height: int = 8
-    most: float | None = None
     stacked: bool = False
+
+    @property
+    def most(self) -> float | None:
+        """The top of the axis; shares that are not stacked end at 1."""
+        return 1 if self.unit == "percentunit" and not self.stacked else None
 
 
 @dataclass(frozen=True)
@@ -46,85 +50,99 @@ class Row:
     panels: tuple[Panel, ...]
 
 
+GPU = "{{instance}} {{gpu}}"
+POD = "{{namespace}}/{{pod}} on {{gpu}}"
+
+
+def gpus(metric: str, legend: str = GPU) -> Query:
+    """A metric of the selected GPUs."""
+    return Query(f"{metric}{{{GPUS}}}", legend)
+
+
+def increase(labels: str, metric: str, legend: str) -> Query:
+    """How much a counter of the selected nodes grew, by labels."""
+    return Query(f"sum by ({labels}) (increase({metric}{{{NODES}}}[$__rate_interval]))", legend)
+
+
+def stat(title: str, description: str, expression: str, legend: str, unit: str = "short") -> Panel:
+    """A single number."""
+    queries = (Query(expression, legend),)
+    return Panel(title, description, queries, kind="stat", unit=unit, width=4, height=4)
+
+
+def panel(
+    title: str,
+    description: str,
+    *queries: Query,
+    kind: str = "timeseries",
+    unit: str = "short",
+    stacked: bool = False,
+) -> Panel:
+    """A picture over time."""
+    return Panel(title, description, queries, kind=kind, unit=unit, stacked=stacked)
+
+
 ROWS = (
     Row(
         "Plugin",
         (
-            Panel(
+            stat(
                 "Nodes that answer",
                 "Plugins whose metrics could be read.",
-                (Query(f"count(gpuplugin_build_info{{{NODES}}})", "nodes"),),
-                kind="stat",
-                width=4,
-                height=4,
+                f"count(gpuplugin_build_info{{{NODES}}})",
+                "nodes",
             ),
-            Panel(
+            stat(
                 "GPUs healthy",
                 "GPUs and MIG devices that are given to pods.",
-                (Query(f'sum(gpuplugin_gpu_health{{{GPUS},state="Healthy"}})', "healthy"),),
-                kind="stat",
-                width=4,
-                height=4,
+                f'sum(gpuplugin_gpu_health{{{GPUS},state="Healthy"}})',
+                "healthy",
             ),
-            Panel(
+            stat(
                 "GPUs not healthy",
                 "Unhealthy, or waiting for their quiet period.",
-                (Query(f'sum(gpuplugin_gpu_health{{{GPUS},state!="Healthy"}})', "not healthy"),),
-                kind="stat",
-                width=4,
-                height=4,
+                f'sum(gpuplugin_gpu_health{{{GPUS},state!="Healthy"}})',
+                "not healthy",
             ),
-            Panel(
+            stat(
                 "Streams to the kubelet",
                 "One for each resource of each node is right.",
-                (Query(f"sum(gpuplugin_open_streams{{{NODES}}})", "streams"),),
-                kind="stat",
-                width=4,
-                height=4,
+                f"sum(gpuplugin_open_streams{{{NODES}}})",
+                "streams",
             ),
-            Panel(
+            stat(
                 "Configuration in force",
                 "1: every node uses its file; 0: one keeps its last good configuration.",
-                (Query(f"min(gpuplugin_config_last_reload_successful{{{NODES}}})", "in force"),),
-                kind="stat",
-                width=4,
-                height=4,
+                f"min(gpuplugin_config_last_reload_successful{{{NODES}}})",
+                "in force",
             ),
-            Panel(
+            stat(
                 "Up since",
                 "When the youngest of the plugins was started.",
-                (Query(f"max(gpuplugin_start_time_seconds{{{NODES}}}) * 1000", "start"),),
-                kind="stat",
+                f"max(gpuplugin_start_time_seconds{{{NODES}}}) * 1000",
+                "start",
                 unit="dateTimeFromNow",
-                width=4,
-                height=4,
             ),
-            Panel(
+            panel(
                 "Restarts",
                 "Restarts of the kubelet that the plugin saw, of its sockets and of its tasks.",
-                (
-                    Query(
-                        f"sum by (instance) (increase(gpuplugin_kubelet_restarts_total{{{NODES}}}[$__rate_interval]))",
-                        "kubelet {{instance}}",
-                    ),
-                    Query(
-                        f"sum by (instance, reason) (increase(gpuplugin_socket_renewals_total{{{NODES}}}[$__rate_interval]))",
-                        "socket {{instance}} {{reason}}",
-                    ),
-                    Query(
-                        f"sum by (instance, task) (increase(gpuplugin_task_restarts_total{{{NODES}}}[$__rate_interval]))",
-                        "task {{instance}} {{task}}",
-                    ),
+                increase("instance", "gpuplugin_kubelet_restarts_total", "kubelet {{instance}}"),
+                increase(
+                    "instance, reason",
+                    "gpuplugin_socket_renewals_total",
+                    "socket {{instance}} {{reason}}",
+                ),
+                increase(
+                    "instance, task", "gpuplugin_task_restarts_total", "task {{instance}} {{task}}"
                 ),
             ),
-            Panel(
+            panel(
                 "Lists sent to the kubelet",
                 "A new list is sent only when something changed.",
-                (
-                    Query(
-                        f"sum by (instance, resource) (increase(gpuplugin_list_updates_total{{{NODES}}}[$__rate_interval]))",
-                        "{{instance}} {{resource}}",
-                    ),
+                increase(
+                    "instance, resource",
+                    "gpuplugin_list_updates_total",
+                    "{{instance}} {{resource}}",
                 ),
             ),
         ),
@@ -132,31 +150,25 @@ ROWS = (
     Row(
         "Allocation",
         (
-            Panel(
+            panel(
                 "Replicas: held and advertised",
                 "What containers hold of each GPU, and what it is advertised as.",
-                (
-                    Query(
-                        f"gpuplugin_gpu_replicas_allocated{{{GPUS}}}", "held {{instance}} {{gpu}}"
-                    ),
-                    Query(f"gpuplugin_gpu_replicas{{{GPUS}}}", "of {{instance}} {{gpu}}"),
-                ),
+                gpus("gpuplugin_gpu_replicas_allocated", "held {{instance}} {{gpu}}"),
+                gpus("gpuplugin_gpu_replicas", "of {{instance}} {{gpu}}"),
             ),
-            Panel(
+            panel(
                 "Devices by health",
-                "What the kubelet is told.",
-                (
-                    Query(
-                        f"sum by (resource, health) (gpuplugin_devices{{{NODES}}})",
-                        "{{resource}} {{health}}",
-                    ),
+                "The health of devices as sent to the kubelet.",
+                Query(
+                    f"sum by (resource, health) (gpuplugin_devices{{{NODES}}})",
+                    "{{resource}} {{health}}",
                 ),
                 stacked=True,
             ),
-            Panel(
+            panel(
                 "Latency of Allocate",
                 "Time in the plugin, without the transport.",
-                tuple(
+                *(
                     Query(
                         f"histogram_quantile({q}, sum by (le) (rate(gpuplugin_rpc_duration_seconds_bucket"
                         f'{{{NODES},method="Allocate"}}[$__rate_interval])))',
@@ -166,14 +178,12 @@ ROWS = (
                 ),
                 unit="s",
             ),
-            Panel(
+            panel(
                 "Calls",
                 "By method and answer.",
-                (
-                    Query(
-                        f"sum by (method, code) (rate(gpuplugin_rpc_duration_seconds_count{{{NODES}}}[$__rate_interval]))",
-                        "{{method}} {{code}}",
-                    ),
+                Query(
+                    f"sum by (method, code) (rate(gpuplugin_rpc_duration_seconds_count{{{NODES}}}[$__rate_interval]))",
+                    "{{method}} {{code}}",
                 ),
                 unit="reqps",
             ),
@@ -182,80 +192,62 @@ ROWS = (
     Row(
         "Time slicing: is it worth it?",
         (
-            Panel(
+            panel(
                 "Efficiency",
-                "Share of the time in which a kernel ran while two or more pods had work. What is missing went "
-                "into switching, or nobody wanted it.",
-                (
-                    Query(
-                        f"gpuplugin_gpu_timeslicing_efficiency_ratio{{{GPUS}}}",
-                        "{{instance}} {{gpu}}",
-                    ),
-                ),
+                "Share of the time in which a kernel ran while two or more pods had work. "
+                "The rest was lost to switching, or no pod needed it.",
+                gpus("gpuplugin_gpu_timeslicing_efficiency_ratio"),
                 unit="percentunit",
-                most=1,
             ),
-            Panel(
+            panel(
                 "Gain",
                 "Utilisation with all pods over that of the busiest alone. 1: sharing brings nothing.",
-                (Query(f"gpuplugin_gpu_timeslicing_gain_ratio{{{GPUS}}}", "{{instance}} {{gpu}}"),),
+                gpus("gpuplugin_gpu_timeslicing_gain_ratio"),
             ),
-            Panel(
+            panel(
                 "Contention",
                 "Pods with a context on the GPU, and pods whose kernels ran at the same time.",
-                (
-                    Query(
-                        f"gpuplugin_gpu_contending_tenants{{{GPUS}}}",
-                        "at work {{instance}} {{gpu}}",
-                    ),
-                    Query(f"gpuplugin_gpu_tenants{{{GPUS}}}", "present {{instance}} {{gpu}}"),
-                ),
+                gpus("gpuplugin_gpu_contending_tenants", "at work {{instance}} {{gpu}}"),
+                gpus("gpuplugin_gpu_tenants", "present {{instance}} {{gpu}}"),
             ),
-            Panel(
+            panel(
                 "Fairness",
                 "Jain's index of the shares of pods at work, per replica: 1 is all alike.",
-                (Query(f"gpuplugin_gpu_fairness_ratio{{{GPUS}}}", "{{instance}} {{gpu}}"),),
+                gpus("gpuplugin_gpu_fairness_ratio"),
                 unit="percentunit",
-                most=1,
             ),
         ),
     ),
     Row(
         "Pods",
         (
-            Panel(
+            panel(
                 "SM share by pod",
                 "Share of the time in which the pod's kernels ran.",
-                (Query(f"gpuplugin_pod_sm_ratio{{{GPUS}}}", "{{namespace}}/{{pod}} on {{gpu}}"),),
+                gpus("gpuplugin_pod_sm_ratio", POD),
                 unit="percentunit",
                 stacked=True,
             ),
-            Panel(
+            panel(
                 "Memory by pod",
                 "Time slicing does not divide memory: each takes what it gets.",
-                (
-                    Query(
-                        f"gpuplugin_pod_memory_bytes{{{GPUS}}}", "{{namespace}}/{{pod}} on {{gpu}}"
-                    ),
-                ),
+                gpus("gpuplugin_pod_memory_bytes", POD),
                 unit="bytes",
                 stacked=True,
             ),
-            Panel(
+            panel(
                 "Over their fair share of memory",
                 "Pods that have more than their replicas entitle them to, and by how much.",
-                (
-                    Query(
-                        f"gpuplugin_pod_memory_bytes{{{GPUS}}} - gpuplugin_pod_memory_fair_share_bytes{{{GPUS}}} > 0",
-                        "{{namespace}}/{{pod}} on {{gpu}}",
-                    ),
+                Query(
+                    f"gpuplugin_pod_memory_bytes{{{GPUS}}} - gpuplugin_pod_memory_fair_share_bytes{{{GPUS}}} > 0",
+                    POD,
                 ),
                 unit="bytes",
             ),
-            Panel(
+            panel(
                 "Memory that is free",
                 "What the next allocation can get.",
-                (Query(f"gpuplugin_gpu_memory_headroom_bytes{{{GPUS}}}", "{{instance}} {{gpu}}"),),
+                gpus("gpuplugin_gpu_memory_headroom_bytes"),
                 unit="bytes",
             ),
         ),
@@ -263,52 +255,43 @@ ROWS = (
     Row(
         "Health",
         (
-            Panel(
+            panel(
                 "Health of each GPU",
                 "Healthy, Recovering (waits for its quiet period) or Unhealthy.",
-                (
-                    Query(
-                        f'sum by (instance, gpu) (gpuplugin_gpu_health{{{GPUS},state="Recovering"}} + ignoring (state) '
-                        f'2 * gpuplugin_gpu_health{{{GPUS},state="Unhealthy"}})',
-                        "{{instance}} {{gpu}}",
-                    ),
+                Query(
+                    f'sum by (instance, gpu) (gpuplugin_gpu_health{{{GPUS},state="Recovering"}} + ignoring (state) '
+                    f'2 * gpuplugin_gpu_health{{{GPUS},state="Unhealthy"}})',
+                    GPU,
                 ),
                 kind="state-timeline",
             ),
-            Panel(
+            panel(
                 "Xids",
                 "Errors that the driver reported; those of applications included.",
-                (
-                    Query(
-                        # A series that just began has no increase, though its first value is one.
-                        "sum by (instance, gpu, xid, action) ("
-                        f"(gpuplugin_xid_events_total{{{GPUS}}} unless gpuplugin_xid_events_total{{{GPUS}}} offset $__rate_interval)"
-                        f" or increase(gpuplugin_xid_events_total{{{GPUS}}}[$__rate_interval]))",
-                        "{{instance}} {{gpu}} Xid {{xid}} {{action}}",
-                    ),
+                Query(
+                    # A series that just began has no increase, though its first value is one.
+                    "sum by (instance, gpu, xid, action) ("
+                    f"(gpuplugin_xid_events_total{{{GPUS}}} unless gpuplugin_xid_events_total{{{GPUS}}} offset $__rate_interval)"
+                    f" or increase(gpuplugin_xid_events_total{{{GPUS}}}[$__rate_interval]))",
+                    "{{instance}} {{gpu}} Xid {{xid}} {{action}}",
                 ),
             ),
-            Panel(
+            panel(
                 "Time out of use",
                 "Share of the time in which a GPU was not Healthy.",
-                (
-                    Query(
-                        f"rate(gpuplugin_gpu_unhealthy_seconds_total{{{GPUS}}}[$__rate_interval])",
-                        "{{instance}} {{gpu}}",
-                    ),
+                Query(
+                    f"rate(gpuplugin_gpu_unhealthy_seconds_total{{{GPUS}}}[$__rate_interval])", GPU
                 ),
                 unit="percentunit",
-                most=1,
             ),
-            Panel(
+            panel(
                 "Watching",
                 "1: the GPUs cannot be watched and count as Unhealthy. Failed attempts beside it.",
-                (
-                    Query(f"gpuplugin_monitor_blind{{{NODES}}}", "blind {{instance}}"),
-                    Query(
-                        f"sum by (instance, stage) (increase(gpuplugin_monitor_failures_total{{{NODES}}}[$__rate_interval]))",
-                        "failed {{instance}} {{stage}}",
-                    ),
+                Query(f"gpuplugin_monitor_blind{{{NODES}}}", "blind {{instance}}"),
+                increase(
+                    "instance, stage",
+                    "gpuplugin_monitor_failures_total",
+                    "failed {{instance}} {{stage}}",
                 ),
             ),
         ),
@@ -316,53 +299,37 @@ ROWS = (
     Row(
         "Hardware",
         (
-            Panel(
+            panel(
                 "Utilisation",
                 "Share of the time in which a kernel ran.",
-                (Query(f"gpuplugin_gpu_utilization_ratio{{{GPUS}}}", "{{instance}} {{gpu}}"),),
+                gpus("gpuplugin_gpu_utilization_ratio"),
                 unit="percentunit",
-                most=1,
             ),
-            Panel(
+            panel(
                 "Temperature",
                 "Heat alone makes no GPU Unhealthy.",
-                (Query(f"gpuplugin_gpu_temperature_celsius{{{GPUS}}}", "{{instance}} {{gpu}}"),),
+                gpus("gpuplugin_gpu_temperature_celsius"),
                 unit="celsius",
             ),
-            Panel(
-                "Power",
-                "What the board draws.",
-                (Query(f"gpuplugin_gpu_power_watts{{{GPUS}}}", "{{instance}} {{gpu}}"),),
-                unit="watt",
-            ),
-            Panel(
+            panel("Power", "What the board draws.", gpus("gpuplugin_gpu_power_watts"), unit="watt"),
+            panel(
                 "Clocks",
                 "Of the SMs.",
-                (
-                    Query(
-                        f'gpuplugin_gpu_clock_hertz{{{GPUS},domain="sm"}}', "{{instance}} {{gpu}}"
-                    ),
-                ),
+                Query(f'gpuplugin_gpu_clock_hertz{{{GPUS},domain="sm"}}', GPU),
                 unit="hertz",
             ),
-            Panel(
+            panel(
                 "Throttled",
                 "1 while the clocks are held down for this reason; an idle GPU's are, too.",
-                (
-                    Query(
-                        f'gpuplugin_gpu_throttled{{{GPUS},reason!="idle"}}',
-                        "{{instance}} {{gpu}} {{reason}}",
-                    ),
+                Query(
+                    f'gpuplugin_gpu_throttled{{{GPUS},reason!="idle"}}',
+                    "{{instance}} {{gpu}} {{reason}}",
                 ),
             ),
-            Panel(
+            panel(
                 "ECC errors",
                 "Since the driver was loaded or the GPU was reset.",
-                (
-                    Query(
-                        f"gpuplugin_gpu_ecc_errors_total{{{GPUS}}}", "{{instance}} {{gpu}} {{kind}}"
-                    ),
-                ),
+                gpus("gpuplugin_gpu_ecc_errors_total", "{{instance}} {{gpu}} {{kind}}"),
             ),
         ),
     ),

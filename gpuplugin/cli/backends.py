@@ -1,18 +1,24 @@
-"""Makes the hardware backend that the configuration names."""
+"""The hardware backend that the configuration names, and the GPUs that it lists."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.plans import driver_root
+from gpuplugin.cli.options import load
+from gpuplugin.config.loaded import ConfigError
+from gpuplugin.config.plans import driver_root, inventory_plan
+from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
+from hal import HalError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
     from gpuplugin.config.settings import Settings
-    from hal import Backend
+    from hal import Backend, Gpu
 
 
 class BackendError(Exception):
@@ -23,7 +29,7 @@ class BackendError(Exception):
 def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -> Iterator[Backend]:
     """The backend, not opened; a simulated node listens for faults if `control` is set.
 
-    `host` is where the host's root is mounted, for a look from elsewhere.
+    `host` is where the host's root is mounted.
 
     Raises:
         BackendError: the scenario cannot be used, or the control socket cannot be made.
@@ -60,3 +66,36 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
         except CannotServe as error:
             raise BackendError(str(error)) from error
     return SimBackend(node)
+
+
+class CannotList(Exception):
+    """The configuration, the scenario or the driver cannot be used; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The GPUs, and which of their devices would be advertised."""
+
+    settings: Settings
+    gpus: tuple[Gpu, ...]
+    inventory: Inventory
+
+
+def list_gpus(parsed: argparse.Namespace) -> Listed:
+    """List the GPUs of this machine, for commands that only show them.
+
+    Raises:
+        CannotList: with the reason.
+    """
+    try:
+        settings = load(parsed).settings
+        with make_backend(settings, control=False) as backend:
+            backend.open()
+            try:
+                gpus = backend.gpus()
+            finally:
+                backend.close()
+        inventory = build_inventory(gpus, inventory_plan(settings))
+    except (ConfigError, BackendError, HalError, InventoryError) as error:
+        raise CannotList(str(error)) from error
+    return Listed(settings, gpus, inventory)

@@ -1,32 +1,92 @@
-"""`gpuplugin bench`: measure, compare, or look into one call."""
+"""`gpuplugin bench`: measure, compare two runs, or profile one call."""
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from benchmarks.namespace import NoNamespace, check_namespaces
+from benchmarks import SUITES
 from benchmarks.plot import as_svg
-from benchmarks.plugins import PluginSpec, spec_from
+from benchmarks.plugins import NoNamespace, PluginSpec, check_namespaces, spec_from
 from benchmarks.results import CannotRead, as_json, read_run
 from benchmarks.run import Failed, Wanted, misses, run
 from benchmarks.servers import ENGINES
 from benchmarks.show import as_comparison, as_table, compare_runs
-from benchmarks.suites import SUITES
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
 T = TypeVar("T", bound=str)
 
 
+def add_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)} (default: all)"
+    )
+    bench.add_argument("--quick", action="store_true", help="less of everything: a minute in all")
+    bench.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="measure this device plugin too; {kubelet_dir} and {config} (a file in NVIDIA's "
+        "format) are filled in; may be repeated",
+    )
+    bench.add_argument(
+        "--private-kubelet-dir",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="of a --plugin whose folder is always /var/lib/kubelet: give it a private mount "
+        "there (needs root); may be repeated",
+    )
+    bench.add_argument(
+        "--engine", action="append", metavar="ENGINE", help="RPC engine (default: every one)"
+    )
+    bench.add_argument(
+        "--client", choices=("raw", "grpcio"), default="raw", help="who calls (default raw)"
+    )
+    bench.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    bench.add_argument("--plot", metavar="FILE", help="write a picture, as SVG")
+    bench.add_argument(
+        "--profile", metavar="FILE", help="only see where an Allocate call spends its time, as SVG"
+    )
+    bench.add_argument(
+        "--all", action="store_true", help="every size of request, not the worst alone"
+    )
+    bench.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of orders and resampling (default 1)"
+    )
+    bench.add_argument("--calls", type=_positive, metavar="N", help=argparse.SUPPRESS)
+    bench.add_argument("--strict", action="store_true", help="fail if a target is missed")
+    bench.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="measure nothing, compare two files of --json",
+    )
+    bench.add_argument(
+        "--threshold",
+        type=float,
+        default=1.3,
+        metavar="X",
+        help="with --compare: worse by this factor is worse (default 1.3)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
 def bench(parsed: argparse.Namespace) -> int:
     """Do what the options say; see the parser for the exit status."""
-    # An end from outside, too, takes plugins and servers along: they are in groups of their own.
+    # Plugins and servers are in process groups of their own: SIGTERM has to end them, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if parsed.compare:
@@ -76,7 +136,7 @@ def _profile(wanted: Wanted, file: Path) -> int:
 
 
 def _wanted(parsed: argparse.Namespace) -> Wanted:
-    suites = _known("suite", parsed.suites, tuple(SUITES), parsed)
+    suites = _known("suite", parsed.suites, SUITES, parsed)
     engines = _known("engine", parsed.engine or [], ENGINES, parsed)
     return Wanted(
         suites=suites,
@@ -123,14 +183,13 @@ def _options(parsed: argparse.Namespace, suites: Sequence[str]) -> tuple[str, ..
 
 
 class _Progress:
-    """What is being measured, on standard error: one line on a terminal, else one for each."""
+    """Shows on standard error what is being measured: on a terminal in one line."""
 
     def __init__(self) -> None:
         self._what = ""
         self._terminal = sys.stderr.isatty()
 
     def show(self, what: str, share: float) -> None:
-        """Show what is being measured and the share that is done."""
         if self._terminal:
             print(f"\r\033[K{what} {share:4.0%}", end="", file=sys.stderr, flush=True)
         elif what != self._what:
@@ -138,6 +197,5 @@ class _Progress:
         self._what = what
 
     def end(self) -> None:
-        """Leave a clean line."""
         if self._terminal and self._what:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`gpuplugin config check`: what a file means, or everything that is wrong with it."""
+"""`gpuplugin config check`: prints the effective configuration of a file, or all its problems."""
 
 from __future__ import annotations
 

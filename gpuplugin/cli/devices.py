@@ -1,4 +1,4 @@
-"""`gpuplugin devices`: the GPUs of this machine and what would be advertised of them."""
+"""`gpuplugin devices` and `cdi`: the GPUs of this machine, what would be advertised, CDI specs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.look import CannotLook, look
+from gpuplugin.cli.backends import CannotList, list_gpus
 from gpuplugin.cli.text import gib, table
+from gpuplugin.config.plans import injection_plan
 
 if TYPE_CHECKING:
     import argparse
@@ -22,13 +24,47 @@ if TYPE_CHECKING:
 def devices(parsed: argparse.Namespace) -> int:
     """Print them; 1 if the configuration or the driver cannot be used."""
     try:
-        seen = look(parsed)
-    except CannotLook as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        listed = list_gpus(parsed)
+    except CannotList as error:
+        return _fail(error)
     show = _as_json if parsed.json else _as_text
-    print(show(seen.gpus, seen.inventory))
+    print(show(listed.gpus, listed.inventory))
     return 0
+
+
+def show_cdi(parsed: argparse.Namespace) -> int:
+    """Print every CDI spec by file name; 1 if the configuration or the driver cannot be used."""
+    from gpuplugin.daemon.plans import existing_nodes
+    from gpuplugin.daemon.serving.cdi import cdi_writer, present_features
+
+    try:
+        listed = list_gpus(parsed)
+    except CannotList as error:
+        return _fail(error)
+    settings = listed.settings
+    plan = injection_plan(
+        settings, existing_nodes(settings), features_present=present_features(settings)
+    )
+    print(json.dumps(cdi_writer(settings, plan).specs(listed.inventory), indent=2))
+    return 0
+
+
+def remove_cdi(parsed: argparse.Namespace) -> int:
+    """Remove the plugin's CDI specs; 1 if a file cannot be removed."""
+    from gpuplugin.daemon.serving.cdi import remove_specs
+
+    try:
+        removed = remove_specs(Path(parsed.cdi_root))
+    except OSError as error:
+        return _fail(error)
+    for path in removed:
+        print(f"removed {path}")
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    print(f"gpuplugin: {error}", file=sys.stderr)
+    return 1
 
 
 def _as_json(gpus: Sequence[Gpu], inventory: Inventory) -> str:

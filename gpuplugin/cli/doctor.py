@@ -11,12 +11,11 @@ from gpuplugin.cli.options import given_options
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.doctor.checks import CHECKS
+from gpuplugin.doctor.collect import CONFIG_PLACES, collect
+from gpuplugin.doctor.collect.driver import collect_hardware
+from gpuplugin.doctor.collect.host import HostRoot
 from gpuplugin.doctor.facts import ConfigFacts, Failure, HardwareFacts
-from gpuplugin.doctor.look.hardware import look_at_hardware
-from gpuplugin.doctor.look.hostroot import HostRoot
-from gpuplugin.doctor.look.node import gather, unread_configurations
-from gpuplugin.doctor.report import as_json, as_text
-from gpuplugin.doctor.verdict import EXIT_STATUS, diagnose, worst
+from gpuplugin.doctor.verdict import EXIT_STATUS, as_json, as_text, diagnose, worst
 
 if TYPE_CHECKING:
     import argparse
@@ -30,14 +29,14 @@ def doctor(parsed: argparse.Namespace) -> int:
     host = HostRoot(root)
     config = _configuration(parsed, host)
     hardware = _hardware(config.settings, root, parsed.timeout)
-    findings = diagnose(gather(host, config, hardware, parsed.plugin_uid), CHECKS)
+    findings = diagnose(collect(host, config, hardware, parsed.plugin_uid), CHECKS)
     print(as_json(findings) if parsed.json else as_text(findings))
     return EXIT_STATUS[worst(findings)]
 
 
 def _configuration(parsed: argparse.Namespace, host: HostRoot) -> ConfigFacts:
-    """The configuration, or the defaults with what is wrong with the one that was asked for."""
-    unread = unread_configurations(host, parsed.config_file)
+    """The configuration, or the defaults with what is wrong with the given one."""
+    unread = () if parsed.config_file else tuple(host.existing(CONFIG_PLACES))
     try:
         loaded = load_settings(given_options(parsed), os.environ, parsed.config_file)
     except ConfigError as error:
@@ -65,6 +64,6 @@ def _hardware(settings: Settings, root: Path, budget_s: float) -> HardwareFacts:
     name = settings.daemon.backend
     try:
         with make_backend(settings, control=False, host=root) as backend:
-            return look_at_hardware(backend, name, budget_s)
+            return collect_hardware(backend, name, budget_s)
     except BackendError as error:
         return HardwareFacts(name, failure=Failure.OTHER, cause=str(error))

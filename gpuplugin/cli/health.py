@@ -26,7 +26,7 @@ class _Answer(BaseModel):
 
 
 class _Unit(_Answer):
-    """A GPU or MIG device as the daemon tells of it."""
+    """A GPU or MIG device in the daemon's report."""
 
     uuid: str
     index: str
@@ -57,7 +57,7 @@ class _Cleared(_Answer):
 
 
 def show(parsed: argparse.Namespace) -> int:
-    """Print the state of every GPU and MIG device; 1 if one is not healthy or nobody answers."""
+    """Print the state of every GPU and MIG device; 1 if one is not healthy or no daemon answers."""
     answer = _ask(parsed, {"report": True})
     if answer is None:
         return 1
@@ -77,7 +77,7 @@ def show(parsed: argparse.Namespace) -> int:
 
 
 def clear(parsed: argparse.Namespace) -> int:
-    """Say that the fault of a GPU or MIG device is over; 1 if the daemon refuses."""
+    """Clear the fault of a GPU or MIG device; 1 if the daemon refuses."""
     answer = _ask(parsed, {"clear": parsed.unit})
     if answer is None:
         return 1
@@ -92,7 +92,7 @@ def clear(parsed: argparse.Namespace) -> int:
 
 
 def _ask(parsed: argparse.Namespace, request: Mapping[str, object]) -> Mapping[str, object] | None:
-    """The daemon's answer; None if there is none, which was told."""
+    """The daemon's response; None if there is none, after printing why."""
     try:
         dirs = KubeletDirs(load(parsed).settings.daemon.kubelet_dir)
         return _ask_daemon(dirs, request)

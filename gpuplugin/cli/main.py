@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.imports import without_collector
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage.
 
-    A command that has more to say (`doctor`) tells so in its help.
+    The help of a command with other statuses (`doctor`) lists them.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["run"]:
-        from gpuplugin.cli.run import run
+        with _without_collector():
+            from gpuplugin.cli.run import prepare
 
-        return run(given[1:])
+            run = prepare(given[1:])
+        return run()
     return _run(given)
 
 
 def _run(given: Sequence[str]) -> int:
-    with without_collector():
+    with _without_collector():
         from importlib import import_module
 
         from gpuplugin.cli.parser import build_parser
@@ -35,9 +37,20 @@ def _run(given: Sequence[str]) -> int:
     try:
         status: int = getattr(module, parsed.function)(parsed)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does; there is nobody left to tell.
+        # The reader of the output has closed it, as `head` does.
         sys.stderr.close()
         return 1
     except KeyboardInterrupt:
         return 130
     return status
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Import without the garbage collector, which then never walks over what was made here."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -6,7 +6,6 @@ import argparse
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpuplugin.cli.benchoptions import add_bench
 from gpuplugin.cli.options import add_options
 from gpuplugin.config.values import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
@@ -28,8 +27,8 @@ def build_parser(
 ) -> argparse.ArgumentParser:
     """The whole command line, from which documents are made, too; or the part of one command.
 
-    The daemon has no use for the options of thirty other commands, which take time and memory. With
-    an unknown `command` the options of simulation commands are left out.
+    The options of all other commands would cost the daemon time and memory. With an unknown
+    `command` (or none: `""`) the options of `bench` and `sim` are left out, too.
     """
     parser = argparse.ArgumentParser(
         prog="gpuplugin",
@@ -37,19 +36,22 @@ def build_parser(
     )
     parser.add_argument("--version", action="version", version=f"gpuplugin {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, add in _COMMANDS.items():
-        if command == name or command not in _COMMANDS:
-            add(commands)
-    if command in {None, "sim"}:
-        _add_sim(commands, subcommand)
-    elif command not in _COMMANDS:
-        _add_sim(commands, "")
+    names = (*_COMMANDS, "bench", "sim")
+    is_known = command is None or command in names
+    for name in (command,) if command in names else names:
+        match name:
+            case "bench":
+                _add_bench(commands, options=is_known)
+            case "sim":
+                _add_sim(commands, subcommand if is_known else "")
+            case _:
+                _COMMANDS[name](commands)
     return parser
 
 
 def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run the device plugin")
-    run.set_defaults(module="run", function="run")
+    run.set_defaults(module="run", function="prepare")
     add_options(run)
 
 
@@ -61,7 +63,7 @@ def _add_devices(commands: Commands) -> None:
 
 
 def _add_config(commands: Commands) -> None:
-    config = commands.add_parser("config", help="look at configuration files")
+    config = commands.add_parser("config", help="check configuration files")
     config_commands = config.add_subparsers(metavar="COMMAND", required=True)
     check = config_commands.add_parser("check", help="check a file and print what it means")
     check.set_defaults(module="config", function="check")
@@ -74,10 +76,10 @@ def _add_cdi(commands: Commands) -> None:
     cdi = commands.add_parser("cdi", help="CDI specs of the GPUs")
     cdi_commands = cdi.add_subparsers(metavar="COMMAND", required=True)
     show = cdi_commands.add_parser("show", help="print the specs that would be written")
-    show.set_defaults(module="cdi", function="show")
+    show.set_defaults(module="devices", function="show_cdi")
     add_options(show, sections=_DEVICES_SECTIONS, names=_DEVICES_NAMES)
     remove = cdi_commands.add_parser("remove", help="remove the specs that were written")
-    remove.set_defaults(module="cdi", function="remove")
+    remove.set_defaults(module="devices", function="remove_cdi")
     remove.add_argument(
         "--cdi-root", default=DEFAULT_CDI_ROOT, metavar="DIR", help=f"default {DEFAULT_CDI_ROOT}"
     )
@@ -89,7 +91,7 @@ def _add_health(commands: Commands) -> None:
     health.add_argument("--json", action="store_true", help="print JSON")
     add_options(health, sections=(), names=("--kubelet-dir",))
     health_commands = health.add_subparsers(metavar="COMMAND")
-    clear = health_commands.add_parser("clear", help="say that a fault is over")
+    clear = health_commands.add_parser("clear", help="clear a fault by hand")
     clear.set_defaults(module="health", function="clear")
     clear.add_argument("unit", metavar="UUID|INDEX|all", help="a GPU or MIG device")
     add_options(clear, sections=(), names=("--kubelet-dir",))
@@ -144,6 +146,20 @@ def _add_record(commands: Commands) -> None:
     record.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
 
 
+def _add_bench(commands: Commands, *, options: bool) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure the plugin, and others beside it",
+        description="Measure device plugins and the simulator, each against a floor of the same "
+        "run. The table goes to standard output.",
+        epilog="exit status: 0 measured, 1 could not measure, missed a target with --strict, or "
+        "became worse with --compare, 2 wrong usage",
+    )
+    bench.set_defaults(module="bench", function="bench", wrong_usage=bench.error)
+    if options:
+        import_module("gpuplugin.cli.bench").add_options(bench)
+
+
 def _add_sim(commands: Commands, wanted: str | None = None) -> None:
     """Options of a simulation command are beside it, and loaded for that command alone."""
     sim = commands.add_parser("sim", help="simulated nodes, shared GPUs and the kubelet stand-in")
@@ -171,7 +187,6 @@ _COMMANDS = {
     "doctor": _add_doctor,
     "record": _add_record,
     "demo": _add_demo,
-    "bench": add_bench,
 }
 
 _SIM_COMMANDS = {

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.imports import without_collector
 from gpuplugin.config.loaded import Reading, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gpuplugin.config.loaded import Loaded
 
@@ -25,27 +24,30 @@ _LIBRARIES = {
 }
 """What is loaded when it is chosen by a flag or variable; the first is the default."""
 
-_NEEDED_BY_BOTH = ("json", "logging", "socket", "tempfile", "urllib.parse")
-"""What the daemon and the child would each load: it is loaded once, before they part."""
+_NEEDED_BY_BOTH = ("asyncio", "json", "tempfile", "urllib.parse")
+"""What the daemon and the child both load: it is loaded once, before the fork."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run until a signal; 0 then, 1 if the daemon could not start, 2 for wrong arguments."""
-    with without_collector():
-        for name in _NEEDED_BY_BOTH:
-            import_module(name)
-        reading = Reading(__name__, arguments)
-        from gpuplugin.cli.rundaemon import run as run_daemon
+def prepare(arguments: Sequence[str]) -> Callable[[], int]:
+    """Load the daemon while the child reads the configuration.
 
-        for (flag, variable), libraries in _LIBRARIES.items():
-            chosen = _chosen(arguments, flag) or os.environ.get(variable) or next(iter(libraries))
-            if chosen in libraries:
-                import_module(libraries[chosen])
-    return run_daemon(arguments, reading)
+    The returned function runs until a signal; it returns 0 then, 1 if the daemon could not start.
+    It raises SystemExit with 2 for wrong arguments.
+    """
+    for name in _NEEDED_BY_BOTH:
+        import_module(name)
+    reading = Reading(__name__, arguments)
+    from gpuplugin.cli.rundaemon import run
+
+    for (flag, variable), libraries in _LIBRARIES.items():
+        chosen = _chosen(arguments, flag) or os.environ.get(variable) or next(iter(libraries))
+        if chosen in libraries:
+            import_module(libraries[chosen])
+    return partial(run, arguments, reading)
 
 
 def _chosen(arguments: Sequence[str], flag: str) -> str:
-    """What an argument says, unchecked; empty if it says nothing."""
+    """The value of a flag, unchecked; empty if it is not given."""
     for position, word in enumerate(arguments):
         if word == flag:
             return "".join(arguments[position + 1 : position + 2])
@@ -55,10 +57,7 @@ def _chosen(arguments: Sequence[str], flag: str) -> str:
 
 
 def read(answers: int) -> None:
-    """In the child: read the configuration that the arguments ask for."""
-    # pydantic-settings imports asyncio for programs that it runs itself. There are none here, and
-    # it is a fifth of what the child would load.
-    sys.modules.setdefault("asyncio", ModuleType("asyncio"))
+    """In the child: read the configuration that the arguments name."""
     answer(answers, _load)
 
 

@@ -21,10 +21,10 @@ log = logging.getLogger("gpuplugin")
 
 
 def run(arguments: Sequence[str], reading: Reading) -> int:
-    """Run with the configuration that is being read; see `gpuplugin.cli.run`."""
+    """Run with the configuration that a child reads meanwhile; see `gpuplugin.cli.run`."""
 
     def load(config_file: str | None = None) -> Loaded:
-        """The configuration anew; `config_file` is read in place of the user's."""
+        """Load the configuration again, with `config_file` in place of the user's."""
         instead = [] if config_file is None else ["--config-file", config_file]
         return Reading("gpuplugin.cli.run", [*arguments, *instead]).result()
 
@@ -53,8 +53,8 @@ def run(arguments: Sequence[str], reading: Reading) -> int:
         log.warning("%s", warning, extra={"event": "config-warning"})
     try:
         with make_backend(settings, control=True) as backend:
-            anew = load if choice is None else choice.load
-            return asyncio.run(run_daemon(loaded, anew, backend, VERSION, choice))
+            reload = load if choice is None else choice.load
+            return asyncio.run(run_daemon(loaded, reload, backend, VERSION, choice))
     except BackendError as error:
         log.error("%s", error, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
         return 1

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options, given_options
-from gpuplugin.cli.progress import progress_bar
 from gpuplugin.cli.simreport import as_text
-from gpuplugin.cli.text import table
+from gpuplugin.cli.text import progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.inventory import InventoryError

@@ -1,13 +1,16 @@
-"""Plain text for terminals and pipes: tables and sizes."""
+"""Text for terminals and pipes: tables, sizes, a progress bar."""
 
 from __future__ import annotations
 
+import sys
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hal.types import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -22,3 +25,45 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def gib(size_bytes: int) -> str:
     """A size in GiB with one decimal."""
     return f"{size_bytes / GIB:.1f} GiB"
+
+
+AFTER_S = 1.0
+"""Work that is done sooner shows no bar."""
+
+
+@contextmanager
+def progress_bar(title: str, *, shown: bool) -> Iterator[Callable[[float], None]]:
+    """Yields a function that takes the share (0 to 1) that is done.
+
+    The bar is on standard error and disappears at the end. Without a terminal, or without rich,
+    there is none.
+    """
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _share: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:
+        yield lambda _share: None
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(title, total=1.0)
+    started_s = time.monotonic()
+
+    def update(share: float) -> None:
+        if time.monotonic() - started_s >= AFTER_S:
+            bar.start()
+        bar.update(task, completed=share)
+
+    try:
+        yield update
+    finally:
+        bar.stop()

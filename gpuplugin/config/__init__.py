@@ -1,5 +1,5 @@
-"""What the user wrote: the file (NVIDIA's v1 format), environment variables and flags.
+"""The configuration: the file (NVIDIA's v1 format), environment variables and flags.
 
-`settings` says what may be written, `options` lists flags and variables, `load` puts the layers
-together. What the configuration means for devices is decided in `gpuplugin.core`.
+`settings` declares the keys, `options` lists flags and variables, `load` merges the layers.
+What the configuration means for devices is decided in `gpuplugin.core`.
 """

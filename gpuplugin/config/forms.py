@@ -31,8 +31,6 @@ from gpuplugin.core.sharing import Selection
 
 T = TypeVar("T")
 
-_SHORTEST_PERIOD_S = 0.01
-
 
 def _integral(value: object) -> object:
     """YAML's 2.0 counts as 2, as it does for NVIDIA's plugin."""
@@ -50,27 +48,22 @@ def _number_of_seconds(value: object) -> float:
     raise unfit(value, "must be a duration such as 30s or 1m30s")
 
 
-def _seconds(value: object) -> float:
-    number_s = _number_of_seconds(value)
-    if not 0 < number_s < math.inf:
-        raise unfit(value, "must be finite and above 0s")
-    return number_s
+def _duration(least_s: float, *, infinite: bool = False) -> PlainValidator:
+    """The validator of a duration of at least `least_s`; 0 stands for any above 0s."""
 
+    def validate(value: object) -> float:
+        number_s = math.inf if infinite and value == "infinite" else _number_of_seconds(value)
+        if not infinite and not math.isfinite(number_s):
+            raise unfit(value, "must be finite")
+        if not least_s and not number_s > 0:
+            raise unfit(value, "must be above 0s")
+        if not number_s >= least_s:
+            raise ValueError(
+                f"must be at least {least_s * 1000:g}ms, found {_written_seconds(number_s)}"
+            )
+        return number_s
 
-def _seconds_or_infinite(value: object) -> float:
-    number_s = math.inf if value == "infinite" else _number_of_seconds(value)
-    if not number_s > 0:
-        raise unfit(value, "must be above 0s")
-    return number_s
-
-
-def _period(value: object) -> float:
-    number_s = _number_of_seconds(value)
-    if not math.isfinite(number_s):
-        raise unfit(value, "must be finite")
-    if number_s < _SHORTEST_PERIOD_S:
-        raise ValueError(f"must be at least 10ms, found {_written_seconds(number_s)}")
-    return number_s
+    return PlainValidator(validate)
 
 
 def _written_seconds(seconds: float) -> str:
@@ -137,11 +130,11 @@ _DURATION = _schema("duration", "string", "number")
 
 Integer: TypeAlias = Annotated[int, BeforeValidator(_integral)]
 Count: TypeAlias = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
-Seconds: TypeAlias = Annotated[float, PlainValidator(_seconds), _WRITTEN_SECONDS, _DURATION]
+Seconds: TypeAlias = Annotated[float, _duration(0), _WRITTEN_SECONDS, _DURATION]
 SecondsOrInfinite: TypeAlias = Annotated[
-    float, PlainValidator(_seconds_or_infinite), _WRITTEN_SECONDS, _DURATION
+    float, _duration(0, infinite=True), _WRITTEN_SECONDS, _DURATION
 ]
-Period: TypeAlias = Annotated[float, PlainValidator(_period), _WRITTEN_SECONDS, _DURATION]
+Period: TypeAlias = Annotated[float, _duration(0.01), _WRITTEN_SECONDS, _DURATION]
 """How often something is done, or how long it is waited for: not so short that it is all load."""
 Folder: TypeAlias = Annotated[Path, PlainValidator(_folder), _schema("folder", "string")]
 """A folder by its absolute path."""
@@ -152,7 +145,7 @@ Address: TypeAlias = Annotated[str, AfterValidator(listen_address)]
 OneOrMore: TypeAlias = Annotated[
     list[T], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 ]
-"""A list, of which one text may stand for a list of one."""
+"""A list; a single text counts as a list of one."""
 Xids: TypeAlias = Annotated[
     list[int | str],
     PlainValidator(_xids),

@@ -1,6 +1,6 @@
-"""Puts the layers together: command line > environment > file > defaults.
+"""Merges the layers: command line > environment > file > defaults.
 
-All errors are collected, each with the key and where it was written. What cannot be honoured but
+All errors are collected, each with the key and where it was written. What has no effect but
 does no harm (unknown keys) becomes a warning.
 """
 
@@ -42,7 +42,7 @@ _TEXTS = {
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
 }
-"""What pydantic's errors are called here, by their type."""
+"""The texts of pydantic's errors, by their type."""
 
 
 def load_settings(
@@ -279,16 +279,16 @@ def _where(path: KeyPath, layers: Iterable[_Layer]) -> str:
 
 
 def _without_strategy(settings: Settings, layers: Iterable[_Layer]) -> Iterator[Problem]:
-    """NVIDIA's plugin accepts that there is no strategy at all, which is hardly ever meant."""
+    """NVIDIA's plugin accepts an empty list of strategies, which is rarely intended."""
     if not settings.flags.plugin.device_list_strategy:
-        text = "is empty: containers will be told of no device"
+        text = "is empty: containers get no device"
         yield Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text)
 
 
 def _malformed(
     variables: Mapping[Option, str], environment: Mapping[str, str]
 ) -> Iterator[Problem]:
-    """Parts of variables that cannot be read, and that take nothing else along."""
+    """Parts of variables that cannot be read; the rest of the variable has effect."""
     words = ", ".join(sorted(XID_WORDS))
     for option, name in variables.items():
         for token in option.malformed(environment[name]):

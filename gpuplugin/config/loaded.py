@@ -1,4 +1,4 @@
-"""What a configuration comes to, as plain data, and the process that reads it for the daemon.
+"""The loaded configuration as plain data, and the child process that reads it for the daemon.
 
 The daemon has no use for what reads a configuration (pydantic, YAML), and would keep its memory for
 good. So a child reads it while the daemon gets ready, and whatever a file does to its reader, the
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from gpuplugin.config.settings import Settings
 
 TIMEOUT_S = 60.0
-"""A reader that takes longer hangs, as on a file of a network that does not respond."""
+"""A reader that takes longer hangs, for example on a network file system."""
 
 _READ_BYTES = 1024 * 1024
 _ANSWER = 3
 """The descriptor to which a child that is a program of its own answers."""
 _SIGNALS = frozenset({signal.SIGINT})
-"""What the child leaves to the daemon, which ends it."""
+"""Signals that the child ignores: the daemon ends it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Loaded:
 
 
 _Answer: TypeAlias = Loaded | tuple[Problem, ...] | str | int
-"""What a child hands over: what is loaded, the problems, what went wrong, or an exit status."""
+"""A child's answer: the loaded configuration, problems, an internal error, or an exit status."""
 
 
 class Reading:
@@ -141,7 +141,7 @@ class Reading:
         raise _failed(read) if isinstance(read, str) else ConfigError(read)
 
     def _received(self) -> bytes:
-        """All that the child writes until it closes."""
+        """All bytes that the child writes."""
         deadline_s = time.monotonic() + TIMEOUT_S
         parts: list[bytes] = []
         while True:
@@ -161,7 +161,7 @@ def _failed(why: str) -> ConfigError:
 def _forked(module: str, arguments: Sequence[str], end: int) -> int:
     pid = os.fork()
     if pid == 0:
-        # Nothing of this process may be tidied up twice: whatever happens, the child ends here.
+        # No cleanup of this process may run twice: the child always ends here.
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             sys.argv[1:] = arguments
@@ -188,7 +188,7 @@ def _started(module: str, arguments: Sequence[str], end: int) -> int:
 
 
 def answer(answers: int, load: Callable[[], Loaded]) -> None:
-    """In the child: load, and hand over what comes of it."""
+    """In the child: load, and send the answer."""
     gc.disable()
     read: _Answer
     try:

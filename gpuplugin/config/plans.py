@@ -95,7 +95,7 @@ def driver_root(settings: Settings) -> Path:
 
 
 def health_policy(settings: Settings) -> HealthPolicy:
-    """What the health machine minds, and its patience."""
+    """Which faults make a GPU Unhealthy, and for how long."""
     health = settings.health
     ignored, fatal = health.ignore_xids, health.fatal_xids
     return HealthPolicy(

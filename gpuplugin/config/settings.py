@@ -99,8 +99,6 @@ _NO_EFFECT = "read, and of no effect here"
 
 
 class Section(BaseModel):
-    """A part of the configuration."""
-
     model_config = ConfigDict(frozen=True, strict=True, alias_generator=to_camel, defer_build=True)
 
 
@@ -109,8 +107,6 @@ class Section(BaseModel):
 
 
 class PluginFlags(Section):
-    """flags.plugin."""
-
     pass_device_specs: bool = option(False, "--pass-device-specs PASS_DEVICE_SPECS",
         "pass device nodes to the container, as the CPU manager needs it")
     device_list_strategy: OneOrMore[DeviceListStrategy] = option(["envvar"],
@@ -144,8 +140,6 @@ class GfdFlags(Section):
 
 
 class Flags(Section):
-    """flags."""
-
     mig_strategy: MigStrategy = option("none", "--mig-strategy MIG_STRATEGY",
         "MIG devices: none (GPUs only), single (as nvidia.com/gpu) or mixed (by profile)")
     fail_on_init_error: bool = option(False, "--fail-on-init-error FAIL_ON_INIT_ERROR",
@@ -170,8 +164,6 @@ class Flags(Section):
 
 
 class Imex(Section):
-    """imex."""
-
     channel_ids: _Channels = option([], "--imex-channel-ids IMEX_CHANNEL_IDS",
         "IMEX channels for every container: none or 0", alias="channelIDs")
     required: bool = option(False, "--imex-required IMEX_REQUIRED",
@@ -179,8 +171,6 @@ class Imex(Section):
 
 
 class SharedEntry(Section):
-    """One entry of sharing.timeSlicing.resources."""
-
     name: ResourceName = Field(
         description="the resource to share; `nvidia.com/` is added where it is missing")
     rename: ResourceName | None = key(None, "advertise what is shared under this name")
@@ -190,8 +180,6 @@ class SharedEntry(Section):
 
 
 class TimeSlicingSettings(Section):
-    """sharing.timeSlicing."""
-
     rename_by_default: bool = key(False, "advertise what is shared as `<name>.shared`")
     fail_requests_greater_than_one: bool = key(False,
         "refuse a container that asks for more than one replica")
@@ -199,15 +187,11 @@ class TimeSlicingSettings(Section):
 
 
 class Sharing(Section):
-    """sharing."""
-
     time_slicing: TimeSlicingSettings | None = None
     mps: Annotated[None, BeforeValidator(_no_mps)] = key(None, "not supported yet: an error")
 
 
 class NamedPattern(Section):
-    """One entry of resources.gpus or resources.mig."""
-
     pattern: Annotated[str, Field(min_length=1)] = Field(
         description="a product or MIG profile; `*` stands for any text")
     name: ResourceName = Field(description="the resource for what matches")
@@ -262,9 +246,9 @@ class DaemonSettings(Section):
     scenario: str = option("default", "--scenario GPUPLUGIN_SCENARIO",
         "scenario of the simulated node: a file, or the name of a shipped one")
     sysfs_root: Folder = option(Path("/sys"), "--sysfs-root GPUPLUGIN_SYSFS_ROOT",
-        "where sysfs is, for what NVML does not tell")
+        "where sysfs is, for what NVML does not report")
     procfs_root: Folder = option(Path("/proc"), "--procfs-root GPUPLUGIN_PROCFS_ROOT",
-        "where procfs is, for what NVML does not tell")
+        "where procfs is, for what NVML does not report")
     kubelet_dir: Folder = option(Path("/var/lib/kubelet"), "--kubelet-dir GPUPLUGIN_KUBELET_DIR",
         "folder that holds device-plugins/, plugins_registry/ and pod-resources/")
     kubelet_socket: str | None = option(None, "--kubelet-socket KUBELET_SOCKET",
@@ -287,7 +271,7 @@ class DaemonSettings(Section):
     cdi_disable_hooks: OneOrMore[str] = option([], "--cdi-disable-hooks CDI_DISABLE_HOOKS",
         "CDI hooks to leave out of specs, or all")
     kubernetes_reports: bool = option(False, "--kubernetes-reports GPUPLUGIN_KUBERNETES_REPORTS",
-        "tell the API server of GPUs' health: Events and the node condition GPUHealthy")
+        "report GPUs' health to the API server: Events and the node condition GPUHealthy")
     node_name: Annotated[str, Field(validate_default=True)] = option("", "--node-name NODE_NAME",
         "this node's name in Kubernetes; needed for --kubernetes-reports")
     config_map_dir: str = option("", "--config-map-dir GPUPLUGIN_CONFIG_MAP_DIR",
@@ -299,7 +283,7 @@ class DaemonSettings(Section):
     metrics_interval: Period = option(15.0, "--metrics-interval GPUPLUGIN_METRICS_INTERVAL",
         "how often what GPUs do and who uses them is read for /metrics, for example 5s")
     pod_metrics: bool = option(True, "--pod-metrics GPUPLUGIN_POD_METRICS",
-        "ask the kubelet which pod holds which replica, and find the pods of processes")
+        "read from the kubelet which pod holds which replica, and find the pods of processes")
     host_proc: Folder = option(Path("/proc"), "--host-proc GPUPLUGIN_HOST_PROC",
         "where the host's /proc is, for the pods of processes")
     pod_logs: Folder = option(Path("/var/log/pods"), "--pod-logs GPUPLUGIN_POD_LOGS",
@@ -310,7 +294,7 @@ class DaemonSettings(Section):
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
     @property
     def way_of_registration(self) -> _Registration:
-        """As asked for; else what --kubelet-socket says: a path is classic, empty is none."""
+        """--registration; without it, a path as --kubelet-socket is classic, an empty one none."""
         if self.registration is not None:
             return self.registration
         if self.kubelet_socket is None:

@@ -14,7 +14,7 @@ MAX_PORT = 65535
 MAX_NODE_NAME = 253
 DEFAULT_CDI_ROOT = "/var/run/cdi"
 XID_WORDS = frozenset({"all", "xids"})
-"""What stands for every Xid; as an exception, `all` means checks of every other kind too."""
+"""Words for every Xid; `all` includes the checks of every other kind."""
 
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
@@ -115,7 +115,7 @@ def device_reference(value: object) -> str:
 def parse_xids(text: str) -> tuple[list[int | str], list[str]]:
     """Xids of a comma list, `all` and `xids` among them in any case, and the tokens that are none.
 
-    The shape of DP_DISABLE_HEALTHCHECKS, in which a wrong token takes nothing else along.
+    The format of DP_DISABLE_HEALTHCHECKS, in which a wrong token does not affect the others.
     """
     good: list[int | str] = []
     bad: list[str] = []

@@ -19,35 +19,6 @@ class AllocationError(Exception):
 
     def __init__(self, resource: str, reason: str) -> None:
         super().__init__(f'invalid allocation request for "{resource}": invalid request: {reason}')
-        self.resource = resource
-        self.reason = reason
-
-
-class UnknownDevice(AllocationError):
-    """The request names a device that this resource does not have."""
-
-    def __init__(self, resource: str, device_id: str) -> None:
-        super().__init__(resource, f"unknown device: {device_id}")
-        self.device_id = device_id
-
-
-class SharedRequestTooLarge(AllocationError):
-    """More than one replica was asked for while failRequestsGreaterThanOne is set."""
-
-    def __init__(self, resource: str, found: int) -> None:
-        super().__init__(resource, f"maximum request size for shared resources is 1; found {found}")
-        self.found = found
-
-
-class NotDistinct(AllocationError):
-    """Replicas had to be on distinct GPUs, and are not."""
-
-    def __init__(self, resource: str, asked: int, gpu_uuid: str, found: int) -> None:
-        super().__init__(
-            resource,
-            f"{asked} replicas must be on distinct GPUs (policy spread-strict); "
-            f"found {found} on {gpu_uuid}",
-        )
 
 
 def check_request(
@@ -59,29 +30,26 @@ def check_request(
 ) -> tuple[Device, ...]:
     """The devices of a request, in its order, without repeats; `devices` has all by id.
 
-    Health is not looked at: the kubelet asks for healthy devices, and a device that failed a
-    moment ago must not fail a pod that was admitted. The texts are those of NVIDIA's plugin,
-    where it has them.
-
-    Raises:
-        UnknownDevice: an id is not one of `devices`.
-        SharedRequestTooLarge: several replicas, and the configuration refuses that.
-        NotDistinct: `distinct` is set, and two replicas are on one GPU.
+    Raises AllocationError for an unknown id, for several replicas where the configuration refuses
+    that, and for two replicas of one GPU if `distinct`. The texts are NVIDIA's where it has them.
+    Health is not checked: the kubelet requests healthy devices, and a device that failed a moment
+    ago must not fail a pod that was admitted.
     """
     for device_id in device_ids:
         if device_id not in devices:
-            raise UnknownDevice(resource.name, device_id)
+            raise AllocationError(resource.name, f"unknown device: {device_id}")
     found = [devices[device_id] for device_id in device_ids]
-    if len(found) > 1 and any(device.replica is not None for device in found):
+    count = len(found)
+    if count > 1 and any(device.replica is not None for device in found):
         if resource.fail_requests_greater_than_one:
-            raise SharedRequestTooLarge(resource.name, len(found))
-        if distinct:
-            _check_distinct(resource, found)
+            reason = f"maximum request size for shared resources is 1; found {count}"
+            raise AllocationError(resource.name, reason)
+        per_gpu = Counter(device.gpu_uuid for device in found if device.replica is not None)
+        for gpu_uuid, replicas in per_gpu.items():
+            if distinct and replicas > 1:
+                raise AllocationError(
+                    resource.name,
+                    f"{count} replicas must be on distinct GPUs (policy spread-strict); "
+                    f"found {replicas} on {gpu_uuid}",
+                )
     return tuple(found)
-
-
-def _check_distinct(resource: Resource, found: Sequence[Device]) -> None:
-    per_gpu = Counter(device.gpu_uuid for device in found if device.replica is not None)
-    for gpu_uuid, count in per_gpu.items():
-        if count > 1:
-            raise NotDistinct(resource.name, len(found), gpu_uuid, count)

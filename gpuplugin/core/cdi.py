@@ -40,7 +40,6 @@ class CdiHost:
 
 
 def spec_file_name(kind: str) -> str:
-    """The file of one class of devices."""
     return f"{CDI_VENDOR}-{kind}.json"
 
 
@@ -75,9 +74,8 @@ def _gpu_nodes(inventory: Inventory, plan: InjectionPlan) -> dict[str, tuple[str
 
 
 def _common_edits(plan: InjectionPlan, host: CdiHost) -> dict[str, object]:
-    """What every container with a GPU gets."""
     edits: dict[str, object] = {
-        # The older way of asking must not add GPUs to those that CDI gives.
+        # The environment variable must not add GPUs to those that CDI gives.
         "env": ["NVIDIA_VISIBLE_DEVICES=void"],
         "deviceNodes": _nodes(plan.control_nodes, plan),
         "mounts": list(_mounts(host)),
@@ -87,11 +85,7 @@ def _common_edits(plan: InjectionPlan, host: CdiHost) -> dict[str, object]:
         program = host.hook.rpartition("/")[2]
         verb = ["hook", "update-ldcache"] if program == "nvidia-ctk" else ["update-ldcache"]
         edits["hooks"] = [
-            {
-                "hookName": "createContainer",
-                "path": host.hook,
-                "args": [program, *verb, *folders],
-            }
+            {"hookName": "createContainer", "path": host.hook, "args": [program, *verb, *folders]}
         ]
     return {key: value for key, value in edits.items() if value}
 

@@ -1,4 +1,4 @@
-"""What counts as a fault, how grave it is, and what ends it: events and probes in, faults out.
+"""What counts as a fault, how severe it is, and what ends it: events and probes in, faults out.
 
 What a fault does to a GPU's state over time is in `health`.
 """
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 RESET_OR_REBOOT = "reset-or-reboot"
 CONTAINED_MEMORY_ERROR = 94
-"""The Xid that says of an uncorrectable ECC error that it hit one process only."""
+"""The Xid of an uncorrectable ECC error that affected one process only."""
 
 
 class Cause(Enum):
-    """Where a fault was seen: a bounded set, for labels of metrics."""
+    """Where a fault was seen: the values of a metric's label."""
 
     XID = "xid"
     ECC = "ecc"
@@ -32,11 +32,11 @@ class Cause(Enum):
 
 
 class Cure(IntEnum):
-    """What must be seen before the quiet period may begin; a graver one replaces a lesser one."""
+    """What must be seen before the quiet period may begin; a stronger one replaces a weaker one."""
 
     CLEAN_PROBE = 0
     DRIVERS_WORD = 1
-    """The driver says that no recovery action is needed; one that cannot say: a reset."""
+    """The driver reports that no recovery action is needed; if it cannot report one: a reset."""
     RESET = 2
     """A reset, a reboot or a new load of the driver."""
 
@@ -65,7 +65,6 @@ class XidPolicy:
     all_fatal: bool = False
 
     def is_fatal(self, code: int) -> bool:
-        """True if the Xid makes its GPU Unhealthy."""
         if code in self.fatal or self.all_fatal:
             return True
         if code in self.ignored or self.all_ignored:
@@ -74,17 +73,11 @@ class XidPolicy:
 
     @property
     def none_fatal(self) -> bool:
-        """True if no Xid at all can make a GPU Unhealthy."""
         return self.all_ignored and not self.fatal and not self.all_fatal
 
 
 _RESET_ACTIONS = frozenset(
-    {
-        XidAction.RESET_GPU,
-        XidAction.ECC_WORKFLOW,
-        XidAction.REBOOT_NODE,
-        XidAction.RESTART_VM,
-    }
+    {XidAction.RESET_GPU, XidAction.ECC_WORKFLOW, XidAction.REBOOT_NODE, XidAction.RESTART_VM}
 )
 
 
@@ -100,7 +93,7 @@ def fault_of_event(event: Event, xids: XidPolicy, *, hardware_checks: bool = Tru
             cure = Cure.RESET if xid.action in _RESET_ACTIONS else Cure.CLEAN_PROBE
             return Fault(Cause.XID, f"Xid {code}: {xid.meaning}", xid.action.value, cure, code)
         case EccError(uncorrectable=True) if hardware_checks:
-            # Whether it was contained is for the driver to say; Xid 94 says so at once.
+            # The driver decides whether it was contained: Xid 94 reports that at once.
             reason = "uncorrectable ECC error"
             return Fault(Cause.ECC, reason, XidAction.ECC_WORKFLOW.value, Cure.DRIVERS_WORD)
         case GpuDisappeared():
@@ -109,23 +102,23 @@ def fault_of_event(event: Event, xids: XidPolicy, *, hardware_checks: bool = Tru
 
 
 def fault_of_probe(probe: Probe, *, hardware_checks: bool = True) -> Fault | None:
-    """The fault that a probe shows, if any; `hardware_checks` false asks only if it answers."""
+    """The fault that a probe shows, if any; `hardware_checks` false checks reachability alone."""
     if not probe.reachable:
-        return Fault(Cause.UNREACHABLE, "GPU does not answer", RESET_OR_REBOOT)
+        return Fault(Cause.UNREACHABLE, "GPU does not respond", RESET_OR_REBOOT)
     if probe.clean or not hardware_checks:
         return None
     if probe.thermal_shutdown:
         return Fault(Cause.THERMAL, "GPU is at its shutdown temperature", "check-cooling")
     if probe.row_remap_failed:
         return Fault(Cause.ROW_REMAP, "memory row remapping failed", "contact-support")
-    reason = "the driver asks for a recovery action"
+    reason = "the driver requests a recovery action"
     return Fault(Cause.RECOVERY_ACTION, reason, probe.recovery_action.value)
 
 
 def fault_of_ecc_count(before: int | None, probe: Probe) -> Fault | None:
-    """The fault in a count of uncorrectable ECC errors that grew although no event told.
+    """The fault in a count of uncorrectable ECC errors that grew without an event.
 
-    Only where the driver cannot say what is to be done: one that can is believed.
+    Only where the driver names no recovery action: else that action decides.
     """
     if before is None or probe.uncorrectable_ecc is None:
         return None

@@ -3,7 +3,7 @@
 Pure transitions over events, probes and `now_s` (seconds of any monotonic clock). What counts as a
 fault is in `faults`; the states of all GPUs of a node are in `healthboard`.
 
-A fault makes it Unhealthy. A clean probe makes it Recovering, once what the fault's cure asks for
+A fault makes it Unhealthy. A clean probe makes it Recovering, once what the fault's cure requires
 was seen: for a reset, that the probe's epoch changed, that a counter of the driver fell back, or
 that the hardware was down (unreachable, or with a recovery action pending) since the fault. After
 the quiet period, and with another clean probe, it is Healthy again. Each relapse doubles the quiet
@@ -30,7 +30,7 @@ from hal import Event, Probe, RecoveryAction, XidError
 
 
 class HealthState(Enum):
-    """Health of a GPU; the kubelet is told Healthy only for HEALTHY."""
+    """Health of a GPU; the kubelet sees Healthy only for HEALTHY."""
 
     HEALTHY = "Healthy"
     UNHEALTHY = "Unhealthy"
@@ -39,12 +39,12 @@ class HealthState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """What the machine minds, and how patient it is.
+    """Which faults count, and the periods of the machine.
 
     `quiet_period_s`: without a fault before a GPU is used again; doubled by each relapse up to
     `quiet_period_cap_s`. `flap_memory_s`: healthy for this long, earlier faults are forgotten.
     `hardware_checks`: whether ECC, row remapping, temperature and the driver's recovery action
-    count; a GPU that does not answer always does.
+    count; a GPU that does not respond always does.
     """
 
     quiet_period_s: float = 30.0
@@ -69,12 +69,12 @@ class Health:
 
     `faults` counts recent faults; `epoch` and `ecc_count` are those of the last probe;
     `reset_seen` is true once there was evidence of a reset since the fault; `obstacle` is what the
-    last look found wrong, None if it was clean; `contained_s` is when the driver last called a
-    memory error contained, `ecc_told` whether an event told of one since the last probe.
+    last probe found wrong, None if it was clean; `contained_s` is when the driver last called a
+    memory error contained, `ecc_reported` whether an event reported one since the last probe.
     """
 
     since_s: float
-    status: HealthState = HealthState.HEALTHY
+    state: HealthState = HealthState.HEALTHY
     fault: Fault | None = None
     faults: int = 0
     epoch: str | None = None
@@ -82,12 +82,11 @@ class Health:
     reset_seen: bool = False
     obstacle: Fault | None = None
     contained_s: float = -math.inf
-    ecc_told: bool = False
+    ecc_reported: bool = False
 
     @property
     def healthy(self) -> bool:
-        """True if its devices may be given out."""
-        return self.status is HealthState.HEALTHY
+        return self.state is HealthState.HEALTHY
 
     @property
     def needs_reset(self) -> bool:
@@ -111,7 +110,7 @@ def on_event(health: Health, event: Event, now_s: float, policy: HealthPolicy) -
         return health
     match fault.cause:
         case Cause.ECC:
-            health = replace(health, ecc_told=True)
+            health = replace(health, ecc_reported=True)
             if now_s - health.contained_s < CONTAINED_WINDOW_S:
                 return health
         case Cause.LOST:
@@ -120,15 +119,14 @@ def on_event(health: Health, event: Event, now_s: float, policy: HealthPolicy) -
 
 
 def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -> Health:
-    """The state after looking at the hardware."""
     obstacle = fault_of_probe(probe, hardware_checks=policy.hardware_checks)
-    missed = None if health.ecc_told else fault_of_ecc_count(health.ecc_count, probe)
-    health = replace(_noted(health, probe), obstacle=obstacle, ecc_told=False)
+    missed = None if health.ecc_reported else fault_of_ecc_count(health.ecc_count, probe)
+    health = replace(_noted(health, probe), obstacle=obstacle, ecc_reported=False)
     if obstacle is not None:
         return _fault(health, obstacle, now_s, down=True)
     if missed is not None and policy.hardware_checks:
         return _fault(health, missed, now_s, down=False)
-    match health.status:
+    match health.state:
         case HealthState.HEALTHY:
             forgiven = health.faults and now_s - health.since_s >= policy.flap_memory_s
             faults = 0 if forgiven else health.faults
@@ -136,8 +134,8 @@ def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -
         case HealthState.UNHEALTHY:
             if not _cured(health, probe):
                 return health
-            # What answered this fault must not count for the next one.
-            return replace(health, status=HealthState.RECOVERING, since_s=now_s, reset_seen=False)
+            # What ended this fault must not count for the next one.
+            return replace(health, state=HealthState.RECOVERING, since_s=now_s, reset_seen=False)
         case HealthState.RECOVERING:
             if now_s - health.since_s < quiet_period_s(health, policy):
                 return replace(health, reset_seen=False)
@@ -147,11 +145,7 @@ def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -
 
 
 def cleared(health: Health, now_s: float) -> Health:
-    """The state after a person said that the fault is over: Healthy, with nothing held against it.
-
-    Raises:
-        StillFaulty: the last probe was not clean; the text is what it found.
-    """
+    """Healthy again, by a person; raises `StillFaulty` if the last probe was not clean."""
     if health.obstacle is not None:
         raise StillFaulty(health.obstacle.reason)
     return Health(now_s, epoch=health.epoch, ecc_count=health.ecc_count)
@@ -165,7 +159,7 @@ def quiet_period_s(health: Health, policy: HealthPolicy) -> float:
 
 
 def _noted(health: Health, probe: Probe) -> Health:
-    """What a probe tells besides faults: its epoch, and whether there was a reset before it."""
+    """What a probe shows besides faults: its epoch, and whether there was a reset before it."""
     restarted = health.epoch is not None and probe.epoch != health.epoch
     count = probe.uncorrectable_ecc
     # The driver counts from its load or the GPU's reset on: a count that fell began anew.
@@ -193,28 +187,28 @@ def _cured(health: Health, probe: Probe) -> bool:
 def _contained(health: Health, now_s: float) -> Health:
     """The driver calls a memory error contained: an ECC event alone is then no fault."""
     fault = health.fault
-    doubted = fault is not None and fault.cause is Cause.ECC
+    only_ecc = fault is not None and fault.cause is Cause.ECC
     recent = now_s - health.since_s < CONTAINED_WINDOW_S
-    if health.status is HealthState.UNHEALTHY and doubted and recent and health.obstacle is None:
+    if health.state is HealthState.UNHEALTHY and only_ecc and recent and health.obstacle is None:
         faults = max(0, health.faults - 1)
         health = replace(
-            health, status=HealthState.HEALTHY, since_s=now_s, fault=None, faults=faults
+            health, state=HealthState.HEALTHY, since_s=now_s, fault=None, faults=faults
         )
-    return replace(health, contained_s=now_s, ecc_told=True)
+    return replace(health, contained_s=now_s, ecc_reported=True)
 
 
 def _fault(health: Health, fault: Fault, now_s: float, *, down: bool) -> Health:
-    """Enter or stay in Unhealthy; there, only a fault of a graver cure takes over the reason."""
-    if health.status is not HealthState.UNHEALTHY or health.fault is None:
+    """Enter or stay in Unhealthy; there, only a fault of a stronger cure takes over the reason."""
+    if health.state is not HealthState.UNHEALTHY or health.fault is None:
         return replace(
             health,
-            status=HealthState.UNHEALTHY,
+            state=HealthState.UNHEALTHY,
             since_s=now_s,
             fault=fault,
             faults=health.faults + 1,
             reset_seen=down,
         )
-    graver = fault.cure > health.fault.cure
-    # A reset that was seen before a fault which needs one says nothing of that fault.
-    answered = health.reset_seen and fault.cure is Cure.CLEAN_PROBE
-    return replace(health, fault=fault if graver else health.fault, reset_seen=answered or down)
+    stronger = fault.cure > health.fault.cure
+    # A reset that was seen before a fault which needs one does not end that fault.
+    kept = health.reset_seen and fault.cure is Cure.CLEAN_PROBE
+    return replace(health, fault=fault if stronger else health.fault, reset_seen=kept or down)

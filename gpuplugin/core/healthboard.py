@@ -1,4 +1,4 @@
-"""The health of all GPUs and MIG devices of a node as one immutable value, and what changed.
+"""The health of all GPUs and MIG devices of a node as one immutable value, and its history.
 
 A MIG device has a state of its own, for faults that name its instance; a fault of its GPU concerns
 it all the same. The machine behind each state is in `health`.
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 States: TypeAlias = Mapping[str, Health]
 """Health by UUID."""
 
+MAX_CHANGES = 500
+
+Seconds: TypeAlias = Mapping[tuple[str, str], float]
+"""Seconds by UUID and index of a GPU or MIG device."""
+
 
 def _none() -> States:
     return MappingProxyType({})
@@ -32,7 +37,7 @@ def _none() -> States:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A GPU, or MIG device of it, changed its status; `fault` is why it is not healthy."""
+    """A GPU, or MIG device of it, changed its state; `fault` is why it is not healthy."""
 
     uuid: str
     gpu_uuid: str
@@ -42,7 +47,6 @@ class Transition:
 
     @property
     def healthy(self) -> bool:
-        """True if its devices may be allocated now."""
         return self.after is HealthState.HEALTHY
 
 
@@ -81,20 +85,14 @@ class HealthBoard:
 
     @property
     def units(self) -> States:
-        """GPUs and MIG devices alike."""
         return {**self.gpus, **self.mig}
 
-    def status_of(self, uuid: str) -> HealthState | None:
-        """The status of a GPU or MIG device, None if it is not on the board."""
+    def state_of(self, uuid: str) -> HealthState | None:
         health = self.gpus.get(uuid) or self.mig.get(uuid)
-        return health.status if health else None
+        return health.state if health else None
 
     def gpu_of(self, uuid: str) -> str:
-        """The GPU that a GPU or MIG device belongs to.
-
-        Raises:
-            UnknownUnit: there is none.
-        """
+        """The GPU of a GPU or MIG device; raises `UnknownUnit`."""
         if uuid in self.gpus:
             return uuid
         for gpu_uuid, devices in self.instances.items():
@@ -103,7 +101,7 @@ class HealthBoard:
         raise UnknownUnit(uuid)
 
     def with_gpus(self, gpus: Iterable[Gpu], now_s: float, policy: HealthPolicy) -> HealthBoard:
-        """The board after an enumeration: what is new enters, what is known stays.
+        """The board after an enumeration: new GPUs are added, known ones stay.
 
         A GPU that is found lost, or that is missing, counts as disappeared, with the MIG devices
         that it had. A MIG device that a GPU no longer has leaves the board.
@@ -115,10 +113,10 @@ class HealthBoard:
             seen.add(gpu.uuid)
             states.setdefault(gpu.uuid, Health(now_s))
             if gpu.state is GpuState.LOST:
-                states[gpu.uuid] = _gone(states[gpu.uuid], gpu.uuid, now_s, policy)
+                states[gpu.uuid] = _disappeared(states[gpu.uuid], gpu.uuid, now_s, policy)
             instances[gpu.uuid] = gpu.mig_devices
         for uuid in states.keys() - seen:
-            states[uuid] = _gone(states[uuid], uuid, now_s, policy)
+            states[uuid] = _disappeared(states[uuid], uuid, now_s, policy)
         mig = {
             device.uuid: self.mig.get(device.uuid) or Health(now_s, epoch=states[uuid].epoch)
             for uuid, devices in instances.items()
@@ -134,8 +132,8 @@ class HealthBoard:
     def with_event(self, event: Event, now_s: float, policy: HealthPolicy) -> HealthBoard:
         """The board after an event; one that names no GPU, or an unknown one, concerns all.
 
-        Arrivals and departures are the exception: an unknown GPU is nobody's fault. An Xid that
-        names MIG instances of a GPU concerns those alone.
+        GpuAppeared and GpuDisappeared are the exception: an unknown GPU concerns no other. An Xid
+        that names MIG instances of a GPU concerns those alone.
         """
         if event.uuid not in self.gpus and isinstance(event, GpuAppeared | GpuDisappeared):
             return self
@@ -151,7 +149,7 @@ class HealthBoard:
     ) -> HealthBoard:
         """The board after a probe of one GPU; a probe of an unknown GPU changes nothing.
 
-        Its MIG devices recover by it too. What it finds wrong is the GPU's fault, not theirs.
+        Its MIG devices recover by it too. A fault that it finds is the GPU's, not theirs.
         """
         if uuid not in self.gpus:
             return self
@@ -167,12 +165,7 @@ class HealthBoard:
         return replace(self, gpus=MappingProxyType(states), mig=MappingProxyType(mig))
 
     def cleared(self, uuid: str, now_s: float) -> HealthBoard:
-        """The board after a person cleared a GPU with its MIG devices, or one MIG device.
-
-        Raises:
-            UnknownUnit: there is no such GPU or MIG device.
-            StillFaulty: the hardware itself reports a fault now.
-        """
+        """A GPU with its MIG devices, or one MIG device; raises `UnknownUnit` or `StillFaulty`."""
         if uuid in self.mig:
             return replace(
                 self, mig=MappingProxyType({**self.mig, uuid: cleared(self.mig[uuid], now_s)})
@@ -188,16 +181,16 @@ class HealthBoard:
         return replace(self, gpus=MappingProxyType(gpus), mig=MappingProxyType(mig))
 
     def blinded(self, why: str) -> HealthBoard:
-        """The board while the monitor cannot watch; an empty text says that it can again."""
+        """The board while the monitor cannot watch; an empty text once it can again."""
         return replace(self, blind=why)
 
     def transitions_from(self, before: HealthBoard) -> tuple[Transition, ...]:
         """HealthState changes from `before` to this board: GPUs, then MIG devices, by UUID."""
         return tuple(
-            Transition(uuid, self.gpu_of(uuid), before.status_of(uuid), health.status, health.fault)
+            Transition(uuid, self.gpu_of(uuid), before.state_of(uuid), health.state, health.fault)
             for states in (self.gpus, self.mig)
             for uuid, health in sorted(states.items())
-            if before.status_of(uuid) is not health.status
+            if before.state_of(uuid) is not health.state
         )
 
     def _named_instances(self, event: Event) -> list[str]:
@@ -214,7 +207,7 @@ class HealthBoard:
         ]
 
 
-def _gone(health: Health, uuid: str, now_s: float, policy: HealthPolicy) -> Health:
+def _disappeared(health: Health, uuid: str, now_s: float, policy: HealthPolicy) -> Health:
     return on_event(health, GpuDisappeared(uuid), now_s, policy)
 
 
@@ -225,3 +218,42 @@ def _changed(
     for uuid in uuids:
         after[uuid] = on_event(after[uuid], event, now_s, policy)
     return MappingProxyType(after)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChange:
+    """A GPU or MIG device came into a state at `at_s` (the model's clock)."""
+
+    at_s: float
+    uuid: str
+    index: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthHistory:
+    """Every GPU and MIG device that was ever listed; `changes` are the last `MAX_CHANGES`."""
+
+    changes: tuple[HealthChange, ...] = ()
+    _unhealthy_s: Seconds = field(default_factory=lambda: MappingProxyType({}))
+    _unhealthy_since_s: Seconds = field(default_factory=lambda: MappingProxyType({}))
+
+    def after(self, transition: Transition, index: str, now_s: float) -> HealthHistory:
+        device = (transition.uuid, index)
+        since = dict(self._unhealthy_since_s)
+        total = dict(self._unhealthy_s)
+        total[device] = total.get(device, 0.0) + now_s - since.pop(device, now_s)
+        if not transition.healthy:
+            since[device] = now_s
+        reason = transition.fault.reason if transition.fault else ""
+        change = HealthChange(now_s, transition.uuid, index, transition.after.value, reason)
+        return HealthHistory(
+            (*self.changes, change)[-MAX_CHANGES:], MappingProxyType(total), MappingProxyType(since)
+        )
+
+    def unhealthy_s(self, now_s: float) -> dict[tuple[str, str], float]:
+        return {
+            device: total_s + now_s - self._unhealthy_since_s.get(device, now_s)
+            for device, total_s in self._unhealthy_s.items()
+        }

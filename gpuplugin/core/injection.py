@@ -26,7 +26,7 @@ DeviceIdStrategy: TypeAlias = Literal["uuid", "index"]
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 VISIBLE_IMEX_CHANNELS = "NVIDIA_IMEX_CHANNELS"
 DEVICE_MOUNT_ROOT = "/var/run/nvidia-container-devices"
-"""Where the container runtime looks for device names that come as mounts."""
+"""Where the container runtime reads device names from mounts."""
 
 CDI_VENDOR = "k8s.device-plugin.nvidia.com"
 CDI_ANNOTATION_NAME = "nvidia-device-plugin_"
@@ -97,7 +97,6 @@ def _is_cdi(strategy: DeviceListStrategy) -> bool:
 
 
 def runtime_id(device: Device, plan: InjectionPlan) -> str:
-    """How the container runtime knows the device."""
     return device.uuid if plan.id_strategy == "uuid" else device.index
 
 
@@ -147,7 +146,6 @@ def cdi_name(kind: str, name: str) -> str:
 
 
 def imex_channel_node(channel: int) -> str:
-    """The device node of an IMEX channel."""
     return f"{IMEX_CHANNEL_FOLDER}/channel{channel}"
 
 

@@ -1,6 +1,6 @@
 """From GPUs and the user's plan to what is advertised: resources and their device ids.
 
-Health is not here: an inventory says what there is, not in which state it is.
+An inventory has the devices that exist, not their health.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MigStrategy: TypeAlias = Literal["none", "single", "mixed"]
 
 GPU_RESOURCE = "nvidia.com/gpu"
-"""The resource that whole GPUs are advertised as, unless a pattern says otherwise."""
+"""The resource that whole GPUs are advertised as, unless a pattern gives another name."""
 
 MIG_RESOURCE_PREFIX = "nvidia.com/mig-"
 
@@ -31,13 +31,11 @@ Unit: TypeAlias = tuple[str, str | None]
 
 
 class InventoryError(Exception):
-    """The GPUs cannot be advertised as the configuration wants it; the text says why."""
+    """The GPUs cannot be advertised as the configuration wants it; the text names the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the user wants of the node's GPUs."""
-
     sharing: TimeSlicing = TimeSlicing()
     mig_strategy: MigStrategy = "none"
     gpu_names: tuple[NamePattern, ...] = ()
@@ -85,8 +83,6 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A resource name with its devices, in order."""
-
     name: str
     devices: tuple[Device, ...]
     fail_requests_greater_than_one: bool = False
@@ -101,7 +97,6 @@ class Resource:
 
     @property
     def shared(self) -> bool:
-        """True if any of its devices is a replica."""
         return any(device.replica is not None for device in self.devices)
 
     @property
@@ -114,7 +109,7 @@ class Resource:
 class Inventory:
     """Everything that the node advertises, ordered by resource name.
 
-    `notes` tells what was left out and why, for the log.
+    `notes` are texts for the log: what was left out and why.
     """
 
     resources: tuple[Resource, ...] = ()
@@ -122,7 +117,6 @@ class Inventory:
 
     @property
     def device_count(self) -> int:
-        """Devices over all resources."""
         return sum(len(resource.devices) for resource in self.resources)
 
 
@@ -136,11 +130,7 @@ class Planned:
 
 
 def build_inventory(gpus: Iterable[Gpu], plan: Plan) -> Inventory:
-    """The inventory of a node; see `plan_devices` and `expand`.
-
-    Raises:
-        InventoryError: MIG strategy `single` on GPUs that are not alike.
-    """
+    """The inventory of a node; raises `InventoryError` as `plan_devices`."""
     return expand(plan_devices(gpus, plan))
 
 
@@ -148,9 +138,7 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
     """Which devices are advertised under which names, and how often each.
 
     A lost GPU stays in the plan, for it may be in use. The work does not grow with replicas.
-
-    Raises:
-        InventoryError: MIG strategy `single` on GPUs that are not alike.
+    Raises InventoryError if MIG strategy `single` meets GPUs that are not alike.
     """
     present = sorted(gpus, key=lambda gpu: gpu.index)
     admitted = [gpu for gpu in present if plan.gpu_filter.admits(gpu)]
@@ -172,7 +160,6 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
 
 
 def expand(planned: Planned) -> Inventory:
-    """The inventory with every replica."""
     return Inventory(
         resources=tuple(
             Resource(
@@ -187,7 +174,6 @@ def expand(planned: Planned) -> Inventory:
 
 
 def _unshared(gpus: Sequence[Gpu], plan: Plan, notes: list[str]) -> dict[str, list[Device]]:
-    """Whole devices by resource name, before anything is shared."""
     if plan.mig_strategy == "single" and any(gpu.mig_enabled for gpu in gpus):
         return {GPU_RESOURCE: _single_mig(gpus)}
     devices: dict[str, list[Device]] = {}
@@ -197,13 +183,13 @@ def _unshared(gpus: Sequence[Gpu], plan: Plan, notes: list[str]) -> dict[str, li
                 devices.setdefault(name, []).append(device)
         else:
             name = first_match(plan.gpu_names, gpu.product) or GPU_RESOURCE
-            devices.setdefault(name, []).append(_gpu_device(gpu))
+            devices.setdefault(name, []).append(_device(gpu))
     return devices
 
 
 def _single_mig(gpus: Sequence[Gpu]) -> list[Device]:
     """All MIG devices of the node, which must be alike, as plain GPUs."""
-    # A GPU that was lost before the first look does not tell its mode: it is left out.
+    # The mode of a GPU that was lost before the first scan is not known: it is left out.
     gpus = [gpu for gpu in gpus if gpu.mig_enabled or gpu.state is GpuState.OK]
     plain = [str(gpu.index) for gpu in gpus if not gpu.mig_enabled]
     if plain:
@@ -223,7 +209,7 @@ def _single_mig(gpus: Sequence[Gpu]) -> list[Device]:
             f"MIG strategy single: the MIG devices differ ({', '.join(profiles)}); "
             "use the strategy mixed, or create devices of one profile"
         )
-    return [_mig_device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices]
+    return [_device(gpu, mig) for gpu in gpus for mig in gpu.mig_devices]
 
 
 def _mixed_mig(gpu: Gpu, plan: Plan, notes: list[str]) -> Iterable[tuple[str, Device]]:
@@ -237,7 +223,7 @@ def _mixed_mig(gpu: Gpu, plan: Plan, notes: list[str]) -> Iterable[tuple[str, De
                 "has fewer compute than GPU slices, which has no resource name"
             )
             continue
-        yield name, _mig_device(gpu, mig)
+        yield name, _device(gpu, mig)
 
 
 def mig_resource_name(profile: str) -> str | None:
@@ -300,26 +286,15 @@ def _replicas(device: Device, count: int) -> Iterable[Device]:
         yield replace(device, id=replica_id(device.uuid, number), replica=number)
 
 
-def _gpu_device(gpu: Gpu) -> Device:
+def _device(gpu: Gpu, mig: MigDevice | None = None) -> Device:
+    unit = mig or gpu
     return Device(
-        id=gpu.uuid,
-        uuid=gpu.uuid,
-        index=str(gpu.index),
+        id=unit.uuid,
+        uuid=unit.uuid,
+        index=f"{gpu.index}:{mig.index}" if mig else str(gpu.index),
         gpu_uuid=gpu.uuid,
         gpu_index=gpu.index,
         numa_node=gpu.numa_node,
-        nodes=gpu.device_nodes,
-    )
-
-
-def _mig_device(gpu: Gpu, mig: MigDevice) -> Device:
-    return Device(
-        id=mig.uuid,
-        uuid=mig.uuid,
-        index=f"{gpu.index}:{mig.index}",
-        gpu_uuid=gpu.uuid,
-        gpu_index=gpu.index,
-        numa_node=gpu.numa_node,
-        nodes=mig.device_nodes,
+        nodes=unit.device_nodes,
         mig=mig,
     )

@@ -5,6 +5,7 @@ The kubelet receives at most 4 MiB in one message and drops a plugin whose list 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,19 +20,16 @@ MAX_LIST_BYTES = 4 * 1024 * 1024
 """The kubelet receives nothing larger: gRPC's default limit, which it does not raise."""
 
 _HEALTH_FIELD = 1 + 1 + len("Unhealthy")
-"""Tag, length and text; Unhealthy is the longer of the two words."""
+"""Tag, length and text; Unhealthy is the longer of the two."""
 
 
 class ListTooLarge(Exception):
-    """The kubelet cannot receive the device list of a resource.
+    """A list that is too large for the kubelet; `largest_replica_count` would fit, if not 0."""
 
-    `largest_replica_count` is the largest number of replicas with which it can, 0 if with none.
-    """
-
-    def __init__(self, resource: str, size_bytes: int, asked: int, fitting: int) -> None:
+    def __init__(self, resource: str, size_bytes: int, requested: int, fitting: int) -> None:
         self.largest_replica_count = fitting
         super().__init__(
-            f"the device list of {resource} is {size_bytes} bytes with {asked} replicas, the "
+            f"the device list of {resource} is {size_bytes} bytes with {requested} replicas, the "
             f"kubelet receives at most {MAX_LIST_BYTES}; "
             f"set sharing.timeSlicing.resources[].replicas to at most {fitting}"
         )
@@ -45,11 +43,7 @@ class _Whole:
 
 
 def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> None:
-    """Refuse a resource whose list could pass the limit; `devices` are whole, with replicas.
-
-    Raises:
-        ListTooLarge: with the largest replica count that fits.
-    """
+    """Check the list of whole `devices` with replicas; raises `ListTooLarge` if it may not fit."""
     wholes = [
         _Whole(len(device.uuid.encode()), _topology_bytes(device.numa_node), replicas)
         for device, replicas in devices
@@ -57,20 +51,10 @@ def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> Non
     size_bytes = _list_bytes(wholes, None)
     if size_bytes <= MAX_LIST_BYTES:
         return
-    asked = max(whole.replicas for whole in wholes)
-    raise ListTooLarge(resource, size_bytes, asked, _largest_fitting(wholes, asked))
-
-
-def _largest_fitting(wholes: Sequence[_Whole], asked: int) -> int:
-    """By bisection: the list grows with the count."""
-    fits, does_not = 0, asked
-    while does_not - fits > 1:
-        middle = (fits + does_not) // 2
-        if _list_bytes(wholes, middle) <= MAX_LIST_BYTES:
-            fits = middle
-        else:
-            does_not = middle
-    return fits
+    requested = max(whole.replicas for whole in wholes)
+    counts = range(1, requested)
+    fitting = bisect_right(counts, MAX_LIST_BYTES, key=lambda count: _list_bytes(wholes, count))
+    raise ListTooLarge(resource, size_bytes, requested, fitting)
 
 
 def _list_bytes(wholes: Iterable[_Whole], at_most: int | None) -> int:

@@ -1,8 +1,8 @@
-"""What the node decides: which devices there are, how they are, and what the kubelet is sent.
+"""The node's decisions: its devices, their health, and what is sent to the kubelet.
 
 `NodeModel` has no I/O, clock or threads: each input returns the effects that follow from it, and
 `view` is the newest immutable `NodeView`. The daemon runs the effects with asyncio and threads,
-virtual time with simpy; both are thin. When the hardware is asked is decided in `watch`.
+virtual time with simpy; both are thin. When the hardware is read is decided in `watch`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from gpuplugin.core.healthboard import HealthBoard, Transition
-from gpuplugin.core.history import HealthHistory
+from gpuplugin.core.healthboard import HealthBoard, HealthHistory, Transition
 from gpuplugin.core.inventory import Inventory, InventoryError, Plan, expand, plan_devices
 from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.core.pacing import list_due_s
@@ -37,8 +36,7 @@ class SpecsWriter(Protocol):
     """Makes the container runtime know devices, before the kubelet does."""
 
     def write(self, inventory: Inventory) -> None:
-        """Make the specs say what the inventory says; blocks, and raises OSError."""
-        ...
+        """Write the specs of the inventory; blocks, and raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +55,13 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """The node at one moment: what the kubelet is sent, and what people and metrics are shown."""
+    """The node at one moment: what the kubelet gets, and what people and metrics see."""
 
     plan: NodePlan
     """What is in force: `inventory` was made by it."""
     gpus: tuple[Gpu, ...] = ()
     """GPUs as last enumerated; one that vanished is kept as lost."""
     probes: Mapping[str, Probe] = field(default_factory=lambda: MappingProxyType({}))
-    """The last probe of each GPU, by UUID."""
     links: Mapping[tuple[str, str], Link] = field(default_factory=lambda: MappingProxyType({}))
     board: HealthBoard = field(default_factory=HealthBoard)
     inventory: Inventory = field(default_factory=Inventory)
@@ -72,22 +69,17 @@ class NodeView:
     misfit: str = ""
     """Why the configuration does not suit the GPUs, empty if it does: all is Unhealthy then."""
     specs_problem: str = ""
-    """Why CDI specs cannot be written, empty if they are."""
     indices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The index by which people know a GPU (`0`) or MIG device (`0:1`), by UUID."""
     reading: Reading | None = None
-    """The newest reading of what GPUs do and who uses them."""
 
     def healthy(self, gpu_uuid: str, mig_uuid: str | None = None) -> bool:
-        """Whether the devices of a GPU, or of a MIG device of it, may be allocated."""
         return not self.misfit and self.board.healthy(gpu_uuid, mig_uuid)
 
     def index(self, uuid: str) -> str:
-        """The index of a GPU or MIG device, empty if it is not known."""
         return self.indices.get(uuid, "")
 
     def healthy_devices(self) -> dict[str, int]:
-        """The number of healthy devices by resource."""
         return {
             resource.name: sum(
                 count for unit, count in resource.units.items() if self.healthy(*unit)
@@ -96,14 +88,14 @@ class NodeView:
         }
 
     def reading_at(self, now_s: float) -> Reading | None:
-        """The reading, None if there is none, or none that still says something about `now_s`."""
+        """The reading, None if there is none, or it is stale at `now_s`."""
         reading = self.reading
         return None if reading is None or reading.stale(now_s) else reading
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Answer the kubelet from the newest view; send lists that differ from the last ones."""
+    """Serve the newest view to the kubelet; send lists that differ from the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +107,7 @@ class WakeAt:
 
 @dataclass(frozen=True, slots=True)
 class WriteSpecs:
-    """Make the CDI specs say this, then call `specs_written` or `specs_failed` with `number`."""
+    """Write these CDI specs, then call `specs_written` or `specs_failed` with `number`."""
 
     number: int
     inventory: Inventory
@@ -140,7 +132,7 @@ class HealthChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProblemFound:
-    """Something about the configuration or its specs that a person must know; `error` if grave."""
+    """Something about the configuration or its specs for a person's attention; `error` if grave."""
 
     kind: str
     text: str
@@ -152,13 +144,11 @@ Effect: TypeAlias = Publish | WakeAt | WriteSpecs | EventReceived | HealthChange
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An inventory that comes into force once its specs are written."""
-
     number: int
     plan: NodePlan
     inventory: Inventory
     requested: bool
-    """True if somebody asked for this plan: if its specs cannot be written, it is refused."""
+    """True if a person requested this plan: if its specs cannot be written, it is refused."""
 
 
 class NodeModel:
@@ -166,7 +156,7 @@ class NodeModel:
 
     def __init__(self, plan: NodePlan) -> None:
         self.view = NodeView(plan)
-        self._plan = plan
+        self.plan = plan
         self._gpus: dict[str, Gpu] = {}
         self._rebuild_required = False
         self._candidate: _Candidate | None = None
@@ -178,11 +168,6 @@ class NodeModel:
         self._due = False
         self._effects: list[Effect] = []
 
-    @property
-    def plan(self) -> NodePlan:
-        """What the node has been configured with."""
-        return self._plan
-
     def updated(
         self,
         gpus: Iterable[Gpu],
@@ -192,8 +177,8 @@ class NodeModel:
     ) -> tuple[Effect, ...]:
         """The backend listed its GPUs and probed them: applied together, published once.
 
-        `events` came before the probes, and nothing dealt with them yet: what the probes show of
-        a reset comes after them.
+        `events` came before the probes and were not applied yet: a reset that the probes show
+        came after them.
         """
         found = {gpu.uuid: gpu for gpu in gpus}
         # A GPU that may be in use is never dropped: the kubelet would call it Healthy.
@@ -208,10 +193,10 @@ class NodeModel:
         self.view = replace(
             self.view, gpus=listed, probes=MappingProxyType(dict(probes)), indices=_indices(listed)
         )
-        board = self.view.board.with_gpus(listed, now_s, self._plan.health).blinded("")
+        board = self.view.board.with_gpus(listed, now_s, self.plan.health).blinded("")
         board = self._with_events(board, events, now_s)
         for uuid, probe in probes.items():
-            board = board.with_probe(uuid, probe, now_s, self._plan.health)
+            board = board.with_probe(uuid, probe, now_s, self.plan.health)
         self._set_board(board, now_s)
         if changed or self._rebuild_required or self.view.misfit or self.view.specs_problem:
             self._rebuild(now_s)
@@ -227,7 +212,6 @@ class NodeModel:
         return self._taken()
 
     def linked(self, links: Mapping[tuple[str, str], Link], now_s: float) -> tuple[Effect, ...]:
-        """The backend reported how the GPUs are connected."""
         if links != self.view.links:
             self.view = replace(self.view, links=links)
             self._publish_now(now_s)
@@ -237,22 +221,19 @@ class NodeModel:
         """Advertise as another configuration wants it; resources that stay keep their streams.
 
         Where CDI specs have to be written, it comes into force when they are.
-
-        Raises:
-            ConfigurationMisfit: it does not suit these GPUs; everything stays as it was.
+        Raises ConfigurationMisfit if it does not suit these GPUs; everything stays as it was.
         """
         self.refusal = ""
         self._propose(plan, now_s, requested=True)
         return self._taken()
 
     def replan(self, plan: NodePlan) -> None:
-        """The same configuration means something else on this machine, from the next update on."""
-        self._plan = plan
+        """The same configuration has another meaning on this machine from the next update on."""
+        self.plan = plan
         self._candidate = None
         self._rebuild_required = True
 
     def specs_written(self, number: int, now_s: float) -> tuple[Effect, ...]:
-        """The specs of a `WriteSpecs` are in place."""
         candidate = self._candidate
         if candidate is not None and candidate.number == number:
             self._commit(candidate.plan, candidate.inventory, now_s)
@@ -280,22 +261,15 @@ class NodeModel:
         return self._taken()
 
     def clear(self, uuid: str, now_s: float) -> tuple[Effect, ...]:
-        """A person says that the fault of a GPU or MIG device is over.
-
-        Raises:
-            UnknownUnit: there is none of that UUID.
-            StillFaulty: the hardware itself reports a fault now.
-        """
+        """A person cleared a fault; raises `UnknownUnit` or `StillFaulty`."""
         self._set_board(self.view.board.cleared(uuid, now_s), now_s, by_hand=True)
         self._publish_soon(now_s)
         return self._taken()
 
     def used(self, reading: Reading) -> None:
-        """What GPUs do and who uses them was read."""
         self.view = replace(self.view, reading=reading)
 
     def timer(self, now_s: float) -> tuple[Effect, ...]:
-        """The moment of a `WakeAt` has come."""
         if self._due:
             self._publish_now(now_s)
         return self._taken()
@@ -310,7 +284,7 @@ class NodeModel:
         except ConfigurationMisfit as misfit:
             self._candidate, self.refusal = None, str(misfit)
         try:
-            self._propose(self._plan, now_s, requested=False)
+            self._propose(self.plan, now_s, requested=False)
         except ConfigurationMisfit as misfit:
             text = str(misfit)
             if text != self.view.misfit:
@@ -341,7 +315,7 @@ class NodeModel:
                 self._effects.append(ProblemFound("inventory-note", note, error=False))
         if inventory == self.view.inventory:
             inventory = self.view.inventory
-        self._plan = plan
+        self.plan = plan
         self._candidate = None
         self._rebuild_required = False
         self.view = replace(self.view, plan=plan, inventory=inventory, misfit="")
@@ -356,9 +330,10 @@ class NodeModel:
     def _with_events(
         self, board: HealthBoard, events: Iterable[Event], now_s: float
     ) -> HealthBoard:
-        policy = self._plan.health
+        policy = self.plan.health
         for event in events:
-            self._effects.append(EventReceived(event, _is_fatal(event, policy)))
+            fatal = isinstance(event, XidError) and policy.xids.is_fatal(event.xid)
+            self._effects.append(EventReceived(event, fatal))
             board = board.with_event(event, now_s, policy)
         return board
 
@@ -393,10 +368,6 @@ class NodeModel:
     def _taken(self) -> tuple[Effect, ...]:
         effects, self._effects = tuple(self._effects), []
         return effects
-
-
-def _is_fatal(event: Event, policy: HealthPolicy) -> bool:
-    return isinstance(event, XidError) and policy.xids.is_fatal(event.xid)
 
 
 def _indices(gpus: Iterable[Gpu]) -> Mapping[str, str]:

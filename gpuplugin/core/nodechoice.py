@@ -13,20 +13,18 @@ _SUFFIXES = ("", ".yaml", ".yml")
 
 
 class LabelUnreadable(Exception):
-    """The API server does not tell the node's label; the text says why and what to do."""
+    """The node's label cannot be read; the text names the reason and the remedy."""
 
 
 class UnknownName(Exception):
-    """The label or the default names a file that there is not; the text says which there are."""
+    """The label or the default names a file that there is not; the text lists the files."""
 
 
 def choose(label: str | None, default: str, names: Collection[str]) -> str | None:
     """The file for a node: by its label, else the default, else `default`, else the only one.
 
     A name may leave out `.yaml`. None if nothing chooses: the built-in configuration is meant.
-
-    Raises:
-        UnknownName: what was named is not there.
+    Raises UnknownName if what was named is not there.
     """
     for wanted, what in ((label, f"the label {LABEL}"), (default, "--default-config")):
         if wanted:

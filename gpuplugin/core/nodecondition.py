@@ -1,6 +1,6 @@
-"""What the cluster is told of a node's GPUs: the words of Events and of the node condition.
+"""The texts of Events and of the node condition about a node's GPUs.
 
-Pure. How these reach the API server, and how often, is the daemon's matter.
+Pure. How these reach the API server, and how often, is decided in the daemon.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GpuReport:
 
     @property
     def entry(self) -> str:
-        """As the message of an Event, for a list of GPUs: Unhealthy goes without saying."""
+        """As the message of an Event, for a list of GPUs; the state Unhealthy is left out."""
         state = "" if self.state == "Unhealthy" else f" {self.state}"
         return self._text(f"GPU {self.gpu or 'unknown'} ({self.uuid}){state}")
 
@@ -86,13 +86,10 @@ def condition_for(unhealthy: Sequence[GpuReport], total: int, blind: str) -> Con
         return Condition(None, "NoGPU", "no GPU is listed")
     if not unhealthy:
         return Condition(True, "AllGPUsHealthy", f"all GPUs are healthy ({total})")
-    entries = [one.entry for one in sorted(unhealthy, key=_by_index)]
+    by_index = sorted(unhealthy, key=lambda one: (len(one.gpu), one.gpu, one.uuid))
+    entries = [one.entry for one in by_index]
     head = f"{len(entries)} of {total} GPUs are not healthy"
     return Condition(False, "GPUsNotHealthy", _listed(head, entries))
-
-
-def _by_index(news: GpuReport) -> tuple[int, str, str]:
-    return len(news.gpu), news.gpu, news.uuid
 
 
 def _listed(head: str, entries: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 PAUSE_S = 0.02
-"""Between two lists, whatever happens: a storm of events is a few lists, not thousands."""
+"""Between two lists, so that a storm of events is a few lists, not thousands."""
 
 
 def list_due_s(now_s: float, last_list_s: float) -> float:
@@ -31,11 +31,9 @@ class Backoff:
         self._next_s = first_s
 
     def next_s(self) -> float:
-        """The delay before the next try, in seconds."""
         delay_s = self._next_s
         self._next_s = min(delay_s * 2, self._cap_s)
         return delay_s
 
     def reset(self) -> None:
-        """Start again with the first delay."""
         self._next_s = self._first_s

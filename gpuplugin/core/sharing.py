@@ -20,7 +20,6 @@ def replica_id(uuid: str, replica: int | str) -> str:
 
 
 def is_replica_id(device_id: str) -> bool:
-    """True if the id names a replica rather than a whole device."""
     return SEPARATOR in device_id
 
 
@@ -48,7 +47,6 @@ class NamePattern:
 
 
 def first_match(patterns: tuple[NamePattern, ...], text: str) -> str | None:
-    """The name of the first pattern that matches, None if none does."""
     return next((one.name for one in patterns if matches(one.pattern, text)), None)
 
 
@@ -63,7 +61,6 @@ class GpuFilter:
     exclude: tuple[str, ...] = ()
 
     def admits(self, gpu: Gpu) -> bool:
-        """True if the GPU takes part."""
         if self.include and not any(_names(term, gpu) for term in self.include):
             return False
         return not any(_names(term, gpu) for term in self.exclude)
@@ -109,7 +106,6 @@ class Selection:
 
     @property
     def everything(self) -> bool:
-        """True if no device is singled out."""
         return self.count is None and self.ids is None
 
 

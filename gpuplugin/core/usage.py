@@ -1,14 +1,14 @@
-"""Who uses which share of which GPU: replicas, pods and processes put together. Pure.
+"""Which pods use which share of which GPU: replicas, pods and processes joined. Pure.
 
 A *unit* is what is shared: a GPU, or a MIG device of one. A *tenant* of a unit is a pod with
-processes or replicas there, or, where no pod is known, a process for itself. How the facts are
-read is in `daemon.podresources` and `daemon.telemetry`.
+processes or replicas there, or, where no pod is known, a process for itself. The sampler of the
+daemon reads the facts.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from hal import ComputeProcess, Gpu, Telemetry
 
 STALE_AFTER_PERIODS = 3
-"""A reading that is older than so many periods is dropped: it says nothing about now."""
+"""A reading that is older than so many periods is dropped: it no longer describes the present."""
 
 HOLDINGS, PROCESSES, PODS = "pod-resources", "processes", "pods"
 SOURCES = (HOLDINGS, PROCESSES, PODS)
-"""What a reading may lack: which pod holds which replica, who works on the GPUs, whose they are."""
+"""What a reading may lack: pods of replicas, processes on GPUs, pods of processes."""
 
 WORKING_SHARE = 0.01
 """A tenant had work if its kernels ran for at least this share of the sample: NVML's resolution."""
@@ -32,16 +32,12 @@ WORKING_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class PodName:
-    """A pod as people know it."""
-
     namespace: str
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Devices that the kubelet gave to a container."""
-
     pod: PodName
     container: str
     resource: str
@@ -75,7 +71,7 @@ class TenantUse:
 
     `pod` is None for processes of which no pod is known; `container` names the containers that hold
     replicas here, with commas. `memory_bytes` and `sm_share` (0 to 1, of the last sample) are None
-    where no process is seen or the driver does not tell.
+    where no process is seen or the driver does not report it.
     """
 
     uuid: str
@@ -91,14 +87,12 @@ class TenantUse:
 
     @property
     def over_fair_share(self) -> bool:
-        """True if it has more memory than its replicas entitle it to."""
         if self.memory_bytes is None or self.fair_memory_bytes is None:
             return False
         return self.memory_bytes > self.fair_memory_bytes
 
     @property
     def working(self) -> bool:
-        """True if its kernels ran in the last sample."""
         return (self.sm_share or 0.0) >= WORKING_SHARE
 
 
@@ -106,8 +100,8 @@ class TenantUse:
 class UnitUse:
     """How a unit is shared.
 
-    `replicas` are advertised, `allocated` of them given to containers (None: the kubelet was not
-    asked). `tenants` have a process here, `contending` of them had work at the same time; None
+    `replicas` are advertised, `allocated` of them given to containers (None: not
+    known). `tenants` have a process here, `contending` of them had work at the same time; None
     where processes are not seen.
     """
 
@@ -126,8 +120,6 @@ class UnitUse:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The node at one moment."""
-
     units: tuple[UnitUse, ...] = ()
     tenants: tuple[TenantUse, ...] = ()
     replicas: tuple[ReplicaUse, ...] = ()
@@ -137,7 +129,7 @@ class Usage:
 class Seen:
     """What could be read; None is what could not.
 
-    `telemetry` and `work` are by the UUID of the physical GPU; one that did not answer is missing.
+    `telemetry` and `work` are by the UUID of the physical GPU; one that did not respond is missing.
     """
 
     gpus: Sequence[Gpu]
@@ -149,7 +141,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read at `at_s`, and what of it could not be: the reason by its name."""
+    """What was read at `at_s`; `unseen` has the reason for each source that could not be."""
 
     at_s: float = 0.0
     took_s: float = 0.0
@@ -161,12 +153,11 @@ class Reading:
     unseen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def stale(self, now_s: float) -> bool:
-        """True once it says nothing about `now_s` any more."""
+        """True once it is too old to describe `now_s`."""
         return now_s - self.at_s > STALE_AFTER_PERIODS * self.period_s
 
 
 def usage_of(seen: Seen) -> Usage:
-    """Put together who holds and who uses what."""
     devices = {
         (resource.name, device.id): device
         for resource in seen.inventory.resources
@@ -241,49 +232,33 @@ def _replica_uses(
 
 def _work_on(unit: _Unit, work: Mapping[str, Sequence[Work]]) -> list[Work] | None:
     """Processes of the unit; None where those of its GPU could not be read."""
-    on_gpu = work.get(unit.gpu_uuid)
-    if on_gpu is None:
-        return None
-    if unit.mig:
-        return [one for one in on_gpu if one.process.mig_uuid == unit.uuid]
-    return [one for one in on_gpu if one.process.mig_uuid is None]
+    on_gpu, mig_uuid = work.get(unit.gpu_uuid), unit.uuid if unit.mig else None
+    return None if on_gpu is None else [one for one in on_gpu if one.process.mig_uuid == mig_uuid]
 
 
 def _tenants(
     unit: _Unit, uses: Sequence[ReplicaUse], work: Sequence[Work], advertised: int
 ) -> list[TenantUse]:
-    replicas: Counter[PodName] = Counter(use.pod for use in uses)
-    containers: dict[PodName, set[str]] = defaultdict(set)
-    for use in uses:
-        containers[use.pod].add(use.container)
-    by_pod: dict[PodName, list[Work]] = defaultdict(list)
-    for one in work:
-        if one.pod is not None:
-            by_pod[one.pod].append(one)
-    pods = sorted({*replicas, *by_pod}, key=lambda pod: (pod.namespace, pod.name))
-    tenants = [
+    pods = {*(use.pod for use in uses), *(one.pod for one in work)}
+    known = sorted(pods - {None}, key=lambda pod: (pod.namespace, pod.name) if pod else ("", ""))
+    return [
         _tenant(
             unit,
             pod,
-            ",".join(sorted(containers[pod])),
-            replicas[pod],
-            by_pod[pod],
-            unit.memory_bytes * replicas[pod] // advertised if replicas[pod] else None,
+            [use for use in uses if use.pod == pod],
+            [one for one in work if one.pod == pod],
+            advertised,
         )
-        for pod in pods
+        for pod in (*known, *(pods & {None}))
     ]
-    if strangers := [one for one in work if one.pod is None]:
-        tenants.append(_tenant(unit, None, "", 0, strangers, None))
-    return tenants
 
 
 def _tenant(
     unit: _Unit,
     pod: PodName | None,
-    container: str,
-    replicas: int,
+    uses: Sequence[ReplicaUse],
     work: Sequence[Work],
-    fair_bytes: int | None,
+    advertised: int,
 ) -> TenantUse:
     memory = [one.process.memory_bytes for one in work if one.process.memory_bytes is not None]
     shares = [one.process.sm_share for one in work if one.process.sm_share is not None]
@@ -291,12 +266,12 @@ def _tenant(
         uuid=unit.uuid,
         index=unit.index,
         pod=pod,
-        container=container,
-        replicas=replicas,
+        container=",".join(sorted({use.container for use in uses})),
+        replicas=len(uses),
         processes=len(work),
         memory_bytes=sum(memory) if memory else None,
         sm_share=min(1.0, sum(shares)) if shares else None,
-        fair_memory_bytes=fair_bytes,
+        fair_memory_bytes=unit.memory_bytes * len(uses) // advertised if uses else None,
     )
 
 
@@ -326,17 +301,15 @@ def _unit_use(
         allocated=allocated,
         memory_bytes=unit.memory_bytes,
         free_bytes=_free_bytes(unit, telemetry, present),
-        tenants=None if present is None else sum(_count(one) for one in present),
+        # Processes of unknown pods count one by one: they may not belong together.
+        tenants=None
+        if present is None
+        else sum(1 if one.pod else one.processes for one in present),
         contending=None if present is None else len(working),
         fairness=fairness,
         efficiency=efficiency,
         gain=gain,
     )
-
-
-def _count(tenant: TenantUse) -> int:
-    """Processes of unknown pods count one by one: nothing says that they belong together."""
-    return 1 if tenant.pod is not None else tenant.processes
 
 
 def _free_bytes(

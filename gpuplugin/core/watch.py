@@ -1,7 +1,7 @@
 """When the driver is opened, GPUs are read and probed, and how long that may fail. No I/O.
 
-The model decides; whoever runs it makes the calls and says what came of them: the daemon with
-asyncio and threads, virtual time with simpy. `now_s` is seconds of any monotonic clock.
+The model decides; its driver makes the calls and passes on the results: the daemon with asyncio
+and threads, virtual time with simpy. `now_s` is seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ CALL_DEADLINE_S = 20.0
 PROBE_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 3.0
 EVENT_WAIT_S = 5.0
-"""How long one call waits for events."""
 
 SOON_S = 0.1
 """The earliest update after another one, if an event requires it."""
@@ -59,7 +58,7 @@ class WatchPlan:
 
 
 class Activity:
-    """One kind of watching: how often it failed in a row, and since when."""
+    """One kind of watching: its failures in a row, and since when."""
 
     def __init__(self, stage: str, first_s: float, cap_s: float) -> None:
         self.stage = stage
@@ -68,7 +67,6 @@ class Activity:
         self._good_s = 0.0
 
     def succeeded(self, now_s: float) -> None:
-        """It worked."""
         self.failures = 0
         self._good_s = now_s
         self._backoff.reset()
@@ -78,11 +76,7 @@ class Activity:
         self.succeeded(now_s - (now_s - self._good_s) % period_s)
 
     def failed(self, error: HalError, now_s: float, blind_after_s: float) -> float:
-        """It failed; in how many seconds it is tried again.
-
-        Raises:
-            WatchFailed: it has failed for `blind_after_s`.
-        """
+        """Returns in how many seconds to retry; raises `WatchFailed` after `blind_after_s`."""
         self.failures += 1
         failing_s = now_s - self._good_s
         if failing_s >= blind_after_s:
@@ -110,7 +104,6 @@ class Watch:
         return now_s + self._open_backoff.next_s()
 
     def opened(self, now_s: float) -> None:
-        """The driver is open, and its GPUs were read."""
         self.opened_before = True
         self._open_backoff.reset()
         self._opened_s = now_s
@@ -131,7 +124,6 @@ class Watch:
         return max(next_multiple_s(self._updated_s, self._pause_s), soonest_s)
 
     def updated(self, now_s: float) -> None:
-        """GPUs were read and probed."""
         self.updates.succeeded(now_s)
         self._next_update(now_s, self.plan.probe_interval_s)
 
@@ -143,27 +135,19 @@ class Watch:
         self.updates.succeeded(now_s)
 
     def update_failed(self, error: HalError, now_s: float) -> None:
-        """GPUs could not be read, or none of them probed.
-
-        Raises:
-            WatchFailed: for too long.
-        """
+        """No GPU could be read, or none probed; raises `WatchFailed` after `blind_after_s`."""
         plan = self.plan
         retry_s = self.updates.failed(error, now_s, plan.blind_after_s)
         self._next_update(now_s, min(plan.probe_interval_s, retry_s))
 
     def events_received(self, events: Iterable[Event]) -> bool:
-        """True if an update is required sooner than planned: only a probe tells what one means."""
+        """True if an update is required sooner than planned: only a probe shows what one means."""
         required = any(_requires_update(event) for event in events)
         self._update_required = self._update_required or required
         return required
 
     def events_failed(self, error: HalError, now_s: float) -> float:
-        """Waiting for events failed; in how many seconds it is tried again.
-
-        Raises:
-            WatchFailed: for too long.
-        """
+        """Returns in how many seconds to retry; raises `WatchFailed` after `blind_after_s`."""
         return self.events.failed(error, now_s, self.plan.blind_after_s)
 
     def _next_update(self, now_s: float, pause_s: float) -> None:
@@ -181,11 +165,7 @@ class Probes:
 
 
 def judge_probes(results: Mapping[str, Probe | HalError], board: HealthBoard) -> Probes:
-    """A GPU that cannot be probed is unreachable; if none can, the driver is at fault.
-
-    Raises:
-        HalError: the driver does not answer, or no GPU could be probed.
-    """
+    """Failed probes count as unreachable; raises `HalError` if the driver or all of them failed."""
     probes: dict[str, Probe] = {}
     failures: dict[str, HalError] = {}
     for uuid, result in results.items():

@@ -17,22 +17,17 @@ from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.healthlog import HealthLog
 from gpuplugin.daemon.http.exposition import make_registry
 from gpuplugin.daemon.http.metrics import Metrics
-from gpuplugin.daemon.http.page.html import page_html
-from gpuplugin.daemon.http.page.view import page_view
+from gpuplugin.daemon.http.page import page_html
+from gpuplugin.daemon.http.pageview import page_view
 from gpuplugin.daemon.http.server import HttpError, HttpServer
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.node import Node
-from gpuplugin.daemon.plans import (
-    node_plan,
-    remove_unwanted_specs,
-    warn_of_exposure,
-    watch_plan,
-)
+from gpuplugin.daemon.plans import node_plan, remove_unwanted_specs, warn_of_exposure, watch_plan
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.serving.endpoint import Surroundings
-from gpuplugin.daemon.serving.endpoints import Endpoints
+from gpuplugin.daemon.serving.endpoint import Endpoints, ServingContext
 from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.status import StatusBoard
-from gpuplugin.daemon.tasks import Fatal, supervise, tick
+from gpuplugin.daemon.tasks import Fatal, supervise, wait_period
 from gpuplugin.rpc import make_engine
 
 if TYPE_CHECKING:
@@ -71,7 +66,7 @@ async def run(
         log.info("stopped", extra={"event": "stopped"})
         return 0
     except Fatal as fatal:
-        log.error("%s", fatal, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
+        log_fact(log, logging.ERROR, "fatal", str(fatal))
     return 1
 
 
@@ -102,16 +97,11 @@ class Daemon:
         return None if self._http is None else self._http.port
 
     def reload(self) -> None:
-        """Read the configuration anew, changed or not."""
         if self._reloader is not None:
-            self._reloader.ask()
+            self._reloader.request()
 
     async def run(self) -> None:
-        """Run until cancelled.
-
-        Raises:
-            Fatal: it cannot go on; the text says why.
-        """
+        """Run until cancelled; raises `Fatal` with the reason if it cannot go on."""
         asyncio.get_running_loop().set_exception_handler(self._unforeseen)
         settings = self._loaded.settings
         self.status.set("inventory", "starting", ok=False)
@@ -148,7 +138,7 @@ class Daemon:
         )
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
-        """A callback or a forgotten task failed: nothing else would report it."""
+        """A callback or an unawaited task failed: nothing else would report it."""
         self.metrics.task_restarts.labels(task="callback").inc()
         error = what.get("exception")
         log.error(
@@ -178,14 +168,14 @@ class Daemon:
             fail_on_init_error=settings.flags.fail_on_init_error,
             on_open=lambda: self._replan(node),
         )
-        surroundings = Surroundings(
+        context = ServingContext(
             dirs=dirs,
             registration=settings.daemon.way_of_registration,
             engine=make_engine(settings.daemon.rpc_engine),
             status=status,
             metrics=metrics,
         )
-        endpoints = Endpoints(node, surroundings)
+        endpoints = Endpoints(node, context)
         sampler = make_sampler(settings, self._backend, queries, node)
         self._reloader = Reloader(
             self._loaded,
@@ -205,26 +195,25 @@ class Daemon:
                 ("control", control.run),
                 ("sampler", sampler.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
-                *([("node-label", lambda: self._follow_label(choice))] if choice else ()),
+                *(
+                    [("node-label", lambda: choice.watch.run(self.reload, self._show_label))]
+                    if choice
+                    else ()
+                ),
             ):
                 metrics.task_restarts.labels(task=name)  # seen from the first restart on
                 tasks.create_task(supervise(name, task, status, metrics), name=name)
 
-    async def _follow_label(self, choice: NodeChoice) -> None:
-        await choice.watch.run(self.reload, lambda text, ok: self._show_label(text, ok=ok))
-
-    def _show_label(self, text: str, *, ok: bool) -> None:
+    def _show_label(self, text: str, ok: bool) -> None:
         if self.status.set(LABEL_COMPONENT, text, ok=ok):
-            log.log(
-                logging.INFO if ok else logging.ERROR, "%s", text, extra={"event": "node-label"}
-            )
+            log_fact(log, logging.INFO if ok else logging.ERROR, "node-label", text)
 
     async def _replan(self, node: Node) -> None:
-        """A driver that comes late brings its files and device nodes with it."""
+        """A driver that is loaded late brings its files and device nodes with it."""
         try:
             node.replan(await asyncio.to_thread(node_plan, self._loaded.settings))
         except ConfigurationMisfit as misfit:
-            log.error("%s", misfit, extra={"event": "configuration-misfit"})  # noqa: TRY400
+            log_fact(log, logging.ERROR, "configuration-misfit", str(misfit))
 
     async def _adopt(self, loaded: Loaded, node: Node) -> None:
         """Put a configuration in force; what needs a restart is logged, not applied."""
@@ -233,10 +222,8 @@ class Daemon:
         before, now = self._loaded.settings.flags, loaded.settings.flags
         roots = (before.nvidia_driver_root, before.plugin.container_driver_root)
         if roots != (now.nvidia_driver_root, now.plugin.container_driver_root):
-            log.warning(
-                "a change of the driver root takes effect after a restart",
-                extra={"event": "config-needs-restart"},
-            )
+            text = "a change of the driver root takes effect after a restart"
+            log_fact(log, logging.WARNING, "config-needs-restart", text)
         self._loaded = loaded
 
 
@@ -248,7 +235,7 @@ def _leaf(group: ExceptionGroup[Fatal]) -> Fatal:
 async def _heartbeat(status: StatusBoard) -> None:
     while True:
         status.beat()
-        await tick(HEARTBEAT_S)
+        await wait_period(HEARTBEAT_S)
 
 
 def _on_signals(work: asyncio.Task[None], reload: Callable[[], None]) -> list[str]:

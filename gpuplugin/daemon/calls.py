@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_REMEDY = "Look for a stuck driver in dmesg; a hung GPU often needs a reboot"
+_REMEDY = "Check dmesg for a stuck driver; a hung GPU often needs a reboot"
 
 
 class HalThread:
@@ -33,29 +33,14 @@ class HalThread:
     async def call(
         self, deadline_s: float, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Run `function` in the thread and wait for its result, at most `deadline_s`.
-
-        Raises:
-            HalHung: it did not return in time, or an earlier call still has not returned.
-        """
+        """Run `function` in the thread; raises `HalHung` after `deadline_s`."""
         name = getattr(function, "__name__", "call")
-        return await self._call(name, deadline_s, lambda: function(*args, **kwargs), lambda: 0)
+        return await self.run(name, deadline_s, lambda: function(*args, **kwargs), lambda: 0)
 
-    async def call_steps(
-        self, deadline_s: float, steps: Callable[[], _T], done: Callable[[], int]
-    ) -> _T:
-        """As `call`, for a function of many steps: the deadline counts anew while `done` grows.
-
-        A step may so take up to twice `deadline_s` before it counts as hanging.
-
-        Raises:
-            HalHung: as for `call`.
-        """
-        return await self._call("call", deadline_s, steps, done)
-
-    async def _call(
+    async def run(
         self, name: str, deadline_s: float, function: Callable[[], _T], done: Callable[[], int]
     ) -> _T:
+        """As `call`; while `done` grows the deadline restarts: a step may take up to two."""
         if self.hanging:
             raise HalHung(
                 f"{name} was not tried: an earlier call still hangs in the driver", _REMEDY
@@ -64,19 +49,19 @@ class HalThread:
         future: Future[_T] = Future()
         done_before = done()
         self._submit(lambda: _run(future, function))
-        answer = asyncio.wrap_future(future)
-        # A caller that was cancelled never asks for the failure; it is no news to anybody else.
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        result = asyncio.wrap_future(future)
+        # A cancelled caller never retrieves the exception, which asyncio would log.
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())
         while True:
             try:
-                # Not wait_for: in Python 3.11 it loses a cancellation that meets the answer.
+                # Not wait_for: in Python 3.11 it loses a cancellation that meets the result.
                 async with asyncio.timeout(deadline_s):
-                    return await asyncio.shield(answer)
+                    return await asyncio.shield(result)
             except TimeoutError:
                 if future.done():
                     return future.result()
             if (done_now := done()) == done_before:
-                self._hung = future  # type: ignore[assignment] # only whether it is done is asked
+                self._hung = future  # type: ignore[assignment] # only done() is used
                 raise HalHung(f"{name} did not return within {deadline_s:g} s", _REMEDY)
             done_before = done_now
 
@@ -123,96 +108,90 @@ MAX_STUCK_THREADS = 64
 
 
 class HalQueries:
-    """A turn for all who ask; event loop only."""
+    """One call to the hardware at a time; event loop only."""
 
     def __init__(self) -> None:
         self._thread = HalThread("hal-query")
         self._stuck: dict[str, HalThread] = {}
         self._turn = asyncio.Lock()
         self.open = False
-        """True between the opening of the driver and its closing: who is not the monitor asks."""
+        """True while the driver is open: only then may others than the monitor call."""
 
-    async def ask(
+    async def call(
         self, deadline_s: float, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Ask about the node; the deadline counts from when it is this question's turn.
-
-        Raises:
-            HalHung: no answer in time, or an earlier question about the node still hangs.
-        """
+        """Call about the node, when it is its turn; raises `HalHung` as `HalThread.call`."""
         async with self._turn:
             return await self._thread.call(deadline_s, function, *args, **kwargs)
 
-    async def ask_gpus(
+    async def call_gpus(
         self, uuids: Iterable[str], deadline_s: float, function: Callable[[str], _T]
     ) -> dict[str, _T | HalError]:
-        """Ask about each GPU, in one turn; by UUID its answer, or why there is none.
+        """Call for each GPU, in one turn; returns the result or the error by UUID.
 
-        If a call hangs, that GPU alone is not asked again until it returned, and has `HalHung` for
-        an answer. All are asked in one visit to the thread: a visit costs more than most answers.
+        If a call hangs, its GPU alone gets no further call until it returned, and `HalHung` as the
+        error. All calls are one job of the thread: a job costs more than most calls.
         """
         async with self._turn:
-            answers: dict[str, _T | HalError] = {}
-            left = [uuid for uuid in dict.fromkeys(uuids) if self._may_ask(uuid, answers)]
+            results: dict[str, _T | HalError] = {}
+            left = [uuid for uuid in dict.fromkeys(uuids) if self._may_call(uuid, results)]
             while left:
-                asked = _Round(left, function)
+                batch = _Batch(left, function)
                 try:
-                    await self._thread.call_steps(
-                        deadline_s, asked.run, partial(len, asked.answers)
+                    await self._thread.run(
+                        "call", deadline_s, batch.run, partial(len, batch.results)
                     )
                 except HalHung as hung:
-                    asked.given_up = True
-                    # Unless it went on at this very moment: then there is nobody to blame.
+                    batch.given_up = True
+                    # Unless the call returned at this very moment.
                     if self._thread.hanging:
-                        uuid = next(uuid for uuid in left if uuid not in asked.answers)
-                        answers[uuid] = hung
+                        uuid = next(uuid for uuid in left if uuid not in batch.results)
+                        results[uuid] = hung
                         self._set_aside(uuid)
-                answers.update(asked.answers)
-                left = [uuid for uuid in left if uuid not in answers]
-            return answers
+                results.update(batch.results)
+                left = [uuid for uuid in left if uuid not in results]
+            return results
 
-    def _may_ask(self, uuid: str, answers: dict[str, _T | HalError]) -> bool:
+    def _may_call(self, uuid: str, results: dict[str, _T | HalError]) -> bool:
         stuck = self._stuck.get(uuid)
         if stuck is None:
             return True
         if stuck.hanging:
-            answers[uuid] = HalHung(f"an earlier call about GPU {uuid} still hangs in the driver")
+            results[uuid] = HalHung(f"an earlier call about GPU {uuid} still hangs in the driver")
             return False
         self._stuck.pop(uuid).close()
         return True
 
     def _set_aside(self, uuid: str) -> None:
-        """The hang belongs to this GPU: the others are asked in another thread.
+        """Give the hung thread to this GPU, and call for the others in a new one.
 
-        One hang too many stays where it is, so that no more threads are lost; all that is asked
-        from then on fails until it ends.
+        One hang too many keeps the thread, so that no more threads are lost: all further calls
+        fail until it ends.
         """
         if len(self._stuck) < MAX_STUCK_THREADS:
             self._stuck[uuid] = self._thread
             self._thread = HalThread("hal-query")
 
     def close(self) -> None:
-        """Let the threads end; nothing waits for one that hangs."""
         for thread in (self._thread, *self._stuck.values()):
             thread.close()
         self._stuck.clear()
 
 
 @dataclass(slots=True)
-class _Round(Generic[_T]):
-    """Questions about GPUs, one after the other; `answers` grows while `run` is in its thread."""
+class _Batch(Generic[_T]):
+    """Calls for GPUs, one after the other; `results` grows while `run` is in its thread."""
 
     uuids: Sequence[str]
     function: Callable[[str], _T]
-    answers: dict[str, _T | HalError] = field(default_factory=dict)
+    results: dict[str, _T | HalError] = field(default_factory=dict)
     given_up: bool = False
 
     def run(self) -> None:
-        """Ask, until nobody waits for the answers any more."""
         for uuid in self.uuids:
             if self.given_up:
                 return
             try:
-                self.answers[uuid] = self.function(uuid)
+                self.results[uuid] = self.function(uuid)
             except HalError as error:
-                self.answers[uuid] = error
+                self.results[uuid] = error

@@ -1,6 +1,6 @@
-"""The daemon's local socket: a person asks how GPUs and daemon are, or clears a GPU's fault.
+"""The daemon's local socket: reports the health of GPUs and daemon, and clears a GPU's fault.
 
-Only root and the daemon's own user are answered. What clearing means is in `core.health`.
+Only root and the daemon's own user may use it. What clearing means is in `core.health`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import socket
 import struct
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity, remove_socket
-from gpuplugin.daemon.tasks import tick
+from gpuplugin.daemon.tasks import wait_period
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
@@ -39,16 +39,8 @@ _CREDENTIALS = struct.Struct("3i")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who is at the other end of a connection."""
-
-    pid: int
-    uid: int
-
-
 class ControlServer:
-    """Keeps a socket in `folder` and answers there; a socket that vanishes is made again."""
+    """Serves a socket in `folder`; one that is removed is created again."""
 
     def __init__(self, folder: Path, node: Node, status: StatusBoard) -> None:
         self._path = folder / SOCKET_NAME
@@ -57,22 +49,22 @@ class ControlServer:
         self._problem = ""
 
     async def run(self) -> None:
-        """Serve until cancelled; the socket is gone when this returns."""
+        """Serve until cancelled; the socket is removed when this returns."""
         while True:
             try:
                 await self._serve()
                 self._problem = ""
             except OSError as error:
-                self._complain(error)
+                self._log_problem(error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _serve(self) -> None:
         """Serve until the socket is no longer there."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
-        # Nobody is listened to yet: a cancellation while it begins would lose the socket.
+        # It does not listen yet: a cancellation meanwhile would leave the socket behind.
         server = await asyncio.start_unix_server(
-            self._answer_one, self._path, limit=_LINE_LIMIT_BYTES, start_serving=False
+            self._handle, self._path, limit=_LINE_LIMIT_BYTES, start_serving=False
         )
         try:
             async with server:
@@ -80,39 +72,37 @@ class ControlServer:
                 made = identity(self._path)
                 await server.start_serving()
                 while identity(self._path) == made:
-                    await tick(POLL_S)
+                    await wait_period(POLL_S)
         finally:
             # Raises nothing: an error would take the place of the cancellation of this task.
             remove_socket(self._path)
 
-    def _complain(self, error: OSError) -> None:
+    def _log_problem(self, error: OSError) -> None:
         if self._problem != str(error):
             self._problem = str(error)
-            log.warning(
-                "gpuplugin health will find no socket: %s",
-                error,
-                extra={"event": "control-unavailable", "socket": str(self._path)},
-            )
+            text = f"the control socket of gpuplugin health cannot be served: {error}"
+            path = str(self._path)
+            log_fact(log, logging.WARNING, "control-unavailable", text, socket=path)
 
-    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 line = await reader.readline()
-                writer.write(encode(self._answer(line, _caller(writer))))
+                writer.write(encode(self._response(line, _caller_uid(writer))))
                 await writer.drain()
         except (OSError, ValueError, TimeoutError) as error:
             log.debug("control: %s", error, extra={"event": "control-dropped"})
         finally:
             writer.close()
 
-    def _answer(self, line: bytes, caller: Caller) -> Mapping[str, object]:
+    def _response(self, line: bytes, caller_uid: int) -> Mapping[str, object]:
         own_uid = os.geteuid()
-        if caller.uid not in (0, own_uid):
-            return {"error": f"user {caller.uid} may not: only root and user {own_uid} may"}
+        if caller_uid not in (0, own_uid):
+            return {"error": f"user {caller_uid} may not: only root and user {own_uid} may"}
         try:
             request = decode(line)
             if "clear" in request:
-                return self._clear(str(request["clear"]), caller)
+                return self._clear(str(request["clear"]), caller_uid)
         except ControlError as error:
             return {"error": str(error)}
         return self._report()
@@ -130,7 +120,7 @@ class ControlServer:
                 {
                     "uuid": uuid,
                     "index": view.index(uuid),
-                    "state": health.status.value,
+                    "state": health.state.value,
                     "for_s": round(now_s - health.since_s, 1),
                     "reason": health.fault.reason if health.fault else "",
                     "action": health.fault.action if health.fault else "",
@@ -141,7 +131,7 @@ class ControlServer:
             ],
         }
 
-    def _clear(self, name: str, caller: Caller) -> Mapping[str, object]:
+    def _clear(self, name: str, caller_uid: int) -> Mapping[str, object]:
         """Clear a GPU or MIG device by UUID or index; `all` clears all that can be."""
         view = self._node.view
         units = view.board.units
@@ -160,19 +150,17 @@ class ControlServer:
                 refused.append(f"{view.index(uuid)} ({uuid}) is still faulty: {error}")
                 continue
             cleared.append(uuid)
-            log.warning(
-                "%s was cleared by user %d",
-                uuid,
-                caller.uid,
-                extra={"event": "health-cleared", "uuid": uuid, "uid": caller.uid},
-            )
+            text = f"{uuid} was cleared by user {caller_uid}"
+            log_fact(log, logging.WARNING, "health-cleared", text, uuid=uuid, uid=caller_uid)
         if refused and not cleared:
-            raise ControlError("; ".join(refused) + "; mend it first, then it comes back by itself")
+            raise ControlError(
+                "; ".join(refused) + "; repair the hardware, and it recovers by itself"
+            )
         return {"cleared": cleared, "refused": refused}
 
 
-def _caller(writer: asyncio.StreamWriter) -> Caller:
+def _caller_uid(writer: asyncio.StreamWriter) -> int:
     connection: socket.socket = writer.get_extra_info("socket")
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _gid = _CREDENTIALS.unpack(raw)
-    return Caller(pid, uid)
+    _pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    return int(uid)

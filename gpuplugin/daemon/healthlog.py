@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.nodecondition import GpuReport, condition_for
+from gpuplugin.daemon.logs import log_fact
 from hal import EccError, XidError, lookup_xid
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLEARED = "cleared"
-"""The cause of a change that a person asked for."""
 
 
 class HealthLog:
@@ -44,34 +44,29 @@ class HealthLog:
         self._unreported: list[GpuReport] = []
 
     def received(self, event: Event, fatal: bool, view: NodeView) -> None:
-        """The driver reported an event; `fatal` if it makes its GPU Unhealthy."""
         uuid = event.uuid or ""
         index = view.index(uuid)
         match event:
             case XidError(xid=code):
                 xid = lookup_xid(code)
                 self._metrics.xids.labels(uuid, index, code, xid.action.value).inc()
-                log.warning(
-                    "Xid %d on GPU %s: %s",
-                    code,
-                    index or "unknown",
-                    xid.meaning,
-                    extra={
-                        "event": "xid",
-                        "uuid": uuid,
-                        "xid": code,
-                        "action": xid.action.value,
-                        "fatal": fatal,
-                        "gpu_instance": event.gpu_instance,
-                        "compute_instance": event.compute_instance,
-                    },
+                log_fact(
+                    log,
+                    logging.WARNING,
+                    "xid",
+                    f"Xid {code} on GPU {index or 'unknown'}: {xid.meaning}",
+                    uuid=uuid,
+                    xid=code,
+                    action=xid.action.value,
+                    fatal=fatal,
+                    gpu_instance=event.gpu_instance,
+                    compute_instance=event.compute_instance,
                 )
             case EccError(uncorrectable=uncorrectable):
                 kind = "uncorrectable" if uncorrectable else "corrected"
                 self._metrics.ecc_errors.labels(uuid, index, kind).inc()
 
     def changed(self, transition: Transition, view: NodeView, *, by_hand: bool = False) -> None:
-        """A GPU or MIG device changed its state."""
         uuid, after, fault = transition.uuid, transition.after, transition.fault
         index = view.index(uuid)
         what = "GPU" if uuid == transition.gpu_uuid else "MIG device"
@@ -85,22 +80,17 @@ class HealthLog:
             uuid, index, after.value, cause, "" if xid is None else xid, action
         ).inc()
         reason = fault.reason if fault else "cleared by hand" if by_hand else ""
-        log.log(
+        log_fact(
+            log,
             logging.INFO if transition.healthy else logging.WARNING,
-            "%s %s is %s%s",
-            what,
-            index,
-            after.value,
-            f": {reason}" if reason else "",
-            extra={
-                "event": "gpu-health",
-                "uuid": uuid,
-                "state": after.value,
-                "cause": cause,
-                "reason": reason,
-                "action": action,
-                "xid": xid,
-            },
+            "gpu-health",
+            f"{what} {index} is {after.value}" + (f": {reason}" if reason else ""),
+            uuid=uuid,
+            state=after.value,
+            cause=cause,
+            reason=reason,
+            action=action,
+            xid=xid,
         )
         if self._report is not None:
             self._unreported.append(_report(uuid, index, after, fault))
@@ -116,7 +106,7 @@ class HealthLog:
 def _condition(view: NodeView) -> Condition:
     board = view.board
     unhealthy = [
-        _report(uuid, view.index(uuid), health.status, health.fault)
+        _report(uuid, view.index(uuid), health.state, health.fault)
         for uuid, health in board.units.items()
         if not health.healthy
     ]

@@ -19,7 +19,7 @@ _MAX_TEXTS = 1000
 
 
 @dataclass(slots=True)
-class _Told:
+class _Written:
     at_s: float
     left_out: int = 0
 
@@ -28,32 +28,31 @@ class RepeatFilter(logging.Filter):
     """Lets a text through once within `QUIET_S`.
 
     The next one after that has `repeated`, how many were left out. Texts of level debug always
-    pass: who asks for them wants all.
+    pass.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()
-        self._told: dict[tuple[int, str], _Told] = {}
+        self._written: dict[tuple[int, str], _Written] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
         if record.levelno <= logging.DEBUG:
             return True
         key, now_s = (record.levelno, record.getMessage()), self._clock()
         with self._lock:
-            told = self._told.get(key)
-            if told is not None and now_s - told.at_s < QUIET_S:
-                told.left_out += 1
+            last = self._written.get(key)
+            if last is not None and now_s - last.at_s < QUIET_S:
+                last.left_out += 1
                 return False
-            if told is not None and told.left_out:
-                record.repeated = told.left_out
-            # Texts in the order in which they were last told: the first are the oldest.
-            self._told.pop(key, None)
-            self._told[key] = _Told(now_s)
-            if len(self._told) > _MAX_TEXTS:
-                del self._told[next(iter(self._told))]
+            if last is not None and last.left_out:
+                record.repeated = last.left_out
+            # Texts in the order in which they were last written: the first are the oldest.
+            self._written.pop(key, None)
+            self._written[key] = _Written(now_s)
+            if len(self._written) > _MAX_TEXTS:
+                del self._written[next(iter(self._written))]
         return True
 
 
@@ -68,6 +67,11 @@ def set_up_logging(level: str, form: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def log_fact(log: logging.Logger, level: int, event: str, text: str, **fields: object) -> None:
+    """Log one fact: `text` is for people, `event` and `fields` are for programs."""
+    log.log(level, "%s", text, extra={"event": event, **fields})
 
 
 class TextFormatter(logging.Formatter):
@@ -91,7 +95,6 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line with the keys ts, level, event, message and the fact's own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, always."""
         fields: dict[str, object] = {
             "ts": _time(record),
             "level": record.levelname.lower(),

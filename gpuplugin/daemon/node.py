@@ -22,7 +22,8 @@ from gpuplugin.core.node import (
     WriteSpecs,
 )
 from gpuplugin.daemon.calls import HalThread
-from gpuplugin.kubelet.plugins import DevicePlugins
+from gpuplugin.daemon.logs import log_fact
+from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError
 
 if TYPE_CHECKING:
@@ -45,11 +46,7 @@ class Node:
     """The node's model, with the device plugins that follow it."""
 
     def __init__(
-        self,
-        plan: NodePlan,
-        status: StatusBoard,
-        metrics: Metrics,
-        health_log: HealthLog,
+        self, plan: NodePlan, status: StatusBoard, metrics: Metrics, health_log: HealthLog
     ) -> None:
         self._model = NodeModel(plan)
         self._status = status
@@ -65,50 +62,37 @@ class Node:
 
     @property
     def view(self) -> NodeView:
-        """The node at this moment."""
         return self._model.view
 
     @property
     def plugins(self) -> Mapping[str, DevicePlugin]:
-        """The device plugin of each resource, by name."""
         return self._plugins.by_resource
 
     def updated(
         self, gpus: Iterable[Gpu], probes: Mapping[str, Probe], events: Iterable[Event] = ()
     ) -> None:
-        """See `NodeModel.updated`."""
         self._run(self._model.updated(gpus, probes, time.monotonic(), events))
 
     def events_received(self, events: Iterable[Event]) -> None:
-        """See `NodeModel.events_received`."""
         self._run(self._model.events_received(events, time.monotonic()))
 
     def linked(self, links: Mapping[tuple[str, str], Link]) -> None:
-        """See `NodeModel.linked`."""
         self._run(self._model.linked(links, time.monotonic()))
 
     def blinded(self, reason: str) -> None:
-        """See `NodeModel.blinded`."""
         self._run(self._model.blinded(reason, time.monotonic()))
 
     def clear(self, uuid: str) -> None:
-        """See `NodeModel.clear`."""
         self._run(self._model.clear(uuid, time.monotonic()))
 
     def used(self, reading: Reading) -> None:
-        """See `NodeModel.used`."""
         self._model.used(reading)
 
     def replan(self, plan: NodePlan) -> None:
-        """See `NodeModel.replan`."""
         self._model.replan(plan)
 
     async def configure(self, plan: NodePlan) -> None:
-        """See `NodeModel.configure`; returns when the plan is in force.
-
-        Raises:
-            ConfigurationMisfit: it does not suit this node; the last plan stays in force.
-        """
+        """Returns when the plan is in force; raises `ConfigurationMisfit` if it does not fit."""
         self._run(self._model.configure(plan, time.monotonic()))
         while self._model.plan is not plan and self._specs_writing is not None:
             await asyncio.wait({self._specs_writing})
@@ -140,8 +124,7 @@ class Node:
                 case HealthChanged(transition=transition, by_hand=by_hand):
                     self._health_log.changed(transition, self.view, by_hand=by_hand)
                 case ProblemFound(kind=kind, text=text, error=error):
-                    level = logging.ERROR if error else logging.WARNING
-                    log.log(level, "%s", text, extra={"event": kind})
+                    log_fact(log, logging.ERROR if error else logging.WARNING, kind, text)
                 case _:
                     assert_never(effect)
         self._show()
@@ -167,7 +150,10 @@ class Node:
             while (wanted := self._specs_wanted) is not None:
                 self._specs_wanted = None
                 try:
-                    await self._specs_thread.call(_SPECS_DEADLINE_S, _write, wanted)
+                    if (specs := wanted.plan.specs) is not None:
+                        await self._specs_thread.call(
+                            _SPECS_DEADLINE_S, specs.write, wanted.inventory
+                        )
                 except (OSError, HalError) as error:
                     reason = (
                         f"CDI specs cannot be written: {error}; mount the folder, choose another "
@@ -194,8 +180,3 @@ class Node:
             count = view.inventory.device_count
             text = f"{len(view.gpus)} GPUs, {sum(healthy.values())} of {count} devices healthy"
             self._status.set("inventory", text, ok=bool(view.inventory.resources))
-
-
-def _write(wanted: WriteSpecs) -> None:
-    if wanted.plan.specs is not None:
-        wanted.plan.specs.write(wanted.inventory)

@@ -19,11 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def node_plan(settings: Settings) -> NodePlan:
-    """What a configuration means on this machine. It looks for files, so it blocks.
-
-    Raises:
-        ConfigurationMisfit: an IMEX channel is required and this machine has none.
-    """
+    """Reads files, so it blocks; raises `ConfigurationMisfit` without a required IMEX channel."""
     nodes = existing_nodes(settings)
     plan = injection_plan(settings, nodes, features_present=present_features(settings))
     missing = [one for one in settings.imex.channel_ids if imex_channel_node(one) not in nodes]
@@ -42,7 +38,6 @@ def node_plan(settings: Settings) -> NodePlan:
 
 
 def watch_plan(settings: Settings) -> WatchPlan:
-    """How the hardware is watched."""
     return WatchPlan(
         probe_interval_s=settings.health.probe_interval,
         blind_after_s=settings.health.blind_after,
@@ -51,10 +46,10 @@ def watch_plan(settings: Settings) -> WatchPlan:
 
 
 def warn_of_exposure(settings: Settings) -> None:
-    """Say once what the envvar strategy leaves open."""
+    """Warn once of what the envvar strategy leaves open."""
     if "envvar" in settings.flags.plugin.device_list_strategy:
         log.warning(
-            "device list strategy envvar: a container that asks for no GPU may still see all of "
+            "device list strategy envvar: a container that requests no GPU may still see all of "
             "them if its image sets NVIDIA_VISIBLE_DEVICES; use cdi-cri, or volume-mounts with "
             "accept-nvidia-visible-devices-envvar-when-unprivileged=false in the runtime",
             extra={"event": "envvar-exposure"},

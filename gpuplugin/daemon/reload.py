@@ -1,4 +1,4 @@
-"""Follows the configuration file: a good change is taken over, a bad one is told and ignored.
+"""Follows the configuration file: a valid change is applied, an invalid one is logged and ignored.
 
 The content is compared, not names or times, so a swapped ConfigMap link is a change and a touched
 file is none. SIGHUP reads the file at once, changed or not.
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.core.node import ConfigurationMisfit
-from gpuplugin.daemon.tasks import tick_or
+from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.tasks import wait_period_or
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,11 +31,11 @@ log = logging.getLogger(__name__)
 
 
 class Reloader:
-    """The task that takes over changed configurations.
+    """The task that applies changed configurations.
 
     `load` reads all layers anew and raises `ConfigError`; `adopt` puts settings in force and
     raises `ConfigurationMisfit` if the node cannot have them. In `folder` are files to choose from:
-    one that comes or goes is a change, too.
+    one that is added or removed is a change, too.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Reloader:
         self._status = status
         self._metrics = metrics
         self._turn = asyncio.Event()
-        self._asked = False
+        self._requested = False
         self._accepted()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Read the file at the next turn of the loop, changed or not (SIGHUP)."""
-        self._asked = True
+        self._requested = True
         self._turn.set()
 
     async def run(self) -> None:
@@ -69,35 +70,32 @@ class Reloader:
         """
         seen = moving = await self._catch_up()
         while True:
-            asked = await self._pause()
+            requested = await self._pause()
             now = self._fingerprint()
-            if asked or (now != seen and now == moving):
+            if requested or (now != seen and now == moving):
                 seen = now
                 await self._reload()
             moving = now
 
     async def _catch_up(self) -> bytes | None:
-        """Take over what changed since it was read for the start; returns the fingerprint.
+        """Apply what changed since the start; returns the fingerprint.
 
         A while after the start, which needs the processor for the kubelet.
         """
-        asked = await self._pause()
+        requested = await self._pause()
         seen = self._fingerprint()
-        if asked or seen is not None:
-            await self._reload(only_if_other=not asked)
+        if requested or seen is not None:
+            await self._reload(only_if_other=not requested)
         return seen
 
     async def _pause(self) -> bool:
-        """Wait for the next look; True if somebody asked for it."""
-        await tick_or(self._turn, POLL_S)
-        asked, self._asked = self._asked, False
-        return asked
+        """Wait for the next check; True if it was requested."""
+        await wait_period_or(self._turn, POLL_S)
+        requested, self._requested = self._requested, False
+        return requested
 
     def _fingerprint(self) -> bytes | None:
-        """Of the file's content, and of the folder's names if there is a choice.
-
-        None where there is no file, or none that can be read.
-        """
+        """A fingerprint of the file and of the folder's names; None without a readable file."""
         path = self._in_force.file
         if path is None and self._folder is None:
             return None
@@ -126,11 +124,8 @@ class Reloader:
         self._metrics.config_reloads.labels("accepted").inc()
         for warning in loaded.warnings:
             log.warning("%s", warning, extra={"event": "config-warning"})
-        log.info(
-            "the configuration from %s is in force",
-            loaded.source,
-            extra={"event": "config-reloaded"},
-        )
+        text = f"the configuration from {loaded.source} is in force"
+        log_fact(log, logging.INFO, "config-reloaded", text)
 
     def _accepted(self) -> None:
         self._metrics.config_good.set(1)
@@ -138,14 +133,11 @@ class Reloader:
         self._status.set(COMPONENT, f"in force: {self._in_force.source}", ok=True)
 
     def _refused(self, why: str) -> None:
-        """The node goes on with what it has: ready, with a text that says so."""
+        """The last good configuration stays in force; the node stays ready."""
         self._metrics.config_reloads.labels("refused").inc()
         self._metrics.config_good.set(0)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         text = f"a change was refused at {when}, the last good one stays in force: {why}"
         self._status.set(COMPONENT, text, ok=True)
-        log.error(
-            "the changed configuration cannot be used, the last good one stays in force: %s",
-            why,
-            extra={"event": "config-refused"},
-        )
+        text = "the changed configuration cannot be used, the last good one stays in force"
+        log_fact(log, logging.ERROR, "config-refused", f"{text}: {why}")

@@ -33,14 +33,11 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
-    """All components at one moment."""
-
     ok: bool
     components: Mapping[str, Component]
     now_s: float
 
     def as_json(self) -> dict[str, object]:
-        """The body of /health and /ready."""
         return {
             "ok": self.ok,
             "parts": {
@@ -56,7 +53,7 @@ class StatusReport:
 
 
 class StatusBoard:
-    """The status of each component. Ready is who is ok; alive is a loop that still turns."""
+    """The status of each component: readiness of all, liveness of the event loop."""
 
     LOOP_DEAD_AFTER_S = 30.0
 
@@ -78,7 +75,6 @@ class StatusBoard:
             return True
 
     def remove(self, name: str) -> None:
-        """The component no longer exists."""
         with self._lock:
             self._components.pop(name, None)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.pacing import Backoff
+from gpuplugin.core.pacing import Backoff, next_multiple_s
+from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,18 +17,13 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.status import StatusBoard
 
 
-def next_tick_s(period_s: float) -> float:
-    """The next moment on the loop's clock that is a whole number of periods."""
-    now_s = asyncio.get_running_loop().time()
-    return (math.floor(now_s / period_s) + 1) * period_s
-
-
-async def tick_or(turn: asyncio.Event, period_s: float) -> None:
-    """Sleep until the next such moment, or until `turn` is set; it is cleared then.
+async def wait_period_or(turn: asyncio.Event, period_s: float) -> None:
+    """Sleep as `wait_period`, or until `turn` is set; it is cleared then.
 
     An alarm that sets the event costs a tenth of a timeout, which cancels and is caught.
     """
-    alarm = asyncio.get_running_loop().call_at(next_tick_s(period_s), turn.set)
+    loop = asyncio.get_running_loop()
+    alarm = loop.call_at(next_multiple_s(loop.time(), period_s), turn.set)
     try:
         await turn.wait()
     finally:
@@ -36,10 +31,10 @@ async def tick_or(turn: asyncio.Event, period_s: float) -> None:
     turn.clear()
 
 
-async def tick(period_s: float) -> None:
-    """Sleep until the next such moment: a period at the longest."""
-    loop = asyncio.get_running_loop()
-    await asyncio.sleep(next_tick_s(period_s) - loop.time())
+async def wait_period(period_s: float) -> None:
+    """Sleep until the loop's clock is a whole number of periods: tasks wake together."""
+    now_s = asyncio.get_running_loop().time()
+    await asyncio.sleep(next_multiple_s(now_s, period_s) - now_s)
 
 
 _STABLE_AFTER_S = 60.0
@@ -54,11 +49,7 @@ class Fatal(Exception):
 async def supervise(
     name: str, task: Callable[[], Awaitable[None]], status: StatusBoard, metrics: Metrics
 ) -> None:
-    """Run `task` for ever. If it ends or fails, start it again: 0.2 s later, at most 30 s.
-
-    Raises:
-        Fatal: the task asked for the end of the daemon.
-    """
+    """Run `task` for ever, and start it again 0.2 to 30 s after it ended; raises its `Fatal`."""
     backoff = Backoff(0.2, 30.0)
     while True:
         started_s = time.monotonic()
@@ -90,8 +81,7 @@ async def _alone(task: Callable[[], Awaitable[None]], name: str) -> None:
         running.cancel()
         await asyncio.wait({running})
         if not running.cancelled() and (error := running.exception()) is not None:
-            log.warning(
-                "%s ended with: %s", name, error, extra={"event": "task-untidy", "task": name}
-            )
+            text = f"{name} ended with: {error}"
+            log_fact(log, logging.WARNING, "task-untidy", text, task=name)
         raise
     await running

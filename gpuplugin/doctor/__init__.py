@@ -1,5 +1,5 @@
-"""What is wrong with a node, and what to do: the checks behind `gpuplugin doctor`.
+"""The checks behind `gpuplugin doctor`: what is wrong with a node, and what to do.
 
-`look` gathers facts (files, sockets, the driver), `checks` are functions of facts alone, `report`
-prints. Nothing here changes the node.
+`collect` reads facts (files, sockets, the driver), `checks` are functions of facts alone, `verdict`
+formats the diagnosis. The doctor changes nothing on the node.
 """

@@ -1,6 +1,6 @@
-"""What the doctor knows of a node: plain facts, gathered in `look` and judged in `checks`.
+"""Facts of a node, as plain data: `collect` makes them, `checks` judges them.
 
-Paths are those of the host. None means that it could not be looked at.
+Paths are those of the host. None means that it could not be read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DriverFacts:
 
     `root` is where the configuration says that the driver is, `libraries` those below it,
     `elsewhere` those at other places where drivers are often put. `modules` are those of interest
-    that are loaded. `char_links` tells whether /dev/char has links to the nodes.
+    that are loaded. `char_links` is whether /dev/char has links to the nodes.
     """
 
     root: str = "/"
@@ -89,7 +89,7 @@ class Failure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """A GPU as the driver tells of it; `problem` is why it told no more."""
+    """A GPU as the driver reports it; `problem` is why parts are missing."""
 
     gpu: Gpu
     probe: Probe | None = None
@@ -99,8 +99,6 @@ class GpuFacts:
 
 @dataclass(frozen=True, slots=True)
 class HardwareFacts:
-    """What the backend tells."""
-
     backend: str = "nvml"
     driver_version: str = ""
     gpus: tuple[GpuFacts, ...] = ()
@@ -110,26 +108,24 @@ class HardwareFacts:
 
 
 class SocketState(Enum):
-    """Whether somebody answers at a socket."""
+    """Whether a process answers at a socket."""
 
     ANSWERS = "answers"
     SILENT = "takes connections and does not answer"
-    REFUSED = "nobody listens"
+    REFUSED = "has no listener"
     DENIED = "this user may not connect"
-    MISSING = "is not there"
-    NO_SOCKET = "is no socket"
+    MISSING = "does not exist"
+    NO_SOCKET = "is not a socket"
 
 
 @dataclass(frozen=True, slots=True)
 class SocketFact:
-    """A socket."""
-
     path: str
     state: SocketState
 
     @property
     def live(self) -> bool:
-        """True if somebody listens."""
+        """True if a process listens."""
         return self.state in (SocketState.ANSWERS, SocketState.SILENT)
 
 
@@ -137,9 +133,9 @@ class SocketFact:
 class KubeletFacts:
     """The kubelet's folder and sockets.
 
-    `elsewhere` are other folders with a kubelet's socket, `told_root` is what a running kubelet
-    was told with --root-dir. `registered` counts devices by resource in the kubelet's checkpoint.
-    `hidden` tells that the folder is there, and whoever asks may not look into it.
+    `elsewhere` are other folders with a kubelet's socket, `configured_root` is --root-dir of a
+    running kubelet. `registered` counts devices by resource in the kubelet's checkpoint.
+    `hidden` means that the folder exists and this user may not read it.
     """
 
     root: str = "/var/lib/kubelet"
@@ -150,7 +146,7 @@ class KubeletFacts:
     hidden: bool = False
     socket: SocketFact = SocketFact("", SocketState.MISSING)
     elsewhere: tuple[str, ...] = ()
-    told_root: str = ""
+    configured_root: str = ""
     own_sockets: tuple[SocketFact, ...] = ()
     others: tuple[SocketFact, ...] = ()
     registered: Mapping[str, int] | None = None
@@ -159,7 +155,7 @@ class KubeletFacts:
 
 @dataclass(frozen=True, slots=True)
 class PartFact:
-    """A part of the running plugin; `ok_ago_s` is None if it never was ok."""
+    """A component of the running plugin; `ok_ago_s` is None if it never was ok."""
 
     name: str
     ok: bool
@@ -182,7 +178,7 @@ class UnitFact:
 
 @dataclass(frozen=True, slots=True)
 class PluginFacts:
-    """The running plugin; `source` is where it answered, empty if nobody did for `problem`.
+    """The running plugin, which answered at `source`; if that is empty, `problem` says why.
 
     `control` is its control socket, if there is one.
     """
@@ -195,7 +191,6 @@ class PluginFacts:
     units: tuple[UnitFact, ...] = ()
 
     def part(self, name: str) -> PartFact | None:
-        """A part by its name."""
         return next((part for part in self.parts if part.name == name), None)
 
 
@@ -240,8 +235,6 @@ class CdiSpec:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFacts:
-    """Container runtimes and CDI."""
-
     configs: tuple[RuntimeConfig, ...] = ()
     toolkit: ToolkitConfig | None = None
     cdi_folder: FileFact | None = None
@@ -276,15 +269,13 @@ class Facts:
 
     @property
     def settings(self) -> Settings:
-        """The configuration that the checks go by."""
         return self.config.settings
 
     @property
     def simulated(self) -> bool:
-        """True if the GPUs are simulated: there is no driver to look at."""
+        """True if the GPUs are simulated: there is no driver to check."""
         return self.hardware.backend == "sim"
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
-        """The GPUs that the driver lists."""
         return tuple(one.gpu for one in self.hardware.gpus)

@@ -1,7 +1,9 @@
-"""What a check says: a verdict, and the problems behind it. Pure; the checks are in `checks`."""
+"""Verdicts of checks, and a diagnosis as text and as JSON. Pure; the checks are in `checks`."""
 
 from __future__ import annotations
 
+import inspect
+import json
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Severity(IntEnum):
-    """How bad it is; `SKIPPED` was not looked at, for a reason that the verdict tells."""
+    """How severe it is; `SKIPPED` was not checked, for the reason in the verdict."""
 
     SKIPPED = 0
     OK = 1
@@ -22,7 +24,6 @@ class Severity(IntEnum):
 
     @property
     def word(self) -> str:
-        """As it is printed."""
         return "skip" if self is Severity.SKIPPED else self.name.lower()
 
 
@@ -32,7 +33,7 @@ EXIT_STATUS = {Severity.SKIPPED: 0, Severity.OK: 0, Severity.WARN: 1, Severity.F
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: what, where it was seen, and what to do."""
+    """One thing that is wrong: what, where it was found, and what to do."""
 
     severity: Severity
     what: str
@@ -50,7 +51,6 @@ class Verdict:
 
     @property
     def severity(self) -> Severity:
-        """That of the worst problem."""
         if self.problems:
             return max(problem.severity for problem in self.problems)
         return Severity.SKIPPED if self.skipped else Severity.OK
@@ -58,10 +58,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check: its name, what it looks at (for documents), and how it judges facts."""
+    """A check: its name, and the function that judges facts; its docstring is for documents."""
 
     name: str
-    looks_at: str
     judge: Callable[[Facts], Verdict]
 
 
@@ -71,6 +70,43 @@ class Finding:
 
     check: str
     verdict: Verdict
+
+
+def fail(what: str, where: str, do: str) -> Problem:
+    """A problem that keeps GPUs from pods, or takes them away."""
+    return Problem(Severity.FAIL, what, where, do)
+
+
+def warn(what: str, where: str, do: str) -> Problem:
+    """A problem that may do harm later, or a setting that may be intended."""
+    return Problem(Severity.WARN, what, where, do)
+
+
+def well(text: str) -> Verdict:
+    return Verdict(text)
+
+
+def skipped(text: str) -> Verdict:
+    return Verdict(text, skipped=True)
+
+
+def failed(what: str, where: str, do: str) -> Verdict:
+    """The verdict for a single problem, as `fail` describes it."""
+    return Verdict(what, (fail(what, where, do),))
+
+
+def warned(what: str, where: str, do: str) -> Verdict:
+    """The verdict for a single problem, as `warn` describes it."""
+    return Verdict(what, (warn(what, where, do),))
+
+
+def found(problems: Sequence[Problem], otherwise: str) -> Verdict:
+    """The verdict for any number of problems: the first of the worst, or else `otherwise`."""
+    if not problems:
+        return well(otherwise)
+    first = max(problems, key=lambda problem: problem.severity)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Verdict(first.what + more, tuple(problems))
 
 
 def diagnose(facts: Facts, checks: Sequence[Check]) -> tuple[Finding, ...]:
@@ -83,30 +119,56 @@ def worst(findings: Sequence[Finding]) -> Severity:
     return max((finding.verdict.severity for finding in findings), default=Severity.OK)
 
 
-def well(text: str) -> Verdict:
-    """All is as it should be."""
-    return Verdict(text)
+def as_text(findings: Sequence[Finding]) -> str:
+    """One line for each check; then, for each problem, what, where and what to do."""
+    width = max((len(finding.check) for finding in findings), default=0)
+    lines = [
+        f"{finding.verdict.severity.word:4}  {finding.check:{width}}  {finding.verdict.text}"
+        for finding in findings
+    ]
+    problems = [(one.check, problem) for one in findings for problem in one.verdict.problems]
+    for check, problem in sorted(problems, key=lambda entry: -entry[1].severity):
+        lines += [
+            "",
+            f"{problem.severity.word.upper()}: {problem.what}",
+            f"  where: {problem.where} (check {check})",
+            f"  do:    {problem.do}",
+        ]
+    counts = {
+        severity: sum(one.verdict.severity is severity for one in findings) for severity in Severity
+    }
+    summary = (
+        f"{counts[Severity.OK]} well, {counts[Severity.WARN]} with a warning, "
+        f"{counts[Severity.FAIL]} failed, {counts[Severity.SKIPPED]} skipped"
+    )
+    return "\n".join([*lines, "", summary])
 
 
-def skipped(text: str) -> Verdict:
-    """Not looked at."""
-    return Verdict(text, skipped=True)
+def as_json(findings: Sequence[Finding]) -> str:
+    """The same as one JSON object."""
+    severity = worst(findings)
+    checks = [
+        {
+            "check": finding.check,
+            "severity": finding.verdict.severity.word,
+            "text": finding.verdict.text,
+            "problems": [
+                {
+                    "severity": problem.severity.word,
+                    "what": problem.what,
+                    "where": problem.where,
+                    "do": problem.do,
+                }
+                for problem in finding.verdict.problems
+            ],
+        }
+        for finding in findings
+    ]
+    diagnosis = {"severity": severity.word, "exit_status": EXIT_STATUS[severity], "checks": checks}
+    return json.dumps(diagnosis, indent=2)
 
 
-def fail(what: str, where: str, do: str) -> Problem:
-    """A problem that keeps GPUs from pods, or takes them away."""
-    return Problem(Severity.FAIL, what, where, do)
-
-
-def warn(what: str, where: str, do: str) -> Problem:
-    """A problem that may bite later, or that somebody may have wanted."""
-    return Problem(Severity.WARN, what, where, do)
-
-
-def found(problems: Sequence[Problem], otherwise: str) -> Verdict:
-    """The problems, told by the first of the worst; `otherwise` if there are none."""
-    if not problems:
-        return well(otherwise)
-    first = max(problems, key=lambda problem: problem.severity)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return Verdict(first.what + more, tuple(problems))
+def table_of(checks: Sequence[Check]) -> str:
+    """The checks as a table in Markdown, for documents."""
+    rows = [f"| `{check.name}` | {inspect.getdoc(check.judge)} |" for check in checks]
+    return "\n".join(["| check | what it checks |", "|---|---|", *rows])

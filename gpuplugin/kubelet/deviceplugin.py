@@ -9,18 +9,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.allocation import AllocationError, check_request
 from gpuplugin.core.preference import needs_distinct_gpus, prefer
 from gpuplugin.kubelet.protowire import number
+from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
 from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.publication import Publication
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from gpuplugin.core.node import NodeView
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
     from gpuplugin.kubelet.snapshot import IsHealthy, ResourceSnapshot
     from gpuplugin.rpc import Subscription
@@ -29,7 +33,6 @@ SERVICE_NAME = "v1beta1.DevicePlugin"
 API_VERSION = "v1beta1"
 RECENT_CALLS = 20
 _RECENT_BYTES = 64 * 1024
-"""A larger request is not kept."""
 MAX_STREAMS = 8
 """ListAndWatch streams at a time; the kubelet needs one, two while it reconnects."""
 
@@ -41,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class RecentCall(NamedTuple):
-    """An Allocate call: when (seconds since the epoch), the request, "" or what was wrong."""
+    """An Allocate call: when (seconds since the epoch), the request, "" or the error."""
 
     at_s: float
     request: bytes
@@ -55,32 +58,23 @@ class DevicePlugin:
     """
 
     def __init__(
-        self,
-        snapshot: ResourceSnapshot,
-        on_choice: Callable[[str], None] = lambda _method: None,
+        self, snapshot: ResourceSnapshot, on_choice: Callable[[str], None] = lambda _method: None
     ) -> None:
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         self._on_choice = on_choice
         self.devices = Publication()
         self._recent: deque[tuple[float, bytes, str]] = deque(maxlen=RECENT_CALLS)
 
     @property
-    def snapshot(self) -> ResourceSnapshot:
-        """What the handlers read at this moment."""
-        return self._snapshot
-
-    @property
     def recent(self) -> list[RecentCall]:
-        """The last Allocate calls."""
         return [RecentCall(*call) for call in tuple(self._recent)]
 
     def update(self, snapshot: ResourceSnapshot, is_healthy: IsHealthy) -> bool:
         """Serve `snapshot` from now on; True if the list changed and streams get it."""
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         return self.devices.publish(snapshot.device_list(is_healthy))
 
     def service(self) -> Service:
-        """The table for an engine."""
         return Service(
             name=SERVICE_NAME,
             unary={
@@ -93,22 +87,20 @@ class DevicePlugin:
         )
 
     def options(self, _request: bytes) -> bytes:
-        """GetDevicePluginOptions."""
         return OPTIONS
 
     def pre_start_container(self, _request: bytes) -> bytes:
-        """PreStartContainer: nothing to do; the options say that it is not required."""
+        """PreStartContainer: nothing to do; the options do not require it."""
         return _EMPTY
 
     def list_and_watch(self, wake: Callable[[], None]) -> Subscription:
-        """ListAndWatch."""
         if self.devices.open_streams >= MAX_STREAMS:
             raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are open already")
         return self.devices.subscribe(wake)
 
     def allocate(self, request: bytes) -> bytes:
         """Allocate: one response per container, in the order of the request."""
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         lone = snapshot.lone_responses.get(request)
         if lone is not None:  # so the request is short
             self._recent.append((time.time(), request, ""))
@@ -133,7 +125,7 @@ class DevicePlugin:
 
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         from gpuplugin.kubelet.requests import preferred_response
 
         return preferred_response(request, partial(self._prefer, snapshot))
@@ -167,3 +159,56 @@ def _allocate_container(snapshot: ResourceSnapshot, device_ids: Sequence[str]) -
     distinct = needs_distinct_gpus(snapshot.plan.policy)
     devices = check_request(snapshot.resource, snapshot.devices, device_ids, distinct=distinct)
     return snapshot.allocate_response(devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a view changed: resources with another list, plugins that came or went."""
+
+    lists: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: Mapping[str, DevicePlugin]
+
+
+class DevicePlugins:
+    """`by_resource` is swapped in one assignment; `choices_of` makes what counts preferences."""
+
+    def __init__(
+        self,
+        choices_of: Callable[[str], Callable[[str], None]] = lambda _name: lambda _method: None,
+    ) -> None:
+        self.by_resource: Mapping[str, DevicePlugin] = MappingProxyType({})
+        self._choices_of = choices_of
+        self._snapshots: dict[str, ResourceSnapshot] = {}
+        self._made_of: tuple[object, ...] = ()
+
+    def apply(self, view: NodeView) -> Applied:
+        """Serve `view` from now on, and send lists where they differ."""
+        made_of = (view.inventory, view.plan, view.links)
+        if len(made_of) != len(self._made_of) or any(
+            new is not old for new, old in zip(made_of, self._made_of, strict=True)
+        ):
+            serving = ServingPlan(view.plan.injection, view.plan.policy, view.links)
+            self._snapshots = {
+                resource.name: snapshot_of(resource, serving)
+                for resource in view.inventory.resources
+            }
+            self._made_of = made_of
+        before = self.by_resource
+        self.by_resource = MappingProxyType(
+            {
+                name: before.get(name) or DevicePlugin(snapshot, self._choices_of(name))
+                for name, snapshot in self._snapshots.items()
+            }
+        )
+        return Applied(
+            lists=tuple(
+                name
+                for name, plugin in self.by_resource.items()
+                if plugin.update(self._snapshots[name], view.healthy)
+            ),
+            added=tuple(name for name in self.by_resource if name not in before),
+            removed=MappingProxyType(
+                {name: before[name] for name in before if name not in self.by_resource}
+            ),
+        )

@@ -23,7 +23,6 @@ WATCHER_SERVICE = "pluginregistration.Registration"
 PLUGIN_TYPE = "DevicePlugin"
 
 _REGISTERED = number(1, 1)
-"""A RegistrationStatus without an error."""
 
 
 class RegistrationFailed(Exception):
@@ -34,9 +33,7 @@ async def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s
     """Register `endpoint`, a socket in the kubelet's folder, for `resource`.
 
     The kubelet responds once it has called the endpoint. A cancellation ends the call at once.
-
-    Raises:
-        RegistrationFailed: with the kubelet's error, or why the socket could not be used.
+    Raises RegistrationFailed with the kubelet's error, or why the socket could not be used.
     """
     request = b"".join(
         (text(1, API_VERSION), text(2, endpoint), text(3, resource), message(4, OPTIONS))
@@ -50,19 +47,19 @@ async def register(kubelet_socket: Path, endpoint: str, resource: str, timeout_s
 
 
 def registration_service(
-    resource: str, on_asked: Callable[[], None], on_status: Callable[[bool, str], None]
+    resource: str, on_get_info: Callable[[], None], on_status: Callable[[bool, str], None]
 ) -> Service:
     """The service for one resource; both callables are called in any thread.
 
-    `on_asked` is called at each GetInfo, which is all there is to see of a kubelet that had the
-    response too late. `on_status` gets (registered, error text). Registered is no proof of a
-    working list: the kubelet says so even when ListAndWatch breaks right after.
+    `on_get_info` is called at each GetInfo, the only sign of a kubelet that got the response too
+    late. `on_status` gets (registered, error text). Registered is no proof of a
+    working list: the kubelet reports it even when ListAndWatch breaks right after.
     """
     # An empty endpoint means "this socket": in a container the path differs from the host's.
     info = text(1, PLUGIN_TYPE) + text(2, resource) + message(4, API_VERSION.encode())
 
     def get_info(_request: bytes) -> bytes:
-        on_asked()
+        on_get_info()
         return info
 
     def notify(request: bytes) -> bytes:

@@ -20,22 +20,14 @@ _M = TypeVar("_M", bound=Message)
 
 
 def allocate_containers(data: bytes) -> Sequence[pb.ContainerAllocateRequest]:
-    """The containers of an AllocateRequest.
-
-    Raises:
-        RpcError: it is none.
-    """
+    """The containers of an AllocateRequest; raises `RpcError` if it cannot be parsed."""
     return _parse(pb.AllocateRequest, data).container_requests
 
 
 def preferred_response(
     data: bytes, prefer: Callable[[pb.ContainerPreferredAllocationRequest], Sequence[str]]
 ) -> bytes:
-    """The response to a PreferredAllocationRequest, with the ids that `prefer` takes for each.
-
-    Raises:
-        RpcError: it is none.
-    """
+    """The response with the ids that `prefer` takes for each container; raises `RpcError`."""
     response = pb.PreferredAllocationResponse()
     containers = response.container_responses
     for container in _parse(pb.PreferredAllocationRequest, data).container_requests:
@@ -44,11 +36,7 @@ def preferred_response(
 
 
 def registration_status(data: bytes) -> tuple[bool, str]:
-    """Whether the kubelet took the plugin, and what is wrong with it.
-
-    Raises:
-        RpcError: it is no RegistrationStatus.
-    """
+    """Whether the kubelet registered the plugin, and its error text; raises `RpcError`."""
     status = _parse(pluginregistration_pb2.RegistrationStatus, data)
     return status.plugin_registered, status.error
 

@@ -50,7 +50,6 @@ class ListPart:
 
     gpu_uuid: str
     mig_uuid: str | None
-    device_count: int
     healthy: bytes
     unhealthy: bytes
 
@@ -77,12 +76,6 @@ class ResourceSnapshot:
             for part in self.parts
         )
 
-    def healthy_count(self, is_healthy: IsHealthy) -> int:
-        """Devices that such a list calls Healthy."""
-        return sum(
-            part.device_count for part in self.parts if is_healthy(part.gpu_uuid, part.mig_uuid)
-        )
-
     def allocate_response(self, devices: Sequence[Device]) -> bytes:
         """A serialised AllocateResponse for one container that gets these devices."""
         return _allocate_response(self.resource, devices, self.plan.injection)
@@ -91,8 +84,9 @@ class ResourceSnapshot:
 def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnapshot:
     """Serialise a resource; that its list fits is checked by `check_list_size`."""
     parts = tuple(
-        _list_part(gpu_uuid, mig_uuid, tuple(devices))
-        for (gpu_uuid, mig_uuid), devices in groupby(resource.devices, key=_unit)
+        ListPart(gpu_uuid, mig_uuid, _devices(devices, HEALTHY), _devices(devices, UNHEALTHY))
+        for (gpu_uuid, mig_uuid), group in groupby(resource.devices, key=lambda device: device.unit)
+        for devices in (tuple(group),)
     )
     # Replicas of a device are the same to a container, so they share one response.
     by_uuid = {
@@ -141,21 +135,6 @@ def _container(injection: Injection) -> bytes:
             *(entry(4, *one) for one in sorted(dict(injection.annotations).items())),
             *(message(5, text(1, name)) for name in injection.cdi_devices),
         )
-    )
-
-
-def _unit(device: Device) -> tuple[str, str | None]:
-    """What decides on the device's health: its GPU, and its MIG device if it has one."""
-    return device.gpu_uuid, device.mig.uuid if device.mig else None
-
-
-def _list_part(gpu_uuid: str, mig_uuid: str | None, devices: Sequence[Device]) -> ListPart:
-    return ListPart(
-        gpu_uuid,
-        mig_uuid,
-        len(devices),
-        _devices(devices, HEALTHY),
-        _devices(devices, UNHEALTHY),
     )
 
 

@@ -38,12 +38,6 @@ class CallCounts:
     code: str
     by_bucket: Sequence[int]
     seconds: float
-    """What they took in all."""
-
-    @property
-    def count(self) -> int:
-        """All of them."""
-        return sum(self.by_bucket)
 
 
 class CallStats:
@@ -64,13 +58,11 @@ class CallStats:
         )
 
     def calls(self) -> Iterator[CallCounts]:
-        """What was counted, by method and code."""
         for (method, code), rows in list(self._rows.items()):
             sums = [sum(column) for column in zip(*list(rows.values()), strict=True)] or _new_row()
             yield CallCounts(method, code, [int(one) for one in sums[_BUCKETS:]], sums[_SUM])
 
     def running(self) -> dict[str, int]:
-        """Calls under way, by method."""
         return {
             method: sum(row[_RUNNING] > 0 for row in list(rows.values()))
             for (method, code), rows in list(self._rows.items())

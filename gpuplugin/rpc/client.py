@@ -70,11 +70,9 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Disconnect; safe to call twice."""
         self._socket.close()
 
     def fileno(self) -> int:
-        """For selectors."""
         return self._socket.fileno()
 
     def interrupt(self) -> None:
@@ -85,11 +83,7 @@ class Connection:
             return  # it is closed already
 
     def call(self, method: Method, request: bytes) -> bytes:
-        """One unary call to its end.
-
-        Raises:
-            CallFailed: it ended with an error status.
-        """
+        """Make a unary call and wait for its end; raises `CallFailed` for an error status."""
         call = self.start(method, request)
         while not call.ended:
             self._receive()
@@ -112,11 +106,7 @@ class Connection:
         return ended
 
     def next_response(self, call: ClientCall) -> bytes | None:
-        """Wait for the next response of a streaming call; None once it has ended with OK.
-
-        Raises:
-            CallFailed: it ended with an error status.
-        """
+        """Wait for the next response of a stream; None after OK, else raises `CallFailed`."""
         while not call.responses and not call.ended:
             self._receive()
         if call.responses:
@@ -126,7 +116,6 @@ class Connection:
         return None
 
     def cancel(self, call: ClientCall) -> None:
-        """End a call from this side."""
         self._h2.cancel(call)
         self._send()
 
@@ -159,11 +148,7 @@ def unary_call(
     timeout_s: float,
     max_response_bytes: int = MAX_MESSAGE_BYTES,
 ) -> bytes:
-    """Call `method` (`/package.Service/Method`) and wait for the bytes of its response.
-
-    Raises:
-        CallFailed: the server's status, or UNAVAILABLE and DEADLINE_EXCEEDED made here.
-    """
+    """Call `/package.Service/Method` with a deadline; raises `CallFailed`."""
     deadline_s = time.monotonic() + timeout_s
     connection = ClientConnection(max_response_bytes)
     call = connection.start(Method.of(method, timeout_s), request)
@@ -183,11 +168,7 @@ def unary_call(
 async def unary_call_async(
     socket_path: Path, method: str, request: bytes, timeout_s: float
 ) -> bytes:
-    """The same on the event loop; a cancellation ends the call at once.
-
-    Raises:
-        CallFailed: as `unary_call`.
-    """
+    """As `unary_call`, on the event loop; a cancellation ends the call at once."""
     connection = ClientConnection(MAX_MESSAGE_BYTES)
     call = connection.start(Method.of(method, timeout_s), request)
     try:

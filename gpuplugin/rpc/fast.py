@@ -5,7 +5,7 @@ Right for a few local clients, and for handlers that respond from memory. HTTP/2
 
 A connection is worked on under its lock: by its own thread when the peer sent something, by any
 thread whose `wake` finds the lock free, and by the keeper, a thread that accepts connections, waits
-for sockets that took no more, and looks after deadlines. `wake` never waits: if the lock is taken,
+for sockets that took no more, and checks deadlines. `wake` never waits: if the lock is taken,
 its holder checks for woken streams once more after the release.
 """
 
@@ -36,8 +36,8 @@ MAX_CONNECTIONS = 16
 MAX_WAITING_BYTES = 1024 * 1024
 """A peer with so many responses that it does not read is not read from."""
 STALL_S = 20.0
-"""A peer that takes nothing of what is sent, or does not go on with what it began, is left."""
-LOOK_S = 1.0
+"""A peer that reads nothing, or does not finish what it began to send, is disconnected."""
+CHECK_S = 1.0
 """How often the keeper checks what only time changes."""
 
 _PIECE_BYTES = 64 * 1024
@@ -47,16 +47,13 @@ _SEND_BUFFER_BYTES = 512 * 1024
 """The send buffer of a connection, so that a list of 8,000 devices leaves at once."""
 _FOREVER_S = -1.0
 _ACCEPT_PAUSE_S = 0.1
-_LAST_WORDS_S = 1.0
+_CLOSE_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
 class FastEngine:
-    """See `gpuplugin.rpc.services.Engine`."""
-
     def serve(self, socket_path: Path, services: Sequence[Service]) -> FastServer:
-        """Listen on `socket_path`; see `Engine.serve`."""
         check_socket_path(socket_path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -99,11 +96,11 @@ class _Link:
         self._woken: deque[Stream] = deque()
         self.thread = threading.Thread(target=self._run, name="rpc", daemon=True)
 
-    def look_after(self) -> None:
-        """See to deadlines, to what was not sent, to a peer that has stopped, and to the end."""
+    def check_time(self) -> None:
+        """Check deadlines, unsent bytes, a stalled peer, and the end of the grace period."""
         if time.monotonic() >= self._server.stop_by_s:
             self.end()
-        self._locked(_LOCK_S, self._look_after)
+        self._locked(_LOCK_S, self._check_time)
 
     def end(self) -> None:
         """Break the connection off; its thread does the rest."""
@@ -120,14 +117,14 @@ class _Link:
         self._server.links.discard(self)
         self._server.poke()
 
-    def _look_after(self) -> None:
+    def _check_time(self) -> None:
         if self._server.stop_by_s < math.inf:
             self._connection.drain()
-        self._connection.look_after()
+        self._connection.check_time()
         late_s = time.monotonic() - STALL_S
         stalled = bool(self.unsent) and self._sent_s < late_s
         if stalled or (self._connection.unfinished and self.last_read_s < late_s):
-            log.info("a client that does not %s is left", "read" if stalled else "go on")
+            log.info("closing a client that does not %s", "read" if stalled else "send the rest")
             self.end()
 
     def _locked(self, wait_s: float, act: Callable[..., object], *args: object) -> None:
@@ -141,7 +138,7 @@ class _Link:
                 act(*args)
                 self._flush()
             except Exception:
-                log.exception("a connection failed; its client will come back")
+                log.exception("a connection failed; its client will reconnect")
                 self.end()
                 self._connection.close()  # what is read before the end must not be acted on
             finally:
@@ -216,8 +213,6 @@ class _Link:
 
 
 class FastServer:
-    """See `gpuplugin.rpc.services.Server`."""
-
     def __init__(self, listener: socket.socket, path: Path, service: Service) -> None:
         self.service = service
         self.stop_by_s = math.inf
@@ -247,12 +242,12 @@ class FastServer:
 
     def _keep(self) -> None:
         while self.stop_by_s == math.inf:
-            self._wait_and_look(LOOK_S)
+            self._wait_and_check(CHECK_S)
         self._listener.close()
-        while self.links and time.monotonic() < self.stop_by_s + _LAST_WORDS_S:
-            self._wait_and_look(_LOCK_S)
+        while self.links and time.monotonic() < self.stop_by_s + _CLOSE_S:
+            self._wait_and_check(_LOCK_S)
 
-    def _wait_and_look(self, at_most_s: float) -> None:
+    def _wait_and_check(self, at_most_s: float) -> None:
         """Wait until something is to be done, and do it."""
         ready = select.poll()
         ready.register(self._bell, select.POLLIN)
@@ -269,7 +264,7 @@ class FastServer:
             elif descriptor == self._listener.fileno():
                 self._accept()
         for link in self.links.copy():
-            link.look_after()
+            link.check_time()
 
     def _accept(self) -> None:
         try:

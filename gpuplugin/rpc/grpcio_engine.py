@@ -41,10 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class GrpcioEngine:
-    """See `gpuplugin.rpc.services.Engine`."""
-
     def serve(self, socket_path: Path, services: Sequence[Service]) -> GrpcioServer:
-        """Listen on `socket_path`; see `Engine.serve`."""
         check_socket_path(socket_path)
         pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rpc")
         server = grpc.server(pool, options=_OPTIONS)
@@ -60,14 +57,11 @@ class GrpcioEngine:
 
 
 class GrpcioServer:
-    """See `gpuplugin.rpc.services.Server`."""
-
     def __init__(self, server: grpc.Server, pool: ThreadPoolExecutor) -> None:
         self._server = server
         self._pool = pool
 
     def stop(self, grace_s: float) -> None:
-        """Stop; see `Server.stop`."""
         self._server.stop(grace_s).wait(grace_s + 5)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -84,9 +78,7 @@ def _generic_handler(service: Service) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(service.name, methods)
 
 
-def _unary(
-    handler: Callable[[bytes], bytes],
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+def _unary(handler: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     def call(request: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return handler(request)

@@ -23,7 +23,6 @@ class Publication:
         self._version = 0
         self._subscribers: set[_Subscription] = set()
         self._opened = 0
-        self._taken = 0
 
     def publish(self, message: bytes) -> bool:
         """Make `message` the newest; False, and nothing is sent, if it equals the last one."""
@@ -59,25 +58,16 @@ class Publication:
 
     @property
     def open_streams(self) -> int:
-        """Subscriptions that are open now."""
         with self._lock:
             return len(self._subscribers)
 
     @property
     def opened_streams(self) -> int:
-        """Subscriptions that were ever opened."""
         with self._lock:
             return self._opened
 
     @property
-    def messages_taken(self) -> int:
-        """Messages that streams took for sending, over all streams."""
-        with self._lock:
-            return self._taken
-
-    @property
     def size_bytes(self) -> int:
-        """Length of the newest message."""
         with self._lock:
             return len(self._message or b"")
 
@@ -85,7 +75,6 @@ class Publication:
         with self._lock:
             if self._version == seen_version:
                 return seen_version, None
-            self._taken += 1
             return self._version, self._message
 
     def _drop(self, subscription: _Subscription) -> None:
@@ -99,8 +88,6 @@ def _nothing() -> None:
 
 
 class _Subscription:
-    """See `gpuplugin.rpc.Subscription`."""
-
     def __init__(self, publication: Publication, wake: Callable[[], None]) -> None:
         self._publication = publication
         self._seen_version = 0

@@ -63,11 +63,9 @@ class Subscription(Protocol):
 
     def take(self) -> bytes | None:
         """The newest message that was not taken yet, or None if there is none."""
-        ...
 
     def close(self) -> None:
         """The stream has ended; safe to call twice."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +87,13 @@ class Server(Protocol):
 
     def stop(self, grace_s: float) -> None:
         """Stop accepting, let running calls end for `grace_s`, remove the socket. Blocks."""
-        ...
 
 
 class Engine(Protocol):
     """Carries services over unix sockets."""
 
     def serve(self, socket_path: Path, services: Sequence[Service]) -> Server:
-        """Listen on `socket_path` and serve in background threads.
-
-        Raises:
-            SocketError: the socket cannot be made; the text says why.
-        """
-        ...
+        """Listen and serve in background threads; raises `SocketError` with the reason."""
 
 
 class SocketError(Exception):
@@ -114,11 +106,7 @@ def grpc_target(socket: Path) -> str:
 
 
 def check_socket_path(path: Path) -> None:
-    """Refuse a path that the operating system cannot bind, with a text that says so.
-
-    Raises:
-        SocketError: the path is too long.
-    """
+    """Raise `SocketError` for a path that is too long to bind."""
     length = len(str(path).encode())
     if length > MAX_SOCKET_PATH_BYTES:
         raise SocketError(

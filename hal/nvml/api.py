@@ -1,7 +1,7 @@
 """The part of NVML that the backend uses, typed: calls, values, return codes.
 
-`NvmlApi` speaks NVML's language: handles, masks, milliwatts. What they mean for the project is
-decided in the other modules of this package (errors: `hal.nvml.failures`); the real implementation
+`NvmlApi` has NVML's types: handles, masks, milliwatts. The other modules of this package interpret
+them (errors: `hal.nvml.failures`); the real implementation
 is `hal.nvml.binding`.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Final, NewType, Protocol
+from typing import TYPE_CHECKING, Final, NewType, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+_T = TypeVar("_T")
+_D = TypeVar("_D")
 
 Handle = NewType("Handle", int)
 """A device as NVML knows it: a pointer, equal for equal devices until NVML is shut down."""
@@ -24,7 +27,7 @@ NO_INSTANCE: Final = 0xFFFFFFFF
 
 
 class Code(IntEnum):
-    """NVML's return codes, all of them; what is made of each is in `hal.nvml.failures`."""
+    """NVML's return codes, all of them; `hal.nvml.failures` maps them to errors."""
 
     SUCCESS = 0
     UNINITIALIZED = 1
@@ -60,7 +63,7 @@ class Code(IntEnum):
     UNKNOWN = 999
 
 
-DRIVER_GONE: Final = frozenset(
+DRIVER_FAILED: Final = frozenset(
     {Code.UNINITIALIZED, Code.DRIVER_NOT_LOADED, Code.LIB_RM_VERSION_MISMATCH}
 )
 LOST: Final = frozenset({Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.GPU_NOT_FOUND})
@@ -80,7 +83,7 @@ UNSUPPORTED: Final = frozenset(
 
 
 class NvmlError(Exception):
-    """A call to NVML failed: `code` is its return code (see `Code`), `text` its own words."""
+    """A call to NVML failed: `code` is its return code (see `Code`), `text` its message."""
 
     def __init__(self, code: int, text: str = "") -> None:
         self.code = code
@@ -89,52 +92,62 @@ class NvmlError(Exception):
 
     @property
     def is_lost(self) -> bool:
-        """True if it says that the GPU no longer answers."""
         return self.code in LOST
 
     @property
-    def is_driver_gone(self) -> bool:
-        """True if it says that the whole driver does not answer."""
-        return self.code in DRIVER_GONE
+    def is_driver_failure(self) -> bool:
+        return self.code in DRIVER_FAILED
 
     @property
     def is_unsupported(self) -> bool:
-        """True if it says that this GPU, driver or user cannot do what was asked."""
+        """True if this GPU, driver or user does not support the call."""
         return self.code in UNSUPPORTED
 
 
-class EventType(IntFlag):
-    """NVML's event types that the backend subscribes to."""
+def supported(read: Callable[[], _T], default: _D) -> _T | _D:
+    """What `read` returns, or `default` if it is not supported; other `NvmlError`s are raised."""
+    try:
+        return read()
+    except NvmlError as err:
+        if not err.is_unsupported:
+            raise
+        return default
 
+
+def optional(read: Callable[[], _T], default: _D) -> _T | _D:
+    """What `read` returns, or `default`; raises `NvmlError` for a lost GPU or a failed driver."""
+    try:
+        return read()
+    except NvmlError as err:
+        if err.is_lost or err.is_driver_failure:
+            raise
+        return default
+
+
+class EventType(IntFlag):
     SINGLE_BIT_ECC = 0x1
     DOUBLE_BIT_ECC = 0x2
     XID = 0x8
 
 
 class Clock(IntEnum):
-    """NVML's clock domains that the backend reads."""
-
     SM = 1
     MEMORY = 2
 
 
 class EccKind(IntEnum):
-    """Kinds of ECC error that NVML counts."""
-
     CORRECTED = 0
     UNCORRECTED = 1
 
 
 class Field(IntEnum):
-    """NVML's field ids that the backend reads."""
-
     SHUTDOWN_MARGIN_C = 193
     RECOVERY_ACTION = 230
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of device memory; `used` does without what the driver keeps, where NVML can tell."""
+    """Bytes of device memory; `used` does without what the driver keeps, where NVML reports it."""
 
     total: int
     used: int
@@ -162,17 +175,15 @@ class EventData:
 
 @dataclass(frozen=True, slots=True)
 class RemappedRows:
-    """What the row remapper of a GPU has done and could not do."""
+    """Whether a row remapping waits for a reset, and whether one failed."""
 
-    corrected: int
-    uncorrected: int
     pending: bool
     failure: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process with a compute context; memory in bytes, None where NVML cannot tell."""
+    """A process with a compute context; memory in bytes, None where NVML does not report it."""
 
     pid: int
     memory: int | None
@@ -194,160 +205,93 @@ class NvmlApi(Protocol):
 
     def init(self) -> None:
         """Connect to the driver; counted, each call needs its `shutdown`."""
-        ...
 
     def shutdown(self) -> None:
         """Undo one `init`; the library stays loaded."""
-        ...
 
-    def driver_version(self) -> str:
-        """The driver's version, for example `580.105.08`."""
-        ...
-
-    def process_name(self, pid: int) -> str:
-        """The path of the process' program."""
-        ...
+    def driver_version(self) -> str: ...
+    def process_name(self, pid: int) -> str: ...
 
     def device_count(self) -> int:
-        """How many GPUs there are, lost ones included until NVML is initialised anew."""
-        ...
+        """The number of GPUs, lost ones included until NVML is initialised again."""
 
-    def handle_by_index(self, index: int) -> Handle:
-        """The GPU at NVML's index."""
-        ...
-
-    def uuid(self, device: Handle) -> str:
-        """The UUID of a GPU or MIG device."""
-        ...
+    def handle_by_index(self, index: int) -> Handle: ...
+    def uuid(self, device: Handle) -> str: ...
 
     def name(self, device: Handle) -> str:
         """The product name of a GPU; that of a MIG device ends with its profile."""
-        ...
 
     def minor(self, device: Handle) -> int:
         """The N of `/dev/nvidiaN`."""
-        ...
 
     def pci_bus_id(self, device: Handle) -> str:
         """The PCI address in NVML's spelling."""
-        ...
 
-    def memory(self, device: Handle) -> Memory:
-        """The memory of a GPU or MIG device."""
-        ...
-
-    def compute_capability(self, device: Handle) -> tuple[int, int]:
-        """The CUDA compute capability, major and minor."""
-        ...
-
-    def compute_mode(self, device: Handle) -> int:
-        """NVML's number of the compute mode."""
-        ...
+    def memory(self, device: Handle) -> Memory: ...
+    def compute_capability(self, device: Handle) -> tuple[int, int]: ...
+    def compute_mode(self, device: Handle) -> int: ...
 
     def mig_mode(self, device: Handle) -> bool:
         """Whether MIG is in force now."""
-        ...
 
     def max_mig_devices(self, device: Handle) -> int:
         """One more than the highest index that a MIG device can have."""
-        ...
 
     def mig_handle(self, device: Handle, index: int) -> Handle:
-        """The MIG device at an index; `NOT_FOUND` where there is none."""
-        ...
+        """The MIG device at an index; `NOT_FOUND` if there is none."""
 
-    def gpu_instance(self, mig: Handle) -> int:
-        """The id of the GPU instance of a MIG device."""
-        ...
-
-    def compute_instance(self, mig: Handle) -> int:
-        """The id of the compute instance of a MIG device."""
-        ...
-
-    def mig_attributes(self, mig: Handle) -> MigAttributes:
-        """What a MIG device has of its GPU."""
-        ...
-
-    def event_set_create(self) -> EventSet:
-        """Make an empty event set."""
-        ...
+    def gpu_instance(self, mig: Handle) -> int: ...
+    def compute_instance(self, mig: Handle) -> int: ...
+    def mig_attributes(self, mig: Handle) -> MigAttributes: ...
+    def event_set_create(self) -> EventSet: ...
 
     def event_set_free(self, events: EventSet) -> None:
-        """Let go of an event set; nobody may wait on it."""
-        ...
+        """Free an event set; no thread may wait on it."""
 
     def event_types(self, device: Handle) -> int:
         """The mask of the event types that the GPU can report."""
-        ...
 
-    def event_register(self, device: Handle, types: int, events: EventSet) -> None:
-        """Have the GPU's events of these types delivered to the set."""
-        ...
+    def event_register(self, device: Handle, types: int, events: EventSet) -> None: ...
 
     def event_wait(self, events: EventSet, timeout_ms: int) -> EventData:
         """The next event; `TIMEOUT` if none came."""
-        ...
 
-    def field(self, device: Handle, field: Field) -> int:
-        """One of NVML's integer field values."""
-        ...
-
-    def remapped_rows(self, device: Handle) -> RemappedRows:
-        """What the row remapper reports."""
-        ...
+    def field(self, device: Handle, field: Field) -> int: ...
+    def remapped_rows(self, device: Handle) -> RemappedRows: ...
 
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
-        """How many ECC errors there were since the driver was loaded."""
-        ...
+        """ECC errors since the driver was loaded."""
 
     def utilization_percent(self, device: Handle) -> int:
         """Percent of the last sample period in which a kernel ran."""
-        ...
 
-    def temperature_c(self, device: Handle) -> int:
-        """The temperature of the GPU's die."""
-        ...
+    def temperature_c(self, device: Handle) -> int: ...
 
     def shutdown_temperature_c(self, device: Handle) -> int:
         """The temperature at which the GPU shuts itself down; not supported since Hopper."""
-        ...
 
     def temperature_margin_c(self, device: Handle) -> int:
         """Degrees to the temperature at which the GPU slows itself down; negative above it."""
-        ...
 
-    def power_mw(self, device: Handle) -> int:
-        """What the board draws."""
-        ...
+    def power_mw(self, device: Handle) -> int: ...
 
     def power_limit_mw(self, device: Handle) -> int:
-        """What the board may draw, all limits taken together."""
-        ...
+        """The board's limit, all limits taken together."""
 
-    def clock_mhz(self, device: Handle, clock: Clock) -> int:
-        """The present speed of a clock."""
-        ...
+    def clock_mhz(self, device: Handle, clock: Clock) -> int: ...
 
     def clock_reasons(self, device: Handle) -> int:
         """The mask of the reasons for the present clocks."""
-        ...
 
-    def processes(self, device: Handle) -> Sequence[Process]:
-        """The processes with a compute context."""
-        ...
+    def processes(self, device: Handle) -> Sequence[Process]: ...
 
     def process_samples(self, device: Handle) -> Sequence[ProcessSample]:
         """The samples of SM use that the driver still has."""
-        ...
 
     def topology(self, one: Handle, other: Handle) -> int:
         """The level of the nearest common ancestor of two GPUs."""
-        ...
 
-    def nvlink_active(self, device: Handle, link: int) -> bool:
-        """Whether the link is up."""
-        ...
+    def nvlink_active(self, device: Handle, link: int) -> bool: ...
 
     def nvlink_remote(self, device: Handle, link: int) -> str:
-        """The PCI address of what is at the other end of the link, in NVML's spelling."""
-        ...
+        """The PCI address of the other end of the link, in NVML's spelling."""

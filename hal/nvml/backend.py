@@ -18,11 +18,11 @@ from hal.errors import DriverNotFound, DriverUnavailable, NotSupported
 from hal.nvml.api import NvmlError
 from hal.nvml.failures import hal_error
 from hal.nvml.inventory import Inventory
+from hal.nvml.kernelfiles import read_epoch
 from hal.nvml.library import load_library
-from hal.nvml.links import read_links
 from hal.nvml.readings import (
     ShutdownLimits,
-    read_epoch,
+    read_links,
     read_probe,
     read_processes,
     read_telemetry,
@@ -33,9 +33,8 @@ from hal.nvml.watch import Watcher
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from hal.events import Event
     from hal.nvml.api import NvmlApi
-    from hal.types import ComputeProcess, Gpu, Link, Probe, Telemetry, TimeSliceLevel
+    from hal.types import ComputeProcess, Event, Gpu, Link, Probe, Telemetry, TimeSliceLevel
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +43,6 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """One connection to NVML, from `open` to `close`."""
-
     api: NvmlApi
     driver_version: str
     watcher: Watcher
@@ -70,16 +67,7 @@ class NvmlBackend:
         rescan_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            driver_root: where the driver is mounted in this container.
-            api: NVML's calls; None finds and loads the library on `open`.
-            sysfs_root: where sysfs is mounted.
-            procfs_root: where procfs is mounted.
-            rescan_s: how often `wait_events` looks for GPUs that came or went.
-            clock: seconds that never go back.
-        """
+        """`api` None loads the library on `open`; `wait_events` scans for GPUs every `rescan_s`."""
         self._driver_root = driver_root
         self._given_api = api
         self._sysfs_root = sysfs_root
@@ -109,14 +97,13 @@ class NvmlBackend:
                         api.shutdown()
 
     def close(self) -> None:
-        """Disconnect; see `hal.Backend.close`."""
         with self._lock:
             session, self._session = self._session, None
             if session is None:
                 return
             if not session.watcher.close(_CLOSE_TIMEOUT_S):
                 # Shutting NVML down under a call that waits in it can crash the process.
-                _log.warning("NVML does not come back from waiting for events; left initialised")
+                _log.warning("NVML does not return from waiting for events; it stays initialised")
                 return
             try:
                 session.api.shutdown()
@@ -125,23 +112,16 @@ class NvmlBackend:
 
     @property
     def driver_version(self) -> str:
-        """The driver's version, for example `580.105.08`."""
         return self._open_session().driver_version
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """All GPUs ever seen; see `hal.Backend.gpus`."""
         return self._inventory.scan(self._open_session().api).gpus
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
-        """Wait for events; see `hal.Backend.wait_events`.
-
-        Raises:
-            HalError: the driver cannot be watched now; worth another try after a pause.
-        """
+        """Raises `HalError` if the driver cannot be watched now; try again after a pause."""
         return self._open_session().watcher.wait(timeout_s)
 
     def probe(self, uuid: str) -> Probe:
-        """Ask the GPU whether it can be used; see `hal.Backend.probe`."""
         session = self._open_session()
         api = session.api
         gpu = self._inventory.identify(api, uuid)
@@ -149,7 +129,6 @@ class NvmlBackend:
         return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch, session.limits)
 
     def telemetry(self, uuid: str) -> Telemetry:
-        """Read the GPU's sensors; see `hal.Backend.telemetry`."""
         api = self._open_session().api
         try:
             return read_telemetry(api, self._inventory.handle(api, uuid))
@@ -157,11 +136,7 @@ class NvmlBackend:
             raise hal_error(err, "Reading the telemetry", uuid) from err
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
-        """List the GPU's compute processes; see `hal.Backend.processes`.
-
-        Raises:
-            NotSupported: the driver has no such list.
-        """
+        """As `hal.Backend.processes`; also raises `NotSupported` if the driver has no such list."""
         api = self._open_session().api
         try:
             handle = self._inventory.handle(api, uuid)
@@ -170,7 +145,7 @@ class NvmlBackend:
             raise hal_error(err, "Listing the processes", uuid) from err
 
     def links(self) -> Mapping[tuple[str, str], Link]:
-        """The link matrix; see `hal.Backend.links`. Read anew when other GPUs answer."""
+        """The link matrix; see `hal.Backend.links`. Read anew when other GPUs respond."""
         api = self._open_session().api
         snapshot = self._inventory.scan(api)
         uuids = frozenset(snapshot.handles)

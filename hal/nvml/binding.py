@@ -49,12 +49,19 @@ def _translated(call: Callable[_P, _R]) -> Callable[_P, _R]:
         except pynvml.NVMLError as err:
             raise NvmlError(int(err.value), str(err)) from err
         except pynvml.NVMLLibraryMismatchError as err:
-            # The binding's words for: the driver has no such function in this version.
+            # The binding's error for: the driver lacks this version of the function.
             raise NvmlError(Code.FUNCTION_NOT_FOUND, str(err)) from err
         except UnicodeDecodeError as err:
             raise NvmlError(Code.UNKNOWN, f"NVML returned text that is not UTF-8: {err}") from err
 
     return wrapper
+
+
+def _all_translated(api: type[_R]) -> type[_R]:
+    for name, call in list(vars(api).items()):
+        if callable(call):
+            setattr(api, name, _translated(call))
+    return api
 
 
 def _address(pointer: ctypes.c_void_p) -> int:
@@ -112,50 +119,40 @@ def _integer(value: pynvml.c_nvmlValue_t, kind: int) -> int:
     return int(getattr(value, members.get(kind, "uiVal")))
 
 
+@_all_translated
 class _PynvmlApi:
-    """What each method does is told by `NvmlApi`."""
+    """Implements `NvmlApi`, which documents the methods."""
 
-    @_translated
     def init(self) -> None:
         pynvml.nvmlInit()
 
-    @_translated
     def shutdown(self) -> None:
         pynvml.nvmlShutdown()
 
-    @_translated
     def driver_version(self) -> str:
         return str(pynvml.nvmlSystemGetDriverVersion())
 
-    @_translated
     def process_name(self, pid: int) -> str:
         return str(pynvml.nvmlSystemGetProcessName(pid))
 
-    @_translated
     def device_count(self) -> int:
         return int(pynvml.nvmlDeviceGetCount())
 
-    @_translated
     def handle_by_index(self, index: int) -> Handle:
         return Handle(_address(pynvml.nvmlDeviceGetHandleByIndex(index)))
 
-    @_translated
     def uuid(self, device: Handle) -> str:
         return str(pynvml.nvmlDeviceGetUUID(_device(device)))
 
-    @_translated
     def name(self, device: Handle) -> str:
         return str(pynvml.nvmlDeviceGetName(_device(device)))
 
-    @_translated
     def minor(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetMinorNumber(_device(device)))
 
-    @_translated
     def pci_bus_id(self, device: Handle) -> str:
         return _text(pynvml.nvmlDeviceGetPciInfo(_device(device)).busId)
 
-    @_translated
     def memory(self, device: Handle) -> Memory:
         try:
             info = pynvml.nvmlDeviceGetMemoryInfo(_device(device), version=pynvml.nvmlMemory_v2)
@@ -167,37 +164,29 @@ class _PynvmlApi:
             info = pynvml.nvmlDeviceGetMemoryInfo(_device(device))
         return Memory(total=int(info.total), used=int(info.used))
 
-    @_translated
     def compute_capability(self, device: Handle) -> tuple[int, int]:
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(_device(device))
         return int(major), int(minor)
 
-    @_translated
     def compute_mode(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetComputeMode(_device(device)))
 
-    @_translated
     def mig_mode(self, device: Handle) -> bool:
         return bool(pynvml.nvmlDeviceGetMigMode(_device(device))[0])
 
-    @_translated
     def max_mig_devices(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetMaxMigDeviceCount(_device(device)))
 
-    @_translated
     def mig_handle(self, device: Handle, index: int) -> Handle:
         mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(_device(device), index)
         return Handle(_address(mig))
 
-    @_translated
     def gpu_instance(self, mig: Handle) -> int:
         return int(pynvml.nvmlDeviceGetGpuInstanceId(_device(mig)))
 
-    @_translated
     def compute_instance(self, mig: Handle) -> int:
         return int(pynvml.nvmlDeviceGetComputeInstanceId(_device(mig)))
 
-    @_translated
     def mig_attributes(self, mig: Handle) -> MigAttributes:
         attributes = pynvml.nvmlDeviceGetAttributes(_device(mig))
         return MigAttributes(
@@ -206,23 +195,18 @@ class _PynvmlApi:
             memory_mib=int(attributes.memorySizeMB),
         )
 
-    @_translated
     def event_set_create(self) -> EventSet:
         return EventSet(_address(pynvml.nvmlEventSetCreate()))
 
-    @_translated
     def event_set_free(self, events: EventSet) -> None:
         pynvml.nvmlEventSetFree(_event_set(events))
 
-    @_translated
     def event_types(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetSupportedEventTypes(_device(device)))
 
-    @_translated
     def event_register(self, device: Handle, types: int, events: EventSet) -> None:
         pynvml.nvmlDeviceRegisterEvents(_device(device), types, _event_set(events))
 
-    @_translated
     def event_wait(self, events: EventSet, timeout_ms: int) -> EventData:
         try:
             data = pynvml.nvmlEventSetWait_v2(_event_set(events), timeout_ms)
@@ -236,53 +220,42 @@ class _PynvmlApi:
             compute_instance=int(data.computeInstanceId),
         )
 
-    @_translated
     def field(self, device: Handle, field: Field) -> int:
         value = pynvml.nvmlDeviceGetFieldValues(_device(device), [int(field)])[0]
         if value.nvmlReturn != _NVML_SUCCESS:
             raise pynvml.NVMLError(value.nvmlReturn)
         return _integer(value.value, int(value.valueType))
 
-    @_translated
     def remapped_rows(self, device: Handle) -> RemappedRows:
         rows = pynvml.nvmlDeviceGetRemappedRows(_device(device))
-        return RemappedRows(int(rows[0]), int(rows[1]), bool(rows[2]), bool(rows[3]))
+        return RemappedRows(pending=bool(rows[2]), failure=bool(rows[3]))
 
-    @_translated
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         counter = pynvml.NVML_VOLATILE_ECC
         return int(pynvml.nvmlDeviceGetTotalEccErrors(_device(device), int(kind), counter))
 
-    @_translated
     def utilization_percent(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetUtilizationRates(_device(device)).gpu)
 
-    @_translated
     def temperature_c(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetTemperature(_device(device), pynvml.NVML_TEMPERATURE_GPU))
 
-    @_translated
     def shutdown_temperature_c(self, device: Handle) -> int:
         kind = pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN
         return int(pynvml.nvmlDeviceGetTemperatureThreshold(_device(device), kind))
 
-    @_translated
     def temperature_margin_c(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetMarginTemperature(_device(device)))
 
-    @_translated
     def power_mw(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetPowerUsage(_device(device)))
 
-    @_translated
     def power_limit_mw(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetEnforcedPowerLimit(_device(device)))
 
-    @_translated
     def clock_mhz(self, device: Handle, clock: Clock) -> int:
         return int(pynvml.nvmlDeviceGetClockInfo(_device(device), int(clock)))
 
-    @_translated
     def clock_reasons(self, device: Handle) -> int:
         try:
             return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(_device(device)))
@@ -290,7 +263,6 @@ class _PynvmlApi:
             # Drivers before 535 know the call by its old name only.
             return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(_device(device)))
 
-    @_translated
     def processes(self, device: Handle) -> list[Process]:
         return [
             Process(
@@ -302,7 +274,6 @@ class _PynvmlApi:
             for process in _running_processes(_device(device))
         ]
 
-    @_translated
     def process_samples(self, device: Handle) -> list[ProcessSample]:
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(_device(device), 0)
@@ -316,19 +287,16 @@ class _PynvmlApi:
             for sample in samples
         ]
 
-    @_translated
     def topology(self, one: Handle, other: Handle) -> int:
         return int(pynvml.nvmlDeviceGetTopologyCommonAncestor(_device(one), _device(other)))
 
-    @_translated
     def nvlink_active(self, device: Handle, link: int) -> bool:
         return bool(pynvml.nvmlDeviceGetNvLinkState(_device(device), link))
 
-    @_translated
     def nvlink_remote(self, device: Handle, link: int) -> str:
         return _text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(_device(device), link).busId)
 
 
 def pynvml_api() -> NvmlApi:
-    """NVML by way of nvidia-ml-py. The library is first asked for by `init`."""
+    """NVML by way of nvidia-ml-py. `init` is the first call that needs the library."""
     return _PynvmlApi()

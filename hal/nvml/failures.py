@@ -1,4 +1,4 @@
-"""What each of NVML's return codes means for the hardware layer: which error, and which cure."""
+"""NVML's return codes as the hardware layer's errors with remedies."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from hal.nvml.api import NvmlError
 
 _DMESG: Final = "See the driver's messages in 'dmesg'"
-_AGAIN: Final = "Try again; if it stays so, see the driver's messages in 'dmesg'"
+_AGAIN: Final = "Try again; if the error persists, see the driver's messages in 'dmesg'"
 _BUG: Final = (
     "This is a mistake of the program or of the driver: report it with the driver's version"
 )
 
 _DRIVER_REMEDIES: Final[Mapping[int, str]] = {
     Code.LIB_RM_VERSION_MISMATCH: "The driver was updated under running programs: reload its "
-    "modules or reboot; if that was done, restart this program, which still has the older library",
+    "modules or reboot; if that was done, restart this program, which still has the older library"
 }
 _DRIVER_REMEDY: Final = "Check that the kernel module nvidia is loaded ('lsmod', 'dmesg')"
 
@@ -34,17 +34,17 @@ _UNSUPPORTED_REMEDY: Final = "Use a newer driver, or do without"
 _REMEDIES: Final[Mapping[int, str]] = {
     Code.INVALID_ARGUMENT: _BUG,
     Code.ALREADY_INITIALIZED: _BUG,
-    Code.NOT_FOUND: "List the GPUs anew: what was asked for is gone",
+    Code.NOT_FOUND: "List the GPUs again: the requested object no longer exists",
     Code.INSUFFICIENT_SIZE: _AGAIN,
     Code.INSUFFICIENT_POWER: "Attach the GPU's power cables: it draws less than it needs",
     Code.TIMEOUT: _AGAIN,
     Code.IRQ_ISSUE: "The kernel has trouble with the GPU's interrupts: see 'dmesg' for irq, and "
     "the firmware's settings for MSI",
-    Code.CORRUPTED_INFOROM: "The GPU's own memory of its settings is corrupt: reset it; if it "
-    "stays so, have the GPU replaced",
+    Code.CORRUPTED_INFOROM: "The GPU's own memory of its settings is corrupt: reset it; if the "
+    "error persists, have the GPU replaced",
     Code.OPERATING_SYSTEM: "The operating system keeps this program from the GPU: check the rights "
     "of /dev/nvidia*, and the cgroup of the container ('systemctl daemon-reload' takes devices "
-    "away that the runtime was not told of)",
+    "away that the runtime does not know of)",
     Code.IN_USE: "End the processes that use the GPU ('nvidia-smi'), and try again",
     Code.MEMORY: "The machine has too little memory left: see 'dmesg' for the OOM killer",
     Code.INSUFFICIENT_RESOURCES: "End what uses the GPU's instances, and try again",
@@ -62,7 +62,7 @@ def hal_error(err: NvmlError, doing: str, uuid: str | None = None) -> HalError:
     cause = f"{doing}{where} failed: {err}"
     if err.code == Code.LIBRARY_NOT_FOUND:
         return DriverNotFound(LIBRARY, ("the loader's own search path",), REMEDY)
-    if err.is_driver_gone:
+    if err.is_driver_failure:
         return DriverUnavailable(cause, _DRIVER_REMEDIES.get(err.code, _DRIVER_REMEDY))
     if err.is_lost and uuid is not None:
         return GpuLost(uuid, str(err))

@@ -1,6 +1,6 @@
 """Which GPUs there are: enumeration, the identity of GPUs that were lost, and MIG devices.
 
-What a GPU is doing is read in `hal.nvml.readings`, what happens to it in `hal.nvml.watch`.
+What a GPU is doing is read in `hal.nvml.readings`, its events in `hal.nvml.watch`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import re
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hal.errors import UnknownGpu
-from hal.nvml.api import Code, Handle, NvmlError
+from hal.nvml.api import Code, Handle, NvmlError, optional, supported
 from hal.nvml.failures import hal_error
-from hal.nvml.migminors import mig_device_nodes, read_mig_minors
-from hal.nvml.procgpus import read_proc_gpus
+from hal.nvml.kernelfiles import (
+    canonical_bus_id,
+    mig_device_nodes,
+    numa_node,
+    read_mig_minors,
+    read_proc_gpus,
+)
 from hal.types import GIB, ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
@@ -27,94 +32,22 @@ if TYPE_CHECKING:
 
     from hal.nvml.api import NvmlApi
 
-_T = TypeVar("_T")
-_D = TypeVar("_D")
-
 _log = logging.getLogger(__name__)
 
-_JUST_NOW_S: Final = 0.5
-"""Who asks about each GPU after a look need not ask each for its name again."""
+_FRESH_S: Final = 0.5
+"""For this long after a scan the handle of a GPU need not be verified again."""
 
 _MIB: Final = 1024**2
 
 _NOT_FOR_COMPUTE: Final = frozenset({"DGX Display", "NVIDIA DGX Display"})
 _COMPUTE_MODES: Final = {
     0: ComputeMode.DEFAULT,
-    # Exclusive to a thread: gone since CUDA 8, and as exclusive to other processes.
+    # Exclusive to a thread: removed in CUDA 8, and as exclusive to other processes.
     1: ComputeMode.EXCLUSIVE_PROCESS,
     2: ComputeMode.PROHIBITED,
     3: ComputeMode.EXCLUSIVE_PROCESS,
 }
-_BUS_ID: Final = re.compile(
-    r"(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})\.(?P<function>[0-7])",
-    re.IGNORECASE,
-)
 _MIG_PROFILE: Final = re.compile(r"\bMIG (?P<profile>(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*)$")
-
-
-def supported(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default` where this GPU or driver does not have the value.
-
-    Raises:
-        NvmlError: it failed in any other way.
-    """
-    try:
-        return read()
-    except NvmlError as err:
-        if not err.is_unsupported:
-            raise
-        return default
-
-
-def optional(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default` where this one value cannot be read.
-
-    Raises:
-        NvmlError: the GPU or the whole driver does not answer.
-    """
-    try:
-        return read()
-    except NvmlError as err:
-        if err.is_lost or err.is_driver_gone:
-            raise
-        return default
-
-
-def canonical_bus_id(text: str) -> str:
-    """`text` in the form `00000000:07:00.0`; left as it is where it is no PCI address."""
-    match = _BUS_ID.fullmatch(text.strip("\0 "))
-    if match is None:
-        return text
-    domain = int(match["domain"], 16)
-    return f"{domain:08X}:{match['bus']}:{match['device']}.{match['function']}".upper()
-
-
-def is_bus_id(text: str) -> bool:
-    """True if it is a PCI address."""
-    return _BUS_ID.fullmatch(text) is not None
-
-
-def sysfs_bus_id(bus_id: str) -> str:
-    """The kernel's spelling of a canonical bus id, `0000:07:00.0`."""
-    domain, rest = bus_id.lower().split(":", 1)
-    return f"{int(domain, 16):04x}:{rest}"
-
-
-def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int | None:
-    """The NUMA node of a PCI device; None where the platform names none, or no sensible one."""
-    if not is_bus_id(bus_id):
-        return None
-    path = sysfs_root / "bus" / "pci" / "devices" / sysfs_bus_id(bus_id) / "numa_node"
-    try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return None
-    try:
-        node = int(text)
-    except ValueError:
-        warn(f"{path} holds {text[:40]!r}, which is no NUMA node; going on without")
-        return None
-    return node if node >= 0 else None
 
 
 def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_bytes: int) -> str:
@@ -127,7 +60,7 @@ def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_b
     if match is not None:
         return match["profile"]
     eighths = math.ceil(8 * mib * _MIB / gpu_bytes) / 8 if gpu_bytes else 0.0
-    # Half up, as NVIDIA's tools round; Python's round() goes to the even neighbour.
+    # Half up, as NVIDIA's tools round; Python's round() takes the even neighbour.
     gb = math.floor(eighths * math.ceil(gpu_bytes / GIB) + 0.5)
     compute = "" if compute_slices == gpu_slices else f"{compute_slices}c."
     return f"{compute}{gpu_slices}g.{gb}gb"
@@ -135,13 +68,13 @@ def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_b
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The GPUs at one moment, ordered by index, and the handles of those that answered."""
+    """The GPUs at one moment, ordered by index, and the handles of those that responded."""
 
     gpus: tuple[Gpu, ...]
     handles: Mapping[str, Handle]
 
 
-class _Board(NamedTuple):
+class _Identity(NamedTuple):
     """What does not change of a GPU on one connection."""
 
     product: str
@@ -155,51 +88,37 @@ class Inventory:
     """The GPUs that were ever seen. Safe to use from several threads."""
 
     def __init__(
-        self,
-        sysfs_root: Path,
-        procfs_root: Path,
-        clock_s: Callable[[], float] = time.monotonic,
+        self, sysfs_root: Path, procfs_root: Path, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
         self._sysfs_root = sysfs_root
         self._procfs_root = procfs_root
         self._clock_s = clock_s
-        self._looked_s = -math.inf
+        self._scanned_s = -math.inf
         self._lock = threading.Lock()
         self._known: dict[str, Gpu] = {}
         self._answering: Mapping[str, Handle] = {}
-        self._latest: Snapshot | None = None
-        self._scans = 0
+        self.latest: Snapshot | None = None
+        """The last scan of any caller; None before the first on this connection."""
+        self.scans = 0
         self._begun = 0
         self._newest = 0
         """The scan that `latest` is of, by the order in which they began."""
         self._warned: set[str] = set()
 
     def connected(self) -> None:
-        """Another connection to NVML begins: nothing that was said on the last one counts."""
+        """Another connection to NVML begins: handles of the last one are invalid."""
         self._answering = {}
-        self._looked_s = -math.inf
-        self._latest = None
-
-    @property
-    def scans(self) -> int:
-        """How often the GPUs were looked at."""
-        return self._scans
-
-    @property
-    def latest(self) -> Snapshot | None:
-        """What the last look showed, whoever looked; None before the first on this connection."""
-        return self._latest
+        self._scanned_s = -math.inf
+        self.latest = None
 
     def scan(self, api: NvmlApi) -> Snapshot:
-        """Look at every GPU. Those that do not answer are listed as lost.
+        """Read every GPU. Those that do not respond are listed as lost.
 
-        Who they are is known from earlier scans, or else from the kernel module. Of two scans at
+        Their identity is known from earlier scans, or else from the kernel module. Of two scans at
         the same time the one that began later counts.
-
-        Raises:
-            HalError: the driver does not answer at all; never because of a single GPU.
+        Raises HalError if the driver does not respond at all; never because of a single GPU.
         """
-        looked_s = self._clock_s()
+        scanned_s = self._clock_s()
         with self._lock:
             self._begun += 1
             number = self._begun
@@ -215,7 +134,7 @@ class Inventory:
                 handle = api.handle_by_index(index)
                 gpu = self._read(api, handle, index)
             except NvmlError as err:
-                if err.is_driver_gone:
+                if err.is_driver_failure:
                     raise hal_error(err, f"Reading the GPU with index {index}") from err
                 failures[index] = err
                 continue
@@ -223,9 +142,9 @@ class Inventory:
                 seen[gpu.uuid] = gpu
                 handles[gpu.uuid] = handle
         with self._lock:
-            self._scans += 1
-            if number < self._newest and self._latest is not None:
-                return self._latest  # a scan that began later has ended before this one
+            self.scans += 1
+            if number < self._newest and self.latest is not None:
+                return self.latest  # a scan that began later has ended before this one
             self._newest = number
             for uuid, gpu in self._known.items():
                 if uuid not in seen:
@@ -234,27 +153,27 @@ class Inventory:
                 seen[gpu.uuid] = gpu
             self._known = dict(seen)
             ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
-            snapshot = self._latest = Snapshot(tuple(ordered), handles)
+            snapshot = self.latest = Snapshot(tuple(ordered), handles)
             self._answering = handles
-            self._looked_s = looked_s
-        self._warn_of_strangers(failures, seen)
+            self._scanned_s = scanned_s
+        self._warn_of_unreadable(failures, seen)
         return snapshot
 
     def _never_read(
         self, failures: Mapping[int, NvmlError], count: int, listed: Mapping[str, Gpu]
     ) -> list[Gpu]:
-        """GPUs that were lost before the first look, as far as the kernel module tells of them."""
+        """GPUs that were lost before the first scan, as far as the kernel module lists them."""
         taken = {gpu.index for gpu in listed.values()}
-        # "Unknown error" is what many drivers say of a GPU that fell off the bus.
+        # Many drivers return "unknown error" for a GPU that fell off the bus.
         lost = [
             index
             for index, err in failures.items()
             if (err.is_lost or err.code == Code.UNKNOWN) and index not in taken
         ]
-        told = read_proc_gpus(self._procfs_root) if lost else ()
-        if len(told) != count:
-            return []  # in a container it may tell of some only: which is which is not known
-        found = [(index, told[index]) for index in lost]
+        listed_gpus = read_proc_gpus(self._procfs_root) if lost else ()
+        if len(listed_gpus) != count:
+            return []  # a container may see some only: which ones is not known
+        found = [(index, listed_gpus[index]) for index in lost]
         return [
             Gpu(
                 uuid=one.uuid,
@@ -274,11 +193,7 @@ class Inventory:
         ]
 
     def known(self, uuid: str) -> Gpu:
-        """The GPU as it was last seen.
-
-        Raises:
-            UnknownGpu: it never was.
-        """
+        """The GPU as it was last seen; raises `UnknownGpu` if it never was."""
         with self._lock:
             gpu = self._known.get(uuid)
         if gpu is None:
@@ -286,11 +201,7 @@ class Inventory:
         return gpu
 
     def identify(self, api: NvmlApi, uuid: str) -> Gpu:
-        """The GPU as it was last seen; looks again before it gives up.
-
-        Raises:
-            UnknownGpu: it was never seen.
-        """
+        """As `known`, after a scan if the GPU is not known yet."""
         try:
             return self.known(uuid)
         except UnknownGpu:
@@ -300,25 +211,25 @@ class Inventory:
     def handle(self, api: NvmlApi, uuid: str, *, anew: bool = False) -> Handle:
         """The handle of a GPU, checked to be that GPU's.
 
-        A look right before is as good as asking now, unless it must be done `anew`.
+        A scan right before is as good as a call now, unless it must be done `anew`.
 
         Raises:
             UnknownGpu: it was never seen.
-            NvmlError: it does not answer.
+            NvmlError: it does not respond.
         """
         gpu = self.identify(api, uuid)
         try:
             handle = self._answering.get(uuid)
-            just_now = not anew and self._clock_s() - self._looked_s < _JUST_NOW_S
+            just_now = not anew and self._clock_s() - self._scanned_s < _FRESH_S
             if handle is not None and just_now:
                 return handle
             if handle is None:
-                # By index: NVML looks for a UUID on all GPUs, and fails if any of them is lost.
+                # By index: NVML searches all GPUs for a UUID, and fails if any of them is lost.
                 handle = api.handle_by_index(gpu.index)
             if api.uuid(handle) == uuid:
                 return handle
         except NvmlError as err:
-            if err.is_lost or err.is_driver_gone:
+            if err.is_lost or err.is_driver_failure:
                 raise
         # The GPUs have changed.
         found = self.scan(api).handles.get(uuid)
@@ -328,13 +239,13 @@ class Inventory:
 
     def _read(self, api: NvmlApi, handle: Handle, index: int) -> Gpu | None:
         uuid = api.uuid(handle)
-        board = self._board_of(uuid, handle) or self._read_board(api, handle)
-        if board.product in _NOT_FOR_COMPUTE:
+        identity = self._known_identity(uuid, handle) or self._read_identity(api, handle)
+        if identity.product in _NOT_FOR_COMPUTE:
             return None
-        # Chips that share the host's memory have none of their own to report. It is asked every
-        # time: of a GPU that is gone the driver may still tell the rest from memory.
+        # Chips that share the host's memory have none of their own to report. It is read every
+        # time: of a lost GPU the driver may still report the rest from its cache.
         memory = supported(lambda: api.memory(handle).total, 0)
-        minor = board.minor
+        minor = identity.minor
         mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
         mig_devices = self._mig_devices(api, handle, uuid, memory) if mig_enabled else ()
         minors = read_mig_minors(self._procfs_root) if mig_devices else {}
@@ -343,11 +254,11 @@ class Inventory:
             uuid=uuid,
             index=index,
             minor=minor,
-            pci_bus_id=board.bus_id,
-            numa_node=board.numa_node,
-            product=board.product,
+            pci_bus_id=identity.bus_id,
+            numa_node=identity.numa_node,
+            product=identity.product,
             memory_bytes=memory,
-            compute_capability=board.compute_capability,
+            compute_capability=identity.compute_capability,
             mig_enabled=mig_enabled,
             mig_devices=tuple(
                 replace(
@@ -361,20 +272,22 @@ class Inventory:
             compute_mode=None if mode is None else _COMPUTE_MODES.get(mode),
         )
 
-    def _board_of(self, uuid: str, handle: Handle) -> _Board | None:
-        """What the last look of this connection found, if the GPU has kept its handle."""
+    def _known_identity(self, uuid: str, handle: Handle) -> _Identity | None:
+        """As the last scan of this connection found it, if the GPU has kept its handle."""
         gpu = self._known.get(uuid) if self._answering.get(uuid) == handle else None
         if gpu is None:
             return None
-        return _Board(gpu.product, gpu.pci_bus_id, gpu.minor, gpu.numa_node, gpu.compute_capability)
+        return _Identity(
+            gpu.product, gpu.pci_bus_id, gpu.minor, gpu.numa_node, gpu.compute_capability
+        )
 
-    def _read_board(self, api: NvmlApi, handle: Handle) -> _Board:
+    def _read_identity(self, api: NvmlApi, handle: Handle) -> _Identity:
         product = api.name(handle)
         if product in _NOT_FOR_COMPUTE:
-            return _Board(product, "", None, None, None)
+            return _Identity(product, "", None, None, None)
         # A GPU that is part of the processor's chip may be on no bus.
         bus_id = canonical_bus_id(supported(lambda: api.pci_bus_id(handle), ""))
-        return _Board(
+        return _Identity(
             product,
             bus_id,
             supported(lambda: api.minor(handle), None),
@@ -399,12 +312,12 @@ class Inventory:
             try:
                 devices.append(_read_mig(api, mig, index, gpu_bytes))
             except NvmlError as err:
-                if err.is_lost or err.is_driver_gone:
+                if err.is_lost or err.is_driver_failure:
                     raise
                 self._warn_once(f"MIG device {index} of GPU {uuid} is skipped: {err}")
         return tuple(devices)
 
-    def _warn_of_strangers(
+    def _warn_of_unreadable(
         self, failures: Mapping[int, NvmlError], listed: Mapping[str, Gpu]
     ) -> None:
         lost = {gpu.index for gpu in listed.values() if gpu.state is GpuState.LOST}
@@ -433,11 +346,7 @@ def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevic
         profile, memory_bytes = match["profile"], supported(lambda: api.memory(mig).total, 0)
     else:
         profile = mig_profile(
-            name,
-            attributes.gpu_slices,
-            attributes.compute_slices,
-            attributes.memory_mib,
-            gpu_bytes,
+            name, attributes.gpu_slices, attributes.compute_slices, attributes.memory_mib, gpu_bytes
         )
         memory_bytes = attributes.memory_mib * _MIB
     return MigDevice(

@@ -31,7 +31,7 @@ LIBRARY_DIRS: Final = (
 
 REMEDY: Final = (
     "Install the NVIDIA driver on the node. In Kubernetes, give this container the driver: set "
-    "runtimeClassName to the RuntimeClass 'nvidia', or mount the driver and say where it is: "
+    "runtimeClassName to the RuntimeClass 'nvidia', or mount the driver and set its location: "
     "--driver-root (NVIDIA_DRIVER_ROOT) is its path on the host, --driver-root-ctr-path "
     "(DRIVER_ROOT_CTR_PATH) is where that path is mounted in this container"
 )
@@ -46,25 +46,21 @@ def _why_not(path: Path, err: OSError) -> str:
         if path.exists():
             return f"{path} (it exists but cannot be loaded: {err})"
         if path.is_symlink():
-            # What a driver that is mounted only in part looks like.
+            # As with a driver that is mounted only in part.
             return f"{path} (a link to {path.readlink()}, which is missing)"
     except PermissionError:
-        return f"{path} (this user may not look there)"
+        return f"{path} (this user may not read it)"
     return str(path)
 
 
 def load_library(driver_root: Path, dlopen: Callable[[str], None] = _dlopen) -> Path | None:
     """Load NVML from `driver_root`, or else from wherever the dynamic loader finds it.
 
-    A library loaded by its full path answers later requests for its soname, so the Python
-    binding, which asks the loader for the plain name, gets this very one.
+    A library loaded by its full path also serves later requests for its soname, so the Python
+    binding, which loads it by the plain name, gets the same one.
 
-    Returns:
-        The file that was loaded; None if the loader found one by itself.
-
-    Raises:
-        DriverNotFound: no library was found, or none that can be loaded; each place that was
-            searched is named, with the loader's own words for a file that it refused.
+    Returns the file that was loaded, None if the loader found one by itself. Raises DriverNotFound
+    with each place that was searched, and the loader's error for a file that it refused.
     """
     searched: list[str] = []
     for folder in LIBRARY_DIRS:

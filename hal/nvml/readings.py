@@ -1,23 +1,34 @@
-"""What a GPU is doing and how it is: probes, telemetry, processes.
+"""Readings of GPUs: probes, telemetry, processes, and the links between them.
 
 Each function takes the handle of a GPU and lets `NvmlError` through only where the GPU or the
-driver does not answer; a value that is not supported is left out instead.
+driver does not respond; a value that is not supported is left out instead.
 """
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError
+from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError, optional, supported
 from hal.nvml.failures import hal_error
-from hal.nvml.inventory import is_bus_id, optional, supported, sysfs_bus_id
-from hal.types import ComputeProcess, Probe, RecoveryAction, Telemetry, ThrottleReason
+from hal.nvml.kernelfiles import canonical_bus_id
+from hal.types import (
+    ComputeProcess,
+    GpuState,
+    Link,
+    LinkKind,
+    Probe,
+    RecoveryAction,
+    Telemetry,
+    ThrottleReason,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from hal.nvml.api import Handle, NvmlApi, ProcessSample
+    from hal.nvml.inventory import Snapshot
     from hal.types import Gpu
 
 _ACTIONS: Final = {
@@ -42,22 +53,29 @@ _THROTTLES: Final = {
 _HARDWARE_SLOWDOWN: Final = 0x08
 _HARDWARE_CAUSES: Final = 0x40 | 0x80
 
+_MAX_NVLINKS: Final = 36
+
+_LINK_KINDS: Final = {
+    0: LinkKind.SAME_BOARD,
+    10: LinkKind.SINGLE_SWITCH,
+    20: LinkKind.MULTI_SWITCH,
+    30: LinkKind.HOST_BRIDGE,
+    40: LinkKind.SAME_CPU,
+    50: LinkKind.CROSS_CPU,
+}
+
 
 def read_probe(
     api: NvmlApi, find: Callable[[], Handle], epoch: str, limits: ShutdownLimits
 ) -> Probe:
-    """Whether the GPU that `find` finds can be used now.
-
-    Raises:
-        HalError: the whole driver does not answer.
-    """
+    """Whether the GPU that `find` finds can be used; raises `HalError` only for a failed driver."""
     try:
         handle = find()
-        # Any answer will do; chips without their own memory say just that.
+        # Any response will do; chips without memory of their own report "not supported".
         supported(lambda: api.memory(handle), None)
         return _healthy_probe(api, handle, epoch, limits)
     except NvmlError as err:
-        if err.is_driver_gone:
+        if err.is_driver_failure:
             raise hal_error(err, "Probing a GPU") from err
         reset = err.code == Code.RESET_REQUIRED
         action = RecoveryAction.RESET if reset else RecoveryAction.UNKNOWN
@@ -79,7 +97,7 @@ def _healthy_probe(api: NvmlApi, handle: Handle, epoch: str, limits: ShutdownLim
 
 
 class ShutdownLimits:
-    """Where GPUs shut themselves down for heat: limits are asked once on a connection.
+    """Where GPUs shut themselves down for heat: limits are read once per connection.
 
     Up to Ampere the limit is a temperature; since then it is a margin below the slowdown.
     """
@@ -90,11 +108,7 @@ class ShutdownLimits:
         self._margins_c: dict[Handle, int] = {}
 
     def reached(self, handle: Handle) -> bool:
-        """Whether the die is as hot as that.
-
-        Raises:
-            NvmlError: the GPU or the driver does not answer.
-        """
+        """Whether the die is as hot as that; raises `NvmlError` if the GPU does not respond."""
         api = self._api
         if limit_c := self._temperature_limit_c(handle):
             temperature_c = optional(lambda: api.temperature_c(handle), None)
@@ -112,7 +126,7 @@ class ShutdownLimits:
         if handle not in self._temperatures_c:
             limit_c = optional(lambda: self._api.shutdown_temperature_c(handle), None)
             if not limit_c:
-                return 0  # perhaps only now: what failed is asked again
+                return 0  # perhaps only now: a failed read is repeated
             self._temperatures_c[handle] = limit_c
         return self._temperatures_c[handle]
 
@@ -134,41 +148,12 @@ def _signed(number: int) -> int:
 def _action(number: int | None) -> RecoveryAction:
     if number is None:
         return RecoveryAction.UNKNOWN
-    # An action of a newer driver: not UNKNOWN, which says that nothing speaks against the GPU.
+    # An action of a newer driver: not UNKNOWN, with which the GPU counts as usable.
     return _ACTIONS.get(number, RecoveryAction.OTHER)
 
 
-def read_epoch(gpu: Gpu, driver_version: str, sysfs_root: Path, procfs_root: Path) -> str:
-    """Text that changes with the node's boot, the driver's load, and the PCI device's removal.
-
-    A reset that does none of these leaves no trace here; the recovery action shows it.
-    """
-    try:
-        boot = (procfs_root / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        boot = "-"
-    module = _sysfs_birth(sysfs_root / "module/nvidia")
-    device = "-"
-    if is_bus_id(gpu.pci_bus_id):
-        device = _sysfs_birth(sysfs_root / "bus/pci/devices" / sysfs_bus_id(gpu.pci_bus_id))
-    return f"{boot}/{driver_version}/{module}/{device}"
-
-
-def _sysfs_birth(path: Path) -> str:
-    # Only the inode's number: the kernel makes a new one for a new folder, whereas the times of
-    # a sysfs folder also change when its inode was evicted from memory and is read again.
-    try:
-        return str(path.stat().st_ino)
-    except OSError:
-        return "-"
-
-
 def read_telemetry(api: NvmlApi, handle: Handle) -> Telemetry:
-    """A reading of the GPU.
-
-    Raises:
-        NvmlError: the GPU or the driver does not answer.
-    """
+    """Read a GPU's sensors; raises `NvmlError` if the GPU or the driver does not respond."""
     memory = supported(lambda: api.memory(handle), None)
     percent = optional(lambda: api.utilization_percent(handle), None)
     temperature = optional(lambda: api.temperature_c(handle), None)
@@ -199,17 +184,13 @@ def throttle_reasons(mask: int) -> ThrottleReason:
         if mask & bit and bit != _HARDWARE_SLOWDOWN:
             reasons |= _THROTTLES.get(bit, ThrottleReason.OTHER)
     if mask & _HARDWARE_SLOWDOWN and not mask & _HARDWARE_CAUSES:
-        # The sum of the hardware's causes; told only if the driver names none of them.
+        # The sum of the hardware's causes; reported only if the driver names none of them.
         reasons |= ThrottleReason.OTHER
     return reasons
 
 
 def read_processes(api: NvmlApi, gpu: Gpu, handle: Handle) -> tuple[ComputeProcess, ...]:
-    """The processes with a compute context on the GPU, ordered by pid.
-
-    Raises:
-        NvmlError: the list cannot be had.
-    """
+    """Compute processes ordered by pid; raises `NvmlError` if they cannot be listed."""
     processes = api.processes(handle)
     latest: dict[int, ProcessSample] = {}
     # The driver samples none on a GPU in MIG mode.
@@ -220,7 +201,8 @@ def read_processes(api: NvmlApi, gpu: Gpu, handle: Handle) -> tuple[ComputeProce
     found = [
         ComputeProcess(
             pid=process.pid,
-            name=_process_name(api, process.pid),
+            # It may have ended, or be in another PID namespace.
+            name=optional(partial(api.process_name, process.pid), ""),
             memory_bytes=process.memory,
             sm_share=_share(latest, process.pid),
             mig_uuid=migs.get((process.gpu_instance, process.compute_instance))
@@ -238,6 +220,43 @@ def _share(latest: Mapping[int, ProcessSample], pid: int) -> float | None:
     return None if sample is None or sample.sm_percent > 1000 else min(1.0, sample.sm_percent / 100)
 
 
-def _process_name(api: NvmlApi, pid: int) -> str:
-    # It may be gone by now, or live in a PID namespace that is not ours.
-    return optional(lambda: api.process_name(pid), "")
+def read_links(api: NvmlApi, snapshot: Snapshot) -> Mapping[tuple[str, str], Link]:
+    """The link of each ordered pair of the GPUs that respond.
+
+    A path that cannot be read counts as the farthest, an NVLink that cannot be read as absent.
+    Raises NvmlError if the driver does not respond: an incomplete matrix must not be kept.
+    """
+    gpus = [gpu for gpu in snapshot.gpus if gpu.state is GpuState.OK]
+    remotes = {gpu.uuid: _remotes(api, snapshot.handles[gpu.uuid]) for gpu in gpus}
+    links: dict[tuple[str, str], Link] = {}
+    for one, other in itertools.combinations(gpus, 2):
+        kind = _kind(api, snapshot.handles[one.uuid], snapshot.handles[other.uuid])
+        # Both ends report the same links; one that cannot must not make the pair asymmetric.
+        nvlinks = max(
+            remotes[one.uuid].count(other.pci_bus_id), remotes[other.uuid].count(one.pci_bus_id)
+        )
+        link = Link(kind, nvlinks)
+        links[one.uuid, other.uuid] = links[other.uuid, one.uuid] = link
+    return links
+
+
+def _kind(api: NvmlApi, one: Handle, other: Handle) -> LinkKind:
+    try:
+        return _LINK_KINDS.get(api.topology(one, other), LinkKind.CROSS_CPU)
+    except NvmlError as err:
+        if err.is_driver_failure:
+            raise
+        return LinkKind.CROSS_CPU
+
+
+def _remotes(api: NvmlApi, device: Handle) -> list[str]:
+    """The PCI addresses at the far ends of a GPU's links that are up."""
+    remotes: list[str] = []
+    for link in range(_MAX_NVLINKS):
+        try:
+            if api.nvlink_active(device, link):
+                remotes.append(canonical_bus_id(api.nvlink_remote(device, link)))
+        except NvmlError as err:
+            if err.is_driver_failure:
+                raise
+    return remotes

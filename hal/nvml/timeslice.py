@@ -21,11 +21,7 @@ _REMEDY: Final = "Time-slice levels need a Turing to Blackwell GPU without MIG, 
 
 
 def find_nvidia_smi(driver_root: Path) -> str:
-    """The path of `nvidia-smi` under the driver root, or else on the PATH.
-
-    Raises:
-        NotSupported: it is nowhere.
-    """
+    """`nvidia-smi` under the driver root, or else on the PATH; raises `NotSupported`."""
     paths = [driver_root / folder / _PROGRAM for folder in _DIRS]
     for path in paths:
         if path.is_file() and os.access(path, os.X_OK):
@@ -47,11 +43,7 @@ def set_time_slice(
     level: TimeSliceLevel,
     timeout_s: float = _TIMEOUT_S,
 ) -> None:
-    """Set the time slice of a GPU; `library` is the NVML that the program is to use, if known.
-
-    Raises:
-        NotSupported: it could not be set; the error holds what the program printed.
-    """
+    """`library` is the NVML to use, if known; raises `NotSupported` with the program's output."""
     command = [
         find_nvidia_smi(driver_root),
         "compute-policy",

@@ -1,4 +1,4 @@
-"""Waiting for what happens to GPUs: NVML's event set, and GPUs that come and go.
+"""Events of GPUs: NVML's event set, and GPUs that appear and disappear.
 
 What an Xid means is not known here; see `hal.xid`.
 """
@@ -13,10 +13,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from hal.errors import HalError
-from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from hal.nvml.api import NO_INSTANCE, Code, EventType, NvmlError
 from hal.nvml.failures import hal_error
-from hal.types import GpuState
+from hal.types import EccError, Event, GpuAppeared, GpuDisappeared, GpuState, XidError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,21 +51,17 @@ class Watcher:
         self._clock = clock
         self._closing = threading.Event()
         self._busy = threading.Lock()
-        self._alive = _alive(start)
+        self._responding = _responding(start)
         self._scanned_at = clock()
         self._scans_seen = inventory.scans
         self._set: EventSet | None = None
         self._uuids: dict[Handle, str] = {}
-        self._untold: list[Event] = []
-        """GPUs that came and went, until a call returns them: one may fail after it found them."""
+        self._pending: list[Event] = []
+        """Changes that no call has returned yet: a call may fail after it found them."""
         self._warned: set[str] = set()
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """What happened since the last call; see `hal.Backend.wait_events`.
-
-        Raises:
-            HalError: the driver cannot be watched now. The next call starts afresh.
-        """
+        """As `hal.Backend.wait_events`; after a `HalError` the next call starts afresh."""
         with self._busy:
             try:
                 return self._wait(timeout_s)
@@ -91,8 +86,7 @@ class Watcher:
     def _wait(self, timeout_s: float) -> list[Event]:
         deadline = self._clock() + timeout_s
         while not self._closing.is_set():
-            events = self._changes() if self._rescan_is_due() else []
-            if events:
+            if self._clock() - self._scanned_at >= self._rescan_s and (events := self._changes()):
                 return events
             left_ms = max(0, round((deadline - self._clock()) * 1000))
             events = self._take(min(left_ms, _SLICE_MS))
@@ -104,10 +98,10 @@ class Watcher:
         """One event, waited for, and then all others that are there already."""
         if self._set is None:
             self._make_set()
-            if self._untold:
-                return self._told()
+            if self._pending:
+                return self._take_pending()
         if self._set is None or not self._uuids:
-            # NVML does not say what waiting for nothing does.
+            # NVML does not document a wait on an empty set.
             self._closing.wait(timeout_ms / 1000)
             return []
         events: list[Event] = []
@@ -122,52 +116,46 @@ class Watcher:
                 self._scanned_at = -math.inf
                 changes = self._changes() if err.is_lost and not events else []
                 if not changes and not events:
-                    # Raised even for a lost GPU if all of them answer, or the caller would spin.
+                    # Raised even for a lost GPU if all of them respond, or the caller would spin.
                     raise
                 events.extend(changes)
                 break
             events.extend(self._events(data))
         return events
 
-    def _rescan_is_due(self) -> bool:
-        return self._clock() - self._scanned_at >= self._rescan_s
-
     def _changes(self) -> list[Event]:
-        """GPUs that came and went since the last look; the event set follows."""
-        snapshot, gone = self._look(anew=self._scanned_at == -math.inf)
-        if gone:
+        """GPUs that appeared or disappeared since the last scan; the event set follows."""
+        snapshot, lost = self._scan(anew=self._scanned_at == -math.inf)
+        if lost:
             self._drop_set()
         elif self._set is not None:
             # Added to the set in use: a new set would lose events that wait in the old one.
             self._register_missing(self._set, snapshot)
-        return self._told()
+        return self._take_pending()
 
     def _make_set(self) -> None:
-        snapshot, _ = self._look(anew=True)
+        snapshot, _ = self._scan(anew=True)
         self._set = self._api.event_set_create()
         self._uuids = {}
         self._register_missing(self._set, snapshot)
 
-    def _look(self, *, anew: bool) -> tuple[Snapshot, bool]:
-        """The GPUs now, and whether any went since the last look.
-
-        Unless it must be done `anew`, a look that somebody else had since then is as good.
-        """
+    def _scan(self, *, anew: bool) -> tuple[Snapshot, bool]:
+        """The GPUs, and whether any was lost; unless `anew`, a newer scan of others will do."""
         snapshot = (
             None if anew or self._inventory.scans == self._scans_seen else self._inventory.latest
         )
         snapshot = snapshot or self._inventory.scan(self._api)
         self._scans_seen = self._inventory.scans
         self._scanned_at = self._clock()
-        before, self._alive = self._alive, _alive(snapshot)
-        gone, new = sorted(before - self._alive), sorted(self._alive - before)
-        self._untold += [GpuDisappeared(uuid) for uuid in gone]
-        self._untold += [GpuAppeared(uuid) for uuid in new]
-        return snapshot, bool(gone)
+        before, self._responding = self._responding, _responding(snapshot)
+        lost, new = sorted(before - self._responding), sorted(self._responding - before)
+        self._pending += [GpuDisappeared(uuid) for uuid in lost]
+        self._pending += [GpuAppeared(uuid) for uuid in new]
+        return snapshot, bool(lost)
 
-    def _told(self) -> list[Event]:
-        told, self._untold = self._untold, []
-        return told
+    def _take_pending(self) -> list[Event]:
+        pending, self._pending = self._pending, []
+        return pending
 
     def _register_missing(self, events: EventSet, snapshot: Snapshot) -> None:
         registered = set(self._uuids.values())
@@ -181,7 +169,7 @@ class Watcher:
             if types:
                 self._api.event_register(handle, types, events)
         except NvmlError as err:
-            if err.is_driver_gone:
+            if err.is_driver_failure:
                 raise
             self._warn_once(uuid, str(err))
             return
@@ -193,7 +181,7 @@ class Watcher:
     def _warn_once(self, uuid: str, reason: str) -> None:
         if uuid not in self._warned:
             self._warned.add(uuid)
-            _log.warning("GPU %s cannot report events, its faults may go unseen: %s", uuid, reason)
+            _log.warning("GPU %s cannot report events, its faults may be missed: %s", uuid, reason)
 
     def _drop_set(self) -> None:
         events, self._set = self._set, None
@@ -222,7 +210,7 @@ class Watcher:
             return None
 
 
-def _alive(snapshot: Snapshot) -> frozenset[str]:
+def _responding(snapshot: Snapshot) -> frozenset[str]:
     return frozenset(gpu.uuid for gpu in snapshot.gpus if gpu.state is GpuState.OK)
 
 

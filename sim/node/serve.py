@@ -9,9 +9,7 @@ from collections import deque
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from hal.nvml.inventory import sysfs_bus_id
-from hal.nvml.migminors import MIG_MINORS
-from hal.nvml.procgpus import GPUS
+from hal.nvml.kernelfiles import GPUS, MIG_MINORS, sysfs_bus_id
 from sim.lineserver import LineServer
 from sim.node.control import control_socket, serve_control
 from sim.nvml.server import NvmlServer, nvml_socket

@@ -23,7 +23,7 @@ from gpuplugin.core.node import (
     WriteSpecs,
 )
 from gpuplugin.core.watch import Watch, WatchFailed, WatchPlan, judge_probes
-from gpuplugin.kubelet.plugins import DevicePlugins
+from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError, HalHung
 from sim.gpu.scheduler import to_ns
 

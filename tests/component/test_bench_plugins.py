@@ -16,13 +16,16 @@ import pytest
 from benchmarks.devices import healthy_ids
 from benchmarks.kubelet import MeasuringKubelet, NeverCame
 from benchmarks.machine import processes_of
-from benchmarks.namespace import (
+from benchmarks.plugins import (
     DEFAULT_KUBELET_DIR,
+    Node,
     NoNamespace,
+    PluginSpec,
     check_namespaces,
+    own_plugin,
+    started,
     with_private_kubelet_dir,
 )
-from benchmarks.plugins import Node, PluginSpec, own_plugin, started
 from benchmarks.scrape import scrape
 from benchmarks.servers import DidNotStart
 from tests.component.tinyplugin import WIDGET, TinyPlugin

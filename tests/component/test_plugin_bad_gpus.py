@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.daemon.serving.cdi import CdiWriter
 from hal import GpuLost, HalError, Probe, RecoveryAction
 from sim.kubelet import Amount
 from tests.component.fakedriver import FakeDriver
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from gpuplugin.core.inventory import Inventory
     from sim.kubelet import Kubelet, NodeView
     from tests.component.conftest import MakeHardware, StartPlugin
 
@@ -181,3 +183,37 @@ def test_a_driver_that_comes_late_has_its_files_in_the_specs(
     wait_for(kubelet, 3 * REPLICAS)
     spec = (folder / "k8s.device-plugin.nvidia.com-gpu.json").read_text()
     assert '"/usr/lib64/libcuda.so.580.1"' in spec
+
+
+def test_a_folder_of_specs_that_hangs_holds_up_neither_health_nor_a_stop(
+    kubelet: Kubelet,
+    make_hardware: MakeHardware,
+    start_plugin: StartPlugin,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a folder on a network that is down. Specs were written on the event loop once."""
+    released = threading.Event()
+    write = CdiWriter.write
+
+    def write_or_hang(writer: CdiWriter, inventory: Inventory) -> None:
+        if writing.is_set():
+            hanging.set()
+            released.wait(DEADLINE_S)
+        write(writer, inventory)
+
+    writing, hanging = threading.Event(), threading.Event()
+    monkeypatch.setattr(CdiWriter, "write", write_or_hang)
+    hardware = make_hardware(3)
+    flags = {"--device-list-strategy": "cdi-cri", "--cdi-root": str(tmp_path / "cdi")}
+    plugin = start_plugin(hardware.backend, flags=flags)
+    wait_for(kubelet, 3 * REPLICAS)
+    writing.set()
+    assert hanging.wait(DEADLINE_S)
+    try:
+        hardware.lose(1)
+        wait_for(kubelet, 2 * REPLICAS)
+        assert plugin.get("/health").status == 200
+        plugin.stop()
+    finally:
+        released.set()

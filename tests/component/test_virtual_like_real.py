@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from functools import partial
 from random import Random
@@ -28,6 +29,7 @@ from tests.component.waiting import eventually
 from tests.unit.builders import a_resource, uuid_of_gpu
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from sim.gpu.faults import TimedFault
@@ -70,12 +72,30 @@ def scenario_of(story: str) -> Scenario:
     )
 
 
-def in_virtual_time(story: str, folder: Path) -> list[tuple[int, int]]:
+Changes = dict[str, list[tuple[str, str]]]
+"""The health states that each GPU came into, with their causes, by UUID."""
+
+
+def in_virtual_time(story: str, folder: Path) -> tuple[list[tuple[int, int]], Changes]:
     lines: list[str] = []
     settings = settings_for(folder, FLAGS)
     VirtualRun(scenario_of(story), settings, END_S, lines.append).run()
     facts = [json.loads(line) for line in lines]
-    return [(fact["capacity"], fact["allocatable"]) for fact in facts if fact["kind"] == "list"]
+    changes: Changes = {}
+    for fact in facts:
+        if fact["kind"] == "gpu-health":
+            changes.setdefault(fact["uuid"], []).append((fact["state"], fact["cause"]))
+    lists = [(fact["capacity"], fact["allocatable"]) for fact in facts if fact["kind"] == "list"]
+    return lists, changes
+
+
+def logged_changes(records: Iterable[logging.LogRecord]) -> Changes:
+    changes: Changes = {}
+    for record in records:
+        facts = vars(record)
+        if facts.get("event") == "gpu-health":
+            changes.setdefault(facts["uuid"], []).append((facts["state"], facts["cause"]))
+    return changes
 
 
 class Told:
@@ -94,10 +114,15 @@ class Told:
 
 
 @pytest.mark.parametrize("story", STORIES)
-def test_the_kubelet_is_told_the_same(
-    story: str, make_hardware: MakeHardware, start_plugin: StartPlugin, kubelet_dir: Path
+def test_the_lists_and_the_changes_of_health_are_the_same(
+    story: str,
+    make_hardware: MakeHardware,
+    start_plugin: StartPlugin,
+    kubelet_dir: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    expected = in_virtual_time(story, kubelet_dir)
+    caplog.set_level(logging.INFO, "gpuplugin.daemon.healthlog")
+    expected, changes = in_virtual_time(story, kubelet_dir)
     hardware, told = make_hardware(3), Told()
     with Kubelet(kubelet_dir, listener=told):
         plugin = start_plugin(hardware.backend, flags=FLAGS)
@@ -113,6 +138,7 @@ def test_the_kubelet_is_told_the_same(
         eventually(lambda: is_told(told.seen, expected, several=several))
         hardware.wait_for_probes(1, 6)
         assert is_told(told.seen, expected, several=several), "and nothing more"
+        assert logged_changes(caplog.records) == changes
         assert plugin.metric("gpuplugin_task_restarts_total") == 0
         plugin.stop()
 

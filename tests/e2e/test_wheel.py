@@ -43,7 +43,7 @@ def test_it_has_every_file_of_the_packages_and_no_other(names: set[str]) -> None
     [
         "benchmarks/py.typed",
         "gpuplugin/config/default.yaml",
-        "gpuplugin/daemon/http/page/page.css",
+        "gpuplugin/daemon/http/page.css",
         "gpuplugin/kubelet/proto/deviceplugin.proto",
         "gpuplugin/kubelet/proto/podresources.proto",
         "gpuplugin/py.typed",

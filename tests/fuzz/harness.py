@@ -78,7 +78,7 @@ class Fuzzed:
         assert self.watched.open_streams == 0
         assert not self.calls.streams
         self.pull()
-        self.connection.look_after()
+        self.connection.check_time()
 
 
 def check_output(data: bytes) -> None:
@@ -168,7 +168,7 @@ def run(data: bytes) -> None:
         0: lambda: fuzzed.take(100),
         1: fuzzed.pull,
         2: lambda: fuzzed.watched.publish(data[:50] * 20 + bytes((len(fuzzed.sent) % 256,))),
-        3: fuzzed.connection.look_after,
+        3: fuzzed.connection.check_time,
         4: fuzzed.watched.end_streams,
         5: fuzzed.connection.drain,
     }

@@ -36,7 +36,6 @@ _NVLINK_SCORE = 100
 _MAX_NVLINKS = 18
 
 NO_LINKS: Final[Mapping[tuple[str, str], Link]] = MappingProxyType({})
-"""Nothing is known of how the GPUs are connected."""
 
 MAX_GPUS = 16
 """There are 65536 sets of so many GPUs: 6 bytes each, and 15 to 35 ms to make them."""
@@ -50,7 +49,6 @@ class GpuSets:
     """
 
     count: int
-    """How many GPUs there are."""
     scores: Sequence[int]
     """The score of each set: the sum of the scores of its pairs."""
     of_size: Sequence[Sequence[int]]
@@ -67,13 +65,12 @@ class GpuSets:
         return cls(len(pair_scores), scores, of_size)
 
     def set_of(self, gpus: Iterable[int]) -> int:
-        """The set of some GPUs, each given by its number."""
         return sum({1 << (self.count - 1 - gpu) for gpu in gpus})
 
     def best(self, fixed: int, free: int, missing: int) -> int:
         """`fixed` with the best set of `missing` GPUs of `free`, which has more, and none of fixed.
 
-        Looks at each set of a size once, but for a few: there are 12870 of 8 of 16 GPUs.
+        Reads each set of a size once, but for a few: there are 12870 of 8 of 16 GPUs.
         """
         sets = self.of_size[fixed.bit_count() + missing]
         # Of the GPUs that are not free a choice has the fixed ones and no other.
@@ -96,17 +93,13 @@ class PreferenceIndex:
     """
 
     ids: Sequence[str]
-    """The device ids by rank."""
     rank: Mapping[str, int]
-    """The rank of each id."""
     gpu_of: Sequence[int]
     """The number of the physical GPU of each device, by rank."""
     gpu_size: Sequence[int]
-    """How many devices each GPU has."""
     gpu_start: Sequence[int]
     """The rank of the first device of each GPU, and one past the last rank of all."""
     whole_gpus: bool
-    """True if no device is a MIG device."""
     pair_scores: Sequence[Sequence[int]]
     """How well two GPUs are connected, by their numbers; symmetric, 0 for a GPU with itself."""
     sets: GpuSets | None
@@ -168,7 +161,7 @@ def _pair_score(one: str, other: str, links: Mapping[tuple[str, str], Link]) -> 
     """NVIDIA's score of a pair of GPUs.
 
     Where the two directions differ the lower score counts: a job waits for the slower one. A pair
-    of which one direction is known goes by that, one that is unknown is as far apart as can be.
+    of which one direction is known has that score, one that is unknown is as far apart as can be.
     """
     known = [link for pair in ((one, other), (other, one)) if (link := links.get(pair)) is not None]
     return min(map(link_score, known), default=_PATH_SCORES[LinkKind.CROSS_CPU])

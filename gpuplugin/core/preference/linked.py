@@ -34,7 +34,7 @@ real ones, one alone has 0.97 of the best score on average and 0.71 at worst, fo
 ChoiceMethod: TypeAlias = Literal["exact", "greedy", "plain"]
 """How a choice was found.
 
-`plain`: a policy for replicas, which looks at no links. The others are about whole GPUs: `exact`
+`plain`: a policy for replicas, which uses no links. The others are about whole GPUs: `exact`
 is the best set there is, `greedy` is a good one.
 """
 

@@ -68,7 +68,6 @@ def _spread(allocated: int, included: int, taken: int) -> Turn:
 
 
 def needs_distinct_gpus(policy: PolicyName) -> bool:
-    """True if Allocate must refuse two replicas of one GPU."""
     return _policy(policy).distinct_gpus
 
 
@@ -79,7 +78,6 @@ def prefer(
     must_include: Sequence[str],
     size: int,
 ) -> Choice:
-    """The ids to take for one container."""
     choice = from_table(index, available, size) if not must_include else None
     if choice is not None:
         return choice

@@ -1,11 +1,11 @@
 """What is reported to the API server, and Events that wait: bounded, with repetitions counted.
 
-No clock and no I/O: time is an argument. Who sends them is `nodereports`.
+No clock and no I/O: time is an argument. `nodereports` sends them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CAPACITY = 100
 SAME_WITHIN_S = 600.0
 """How long an Event is counted up before a repetition is a new one; so long as kubelet's."""
-WORTH_TELLING_S = 3600.0
+MAX_EVENT_AGE_S = 3600.0
 """After an hour the API server would have dropped the Event (its --event-ttl)."""
 
 _NAME_LENGTH = 253
@@ -24,10 +24,7 @@ _SUFFIX_LENGTH = 20
 
 
 class ReportFailed(Exception):
-    """The API server did not take a report; the text says why and what to do.
-
-    `retryable`: the same report may pass later, after `wait_s` at least.
-    """
+    """A report was not accepted: reason and remedy; if `retryable`, retry after `wait_s`."""
 
     def __init__(self, text: str, *, retryable: bool, wait_s: float = 0.0) -> None:
         super().__init__(text)
@@ -58,7 +55,6 @@ class TokenBucket:
         self._paid_until_s = float("-inf")
 
     def take(self, now_s: float) -> None:
-        """Use up a token, whether or not there is one."""
         self._paid_until_s = max(self._paid_until_s, now_s) + self._every_s
 
     def due_s(self, now_s: float) -> float:
@@ -88,16 +84,9 @@ _Key = tuple[str, str]
 
 @dataclass(slots=True)
 class _Series:
-    """An Event and its repetitions."""
-
-    name: str
-    type: str
-    first: datetime
-    last: datetime
+    event: NodeEvent
     first_s: float
     last_s: float
-    count: int = 0
-    known: bool = False
 
 
 class EventQueue:
@@ -113,17 +102,20 @@ class EventQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, news: GpuReport, now_s: float, now: datetime) -> int:
-        """Let an Event wait, or count up the same one; returns how many others gave way."""
-        self._forget_old(now_s)
-        key = (news.event_reason, news.event_message)
+    def add(self, report: GpuReport, now_s: float, now: datetime) -> int:
+        """Let an Event wait, or count up the same one; returns how many others were dropped."""
+        for key, one in list(self._series.items()):
+            if key not in self._waiting and now_s - one.first_s >= SAME_WITHIN_S:
+                del self._series[key]
+        key = (report.event_reason, report.event_message)
         series = self._series.get(key)
         if series is None:
-            name = self._new_name(now)
-            series = _Series(name, news.event_type, now, now, now_s, now_s)
-            self._series[key] = series
-        series.count += 1
-        series.last, series.last_s = now, now_s
+            event = NodeEvent(
+                self._new_name(now), key[0], report.event_type, key[1], 0, now, now, known=False
+            )
+            series = self._series[key] = _Series(event, now_s, now_s)
+        series.event = replace(series.event, count=series.event.count + 1, last=now)
+        series.last_s = now_s
         self._waiting.setdefault(key, series)
         dropped = len(self._waiting) - self._capacity
         if dropped > 0:
@@ -131,41 +123,32 @@ class EventQueue:
         return max(dropped, 0)
 
     def drop_stale(self, now_s: float) -> int:
-        """Drop what nobody wants to know any more; returns how many."""
-        stale = [key for key, one in self._waiting.items() if now_s - one.last_s > WORTH_TELLING_S]
+        """Drop Events older than `MAX_EVENT_AGE_S`; returns how many."""
+        stale = [key for key, one in self._waiting.items() if now_s - one.last_s > MAX_EVENT_AGE_S]
         for key in stale:
             self._drop(key)
         return len(stale)
 
     def next(self) -> NodeEvent | None:
         """The Event to send next; it waits on until it is `settled`."""
-        for (reason, message), one in self._waiting.items():
-            return NodeEvent(
-                one.name, reason, one.type, message, one.count, one.first, one.last, one.known
-            )
-        return None
+        return next((series.event for series in self._waiting.values()), None)
 
     def settled(self, event: NodeEvent, *, sent: bool) -> None:
-        """The API server took it, or (not `sent`) never will; what came meanwhile still waits."""
+        """An Event was accepted, or (not `sent`) never will be; what came meanwhile still waits."""
         key = (event.reason, event.message)
         series = self._series.get(key)
-        if series is None or series.name != event.name:
+        if series is None or series.event.name != event.name:
             return
-        series.known = series.known or sent
+        series.event = replace(series.event, known=series.event.known or sent)
         if not sent:
             self._drop(key)
-        elif series.count == event.count:
+        elif series.event.count == event.count:
             self._waiting.pop(key, None)
 
     def _drop(self, key: _Key) -> None:
         series = self._waiting.pop(key, None)
-        if series is not None and not series.known:
+        if series is not None and not series.event.known:
             del self._series[key]
-
-    def _forget_old(self, now_s: float) -> None:
-        for key, one in list(self._series.items()):
-            if key not in self._waiting and now_s - one.first_s >= SAME_WITHIN_S:
-                del self._series[key]
 
     def _new_name(self, now: datetime) -> str:
         """Unique, as kubelet makes them: the node and a time, in nanoseconds."""

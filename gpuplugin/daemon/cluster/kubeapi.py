@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 class NoCluster(Exception):
-    """It is not known where the API server is, or who asks; the text says what was looked for."""
+    """The API server or the plugin's user is not known; the text names the remedy."""
 
 
 class KubeApi:
@@ -51,24 +51,16 @@ class KubeApi:
         self._timeout_s = timeout_s
         self._config = cluster()
         for name in ("httpx2", "httpcore2"):
-            # They have a line for each request; what comes of them is logged by the reporter.
+            # They log each request; the reporter logs the results.
             logging.getLogger(name).setLevel(logging.WARNING)
 
     def post_event(self, event: NodeEvent) -> None:
-        """Make an Event on the node, or count up one that is known.
-
-        Raises:
-            ReportFailed: it was not taken.
-        """
+        """Create or count up an Event on the node; raises `ReportFailed` if it is not accepted."""
         self._request(_EVENT_RIGHTS, lambda client: self._post_event(client, event))
 
     def patch_condition(self, condition: NodeCondition | None) -> NodeCondition | None:
-        """Set the node's condition (None: leave it as it is); returns it as it is then.
-
-        Raises:
-            ReportFailed: it was not taken.
-        """
-        # An empty patch answers with the node: no right to read nodes is needed for it.
+        """Set the node's condition unless None, return the stored one; raises `ReportFailed`."""
+        # The response to an empty patch is the node: no right to read nodes is needed.
         body = {} if condition is None else {"status": {"conditions": [_condition_body(condition)]}}
         node = self._request(
             _NODE_RIGHTS, lambda client: client.patch(NodeStatus, self._node, body)
@@ -88,7 +80,7 @@ class KubeApi:
         try:
             client.create(_event_body(event, self._node))
         except ApiError as error:
-            # An earlier attempt of ours came through, though its answer did not.
+            # An earlier attempt succeeded, though its response was lost.
             if error.response.status_code != httpx2.codes.CONFLICT:
                 raise
 
@@ -104,17 +96,13 @@ class KubeApi:
             text = f"the API server at {server} cannot be reached: {_described(error)}"
             raise ReportFailed(text, retryable=True) from error
         except Exception as error:
-            # Answers that are no Kubernetes, tokens that cannot be read: nobody may fall over it.
+            # Responses of other servers, unreadable tokens: nothing may stop the reporter.
             text = f"a request to the API server failed: {_described(error)}"
             raise ReportFailed(text, retryable=True) from error
 
 
 def cluster() -> SingleConfig:
-    """The cluster that the plugin runs in, else that of KUBECONFIG or ~/.kube/config.
-
-    Raises:
-        NoCluster: there is none of them.
-    """
+    """The cluster of this pod, else of KUBECONFIG or ~/.kube/config; or raises `NoCluster`."""
     try:
         config = KubeConfig.from_env().get()
     except Exception as error:
@@ -133,13 +121,10 @@ def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
     if code == httpx2.codes.FORBIDDEN:
         text = f"{text}; the plugin's service account needs {rights} (docs/operations.md)"
     retryable = code == httpx2.codes.TOO_MANY_REQUESTS or code >= httpx2.codes.INTERNAL_SERVER_ERROR
-    return ReportFailed(text, retryable=retryable, wait_s=_retry_after_s(error.response))
-
-
-def _retry_after_s(response: httpx2.Response) -> float:
-    """What Retry-After says in seconds, the only form that the API server uses."""
-    text = response.headers.get("Retry-After", "")
-    return min(float(text), _LONGEST_WAIT_S) if text.isascii() and text.isdecimal() else 0.0
+    # In seconds: the API server uses no other form.
+    after = error.response.headers.get("Retry-After", "")
+    wait_s = float(after) if after.isascii() and after.isdecimal() else 0.0
+    return ReportFailed(text, retryable=retryable, wait_s=min(wait_s, _LONGEST_WAIT_S))
 
 
 def _described(error: Exception) -> str:
@@ -194,14 +179,11 @@ WATCH_S = 300
 
 
 class NodeLabel:
-    """Reads and follows the label of one node."""
-
     def __init__(self, node: str) -> None:
         self._node = node
         self._config = cluster()
 
     def read(self) -> str | None:
-        """The label now."""
         try:
             with Client(self._config, timeout=httpx2.Timeout(_TIMEOUT_S)) as client:
                 return _label(client.get(Node, self._node))
@@ -209,7 +191,6 @@ class NodeLabel:
             raise self._unreadable(error) from error
 
     def follow(self) -> Iterator[str | None]:
-        """The label now and at each change."""
         timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
         try:
             with Client(self._config, timeout=timeout) as client:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from gpuplugin.config.loaded import ConfigError, Problem
 from gpuplugin.core.nodechoice import LabelUnreadable, UnknownName, choose
 from gpuplugin.core.pacing import Backoff
+from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,48 +28,35 @@ class LabelSource(Protocol):
     """Where the label comes from; calls block."""
 
     def read(self) -> str | None:
-        """The label now, None if the node has none.
-
-        Raises:
-            LabelUnreadable: it cannot be read.
-        """
-        ...
+        """The label now, None if the node has none; raises `LabelUnreadable`."""
 
     def follow(self) -> Iterator[str | None]:
-        """The label, and again at each change, until the server ends the watch.
-
-        Raises:
-            LabelUnreadable: it cannot be followed.
-        """
-        ...
+        """The label now and at each change, until the watch ends; raises `LabelUnreadable`."""
 
 
 class LabelWatch:
-    """The task; `label` is what was last heard. Event loop only, but for its thread."""
+    """The task; `label` is what was last read. Event loop only, but for its thread."""
 
     def __init__(self, source: LabelSource) -> None:
         self.label: str | None = None
         self._source = source
 
     def read_first(self) -> None:
-        """Ask once, before anything is served: a node should not begin with another's devices."""
+        """Read it before anything is served: a node should not start with another's devices."""
         try:
             self.label = self._source.read()
         except LabelUnreadable as error:
-            log.error("%s", error, extra={"event": "node-label-unreadable"})  # noqa: TRY400
+            log_fact(log, logging.ERROR, "node-label-unreadable", str(error))
 
-    async def run(self, changed: Callable[[], None], tell: Callable[[str, bool], None]) -> None:
-        """Follow for ever: `changed` is called when the label is another one.
-
-        `tell` is given words on how it goes, and whether it goes well.
-        """
+    async def run(self, changed: Callable[[], None], report: Callable[[str, bool], None]) -> None:
+        """Call `changed` at each change, and `report` with the watch's state, and if it is ok."""
         loop = asyncio.get_running_loop()
-        heard: asyncio.Queue[str | LabelUnreadable | None] = asyncio.Queue()
+        received: asyncio.Queue[str | LabelUnreadable | None] = asyncio.Queue()
         stop = threading.Event()
 
-        def hand_on(news: str | LabelUnreadable | None) -> None:
+        def hand_on(message: str | LabelUnreadable | None) -> None:
             if not stop.is_set():
-                loop.call_soon_threadsafe(heard.put_nowait, news)
+                loop.call_soon_threadsafe(received.put_nowait, message)
 
         thread = threading.Thread(
             target=_follow, args=(self._source, hand_on, stop), name="node-label", daemon=True
@@ -76,13 +64,14 @@ class LabelWatch:
         thread.start()
         try:
             while True:
-                news = await heard.get()
-                if isinstance(news, LabelUnreadable):
-                    tell(f"{news}; the configuration stays as it is", False)
+                message = await received.get()
+                if isinstance(message, LabelUnreadable):
+                    report(f"{message}; the configuration stays as it is", False)
                     continue
-                tell(_words(news), True)
-                if news != self.label:
-                    self.label = news
+                text = f"the node's label: {message}"
+                report("the node has no label that chooses" if message is None else text, True)
+                if message != self.label:
+                    self.label = message
                     changed()
         finally:
             stop.set()
@@ -93,7 +82,7 @@ def _follow(
     hand_on: Callable[[str | LabelUnreadable | None], None],
     stop: threading.Event,
 ) -> None:
-    """In the thread: watch, and watch again when the watch ends."""
+    """In the thread: watch, and start again when the watch ends."""
     backoff = Backoff(1.0, 60.0)
     while not stop.is_set():
         try:
@@ -107,16 +96,8 @@ def _follow(
         stop.wait(pause_s)
 
 
-def _words(label: str | None) -> str:
-    return "the node has no label that chooses" if label is None else f"the node's label: {label}"
-
-
 def config_names(folder: Path) -> frozenset[str]:
-    """Files that a node may choose; those that begin with `..` are the kubelet's own.
-
-    Raises:
-        ConfigError: the folder cannot be read.
-    """
+    """Files that a node may choose; raises `ConfigError` if the folder cannot be read."""
     try:
         return frozenset(
             entry.name
@@ -129,17 +110,10 @@ def config_names(folder: Path) -> frozenset[str]:
 
 
 class NodeChoice:
-    """Reads the configuration that the node's label chooses; `read` reads one file, or the default.
-
-    The label is the one that `watch` heard last.
-    """
+    """Reads what the node's label chooses; `read` reads one file, or the default."""
 
     def __init__(
-        self,
-        folder: Path,
-        default: str,
-        watch: LabelWatch,
-        read: Callable[[str | None], Loaded],
+        self, folder: Path, default: str, watch: LabelWatch, read: Callable[[str | None], Loaded]
     ) -> None:
         self.folder = folder
         self.watch = watch
@@ -147,28 +121,17 @@ class NodeChoice:
         self._read = read
 
     def load(self) -> Loaded:
-        """The configuration for the label.
-
-        Raises:
-            ConfigError: the name is unknown, or the file is wrong.
-        """
+        """Raises `ConfigError` if the label names no file, or the file is wrong."""
         return self._load(self.watch.label)
 
     def load_first(self) -> Loaded:
-        """The same at the start; a label that chooses nothing good does not keep a node without.
-
-        Raises:
-            ConfigError: what nodes without a label get is wrong, too.
-        """
+        """As `load`, but a bad label counts as none; raises `ConfigError` if that fails too."""
         self.watch.read_first()
         try:
             return self.load()
         except ConfigError as error:
-            log.error(  # noqa: TRY400 - the text says it all
-                "%s; the node begins as if it had no label",
-                error,
-                extra={"event": "config-refused"},
-            )
+            text = f"{error}; the node begins as if it had no label"
+            log_fact(log, logging.ERROR, "config-refused", text)
             return self._load(None)
 
     def _load(self, label: str | None) -> Loaded:
@@ -180,11 +143,7 @@ class NodeChoice:
 
 
 def node_choice(settings: Settings, read: Callable[[str | None], Loaded]) -> NodeChoice | None:
-    """The choice that the settings ask for, if they do.
-
-    Raises:
-        ConfigError: the API client is not installed, or no cluster is known.
-    """
+    """The choice, if the settings want one; raises `ConfigError` without a client or a cluster."""
     daemon = settings.daemon
     if not daemon.config_map_dir:
         return None

@@ -1,8 +1,8 @@
-"""Tells the Kubernetes API server of the GPUs' health: Events, and the condition GPUHealthy.
+"""Reports GPU health to the Kubernetes API server: Events, and the condition GPUHealthy.
 
-Reports are a courtesy: what the API server does with them changes nothing about the node's devices
-and nothing about readiness. How requests are made is in `kubeapi`, which is imported only if
-reports are wanted; what they say is in `core.nodecondition`; which Events wait is in `eventqueue`.
+Reports change nothing about the node's devices or readiness, whether or not they are accepted.
+`kubeapi` makes the requests and is imported only if reports are wanted; `core.nodecondition` has
+their content, `eventqueue` the Events that wait.
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.calls import HalThread
-from gpuplugin.daemon.cluster.eventqueue import (
-    EventQueue,
-    NodeCondition,
-    ReportFailed,
-    TokenBucket,
-)
+from gpuplugin.daemon.cluster.eventqueue import EventQueue, NodeCondition, ReportFailed, TokenBucket
 from gpuplugin.daemon.tasks import Fatal
 from hal import HalHung
 
@@ -54,11 +49,11 @@ class Api(Protocol):
         """Make an Event on the node, or count up one that is known."""
 
     def patch_condition(self, condition: NodeCondition | None) -> NodeCondition | None:
-        """Set the node's condition (None: leave it as it is); returns it as it is then."""
+        """Set the node's condition (None: leave it as it is); returns the stored one."""
 
 
 class _Lane:
-    """How one kind of report fares: when the next may go, what is counted and logged."""
+    """The rate limit, counts and log of one kind of report."""
 
     def __init__(self, kind: str, metrics: Metrics) -> None:
         self._kind = kind
@@ -66,7 +61,7 @@ class _Lane:
         self._bucket = TokenBucket(BURST, EVERY_S)
         self._backoff = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
         self._not_before_s = -_NEVER
-        self._trouble = ""
+        self._problem = ""
 
     def due_s(self, now_s: float) -> float:
         """When the next request may go: `now_s` or later."""
@@ -80,9 +75,9 @@ class _Lane:
         self._bucket.take(now_s)
         self._backoff.reset()
         self.count("sent")
-        if self._trouble:
+        if self._problem:
             log.info("%ss reach the API server again", self._kind, extra=self._extra("sent"))
-        self._trouble = ""
+        self._problem = ""
 
     def failed(self, error: ReportFailed, now_s: float) -> None:
         result = "failed" if error.retryable else "refused"
@@ -91,17 +86,17 @@ class _Lane:
         else:
             self._bucket.take(now_s)
         self.count(result)
-        if self._trouble != result:
+        if self._problem != result:
             text = "%s was not sent: %s" if error.retryable else "%s was refused: %s"
             log.warning(text, self._kind, error, extra=self._extra(result))
-        self._trouble = result
+        self._problem = result
 
     def _extra(self, result: str) -> dict[str, str]:
         return {"event": "node-report", "kind": self._kind, "result": result}
 
 
 class NodeReporter:
-    """Sends what `report` was told, in a task of its own. `report` and `run` are of one loop."""
+    """Sends what `report` was given. `report` and `run` are of one event loop."""
 
     def __init__(
         self,
@@ -123,16 +118,16 @@ class NodeReporter:
         self._wanted_since = wall()
         self._settled: Condition | None = None
         self._settled_s = 0.0
-        self._looked = False
+        self._stored_read = False
         self._stored: NodeCondition | None = None
 
-    def report(self, news: Iterable[GpuReport], condition: Condition) -> None:
-        """Each of `news` becomes an Event; `condition` is how the node is now. Never blocks.
+    def report(self, reports: Iterable[GpuReport], condition: Condition) -> None:
+        """Each of `reports` becomes an Event; `condition` is how the node is now. Never blocks.
 
-        What waits is bounded: the oldest Events give way, the last condition never does.
+        What waits is bounded: the oldest Events are dropped, the last condition never is.
         """
         now_s, now = self._monotonic(), self._wall()
-        for one in news:
+        for one in reports:
             self._event_lane.count("dropped", self._events.add(one, now_s, now))
         if self._wanted is None or self._wanted.status != condition.status:
             self._wanted_since = now
@@ -140,7 +135,6 @@ class NodeReporter:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send until cancelled."""
         while True:
             self._wake.clear()
             wait_s = await self.turn()
@@ -155,7 +149,7 @@ class NodeReporter:
         while True:
             now_s = self._monotonic()
             self._event_lane.count("dropped", self._events.drop_stale(now_s))
-            # The condition first: a crowd of Events must not keep it waiting.
+            # The condition first: many Events must not delay it.
             for due_s, send in (
                 (self._condition_due_s(now_s), self._send_condition),
                 (self._event_due_s(now_s), self._send_event),
@@ -198,17 +192,16 @@ class NodeReporter:
         )
 
     async def _patch(self, wanted: Condition, since: datetime) -> None:
-        if not self._looked:
-            # A plugin that was restarted must not make an old state look new.
+        if not self._stored_read:
+            # After a restart the time since which an unchanged status holds is kept.
             self._stored = await self._call(self._api.patch_condition, None)
-            self._looked = True
+            self._stored_read = True
         if self._stored is not None and self._stored.status == wanted.status:
             since = self._stored.since
         new = NodeCondition(wanted.status, wanted.reason, wanted.message, since, self._wall())
         self._stored = await self._call(self._api.patch_condition, new) or new
 
     def _settle(self, condition: Condition) -> None:
-        """Nothing to do for this condition until the next heartbeat."""
         self._settled, self._settled_s = condition, self._monotonic()
 
     async def _attempt(
@@ -229,16 +222,12 @@ class NodeReporter:
         try:
             return await self._thread.call(DEADLINE_S, function, *args, **kwargs)
         except HalHung:
-            text = f"no answer from the API server within {DEADLINE_S:g} s"
+            text = f"no response from the API server within {DEADLINE_S:g} s"
             raise ReportFailed(text, retryable=True) from None
 
 
 def make_reporter(settings: Settings, metrics: Metrics) -> NodeReporter | None:
-    """The reporter, None where no reports are wanted.
-
-    Raises:
-        Fatal: the client library is not installed, or no cluster is configured.
-    """
+    """None if no reports are wanted; raises `Fatal` without a client library or a cluster."""
     options = settings.daemon
     if not options.kubernetes_reports:
         return None

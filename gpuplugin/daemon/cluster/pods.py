@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from gpuplugin.core.cgroups import pod_cgroup
 from gpuplugin.core.usage import Holding, PodName
 from gpuplugin.kubelet.proto import podresources_pb2 as pb
 from gpuplugin.rpc.client import CallFailed, unary_call
@@ -15,32 +15,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 METHOD = "/v1.PodResourcesLister/List"
-_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 """The kubelet's own clients allow as much (podresources client.go)."""
 
 
 class PodResourcesUnavailable(Exception):
-    """The kubelet cannot be asked; the text says why and what to do."""
+    """The kubelet's pod-resources API cannot be used; the text names the reason and the remedy."""
 
 
 class PodResources:
-    """Asks at the kubelet's socket; every call has a connection of its own, and blocks."""
+    """Calls at the kubelet's socket, each on a connection of its own; blocks."""
 
     def __init__(self, socket: Path, timeout_s: float) -> None:
         self._socket = socket
         self._timeout_s = timeout_s
 
     def holdings(self) -> tuple[Holding, ...]:
-        """The devices of all containers on the node.
-
-        Raises:
-            PodResourcesUnavailable: no socket, no right to it, or no answer in time.
-        """
+        """The devices of all containers on the node; raises `PodResourcesUnavailable`."""
         _check(self._socket)
         request = pb.ListPodResourcesRequest().SerializeToString()
         try:
-            data = unary_call(self._socket, METHOD, request, self._timeout_s, _MAX_ANSWER_BYTES)
-            answer = pb.ListPodResourcesResponse.FromString(data)
+            data = unary_call(self._socket, METHOD, request, self._timeout_s, _MAX_RESPONSE_BYTES)
+            response = pb.ListPodResourcesResponse.FromString(data)
         except (CallFailed, DecodeError) as error:
             raise PodResourcesUnavailable(f"{self._socket}: {error}") from error
         return tuple(
@@ -50,14 +46,14 @@ class PodResources:
                 devices.resource_name,
                 tuple(devices.device_ids),
             )
-            for pod in answer.pod_resources
+            for pod in response.pod_resources
             for container in pod.containers
             for devices in container.devices
         )
 
 
 def _check(socket: Path) -> None:
-    """Say plainly what gRPC would only call unavailable."""
+    """Name the cause of what gRPC would only call unavailable."""
     try:
         socket.lstat()
     except OSError as error:
@@ -71,7 +67,7 @@ _MAX_CGROUP_BYTES = 64 * 1024
 
 
 class CgroupsUnreadable(Exception):
-    """Processes of other containers are not to be seen; the text says what to do."""
+    """Processes of other containers are not visible; the text names the remedy."""
 
 
 class PodIdentities:
@@ -83,13 +79,7 @@ class PodIdentities:
         self._names: dict[str, PodName] = {}
 
     def pods_of(self, pids: frozenset[int]) -> dict[int, PodName | None]:
-        """The pod of each process, None for one in no pod or in one whose name is not known.
-
-        A process that ended meanwhile is left out.
-
-        Raises:
-            CgroupsUnreadable: none of the processes is to be seen, or no pod's name.
-        """
+        """The pod of each process that still runs, None if unknown; raises `CgroupsUnreadable`."""
         uids = {pid: uid for pid in pids if (uid := self._uid_of(pid)) is not None}
         if pids and not uids:
             raise CgroupsUnreadable(
@@ -112,8 +102,7 @@ class PodIdentities:
                 text = stream.read(_MAX_CGROUP_BYTES).decode(errors="replace")
         except OSError:
             return None
-        found = pod_cgroup(text)
-        return "" if found is None else found.pod_uid
+        return pod_uid(text)
 
     def _read_names(self) -> dict[str, PodName]:
         try:
@@ -123,3 +112,29 @@ class PodIdentities:
         # Neither a namespace nor a pod's name can hold an underscore.
         parts = (name.split("_") for name in names)
         return {part[2]: PodName(part[0], part[1]) for part in parts if len(part) == 3}
+
+
+# Kubelets name the cgroup of a pod after the pod's UID, behind the word `pod`. The forms differ by
+# cgroup version, driver (systemd or cgroupfs) and runtime. systemd's unit names cannot hold a dash
+# that means one: the UID's are underscores there. Static pods have a hash of 32 digits.
+_POD = re.compile(
+    r"(?:^|[/-])pod"
+    r"([0-9a-f]{8}([-_])[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{12}|[0-9a-f]{32})"
+    r"(?=$|[/.:])"
+)
+_KUBE = re.compile(r"(?:^|[/-])kubepods(?=$|[/.-])")
+
+
+def pod_uid(cgroup: str) -> str:
+    """The UID of a process's pod by its /proc/PID/cgroup; "" if it is in no pod.
+
+    With cgroup v1 each controller has a line; the first one that names a pod counts.
+    """
+    for line in cgroup.splitlines():
+        _, _, path = line.partition(":")[2].partition(":")
+        pods = list(_POD.finditer(path))
+        # A kubelet of its own inside a container (kind) has its pods below the outer one: the last
+        # name is the nearest. In a cgroup namespace the root above the pod may be hidden.
+        if pods and (_KUBE.search(path) or path.startswith("/../")):
+            return pods[-1][1].replace("_", "-")
+    return ""

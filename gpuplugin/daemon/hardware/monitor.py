@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core import watch as deadlines
 from gpuplugin.core.watch import Watch, WatchFailed, judge_probes
 from gpuplugin.daemon.calls import HalThread
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import Fatal
 from hal import HalError, HalHung
 
@@ -33,10 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """The task that keeps the node's state true to the hardware.
-
-    `on_open` is awaited each time that the driver was opened, before its GPUs are published.
-    """
+    """Keeps the node's state up to date; `on_open` is awaited before GPUs are published."""
 
     def __init__(
         self,
@@ -64,11 +62,7 @@ class Monitor:
         self._update_required = asyncio.Event()
 
     async def run(self) -> None:
-        """Open, watch, and open again when watching fails. Never returns.
-
-        Raises:
-            Fatal: the driver cannot be opened at start and the user asked to exit then.
-        """
+        """Open, watch, reopen; raises `Fatal` if the first open fails with failOnInitError."""
         try:
             await self._run()
         except Exception as error:
@@ -90,11 +84,8 @@ class Monitor:
                 reason = str(failures.exceptions[0])
                 self._node.blinded(reason)
                 self._status.set("monitor", reason, ok=False)
-                log.error(  # noqa: TRY400 - the text says it all
-                    "the GPUs cannot be watched and count as Unhealthy: %s",
-                    reason,
-                    extra={"event": "monitor-blind"},
-                )
+                text = f"the GPUs cannot be watched and count as Unhealthy: {reason}"
+                log_fact(log, logging.ERROR, "monitor-blind", text)
             await self._close()
             await _sleep_until(self._watch.closed(time.monotonic()))
 
@@ -103,7 +94,7 @@ class Monitor:
         while True:
             watch.plan = self._plan()
             try:
-                await self._queries.ask(deadlines.OPEN_DEADLINE_S, self._backend.open)
+                await self._queries.call(deadlines.OPEN_DEADLINE_S, self._backend.open)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
                 if watch.plan.watch_events:
                     await self._events_thread.call(
@@ -127,17 +118,15 @@ class Monitor:
         if self._fail_on_init_error and not self._watch.opened_before:
             raise Fatal(str(error))
         if self._status.set("monitor", str(error), ok=False):
-            log.error(
-                "the driver cannot be opened, trying again: %s",
-                error,
-                extra={"event": "driver-unavailable", "error": type(error).__name__},
-            )
+            text = f"the driver cannot be opened, trying again: {error}"
+            kind = type(error).__name__
+            log_fact(log, logging.ERROR, "driver-unavailable", text, error=kind)
 
     def _set_watching(self, count: int) -> None:
         if count:
             text = f"watching {count} GPUs, driver {self._backend.driver_version}"
         else:
-            text = f"driver {self._backend.driver_version} lists no GPU; looking again"
+            text = f"driver {self._backend.driver_version} lists no GPU; retrying"
         if self._status.set("monitor", text, ok=count > 0):
             log.info(text, extra={"event": "monitor"})
 
@@ -200,44 +189,31 @@ class Monitor:
 
     def _failed(self, activity: Activity, error: HalError) -> None:
         self._metrics.monitor_failures.labels(stage=activity.stage).inc()
-        log.warning(
-            "%s failed (%d in a row): %s",
-            activity.stage,
-            activity.failures,
-            error,
-            extra={"event": "monitor-failure", "stage": activity.stage},
-        )
+        text = f"{activity.stage} failed ({activity.failures} in a row): {error}"
+        log_fact(log, logging.WARNING, "monitor-failure", text, stage=activity.stage)
 
     async def _read_links(self) -> None:
         """How GPUs are connected only serves preferences: a failure costs nothing else."""
         try:
-            links = await self._queries.ask(deadlines.CALL_DEADLINE_S, self._backend.links)
+            links = await self._queries.call(deadlines.CALL_DEADLINE_S, self._backend.links)
         except HalError as error:
             log.warning("links between GPUs cannot be read: %s", error, extra={"event": "links"})
             return
         self._node.linked(links)
 
     async def _read(self) -> tuple[tuple[Gpu, ...], dict[str, Probe]]:
-        """List and probe all GPUs.
-
-        Raises:
-            HalError: no GPU can be listed, or none of them probed.
-        """
-        gpus = await self._queries.ask(deadlines.CALL_DEADLINE_S, self._backend.gpus)
+        """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
+        gpus = await self._queries.call(deadlines.CALL_DEADLINE_S, self._backend.gpus)
         board = self._node.view.board
         uuids = (*(gpu.uuid for gpu in gpus), *board.gpus)
-        results = await self._queries.ask_gpus(
+        results = await self._queries.call_gpus(
             uuids, deadlines.PROBE_DEADLINE_S, self._probe_in_thread
         )
         probes = judge_probes(results, board)
         for uuid, error in probes.failures.items():
             self._metrics.monitor_failures.labels(stage="probe").inc()
-            log.warning(
-                "GPU %s cannot be probed and counts as unreachable: %s",
-                uuid,
-                error,
-                extra={"event": "probe-failure", "uuid": uuid},
-            )
+            text = f"GPU {uuid} cannot be probed and counts as unreachable: {error}"
+            log_fact(log, logging.WARNING, "probe-failure", text, uuid=uuid)
         return gpus, dict(probes.by_uuid)
 
     def _probe_in_thread(self, uuid: str) -> Probe:
@@ -258,11 +234,7 @@ class Monitor:
 
 
 class _EventTap:
-    """Keeps events until they are taken.
-
-    A call that was given up while the driver hung returns events all the same when it ends: they
-    wait here, and are not lost with its result.
-    """
+    """Keeps the events of `wait_events` until taken, also of calls that were given up as hung."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -273,7 +245,6 @@ class _EventTap:
         self._taken.extend(self._backend.wait_events(timeout_s))
 
     def taken(self) -> tuple[Event, ...]:
-        """What was taken since the last call."""
         return tuple(self._taken.popleft() for _ in range(len(self._taken)))
 
 

@@ -1,7 +1,7 @@
-"""Reads at a period what GPUs do and who uses them, for whoever scrapes or looks.
+"""Reads at a period what GPUs do and which pods use them, for metrics and the status page.
 
 Event loop only; the blocking reads are in threads. What is made of a reading is in `core.usage`,
-how it is exported in `usagemetrics`. Nothing here decides on health.
+how it is exported in `http.exposition`. Nothing here decides on health.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from gpuplugin.core.usage import HOLDINGS, PODS, PROCESSES, Reading, Seen, Work, usage_of
 from gpuplugin.daemon.calls import HalThread
@@ -19,7 +19,8 @@ from gpuplugin.daemon.cluster.pods import (
     PodResources,
     PodResourcesUnavailable,
 )
-from gpuplugin.daemon.tasks import tick
+from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.tasks import wait_period
 from hal import HalError, NotSupported
 
 if TYPE_CHECKING:
@@ -37,18 +38,8 @@ _HOST_DEADLINE_S = 5.0
 log = logging.getLogger(__name__)
 
 
-class _GpuAnswer(NamedTuple):
-    """What a GPU does, and who works on it, or that its driver cannot tell."""
-
-    telemetry: Telemetry
-    processes: Sequence[ComputeProcess] | NotSupported
-
-
 class Sampler:
-    """The task; each reading goes to the node, and is in its next view.
-
-    `pod_resources` and `identities` are None where the user does not want them to be asked.
-    """
+    """The task; a None for `pod_resources` or `identities` means that the user switched it off."""
 
     def __init__(
         self,
@@ -66,13 +57,13 @@ class Sampler:
         self._pod_resources = pod_resources
         self._identities = identities
         self._host_thread = HalThread("usage")
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Read for ever, from the end of the first period on: the kubelet is served first."""
+        """Read at the end of each period: the kubelet is served first."""
         try:
             while True:
-                await tick(self._period_s)
+                await wait_period(self._period_s)
                 if self._queries.open and self._node.view.gpus:
                     self._node.used(await self._read(time.monotonic()))
         finally:
@@ -83,21 +74,21 @@ class Sampler:
         view = self._node.view
         telemetry: dict[str, Telemetry] = {}
         processes: dict[str, Sequence[ComputeProcess]] = {}
-        answers = await self._queries.ask_gpus(
+        readings = await self._queries.call_gpus(
             [gpu.uuid for gpu in view.gpus], _GPU_DEADLINE_S, self._read_in_thread
         )
-        for uuid, answer in answers.items():
-            if isinstance(answer, HalError):
-                # What a GPU that does not answer means is the monitor's business.
-                log.debug("no reading of GPU %s: %s", uuid, answer, extra={"event": "no-reading"})
+        for uuid, result in readings.items():
+            if isinstance(result, HalError):
+                # The monitor decides what a GPU that does not respond means.
+                log.debug("no reading of GPU %s: %s", uuid, result, extra={"event": "no-reading"})
                 continue
-            telemetry[uuid] = answer.telemetry
-            if isinstance(answer.processes, HalError):
-                unseen[PROCESSES] = str(answer.processes)
+            telemetry[uuid], found = result
+            if isinstance(found, HalError):
+                unseen[PROCESSES] = str(found)
             else:
-                processes[uuid] = answer.processes
+                processes[uuid] = found
         if not processes:
-            unseen.setdefault(PROCESSES, "no GPU answers")
+            unseen.setdefault(PROCESSES, "no GPU responds")
         holdings = await self._holdings(unseen)
         pods = await self._pods(processes, unseen)
         work = {
@@ -105,7 +96,7 @@ class Sampler:
             for uuid, found in processes.items()
         }
         usage = usage_of(Seen(view.gpus, view.inventory, holdings, telemetry, work))
-        self._tell(unseen)
+        self._log_changes(unseen)
         return Reading(
             at_s=started_s,
             took_s=time.monotonic() - started_s,
@@ -123,12 +114,14 @@ class Sampler:
         except HalError:
             return ""  # closed meanwhile
 
-    def _read_in_thread(self, uuid: str) -> _GpuAnswer:
+    def _read_in_thread(
+        self, uuid: str
+    ) -> tuple[Telemetry, Sequence[ComputeProcess] | NotSupported]:
         telemetry = self._backend.telemetry(uuid)
         try:
-            return _GpuAnswer(telemetry, self._backend.processes(uuid))
+            return telemetry, self._backend.processes(uuid)
         except NotSupported as error:
-            return _GpuAnswer(telemetry, error)
+            return telemetry, error
 
     async def _holdings(self, unseen: dict[str, str]) -> Sequence[Holding] | None:
         if self._pod_resources is None:
@@ -153,25 +146,19 @@ class Sampler:
             unseen[PODS] = str(error)
             return {}
 
-    def _tell(self, unseen: Mapping[str, str]) -> None:
-        """Say once what is not seen, and once that it is again."""
+    def _log_changes(self, unseen: Mapping[str, str]) -> None:
+        """Log once what cannot be read, and once that it can again."""
         for what, why in unseen.items():
-            if what not in self._told:
-                log.info(
-                    "metrics will not show %s: %s",
-                    _WORDS[what],
-                    why,
-                    extra={"event": "not-visible", "what": what},
-                )
-        for what in self._told.keys() - unseen.keys():
-            log.info(
-                "metrics show %s again", _WORDS[what], extra={"event": "visible", "what": what}
-            )
-        self._told = dict(unseen)
+            if what not in self._reported:
+                text = f"metrics will not show {_NAMES[what]}: {why}"
+                log_fact(log, logging.INFO, "not-visible", text, what=what)
+        for what in self._reported.keys() - unseen.keys():
+            text = f"metrics show {_NAMES[what]} again"
+            log_fact(log, logging.INFO, "visible", text, what=what)
+        self._reported = dict(unseen)
 
 
 def make_sampler(settings: Settings, backend: Backend, queries: HalQueries, node: Node) -> Sampler:
-    """The sampler that the settings want."""
     daemon = settings.daemon
     pod_resources = identities = None
     if daemon.pod_metrics:
@@ -181,8 +168,8 @@ def make_sampler(settings: Settings, backend: Backend, queries: HalQueries, node
     return Sampler(backend, queries, node, daemon.metrics_interval, pod_resources, identities)
 
 
-_WORDS = {
+_NAMES = {
     HOLDINGS: "which pod holds which replica",
-    PROCESSES: "who works on the GPUs",
-    PODS: "which pod a process belongs to",
+    PROCESSES: "the processes on the GPUs",
+    PODS: "the pod of each process",
 }

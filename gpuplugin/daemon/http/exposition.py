@@ -1,8 +1,8 @@
 """The daemon's metrics as Prometheus wants them, made at each scrape.
 
-What is counted comes from `metrics`, what GPUs and pods do from the node's newest view: a pod that
-ended, a GPU that does not answer and a reading that is too old leave no series behind, and a scrape
-waits for no hardware.
+What is counted comes from `metrics`, what GPUs and pods do from the node's newest view. A pod that
+ended, a GPU that does not respond and a stale reading leave no series behind, and a scrape waits
+for no hardware.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def make_registry(metrics: Metrics, view: Callable[[], NodeView]) -> CollectorRe
 
 
 def empty_family(metric: Counted | Histogram | Scraped) -> Metric:
-    """A metric without samples."""
     match metric:
         case Histogram():
             return HistogramMetricFamily(metric.name, metric.text)
@@ -77,7 +76,6 @@ class _Exposition(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The samples of this moment."""
         metrics = self._metrics
         yield InfoMetricFamily("gpuplugin_build", "Version of the plugin.", metrics.build)
         for metric in vars(metrics).values():
@@ -111,7 +109,7 @@ def _calls(metrics: Metrics) -> Iterator[Metric]:
     duration, in_flight = metrics.rpc_duration, metrics.rpc_in_flight
     seconds = HistogramMetricFamily(duration.name, duration.text, labels=duration.label_names)
     running = GaugeMetricFamily(in_flight.name, in_flight.text, labels=in_flight.label_names)
-    for resource, stats in list(metrics.calls.by_resource.items()):
+    for resource, stats in list(metrics.calls.items()):
         for calls in stats.calls():
             labels = [resource, calls.method, calls.code]
             seconds.add_metric(labels, _buckets(BOUNDS_S, calls.by_bucket), calls.seconds)
@@ -158,7 +156,7 @@ def _add_node(metrics: Metrics, view: NodeView, now_s: float, add: Add) -> None:
     for uuid, health in view.board.units.items():
         for state in HealthState:
             labels = (uuid, view.index(uuid), state.value)
-            add(metrics.gpu_health, labels, health.status is state)
+            add(metrics.gpu_health, labels, health.state is state)
     for device, seconds in view.history.unhealthy_s(now_s).items():
         add(metrics.gpu_unhealthy_seconds, device, seconds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -9,27 +10,12 @@ from gpuplugin.daemon.http.series import Counter, Gauge, Histogram, Scraped
 from gpuplugin.rpc.callstats import CallStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 GPU = ("uuid", "gpu")
 POD = ("uuid", "gpu", "namespace", "pod", "container")
 
 PROBE_BUCKETS_S = (1e-3, 5e-3, 20e-3, 0.1, 0.5, 2.0, 10.0)
-
-
-class CallCounts:
-    """The counts of each resource's calls; they outlive the sockets that it is served on."""
-
-    def __init__(self) -> None:
-        self.by_resource: dict[str, CallStats] = {}
-
-    def of(self, resource: str) -> CallStats:
-        """The counts of a resource's calls."""
-        return self.by_resource.setdefault(resource, CallStats())
-
-    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
-        """The counts of a resource end, which is given as `resource`."""
-        self.by_resource.pop(labels["resource"], None)
 
 
 class Metrics:
@@ -185,7 +171,8 @@ class Metrics:
 
     def __init__(self, version: str = "", backend: str = "") -> None:
         self.build = {"version": version, "backend": backend}
-        self.calls = CallCounts()
+        self.calls: defaultdict[str, CallStats] = defaultdict(CallStats)
+        """By resource; they outlive the sockets that it is served on."""
         self.start_time = Gauge(
             "gpuplugin_start_time_seconds", "Start time of the plugin, in seconds since the epoch."
         )
@@ -266,7 +253,6 @@ class Metrics:
     def forget_resource(self, resource: str) -> None:
         """The resource is served no more: its series end."""
         for metric in (
-            self.calls,
             self.list_updates,
             self.list_bytes,
             self.streams,
@@ -276,9 +262,10 @@ class Metrics:
             self.preferences,
         ):
             metric.remove_by_labels({"resource": resource})
+        self.calls.pop(resource, None)
 
     def choices_of(self, resource: str) -> Callable[[str], None]:
         """A function that counts a choice of the resource by its method, in any thread."""
-        # Each counter is looked up once: that takes longer than to count.
+        # Each counter is found once: that takes longer than counting.
         inc_of = cache(lambda method: self.preferences.labels(resource, method).inc)
         return lambda method: inc_of(method)()

@@ -26,8 +26,6 @@ class Scraped:
 
 
 class Number:
-    """One number, which is counted up or set."""
-
     __slots__ = ("_lock", "value")
 
     def __init__(self) -> None:
@@ -35,12 +33,10 @@ class Number:
         self.value = 0.0
 
     def inc(self, amount: float = 1.0) -> None:
-        """Count up."""
         with self._lock:
             self.value += amount
 
     def set(self, value: float) -> None:
-        """Set it."""
         self.value = float(value)
 
 
@@ -60,11 +56,7 @@ class Counted:
             self.labels()
 
     def labels(self, *values: object, **named: object) -> Number:
-        """The number with these labels, in the family's order or by name; made at the first use.
-
-        Raises:
-            ValueError: other labels than the family has.
-        """
+        """The number with these labels, made at first use; raises ValueError for others."""
         if named:
             values = (*values, *(named.pop(name) for name in self.label_names[len(values) :]))
         if named or len(values) != len(self.label_names):
@@ -85,7 +77,6 @@ class Counted:
                     del self._numbers[key]
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
-        """The values of the labels and the number, of all."""
         with self._lock:
             return [(key, number.value) for key, number in self._numbers.items()]
 
@@ -98,11 +89,9 @@ class Gauge(Counted):
     """Numbers that go up and down."""
 
     def set(self, value: float) -> None:
-        """Set the number of a family without labels."""
         self.labels().set(value)
 
     def set_to_current_time(self) -> None:
-        """Set it to the seconds since the epoch."""
         self.set(time.time())
 
 
@@ -118,7 +107,6 @@ class Histogram:
         self._sum_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """One more."""
         with self._lock:
             self._counts[bisect_left(self.bounds_s, seconds)] += 1
             self._sum_s += seconds

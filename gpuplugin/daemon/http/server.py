@@ -19,6 +19,7 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from gpuplugin.config.values import MAX_PORT
+from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -70,15 +71,11 @@ class HttpServer:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._accept, name="http", daemon=True)
         self._thread.start()
-        log.info(
-            "metrics, health and readiness on http://%s:%d",
-            host,
-            self.port,
-            extra={"event": "http", "port": self.port},
-        )
+        text = f"metrics, health and readiness on http://{host}:{self.port}"
+        log_fact(log, logging.INFO, "http", text, port=self.port)
 
     def close(self) -> None:
-        """Stop listening; running answers end by themselves."""
+        """Stop listening; running responses end by themselves."""
         self._closing.set()
         with suppress(OSError):  # wakes the thread that waits for a connection
             socket.create_connection((self._host, self.port), timeout=1).close()
@@ -94,7 +91,7 @@ class HttpServer:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; nobody asks DNS for the name of the host."""
+    """A listening socket, made without a DNS query for the host's name."""
     if ":" not in host:
         return socket.create_server((host, port), backlog=_WAITING_CONNECTIONS)
     return socket.create_server(

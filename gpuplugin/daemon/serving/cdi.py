@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 
 class CdiWriter:
-    """Keeps the specs in one folder true to an inventory."""
-
     def __init__(self, folder: Path, host: CdiHost, plan: InjectionPlan) -> None:
         self._folder = folder
         self._host = host
@@ -43,17 +41,10 @@ class CdiWriter:
         self._written: tuple[Inventory, Mapping[str, Identity | None]] | None = None
 
     def specs(self, inventory: Inventory) -> dict[str, dict[str, object]]:
-        """The specs by file name."""
         return cdi_specs(inventory, self._plan, self._host)
 
     def write(self, inventory: Inventory) -> None:
-        """Make the folder say what the inventory says; files that are right are left alone.
-
-        Nothing is read where the inventory and the files are those of the last call.
-
-        Raises:
-            OSError: the folder cannot be made or written.
-        """
+        """Write the inventory's specs if anything changed since the last call; raises OSError."""
         if self._written == (inventory, self._files()):
             return
         wanted = self.specs(inventory)
@@ -65,7 +56,7 @@ class CdiWriter:
         self._written = (inventory, self._files())
 
     def _files(self) -> dict[str, Identity | None]:
-        """The plugin's files in the folder, with what tells that one is another."""
+        """The plugin's files in the folder, with their identities."""
         return {path.name: identity(path) for path in own_specs(self._folder)}
 
 
@@ -123,16 +114,11 @@ def present_features(settings: Settings) -> frozenset[str]:
 
 
 def own_specs(folder: Path) -> list[Path]:
-    """The specs that this plugin wrote."""
     return sorted(folder.glob(spec_file_name("*")))
 
 
 def remove_specs(folder: Path, keep: Mapping[str, object] | None = None) -> tuple[Path, ...]:
-    """Remove this plugin's specs but those in `keep`; returns what was removed.
-
-    Raises:
-        OSError: a file cannot be removed.
-    """
+    """Remove this plugin's specs except `keep`; returns them. Raises OSError."""
     stale = [path for path in own_specs(folder) if path.name not in (keep or {})]
     for path in stale:
         path.unlink(missing_ok=True)

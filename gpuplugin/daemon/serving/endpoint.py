@@ -1,15 +1,15 @@
-"""The life of one resource's socket: make, register, watch, and renew it when it is of no use.
+"""The life of one resource's socket: create, register, watch and renew it.
 
 A socket is renewed under another name when its file vanished, when the kubelet's stream ended and
-none came back, when the kubelet restarted (classic registration), when it was told of the socket
-and never came, or when another plugin of the resource left. Facts behind this:
-docs/registration.md.
+none came back, when the kubelet restarted (classic registration), when it knew the socket and never
+connected, or when another plugin of the resource stopped. Facts behind this: docs/registration.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from gpuplugin.daemon.serving.sockets import (
     remove_leftovers,
     remove_socket,
 )
-from gpuplugin.daemon.tasks import tick_or
+from gpuplugin.daemon.tasks import supervise, wait_period_or
 from gpuplugin.kubelet.registration import RegistrationFailed, register, registration_service
 from gpuplugin.rpc.services import SocketError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.serving.sockets import Identity, KubeletDirs
     from gpuplugin.daemon.status import StatusBoard
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
@@ -42,22 +43,23 @@ STREAM_GRACE_S = 2.0
 """Without a stream for this long after one was open, the socket is renewed."""
 
 CONNECT_GRACE_S = 10.0
-"""Time that the kubelet has to connect after it accepted a Register call or asked GetInfo."""
+"""Time that the kubelet has to connect after it accepted a Register call or called GetInfo."""
 
 REGISTER_TIMEOUT_S = 5.0
 STOP_GRACE_S = 1.0
 _STABLE_AFTER_S = 5.0
 """A socket that a kubelet watched for this long was good: its end is no reason to wait longer."""
 
-_LEFT_ALONE = "other-plugin-left"
+_EMPTY_LIST_S = 0.5
+"""Time for an empty list to reach the kubelet before the resource's socket is removed."""
+
+_OTHER_LEFT = "other-plugin-left"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every endpoint of the daemon needs."""
-
+class ServingContext:
     dirs: KubeletDirs
     registration: Literal["watcher", "classic", "none"]
     engine: Engine
@@ -65,31 +67,29 @@ class Surroundings:
     metrics: Metrics
 
 
-class _Company:
-    """Whether another plugin serves the resource too, as while one is being replaced.
+class _OtherPlugin:
+    """Whether another plugin serves the resource too, as during a rolling update.
 
-    The kubelet knows plugins by resource alone. If the one that leaves was in charge, the kubelet
-    has none from then on, while the stream of the one that stays is open as ever.
+    The kubelet knows plugins by resource alone. If the one that stops was the registered one, the
+    kubelet has none from then on, while the stream of the other one stays open.
     """
 
     def __init__(self, dirs: KubeletDirs, resource: str, own: Path) -> None:
         self._folders = (dirs.plugin_watcher, dirs.device_plugins)
         self._resource = resource
         self._own = own
-        self._seen_at_s: float | None = None
+        self._seen_at_s = math.inf
         self.present = False
 
-    def look(self) -> None:
-        """See who is there."""
+    def check(self) -> None:
         self.present = others_serve(self._folders, self._resource, self._own)
         if self.present:
             self._seen_at_s = time.monotonic()
 
     @property
     def has_left(self) -> bool:
-        """True once there was company and is none for longer than a renewal of its socket takes."""
-        seen_at_s = self._seen_at_s
-        return seen_at_s is not None and time.monotonic() - seen_at_s > STREAM_GRACE_S
+        """True if there was one, and is none for longer than it takes to renew its socket."""
+        return time.monotonic() - self._seen_at_s > STREAM_GRACE_S
 
 
 @dataclass(slots=True)
@@ -98,87 +98,72 @@ class _Socket:
 
     path: Path
     opened_before: int
-    """Streams that were opened before it was made."""
     file: Identity | None = None
     known_since_s: float | None = None
-    """When a kubelet was told of it."""
     refusal: str = ""
     watched_s: float = 0.0
-    """For how long a kubelet's stream was open on it."""
 
     @property
     def removed(self) -> bool:
-        """True if the file is gone, or is another one."""
+        """True if the file was removed or replaced."""
         return self.file is None or identity(self.path) != self.file
 
     def known(self) -> None:
-        """A kubelet knows it from now on; one that fails after it says nothing, and backs off."""
+        """A kubelet knows it from now on; one that fails after that reports nothing."""
         if self.known_since_s is None:
             self.known_since_s = time.monotonic()
 
     @property
     def known_for_s(self) -> float:
-        """How long a kubelet has known it, in seconds."""
         return 0.0 if self.known_since_s is None else time.monotonic() - self.known_since_s
 
 
 class Endpoint:
-    """Serves one device plugin to the kubelet until cancelled."""
-
-    def __init__(self, plugin: DevicePlugin, surroundings: Surroundings) -> None:
+    def __init__(self, plugin: DevicePlugin, context: ServingContext) -> None:
         self._plugin = plugin
-        self._around = surroundings
+        self._context = context
         self._resource = plugin.snapshot.resource.name
-        self._part = f"kubelet:{self._resource}"
+        self._component = f"kubelet:{self._resource}"
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Event()
         plugin.devices.on_streams = self._streams_changed_in_thread
-        self._say(self._waiting_text(), ok=surroundings.registration == "none")
+        self._set_status(self._waiting_text(), ok=context.registration == "none")
 
     async def run(self) -> None:
-        """Serve one socket after the other."""
         backoff = Backoff(0.1, 30.0)
         try:
             while True:
                 kubelet = self._kubelet()
-                path = new_socket_path(self._folder(), self._resource)
+                folder = self._context.dirs.of(self._context.registration)
+                path = new_socket_path(folder, self._resource)
                 socket = _Socket(path, self._plugin.devices.opened_streams)
                 reason = await self._serve_one_socket(socket)
-                good = socket.watched_s > _STABLE_AFTER_S or reason == _LEFT_ALONE
+                good = socket.watched_s > _STABLE_AFTER_S or reason == _OTHER_LEFT
                 if good or self._kubelet() != kubelet:
                     backoff.reset()
                 delay_s = backoff.next_s()
-                self._around.metrics.socket_renewals.labels(self._resource, reason).inc()
-                words = f": {socket.refusal}" if socket.refusal else ""
-                self._say(f"no kubelet: {reason}{words}", ok=False)
-                log.warning(
-                    "renewing the socket of %s in %g s: %s",
-                    self._resource,
-                    delay_s,
-                    reason,
-                    extra={"event": "socket-renewal", "resource": self._resource},
-                )
+                self._context.metrics.socket_renewals.labels(self._resource, reason).inc()
+                refusal = f": {socket.refusal}" if socket.refusal else ""
+                self._set_status(f"no kubelet: {reason}{refusal}", ok=False)
+                text = f"renewing the socket of {self._resource} in {delay_s:g} s: {reason}"
+                self._log(logging.WARNING, "socket-renewal", text)
                 await asyncio.sleep(delay_s)
         finally:
-            self._around.status.remove(self._part)
+            self._context.status.remove(self._component)
             if self._plugin.devices.on_streams == self._streams_changed_in_thread:
                 self._plugin.devices.on_streams = lambda: None
 
     async def _serve_one_socket(self, socket: _Socket) -> str:
-        """Serve a new socket until it is of no use; returns why that is."""
+        """Serve a new socket until it must be renewed; returns the reason."""
         path = socket.path
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             remove_leftovers(path.parent, self._resource)
             server = await self._start_server(socket)
         except (OSError, SocketError) as error:
-            log.error(  # noqa: TRY400 - the text says it all
-                "no socket for %s in %s: %s; the folder (--kubelet-dir) must be local and writable",
-                self._resource,
-                path.parent,
-                error,
-                extra={"event": "no-socket", "resource": self._resource},
-            )
+            text = f"no socket for {self._resource} in {path.parent}: {error}"
+            remedy = "the folder (--kubelet-dir) must be local and writable"
+            self._log(logging.ERROR, "no-socket", f"{text}; {remedy}")
             return "no-socket"
         try:
             socket.file = identity(path)
@@ -187,12 +172,12 @@ class Endpoint:
             self._plugin.devices.end_streams()
             await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
             remove_socket(path)
-            self._around.metrics.streams.labels(self._resource).set(0)
+            self._context.metrics.streams.labels(self._resource).set(0)
 
     async def _start_server(self, socket: _Socket) -> Server:
         """Start serving in a thread; a cancellation meanwhile leaves no server behind."""
         starting = asyncio.ensure_future(
-            asyncio.to_thread(self._around.engine.serve, socket.path, self._services(socket))
+            asyncio.to_thread(self._context.engine.serve, socket.path, self._services(socket))
         )
         try:
             return await asyncio.shield(starting)
@@ -203,32 +188,23 @@ class Endpoint:
             raise
 
     async def _serve(self, socket: _Socket) -> str:
-        log.info(
-            "serving %s on %s",
-            self._resource,
-            socket.path,
-            extra={"event": "serving", "resource": self._resource, "socket": str(socket.path)},
-        )
-        self._say(self._waiting_text(), ok=self._around.registration == "none")
-        if self._around.registration == "classic":
+        text = f"serving {self._resource} on {socket.path}"
+        self._log(logging.INFO, "serving", text, socket=str(socket.path))
+        self._set_status(self._waiting_text(), ok=self._context.registration == "none")
+        if self._context.registration == "classic":
             return await self._register_and_watch(socket)
         return await self._watch(socket, kubelet=None)
 
     def _kubelet(self) -> Identity | None:
-        """Which kubelet there is; None if there is none, or only its own watcher can tell."""
-        if self._around.registration != "classic":
+        """The kubelet's socket; None if there is none, or the kubelet is the one that connects."""
+        if self._context.registration != "classic":
             return None
-        return identity(self._around.dirs.kubelet_socket)
-
-    def _folder(self) -> Path:
-        dirs = self._around.dirs
-        classic = self._around.registration == "classic"
-        return dirs.device_plugins if classic else dirs.plugin_watcher
+        return identity(self._context.dirs.kubelet_socket)
 
     def _services(self, socket: _Socket) -> list[Service]:
-        stats = self._around.metrics.calls.of(self._resource)
+        stats = self._context.metrics.calls[self._resource]
         services = [stats.wrap(self._plugin.service())]
-        if self._around.registration == "watcher":
+        if self._context.registration == "watcher":
             services.append(
                 registration_service(
                     self._resource,
@@ -248,7 +224,7 @@ class Endpoint:
                 return "socket-removed"
             kubelet = self._kubelet()
             if kubelet is None:
-                self._say(f"waiting for {self._around.dirs.kubelet_socket}", ok=False)
+                self._set_status(f"waiting for {self._context.dirs.kubelet_socket}", ok=False)
                 await asyncio.sleep(POLL_S)
                 continue
             if await self._register(socket):
@@ -259,7 +235,7 @@ class Endpoint:
     async def _register(self, socket: _Socket) -> bool:
         try:
             await register(
-                self._around.dirs.kubelet_socket,
+                self._context.dirs.kubelet_socket,
                 socket.path.name,
                 self._resource,
                 REGISTER_TIMEOUT_S,
@@ -281,34 +257,34 @@ class Endpoint:
     async def _watch(self, socket: _Socket, kubelet: Identity | None) -> str:
         """Watch the socket, its streams and the kubelet; returns why the socket must be renewed.
 
-        `kubelet` is the one that was told of the socket, if it was told.
+        `kubelet` is the one that accepted the socket's registration, None for the watcher.
         """
         devices = self._plugin.devices
-        self._around.metrics.kubelet_restarts.labels(self._resource)
-        company = _Company(self._around.dirs, self._resource, socket.path)
+        self._context.metrics.kubelet_restarts.labels(self._resource)
+        other = _OtherPlugin(self._context.dirs, self._resource, socket.path)
         alone_since_s = time.monotonic()
         was_open = False
         seen = socket.opened_before
         ended = devices.opened_streams - devices.open_streams
         while True:
             is_open = devices.open_streams > 0
-            if (gone := devices.opened_streams - devices.open_streams) > ended:
-                self._around.metrics.kubelet_restarts.labels(self._resource).inc(gone - ended)
-                ended = gone
+            if (now_ended := devices.opened_streams - devices.open_streams) > ended:
+                self._context.metrics.kubelet_restarts.labels(self._resource).inc(now_ended - ended)
+                ended = now_ended
             connected = devices.opened_streams > socket.opened_before
-            company.look()
-            # A stream that began and ended between two looks was contact, too.
+            other.check()
+            # A stream that began and ended between two checks counts as a connection, too.
             opened, seen = devices.opened_streams > seen, devices.opened_streams
             if is_open or opened:
-                others = "; so it does with another plugin's" if company.present else ""
-                self._say(f"the kubelet watches the device list{others}", ok=True)
+                others = "; so it does with another plugin's" if other.present else ""
+                self._set_status(f"the kubelet watches the device list{others}", ok=True)
             if connected and not is_open:
-                self._say("the kubelet's stream has ended", ok=False)
+                self._set_status("the kubelet's stream has ended", ok=False)
             if is_open or was_open or opened:
                 alone_since_s = time.monotonic()
             was_open = is_open
-            self._around.metrics.streams.labels(self._resource).set(devices.open_streams)
-            if reason := self._outdated(socket, kubelet, company):
+            self._context.metrics.streams.labels(self._resource).set(devices.open_streams)
+            if reason := self._outdated(socket, kubelet, other):
                 return reason
             if connected and time.monotonic() - alone_since_s > STREAM_GRACE_S:
                 return "stream-lost"
@@ -316,20 +292,20 @@ class Endpoint:
                 return "kubelet-did-not-connect"
             # While a kubelet watches, nothing is urgent.
             pause_s = POLL_S * (8 if is_open else 1)
-            looked_s = time.monotonic()
-            await tick_or(self._turn, pause_s)
-            socket.watched_s += time.monotonic() - looked_s if is_open else 0.0
+            checked_s = time.monotonic()
+            await wait_period_or(self._turn, pause_s)
+            socket.watched_s += time.monotonic() - checked_s if is_open else 0.0
 
-    def _outdated(self, socket: _Socket, kubelet: Identity | None, company: _Company) -> str:
-        """Why the socket is of no use whatever its streams do; "" if it is not."""
+    def _outdated(self, socket: _Socket, kubelet: Identity | None, other: _OtherPlugin) -> str:
+        """Why the socket must be renewed whatever its streams do; "" if it need not be."""
         if socket.removed:
             return "socket-removed"
         if socket.refusal:
             return "registration-refused"
         if kubelet and self._kubelet() not in (None, kubelet):
             return "kubelet-restarted"
-        if company.has_left:
-            return _LEFT_ALONE
+        if other.has_left:
+            return _OTHER_LEFT
         return ""
 
     def _streams_changed_in_thread(self) -> None:
@@ -341,35 +317,66 @@ class Endpoint:
             self._loop.call_soon_threadsafe(change)
 
     def _registered(self, socket: _Socket, *, accepted: bool, error: str) -> None:
-        """The kubelet said what it makes of the plugin."""
-        around = self._around
+        context = self._context
         result = "accepted" if accepted else "refused"
-        around.metrics.registrations.labels(self._resource, around.registration, result).inc()
+        context.metrics.registrations.labels(self._resource, context.registration, result).inc()
         if accepted:
-            log.info(
-                "the kubelet registered %s",
-                self._resource,
-                extra={"event": "registered", "resource": self._resource},
-            )
+            self._log(logging.INFO, "registered", f"the kubelet registered {self._resource}")
             return
-        if self._around.registration == "watcher":
+        if self._context.registration == "watcher":
             # Its path is in the kubelet's back-off now; another one is not.
             socket.refusal = error or "no reason given"
             self._turn.set()
-        if self._say(f"the kubelet refused the plugin: {error}", ok=False):
-            log.error(
-                "the kubelet did not register %s: %s",
-                self._resource,
-                error,
-                extra={"event": "registration-failed", "resource": self._resource},
-            )
+        if self._set_status(f"the kubelet refused the plugin: {error}", ok=False):
+            text = f"the kubelet did not register {self._resource}: {error}"
+            self._log(logging.ERROR, "registration-failed", text)
 
-    def _say(self, text: str, *, ok: bool) -> bool:
-        return self._around.status.set(self._part, text, ok=ok)
+    def _log(self, level: int, event: str, text: str, **facts: str) -> None:
+        log.log(level, "%s", text, extra={"event": event, "resource": self._resource, **facts})
+
+    def _set_status(self, text: str, *, ok: bool) -> bool:
+        return self._context.status.set(self._component, text, ok=ok)
 
     def _waiting_text(self) -> str:
-        if self._around.registration == "none":
+        if self._context.registration == "none":
             return "serving without registration"
-        if self._around.registration == "classic":
+        if self._context.registration == "classic":
             return "waiting for the kubelet to connect"
         return "waiting for the kubelet's plugin watcher"
+
+
+class Endpoints:
+    def __init__(self, node: Node, context: ServingContext) -> None:
+        self._node = node
+        self._context = context
+
+    async def run(self) -> None:
+        """Follow the node's resources until cancelled; sockets are removed when this returns."""
+        running: dict[str, tuple[DevicePlugin, asyncio.Task[None]]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._node.resources_changed.clear()
+                wanted = dict(self._node.plugins)
+                for name, (plugin, task) in list(running.items()):
+                    if wanted.get(name) is not plugin:
+                        await _stop_serving(plugin, task)
+                        del running[name]
+                        if name not in self._node.plugins:  # it may be back meanwhile
+                            self._context.metrics.forget_resource(name)
+                for name, plugin in wanted.items():
+                    if name not in running:
+                        running[name] = (plugin, tasks.create_task(self._serve(name, plugin)))
+                await self._node.resources_changed.wait()
+
+    async def _serve(self, name: str, plugin: DevicePlugin) -> None:
+        context = self._context
+        endpoint = Endpoint(plugin, context)
+        await supervise(f"endpoint:{name}", endpoint.run, context.status, context.metrics)
+
+
+async def _stop_serving(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:
+    """Stop serving a resource: an empty list first, so that the kubelet forgets its capacity."""
+    plugin.devices.publish(b"")
+    await asyncio.sleep(_EMPTY_LIST_S)
+    task.cancel()
+    await asyncio.wait([task])

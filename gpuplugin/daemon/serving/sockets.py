@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from gpuplugin.daemon.logs import log_fact
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -45,7 +47,7 @@ class KubeletDirs:
 
     @property
     def plugin_watcher(self) -> Path:
-        """This plugin's own sub-directory of the folder that the kubelet's watcher looks at."""
+        """This plugin's own sub-directory of the folder that the kubelet's watcher reads."""
         return self.root / "plugins_registry" / "gpuplugin"
 
     def of(self, registration: Literal["watcher", "classic", "none"]) -> Path:
@@ -66,8 +68,8 @@ def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, .
     """Remove dead sockets of this plugin (of one resource) and return them; no folder has none.
 
     A dead socket would put its path into the kubelet's back-off, and removing it later would make
-    the kubelet drop the resource, whichever plugin serves it by then. A socket that somebody
-    listens on is left alone: a plugin that is being replaced takes it along itself.
+    the kubelet drop the resource, whichever plugin serves it by then. A socket that a
+    process listens on is left alone: a plugin that is being replaced removes it itself.
     """
     removed = []
     for path in dead_sockets(folder, resource):
@@ -75,19 +77,16 @@ def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, .
             path.unlink()
             removed.append(path)
         except FileNotFoundError:
-            continue  # somebody else removed it meanwhile, which is as good
+            continue  # another process removed it meanwhile
         except OSError as error:
-            log.warning(
-                "the old socket %s cannot be removed: %s; remove it by hand",
-                path,
-                error,
-                extra={"event": "leftover-stays", "folder_owner_uid": folder.stat().st_uid},
-            )
+            text = f"the old socket {path} cannot be removed: {error}; remove it by hand"
+            owner = folder.stat().st_uid
+            log_fact(log, logging.WARNING, "leftover-stays", text, folder_owner_uid=owner)
     return tuple(removed)
 
 
 def dead_sockets(folder: Path, resource: str | None = None) -> tuple[Path, ...]:
-    """Sockets of this plugin (of one resource) that nobody listens on."""
+    """Sockets of this plugin (of one resource) that no process listens on."""
     return tuple(path for path in plugin_sockets(folder, resource) if not _listened_on(path))
 
 
@@ -109,7 +108,7 @@ def plugin_sockets(folder: Path, resource: str | None = None) -> list[Path]:
     stem = _PREFIX if resource is None else _stem(resource)
     length = None if resource is None else len(stem) + 2 * _TOKEN_BYTES + len(_SUFFIX)
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - looked at every second, and paths are slow
+        names = os.listdir(folder)  # noqa: PTH208 - read every second, and paths are slow
     except OSError:
         return []
     return [
@@ -130,27 +129,23 @@ def _is_socket(path: Path) -> bool:
 def _listened_on(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
-        # Anything but 0 and EAGAIN (a full backlog) means that nobody accepts there.
+        # Anything but 0 and EAGAIN (a full backlog) means that no process accepts there.
         return client.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
 def remove_socket(path: Path) -> None:
-    """Remove a socket that is served no more; what prevents it is told, and ends nothing."""
+    """Remove a socket that is no longer served; an error is logged, not raised."""
     try:
         path.unlink(missing_ok=True)
     except NotADirectoryError:
-        return  # its folder is gone, and a file has taken the name
+        return  # its folder was replaced by a file
     except OSError as error:
-        log.warning(
-            "the socket %s cannot be removed: %s",
-            path,
-            error,
-            extra={"event": "socket-stays"},
-        )
+        text = f"the socket {path} cannot be removed: {error}"
+        log_fact(log, logging.WARNING, "socket-stays", text)
 
 
 def identity(path: Path) -> Identity | None:
-    """The identity of a file, None if there is none, or none that may be looked at."""
+    """The identity of a file, None if there is none, or none that may be read."""
     try:
         status = path.lstat()
     except OSError:

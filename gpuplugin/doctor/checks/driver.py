@@ -1,11 +1,11 @@
-"""Checks of the driver: the bus, kernel modules, the library, and whether it answers."""
+"""Checks of the driver: the PCI bus, kernel modules, the library, NVML, device nodes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from gpuplugin.doctor.facts import Failure
-from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn, well
+from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, warned, well
 from hal.nvml.library import LIBRARY
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _DRIVER = "nvidia"
 
 
 def gpus_on_bus(facts: Facts) -> Verdict:
-    """GPUs on the PCI bus, and who drives them."""
+    """Each GPU on the PCI bus has the driver nvidia, not nouveau, vfio-pci or none."""
     pci = facts.driver.pci
     if facts.simulated:
         return skipped(SIMULATED)
@@ -26,17 +26,12 @@ def gpus_on_bus(facts: Facts) -> Verdict:
     if pci is None:
         return skipped("/sys/bus/pci cannot be read")
     if not pci:
-        return found(
-            [
-                fail(
-                    "no NVIDIA GPU on the PCI bus",
-                    "/sys/bus/pci/devices",
-                    "Check that the machine has a GPU ('lspci -d 10de:'), that it is passed "
-                    "through to this virtual machine, and that the firmware maps it (above 4G "
-                    "decoding). Without one, let the plugin's affinity leave this node out",
-                )
-            ],
-            "",
+        return failed(
+            "no NVIDIA GPU on the PCI bus",
+            "/sys/bus/pci/devices",
+            "Check that the machine has a GPU ('lspci -d 10de:'), that it is passed "
+            "through to this virtual machine, and that the firmware maps it (above 4G "
+            "decoding). Without one, let the plugin's affinity leave this node out",
         )
     problems = [problem for gpu in pci for problem in _wrong_driver(gpu)]
     return found(problems, f"{len(pci)} on the PCI bus, driven by {_DRIVER}")
@@ -53,7 +48,7 @@ def _wrong_driver(gpu: PciGpu) -> list[Problem]:
                     f"GPU {gpu.address} is bound to nouveau",
                     where,
                     "Blacklist it: 'blacklist nouveau' and 'options nouveau modeset=0' in "
-                    "/etc/modprobe.d, make the initramfs anew, reboot",
+                    "/etc/modprobe.d, rebuild the initramfs, reboot",
                 )
             ]
         case "vfio-pci":
@@ -79,7 +74,7 @@ def _wrong_driver(gpu: PciGpu) -> list[Problem]:
 
 
 def kernel_modules(facts: Facts) -> Verdict:
-    """The driver's kernel modules."""
+    """The modules nvidia and nvidia_uvm are loaded, nouveau is not."""
     modules = facts.driver.modules
     if facts.simulated:
         return skipped(SIMULATED)
@@ -95,7 +90,7 @@ def kernel_modules(facts: Facts) -> Verdict:
                 "/proc/modules",
                 "Load it ('modprobe nvidia') and see 'dmesg'. If there is none for this kernel, "
                 "install the driver (again, after a kernel update). The plugin finds a driver "
-                "that comes late by itself: it needs no restart",
+                "that is loaded later by itself: it needs no restart",
             )
         )
     elif "nvidia_uvm" not in modules:
@@ -111,7 +106,7 @@ def kernel_modules(facts: Facts) -> Verdict:
             warn(
                 "the kernel module nouveau is loaded, which takes GPUs from the driver",
                 "/proc/modules",
-                "Blacklist it in /etc/modprobe.d, make the initramfs anew, reboot",
+                "Blacklist it in /etc/modprobe.d, rebuild the initramfs, reboot",
             )
         )
     modeset = "" if "nvidia_modeset" in modules else " (without nvidia_modeset: no graphics)"
@@ -120,7 +115,7 @@ def kernel_modules(facts: Facts) -> Verdict:
 
 
 def nvml_library(facts: Facts) -> Verdict:
-    """Where the driver's library is."""
+    """The driver's root has libnvidia-ml.so.1; if not, where else it is."""
     driver = facts.driver
     if facts.simulated:
         return skipped(SIMULATED)
@@ -173,7 +168,7 @@ def _root_of(library: str) -> str:
 
 
 def driver_versions(facts: Facts) -> Verdict:
-    """The module that is loaded and the library on disk are of one version."""
+    """The loaded module and the library on disk are of one version."""
     if facts.simulated:
         return skipped(SIMULATED)
     module = facts.driver.module_version
@@ -183,27 +178,17 @@ def driver_versions(facts: Facts) -> Verdict:
     if module in versions and len(versions) == 1:
         return well(f"module and library are of version {module}")
     if module in versions:
-        return found(
-            [
-                warn(
-                    f"libraries of several drivers: {', '.join(versions)}; the module is {module}",
-                    ", ".join(one.path for one in facts.driver.libraries),
-                    "Remove the drivers that are not loaded",
-                )
-            ],
-            "",
+        return warned(
+            f"libraries of several drivers: {', '.join(versions)}; the module is {module}",
+            ", ".join(one.path for one in facts.driver.libraries),
+            "Remove the drivers that are not loaded",
         )
-    return found(
-        [
-            fail(
-                f"the loaded module is {module}, the library on disk is {', '.join(versions)}",
-                "/proc/driver/nvidia/version",
-                "The driver was updated under running programs: drain the node and reboot, or "
-                "stop what uses GPUs and load the modules anew ('modprobe -r nvidia_uvm "
-                "nvidia_drm nvidia_modeset nvidia', then 'modprobe nvidia nvidia-uvm')",
-            )
-        ],
-        "",
+    return failed(
+        f"the loaded module is {module}, the library on disk is {', '.join(versions)}",
+        "/proc/driver/nvidia/version",
+        "The driver was updated under running programs: drain the node and reboot, or "
+        "stop what uses GPUs and reload the modules ('modprobe -r nvidia_uvm "
+        "nvidia_drm nvidia_modeset nvidia', then 'modprobe nvidia nvidia-uvm')",
     )
 
 
@@ -219,41 +204,94 @@ _CURES = {
 
 
 def driver_answers(facts: Facts) -> Verdict:
-    """The driver is opened and lists its GPUs."""
+    """NVML answers and lists every GPU on the PCI bus."""
     hardware = facts.hardware
     if hardware.failure is not None:
-        patience = ""
+        consequence = ""
         if facts.settings.flags.fail_on_init_error and hardware.failure is not Failure.HUNG:
-            patience = ". With fail-on-init-error the plugin ends instead of trying again"
-        told_elsewhere = hardware.failure is Failure.NOT_FOUND
-        do = "" if told_elsewhere else hardware.remedy
-        what = hardware.failure.value if told_elsewhere else hardware.cause
-        problem = fail(what, "NVML", f"{do or _CURES[hardware.failure]}{patience}")
+            consequence = ". With fail-on-init-error the plugin ends instead of trying again"
+        not_found = hardware.failure is Failure.NOT_FOUND
+        do = "" if not_found else hardware.remedy
+        what = hardware.failure.value if not_found else hardware.cause
+        problem = fail(what, "NVML", f"{do or _CURES[hardware.failure]}{consequence}")
         return Verdict(hardware.failure.value, (problem,))
     if not hardware.gpus:
-        return found(
-            [
-                fail(
-                    "the driver answers and lists no GPU",
-                    f"driver {hardware.driver_version}",
-                    "See 'dmesg | grep -i nvrm' for why it did not take them; in a container, set "
-                    "NVIDIA_VISIBLE_DEVICES=all",
-                )
-            ],
-            "",
+        return failed(
+            "the driver answers and lists no GPU",
+            f"driver {hardware.driver_version}",
+            "See 'dmesg | grep -i nvrm' for why it did not take them; in a container, set "
+            "NVIDIA_VISIBLE_DEVICES=all",
         )
     listed = len(hardware.gpus)
     on_bus = len(facts.driver.pci or ())
     if not facts.simulated and on_bus > listed:
-        return found(
-            [
-                warn(
-                    f"the driver lists {listed} of the {on_bus} GPUs on the bus",
-                    "NVML",
-                    "See 'dmesg | grep -i nvrm' for the others; in a container, set "
-                    "NVIDIA_VISIBLE_DEVICES=all",
-                )
-            ],
-            "",
+        return warned(
+            f"the driver lists {listed} of the {on_bus} GPUs on the bus",
+            "NVML",
+            "See 'dmesg | grep -i nvrm' for the others; in a container, set "
+            "NVIDIA_VISIBLE_DEVICES=all",
         )
     return well(f"driver {hardware.driver_version} lists {listed} GPU{'s' * (listed > 1)}")
+
+
+NVIDIA_MAJOR = 195
+CONTROL_MINOR = 255
+_CONTROL, _UVM = "/dev/nvidiactl", "/dev/nvidia-uvm"
+_MAKE = "Create it: 'nvidia-modprobe -c=0 -u' on the host, or run 'nvidia-smi' there once"
+_READ_WRITE = 6
+
+
+def device_nodes(facts: Facts) -> Verdict:
+    """The nodes of the driver, of GPUs and of MIG devices have the right numbers and mode."""
+    if facts.simulated:
+        return skipped(SIMULATED)
+    if facts.driver.wsl:
+        return skipped("WSL has /dev/dxg for all GPUs")
+    if facts.driver.pci == ():
+        return skipped("there is no GPU")
+    modules = facts.driver.modules
+    if modules is not None and "nvidia" not in modules:
+        return skipped("the kernel module nvidia is not loaded")
+    problems = _of_path(facts, _CONTROL, (NVIDIA_MAJOR, CONTROL_MINOR))
+    problems += _of_path(facts, _UVM, None)
+    for gpu in facts.gpus:
+        if gpu.minor is not None:
+            problems += _of_path(facts, f"/dev/nvidia{gpu.minor}", (NVIDIA_MAJOR, gpu.minor))
+        for mig in gpu.mig_devices:
+            for path in mig.device_nodes[1:]:
+                problems += _of_path(facts, path, None)
+    count = len(facts.driver.nodes)
+    return found(problems, f"{count} nodes are there, with the right numbers and rights")
+
+
+def _of_path(facts: Facts, path: str, numbers: tuple[int, int] | None) -> list[Problem]:
+    node = facts.driver.nodes.get(path)
+    if node is None:
+        return [fail(f"the device node {path} does not exist", path, _MAKE)]
+    if node.device is None:
+        return [
+            fail(
+                f"{path} is not a device node",
+                path,
+                f"Remove it: something made a file in its place before the driver came. {_MAKE}",
+            )
+        ]
+    if numbers is not None and node.device != numbers:
+        found_numbers, wanted = (f"{one}:{other}" for one, other in (node.device, numbers))
+        return [
+            fail(
+                f"{path} has the numbers {found_numbers}, the driver's are {wanted}",
+                path,
+                f"Remove it and create it again: 'mknod -m 666 {path} c {numbers[0]} {numbers[1]}'",
+            )
+        ]
+    if not node.permits(65534, _READ_WRITE) and not path.startswith("/dev/nvidia-caps/"):
+        return [
+            warn(
+                f"{path} is open to some users only (mode {node.mode:04o})",
+                path,
+                "Containers that do not run as root cannot use the GPU: set the module's options "
+                "NVreg_DeviceFileMode=0666, or 'chmod 666' until the next reboot",
+            )
+        ]
+    return []

@@ -1,4 +1,4 @@
-"""Checks of the GPUs themselves: which are sick, and what cures them."""
+"""Checks of the GPUs themselves: which are unhealthy, and what to do about them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CURES: dict[str, str] = {
     "reset-or-reboot": _RESET,
     XidAction.RESET_GPU.value: _RESET,
     XidAction.ECC_WORKFLOW.value: _RESET,
-    XidAction.NVLINK_WORKFLOW.value: "Look at both ends of the link ('nvidia-smi nvlink -e') and "
+    XidAction.NVLINK_WORKFLOW.value: "Check both ends of the link ('nvidia-smi nvlink -e') and "
     "the fabric manager's log; reset all GPUs of the node",
     XidAction.REBOOT_NODE.value: _REBOOT,
     XidAction.RESTART_VM.value: "Restart the virtual machine",
@@ -38,18 +38,18 @@ CURES: dict[str, str] = {
 
 
 def gpu_health(facts: Facts) -> Verdict:
-    """Sick GPUs, by the driver's word and by the running plugin's."""
-    sick = [problem for one in facts.hardware.gpus for problem in _by_driver(one)]
-    told = {one.gpu.uuid for one in facts.hardware.gpus if _by_driver(one)}
-    sick += [
+    """No GPU is lost, too hot, or needs a recovery action (Xid, row remap, ECC)."""
+    problems = [problem for one in facts.hardware.gpus for problem in _by_driver(one)]
+    known = {one.gpu.uuid for one in facts.hardware.gpus if _by_driver(one)}
+    problems += [
         _by_plugin(unit, facts.plugin.source)
         for unit in facts.plugin.units
-        if unit.state != "Healthy" and unit.uuid not in told
+        if unit.state != "Healthy" and unit.uuid not in known
     ]
     if not facts.hardware.gpus and not facts.plugin.units:
         return skipped("no GPU is listed")
     count = len(facts.hardware.gpus)
-    return found(sick, f"all {count} are well" if count != 1 else "it is well")
+    return found(problems, f"all {count} are well" if count != 1 else "it is well")
 
 
 def _by_driver(one: GpuFacts) -> list[Problem]:
@@ -76,7 +76,9 @@ def _by_driver(one: GpuFacts) -> list[Problem]:
     action = probe.recovery_action
     if action not in (RecoveryAction.NONE, RecoveryAction.UNKNOWN):
         cure = CURES.get(action.value, _SUPPORT).format(gpu.uuid)
-        problems.append(fail(f"the driver asks for GPU {gpu.index}: {action.value}", where, cure))
+        problems.append(
+            fail(f"the driver requests an action for GPU {gpu.index}: {action.value}", where, cure)
+        )
     if probe.row_remap_failed:
         problems.append(
             fail(
@@ -114,5 +116,5 @@ def _by_plugin(unit: UnitFact, source: str) -> Problem:
         return warn(what, source, "Wait: it is used again when its quiet period is over")
     cure = CURES.get(unit.action, "See 'dmesg | grep -i xid'").format(unit.uuid)
     return fail(
-        what, source, f"{cure}. If it is mended already: 'gpuplugin health clear {unit.index}'"
+        what, source, f"{cure}. If it is fixed already: 'gpuplugin health clear {unit.index}'"
     )

@@ -1,60 +1,50 @@
-"""Checks of the kubelet's side: its folder, its socket, the plugin's folder, old sockets."""
+"""Checks of the kubelet's folder and sockets, and of the plugins that serve it."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from gpuplugin.doctor.checks.configuration import resources
 from gpuplugin.doctor.facts import SocketState
-from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn, well
+from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, warned, well
 
 if TYPE_CHECKING:
     from gpuplugin.doctor.facts import Facts, FileFact
     from gpuplugin.doctor.verdict import Problem
 
 _WRITE_AND_ENTER = 3
-_HIDDEN = "the kubelet's folder may not be looked into: run the doctor as root"
+_NVIDIAS_SOCKET = re.compile(r"nvidia-(?P<name>[a-z0-9.-]+?)(?:\.sock)")
+_HIDDEN = "the kubelet's folder cannot be read: run the doctor as root"
 
 
 def kubelet_folder(facts: Facts) -> Verdict:
-    """The folder is the one that the kubelet uses."""
+    """--kubelet-dir is the kubelet's folder (k0s, microk8s, others have their own)."""
     kubelet = facts.kubelet
     do = "Set GPUPLUGIN_KUBELET_DIR={0} (--kubelet-dir), and mount {0} into the plugin's container"
-    if kubelet.told_root and kubelet.told_root != kubelet.root:
-        return found(
-            [
-                fail(
-                    f"the kubelet here uses {kubelet.told_root}, the plugin {kubelet.root}",
-                    "the kubelet's --root-dir",
-                    do.format(kubelet.told_root),
-                )
-            ],
-            "",
+    if kubelet.configured_root and kubelet.configured_root != kubelet.root:
+        return failed(
+            f"the kubelet here uses {kubelet.configured_root}, the plugin {kubelet.root}",
+            "the kubelet's --root-dir",
+            do.format(kubelet.configured_root),
         )
     if kubelet.folder is None or not kubelet.folder.is_folder:
         other = next(iter(kubelet.elsewhere), "")
         hint = do.format(other) if other else "Start the kubelet, or name its folder: --kubelet-dir"
         seen = f"; there is a kubelet in {other}" if other else ""
-        return found(
-            [fail(f"no kubelet folder at {kubelet.root}{seen}", kubelet.root, hint)],
-            "",
-        )
+        return failed(f"no kubelet folder at {kubelet.root}{seen}", kubelet.root, hint)
     if kubelet.elsewhere and kubelet.socket.state is SocketState.MISSING and not kubelet.hidden:
         other = kubelet.elsewhere[0]
-        return found(
-            [
-                fail(
-                    f"no kubelet socket below {kubelet.root}, but there is one below {other}",
-                    kubelet.root,
-                    do.format(other),
-                )
-            ],
-            "",
+        return failed(
+            f"no kubelet socket below {kubelet.root}, but there is one below {other}",
+            kubelet.root,
+            do.format(other),
         )
     return well(f"{kubelet.root} is there")
 
 
 def kubelet_socket(facts: Facts) -> Verdict:
-    """The kubelet's registration socket answers."""
+    """The kubelet answers at device-plugins/kubelet.sock."""
     kubelet = facts.kubelet
     socket = kubelet.socket
     classic = facts.settings.daemon.way_of_registration == "classic"
@@ -69,26 +59,25 @@ def kubelet_socket(facts: Facts) -> Verdict:
         case SocketState.DENIED if not classic:
             return skipped(f"user {facts.plugin_uid} may not connect; the watcher has no need to")
         case SocketState.DENIED:
-            problem = fail(
+            return failed(
                 f"user {facts.plugin_uid} may not connect to {socket.path}",
                 socket.path,
                 "Run the plugin as root, or use --registration watcher, which needs no access",
             )
         case SocketState.SILENT:
-            problem = fail(
+            return failed(
                 f"{socket.path} takes connections and does not answer",
                 socket.path,
                 "The kubelet hangs: see its log, and restart it",
             )
         case SocketState.REFUSED:
-            problem = fail(f"{socket.path} is there, but nobody listens", socket.path, start)
+            return failed(f"{socket.path} exists, but no process listens on it", socket.path, start)
         case _:
-            problem = fail(f"{socket.path} {socket.state.value}", socket.path, start)
-    return found([problem], "")
+            return failed(f"{socket.path} {socket.state.value}", socket.path, start)
 
 
 def plugin_folder(facts: Facts) -> Verdict:
-    """The plugin may make its socket where the kubelet looks for it."""
+    """The plugin's user may write in the folder of its sockets."""
     kubelet, uid = facts.kubelet, facts.plugin_uid
     way = facts.settings.daemon.way_of_registration
     if kubelet.folder is None:
@@ -111,39 +100,34 @@ def plugin_folder(facts: Facts) -> Verdict:
     if kubelet.own_folder is not None:
         return _writable(kubelet.own_folder, own, uid, do)
     if kubelet.registry is None:
-        return found(
-            [
-                fail(
-                    f"no {registry}",
-                    registry,
-                    "The kubelet makes it at its start: start it, or see whether its folder is "
-                    "another one (check kubelet-folder). In a container, mount it",
-                )
-            ],
-            "",
+        return failed(
+            f"no {registry}",
+            registry,
+            "The kubelet makes it at its start: start it, or see whether its folder is "
+            "another one (check kubelet-folder). In a container, mount it",
         )
     return _writable(kubelet.registry, registry, uid, do)
 
 
 def _writable(folder: FileFact | None, path: str, uid: int, do: str) -> Verdict:
     if folder is None:
-        return found([fail(f"no {path}", path, do)], "")
+        return failed(f"no {path}", path, do)
     if not folder.is_folder:
-        return found([fail(f"{path} is no folder", path, f"Remove it. {do}")], "")
+        return failed(f"{path} is not a folder", path, f"Remove it. {do}")
     if not folder.permits(uid, _WRITE_AND_ENTER):
         owner = f"it is {folder.uid}:{folder.gid} with mode {folder.mode:04o}"
-        return found([fail(f"user {uid} may not write in {path}: {owner}", path, do)], "")
+        return failed(f"user {uid} may not write in {path}: {owner}", path, do)
     return well(f"user {uid} may write in {path}")
 
 
 def stale_sockets(facts: Facts) -> Verdict:
-    """No sockets are left of a plugin that is gone."""
+    """No socket is left of a plugin that no longer runs."""
     if facts.kubelet.hidden and not facts.kubelet.own_sockets:
         return skipped(_HIDDEN)
     dead = [one for one in facts.kubelet.own_sockets if one.state is SocketState.REFUSED]
     problems = [
         warn(
-            f"{socket.path} is left of a plugin that is gone",
+            f"{socket.path} was left by a plugin that no longer runs",
             socket.path,
             "Start the plugin, which removes it, or remove it by hand while no plugin runs: the "
             "kubelet backs off from a dead socket for up to two minutes",
@@ -154,8 +138,45 @@ def stale_sockets(facts: Facts) -> Verdict:
     return found(problems, f"none; {live} in use")
 
 
+def one_plugin_per_resource(facts: Facts) -> Verdict:
+    """No other plugin serves the same resource."""
+    names = resources(facts)
+    problems: list[Problem] = []
+    for socket in facts.kubelet.others:
+        name = socket.path.rpartition("/")[2]
+        match = _NVIDIAS_SOCKET.fullmatch(name)
+        if match is None or not socket.live:
+            continue
+        resource = f"nvidia.com/{match['name']}"
+        if resource in names or not names:
+            problems.append(
+                fail(
+                    f"another plugin serves {resource}: the kubelet listens to one only, and drops "
+                    "the resource when the other leaves",
+                    socket.path,
+                    "Remove NVIDIA's device plugin (its DaemonSet, or devicePlugin.enabled=false "
+                    "in the GPU operator), or give one of the two another resource name",
+                )
+            )
+    live = [one.path for one in facts.kubelet.own_sockets if one.live]
+    counts: dict[str, int] = {}
+    for path in live:
+        stem = path.rpartition("/")[2].rpartition("-")[0]
+        counts[stem] = counts.get(stem, 0) + 1
+    problems += [
+        warn(
+            f"{count} sockets {stem}-* are in use: two of this plugin serve one resource",
+            facts.kubelet.root,
+            "Right while a pod is being replaced. Else remove one DaemonSet, and keep maxSurge: 0",
+        )
+        for stem, count in sorted(counts.items())
+        if count > 1
+    ]
+    return found(problems, "no other plugin serves these resources")
+
+
 def kubelet_contact(facts: Facts) -> Verdict:
-    """When the kubelet last listened to the running plugin."""
+    """The kubelet is connected to each resource; if not, since when."""
     plugin = facts.plugin
     if not plugin.source:
         return skipped("no plugin answers")
@@ -163,15 +184,10 @@ def kubelet_contact(facts: Facts) -> Verdict:
         return skipped("registration is switched off")
     parts = [part for part in plugin.parts if part.name.startswith("kubelet:")]
     if not parts:
-        return found(
-            [
-                fail(
-                    "the plugin serves no resource, so that no kubelet can know it",
-                    plugin.source,
-                    "See the checks plugin-ready and advertised",
-                )
-            ],
-            "",
+        return failed(
+            "the plugin serves no resource, so that no kubelet can know it",
+            plugin.source,
+            "See the checks plugin-ready and advertised",
         )
     problems: list[Problem] = []
     for part in parts:
@@ -189,3 +205,94 @@ def kubelet_contact(facts: Facts) -> Verdict:
         )
     shortest = min((part.for_s for part in parts if part.ok), default=0.0)
     return found(problems, f"the kubelet has listened for {shortest:.0f} s at least")
+
+
+_LABELS = "feature.node.kubernetes.io/pci-{}_10de.present"
+
+
+def plugin_runs(facts: Facts) -> Verdict:
+    """A plugin runs; if not, which labels its DaemonSet may need."""
+    plugin = facts.plugin
+    if plugin.source:
+        return well(f"it answers at {plugin.source}")
+    if any(socket.live for socket in facts.kubelet.own_sockets):
+        denied = plugin.control is not None and plugin.control.state is SocketState.DENIED
+        do = "Run the doctor as root, or as the plugin's user" if denied else "See the plugin's log"
+        return warned(
+            "a plugin serves the kubelet, but does not report its status", plugin.problem, do
+        )
+    if facts.kubelet.hidden:
+        return skipped("no plugin answers, and the kubelet's folder is hidden: run it as root")
+    classes = sorted({gpu.pci_class for gpu in facts.driver.pci or ()})
+    if not classes:
+        return warned("no plugin runs on this node", plugin.problem, "Start 'gpuplugin run'")
+    labels = " or ".join(_LABELS.format(one) for one in classes)
+    return failed(
+        "the node has GPUs, and no plugin runs on it",
+        plugin.problem,
+        "If the DaemonSet counts 0 pods or leaves this node out, its affinity wants a "
+        "label that the node does not have ('kubectl get node NAME --show-labels'). For "
+        f"these GPUs Node Feature Discovery sets {labels}; charts that ask for "
+        "pci-10de.present match it nowhere. Change the affinity, or label the node by "
+        "hand: 'kubectl label node NAME nvidia.com/gpu.present=true'. Check the node's taints too",
+    )
+
+
+def plugin_ready(facts: Facts) -> Verdict:
+    """Every component of the running plugin is ok."""
+    plugin = facts.plugin
+    if not plugin.source:
+        return skipped("no plugin answers")
+    failing = [
+        part
+        for part in plugin.parts
+        if not part.ok and part.name != "config" and not part.name.startswith("kubelet:")
+    ]
+    problems = [
+        fail(
+            f"{part.name}, for {part.for_s:.0f} s: {part.text}",
+            plugin.source,
+            "Fix it: the plugin tries again by itself and needs no restart",
+        )
+        for part in failing
+    ]
+    return found(problems, "all components of the plugin are ok")
+
+
+def configuration_in_force(facts: Facts) -> Verdict:
+    """The running plugin uses the current configuration."""
+    part = facts.plugin.part("config")
+    if part is None:
+        return skipped("no plugin reports which configuration is in force")
+    if part.ok:
+        return well(part.text)
+    return failed(
+        f"the plugin refused the changed configuration: {part.text}",
+        facts.plugin.source,
+        "Correct the file ('gpuplugin config check FILE'); the plugin takes it over by "
+        "itself, and goes on with the last good one until then",
+    )
+
+
+def registered(facts: Facts) -> Verdict:
+    """The kubelet's checkpoint has devices of each resource that is served."""
+    notes, plugin = facts.kubelet.registered, facts.plugin
+    if notes is None:
+        return skipped("the kubelet's checkpoint cannot be read")
+    served = {
+        part.name.partition(":")[2]
+        for part in plugin.parts
+        if part.name.startswith("kubelet:") and part.ok
+    }
+    problems = [
+        fail(
+            f"the kubelet has no device of {resource}, which the plugin serves",
+            f"{facts.kubelet.root}/device-plugins/kubelet_internal_checkpoint",
+            "If pods fail, restart the plugin's pod: another plugin may have taken the resource "
+            "along when it left",
+        )
+        for resource in sorted(served)
+        if not notes.get(resource)
+    ]
+    known = ", ".join(f"{name}: {count}" for name, count in sorted(notes.items()) if count)
+    return found(problems, f"the kubelet knows {known or 'no device'}")

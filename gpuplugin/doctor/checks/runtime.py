@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.injection import CDI_VENDOR
-from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn, well
+from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn, warned, well
 
 if TYPE_CHECKING:
     from gpuplugin.doctor.facts import Facts, RuntimeConfig, ToolkitConfig
@@ -17,7 +17,7 @@ _BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
 
 
 def runtime(facts: Facts) -> Verdict:
-    """The container runtime knows NVIDIA's, if the strategy needs it."""
+    """The container runtime has NVIDIA's runtime, where it is needed."""
     runtimes = facts.runtime
     problems = [
         fail(f"{one.path} cannot be read: {one.problem}", one.path, "Correct it")
@@ -68,7 +68,7 @@ def _nvidia(config: RuntimeConfig) -> list[str]:
 
 
 def list_strategy(facts: Facts) -> Verdict:
-    """The device list strategy and what the runtime accepts go together."""
+    """The runtime accepts the device list strategy."""
     strategies = facts.settings.flags.plugin.device_list_strategy
     toolkit = facts.runtime.toolkit
     where = toolkit.path if toolkit else facts.config.source
@@ -76,7 +76,7 @@ def list_strategy(facts: Facts) -> Verdict:
     if not strategies:
         problems.append(
             fail(
-                "no device list strategy: containers are told of no device",
+                "no device list strategy: containers get no device",
                 facts.config.source,
                 "Set DEVICE_LIST_STRATEGY=envvar, or cdi-cri",
             )
@@ -107,7 +107,7 @@ def _envvar(toolkit: ToolkitConfig, where: str) -> Problem:
             "accept-nvidia-visible-devices-envvar-when-unprivileged = true there",
         )
     return warn(
-        "strategy envvar: a container that asks for no GPU may still see all of them",
+        "strategy envvar: a container that requests no GPU may still see all of them",
         where,
         "Use cdi-cri; or volume-mounts, with accept-nvidia-visible-devices-as-volume-mounts = true "
         "and accept-nvidia-visible-devices-envvar-when-unprivileged = false",
@@ -143,7 +143,7 @@ def _plain(folder: str) -> str:
 
 
 def cdi_specs(facts: Facts) -> Verdict:
-    """CDI specs: written, readable, and true to the node."""
+    """The plugin's CDI specs are written and name existing files."""
     strategies = set(facts.settings.flags.plugin.device_list_strategy)
     folder = str(facts.settings.daemon.cdi_root)
     problems = [
@@ -160,9 +160,9 @@ def cdi_specs(facts: Facts) -> Verdict:
         return found(problems, "not used") if problems else skipped("the strategy is not CDI")
     problems += [
         fail(
-            f"{spec.path} names what is not there: {', '.join(spec.missing[:3])}",
+            f"{spec.path} names files that do not exist: {', '.join(spec.missing[:3])}",
             spec.path,
-            "The driver changed: restart the plugin, which writes the specs anew",
+            "The driver changed: restart the plugin, which writes the specs again",
         )
         for spec in ours
         if spec.missing and not facts.simulated
@@ -174,7 +174,7 @@ def cdi_specs(facts: Facts) -> Verdict:
                 f"the plugin runs with CDI, and there is no spec of its GPUs in {folder}",
                 folder,
                 "Mount the host's folder into the plugin's container, writable by user "
-                f"{facts.plugin_uid}; /ready has a part cdi that tells why",
+                f"{facts.plugin_uid}; the part cdi of /ready has the reason",
             )
         )
     elif not gpus:
@@ -192,7 +192,7 @@ def cdi_specs(facts: Facts) -> Verdict:
 
 
 def cgroup_driver(facts: Facts) -> Verdict:
-    """Containers keep their GPUs when systemd reloads."""
+    """'systemctl daemon-reload' does not take GPUs from running containers."""
     systemd = any(config.systemd_cgroup for config in facts.runtime.configs)
     systemd |= facts.kubelet.cgroup_driver == "systemd"
     plugin = facts.settings.flags.plugin
@@ -202,15 +202,10 @@ def cgroup_driver(facts: Facts) -> Verdict:
         return well("the runtime knows the device nodes, so systemd keeps them")
     if facts.driver.char_links or facts.simulated:
         return well("/dev/char has links to the device nodes")
-    return found(
-        [
-            warn(
-                "with the systemd cgroup driver, 'systemctl daemon-reload' takes GPUs from running "
-                "containers ('Failed to initialize NVML: Unknown Error')",
-                "/dev/char",
-                "Use cdi-cri or --pass-device-specs, so that the runtime knows the nodes; and make "
-                "the links: 'nvidia-ctk system create-dev-char-symlinks --create-all' at each boot",
-            )
-        ],
-        "",
+    return warned(
+        "with the systemd cgroup driver, 'systemctl daemon-reload' takes GPUs from running "
+        "containers ('Failed to initialize NVML: Unknown Error')",
+        "/dev/char",
+        "Use cdi-cri or --pass-device-specs, so that the runtime knows the nodes; and make "
+        "the links: 'nvidia-ctk system create-dev-char-symlinks --create-all' at each boot",
     )

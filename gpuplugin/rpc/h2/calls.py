@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Stream(Outgoing):
-    """One open stream, which is one call."""
-
     path: str
     ended: bool
     """True once the peer has sent its whole request."""
@@ -112,16 +110,11 @@ class ServerCalls:
             self._guarded(self._pull, stream)
 
     def expire(self) -> None:
-        """End the calls whose deadline has passed."""
         for stream in tuple(self.streams.values()):
             self._guarded(self._check_deadline, stream)
 
     def resize_windows(self, size: int) -> None:
-        """The peer changed what streams begin with, which counts for open ones as well.
-
-        Raises:
-            H2Error: a window is larger than HTTP/2 allows now.
-        """
+        """The peer changed the initial window of streams; raises `H2Error` if it is too large."""
         more, self._initial_window = size - self._initial_window, size
         for stream in self.streams.values():
             stream.widen(more)
@@ -159,7 +152,7 @@ class ServerCalls:
             self._failed(stream, error)
 
     def _failed(self, stream: Stream, error: Exception) -> None:
-        """End a call with an error, one of a handler in grpcio's words; other calls go on."""
+        """End a call with an error, one of a handler in grpcio's format; other calls go on."""
         if not isinstance(error, RpcError):
             log.error("the handler of %s failed", stream.path, exc_info=error)
             doing = "iterating responses" if stream.is_list else "calling application"
@@ -167,7 +160,6 @@ class ServerCalls:
         self._finish(stream, error.code, error.message)
 
     def _take(self, stream: Stream) -> None:
-        """Call the handler if the request's message is complete."""
         message = grpcwire.read_message(stream.body or b"")
         if message is None:
             self._check_incomplete(stream)

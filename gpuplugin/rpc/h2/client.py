@@ -27,7 +27,7 @@ _NOT_ONE = "the response is not one uncompressed message"
 
 
 class CallFailed(Exception):
-    """A call without a response: the gRPC status code (a number) and what the server said."""
+    """A call without a response: the gRPC status code (a number) and the server's message."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{_name(code)}: {message}")
@@ -90,27 +90,17 @@ class ClientCall(Outgoing):
     error: CallFailed | None = None
     """Why it failed; None while it is under way, and after status OK."""
     received_bytes: int = 0
-    """Since the server was last granted more."""
     pieces: list[bytes] = field(default_factory=list)
-    """Of a message that is not whole yet."""
     missing_bytes: int = 0
 
     def result(self) -> bytes:
-        """The response of a unary call that has ended.
-
-        Raises:
-            CallFailed: it ended with an error status.
-        """
+        """The response of a unary call that has ended; raises `CallFailed` for an error status."""
         if self.error is not None:
             raise self.error
         return self.responses[0]
 
     def feed(self, data: bytes, max_response_bytes: int) -> None:
-        """More data came; a long message is put together once, when it is whole.
-
-        Raises:
-            CallFailed: a message is compressed or too large, or there is one too many.
-        """
+        """Add data; long messages are joined once. Raises `CallFailed` for what is not accepted."""
         if self.pieces:
             self.pieces.append(data)
             self.missing_bytes -= len(data)
@@ -161,11 +151,7 @@ class ClientConnection:
         self._outbox.put(frames.numbers(frames.WINDOW_UPDATE, 0, self._window_bytes))
 
     def start(self, method: Method, request: bytes, *, streaming: bool = False) -> ClientCall:
-        """Begin a call; its `rest` is what the server's windows do not take yet.
-
-        Raises:
-            ConnectionFailed: the connection takes no more calls.
-        """
+        """Begin a call; raises `ConnectionFailed` if the connection accepts no more calls."""
         if self._failure is not None:
             raise self._failure
         stream_id = self._next_id
@@ -189,16 +175,13 @@ class ClientConnection:
             self._fail(call, CallFailed(RpcCode.CANCELLED, "cancelled"))
 
     def output(self) -> bytes:
-        """What can be sent now."""
         return self._outbox.take(frames.MOST_31_BITS)
 
     def receive(self, data: bytes) -> list[ClientCall]:
         """Take what the server sent; no bytes mean that it has closed the connection.
 
         Returns the calls that have ended by it, but for streaming ones.
-
-        Raises:
-            ConnectionFailed: the connection has ended, and all calls with it.
+        Raises ConnectionFailed if the connection has ended, and all calls with it.
         """
         if not data:
             raise self._failed(RpcCode.UNAVAILABLE, "the server closed the connection")
@@ -323,7 +306,7 @@ class ClientConnection:
         self._outbox.put(frames.SETTINGS_ACK)
 
     def _fail(self, call: ClientCall, error: CallFailed) -> None:
-        """End a call that the server goes on with."""
+        """End a call that the server has not ended."""
         self._outbox.put(frames.numbers(frames.RST_STREAM, call.stream_id, ErrorCode.CANCEL))
         call.rest = call.rest[:0]
         self._end(call, error)
@@ -339,7 +322,7 @@ class ClientConnection:
 
 
 def write_timeout(timeout_s: float) -> bytes:
-    """The value of a grpc-timeout, rounded down to what eight digits can say."""
+    """The value of a grpc-timeout, rounded down to eight digits."""
     timeout_us = max(int(timeout_s * 1e6), 0)
     return b"%du" % timeout_us if timeout_us < 10**8 else b"%dS" % min(timeout_s, 99_999_999)
 

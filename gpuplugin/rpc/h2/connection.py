@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_STREAMS = 100
 """Open streams of one connection; more are refused, which gRPC clients take as "later"."""
-PATIENCE = 2000
+MAX_IDLE_FRAMES = 2000
 """Frames of a second that may come without a call being completed or a stream being served."""
 HELD_BACK_S = 1.0
 """After so long without a grant, a list may use up the window of the connection."""
@@ -52,14 +52,13 @@ class ServerConnection:
         self._blocks = BlockReader(grpcwire.read_head)
         self._granted = _CONNECTION_WINDOW_BYTES
         self._preface = frames.PREFACE
-        """What is still to come of it."""
         self._only: int | None = frames.SETTINGS
         """The one type that the next frame may have, if there is such a rule."""
         self._rest = self._block = b""
         self._block_of = (0, 0)
         self._last_id = 0
-        self._patience = PATIENCE
-        self._patient_since_s = self._held_since_s = self._clock_s()
+        self._idle_frames_left = MAX_IDLE_FRAMES
+        self._counted_since_s = self._held_since_s = self._clock_s()
         self._draining = self._failed = False
 
     @property
@@ -89,12 +88,12 @@ class ServerConnection:
             self.close()
 
     def drain(self) -> None:
-        """Tell the peer to open no more streams; `ended` once those that are open have ended."""
+        """Send GOAWAY: no more streams; `ended` once those that are open have ended."""
         if not self._draining and not self._failed:
             self._draining = True
             self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, ErrorCode.NO_ERROR))
 
-    def look_after(self) -> None:
+    def check_time(self) -> None:
         """End calls whose deadline has passed, and free a list that only the reserve holds back.
 
         To be called about every second, and at the next deadline.
@@ -165,7 +164,7 @@ class ServerConnection:
             raise H2Error(ErrorCode.PROTOCOL_ERROR, f"type {kind} on stream {stream_id}")
         try:
             if kind > frames.HEADERS:
-                self._lose_patience()
+                self._count_idle_frame()
                 frames.check(kind, stream_id, payload)
             self._act(kind, flags, stream_id, payload)
         except H2Error as error:
@@ -204,7 +203,7 @@ class ServerConnection:
             self._granted = _CONNECTION_WINDOW_BYTES
         stream = self._calls.streams.get(stream_id)
         if stream is None:
-            self._lose_patience()
+            self._count_idle_frame()
             if stream_id in self._calls.resets:
                 return
         if stream is None or stream.ended:
@@ -214,7 +213,7 @@ class ServerConnection:
         if (padding_bytes := padded_bytes - len(payload)) and not stream.ended:
             self._outbox.put(frames.numbers(frames.WINDOW_UPDATE, stream_id, padding_bytes))
         if not payload and not stream.ended:
-            self._lose_patience()
+            self._count_idle_frame()
         self._calls.data(stream, payload)
 
     def _on_headers(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
@@ -270,12 +269,12 @@ class ServerConnection:
         if not stream_id:
             self._outbox.reserve = RESERVE_BYTES
 
-    def _lose_patience(self) -> None:
+    def _count_idle_frame(self) -> None:
         """Count a frame that leads to nothing by itself."""
         now_s = self._clock_s()
-        if self._calls.progress or now_s - self._patient_since_s >= 1:
-            self._patience, self._patient_since_s = PATIENCE, now_s
+        if self._calls.progress or now_s - self._counted_since_s >= 1:
+            self._idle_frames_left, self._counted_since_s = MAX_IDLE_FRAMES, now_s
             self._calls.progress = False
-        self._patience -= 1
-        if not self._patience:
+        self._idle_frames_left -= 1
+        if not self._idle_frames_left:
             raise H2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without progress")

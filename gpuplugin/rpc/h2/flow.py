@@ -28,11 +28,7 @@ class Window:
     window: int
 
     def widen(self, more_bytes: int) -> None:
-        """The peer grants more, or less after it changed its settings.
-
-        Raises:
-            H2Error: FLOW_CONTROL_ERROR for a window larger than HTTP/2 allows.
-        """
+        """Add what the peer grants (negative: takes back); raises `H2Error` over HTTP/2's limit."""
         self.window += more_bytes
         if self.window > frames.MOST_31_BITS:
             raise H2Error(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large", self.stream_id)
@@ -69,7 +65,6 @@ class Outbox(Window):
         self._waiting[stream.stream_id] = stream
 
     def forget(self, stream_id: int) -> None:
-        """Send no more of a stream's message."""
         self._waiting.pop(stream_id, None)
 
     @property

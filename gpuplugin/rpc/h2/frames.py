@@ -63,17 +63,14 @@ class H2Error(Exception):
 
 
 def frame_head(length: int, kind: int, flags: int, stream_id: int) -> bytes:
-    """The nine bytes before a payload of `length` bytes."""
     return HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
-    """A whole frame."""
     return frame_head(len(payload), kind, flags, stream_id) + payload
 
 
 def settings(values: Mapping[int, int]) -> bytes:
-    """A SETTINGS frame."""
     payload = b"".join(_SETTING.pack(key, value) for key, value in values.items())
     return frame(SETTINGS, 0, 0, payload)
 
@@ -90,9 +87,7 @@ def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
     """The frame in `data` at `start`: type, flags, stream, payload, where the next one begins.
 
     None if it is not there as a whole.
-
-    Raises:
-        H2Error: FRAME_SIZE_ERROR for a frame that is longer than was ever allowed.
+    Raises H2Error (FRAME_SIZE_ERROR) for a frame that is longer than was ever allowed.
     """
     if len(data) - start < HEAD_BYTES:
         return None
@@ -107,11 +102,7 @@ def first(data: bytes, start: int) -> tuple[int, int, int, bytes, int] | None:
 
 
 def check(kind: int, stream_id: int, payload: bytes) -> None:
-    """See that a frame has a length, and a stream or none, that its type allows.
-
-    Raises:
-        H2Error: FRAME_SIZE_ERROR or PROTOCOL_ERROR.
-    """
+    """Raise `H2Error` for a length or a stream that the frame's type does not allow."""
     length = len(payload)
     if length != _LENGTHS.get(kind, length) or (kind == GOAWAY and length < _LEAST_GOAWAY_BYTES):
         ended_id = stream_id if kind == PRIORITY else 0
@@ -121,11 +112,7 @@ def check(kind: int, stream_id: int, payload: bytes) -> None:
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:
-    """The payload of a DATA or HEADERS frame without its padding.
-
-    Raises:
-        H2Error: PROTOCOL_ERROR if the padding is longer than the payload.
-    """
+    """The payload of a frame without its padding; raises `H2Error` for too much padding."""
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
@@ -134,11 +121,7 @@ def unpadded(flags: int, payload: bytes) -> bytes:
 
 
 def header_block(flags: int, payload: bytes) -> bytes:
-    """What a HEADERS frame has of a block, without the priority, which is obsolete.
-
-    Raises:
-        H2Error: as `unpadded`, or FRAME_SIZE_ERROR for a payload too short for its priority.
-    """
+    """The block in a HEADERS frame, without padding and priority; raises `H2Error`."""
     payload = unpadded(flags, payload)
     if not flags & HAS_PRIORITY:
         return payload
@@ -148,11 +131,7 @@ def header_block(flags: int, payload: bytes) -> bytes:
 
 
 def read_settings(payload: bytes) -> dict[int, int]:
-    """The values of a SETTINGS payload, unknown ones included.
-
-    Raises:
-        H2Error: a payload of a wrong length, or a value outside its range.
-    """
+    """The values of a SETTINGS payload, unknown ones included; raises `H2Error` for bad ones."""
     if len(payload) % _SETTING.size:
         raise H2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
     values = dict(_SETTING.iter_unpack(payload))

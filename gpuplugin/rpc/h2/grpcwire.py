@@ -1,4 +1,4 @@
-"""gRPC on HTTP/2: what request headers ask for, messages in DATA, statuses as header blocks.
+"""gRPC on HTTP/2: request headers, messages in DATA, statuses as header blocks.
 
 Written by gRPC's protocol description (PROTOCOL-HTTP2.md); where it leaves room, grpcio's server is
 followed to the letter of its messages, so that a client sees no difference.
@@ -60,7 +60,7 @@ OK_BLOCK = status_block(RpcCode.OK)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the headers of a request ask for."""
+    """The headers of a request."""
 
     path: str
     timeout_s: float = math.inf
@@ -69,7 +69,7 @@ class Head:
 
 
 def read_head(headers: Sequence[Header]) -> Head | None:
-    """What a request's headers ask for; None if HTTP/2 forbids such headers."""
+    """Parse a request's headers; None if HTTP/2 forbids such headers."""
     fields = dict(headers)
     if not _well_formed([name for name, _ in headers]) or not fields[b":path"]:
         return None
@@ -113,11 +113,7 @@ def message_prefix(length: int) -> bytes:
 
 
 def read_message(body: bytes | bytearray, limit_bytes: int = MAX_REQUEST_BYTES) -> bytes | None:
-    """The first message in `body`, or None if it is not there as a whole yet.
-
-    Raises:
-        RpcError: the message is compressed or longer than `limit_bytes`.
-    """
+    """The first whole message, None if incomplete; raises `RpcError` if compressed or too long."""
     if len(body) < PREFIX_BYTES:
         return None
     if body[0]:

@@ -33,10 +33,10 @@ class BlockReader(Generic[T]):
     else. Its results are kept by the bytes of their blocks, because a client sends the same few
     blocks over and over. This is right for these reasons:
 
-    - What a block says, and what it leaves in the dynamic table, follow from its bytes and from
-      the table before it, and from nothing else.
+    - What a block decodes to, and what it leaves in the dynamic table, follow from its bytes and
+      from the table before it, and from nothing else.
     - Only blocks that left the table as it was are kept. Met again with the same table, such a
-      block says the same and again leaves the table as it was, so skipping it loses nothing.
+      block decodes to the same and again leaves the table as it was, so skipping it loses nothing.
     - Whatever changes the table is seen, because it is compared with what it was, and every kept
       block is forgotten then. So a kept block was read with the very table that there is now.
     - A block that changes the table is never kept, so it is always decoded.
@@ -46,15 +46,10 @@ class BlockReader(Generic[T]):
         self._understand = understand
         self._decoder = Decoder(MAX_LIST_BYTES)
         self.seen: dict[bytes, T] = {}
-        """What was made of the blocks that are kept: one that is looked up here counts as read."""
+        """What was made of the blocks that are kept: one that is found here counts as read."""
 
     def read(self, block: bytes) -> T:
-        """What `understand` makes of the headers in `block`.
-
-        Raises:
-            H2Error: COMPRESSION_ERROR for a block that cannot be decoded,
-                ENHANCE_YOUR_CALM for more than `MAX_LIST_BYTES` of headers.
-        """
+        """What `understand` makes of a block; raises `H2Error` if it is broken or too large."""
         known = self.seen.get(block)
         if known is not None:
             return known

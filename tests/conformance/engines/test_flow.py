@@ -48,7 +48,7 @@ def widen(client: RawClient, stream: int, more: int) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of waiting are fractions of one."""
     monkeypatch.setattr(engine_fast, "STALL_S", 0.2)
-    monkeypatch.setattr(engine_fast, "LOOK_S", 0.05)
+    monkeypatch.setattr(engine_fast, "CHECK_S", 0.05)
     monkeypatch.setattr(connection, "HELD_BACK_S", 0.05)
 
 

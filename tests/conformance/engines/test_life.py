@@ -249,7 +249,7 @@ def test_a_client_that_is_gone_before_its_answer(fast: Served) -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Threads take turns all the time, and the keeper never rests."""
     interval_s = sys.getswitchinterval()
-    monkeypatch.setattr(engine_fast, "LOOK_S", 0.0)
+    monkeypatch.setattr(engine_fast, "CHECK_S", 0.0)
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval_s)

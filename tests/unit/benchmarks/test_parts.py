@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from importlib import import_module
 from itertools import combinations
 
 import pytest
 
+from benchmarks import SUITES
 from benchmarks.calls import Subject, in_turns
 from benchmarks.devices import (
     TOPOLOGIES,
@@ -21,7 +23,6 @@ from benchmarks.devices import (
 )
 from benchmarks.machine import cpu_s, processes_of, resident_mib, this_machine
 from benchmarks.plugins import own_plugin, spec_from
-from gpuplugin.cli import benchoptions
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 
 
@@ -104,7 +105,6 @@ def test_processes_of_a_group_and_what_they_use() -> None:
     assert this_machine().cores >= 1
 
 
-def test_the_help_names_the_suites_that_there_are() -> None:
-    from benchmarks.suites import SUITES
-
-    assert tuple(SUITES) == benchoptions.SUITES
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_is_a_module_that_measures(suite: str) -> None:
+    assert callable(import_module(f"benchmarks.suites.{suite}").measure)

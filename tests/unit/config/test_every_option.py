@@ -560,7 +560,7 @@ def test_an_empty_device_list_strategy_is_accepted_with_a_warning(
     assert got.settings.flags.plugin.device_list_strategy == []
     assert warning.where == (arguments[0].rstrip("=") if arguments else f"{files.path}:1")
     assert warning.key == "flags.plugin.deviceListStrategy"
-    assert "containers will be told of no device" in warning.message
+    assert "containers get no device" in warning.message
 
 
 @pytest.mark.parametrize("text", ["x", "0,x", "-1", "0.5", "0_0", "\u0660"])

@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.core.allocation import (
-    NotDistinct,
-    SharedRequestTooLarge,
-    UnknownDevice,
-    check_request,
-)
+from gpuplugin.core.allocation import AllocationError, check_request
 from gpuplugin.core.injection import InjectionPlan, inject
 from tests.unit.builders import a_resource, by_id, ids, uuid_of_gpu
 
@@ -29,7 +24,7 @@ WHOLE = a_resource(3, 1, fail=True)
 
 
 def test_two_replicas_are_refused_in_nvidias_words() -> None:
-    with pytest.raises(SharedRequestTooLarge) as caught:
+    with pytest.raises(AllocationError) as caught:
         check_request(STRICT, by_id(STRICT), [f"{A}::0", f"{B}::1"])
 
     assert str(caught.value) == (
@@ -41,7 +36,7 @@ def test_two_replicas_are_refused_in_nvidias_words() -> None:
 def test_the_refusal_names_the_renamed_resource_and_the_real_number() -> None:
     resource = a_resource(1, 4, fail=True, rename=True)
 
-    with pytest.raises(SharedRequestTooLarge) as caught:
+    with pytest.raises(AllocationError) as caught:
         check_request(resource, by_id(resource), ids(resource))
 
     assert str(caught.value) == (
@@ -61,7 +56,7 @@ def test_the_refusal_names_the_renamed_resource_and_the_real_number() -> None:
     ],
 )
 def test_an_unknown_device_is_refused_in_nvidias_words(resource: Resource, unknown: str) -> None:
-    with pytest.raises(UnknownDevice) as caught:
+    with pytest.raises(AllocationError) as caught:
         check_request(resource, by_id(resource), [ids(resource)[0], unknown])
 
     assert str(caught.value) == (
@@ -71,7 +66,7 @@ def test_an_unknown_device_is_refused_in_nvidias_words(resource: Resource, unkno
 
 
 def test_an_unknown_device_is_told_before_the_size() -> None:
-    with pytest.raises(UnknownDevice, match="unknown device: GPU-x"):
+    with pytest.raises(AllocationError, match="unknown device: GPU-x"):
         check_request(STRICT, by_id(STRICT), [f"{A}::0", "GPU-x", "GPU-y"])
 
 
@@ -106,16 +101,16 @@ def test_a_request_is_granted_exactly_if_every_device_is_known(requested: list[s
     known = by_id(SHARED)
     unknown = [one for one in requested if one not in known]
     if unknown:
-        with pytest.raises(UnknownDevice) as caught:
+        with pytest.raises(AllocationError) as caught:
             check_request(SHARED, known, requested)
-        assert caught.value.device_id == unknown[0]
+        assert str(caught.value).endswith(f": unknown device: {unknown[0]}")
         return
     granted = check_request(SHARED, known, requested)
     assert [device.id for device in granted] == requested
 
 
 def test_replicas_on_one_gpu_are_refused_where_they_must_be_distinct() -> None:
-    with pytest.raises(NotDistinct) as caught:
+    with pytest.raises(AllocationError) as caught:
         check_request(SHARED, by_id(SHARED), [f"{A}::0", f"{B}::0", f"{A}::1"], distinct=True)
 
     assert str(caught.value) == (

@@ -246,7 +246,7 @@ SEQUENCES: dict[str, Sequence[Step]] = {
         (45, OK, H),
     ],
     "lost and back": [(0, OK, H), (1, LOST, U), (2, LOST, U), (3, OK, R), (33, OK, H)],
-    "a reset that answered one fault does not answer the next, while recovering": [
+    "a reset that ended one fault does not end the next, while recovering": [
         (0, OK, H),
         (10, xid(46), U),
         (15, AFTER_RESET, R),
@@ -254,7 +254,7 @@ SEQUENCES: dict[str, Sequence[Step]] = {
         (25, AFTER_RESET, U),
         (30, AFTER_SECOND_RESET, R),
     ],
-    "a reset that answered one fault does not answer the next, when healthy again": [
+    "a reset that ended one fault does not end the next, when healthy again": [
         (0, OK, H),
         (10, xid(46), U),
         (15, AFTER_RESET, R),
@@ -272,7 +272,7 @@ def test_sequence(steps: Sequence[Step]) -> None:
     seen = []
     for now_s, what, _ in steps:
         health = see(health, what, now_s)
-        seen.append(health.status)
+        seen.append(health.state)
 
     assert seen == [status for _, _, status in steps]
 
@@ -284,10 +284,10 @@ def test_every_xid_does_what_the_catalogue_says(code: int) -> None:
     health = on_event(before, xid(code), 1, POLICY)
 
     if lookup_xid(code).action.application_error:
-        assert health.status is H
+        assert health.state is H
         assert health.fault is None
         return
-    assert health.status is U
+    assert health.state is U
     fault = fault_in(health)
     assert (fault.cause, fault.xid) == (Cause.XID, code)
     assert f"Xid {code}" in fault.reason
@@ -298,14 +298,14 @@ def test_every_xid_does_what_the_catalogue_says(code: int) -> None:
         XidAction.ECC_WORKFLOW,
         XidAction.RESTART_VM,
     }
-    assert on_probe(health, OK, 2, POLICY).status is (U if needs_reset else R)
-    assert on_probe(health, AFTER_RESET, 2, POLICY).status is R
+    assert on_probe(health, OK, 2, POLICY).state is (U if needs_reset else R)
+    assert on_probe(health, AFTER_RESET, 2, POLICY).state is R
 
 
 @pytest.mark.parametrize(
     ("probe", "cause", "reason", "action"),
     [
-        (DOWN, Cause.UNREACHABLE, "does not answer", "reset-or-reboot"),
+        (DOWN, Cause.UNREACHABLE, "does not respond", "reset-or-reboot"),
         (REMAP_FAILED, Cause.ROW_REMAP, "row remapping failed", "contact-support"),
         (WANTS_RESET, Cause.RECOVERY_ACTION, "recovery action", "reset"),
         (
@@ -336,7 +336,7 @@ def test_the_first_reason_stays_while_faults_follow_each_other() -> None:
 def test_a_healthy_gpu_has_no_reason() -> None:
     health = after((0, OK), (10, xid(74)), (15, OK), (45, OK))
 
-    assert (health.status, health.fault) == (H, None)
+    assert (health.state, health.fault) == (H, None)
     assert health.since_s == 45
 
 
@@ -347,9 +347,9 @@ def test_the_quiet_period_doubles_with_each_relapse_up_to_the_cap() -> None:
     for _ in range(5):
         now_s += 1
         health = see(see(health, xid(74), now_s), OK, now_s)
-        assert health.status is R
+        assert health.state is R
         started_s = now_s
-        while health.status is R:
+        while health.state is R:
             now_s += 1
             health = see(health, OK, now_s)
         waits.append(now_s - started_s)
@@ -421,13 +421,13 @@ def test_invariants(history: list[tuple[float, Event | Probe]]) -> None:
         before, health = health, see(health, what, now_s)
         if isinstance(what, Probe):
             note_probe(noted, what)
-            assert noted.last_probe_clean or health.status is U
+            assert noted.last_probe_clean or health.state is U
         else:
             note_event(noted, what, now_s)
             check_event(before, health, what)
-        if before.status is not health.status:
+        if before.state is not health.state:
             check_transition(before, health, noted, now_s)
-        assert health.healthy == (health.status is H)
+        assert health.healthy == (health.state is H)
         assert (health.fault is None) == health.healthy
 
 
@@ -454,15 +454,15 @@ def check_event(before: Health, health: Health, event: Event) -> None:
     if harmless:
         assert health == before
     else:
-        assert health.status is U
+        assert health.state is U
 
 
 def check_transition(before: Health, health: Health, noted: Hardware, now_s: float) -> None:
-    assert (before.status, health.status) in {(H, U), (U, R), (R, H), (R, U)}
+    assert (before.state, health.state) in {(H, U), (U, R), (R, H), (R, U)}
     assert health.since_s == now_s
-    if health.status is R:
+    if health.state is R:
         assert not noted.reset_missing
-    if health.status is H:
+    if health.state is H:
         assert noted.last_probe_clean
         assert not noted.reset_missing
         assert now_s - before.since_s >= POLICY.quiet_period_s
@@ -540,13 +540,13 @@ def test_events_are_needless_only_if_none_could_matter() -> None:
 
 def test_a_person_can_clear_what_only_a_reset_would_end() -> None:
     faulty = after((0, OK), (1, xid(46)), (5, OK), (6, xid(46)))
-    assert faulty.status is U
+    assert faulty.state is U
 
     health = cleared(faulty, 10)
 
-    assert (health.status, health.fault, health.faults) == (H, None, 0)
+    assert (health.state, health.fault, health.faults) == (H, None, 0)
     assert see(health, OK, 11).healthy
-    assert see(health, xid(46), 12).status is U
+    assert see(health, xid(46), 12).state is U
 
 
 @pytest.mark.parametrize("what", [DOWN, WANTS_RESET, REMAP_FAILED, TOO_HOT, LOST])

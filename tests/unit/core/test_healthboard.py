@@ -52,7 +52,7 @@ def test_who_is_hit_by_an_event(board: HealthBoard, event: Event, hit: list[str]
 
 def test_an_unknown_gpu_is_not_healthy(board: HealthBoard) -> None:
     assert not board.healthy("GPU-unknown")
-    assert board.status_of("GPU-unknown") is None
+    assert board.state_of("GPU-unknown") is None
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_gpu_that_is_back_in_the_list_waits_for_probes(board: HealthBoard) -> 
 
     assert unhealthy(back) == [C]
     recovering = back.with_probe(C, a_probe(), 3, POLICY)
-    assert recovering.status_of(C) is HealthState.RECOVERING
+    assert recovering.state_of(C) is HealthState.RECOVERING
     assert recovering.with_probe(C, a_probe(), 33, POLICY).healthy(C)
 
 
@@ -195,12 +195,12 @@ def test_a_mig_device_recovers_by_the_probe_of_its_gpu(partitioned: HealthBoard)
     board = partitioned.with_probe(A, a_probe(epoch="one"), 0, POLICY)
     board = board.with_event(XidError(A, 46, 8, 1), 1, POLICY)
     board = board.with_probe(A, a_probe(epoch="one"), 2, POLICY)
-    assert board.status_of(MIG[1]) is HealthState.UNHEALTHY, "only a reset ends it"
+    assert board.state_of(MIG[1]) is HealthState.UNHEALTHY, "only a reset ends it"
     board = board.with_probe(B, a_probe(epoch="two"), 3, POLICY)
-    assert board.status_of(MIG[1]) is HealthState.UNHEALTHY, "another GPU was reset"
+    assert board.state_of(MIG[1]) is HealthState.UNHEALTHY, "another GPU was reset"
     board = board.with_probe(A, a_probe(epoch="two"), 4, POLICY)
-    assert board.status_of(MIG[1]) is HealthState.RECOVERING
-    assert board.status_of(A) is HealthState.HEALTHY
+    assert board.state_of(MIG[1]) is HealthState.RECOVERING
+    assert board.state_of(A) is HealthState.HEALTHY
     assert sick(board.with_probe(A, a_probe(epoch="two"), 34, POLICY)) == []
 
 
@@ -256,7 +256,7 @@ def test_clearing_a_mig_device_clears_it_alone(partitioned: HealthBoard) -> None
 def test_what_cannot_be_cleared(partitioned: HealthBoard) -> None:
     with pytest.raises(UnknownUnit):
         partitioned.cleared("GPU-unknown", 1)
-    with pytest.raises(StillFaulty, match="does not answer"):
+    with pytest.raises(StillFaulty, match="does not respond"):
         partitioned.with_probe(A, a_probe(reachable=False), 1, POLICY).cleared(A, 2)
 
 

@@ -26,7 +26,7 @@ from gpuplugin.core.node import (
 )
 from gpuplugin.core.pacing import PAUSE_S
 from gpuplugin.core.watch import judge_probes
-from gpuplugin.kubelet.plugins import DevicePlugins
+from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from hal import GpuState, HalHung, Link, LinkKind, RecoveryAction, XidError
 from tests.unit.builders import PLAIN, a_gpu, a_probe, gpus, sharing, uuid_of_gpu
@@ -315,11 +315,11 @@ def test_a_hung_probe_says_nothing_of_ecc_errors() -> None:
     node.update([a_gpu(0), a_gpu(1)], {A: counted, B: counted})
     hung = judge_probes({A: HalHung("it hangs"), B: counted}, node.model.view.board)
     node.update([a_gpu(0), a_gpu(1)], dict(hung.by_uuid))
-    assert node.model.view.board.gpus[A].status is HealthState.UNHEALTHY
+    assert node.model.view.board.gpus[A].state is HealthState.UNHEALTHY
     for _ in range(3):
         node.after(QUIET_S)
         node.update([a_gpu(0), a_gpu(1)], {A: counted, B: counted})
-    assert node.model.view.board.gpus[A].status is HealthState.HEALTHY
+    assert node.model.view.board.gpus[A].state is HealthState.HEALTHY
 
 
 def test_the_view_is_one_value() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from gpuplugin.core.nodecondition import GpuReport
 from gpuplugin.daemon.cluster.eventqueue import (
+    MAX_EVENT_AGE_S,
     SAME_WITHIN_S,
-    WORTH_TELLING_S,
     EventQueue,
     NodeEvent,
     TokenBucket,
@@ -163,7 +163,7 @@ def test_stale_events_are_dropped() -> None:
     queue.add(sick(0))
     queue.now_s += 1
     queue.add(sick(1))
-    queue.now_s += WORTH_TELLING_S
+    queue.now_s += MAX_EVENT_AGE_S
 
     assert queue.queue.drop_stale(queue.now_s) == 1
     assert queue.sent().message == sick(1).event_message

@@ -57,8 +57,8 @@ def test_questions_of_several_who_ask_are_asked_one_by_one(driver: Driver) -> No
         queries = HalQueries()
         names = [f"GPU-{n}" for n in range(8)]
         *answers, node = await asyncio.gather(
-            *(queries.ask_gpus(names, LONG_S, driver.ask) for _ in range(3)),
-            queries.ask(LONG_S, driver.ask, "node"),
+            *(queries.call_gpus(names, LONG_S, driver.ask) for _ in range(3)),
+            queries.call(LONG_S, driver.ask, "node"),
         )
         assert answers == [{name: name for name in names}] * 3
         assert node == "node"
@@ -72,7 +72,7 @@ def test_a_gpu_is_asked_once_though_it_is_named_twice(driver: Driver) -> None:
     async def main() -> None:
         queries = HalQueries()
         asked: list[str] = []
-        answers = await queries.ask_gpus(["GPU-0", "GPU-0"], LONG_S, asked.append)
+        answers = await queries.call_gpus(["GPU-0", "GPU-0"], LONG_S, asked.append)
         assert answers == {"GPU-0": None}
         assert asked == ["GPU-0"]
         queries.close()
@@ -88,7 +88,7 @@ def test_a_gpu_that_fails_hides_no_other() -> None:
 
     async def main() -> None:
         queries = HalQueries()
-        answers = await queries.ask_gpus(["GPU-0", "GPU-1", "GPU-2"], LONG_S, ask)
+        answers = await queries.call_gpus(["GPU-0", "GPU-1", "GPU-2"], LONG_S, ask)
         assert isinstance(answers.pop("GPU-1"), UnknownGpu)
         assert answers == {"GPU-0": "GPU-0", "GPU-2": "GPU-2"}
         queries.close()
@@ -103,7 +103,7 @@ def test_an_error_in_the_program_is_no_answer() -> None:
     async def main() -> None:
         queries = HalQueries()
         with pytest.raises(ZeroDivisionError):
-            await queries.ask_gpus(["GPU-0"], LONG_S, ask)
+            await queries.call_gpus(["GPU-0"], LONG_S, ask)
         queries.close()
 
     run(main())
@@ -115,14 +115,14 @@ def test_a_gpu_that_hangs_is_not_asked_again_and_the_others_are(driver: Driver) 
         driver.stuck["GPU-1"] = threading.Event()
         everyone = ["GPU-0", "GPU-1", "GPU-2"]
         for words in ("did not return", "still hangs"):
-            answers = await queries.ask_gpus(everyone, SOON_S, driver.ask)
+            answers = await queries.call_gpus(everyone, SOON_S, driver.ask)
             hung = answers.pop("GPU-1")
             assert isinstance(hung, HalHung)
             assert words in str(hung)
             assert answers == {"GPU-0": "GPU-0", "GPU-2": "GPU-2"}
         driver.stuck.pop("GPU-1").set()
         for _ in range(1000):
-            if (await queries.ask_gpus(["GPU-1"], LONG_S, driver.ask)) == {"GPU-1": "GPU-1"}:
+            if (await queries.call_gpus(["GPU-1"], LONG_S, driver.ask)) == {"GPU-1": "GPU-1"}:
                 break
             await asyncio.sleep(0.01)
         else:
@@ -138,7 +138,7 @@ def test_several_that_hang_hide_no_other(driver: Driver) -> None:
         everyone = [f"GPU-{n}" for n in range(6)]
         stuck = {"GPU-0", "GPU-3", "GPU-5"}
         driver.stuck = {uuid: threading.Event() for uuid in stuck}
-        answers = await queries.ask_gpus(everyone, SOON_S, driver.ask)
+        answers = await queries.call_gpus(everyone, SOON_S, driver.ask)
         assert {uuid for uuid, one in answers.items() if isinstance(one, HalHung)} == stuck
         assert {one for one in answers.values() if isinstance(one, str)} == set(everyone) - stuck
         queries.close()
@@ -156,7 +156,7 @@ def test_slow_answers_are_no_hang() -> None:
 
     async def main() -> None:
         queries = HalQueries()
-        answers = await queries.ask_gpus(everyone, deadline_s, ask)
+        answers = await queries.call_gpus(everyone, deadline_s, ask)
         assert answers == {uuid: uuid for uuid in everyone}
         queries.close()
 
@@ -167,9 +167,9 @@ def test_a_question_whose_turn_comes_late_has_its_whole_deadline(driver: Driver)
     async def main() -> None:
         queries = HalQueries()
         driver.stuck["GPU-1"] = threading.Event()
-        hung = asyncio.create_task(queries.ask_gpus(["GPU-1"], 10 * SOON_S, driver.ask))
+        hung = asyncio.create_task(queries.call_gpus(["GPU-1"], 10 * SOON_S, driver.ask))
         await asyncio.sleep(0)
-        answers = await queries.ask_gpus(["GPU-0"], 5 * SOON_S, driver.ask)
+        answers = await queries.call_gpus(["GPU-0"], 5 * SOON_S, driver.ask)
         assert answers == {"GPU-0": "GPU-0"}
         assert isinstance((await hung)["GPU-1"], HalHung)
         queries.close()

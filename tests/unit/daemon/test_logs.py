@@ -206,6 +206,6 @@ def test_many_different_texts_do_not_pile_up() -> None:
     lines = Lines()
     for number in range(5000):
         assert lines(str(number)) == str(number)
-    assert len(lines._filter._told) <= 1000
+    assert len(lines._filter._written) <= 1000
     assert lines("4999") is None
     assert lines("0") == "0"

@@ -39,7 +39,7 @@ def test_a_call_is_in_flight_while_it_is_answered_and_no_longer() -> None:
         raise RpcError(RpcCode.INVALID_ARGUMENT, "no")
 
     table = {"Look": look, "Other": refuse}
-    service = metrics.calls.of(RESOURCE).wrap(Service("a.B", table, {}))
+    service = metrics.calls[RESOURCE].wrap(Service("a.B", table, {}))
     service.unary["Look"](b"")
     with contextlib.suppress(RpcError):
         service.unary["Other"](b"")
@@ -52,13 +52,13 @@ def test_a_call_is_in_flight_while_it_is_answered_and_no_longer() -> None:
 def test_the_first_refusal_is_an_increase() -> None:
     """A series that begins with 1 is none to Prometheus."""
     metrics = Metrics()
-    metrics.calls.of(RESOURCE).wrap(Service("a.B", {"Allocate": lambda _request: b""}, {}))
+    metrics.calls[RESOURCE].wrap(Service("a.B", {"Allocate": lambda _request: b""}, {}))
     assert calls(metrics, "Allocate", "INVALID_ARGUMENT") == 0
 
 
 def test_the_series_of_a_resource_that_is_gone_end() -> None:
     metrics = Metrics()
-    metrics.calls.of(RESOURCE).wrap(Service("a.B", {"Allocate": lambda _request: b""}, {}))
+    metrics.calls[RESOURCE].wrap(Service("a.B", {"Allocate": lambda _request: b""}, {}))
     assert calls(metrics, "Allocate", "OK") == 0
     metrics.forget_resource(RESOURCE)
     assert calls(metrics, "Allocate", "OK") is None

@@ -10,17 +10,15 @@ import pytest
 
 from gpuplugin.config.load import load_settings
 from gpuplugin.core.health import HealthState
-from gpuplugin.core.healthboard import Transition
-from gpuplugin.core.history import HealthChange, HealthHistory
+from gpuplugin.core.healthboard import HealthChange, HealthHistory, Transition
 from gpuplugin.core.node import NodeModel
-from gpuplugin.core.usage import Reading, Seen, usage_of
-from gpuplugin.daemon.http.page.html import page_html
-from gpuplugin.daemon.http.page.view import (
+from gpuplugin.core.usage import PodName, Reading, Seen, TenantUse, usage_of
+from gpuplugin.daemon.http.page import page_html
+from gpuplugin.daemon.http.pageview import (
     HISTORY_S,
     CallView,
     PageView,
     SpanView,
-    TenantView,
     UnitView,
     page_view,
     spans,
@@ -31,6 +29,23 @@ from tests.unit.builders import PLAIN, gpus
 GIB = 1024**3
 EVIL = "<script>alert('x')</script>&\"'"
 
+
+def tenant(
+    namespace: str, pod: str, container: str, used_bytes: int, fair_bytes: int, share: float
+) -> TenantUse:
+    return TenantUse(
+        uuid="GPU-0",
+        index="0",
+        pod=PodName(namespace, pod),
+        container=container,
+        replicas=1,
+        processes=1,
+        memory_bytes=used_bytes,
+        sm_share=share,
+        fair_memory_bytes=fair_bytes,
+    )
+
+
 UNIT = UnitView(
     index="0",
     uuid="GPU-0",
@@ -40,7 +55,7 @@ UNIT = UnitView(
     replicas=10,
     holders={3: "ml/trainer"},
     allocated=1,
-    tenants=[TenantView("ml/trainer", "main", 1, 40 * GIB, 8 * GIB, 0.5)],
+    tenants=[tenant("ml", "trainer", "main", 40 * GIB, 8 * GIB, 0.5)],
     history_s=600.0,
     history=[SpanView(0.0, 0.5, "Unhealthy", "Xid 79"), SpanView(0.5, 1.0, "Healthy", "")],
     utilization=0.93,
@@ -143,7 +158,7 @@ def test_nothing_from_outside_becomes_html(where: str) -> None:
     views = {
         "unit": replace(VIEW, units=[unit]),
         "tenant": replace(
-            VIEW, units=[replace(UNIT, tenants=[TenantView(EVIL, EVIL, 1, 1, 2, 0.1)])]
+            VIEW, units=[replace(UNIT, tenants=[tenant(EVIL, EVIL, EVIL, 1, 2, 0.1)])]
         ),
         "call": replace(VIEW, calls=[CallView(1, EVIL, [EVIL], EVIL)]),
         "part": replace(VIEW, components={EVIL: Component(False, EVIL, 0)}, unseen={EVIL: EVIL}),

@@ -218,7 +218,7 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             "device-nodes",
             with_node("/dev/nvidia1", FileFact("/dev/nvidia1")),
             FAIL,
-            "is no device node",
+            "is not a device node",
             "Remove it",
         ),
         (
@@ -248,7 +248,7 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             "gpu-health",
             probed(a_probe(action=RecoveryAction.RESET)),
             FAIL,
-            "the driver asks for GPU 0: reset",
+            "the driver requests an action for GPU 0: reset",
             f"nvidia-smi --gpu-reset -i {uuid_of_gpu(0)}",
         ),
         ("gpu-health", probed(a_probe(action=RecoveryAction.REBOOT)), FAIL, "reboot", "reboot it"),
@@ -359,7 +359,7 @@ DENIED = SocketFact("/x", SocketState.DENIED)
         ("kubelet-folder", kubelet(folder=None), FAIL, "no kubelet folder", "--kubelet-dir"),
         (
             "kubelet-folder",
-            kubelet(told_root="/data/kubelet"),
+            kubelet(configured_root="/data/kubelet"),
             FAIL,
             "uses /data/kubelet",
             "GPUPLUGIN_KUBELET_DIR=/data/kubelet",
@@ -377,14 +377,14 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             "kubelet-socket",
             kubelet(socket=SocketFact("/x", SocketState.MISSING)),
             FAIL,
-            "is not there",
+            "does not exist",
             "Start the kubelet",
         ),
         (
             "kubelet-socket",
             kubelet(socket=SocketFact("/x", SocketState.REFUSED)),
             FAIL,
-            "nobody listens",
+            "no process listens on it",
             "Start the kubelet",
         ),
         (
@@ -416,7 +416,7 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             "init container",
         ),
         ("plugin-folder", kubelet(own_folder=None, registry=None), FAIL, "no /var", "start it"),
-        ("plugin-folder", kubelet(own_folder=FileFact("/x")), FAIL, "is no folder", "Remove it"),
+        ("plugin-folder", kubelet(own_folder=FileFact("/x")), FAIL, "is not a folder", "Remove it"),
         (
             "plugin-folder",
             config(GPUPLUGIN_REGISTRATION="classic"),
@@ -428,7 +428,7 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             "stale-sockets",
             kubelet(own_sockets=(SocketFact(SOCKET, SocketState.REFUSED),)),
             WARN,
-            "left of a plugin that is gone",
+            "left by a plugin that no longer runs",
             "remove it by hand",
         ),
         (
@@ -451,7 +451,7 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             "plugin-runs",
             both(plugin(source="", control=DENIED)),
             WARN,
-            "cannot be asked",
+            "does not report its status",
             "as root",
         ),
         (
@@ -532,7 +532,7 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             "cdi-specs",
             both(config(**CDI), runtime(specs=(replace(SPEC, missing=("/usr/lib/x",)),))),
             FAIL,
-            "names what is not there: /usr/lib/x",
+            "names files that do not exist: /usr/lib/x",
             "restart the plugin",
         ),
         (

@@ -31,7 +31,7 @@ _handles = itertools.count(0x1000)
 _ONE_SLICE = MigAttributes(1, 1, 9856)
 _MIG_MEMORY = Memory(9 * GIB, 0)
 _MEMORY = Memory(80 * GIB, 1 * GIB)
-_NO_ROWS = RemappedRows(0, 0, pending=False, failure=False)
+_NO_ROWS = RemappedRows(pending=False, failure=False)
 
 
 @dataclass

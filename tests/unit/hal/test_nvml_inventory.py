@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hal.errors import DriverNotFound, DriverUnavailable, HalError, UnknownGpu
-from hal.events import XidError
 from hal.nvml.api import Code, EventType, Handle, Memory, MigAttributes
 from hal.nvml.backend import NvmlBackend
-from hal.nvml.inventory import canonical_bus_id, mig_profile, sysfs_bus_id
-from hal.types import ComputeMode, Gpu, GpuState, MigDevice
+from hal.nvml.inventory import mig_profile
+from hal.nvml.kernelfiles import canonical_bus_id, sysfs_bus_id
+from hal.types import ComputeMode, Gpu, GpuState, MigDevice, XidError
 from tests.unit.hal.fake_nvml import GIB, FakeGpu, FakeMig, FakeNvml, event
 
 if TYPE_CHECKING:

@@ -114,7 +114,7 @@ def test_probe_on_a_driver_that_tells_nothing_more(tmp_path: Path) -> None:
 
 
 def test_probe_tells_of_memory_errors(tmp_path: Path) -> None:
-    rows = RemappedRows(1, 2, pending=True, failure=True)
+    rows = RemappedRows(pending=True, failure=True)
     gpu = FakeGpu("GPU-a", rows=rows, ecc={EccKind.CORRECTED: 9, EccKind.UNCORRECTED: 4})
     probe = opened(FakeNvml(gpu), tmp_path).probe("GPU-a")
     assert (probe.row_remap_pending, probe.row_remap_failed) == (True, True)

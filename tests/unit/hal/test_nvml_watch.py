@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hal.errors import DriverUnavailable, HalError
-from hal.events import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from hal.nvml.api import NO_INSTANCE, Code, EventData, EventType, Handle
 from hal.nvml.backend import NvmlBackend
+from hal.types import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from tests.unit.hal.fake_nvml import FakeGpu, FakeNvml, event
 
 if TYPE_CHECKING:

@@ -336,7 +336,8 @@ def test_what_came_of_a_registration_is_passed_on(registered: bool, error: str) 
 
 
 def counted(stats: CallStats) -> dict[tuple[str, str], int]:
-    return {(one.method, one.code): one.count for one in stats.calls() if one.count}
+    counts = {(one.method, one.code): sum(one.by_bucket) for one in stats.calls()}
+    return {key: count for key, count in counts.items() if count}
 
 
 def test_every_call_is_counted_with_its_code() -> None:

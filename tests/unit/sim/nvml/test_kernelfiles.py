@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hal.nvml.inventory import numa_node, sysfs_bus_id
-from hal.nvml.migminors import mig_device_nodes, read_mig_minors
-from hal.nvml.procgpus import read_proc_gpus
-from hal.nvml.readings import read_epoch
+from hal.nvml.kernelfiles import (
+    mig_device_nodes,
+    numa_node,
+    read_epoch,
+    read_mig_minors,
+    read_proc_gpus,
+    sysfs_bus_id,
+)
 from sim.gpu.faults import (
     DriverDown,
     DriverHang,

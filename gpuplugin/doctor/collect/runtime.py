@@ -1,4 +1,4 @@
-"""Looks at container runtimes: containerd and CRI-O, NVIDIA's toolkit, CDI specs."""
+"""Collects facts of container runtimes: containerd and CRI-O, NVIDIA's toolkit, CDI specs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpuplugin.doctor.facts import CdiSpec, RuntimeConfig, RuntimeFacts, Toolkit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuplugin.doctor.look.hostroot import HostRoot
+    from gpuplugin.doctor.collect.host import HostRoot
 
 CONTAINERD = (
     "/etc/containerd/config.toml",
@@ -32,7 +32,7 @@ TOOLKIT = "/etc/nvidia-container-runtime/config.toml"
 _CRI_SECTIONS = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")
 
 
-def look_at_runtime(host: HostRoot, cdi_folder: str) -> RuntimeFacts:
+def collect_runtime(host: HostRoot, cdi_folder: str) -> RuntimeFacts:
     """The runtimes of the node, and the CDI specs in the plugin's folder and in the usual ones."""
     configs = [*_containerd(host), *_crio(host)]
     folders = dict.fromkeys((cdi_folder, "/etc/cdi", "/var/run/cdi"))
@@ -49,7 +49,7 @@ def _containerd(host: HostRoot) -> Iterator[RuntimeConfig]:
     for path in host.existing(CONTAINERD):
         if "cri" in _words(_toml(host.text(path))[0], "disabled_plugins"):
             continue  # Docker's own: it serves no kubelet
-        # k3s, RKE2 and MicroK8s have no parts; those of others stand beside the file.
+        # k3s, RKE2 and MicroK8s have no parts; the parts of others are beside the file.
         parts = [
             part
             for folder in _CONTAINERD_PARTS

@@ -1,19 +1,25 @@
-"""Looks at the driver's files: bus, modules, libraries, device nodes, MPS programs."""
+"""Collects facts of the driver: its files, modules and device nodes, and what NVML reports."""
 
 from __future__ import annotations
 
+import queue
 import re
+import threading
+import time
+from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from gpuplugin.doctor.facts import DriverFacts, Library, PciGpu
+from gpuplugin.doctor.facts import DriverFacts, Failure, GpuFacts, HardwareFacts, Library, PciGpu
+from hal import DriverNotFound, DriverUnavailable, GpuState, HalError
 from hal.nvml.library import LIBRARY, LIBRARY_DIRS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from gpuplugin.doctor.collect.host import HostRoot
     from gpuplugin.doctor.facts import FileFact
-    from gpuplugin.doctor.look.hostroot import HostRoot
+    from hal import Backend, Gpu
 
 _NVIDIA = "0x10de"
 _GPU_CLASSES = ("0300", "0302")
@@ -36,7 +42,7 @@ _NAME_BYTES = 15
 """The kernel keeps no more of a program's name."""
 
 
-def look_at_driver(host: HostRoot, root: str) -> DriverFacts:
+def collect_driver(host: HostRoot, root: str) -> DriverFacts:
     """The driver that the configuration says is at `root`."""
     below = root.rstrip("/")
     own = tuple(_libraries(host, below, LIBRARY_DIRS))
@@ -112,10 +118,7 @@ def _pci(host: HostRoot) -> tuple[PciGpu, ...] | None:
 
 
 def _nodes(host: HostRoot) -> Mapping[str, FileFact]:
-    paths = (
-        *host.names("/dev", "nvidia*"),
-        *host.names("/dev/nvidia-caps", "nvidia-cap*"),
-    )
+    paths = (*host.names("/dev", "nvidia*"), *host.names("/dev/nvidia-caps", "nvidia-cap*"))
     facts = {path: fact for path in paths if (fact := host.fact(path)) is not None}
     return MappingProxyType({path: fact for path, fact in facts.items() if not fact.is_folder})
 
@@ -131,3 +134,94 @@ def _running(host: HostRoot) -> Iterator[str]:
     if seen:
         # Control and server have the same first fifteen letters.
         yield "an MPS daemon"
+
+
+_T = TypeVar("_T")
+
+_CALL_S = 3.0
+"""The longest that one question about one GPU may take; opening may take the whole budget."""
+
+
+class _Hung(Exception):
+    """A call did not return in time."""
+
+
+class _Asker:
+    """Makes calls in threads of their own, all of them within one budget of seconds."""
+
+    def __init__(self, budget_s: float) -> None:
+        self._ends_s = time.monotonic() + budget_s
+        self.hung = False
+
+    def ask(self, call: Callable[[], _T], at_most_s: float | None = None) -> _T:
+        """What `call` returns.
+
+        Raises:
+            HalError: what the call raised.
+            _Hung: it did not return in time.
+        """
+        answers: queue.SimpleQueue[tuple[_T | None, HalError | None]] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                answers.put((call(), None))
+            except HalError as error:
+                answers.put((None, error))
+
+        threading.Thread(target=work, name="doctor", daemon=True).start()
+        left_s = max(0.1, self._ends_s - time.monotonic())
+        try:
+            answer, error = answers.get(timeout=min(left_s, at_most_s or left_s))
+        except queue.Empty:
+            self.hung = True
+            raise _Hung from None
+        if error is not None:
+            raise error
+        return answer  # type: ignore[return-value] # no error: it is what the call returned
+
+
+def collect_hardware(backend: Backend, name: str, budget_s: float) -> HardwareFacts:
+    """What the backend called `name` reports within `budget_s`."""
+    asker = _Asker(budget_s)
+    try:
+        asker.ask(backend.open)
+        version = asker.ask(lambda: backend.driver_version)
+        gpus = asker.ask(backend.gpus)
+        facts = tuple(_of_gpu(backend, gpu, asker) for gpu in gpus)
+    except _Hung:
+        return HardwareFacts(
+            name, failure=Failure.HUNG, cause=f"a call to the driver takes over {budget_s:g} s"
+        )
+    except HalError as error:
+        return HardwareFacts(name, failure=_failure(error), cause=error.cause, remedy=error.remedy)
+    finally:
+        if not asker.hung:
+            # Not even closing may hold us: a driver can begin to hang at any time.
+            with suppress(_Hung, HalError):
+                asker.ask(backend.close, _CALL_S)
+    return HardwareFacts(name, version, facts)
+
+
+def _failure(error: HalError) -> Failure:
+    match error:
+        case DriverNotFound():
+            return Failure.NOT_FOUND
+        case DriverUnavailable():
+            return Failure.UNAVAILABLE
+    return Failure.OTHER
+
+
+def _of_gpu(backend: Backend, gpu: Gpu, asker: _Asker) -> GpuFacts:
+    if gpu.state is GpuState.LOST:
+        return GpuFacts(gpu)
+    try:
+        probe = asker.ask(lambda: backend.probe(gpu.uuid), _CALL_S)
+    except _Hung:
+        return GpuFacts(gpu, problem=f"a call about it takes over {_CALL_S:g} s")
+    except HalError as error:
+        return GpuFacts(gpu, problem=str(error))
+    try:
+        processes = asker.ask(lambda: backend.processes(gpu.uuid), _CALL_S)
+    except (_Hung, HalError):
+        return GpuFacts(gpu, probe)
+    return GpuFacts(gpu, probe, tuple(process.name for process in processes))

@@ -1,4 +1,4 @@
-"""How the status page looks: HTML from a `PageView`. Every text from outside is escaped here."""
+"""The status page at `/`: HTML from a `PageView`; it fetches nothing, and all texts are escaped."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gpuplugin.daemon.http.page.view import CallView, PageView, TenantView, UnitView
-    from gpuplugin.daemon.status import Component
+    from gpuplugin.core.usage import TenantUse
+    from gpuplugin.daemon.http.pageview import CallView, PageView, UnitView
 
 REFRESH_S = 5
 _GIB = 1024**3
 _MOST_DOTS = 200
-"""Replicas that are drawn one by one; of more only the count is told."""
+"""Replicas that are drawn one by one; of more only the count is shown."""
 
 
 def page_html(view: PageView) -> str:
-    """The document."""
     title = f"gpuplugin on {view.node}" if view.node else "gpuplugin"
     sick = sum(unit.state != "Healthy" for unit in view.units)
     mark = "Ready" if view.ready else "Not ready"
@@ -59,23 +58,17 @@ _NOTHING = '<p class="soft">No GPU is advertised.</p>'
 
 
 def _style() -> str:
-    return resources.files("gpuplugin.daemon.http.page").joinpath("page.css").read_text("utf-8")
+    return resources.files("gpuplugin.daemon.http").joinpath("page.css").read_text("utf-8")
 
 
 def _components(view: PageView) -> str:
     rows = "".join(
-        _component(name, component, view.now_s)
+        f'<div><i class="dot {"good" if component.ok else "bad"}"></i><b>{escape(name)}</b> '
+        f'{escape(component.text)} <span class="soft">{_age(view.now_s - component.since_s)}</span>'
+        "</div>"
         for name, component in sorted(view.components.items())
     )
     return f'<section class="parts">{rows}</section>'
-
-
-def _component(name: str, component: Component, now_s: float) -> str:
-    age = _age(now_s - component.since_s)
-    return (
-        f'<div><i class="dot {"good" if component.ok else "bad"}"></i><b>{escape(name)}</b> '
-        f'{escape(component.text)} <span class="soft">{age}</span></div>'
-    )
 
 
 def _unit(unit: UnitView) -> str:
@@ -139,16 +132,17 @@ def _tenants(unit: UnitView) -> str:
     )
 
 
-def _tenant(tenant: TenantView) -> str:
+def _tenant(tenant: TenantUse) -> str:
+    pod = tenant.pod
+    name = f"{pod.namespace}/{pod.name}" if pod else "processes of no known pod"
     memory = "&ndash;" if tenant.memory_bytes is None else f"{_gib(tenant.memory_bytes)} GiB"
-    if tenant.over and tenant.fair_bytes is not None:
-        memory = (
-            f'<b class="warn" title="fair share: {_gib(tenant.fair_bytes)} GiB">{memory}, over</b>'
-        )
+    if tenant.over_fair_share:
+        fair = f"fair share: {_gib(tenant.fair_memory_bytes or 0)} GiB"
+        memory = f'<b class="warn" title="{fair}">{memory}, over</b>'
     share = "&ndash;" if tenant.sm_share is None else f"{tenant.sm_share:.0%}"
     container = f' <span class="soft">{escape(tenant.container)}</span>' if tenant.container else ""
     return (
-        f"<tr><td>{escape(tenant.name)}{container}</td>"
+        f"<tr><td>{escape(name)}{container}</td>"
         f'<td class="n">{tenant.replicas}</td><td class="n">{memory}</td>'
         f'<td class="n">{share}</td></tr>'
     )
@@ -188,7 +182,7 @@ def _calls(calls: Iterable[CallView]) -> str:
     )
     body = (
         '<div class="scroll"><table><thead><tr><th class="n">ago</th><th>resource</th>'
-        f"<th>devices</th><th>answer</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<th>devices</th><th>response</th></tr></thead><tbody>{rows}</tbody></table></div>"
         if rows
         else '<p class="soft">None yet.</p>'
     )

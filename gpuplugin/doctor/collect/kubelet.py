@@ -1,4 +1,4 @@
-"""Looks at the kubelet's folder: its sockets, its checkpoint, the sockets of plugins."""
+"""Collects facts of the kubelet: its folder, its sockets and those of plugins, its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import yaml
 
 from gpuplugin.daemon.control import SOCKET_NAME
+from gpuplugin.doctor.collect.host import collect_socket
 from gpuplugin.doctor.facts import KubeletFacts
-from gpuplugin.doctor.look.sockets import look_at_socket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gpuplugin.doctor.collect.host import HostRoot
     from gpuplugin.doctor.facts import SocketFact
-    from gpuplugin.doctor.look.hostroot import HostRoot
 
 KNOWN_ROOTS = (
     "/var/lib/kubelet",
@@ -31,12 +31,12 @@ KNOWN_ROOTS = (
 _KUBELET = "kubelet.sock"
 
 
-def look_at_kubelet(host: HostRoot, root: str, other_socket: str | None) -> KubeletFacts:
+def collect_kubelet(host: HostRoot, root: str, other_socket: str | None) -> KubeletFacts:
     """The kubelet whose folder the configuration says is `root`."""
     root = root.rstrip("/") or "/"
     plugins, registry = f"{root}/device-plugins", f"{root}/plugins_registry"
     own_folder = f"{registry}/gpuplugin"
-    socket = look_at_socket(host, other_socket or f"{plugins}/{_KUBELET}", grpc=True)
+    socket = collect_socket(host, other_socket or f"{plugins}/{_KUBELET}", grpc=True)
     return KubeletFacts(
         root=root,
         folder=host.fact(root),
@@ -50,7 +50,7 @@ def look_at_kubelet(host: HostRoot, root: str, other_socket: str | None) -> Kube
             for one in KNOWN_ROOTS
             if host.at(one) != host.at(root) and host.exists(f"{one}/device-plugins/{_KUBELET}")
         ),
-        told_root=_told_root(host),
+        configured_root=_configured_root(host),
         own_sockets=(
             *_sockets(host, own_folder, "gpuplugin-*.sock"),
             *_sockets(host, plugins, "gpuplugin-*.sock"),
@@ -69,15 +69,15 @@ def control_sockets(host: HostRoot, root: str) -> tuple[SocketFact, ...]:
     """The running plugin's control sockets, by either way of registration."""
     folders = (f"{root}/plugins_registry/gpuplugin", f"{root}/device-plugins")
     paths = [f"{folder}/{SOCKET_NAME}" for folder in folders]
-    return tuple(look_at_socket(host, path, grpc=False) for path in host.existing(tuple(paths)))
+    return tuple(collect_socket(host, path, grpc=False) for path in host.existing(tuple(paths)))
 
 
 def _sockets(host: HostRoot, folder: str, pattern: str) -> tuple[SocketFact, ...]:
-    return tuple(look_at_socket(host, path, grpc=False) for path in host.names(folder, pattern))
+    return tuple(collect_socket(host, path, grpc=False) for path in host.names(folder, pattern))
 
 
-def _told_root(host: HostRoot) -> str:
-    """The folder that a kubelet among the processes was told to use; empty if none was seen."""
+def _configured_root(host: HostRoot) -> str:
+    """--root-dir of a kubelet among the processes; empty if there is none."""
     for process in host.names("/proc", "[0-9]*"):
         words = (host.text(f"{process}/cmdline") or "").split("\0")
         if words[0].rpartition("/")[2] != "kubelet":

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.core.cgroups import PodCgroup, pod_cgroup
+from gpuplugin.daemon.cluster.pods import pod_uid
 
 UID = "0f7d3a52-91c4-4a0e-8d1b-5c2e7f6a9b10"
 UNIT_UID = UID.replace("-", "_")
@@ -50,13 +50,13 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_names_pod_and_container(form: str) -> None:
-    assert pod_cgroup(FORMS[form]) == PodCgroup(UID, CONTAINER)
+def test_every_form_names_the_pod(form: str) -> None:
+    assert pod_uid(FORMS[form]) == UID
 
 
 def test_a_static_pods_uid_is_a_hash() -> None:
     text = f"0::/kubepods/burstable/pod{STATIC}/{CONTAINER}"
-    assert pod_cgroup(text) == PodCgroup(STATIC, CONTAINER)
+    assert pod_uid(text) == STATIC
 
 
 def test_a_pod_in_a_pod_is_the_inner_one() -> None:
@@ -64,11 +64,11 @@ def test_a_pod_in_a_pod_is_the_inner_one() -> None:
     text = (
         f"0::/kubepods/besteffort/pod{outer}/{'cd' * 32}/kubepods/besteffort/pod{UID}/{CONTAINER}"
     )
-    assert pod_cgroup(text) == PodCgroup(UID, CONTAINER)
+    assert pod_uid(text) == UID
 
 
 def test_a_pod_without_a_container_is_still_the_pod() -> None:
-    assert pod_cgroup(f"0::/kubepods/burstable/pod{UID}") == PodCgroup(UID, "")
+    assert pod_uid(f"0::/kubepods/burstable/pod{UID}") == UID
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_a_pod_without_a_container_is_still_the_pod() -> None:
     ],
 )
 def test_what_is_in_no_pod(text: str) -> None:
-    assert pod_cgroup(text) is None
+    assert pod_uid(text) == ""
 
 
 @given(st.text())
 def test_any_text_is_read(text: str) -> None:
-    pod_cgroup(text)
-    pod_cgroup(f"0::/kubepods/{text}")
+    pod_uid(text)
+    pod_uid(f"0::/kubepods/{text}")

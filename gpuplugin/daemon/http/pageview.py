@@ -1,4 +1,4 @@
-"""What the status page shows, as plain values, and how they are made. How it looks: `html`."""
+"""What the status page shows, as plain values; `page` makes the HTML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from gpuplugin.config.loaded import Loaded
-    from gpuplugin.core.history import HealthChange
+    from gpuplugin.core.healthboard import HealthChange
     from gpuplugin.core.node import NodeView
     from gpuplugin.core.usage import Reading, TenantUse
     from gpuplugin.daemon.status import Component, StatusReport
@@ -25,24 +25,6 @@ if TYPE_CHECKING:
 HISTORY_S = 3600.0
 MOST_CALLS = 20
 _MOST_DEVICES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class TenantView:
-    """A pod (or what is in none) on a unit; None is what is not seen."""
-
-    name: str
-    container: str
-    replicas: int
-    memory_bytes: int | None
-    fair_bytes: int | None
-    sm_share: float | None
-
-    @property
-    def over(self) -> bool:
-        """True if it has more memory than its replicas entitle it to."""
-        known = self.memory_bytes is not None and self.fair_bytes is not None
-        return known and (self.memory_bytes or 0) > (self.fair_bytes or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +48,11 @@ class UnitView:
     reason: str
     replicas: int
     holders: Mapping[int, str]
-    """Who holds which replica, by its number."""
+    """The pod of each replica, by its number."""
     allocated: int | None
-    tenants: Sequence[TenantView]
+    tenants: Sequence[TenantUse]
     history_s: float
-    """How far back the history goes: an hour, or to the plugin's start."""
+    """Length of the history: an hour, or less since the plugin's start."""
     history: Sequence[SpanView]
     utilization: float | None = None
     memory_used_bytes: int | None = None
@@ -93,8 +75,6 @@ class CallView:
 
 @dataclass(frozen=True, slots=True)
 class PageView:
-    """The whole page."""
-
     version: str
     node: str
     backend: str
@@ -134,7 +114,6 @@ def page_view(
 
 
 def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[UnitView]:
-    """The GPUs and MIG devices that are advertised."""
     health = node.board.units
     counts: dict[str, int] = {}
     for resource in node.inventory.resources:
@@ -145,7 +124,7 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
         for index, uuid, product, memory_bytes in _devices(gpu):
             if uuid not in counts or uuid not in health:
                 continue
-            state, fault = health[uuid].status.value, health[uuid].fault
+            state, fault = health[uuid].state.value, health[uuid].fault
             changes = [one for one in node.history.changes if one.uuid == uuid]
             history_s, history = spans(changes, now_s)
             # A GPU or MIG device that is newer than the reading has no usage yet.
@@ -165,9 +144,7 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
                 replicas=counts[uuid],
                 holders={one.replica or 0: f"{one.pod.namespace}/{one.pod.name}" for one in uses},
                 allocated=used.allocated if used else None,
-                tenants=[
-                    _tenant(one) for one in (usage.tenants if usage else ()) if one.uuid == uuid
-                ],
+                tenants=[one for one in usage.tenants if one.uuid == uuid] if usage else [],
                 history_s=history_s,
                 history=history,
                 utilization=telemetry.utilization if telemetry else None,
@@ -205,13 +182,6 @@ def _devices(gpu: Gpu) -> Iterable[tuple[str, str, str, int]]:
     for mig in gpu.mig_devices:
         product = f"{gpu.product} MIG {mig.profile}"
         yield f"{gpu.index}:{mig.index}", mig.uuid, product, mig.memory_bytes
-
-
-def _tenant(use: TenantUse) -> TenantView:
-    name = f"{use.pod.namespace}/{use.pod.name}" if use.pod else "processes of no known pod"
-    return TenantView(
-        name, use.container, use.replicas, use.memory_bytes, use.fair_memory_bytes, use.sm_share
-    )
 
 
 def _throttled(telemetry: Telemetry | None) -> str:

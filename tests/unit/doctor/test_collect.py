@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.doctor.collect.driver import collect_driver
+from gpuplugin.doctor.collect.host import HostRoot, collect_socket
+from gpuplugin.doctor.collect.kubelet import collect_kubelet
+from gpuplugin.doctor.collect.runtime import collect_runtime
 from gpuplugin.doctor.facts import PciGpu, SocketState
-from gpuplugin.doctor.look.driver import look_at_driver
-from gpuplugin.doctor.look.hostroot import HostRoot
-from gpuplugin.doctor.look.kubelet import look_at_kubelet
-from gpuplugin.doctor.look.runtime import look_at_runtime
-from gpuplugin.doctor.look.sockets import look_at_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +109,7 @@ def test_the_bus_the_modules_and_their_version(host: Host) -> None:
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build\n"
         "GCC version:  gcc version 12.2.0\n",
     )
-    facts = look_at_driver(host.root, "/")
+    facts = collect_driver(host.root, "/")
     assert facts.pci == (
         PciGpu("0000:07:00.0", "0302", "nvidia"),
         PciGpu("0000:08:00.0", "0300", "nouveau"),
@@ -121,10 +120,10 @@ def test_the_bus_the_modules_and_their_version(host: Host) -> None:
 
 
 def test_a_host_that_shows_nothing_is_looked_at_all_the_same(host: Host) -> None:
-    facts = look_at_driver(host.root, "/")
+    facts = collect_driver(host.root, "/")
     assert (facts.pci, facts.modules, facts.libraries) == (None, None, ())
-    assert look_at_kubelet(host.root, ROOT, None).socket.state is SocketState.MISSING
-    assert look_at_runtime(host.root, "/var/run/cdi").configs == ()
+    assert collect_kubelet(host.root, ROOT, None).socket.state is SocketState.MISSING
+    assert collect_runtime(host.root, "/var/run/cdi").configs == ()
 
 
 def test_libraries_with_their_version_and_what_is_wrong_with_them(host: Host) -> None:
@@ -133,18 +132,18 @@ def test_libraries_with_their_version_and_what_is_wrong_with_them(host: Host) ->
     host.link(f"/lib64/{LIBRARY}", "/usr/lib64/gone.so")
     host.write(f"/opt/nvidia/lib64/{LIBRARY}", "")
     host.write(f"/run/nvidia/driver/usr/lib64/{LIBRARY}")
-    facts = look_at_driver(host.root, "/")
+    facts = collect_driver(host.root, "/")
     by_path = {library.path: library for library in facts.libraries}
     assert by_path[f"/usr/lib64/{LIBRARY}"].version == "580.105.08"
     assert "gone.so, which is missing" in by_path[f"/lib64/{LIBRARY}"].problem
     assert by_path[f"/opt/nvidia/lib64/{LIBRARY}"].problem == "it is empty"
     assert [one.path for one in facts.elsewhere] == [f"/run/nvidia/driver/usr/lib64/{LIBRARY}"]
-    assert not look_at_driver(host.root, "/run/nvidia/driver").elsewhere[0].path.startswith("/run")
+    assert not collect_driver(host.root, "/run/nvidia/driver").elsewhere[0].path.startswith("/run")
 
 
 def test_mps_is_seen_among_the_processes(host: Host) -> None:
     host.write("/proc/7/comm", "nvidia-cuda-mps\n")
-    assert look_at_driver(host.root, "/").mps_processes == ("an MPS daemon",)
+    assert collect_driver(host.root, "/").mps_processes == ("an MPS daemon",)
 
 
 def test_a_kubelet_and_the_sockets_beside_it(host: Host) -> None:
@@ -158,7 +157,7 @@ def test_a_kubelet_and_the_sockets_beside_it(host: Host) -> None:
     leave(own / "gpuplugin-nvidia.com-gpu-01234567.sock")
     leave(plugins / "kubelet.sock")
     with closing(listen(plugins / "nvidia-gpu.sock")):
-        facts = look_at_kubelet(host.root, ROOT, None)
+        facts = collect_kubelet(host.root, ROOT, None)
     assert [one.state for one in facts.own_sockets] == [SocketState.REFUSED]
     assert [(one.path, one.live) for one in facts.others] == [
         (f"{ROOT}/device-plugins/nvidia-gpu.sock", True)
@@ -172,41 +171,41 @@ def test_a_kubelet_and_the_sockets_beside_it(host: Host) -> None:
 @pytest.mark.parametrize("root", ["/var/lib/k0s/kubelet", "/var/snap/microk8s/common" + ROOT])
 def test_other_kubelet_folders_are_found(host: Host, root: str) -> None:
     leave(host.make_folder(f"{root}/device-plugins") / "kubelet.sock")
-    assert look_at_kubelet(host.root, ROOT, None).elsewhere == (root,)
-    assert look_at_kubelet(host.root, root, None).elsewhere == ()
+    assert collect_kubelet(host.root, ROOT, None).elsewhere == (root,)
+    assert collect_kubelet(host.root, root, None).elsewhere == ()
 
 
 def test_a_link_to_the_kubelets_folder_is_no_other_folder(host: Host) -> None:
     leave(host.make_folder("/var/lib/k0s/kubelet/device-plugins") / "kubelet.sock")
     host.link(ROOT, "/var/lib/k0s/kubelet")
-    assert look_at_kubelet(host.root, ROOT, None).elsewhere == ()
+    assert collect_kubelet(host.root, ROOT, None).elsewhere == ()
 
 
 @pytest.mark.parametrize("words", [("--root-dir=/data/k/",), ("--root-dir", "/data/k"), ()])
 def test_what_a_running_kubelet_was_told(host: Host, words: tuple[str, ...]) -> None:
     host.write("/proc/6/cmdline", "sleep\0--root-dir=/nonsense")
     host.write("/proc/7/cmdline", "\0".join(["/usr/bin/kubelet", "--v=2", *words]))
-    assert look_at_kubelet(host.root, ROOT, None).told_root == ("/data/k" if words else "")
+    assert collect_kubelet(host.root, ROOT, None).configured_root == ("/data/k" if words else "")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"Data": 3}', '{"Data": {}}'])
 def test_a_checkpoint_that_cannot_be_read_is_not_known(host: Host, text: str) -> None:
     host.write(f"{ROOT}/device-plugins/kubelet_internal_checkpoint", text)
-    assert look_at_kubelet(host.root, ROOT, None).registered is None
+    assert collect_kubelet(host.root, ROOT, None).registered is None
 
 
 def test_a_socket_that_does_not_greet_is_silent(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuplugin.doctor.look.sockets._TIMEOUT_S", 0.05)
+    monkeypatch.setattr("gpuplugin.doctor.collect.host._TIMEOUT_S", 0.05)
     with closing(listen(host.folder / "a.sock")):
-        assert look_at_socket(host.root, "/a.sock", grpc=True).state is SocketState.SILENT
-        assert look_at_socket(host.root, "/a.sock", grpc=False).state is SocketState.ANSWERS
+        assert collect_socket(host.root, "/a.sock", grpc=True).state is SocketState.SILENT
+        assert collect_socket(host.root, "/a.sock", grpc=False).state is SocketState.ANSWERS
 
 
 def test_what_is_no_socket(host: Host) -> None:
     host.write("/a.sock")
-    assert look_at_socket(host.root, "/a.sock", grpc=True).state is SocketState.NO_SOCKET
+    assert collect_socket(host.root, "/a.sock", grpc=True).state is SocketState.NO_SOCKET
 
 
 CONTAINERD_1 = """
@@ -228,13 +227,13 @@ SystemdCgroup = false
 
 def test_containerd_before_2_has_cdi_switched_off_unless_told(host: Host) -> None:
     host.write("/etc/containerd/config.toml", CONTAINERD_1)
-    (config,) = look_at_runtime(host.root, "/var/run/cdi").configs
+    (config,) = collect_runtime(host.root, "/var/run/cdi").configs
     assert config.handlers == {"nvidia": "/usr/bin/nvidia-container-runtime"}
     assert (config.default_handler, config.cdi, config.systemd_cgroup) == ("runc", False, True)
     assert config.cdi_folders == ("/etc/cdi", "/var/run/cdi")
     on = CONTAINERD_1.replace("cdi_spec_dirs", "enable_cdi = true\ncdi_spec_dirs")
     host.write("/etc/containerd/config.toml", on)
-    assert look_at_runtime(host.root, "/var/run/cdi").configs[0].cdi is True
+    assert collect_runtime(host.root, "/var/run/cdi").configs[0].cdi is True
 
 
 def test_containerd_from_2_on_and_the_files_beside_it(host: Host) -> None:
@@ -246,7 +245,7 @@ def test_containerd_from_2_on_and_the_files_beside_it(host: Host) -> None:
         '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.nvidia.options]\n'
         'BinaryName = "/usr/bin/nvidia-container-runtime"\n',
     )
-    (config,) = look_at_runtime(host.root, "/var/run/cdi").configs
+    (config,) = collect_runtime(host.root, "/var/run/cdi").configs
     assert (config.default_handler, config.cdi, config.systemd_cgroup) == ("nvidia", None, False)
     assert config.handlers["nvidia"] == "/usr/bin/nvidia-container-runtime"
 
@@ -257,22 +256,22 @@ def test_crio(host: Host) -> None:
         '[crio.runtime]\ndefault_runtime = "nvidia"\ncgroup_manager = "systemd"\n'
         '[crio.runtime.runtimes.nvidia]\nruntime_path = "/usr/bin/nvidia-container-runtime"\n',
     )
-    (config,) = look_at_runtime(host.root, "/var/run/cdi").configs
+    (config,) = collect_runtime(host.root, "/var/run/cdi").configs
     assert (config.program, config.default_handler) == ("crio", "nvidia")
     assert (config.cdi, config.systemd_cgroup) == (True, True)
 
 
 def test_a_runtime_configuration_with_a_mistake_is_told(host: Host) -> None:
     host.write("/etc/containerd/config.toml", "version = \n")
-    (config,) = look_at_runtime(host.root, "/var/run/cdi").configs
+    (config,) = collect_runtime(host.root, "/var/run/cdi").configs
     assert config.problem.startswith("/etc/containerd/config.toml: ")
 
 
 def test_the_toolkits_configuration(host: Host) -> None:
-    assert look_at_runtime(host.root, "/var/run/cdi").toolkit is None
+    assert collect_runtime(host.root, "/var/run/cdi").toolkit is None
     path = "/etc/nvidia-container-runtime/config.toml"
     host.write(path, "accept-nvidia-visible-devices-envvar-when-unprivileged = false\n")
-    toolkit = look_at_runtime(host.root, "/var/run/cdi").toolkit
+    toolkit = collect_runtime(host.root, "/var/run/cdi").toolkit
     assert toolkit is not None
     assert (toolkit.unprivileged_variable, toolkit.mounts) == (False, False)
 
@@ -291,7 +290,7 @@ def test_cdi_specs_with_what_they_name_and_is_not_there(host: Host) -> None:
     host.write("/run/cdi/a.json", json.dumps(spec))
     host.write("/run/cdi/b.json", "{")
     host.write("/etc/cdi/c.yaml", "kind: a.com/b\ndevices: []\n")
-    facts = look_at_runtime(host.root, "/run/cdi")
+    facts = collect_runtime(host.root, "/run/cdi")
     by_name = {Path(one.path).name: one for one in facts.specs}
     assert by_name["a.json"].devices == ("a", "b")
     assert set(by_name["a.json"].missing) == {"/usr/lib/gone.so", "/dev/nvidia1"}
@@ -302,14 +301,14 @@ def test_cdi_specs_with_what_they_name_and_is_not_there(host: Host) -> None:
 
 def test_a_containerd_that_serves_no_kubelet_does_not_count(host: Host) -> None:
     host.write("/etc/containerd/config.toml", 'disabled_plugins = ["cri"]\n')
-    assert look_at_runtime(host.root, "/var/run/cdi").configs == ()
+    assert collect_runtime(host.root, "/var/run/cdi").configs == ()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
 def test_a_folder_that_only_others_may_look_into_is_hidden(host: Host) -> None:
     folder = host.make_folder(ROOT)
     folder.chmod(0)
-    facts = look_at_kubelet(host.root, ROOT, None)
+    facts = collect_kubelet(host.root, ROOT, None)
     folder.chmod(0o700)
     assert facts.hidden
     assert facts.folder is not None

@@ -1,0 +1,49 @@
+"""Collects facts of a node: reads files, connects to sockets, calls the driver. Judges nothing.
+
+What cannot be read becomes a fact, not an error, and no call waits longer than its deadline.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from gpuplugin.doctor.collect.driver import collect_driver
+from gpuplugin.doctor.collect.kubelet import collect_kubelet
+from gpuplugin.doctor.collect.plugin import collect_plugin
+from gpuplugin.doctor.collect.runtime import collect_runtime
+from gpuplugin.doctor.facts import ConfigFacts, Facts
+
+if TYPE_CHECKING:
+    from gpuplugin.doctor.collect.host import HostRoot
+    from gpuplugin.doctor.facts import HardwareFacts
+
+CONFIG_PLACES = (
+    "/etc/gpuplugin/config.yaml",
+    "/config/config.yaml",
+    "/etc/nvidia-device-plugin/config.yaml",
+)
+"""Where manifests mount a configuration."""
+
+
+def collect(
+    host: HostRoot, config: ConfigFacts, hardware: HardwareFacts, plugin_uid: int | None
+) -> Facts:
+    """Everything that the checks need.
+
+    `plugin_uid` is the user that the plugin runs as; None means the user of the running plugin,
+    or that of this process if no plugin runs.
+    """
+    settings = config.settings
+    kubelet_root = str(settings.daemon.kubelet_dir)
+    plugin = collect_plugin(host, kubelet_root, settings.daemon.listen_address)
+    uid = plugin_uid if plugin_uid is not None else plugin.uid
+    return Facts(
+        config=config,
+        hardware=hardware,
+        driver=collect_driver(host, settings.flags.nvidia_driver_root),
+        kubelet=collect_kubelet(host, kubelet_root, settings.daemon.kubelet_socket),
+        plugin=plugin,
+        runtime=collect_runtime(host, str(settings.daemon.cdi_root)),
+        plugin_uid=os.geteuid() if uid is None else uid,
+    )
