@@ -202,7 +202,7 @@ class NodeModel:
             self._rebuild(now_s)
         else:
             self._keep_specs()
-            self._publish_soon(now_s)
+        self._publish_soon(now_s)
         return self._taken()
 
     def events_received(self, events: Iterable[Event], now_s: float) -> tuple[Effect, ...]:

@@ -221,6 +221,14 @@ class TestSpecs:
         node.after(1.0)
         assert node.listed() == {A: "Unhealthy"}
 
+    def test_a_gpu_that_vanishes_is_listed_unhealthy_while_specs_are_written(self) -> None:
+        node = Runner(CDI)
+        node.update(gpus(2))
+        node.write_specs = False
+        node.update(gpus(1))
+        node.after(1.0)
+        assert node.listed() == {A: "Healthy", B: "Unhealthy"}
+
     def test_specs_that_cannot_be_written_change_nothing_and_are_tried_again(self) -> None:
         node = Runner(CDI)
         node.update(gpus(1))
