@@ -65,7 +65,6 @@ class Busy:
 
     @property
     def calls_per_s(self) -> float:
-        """Throughput."""
         return len(self.latencies_us) / self.took_s
 
 

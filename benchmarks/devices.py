@@ -73,13 +73,11 @@ def links_of(gpus: int, topology: Topology) -> dict[tuple[str, str], Link]:
 
 
 def allocate_request(device_ids: Iterable[str]) -> bytes:
-    """Allocate for one container."""
     container = pb.ContainerAllocateRequest(devices_ids=device_ids)
     return pb.AllocateRequest(container_requests=[container]).SerializeToString()
 
 
 def prefer_request(available: Sequence[str], size: int) -> bytes:
-    """GetPreferredAllocation for one container."""
     container = pb.ContainerPreferredAllocationRequest(
         available_deviceIDs=available, allocation_size=size
     )
@@ -87,7 +85,6 @@ def prefer_request(available: Sequence[str], size: int) -> bytes:
 
 
 def healthy_ids(device_list: bytes) -> list[str]:
-    """Ids of the healthy devices of a ListAndWatchResponse."""
     found = pb.ListAndWatchResponse.FromString(device_list).devices
     return [device.ID for device in found if device.health == "Healthy"]
 

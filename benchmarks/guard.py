@@ -74,7 +74,6 @@ def main() -> None:
 
 
 def counts() -> Iterator[Guarded]:
-    """Figures that do not depend on the machine."""
     yield from _allocate_counts()
     yield from _prefer_counts()
     yield from _list_counts()
@@ -87,7 +86,7 @@ def counts() -> Iterator[Guarded]:
 def _allocate_counts() -> Iterator[Guarded]:
     needed = {}
     for replicas in (FEW, MANY):
-        call = _call(replicas, "Allocate", allocate_request([_last_id(replicas)]))
+        call = _call(replicas, "Allocate", allocate_request([_ids(replicas)[-1]]))
         needed[replicas] = instructions(call)
         name = f"Allocate, {GPUS} x {replicas}, with metrics"
         yield at_most(name, needed[replicas], 250, "instructions")
@@ -160,10 +159,6 @@ def _call(replicas: int, method: str, request: bytes) -> Callable[[], object]:
 
 def _ids(replicas: int) -> list[str]:
     return list(plugin_for(GPUS, replicas).snapshot.devices)
-
-
-def _last_id(replicas: int) -> str:
-    return _ids(replicas)[-1]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ PROC = Path("/proc")
 
 
 def this_machine() -> Machine:
-    """The machine that this runs on."""
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
@@ -44,7 +43,6 @@ def this_machine() -> Machine:
 
 
 def processes_of(group: int) -> list[int]:
-    """The processes of a process group."""
     numbered = [folder for folder in PROC.iterdir() if folder.name.isdecimal()]
     return [int(folder.name) for folder in numbered if _group_of(folder) == group]
 

@@ -36,7 +36,6 @@ line.tail { stroke: #9ec5f4; stroke-width: 1.5; } circle { fill: #0969da; }
 
 
 def as_svg(run: Run) -> str:
-    """The picture."""
     parts: list[str] = []
     floors = {one.floor for figure in run.figures for one in figure.ratios}
     y = 56.0

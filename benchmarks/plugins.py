@@ -146,7 +146,6 @@ class RunningPlugin:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes."""
         return processes_of(self.process.pid)
 
     def first(self) -> Registered:
@@ -172,7 +171,6 @@ class RunningPlugin:
         return int(found[1]) if found else None
 
     def alive(self) -> bool:
-        """False once it has ended."""
         return self.process.poll() is None
 
     def failure(self, what: str) -> str:

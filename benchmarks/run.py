@@ -107,5 +107,4 @@ def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _
 
 
 def misses(found: Run) -> int:
-    """Figures that miss a target."""
     return sum(any(not one.met for one in figure.verdicts) for figure in found.figures)

@@ -58,7 +58,6 @@ SCENARIO = {
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=1000, help="calls in a turn (default 1000)")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
@@ -132,7 +131,6 @@ def pods_seen(port: int) -> int:
 
 
 def read_metrics(port: int) -> bytes:
-    """What a scrape gets."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with closing(connection):
         connection.request("GET", "/metrics")
@@ -165,7 +163,6 @@ def scraping(port: int) -> Iterator[None]:
 
 
 def plugin_socket(folder: Path) -> Path:
-    """The plugin's socket."""
     (path,) = KubeletDirs(folder).plugin_watcher.glob("gpuplugin-*.sock")
     return path
 

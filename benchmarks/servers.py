@@ -23,7 +23,7 @@ from gpuplugin.rpc.publication import Publication
 from gpuplugin.rpc.services import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
     from pathlib import Path
 
@@ -64,15 +64,19 @@ class Handlers:
 
 @dataclass(frozen=True, slots=True)
 class EmptyHandler:
-    """Every method answers nothing at once, and the list is empty."""
+    """Every method answers nothing at once, and the list is empty; `RENEW` works as for `like`."""
 
     engine: EngineName
+    like: Handlers | None = None
 
     def serve(self, path: Path, stop: Connection) -> None:
         devices = Publication()
         devices.publish(b"")
         names = ("Allocate", "GetPreferredAllocation", RENEW)
-        unary = {name: lambda _request: b"" for name in names}
+        unary: dict[str, Callable[[bytes], bytes]] = {name: lambda _request: b"" for name in names}
+        if self.like is not None:
+            plugin = plugin_for(self.like.gpus, self.like.replicas, self.like.topology)
+            unary[RENEW] = daemon_like(plugin).unary[RENEW]
         service = Service(SERVICE_NAME, unary, {"ListAndWatch": devices.subscribe})
         run_engine(self.engine, path, service, stop)
 
@@ -194,17 +198,3 @@ def _until(stop: Connection) -> None:
         stop.recv()
     except (EOFError, OSError):
         return
-
-
-@dataclass(frozen=True, slots=True)
-class RenewedEmptyHandler:
-    """Every method answers nothing at once, but for `RENEW`, which does what it does for `like`."""
-
-    like: Handlers
-
-    def serve(self, path: Path, stop: Connection) -> None:
-        like = self.like
-        service = daemon_like(plugin_for(like.gpus, like.replicas, like.topology))
-        unary = {name: lambda _request: b"" for name in service.unary}
-        unary[RENEW] = service.unary[RENEW]
-        run_engine(like.engine, path, Service(service.name, unary, service.streams), stop)

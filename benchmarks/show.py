@@ -30,7 +30,6 @@ def _between(interval: Interval) -> str:
 
 
 def _estimated(one: Estimate | None) -> str:
-    """A value with its interval."""
     if one is None:
         return ""
     return f"{number(one.value)} {_bracketed(_between(one.interval))}".strip()
@@ -43,7 +42,6 @@ def _ratio(one: Ratio) -> str:
 
 
 def _verdicts(figure: Measurement) -> str:
-    """What is promised of the figure and whether it holds."""
     return ", ".join(f"{'pass' if one.met else 'MISS'} {one.target}" for one in figure.verdicts)
 
 
@@ -158,7 +156,6 @@ def compare_runs(before: Run, after: Run) -> list[Comparison]:
 
 
 def as_comparison(found: list[Comparison], threshold: float) -> list[str]:
-    """Lines of a table."""
     lines = [f"{'case':44} {'of':16} {'before':>10} {'after':>10} {'change':>7}"]
     for change in found:
         figure = change.figure

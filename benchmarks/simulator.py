@@ -1,7 +1,7 @@
 """How fast the simulator runs: scenarios in virtual time, and a replay of a cluster's trace.
 
 Each run has a process of its own, so that the memory of one is not counted for the next. Wall times
-are medians over `--turns`. What skipping whole rounds of slices gains is in `benchmarks.slices`.
+are medians over `--turns`.
 `python -m benchmarks.simulator` prints a table, `--json FILE` writes the figures. Without files of
 the openb trace (`--nodes`, `--pods`) the fleet and its pods are made up, in openb's size.
 """
@@ -61,7 +61,6 @@ class Speed:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--nodes", metavar="FILE", help="machines of openb, as CSV")
@@ -84,7 +83,6 @@ def main() -> None:
 
 
 def as_text(figures: list[Speed]) -> list[str]:
-    """A table."""
     header = (
         f"{'run':18} {'simulated s':>12} {'wall s':>8} {'simulated s per s':>18} "
         f"{'events':>9} {'events per s':>13} {'peak MiB':>9}"
@@ -101,7 +99,6 @@ def as_text(figures: list[Speed]) -> list[str]:
 
 
 def speed_of(name: str, runs: list[OneRun]) -> Speed:
-    """The figures of runs of the same."""
     wall_s = statistics.median(run.wall_s for run in runs)
     simulated_s, events = runs[0].simulated_s, runs[0].events
     peak_mib = max(run.peak_mib for run in runs)

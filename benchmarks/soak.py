@@ -63,7 +63,6 @@ class Round:
 
 
 def main() -> None:
-    """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=100_000, help="in all (default 100000)")
     parser.add_argument("--rounds", type=int, default=20, help="default 20")
@@ -92,7 +91,6 @@ def main() -> None:
 
 
 def soak(calls: int, rounds: int, registration: str, engine: str) -> Iterator[Round]:
-    """What each round showed, as it ends."""
     folder = Path(tempfile.mkdtemp(prefix="gp"))
     log = (folder / "plugin.log").open("w")
     plugin = subprocess.Popen(

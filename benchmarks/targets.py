@@ -39,7 +39,6 @@ class Target:
 
     @property
     def text(self) -> str:
-        """In words."""
         sign = ">=" if self.at_least else "<="
         if not self.floor:
             return f"{self.of} {sign} {self.limit:g} {self.unit}"

@@ -29,13 +29,11 @@ class Key(NamedTuple):
 
 
 def keys() -> Iterator[Key]:
-    """Every key of the configuration, `daemon` included."""
     schema = Settings.model_json_schema(mode="serialization")  # defaults as a file spells them
     yield from _keys(schema, _mapping(schema["$defs"]), "")
 
 
 def file_table() -> str:
-    """Every key of the file with type, default and meaning."""
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key in keys():
         if not key.path.startswith("daemon."):
@@ -46,7 +44,6 @@ def file_table() -> str:
 
 
 def option_table() -> str:
-    """Every flag with its variable, its key in the file, and its meaning."""
     schemas = {key.path: key.schema for key in keys()}
     rows = ["| flag | variable | key in the file | meaning |", "|---|---|---|---|"]
     for option in OPTIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from tools.published import comparison_table
 from tools.simdocs import function_table, gallery, key_table, scenario_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
 CHART_SCHEMA = ROOT / "deploy/helm/gpuplugin/values.schema.json"
@@ -55,11 +56,6 @@ def metrics_table() -> str:
 
 def _labels(labels: Sequence[str]) -> str:
     return ", ".join(f"`{label}`" for label in labels) or "-"
-
-
-def doctor_table() -> str:
-    """Every check of the doctor."""
-    return table_of(CHECKS)
 
 
 def command_reference() -> str:
@@ -117,9 +113,9 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "commands": command_reference,
-    "doctor": doctor_table,
+    "doctor": partial(table_of, CHECKS),
     "keys": file_table,
     "options": option_table,
     "metrics": metrics_table,
@@ -146,7 +142,6 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    """Write every page and the chart's schema."""
     for page in PAGES:
         page.write_text(with_tables(page.read_text()))
     CHART_SCHEMA.write_text(chart_schema(CHART_SCHEMA.read_text()))

@@ -51,13 +51,11 @@ class Published:
 
 
 def yolos_slowdown(pods: int) -> float:
-    """Slowdown of each of several saturating pods on an A100."""
     return _slowdown(SharePlan(model=A100, clients=pods, busy_ms=YOLOS_MS))
 
 
 @cache
 def six_processes() -> ShareResult:
-    """The six processes of gpu_ext on an RTX 5090."""
     return share(SharePlan(model="rtx5090", clients=6, busy_ms=RTX_5090_KERNEL_MS))
 
 

@@ -62,7 +62,6 @@ def scenario_reference() -> str:
 
 
 def gallery() -> str:
-    """The shipped scenarios, with what each is about."""
     rows = ["| scenario | GPUs | what it is about |", "|---|---|---|"]
     for name in scenario_names():
         scenario = load_scenario(name)

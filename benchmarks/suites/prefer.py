@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from benchmarks.calls import Subject, caller, one_by_one
 from benchmarks.devices import TOPOLOGIES, healthy_ids, plugin_for, prefer_request
 from benchmarks.plugins import simulated_node, started
-from benchmarks.servers import RENEW, EmptyHandler, Handlers, RenewedEmptyHandler, serving
+from benchmarks.servers import RENEW, EmptyHandler, Handlers, serving
 from benchmarks.targets import EMPTY
 from gpuplugin.rpc.client import CallFailed, ConnectionFailed
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from random import Random
 
     from benchmarks.results import Measurement
-    from benchmarks.servers import Serves
     from benchmarks.suites import Context
     from gpuplugin.rpc import EngineName
 
@@ -53,11 +52,9 @@ class _Case:
     first_calls: bool
 
     @property
-    def floor(self) -> Serves:
-        """What does all that is no part of the plugin's call."""
-        return (
-            RenewedEmptyHandler(self.what) if self.first_calls else EmptyHandler(self.what.engine)
-        )
+    def floor(self) -> EmptyHandler:
+        """Does everything but the plugin's call."""
+        return EmptyHandler(self.what.engine, self.what if self.first_calls else None)
 
 
 def measure(context: Context) -> list[Measurement]:

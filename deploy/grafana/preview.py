@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--out", required=True, metavar="FILE")
     options = parser.parse_args()
-    panels = [panel for row in ROWS for panel in row.panels if panel.kind != "stat"]
+    panels = [panel for row in ROWS.values() for panel in row if panel.kind != "stat"]
     rows = -(-len(panels) // COLUMNS)
     figure = make_subplots(
         rows=rows,

@@ -105,7 +105,6 @@ def _as_text(gpus: Sequence[Gpu], inventory: Inventory) -> str:
 
 
 def _rows(gpu: Gpu) -> list[tuple[str, ...]]:
-    """A GPU, and its MIG devices below it."""
     numa_node = "-" if gpu.numa_node is None else str(gpu.numa_node)
     memory = gib(gpu.memory_bytes)
     whole = (gpu.uuid, gpu.product, memory, gpu.pci_bus_id, numa_node, gpu.state.value)

@@ -23,7 +23,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def gib(size_bytes: int) -> str:
-    """A size in GiB with one decimal."""
     return f"{size_bytes / GIB:.1f} GiB"
 
 

@@ -32,13 +32,6 @@ class YamlError(Exception):
         self.line = line
 
 
-class DocumentError(ConfigError):
-    """The file is not a YAML mapping; the text names the line where one is known."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__([Problem("", "", text)])
-
-
 @dataclass(frozen=True, slots=True)
 class Document:
     """The data of a file; `lines` gives the line (from 1) of every key and list entry."""
@@ -59,7 +52,7 @@ def parse_document(text: str, name: str) -> Document:
     """Read a document; an empty one is valid and has no keys.
 
     Raises:
-        DocumentError: not YAML, a repeated key, or something else than a mapping at the top.
+        ConfigError: not YAML, a repeated key, or something else than a mapping at the top.
     """
     try:
         with _loader(text) as loader:
@@ -71,11 +64,12 @@ def parse_document(text: str, name: str) -> Document:
             data = None if node is None else loader.construct_document(node)
     except YamlError as error:
         where = name if error.line is None else f"{name}:{error.line}"
-        raise DocumentError(f"{where}: {error.problem}") from error
+        raise ConfigError([Problem(where, "", error.problem)]) from error
     if data is None:
         return Document(name, {}, {})
     if not isinstance(data, dict):
-        raise DocumentError(f"{name}:1: must be a mapping of keys such as version and sharing")
+        problem = "must be a mapping of keys such as version and sharing"
+        raise ConfigError([Problem(f"{name}:1", "", problem)])
     return Document(name, cast("Mapping[str, object]", data), lines)
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.options import Option, Value
 
+_DEFAULT = Path(__file__).with_name("default.yaml")
+_DEFAULT_NAME = "the built-in default.yaml"
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 _TEXTS = {
     "missing": "is required",
@@ -59,7 +61,9 @@ def load_settings(
     Raises:
         ConfigError: with all problems, each naming its key and place.
     """
-    document = _read(Path(config_file)) if config_file else default or _default()
+    document = (
+        _read(Path(config_file)) if config_file else default or _read(_DEFAULT, _DEFAULT_NAME)
+    )
     variables = {
         option: name
         for option in OPTIONS
@@ -95,19 +99,13 @@ def load_settings(
     )
 
 
-def _read(path: Path) -> Document:
+def _read(path: Path, name: str = "") -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
-    return parse_document(text, str(path))
-
-
-def _default() -> Document:
-    """The file that is in force when none is given."""
-    text = Path(__file__).with_name("default.yaml").read_text("utf-8")
-    return parse_document(text, "the built-in default.yaml")
+    return parse_document(text, name or str(path))
 
 
 def dotted(path: KeyPath) -> str:
@@ -117,7 +115,6 @@ def dotted(path: KeyPath) -> str:
 
 
 def record(value: object) -> object:
-    """A model, and those within it, as plain data."""
     if isinstance(value, BaseModel):
         names = (*type(value).model_fields, *type(value).model_computed_fields)
         return Record({name: record(getattr(value, name)) for name in names})

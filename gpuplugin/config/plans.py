@@ -27,7 +27,6 @@ CONTROL_NODES = (
 
 
 def inventory_plan(settings: Settings) -> Plan:
-    """What is advertised."""
     return Plan(
         sharing=sharing_plan(settings),
         mig_strategy=settings.flags.mig_strategy,
@@ -38,7 +37,6 @@ def inventory_plan(settings: Settings) -> Plan:
 
 
 def sharing_plan(settings: Settings) -> TimeSlicing:
-    """What is shared, as the inventory needs it."""
     section = settings.sharing.time_slicing
     if section is None:
         return TimeSlicing()

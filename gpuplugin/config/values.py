@@ -57,7 +57,6 @@ def parse_duration_s(text: str) -> float:
 
 
 def full_resource_name(name: str) -> str:
-    """The name with its `nvidia.com/` prefix."""
     full = name if name.startswith(RESOURCE_PREFIX) else RESOURCE_PREFIX + name
     bare = full.removeprefix(RESOURCE_PREFIX)
     if "/" in bare:
@@ -90,7 +89,6 @@ def _is_host(text: str) -> bool:
 
 
 def node_name(text: str) -> str:
-    """A node's name in Kubernetes."""
     if len(text) > MAX_NODE_NAME or not _SUBDOMAIN.fullmatch(text):
         raise unfit(text, "must be the name of a node as kubectl get nodes has it")
     return text

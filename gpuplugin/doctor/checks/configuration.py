@@ -11,9 +11,14 @@ from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn
 from hal import ComputeMode, GpuState, RecoveryAction
 
 if TYPE_CHECKING:
-    from gpuplugin.core.inventory import Planned
+    from collections.abc import Mapping
+
+    from gpuplugin.core.inventory import Device
     from gpuplugin.doctor.facts import Facts
     from gpuplugin.doctor.verdict import Problem
+
+_MIG_DRIVER, _IMEX_DRIVER = 450, 535
+_MPS_PROGRAMS = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
 
 
 def configuration(facts: Facts) -> Verdict:
@@ -45,7 +50,7 @@ def advertised(facts: Facts) -> Verdict:
     if facts.hardware.failure is not None or not facts.gpus:
         return skipped("no GPU is listed: see driver-answers")
     try:
-        planned = _planned(facts)
+        planned = plan_devices(facts.gpus, inventory_plan(facts.settings))
     except InventoryError as error:
         return failed(f"nothing is advertised: {error}", where, "Change one of the two")
     if not planned.resources:
@@ -69,14 +74,11 @@ def advertised(facts: Facts) -> Verdict:
 
 def list_size(facts: Facts) -> Verdict:
     """Every device list fits into 4 MiB."""
-    try:
-        planned = _planned(facts)
-    except InventoryError:
-        return skipped("nothing is advertised")
-    if not planned.resources:
+    planned = resources(facts)
+    if not planned:
         return skipped("nothing is advertised")
     problems = []
-    for name, devices in planned.resources.items():
+    for name, devices in planned.items():
         try:
             check_list_size(name, devices)
         except ListTooLarge as error:
@@ -91,39 +93,22 @@ def list_size(facts: Facts) -> Verdict:
     return found(problems, "device lists fit into 4 MiB")
 
 
-def _planned(facts: Facts) -> Planned:
-    """Which devices are advertised.
-
-    Raises:
-        InventoryError: the GPUs cannot be advertised so.
-    """
-    return plan_devices(facts.gpus, inventory_plan(facts.settings))
+def resources(facts: Facts) -> Mapping[str, tuple[tuple[Device, int], ...]]:
+    """Devices with their replicas by resource; none if the GPUs cannot be advertised so."""
+    try:
+        return plan_devices(facts.gpus, inventory_plan(facts.settings)).resources
+    except InventoryError:
+        return {}
 
 
 def shared(facts: Facts) -> frozenset[str]:
     """UUIDs of the GPUs that are shared by replicas (of their MIG devices, too)."""
-    try:
-        planned = _planned(facts)
-    except InventoryError:
-        return frozenset()
     return frozenset(
         device.gpu_uuid
-        for devices in planned.resources.values()
+        for devices in resources(facts).values()
         for device, replicas in devices
         if replicas > 1
     )
-
-
-def resources(facts: Facts) -> frozenset[str]:
-    """Names of the resources that would be advertised."""
-    try:
-        return frozenset(_planned(facts).resources)
-    except InventoryError:
-        return frozenset()
-
-
-_MIG_DRIVER, _IMEX_DRIVER = 450, 535
-_MPS_PROGRAMS = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
 
 
 def mig_strategy(facts: Facts) -> Verdict:

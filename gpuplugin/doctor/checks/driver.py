@@ -33,44 +33,37 @@ def gpus_on_bus(facts: Facts) -> Verdict:
             "through to this virtual machine, and that the firmware maps it (above 4G "
             "decoding). Without one, let the plugin's affinity leave this node out",
         )
-    problems = [problem for gpu in pci for problem in _wrong_driver(gpu)]
+    problems = [problem for gpu in pci if (problem := _wrong_driver(gpu))]
     return found(problems, f"{len(pci)} on the PCI bus, driven by {_DRIVER}")
 
 
-def _wrong_driver(gpu: PciGpu) -> list[Problem]:
+def _wrong_driver(gpu: PciGpu) -> Problem | None:
     where = f"/sys/bus/pci/devices/{gpu.address}/driver"
     match gpu.driver:
         case "nvidia":
-            return []
+            return None
         case "nouveau":
-            return [
-                fail(
-                    f"GPU {gpu.address} is bound to nouveau",
-                    where,
-                    "Blacklist it: 'blacklist nouveau' and 'options nouveau modeset=0' in "
-                    "/etc/modprobe.d, rebuild the initramfs, reboot",
-                )
-            ]
+            return fail(
+                f"GPU {gpu.address} is bound to nouveau",
+                where,
+                "Blacklist it: 'blacklist nouveau' and 'options nouveau modeset=0' in "
+                "/etc/modprobe.d, rebuild the initramfs, reboot",
+            )
         case "vfio-pci":
-            return [
-                fail(
-                    f"GPU {gpu.address} is bound to vfio-pci, for virtual machines",
-                    where,
-                    "If containers are to have it, bind it to nvidia; else leave this node out",
-                )
-            ]
+            return fail(
+                f"GPU {gpu.address} is bound to vfio-pci, for virtual machines",
+                where,
+                "If containers are to have it, bind it to nvidia; else leave this node out",
+            )
         case "":
-            return [
-                fail(
-                    f"GPU {gpu.address} has no driver",
-                    where,
-                    "Load the module ('modprobe nvidia') and see 'dmesg' for why it did not take "
-                    "the GPU: too old for it, not signed (Secure Boot), or the GPU is broken",
-                )
-            ]
-    return [
-        warn(f"GPU {gpu.address} is driven by {gpu.driver}", where, "Bind it to the driver nvidia")
-    ]
+            return fail(
+                f"GPU {gpu.address} has no driver",
+                where,
+                "Load the module ('modprobe nvidia') and see 'dmesg' for why it did not take "
+                "the GPU: too old for it, not signed (Secure Boot), or the GPU is broken",
+            )
+    what = f"GPU {gpu.address} is driven by {gpu.driver}"
+    return warn(what, where, "Bind it to the driver nvidia")
 
 
 def kernel_modules(facts: Facts) -> Verdict:
@@ -252,46 +245,44 @@ def device_nodes(facts: Facts) -> Verdict:
     modules = facts.driver.modules
     if modules is not None and "nvidia" not in modules:
         return skipped("the kernel module nvidia is not loaded")
-    problems = _of_path(facts, _CONTROL, (NVIDIA_MAJOR, CONTROL_MINOR))
-    problems += _of_path(facts, _UVM, None)
+    wanted: dict[str, tuple[int, int] | None] = {
+        _CONTROL: (NVIDIA_MAJOR, CONTROL_MINOR),
+        _UVM: None,
+    }
     for gpu in facts.gpus:
         if gpu.minor is not None:
-            problems += _of_path(facts, f"/dev/nvidia{gpu.minor}", (NVIDIA_MAJOR, gpu.minor))
+            wanted[f"/dev/nvidia{gpu.minor}"] = (NVIDIA_MAJOR, gpu.minor)
         for mig in gpu.mig_devices:
-            for path in mig.device_nodes[1:]:
-                problems += _of_path(facts, path, None)
+            wanted |= dict.fromkeys(mig.device_nodes[1:])
+    problems = [
+        problem for path, numbers in wanted.items() if (problem := _of_path(facts, path, numbers))
+    ]
     count = len(facts.driver.nodes)
     return found(problems, f"{count} nodes are there, with the right numbers and rights")
 
 
-def _of_path(facts: Facts, path: str, numbers: tuple[int, int] | None) -> list[Problem]:
+def _of_path(facts: Facts, path: str, numbers: tuple[int, int] | None) -> Problem | None:
     node = facts.driver.nodes.get(path)
     if node is None:
-        return [fail(f"the device node {path} does not exist", path, _MAKE)]
+        return fail(f"the device node {path} does not exist", path, _MAKE)
     if node.device is None:
-        return [
-            fail(
-                f"{path} is not a device node",
-                path,
-                f"Remove it: something made a file in its place before the driver came. {_MAKE}",
-            )
-        ]
+        return fail(
+            f"{path} is not a device node",
+            path,
+            f"Remove it: something made a file in its place before the driver came. {_MAKE}",
+        )
     if numbers is not None and node.device != numbers:
         found_numbers, wanted = (f"{one}:{other}" for one, other in (node.device, numbers))
-        return [
-            fail(
-                f"{path} has the numbers {found_numbers}, the driver's are {wanted}",
-                path,
-                f"Remove it and create it again: 'mknod -m 666 {path} c {numbers[0]} {numbers[1]}'",
-            )
-        ]
+        return fail(
+            f"{path} has the numbers {found_numbers}, the driver's are {wanted}",
+            path,
+            f"Remove it and create it again: 'mknod -m 666 {path} c {numbers[0]} {numbers[1]}'",
+        )
     if not node.permits(65534, _READ_WRITE) and not path.startswith("/dev/nvidia-caps/"):
-        return [
-            warn(
-                f"{path} is open to some users only (mode {node.mode:04o})",
-                path,
-                "Containers that do not run as root cannot use the GPU: set the module's options "
-                "NVreg_DeviceFileMode=0666, or 'chmod 666' until the next reboot",
-            )
-        ]
-    return []
+        return warn(
+            f"{path} is open to some users only (mode {node.mode:04o})",
+            path,
+            "Containers that do not run as root cannot use the GPU: set the module's options "
+            "NVreg_DeviceFileMode=0666, or 'chmod 666' until the next reboot",
+        )
+    return None

@@ -28,39 +28,34 @@ def runtime(facts: Facts) -> Verdict:
         return found(problems, "")
     if not runtimes.configs:
         return skipped("no configuration of containerd or CRI-O is seen from here (--root)")
-    for config in runtimes.configs:
-        problems += _of_runtime(facts, config)
+    problems = [problem for config in runtimes.configs if (problem := _of_runtime(facts, config))]
     handlers = sorted({name for config in runtimes.configs for name in _nvidia(config)})
     return found(problems, f"NVIDIA's handlers: {', '.join(handlers) or 'none, and none needed'}")
 
 
-def _of_runtime(facts: Facts, config: RuntimeConfig) -> list[Problem]:
+def _of_runtime(facts: Facts, config: RuntimeConfig) -> Problem | None:
     strategies = set(facts.settings.flags.plugin.device_list_strategy)
     configure = _CONFIGURE.format(config.program, config.program)
     nvidia = _nvidia(config)
     if not strategies & _BY_RUNTIME:
-        return []
+        return None
     if not nvidia:
         names = " and ".join(sorted(strategies & _BY_RUNTIME))
-        return [
-            fail(
-                f"{config.program} has no handler with NVIDIA's runtime, which the device list "
-                f"strategy {names} needs",
-                config.path,
-                f"Install NVIDIA's container toolkit, then {configure}; or use cdi-cri",
-            )
-        ]
+        return fail(
+            f"{config.program} has no handler with NVIDIA's runtime, which the device list "
+            f"strategy {names} needs",
+            config.path,
+            f"Install NVIDIA's container toolkit, then {configure}; or use cdi-cri",
+        )
     if config.default_handler not in nvidia:
-        return [
-            warn(
-                f"NVIDIA's runtime is the handler {nvidia[0]}, not the default",
-                config.path,
-                f"Give every pod with GPUs, the plugin's too, runtimeClassName: {nvidia[0]}, with "
-                f"a RuntimeClass of that handler; or make it the default ({configure} with "
-                "--set-as-default); or use cdi-cri, which needs neither",
-            )
-        ]
-    return []
+        return warn(
+            f"NVIDIA's runtime is the handler {nvidia[0]}, not the default",
+            config.path,
+            f"Give every pod with GPUs, the plugin's too, runtimeClassName: {nvidia[0]}, with "
+            f"a RuntimeClass of that handler; or make it the default ({configure} with "
+            "--set-as-default); or use cdi-cri, which needs neither",
+        )
+    return None
 
 
 def _nvidia(config: RuntimeConfig) -> list[str]:

@@ -203,12 +203,9 @@ def collect_hardware(backend: Backend, name: str, budget_s: float) -> HardwareFa
 
 
 def _failure(error: HalError) -> Failure:
-    match error:
-        case DriverNotFound():
-            return Failure.NOT_FOUND
-        case DriverUnavailable():
-            return Failure.UNAVAILABLE
-    return Failure.OTHER
+    if isinstance(error, DriverNotFound):
+        return Failure.NOT_FOUND
+    return Failure.UNAVAILABLE if isinstance(error, DriverUnavailable) else Failure.OTHER
 
 
 def _of_gpu(backend: Backend, gpu: Gpu, asker: _Asker) -> GpuFacts:

@@ -42,7 +42,7 @@ class HostRoot:
         while left:
             part = left.pop(0)
             if part in ("/", ".."):
-                current = self._folder if part == "/" else self._above(current)
+                current = self._folder if part == "/" or current == self._folder else current.parent
                 continue
             target = _link(current / part)
             if target is None or links == _MOST_LINKS:
@@ -105,9 +105,6 @@ class HostRoot:
     def existing(self, paths: tuple[str, ...]) -> Iterator[str]:
         """Those of the paths that there are."""
         return (path for path in paths if self.exists(path))
-
-    def _above(self, path: Path) -> Path:
-        return self._folder if path == self._folder else path.parent
 
 
 def _link(path: Path) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.config.document import DocumentError, parse_document
+from gpuplugin.config.document import parse_document
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError
 
@@ -97,7 +97,7 @@ def test_words_of_yaml_1_1_are_booleans() -> None:
     ],
 )
 def test_what_is_no_document_says_where(text: str, said: str) -> None:
-    with pytest.raises(DocumentError) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_document(text, "f")
     assert str(caught.value).startswith(said)
 
@@ -150,6 +150,6 @@ YAML_PIECES = st.lists(st.sampled_from(PIECES.split("|")), max_size=25).map("".j
 @settings(max_examples=300)
 @given(st.one_of(st.text(max_size=40), YAML_PIECES))
 def test_any_text_is_a_document_or_a_document_error(text: str) -> None:
-    with contextlib.suppress(DocumentError):
+    with contextlib.suppress(ConfigError):
         document = parse_document(text, "f")
         assert document.where(("sharing", 0)).startswith("f")
