@@ -6,6 +6,7 @@ names nothing but the devices of its request.
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never, get_args
 
@@ -163,8 +164,6 @@ def _cdi_names(ids: Sequence[str], plan: InjectionPlan) -> tuple[str, ...]:
 
 def _annotation_key(resource: str, ids: Sequence[str], plan: InjectionPlan) -> str:
     """A key that two resources of one container do not share, the same for the same request."""
-    import uuid  # for one strategy of four
-
     unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{resource}?{','.join(ids)}")
     return f"{plan.cdi_annotation_prefix}{CDI_ANNOTATION_NAME}{unique}"
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gpuplugin.core.allocation import AllocationError, check_request
 from gpuplugin.core.preference import needs_distinct_gpus, prefer
 from gpuplugin.kubelet.protowire import number
+from gpuplugin.kubelet.requests import allocate_containers, preferred_response
 from gpuplugin.kubelet.snapshot import ServingPlan, snapshot_of
 from gpuplugin.rpc import RpcCode, RpcError, Service
 from gpuplugin.rpc.publication import Publication
@@ -105,8 +106,6 @@ class DevicePlugin:
         if lone is not None:  # so the request is short
             self._recent.append((time.time(), request, ""))
             return lone
-        from gpuplugin.kubelet.requests import allocate_containers
-
         containers = allocate_containers(request)
         try:
             response = b"".join(
@@ -126,8 +125,6 @@ class DevicePlugin:
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
         snapshot = self.snapshot
-        from gpuplugin.kubelet.requests import preferred_response
-
         return preferred_response(request, partial(self._prefer, snapshot))
 
     def _prefer(

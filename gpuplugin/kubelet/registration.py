@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.kubelet.deviceplugin import API_VERSION, OPTIONS
 from gpuplugin.kubelet.protowire import message, number, text
+from gpuplugin.kubelet.requests import registration_status
 from gpuplugin.rpc import Service
 from gpuplugin.rpc.client import CallFailed, unary_call_async
 
@@ -66,8 +67,6 @@ def registration_service(
         if request == _REGISTERED:
             on_status(True, "")
             return b""
-        from gpuplugin.kubelet.requests import registration_status
-
         on_status(*registration_status(request))
         return b""
 

@@ -1,7 +1,4 @@
-"""Requests of the kubelet, parsed by the protobuf library, and responses that need it anyway.
-
-Loaded by the first request that needs it, or once the kubelet is served: registering does not.
-"""
+"""Requests of the kubelet, parsed by the protobuf library, and responses that need it anyway."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class MakeHardware(Protocol):
     def __call__(self, count: int = 8, **scenario: object) -> Hardware: ...
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def quick_polls() -> Iterator[None]:
     """Both sides look and try again sooner than in earnest, so that tests wait less."""
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from contextlib import ExitStack
@@ -170,3 +171,25 @@ def _samples(plugin: Plugin, name: str, label: str) -> list[str]:
         for line in text.splitlines()
         if line.startswith(name) and label in line and not line.endswith(" 0.0")
     ]
+
+
+def test_what_serves_is_loaded_before_it_serves(node: Node, kubelet: Process) -> None:
+    """Two threads that import the same modules at once may each get half of one."""
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    flags = ("--backend", "sim", "--kubelet-dir", str(node.dir), "--metrics-interval", "100ms")
+    strategy = ("--device-list-strategy", "envvar,cdi-annotations", "--cdi-root", str(node.dir))
+    with Plugin(*flags, *strategy, env=environment) as plugin:
+        node.wait_allocatable(80)
+        served = len(plugin.lines)
+        for path in ("/ready", "/metrics", "/", "/health", "/none"):
+            plugin.get(path)
+        assert node.create("pod")["phase"] == "Running"
+        node.inject("--gpu", "3", "--xid", "79")
+        node.wait_allocatable(70)
+        eventually(
+            lambda: "gpuplugin_gpu_power_watts" in plugin.get("/metrics")[1], "GPUs are read"
+        )
+        imported = [line for line in plugin.lines if line.startswith("import time:")]
+        late = [line for line in plugin.lines[served:] if line.startswith("import time:")]
+    assert len(imported) > 100
+    assert late == []
