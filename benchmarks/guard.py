@@ -34,9 +34,8 @@ DAEMON = (
 )
 NOT_AT_THE_START = frozenset(
     {
-        "argparse", "benchmarks", "google", "grpc", "http", "httpx2", "jsonschema", "lightkube",
-        "plotly", "prometheus_client", "pydantic", "pydantic_core", "pydantic_settings", "rich",
-        "sim", "simpy", "wsgiref", "yaml",
+        "argparse", "benchmarks", "grpc", "httpx2", "jsonschema", "lightkube", "plotly", "pydantic",
+        "pydantic_core", "pydantic_settings", "rich", "sim", "simpy", "yaml",
     }
 )  # fmt: skip
 
@@ -78,7 +77,8 @@ def counts() -> Iterator[Guarded]:
     yield from _prefer_counts()
     yield from _list_counts()
     modules = loaded_modules(DAEMON)
-    yield at_most("modules that the daemon starts with", len(modules), 330, "modules")
+    # The libraries for messages, metrics and HTTP included: what serves is loaded before it serves.
+    yield at_most("modules that the daemon starts with", len(modules), 400, "modules")
     unwanted = {name.partition(".")[0] for name in modules} & NOT_AT_THE_START
     yield at_most(f"unwanted ones: {', '.join(sorted(unwanted)) or 'none'}", len(unwanted), 0, "")
 
