@@ -45,7 +45,6 @@ _KINDS = ("lost", "thermal-shutdown", "unplug", "plug", "replace", "recover")
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     inject = commands.add_parser("inject", help="inject a fault into a simulated GPU or node")
     inject.set_defaults(module="siminject", function="inject", wrong_usage=inject.error)
     where = inject.add_mutually_exclusive_group(required=True)
@@ -170,7 +169,6 @@ def what_of(parsed: argparse.Namespace) -> dict[str, object]:
 
 
 def describe(fault: Fault) -> str:  # noqa: C901, PLR0912 - one line for each kind
-    """What an injected fault does, in a few words."""
     match fault:
         case XidFault(xid=code, mig=mig):
             xid = lookup_xid(code)

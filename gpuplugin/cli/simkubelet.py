@@ -32,7 +32,6 @@ DEFAULT_LIMIT = "nvidia.com/gpu=1"
 
 
 def add_kubelet(commands: Commands) -> None:
-    """Add the command to `commands`."""
     kubelet = commands.add_parser("kubelet", help="run the kubelet stand-in")
     kubelet.set_defaults(module="simkubelet", function="kubelet")
     add_kubelet_dir(kubelet)
@@ -54,7 +53,6 @@ def add_kubelet(commands: Commands) -> None:
 
 
 def add_pod(commands: Commands) -> None:
-    """Add the commands to `commands`."""
     pod = commands.add_parser("pod", help="pods of a running kubelet stand-in")
     pod_commands = pod.add_subparsers(metavar="COMMAND", required=True)
     create = pod_commands.add_parser("create", help="create a pod and wait until it is decided")
@@ -150,7 +148,6 @@ def pod_create(parsed: argparse.Namespace) -> int:
 
 
 def pod_delete(parsed: argparse.Namespace) -> int:
-    """Delete a pod."""
     return _remote(
         parsed,
         lambda: ask_kubelet(Path(parsed.kubelet_dir), command="delete", name=parsed.name),
@@ -159,7 +156,6 @@ def pod_delete(parsed: argparse.Namespace) -> int:
 
 
 def pod_list(parsed: argparse.Namespace) -> int:
-    """List pods."""
     return _remote(
         parsed, lambda: ask_kubelet(Path(parsed.kubelet_dir), command="view"), _pod_table
     )

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 def add_env(commands: Commands) -> None:
-    """Add the command to `commands`."""
     env = commands.add_parser("env", help="print what lets NVML programs see the node")
     env.set_defaults(module="simnode", function="env")
     add_kubelet_dir(env)

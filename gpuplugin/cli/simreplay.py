@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     replay = commands.add_parser("replay", help="replay a cluster's trace on a fleet that shares")
     replay.set_defaults(module="simreplay", function="replay")
     replay.add_argument("--pods", required=True, metavar="CSV", help="pods of the openb trace")

@@ -49,7 +49,6 @@ _NAMES = (
 
 
 def add_run(commands: Commands) -> None:
-    """Add the command to `commands`."""
     run = commands.add_parser("run", help="run a scenario in virtual time and report")
     run.set_defaults(module="simrun", function="run")
     run.add_argument("scenario", metavar="SCENARIO", help="a shipped scenario's name, or a file")
@@ -73,7 +72,6 @@ def add_run(commands: Commands) -> None:
 
 
 def add_scenario(commands: Commands) -> None:
-    """Add the commands to `commands`."""
     scenario = commands.add_parser("scenario", help="scenarios of simulated nodes")
     scenario_commands = scenario.add_subparsers(metavar="COMMAND", required=True)
     scenarios = scenario_commands.add_parser("list", help="list the shipped ones")
@@ -103,7 +101,6 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def scenario_list(_parsed: argparse.Namespace) -> int:
-    """Print the shipped scenarios with what they are about."""
     rows = [(name, " ".join(load_scenario(name).description.split())) for name in scenario_names()]
     print("\n".join(table(("SCENARIO", "WHAT IT IS ABOUT"), rows)))
     return 0
@@ -127,7 +124,6 @@ def scenario_check(parsed: argparse.Namespace) -> int:
 
 
 def scenario_schema(_parsed: argparse.Namespace) -> int:
-    """Print the JSON schema of scenarios, for editors and other programs."""
     print(json.dumps(Scenario.model_json_schema(), indent=2))
     return 0
 

@@ -28,7 +28,6 @@ _LEAST = 0.005
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     share = commands.add_parser(
         "share",
         help="what sharing a GPU costs",
@@ -190,7 +189,6 @@ def _notes(plan: SharePlan, result: ShareResult) -> list[str]:
 
 
 def _out_of_memory(result: ShareResult) -> list[str]:
-    """One line for the first client that got no memory: what it asked for and who held it."""
     if not result.refused:
         return []
     first, *others = result.refused

@@ -49,7 +49,6 @@ _NAMES = (
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     up = commands.add_parser(
         "up", help="run a whole simulated node: GPUs, kubelet, pods and the plugin"
     )

@@ -139,11 +139,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_profile(model: str) -> Profile:
-    """The profile of a model.
-
-    Raises:
-        UnknownModel: with the names that there are.
-    """
+    """The profile of a model; raises `UnknownModel` with the names that there are."""
     if model not in model_names():
         raise UnknownModel(model)
     text = _folder().joinpath(f"{model}.yaml").read_text("utf-8")
@@ -184,11 +180,7 @@ class CannotPartition(Exception):
 
 
 def check_partition(model: str, profile: Profile, wanted: Sequence[str]) -> None:
-    """Known MIG profiles only, and no more slices than a GPU has.
-
-    Raises:
-        CannotPartition: with the MIG profiles that there are; it calls the GPU `model`.
-    """
+    """Raise `CannotPartition` for unknown MIG profiles, or more slices than a GPU has."""
     known = [one.profile for one in profile.mig]
     for name in wanted:
         if name not in known:

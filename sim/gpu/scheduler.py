@@ -85,8 +85,6 @@ PPM = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The work of a context ended at `at_ns`."""
-
     context: ContextId
     at_ns: int
 
@@ -114,9 +112,7 @@ class Scheduler(Protocol):
     @property
     def runnable(self) -> int: ...
 
-    def on_gpu(self, context: ContextId) -> bool:
-        """True if the context is being worked for at this very moment."""
-        ...
+    def on_gpu(self, context: ContextId) -> bool: ...
 
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
         """Give a context work now: `work_ns` (at least 1) alone on the GPU at full speed.
@@ -216,7 +212,6 @@ class GpuCompute:
         return replace(usage, busy_ns=dict(usage.busy_ns))
 
     def changed(self) -> None:
-        """The scheduler was changed from outside: ends come at other times now."""
         self._settle()
 
     def catch_up(self) -> None:

@@ -131,7 +131,6 @@ class Mps:
 
     @property
     def _rate(self) -> float:
-        """Work that is done for each context in a nanosecond."""
         return self._speed * min(1.0, 1.0 / sum(self._shares.values()))
 
     def _run(self, duration_ns: int) -> list[Ended]:

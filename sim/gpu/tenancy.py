@@ -67,15 +67,10 @@ class Memory:
 
     @property
     def free_bytes(self) -> int:
-        """What the next allocation can have."""
         return max(0, self.total_bytes - self.used_bytes)
 
     def allocate(self, context: ContextId, size_bytes: int) -> None:
-        """Give a context memory.
-
-        Raises:
-            OutOfMemory: it does not fit; nothing has changed.
-        """
+        """Give a context memory; nothing changes where it raises `OutOfMemory`."""
         if size_bytes > self.free_bytes and not self.oversubscribe:
             raise OutOfMemory(size_bytes, self.free_bytes, self.held_bytes)
         self.held_bytes[context] = self.held_bytes.get(context, 0) + size_bytes
@@ -86,7 +81,6 @@ class Memory:
         self.held_bytes[context] = max(0, self.held_bytes.get(context, 0) - size_bytes)
 
     def release(self, context: ContextId) -> None:
-        """The context ended: all that it held is free."""
         self.held_bytes.pop(context, None)
 
     @property
@@ -281,7 +275,6 @@ class Tenancy:
         return self._utilization
 
     def sm_share(self, pid: int) -> float:
-        """A tenant's part of that time."""
         return self._shares.get(ContextId(pid), 0.0)
 
     def _run(self, tenant: Tenant, bench: _Bench) -> Generator[simpy.Event, object, None]:

@@ -99,7 +99,6 @@ class Slicing:
             work.left_ns = self._at_present_speed(work.left_ns, before)
 
     def _at_present_speed(self, work_ns: int, ppm: int) -> int:
-        """Nanoseconds that take `work_ns` at another speed."""
         return max(1, -(-work_ns * ppm // self._ppm))
 
     def _decide(self) -> None:
@@ -280,7 +279,6 @@ class TimeSlicing(Slicing):
         return rounds * round_ns
 
     def _round_ns(self, ring: Sequence[Work]) -> int:
-        """The time of one turn of each, with the switches between them."""
         slice_ns = self.parameters.slice_ns
         if len(ring) == 1:
             return slice_ns

@@ -296,7 +296,6 @@ def _after(bench: Bench, seconds: float) -> int:
 
 
 def _geometric(random: Random, mean: int) -> int:
-    """A count of at least 1 with that mean."""
     if mean == 1:
         return 1
     return 1 + int(math.log(1.0 - random.random()) / math.log(1.0 - 1.0 / mean))

@@ -154,7 +154,6 @@ def _grant(
 
 
 def _choose(available: Sequence[str], preferred: Sequence[str], count: int) -> tuple[str, ...]:
-    """Preferred devices that are available first, then any."""
     usable = set(available)
     chosen = dict.fromkeys(one for one in preferred if one in usable)
     return tuple(dict.fromkeys((*chosen, *available)))[:count]

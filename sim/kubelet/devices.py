@@ -57,8 +57,6 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """Capacity and allocatable of one resource, as in the node's status."""
-
     capacity: int
     allocatable: int
 
@@ -120,11 +118,7 @@ class DeviceManager:
         return state is not None and state.wants_pre_start
 
     def available(self, resource: str, needed: int) -> tuple[str, ...]:
-        """Healthy devices that no container holds, by id.
-
-        Raises:
-            DeviceShortage: there are fewer than `needed`, in the kubelet's words.
-        """
+        """Healthy devices that no container holds, by id; raises `DeviceShortage` if too few."""
         state = self._resources.get(resource)
         if state is None:
             raise DeviceShortage(f"cannot allocate unregistered device {resource}")
@@ -161,7 +155,6 @@ class DeviceManager:
 
     @property
     def holdings(self) -> tuple[Holding, ...]:
-        """Everything that is held, in the order in which it was granted."""
         return tuple(self._holdings)
 
     def devices(self, resource: str) -> dict[str, bool]:
@@ -208,11 +201,7 @@ def write_checkpoint(manager: DeviceManager) -> str:
 
 
 def read_checkpoint(text: str) -> tuple[tuple[Holding, ...], tuple[str, ...]]:
-    """Holdings and registered resources of a checkpoint.
-
-    Raises:
-        CheckpointDamaged: with what is wrong.
-    """
+    """Holdings and registered resources of a checkpoint; raises `CheckpointDamaged`."""
     try:
         content = json.loads(text)
         data, checksum = content["Data"], content["Checksum"]
@@ -258,11 +247,7 @@ def _holding(entry: dict[str, object]) -> Holding:
 
 
 def _mapping(value: object) -> dict[str, list[str]]:
-    """Lists of device ids by resource or by NUMA node.
-
-    Raises:
-        TypeError: something else.
-    """
+    """Lists of device ids by resource or by NUMA node; raises `TypeError` for anything else."""
     if not isinstance(value, dict):
         raise TypeError("a mapping of device ids is missing")
     for device_ids in value.values():

@@ -66,7 +66,6 @@ log = logging.getLogger(__name__)
 
 
 def is_extended_resource(name: str) -> bool:
-    """True if Kubernetes accepts the name for a device resource."""
     return _EXTENDED_RESOURCE.fullmatch(name) is not None
 
 
@@ -115,7 +114,6 @@ class PluginWatcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop watching; registered plugins are left alone."""
         self._stopping.set()
         self._thread.join()
 

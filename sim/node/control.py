@@ -28,8 +28,6 @@ RESPONSE_TIMEOUT_S = 5.0
 
 
 class GpuStatus(BaseModel):
-    """One GPU of a simulated node, as clients see it."""
-
     model_config = ConfigDict(frozen=True)
 
     index: int
@@ -89,11 +87,7 @@ def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
 
 
 def status(path: Path) -> list[GpuStatus]:
-    """The GPUs of the node behind `path`, by index.
-
-    Raises:
-        ControlError: no node there.
-    """
+    """The GPUs of the node behind `path`, by index; raises `ControlError` without a node."""
     response = ask(path, {"status": True}, RESPONSE_TIMEOUT_S)
     return _GPUS.validate_python(response["gpus"])
 

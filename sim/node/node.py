@@ -98,7 +98,6 @@ class SimulatedNode:
 
     @property
     def next_s(self) -> float:
-        """When the next scheduled event is due, in seconds; infinity if none is."""
         return self.env.peek() / NS_PER_S
 
     @property
@@ -107,40 +106,27 @@ class SimulatedNode:
         return tuple(self._present)
 
     def listed(self) -> tuple[Gpu, ...]:
-        """All GPUs as an enumeration shows them, by index; one that was replaced comes second."""
         order = sorted(
             self.gpus.values(), key=lambda gpu: (gpu.identity.index, gpu.replaced_by is not None)
         )
         return tuple(gpu.listed() for gpu in order)
 
     def gpu(self, uuid: str) -> SimulatedGpu:
-        """The GPU of a UUID.
-
-        Raises:
-            UnknownGpu: this node has none.
-        """
+        """The GPU of a UUID; raises `UnknownGpu`."""
         try:
             return self.gpus[uuid]
         except KeyError:
             raise UnknownGpu(uuid) from None
 
     def find(self, index_or_uuid: str) -> SimulatedGpu:
-        """The GPU that a person named, by UUID or by the index that it has now.
-
-        Raises:
-            UnknownGpu: this node has none.
-        """
+        """The GPU of a UUID, or of the index that it has now; raises `UnknownGpu`."""
         for gpu in self._present:
             if index_or_uuid == str(gpu.identity.index):
                 return gpu
         return self.gpu(index_or_uuid)
 
     def inject(self, gpu: SimulatedGpu, what: GpuFault) -> None:
-        """Inject a fault into a GPU now.
-
-        Raises:
-            CannotInject: it does not apply to the GPU as it is; nothing has changed.
-        """
+        """Inject a fault into a GPU now; nothing changes where it raises `CannotInject`."""
         check_applies(gpu, what)
         now_s = self.now_s
         match what:
@@ -185,7 +171,6 @@ class SimulatedNode:
         return gpu is not None and self.driver.loaded and gpu.hangs(self.now_s)
 
     def take_events(self) -> tuple[Event, ...]:
-        """What the driver reported since the last call."""
         taken = tuple(self._events)
         self._events.clear()
         return taken

@@ -62,7 +62,6 @@ class Identities:
                 index += 1
 
     def partitioned(self, gpu: Gpu, mig: Sequence[str] | None, profile: Profile) -> Gpu:
-        """The GPU with new MIG devices of allowed MIG profiles; None turns MIG off."""
         return partitioned(gpu, mig, profile, self._generator)
 
     def another(self, gpu: Gpu, profile: Profile) -> Gpu:
@@ -95,7 +94,6 @@ def _made_up_bus_ids() -> Iterator[str]:
 
 
 def physics_of(profile: Profile, group: GpuGroup) -> Physics:
-    """The physics of a GPU of the group, cold."""
     return Physics(profile, group.cooling)
 
 
@@ -171,7 +169,6 @@ def _identity_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
 
 
 def _partition_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
-    """The partitioned GPU with what is known better of its MIG devices."""
     if recorded is None or not recorded.mig:
         return gpu
     known = dict(enumerate(recorded.mig))

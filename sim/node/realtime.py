@@ -120,7 +120,6 @@ class RealTimeNode:
             return node.take_events()
 
     def interrupt(self) -> None:
-        """Make running `wait_events` calls return."""
         with self._changed:
             self._interrupts += 1
             self._wake()
@@ -174,7 +173,6 @@ class SimBackend:
             self._driver_version = model.scenario.driver_version
 
     def open(self) -> None:
-        """Start the node's clock; the driver may hang or be unavailable from the first moment."""
         self._node.start()
         with self._node.call():
             pass

@@ -33,7 +33,6 @@ file system gives away again."""
 
 
 def kernel_folder(kubelet_dir: Path) -> Path:
-    """Where the node that serves this kubelet folder keeps them."""
     return kubelet_dir / "gpuplugin-sim-kernel"
 
 

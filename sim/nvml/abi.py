@@ -141,8 +141,6 @@ def fill(ctype: CType) -> Argument:
 
 
 class Source(Enum):
-    """Where an answer comes from."""
-
     LIVE = "live"
     CONSTANT = "constant"
     ASSUMED = "assumed"

@@ -107,11 +107,7 @@ class Dispatcher:
             model.listeners.remove(self.event_sets.hear)
 
     def request(self, function: Function, body: bytes, session: int) -> Request:
-        """A call from its bytes.
-
-        Raises:
-            NotARequest: it is none.
-        """
+        """A call from its bytes; raises `NotARequest`."""
         given = read_arguments(function, body)
         if not function.waits:
             return Request(function, given, session)

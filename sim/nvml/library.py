@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 def source() -> str:
-    """The C source; the same table gives the same text."""
     body = _body()
     return f"{body}\nconst uint64_t sim_abi = {_hash(body):#x}ull;\n"
 
@@ -109,11 +108,7 @@ class CannotBuild(Exception):
 
 
 def built_library(environment: Mapping[str, str] | None = None) -> Path:
-    """The library's file, built now if it was not before. Several may build it at once.
-
-    Raises:
-        CannotBuild: no compiler, or it failed.
-    """
+    """The library's file, built now if it was not before; raises `CannotBuild`."""
     environment = os.environ if environment is None else environment
     sources = _sources()
     digest = hashlib.sha256("\0".join((*FLAGS, *sources.values())).encode()).hexdigest()[:16]

@@ -34,13 +34,9 @@ _REFRESH_S = 0.5
 class ProcessIds(Protocol):
     """Which process ids the library reports."""
 
-    def refresh(self, node: SimulatedNode) -> None:
-        """Follow the node's tenants; it is held still."""
-        ...
+    def refresh(self, node: SimulatedNode) -> None: ...
 
-    def shown(self, pid: int) -> int:
-        """The process id to report for a simulated one."""
-        ...
+    def shown(self, pid: int) -> int: ...
 
     def close(self) -> None: ...
 
@@ -114,7 +110,6 @@ _LONGEST_S = 3600.0
 
 
 def nvml_socket(kubelet_dir: Path) -> Path:
-    """Where the node that serves this kubelet folder answers calls to NVML."""
     return kubelet_dir / "gpuplugin-sim-nvml.sock"
 
 
@@ -196,7 +191,6 @@ class _Loop:
         self._accepting = True
 
     def turn(self) -> None:
-        """Wait until there is something to do, and do it."""
         due_s = min((one.due_s for one in self._connections.values()), default=math.inf)
         woken = False
         for key, events in self._selector.select(

@@ -285,8 +285,6 @@ HOUR_S = 3600.0
 
 
 class Spread(BaseModel):
-    """A distribution; all None without values."""
-
     model_config = ConfigDict(frozen=True)
 
     count: int
@@ -364,7 +362,6 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def _speed(stay: Stay) -> float:
-    """The share of full speed that a pod had over its stay."""
     if stay.placed_s is None or stay.left_s is None or not stay.pod.share:
         return 1.0
     wanted_s = stay.pod.share * (stay.left_s - stay.placed_s)

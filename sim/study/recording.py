@@ -230,7 +230,6 @@ class Scenarist:
         return self._names.setdefault(name, f"process-{len(self._names) + 1}")
 
     def _readings(self, gpu: Gpu, key: str) -> list[float]:
-        """Values of one reading over all samples that have it."""
         values = (
             getattr(sample.readings[gpu.uuid], key)
             for sample in self._recording.samples
@@ -270,11 +269,7 @@ _WIDTH = 100
 
 
 def as_yaml(recording: Recording, name: str, *, scrub: bool) -> str:
-    """The scenario file; it is checked as one before it is returned.
-
-    Raises:
-        sim.node.scenario.ScenarioError: what was seen cannot be said in a scenario.
-    """
+    """The scenario file, checked; raises `ScenarioError` if no scenario can express it."""
     scenarist = Scenarist(recording, scrub=scrub)
     body = yaml.safe_dump(
         scenarist.scenario(name), sort_keys=False, width=_WIDTH, allow_unicode=True

@@ -81,7 +81,6 @@ class Requests:
 
     @property
     def wait_ms(self) -> Spread | None:
-        """Latencies without the work alone, in milliseconds."""
         return _spread(self._waits_ns, self.latency_sum_ns - self.work_sum_ns)
 
     @property

@@ -48,8 +48,6 @@ class WrongPlan(ValueError):
 
 
 class Mechanism(StrEnum):
-    """How the clients share the GPU."""
-
     TIME_SLICING = "time-slicing"
     MPS = "mps"
     MIG = "mig"
@@ -100,27 +98,22 @@ class SharePlan:
 
     @property
     def profile(self) -> Profile:
-        """The GPU model."""
         return load_profile(self.model)
 
     @property
     def busy_ns(self) -> int:
-        """A client's work, alone on the whole GPU."""
         return round(self.busy_ms * NS_PER_MS)
 
     @property
     def idle_ns(self) -> int:
-        """Time off the GPU between two works, on average."""
         return round(self.idle_ms * NS_PER_MS)
 
     @property
     def client_bytes(self) -> int:
-        """Memory that a client takes, its context included."""
         return DEFAULT_CONTEXT_BYTES + round(self.memory_gib * GIB)
 
     @property
     def slice_parameters(self) -> SliceParameters:
-        """How the GPU slices time."""
         return slice_parameters(self.profile, self.level or TimeSliceLevel.DEFAULT)
 
 
@@ -249,7 +242,6 @@ class ShareResult:
 
     @property
     def oom(self) -> int:
-        """How many clients did not get their memory, and did not run."""
         return len(self.refused)
 
 

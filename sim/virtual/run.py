@@ -49,8 +49,6 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class HealthChange:
-    """A GPU or MIG device came to a health state."""
-
     at_s: float
     uuid: str
     state: str

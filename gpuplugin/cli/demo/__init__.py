@@ -32,12 +32,10 @@ class PlainView:
         """Nothing to put back."""
 
     def chapter(self, title: str, text: str) -> None:
-        """Print the chapter's heading."""
         self._print(title)
         self._print(f"   {text}")
 
     def outcome(self, passed: bool, text: str) -> None:
-        """Print what was checked."""
         self._print(f"   {'ok' if passed else 'NOT SO'}: {text}")
 
     def height(self) -> None:

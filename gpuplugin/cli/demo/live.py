@@ -56,14 +56,12 @@ class LiveView:
         self._live.__exit__(None, None, None)
 
     def chapter(self, title: str, text: str) -> None:
-        """Show the chapter above the node."""
         self._title, self._text = title, text
 
     def outcome(self, passed: bool, text: str) -> None:
         """Checks are drawn from the facts."""
 
     def height(self) -> None:
-        """Save the screen, if that was asked for."""
         if self._picture:
             paper = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), highlight=False)
             paper.print(self._render())
@@ -129,7 +127,6 @@ def _pods(node: NodeView) -> Panel:
 
 
 def _holders(node: NodeView) -> dict[str, int]:
-    """Which pod, by position, holds each device."""
     return {
         device_id: position
         for position, view in enumerate(node.pods.values())

@@ -43,11 +43,7 @@ class View(Protocol):
 
 
 def tell(stage: Stage, view: View, facts: Facts, pace: float) -> None:
-    """Tell the story; `pace` 2 takes half the pauses.
-
-    Raises:
-        StageError: the plugin does not even register.
-    """
+    """Play all chapters; raises `StageError` if the plugin does not register."""
     story = _Story(stage, view, facts, pace)
     for chapter in (
         story.register,
@@ -170,7 +166,6 @@ class _Story:
         self._pause(2)
 
     def _check(self, text: str, condition: Callable[[NodeView], bool]) -> None:
-        """Wait until the node is so."""
         try:
             self._stage.kubelet.wait_until(condition, PATIENCE_S)
         except TimeoutError as error:
@@ -179,7 +174,6 @@ class _Story:
             self._passed(text)
 
     def _eventually(self, text: str, condition: Callable[[], bool]) -> None:
-        """Wait until something outside the kubelet is so."""
         deadline_s = time.monotonic() + PATIENCE_S
         while not (passed := condition()) and time.monotonic() < deadline_s:
             time.sleep(0.05)

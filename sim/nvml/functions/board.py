@@ -118,11 +118,7 @@ def _temperature_v(call: NvmlCall) -> ctypes.Structure:
 
 
 def thermal(call: NvmlCall, style: str) -> Thermal:
-    """The board's limits, if it reports them in this style.
-
-    Raises:
-        NvmlFailure: not supported.
-    """
+    """The board's limits in this style; raises `NvmlFailure` (not supported) without them."""
     limits = call.profile.thermal_c
     if limits is None or limits.style != style:
         raise NvmlFailure(Code.NOT_SUPPORTED)

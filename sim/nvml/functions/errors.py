@@ -27,11 +27,7 @@ _BANKS = 512
 
 
 def has_ecc(call: NvmlCall) -> None:
-    """Checks that the board has ECC memory.
-
-    Raises:
-        NvmlFailure: not supported.
-    """
+    """Raise `NvmlFailure` (not supported) for a board without ECC memory."""
     if not call.profile.ecc:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 

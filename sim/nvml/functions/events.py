@@ -87,11 +87,7 @@ class EventSets:
                 one.waiting.append(report)
 
     def take(self, handle: int, node: SimulatedNode) -> NvmlEvent | None:
-        """The next event of a set; None if there is none yet.
-
-        Raises:
-            NvmlFailure: a registered GPU is lost, and all that came before was taken.
-        """
+        """The next event of a set, if any; raises `NvmlFailure` once a registered GPU is lost."""
         one = self._find(handle)
         if one.waiting:
             return one.waiting.popleft()

@@ -60,11 +60,7 @@ def placements(devices: Sequence[MigDevice], profile: Profile) -> Mapping[int, t
 
 
 def can_mig(call: NvmlCall) -> None:
-    """Checks that the model can be partitioned.
-
-    Raises:
-        NvmlFailure: not supported.
-    """
+    """Raise `NvmlFailure` (not supported) for a model that cannot be partitioned."""
     if not call.profile.mig:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 

@@ -84,7 +84,6 @@ class Colours:
         return self._of.get(kind_of(name), NEUTRAL)
 
     def legend(self) -> list[tuple[str, str]]:
-        """Colours and kinds; those without a colour of their own together."""
         entries = [(colour, kind) for kind, colour in self._of.items()]
         if self.left_out:
             entries.append((NEUTRAL, "other kinds"))
@@ -135,7 +134,6 @@ def plot(
 
 
 def lanes(names: Sequence[str]) -> dict[str, Any]:
-    """A vertical axis with a lane for each name, the first on top."""
     return {"type": "category", "categoryorder": "array", "categoryarray": list(reversed(names))}
 
 
@@ -279,7 +277,6 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
 
 
 def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
-    """What the bars are, and what taking turns cost."""
     if not switching_ns:
         return f"A bar is work of a tenant. No tenant had to take turns{each}: nothing was lost."
     lost = percent(switching_ns / (sum(busy.values()) + switching_ns))

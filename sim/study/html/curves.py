@@ -58,7 +58,6 @@ class Curves:
         return TimeAxis(self.outcome.until_s)
 
     def _lines(self) -> list[Chart]:
-        """Utilisation, temperature and clocks, a line for each GPU."""
         return [
             self._line_of(
                 "utilisation",

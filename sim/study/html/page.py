@@ -28,7 +28,6 @@ NOTHING = "-"
 
 
 def tables(report: RunReport, colours: Colours) -> list[str]:
-    """Tenants by kind, GPUs, and the rest."""
     return [*([_kinds(report, colours)] if report.kinds else []), _gpus(report), _rest(report)]
 
 
