@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 import pynvml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sim.nvml.call import NvmlCall
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
     Response: TypeAlias = Value | tuple[Value, ...]
     """What is written to all of them, in order, without counts, which follow from their arrays."""
+
+    Respond: TypeAlias = Callable[[NvmlCall], Response | None]
+    """Returns what is written to the caller's pointers, or raises `NvmlFailure`."""
+
+
+_Respond = TypeVar("_Respond", bound="Respond")
 
 
 class Kind(IntEnum):
@@ -146,18 +152,21 @@ class Source(Enum):
     ASSUMED = "assumed"
 
 
+LIVE, CONSTANT, ASSUMED = Source
+
+
 @dataclass(frozen=True, slots=True)
 class Function:
     """A function of the library.
 
-    `response` makes what is written to the caller's pointers, or raises `NvmlFailure`; of a `waits`
-    function it may be None: nothing to tell yet. `mig`: it can be asked of MIG devices as well.
+    The response of a `waits` function may be None: nothing has happened yet. `mig`: it can be
+    called for MIG devices as well.
     """
 
     name: str
     arguments: tuple[Argument, ...]
     source: Source
-    response: Callable[[NvmlCall], Response | None]
+    response: Respond
     note: str = ""
     mig: bool = False
     waits: bool = False
@@ -166,6 +175,34 @@ class Function:
     def on_device(self) -> bool:
         """True if it is about one GPU, so that the end of the node is its loss."""
         return bool(self.arguments) and self.arguments[0].ctype in (*PLACES, EventSet)
+
+
+class Functions:
+    """A part of the library: as a decorator it adds a response under one or several names."""
+
+    def __init__(self) -> None:
+        self._functions: list[Function] = []
+
+    def __iter__(self) -> Iterator[Function]:
+        return iter(self._functions)
+
+    def __call__(
+        self,
+        source: Source,
+        names: str,
+        *arguments: Argument,
+        note: str = "",
+        mig: bool = False,
+        waits: bool = False,
+    ) -> Callable[[_Respond], _Respond]:
+        def add(response: _Respond) -> _Respond:
+            self._functions += [
+                Function(name, arguments, source, response, note, mig, waits)
+                for name in names.split()
+            ]
+            return response
+
+        return add
 
 
 _NOTHING = 0

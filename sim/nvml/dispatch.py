@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 
 THEMES: Final = (
-    inventory.SYSTEM_FUNCTIONS,
-    inventory.FUNCTIONS,
-    load.FUNCTIONS,
-    board.FUNCTIONS,
-    errors.FUNCTIONS,
-    errors.FIELD_FUNCTIONS,
-    links.FUNCTIONS,
-    mig.FUNCTIONS,
-    instances.FUNCTIONS,
-    events.FUNCTIONS,
+    inventory.system,
+    inventory.function,
+    load.function,
+    board.function,
+    errors.function,
+    errors.fields,
+    links.function,
+    mig.function,
+    instances.function,
+    events.function,
 )
 
 FUNCTIONS: Final[tuple[Function, ...]] = tuple(function for theme in THEMES for function in theme)
