@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options, given_options
 from gpuplugin.cli.simreport import as_text
-from gpuplugin.cli.text import progress_bar, table
+from gpuplugin.cli.text import fail, progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.inventory import InventoryError
@@ -92,11 +92,9 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         _run(parsed)
     except (CannotRun, ScenarioError, TraceError, InventoryError) as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     except ConfigError as error:
-        print(f"gpuplugin: the configuration cannot be used:\n{error}", file=sys.stderr)
-        return 1
+        return fail(f"the configuration cannot be used:\n{error}")
     return 0
 
 
@@ -111,8 +109,7 @@ def scenario_check(parsed: argparse.Namespace) -> int:
     try:
         scenario = load_scenario(parsed.scenario)
     except ScenarioError as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     pods = sum(group.count for group in scenario.pods if group.arrivals_per_hour is None)
     streams = sum(group.arrivals_per_hour is not None for group in scenario.pods)
     print(

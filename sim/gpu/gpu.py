@@ -198,19 +198,19 @@ class SimulatedGpu:
 
     def telemetry(self, now_s: float) -> Telemetry:
         self.settle(now_s)
-        load = self.load
-        clocks, power = self.profile.clocks_mhz, self.profile.power_w
+        load, physics, clocks = self.load, self.physics, self.profile.clocks_mhz
         busy = load > 0
+        reasons = physics.throttle_reasons(busy=busy)
         return Telemetry(
             utilization=load,
             memory_used_bytes=self._memory_used_bytes(),
             memory_total_bytes=self.identity.memory_bytes,
-            temperature_c=self._temperature_c(),
-            power_w=self.physics.power_w(load),
-            power_limit_w=power.default_limit,
+            temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
+            power_w=physics.power_w(load),
+            power_limit_w=self.profile.power_w.default_limit,
             sm_clock_mhz=self._sm_clock_mhz(clocks.sm_max) if busy else clocks.sm_idle,
             memory_clock_mhz=clocks.memory,
-            throttle_reasons=self._throttle_reasons(busy=busy),
+            throttle_reasons=ThrottleReason.THERMAL_HARDWARE if self.overheated else reasons,
             corrected_ecc=self.corrected_ecc if self.profile.ecc else None,
             uncorrectable_ecc=self.uncorrectable_ecc if self.profile.ecc else None,
         )
@@ -335,11 +335,3 @@ class SimulatedGpu:
         if maximum_mhz is None:
             return None
         return maximum_mhz * self.physics.clock_ppm // 1_000_000
-
-    def _temperature_c(self) -> float:
-        return self.physics.shutdown_c if self.overheated else self.physics.temperature_c
-
-    def _throttle_reasons(self, *, busy: bool) -> ThrottleReason:
-        if self.overheated:
-            return ThrottleReason.THERMAL_HARDWARE
-        return self.physics.throttle_reasons(busy=busy)

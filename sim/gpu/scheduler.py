@@ -119,11 +119,9 @@ class Scheduler(Protocol):
 
         `occupancy` (0 to 1) is how much of the GPU's registers, shared memory or SMs it fills.
         """
-        ...
 
     def cancel(self, context: ContextId) -> None:
         """Take the context off the GPU now, with its work if it has some."""
-        ...
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         """Let time pass up to `to_ns`; the works that ended, in order.
@@ -131,15 +129,12 @@ class Scheduler(Protocol):
         What is submitted next counts as submitted at that moment, before anything is decided in
         it: a context whose work just ended may go on in the rest of its slice.
         """
-        ...
 
     def next_end_ns(self) -> int | None:
         """When the next work ends if nothing else happens; None if there is no work."""
-        ...
 
     def set_speed(self, ppm: int) -> None:
         """Run at `ppm` millionths of full speed from now on (clocks that are throttled)."""
-        ...
 
 
 _AFTER_ALL_ELSE = EventPriority(2)

@@ -1,4 +1,4 @@
-"""x"""
+"""Time slicing: contexts take turns, each for a slice, with a switch between two of them."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Slicing:
 
 
 class StepwiseTimeSlicing(Slicing):
-    """`Scheduler` that follows the rules of `slicing` one step at a time."""
+    """`Scheduler` that takes turns one step at a time."""
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         ended: list[Ended] = []
@@ -181,7 +181,7 @@ class StepwiseTimeSlicing(Slicing):
 
 
 class TimeSlicing(Slicing):
-    """`Scheduler` that follows the rules of `slicing`, exactly."""
+    """`Scheduler` with the same results in fewer steps: it skips whole rounds."""
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         ended: list[Ended] = []

@@ -78,7 +78,7 @@ class DeviceManager:
         self._ever_seen.add(resource)
 
     def listed(self, resource: str, devices: Iterable[Listed]) -> None:
-        """A list arrived: it replaces the devices of the resource, whoever sent it."""
+        """A list arrived: it replaces the devices of the resource, also those of another plugin."""
         state = self._resources.setdefault(resource, _Resource())
         state.healthy, state.unhealthy = {}, {}
         for device in devices:
@@ -110,12 +110,10 @@ class DeviceManager:
         return resource in self._ever_seen
 
     def has_preference(self, resource: str) -> bool:
-        state = self._resources.get(resource)
-        return state is not None and state.has_preference
+        return resource in self._resources and self._resources[resource].has_preference
 
     def wants_pre_start(self, resource: str) -> bool:
-        state = self._resources.get(resource)
-        return state is not None and state.wants_pre_start
+        return resource in self._resources and self._resources[resource].wants_pre_start
 
     def available(self, resource: str, needed: int) -> tuple[str, ...]:
         """Healthy devices that no container holds, by id; raises `DeviceShortage` if too few."""

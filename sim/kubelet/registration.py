@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def sockets_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The sockets and what the file system tells of each, in the order of their names."""
+    """The sockets with their status in the file system, in the order of their names."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:

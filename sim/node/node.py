@@ -29,11 +29,12 @@ from sim.gpu.faults import (
     WatchMended,
 )
 from sim.gpu.gpu import SimulatedGpu
+from sim.gpu.physics import Physics
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.tenancy import TenantSpec
 from sim.gpu.workloads import MemoryUse
 from sim.node.injection import SimulatedDriver, check_applies, start_faults
-from sim.node.population import Identities, physics_of, tenancies_of
+from sim.node.population import Identities, tenancies_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -88,7 +89,7 @@ class SimulatedNode:
         now_ns = to_ns(now_s)
         if now_ns > self.env.now:
             self.env.run(until=now_ns)
-        # run() leaves its own stop event scheduled for the present; peek() would show it for ever.
+        # run() leaves its own stop event scheduled for the present; peek() would still show it.
         while self.env.peek() <= self.env.now:
             self.env.step()
 
@@ -270,7 +271,7 @@ class SimulatedNode:
 
     def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
         group = self._groups[identity.index]
-        gpu = SimulatedGpu(identity, profile, physics_of(profile, group))
+        gpu = SimulatedGpu(identity, profile, Physics(profile, group.cooling))
         gpu.tenancies = self._tenancies(identity, profile)
         return gpu
 

@@ -48,7 +48,7 @@ INTERACTIVE_BACKOFF = Backoff(1.0, 30.0, 60.0)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A pod arrives `after_s` after the one before it; `lifetime_s` is None for ever."""
+    """A pod arrives `after_s` after the one before it; `lifetime_s` is None without an end."""
 
     pod: Pod
     after_s: float

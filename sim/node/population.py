@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from hal import ComputeMode, Gpu
-from sim.gpu.physics import Physics
 from sim.gpu.profiles import load_profile, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
 from sim.gpu.tenancy import Memory, Tenancy
@@ -91,10 +90,6 @@ def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
 def _made_up_bus_ids() -> Iterator[str]:
     for number in itertools.count():
         yield f"{number // 32:08X}:{(number % 32) * 8 + 1:02X}:00.0"
-
-
-def physics_of(profile: Profile, group: GpuGroup) -> Physics:
-    return Physics(profile, group.cooling)
 
 
 def tenancies_of(

@@ -52,7 +52,7 @@ class RealTimeNode:
 
     @contextmanager
     def update(self) -> Iterator[SimulatedNode]:
-        """The node, advanced to the present and held still; changes wake whoever waits."""
+        """The node, advanced to the present and held still; changes wake callers that wait."""
         with self._changed:
             self._advance()
             try:
@@ -129,11 +129,11 @@ class RealTimeNode:
             while not self._stopping:
                 self._advance()
                 pause_s = (self._node.next_s - self._model_time_s()) / self._speed
-                # An idle model has nothing scheduled: wait for a change, not for ever.
+                # An idle model has nothing scheduled: wait for a change.
                 self._changed.wait(min(max(pause_s, 0.0), 3600.0))
 
     def _advance(self) -> None:
-        """To the present; wakes whoever waits if something was due (an event, or a hang's end)."""
+        """To the present; wakes waiting callers if an event or the end of a hang was due."""
         now_s = self._model_time_s()
         due = self._node.next_s <= now_s
         self._node.advance(now_s)
@@ -215,7 +215,7 @@ class SimBackend:
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
         """Slices of another length; NVIDIA publishes no durations, so those of levels are assumed.
 
-        Tenants that run feel it at once, although a real driver tells only those that come later.
+        Tenants that run feel it at once, although with a real driver only later ones do.
         """
         with self._node.call(uuid) as model:
             gpu = _reachable(model, uuid)

@@ -37,7 +37,7 @@ def kernel_folder(kubelet_dir: Path) -> Path:
 
 
 class KernelFiles:
-    """Follows a node; whoever calls holds it still."""
+    """Follows a node; the caller holds it still."""
 
     def __init__(self, root: Path) -> None:
         self.sysfs = root / "sys"

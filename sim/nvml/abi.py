@@ -84,7 +84,7 @@ PLACES = (Device, GpuInstance, ComputeInstance)
 class Argument:
     """One argument; `ctype` is what is passed, pointed to, or an element of what is pointed to.
 
-    `by` is the position of the argument that tells the length. `asks`: an `ARRAY` that is NULL asks
+    `by` is the position of the argument with the length. `asks`: an `ARRAY` that is NULL asks
     for the count, and that is no failure. `versions` are the structures that
     a `VERSIONED` pointer may point to, by version.
     """

@@ -74,9 +74,6 @@ class Hello:
     new_session: int
     deadline_s: float = math.inf
 
-    def response(self, dispatcher: Dispatcher) -> bytes | None:
-        return dispatcher.welcome(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -86,9 +83,6 @@ class Request:
     given: tuple[Given, ...]
     session: int
     deadline_s: float = math.inf
-
-    def response(self, dispatcher: Dispatcher) -> bytes | None:
-        return dispatcher.response(self)
 
 
 class Dispatcher:
@@ -118,8 +112,11 @@ class Dispatcher:
         with self._node.read():
             self.event_sets.end(session)
 
-    def welcome(self, hello: Hello) -> bytes | None:
-        """The answer to a process that introduced itself; None while the driver hangs."""
+    def response(self, pending: Hello | Request) -> bytes | None:
+        """The response; None while the call hangs or waits."""
+        return self._welcome(pending) if isinstance(pending, Hello) else self._call(pending)
+
+    def _welcome(self, hello: Hello) -> bytes | None:
         if hello.session:
             return hello_bytes(Code.SUCCESS, hello.session)
         with self._node.read() as model:
@@ -129,8 +126,7 @@ class Dispatcher:
                 return hello_bytes(Code.DRIVER_NOT_LOADED, 0)
         return hello_bytes(Code.SUCCESS, hello.new_session)
 
-    def response(self, request: Request) -> bytes | None:
-        """The answer to a call; None while it hangs or waits."""
+    def _call(self, request: Request) -> bytes | None:
         with self._node.read() as model:
             try:
                 return self._response(model, request)

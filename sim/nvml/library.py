@@ -120,15 +120,12 @@ def built_library(environment: Mapping[str, str] | None = None) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         return _build(compiler, sources, cached)
     except OSError:
-        # A home that cannot be written to; the folder stays, whoever runs us uses it.
+        # A home that cannot be written to; the folder stays for the process.
         private = Path(tempfile.mkdtemp(prefix="gpuplugin-nvml-")) / LIBRARY
         return _build(compiler, sources, private)
 
 
 def _sources() -> dict[str, str]:
-    # Imported late: the table of functions brings the Python binding of NVML with it.
-    from sim.nvml.library import source
-
     folder = resources.files("sim").joinpath("nvml", "library")
     written = {file.name: file.read_text("utf-8") for file in folder.iterdir()}
     return {**dict(sorted(written.items())), "functions.c": source()}

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sim.nvml.wire import HEAD, HELLO, HELLO_FUNCTION, LENGTH, MOST_BYTES, NotARequest, hello_bytes
 
@@ -31,31 +31,21 @@ _REFRESH_S = 0.5
 """How often stand-ins are made to follow the tenants, at most."""
 
 
-class ProcessIds(Protocol):
-    """Which process ids the library reports."""
-
-    def refresh(self, node: SimulatedNode) -> None: ...
-
-    def shown(self, pid: int) -> int: ...
-
-    def close(self) -> None: ...
-
-
-class SimulatedIds:
-    """The simulation's own; no such processes exist."""
+class ProcessIds:
+    """The process ids that the library reports: those of the simulation, without processes."""
 
     def refresh(self, node: SimulatedNode) -> None:
-        """There is nothing to follow."""
+        """Follow the tenants of the node."""
 
     def shown(self, pid: int) -> int:
         return pid
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """End the processes."""
 
 
-class StandIns:
-    """A process for each tenant; see `ProcessIds`."""
+class StandIns(ProcessIds):
+    """A real process for each tenant."""
 
     def __init__(self) -> None:
         self._program = shutil.which("cat") or "/bin/cat"
@@ -106,7 +96,7 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 65536
 _LONGEST_S = 3600.0
-"""epoll cannot wait for ever in milliseconds."""
+"""epoll cannot wait without an end in milliseconds."""
 
 
 def nvml_socket(kubelet_dir: Path) -> Path:
@@ -133,7 +123,7 @@ class NvmlServer:
 
     def __init__(self, node: RealTimeNode, path: Path, pids: ProcessIds | None = None) -> None:
         self._node = node
-        self._pids = pids or SimulatedIds()
+        self._pids = pids or ProcessIds()
         self._path = path
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +215,7 @@ class _Loop:
         except BlockingIOError:
             return
         except OSError as error:
-            # Out of file descriptors: whoever waits is served once another client has gone.
+            # Out of file descriptors: clients wait until another one has disconnected.
             log.warning("a client of the simulated NVML has to wait: %s", error)
             self._selector.unregister(self._listener)
             self._accepting = False
@@ -305,7 +295,7 @@ class _Loop:
         if pending is None or dispatcher is None:
             return
         connection.due_s = math.inf
-        response = pending.response(dispatcher)
+        response = dispatcher.response(pending)
         if response is None:
             # One whose time is over and that has no answer hangs: only a change can end that.
             if pending.deadline_s > time.monotonic():

@@ -29,7 +29,7 @@ NO_ROOM = (1 << 64) - 1
 
 
 class NotARequest(Exception):
-    """These bytes are no request: whoever sent them is not our library."""
+    """These bytes are no request of the library."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class Scenarist:
         parts = {
             "links": list(self._links()),
             "tenants": [tenant for gpu in self._gpus for tenant in self._tenants(gpu)],
-            "faults": [*self._beforehand(), *self._happenings()],
+            "faults": [*self._beforehand(), *self._faults()],
         }
         return {**scenario, **{key: value for key, value in parts.items() if value}}
 
@@ -199,7 +199,7 @@ class Scenarist:
                 "which a scenario cannot say without an Xid"
             )
 
-    def _happenings(self) -> Iterator[Node]:
+    def _faults(self) -> Iterator[Node]:
         for at_s, event in self._recording.events:
             uuid = event.uuid
             position = None if uuid is None else self._positions.get(uuid)
@@ -230,12 +230,7 @@ class Scenarist:
         return self._names.setdefault(name, f"process-{len(self._names) + 1}")
 
     def _readings(self, gpu: Gpu, key: str) -> list[float]:
-        values = (
-            getattr(sample.readings[gpu.uuid], key)
-            for sample in self._recording.samples
-            if gpu.uuid in sample.readings
-        )
-        return [float(value) for value in values if value is not None]
+        return _values(self._recording, gpu, key)
 
 
 def _by_position(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:

@@ -31,15 +31,12 @@ class View(Protocol):
 
     def chapter(self, title: str, text: str) -> None:
         """A new chapter begins."""
-        ...
 
     def outcome(self, passed: bool, text: str) -> None:
         """Something was checked."""
-        ...
 
     def height(self) -> None:
         """This is the moment to take a picture."""
-        ...
 
 
 def tell(stage: Stage, view: View, facts: Facts, pace: float) -> None:
