@@ -126,11 +126,7 @@ def scenario_schema(_parsed: argparse.Namespace) -> int:
 
 
 def span_s(text: str) -> float:
-    """Seconds of a duration in Go's form, before which days may stand: `7d`, `1d12h`, `90s`.
-
-    Raises:
-        ValueError: not a duration, or none above 0.
-    """
+    """Seconds of `7d`, `1d12h` or Go's `90s`; raises `ValueError` for others and for 0."""
     days = _DAYS.fullmatch(text)
     try:
         seconds = float(days[1]) * _DAY_S if days else 0.0

@@ -109,9 +109,6 @@ class Scheduler(Protocol):
     @property
     def now_ns(self) -> int: ...
 
-    @property
-    def runnable(self) -> int: ...
-
     def on_gpu(self, context: ContextId) -> bool: ...
 
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
@@ -168,11 +165,7 @@ class GpuCompute:
         self._ppm = PPM
 
     def run(self, context: ContextId, work_ns: int, occupancy: float) -> simpy.Event:
-        """An event that succeeds when the work is done; it fails with `ContextGone` if cancelled.
-
-        Raises:
-            ValueError: the context has work already, or the work takes no time.
-        """
+        """An event for the end of the work; it fails with `ContextGone` where that is cancelled."""
         if context in self._working:
             raise ValueError(f"context {context} has work already")
         self.catch_up()
@@ -210,7 +203,6 @@ class GpuCompute:
         self._settle()
 
     def catch_up(self) -> None:
-        """Bring the scheduler to the present, so that its figures are current."""
         now_ns = int(self._env.now)
         if self.scheduler.now_ns < now_ns:
             self._notify(self.scheduler.advance(now_ns))

@@ -199,7 +199,8 @@ class Tenancy:
         self._clock_ppm = FULL_SPEED_PPM
         self._sample = _Sample(int(env.now), 0, {})
         self._shares: dict[ContextId, float] = {}
-        self._utilization = 0.0
+        self.utilization = 0.0
+        """Share of the time before the last sample in which a kernel ran, 0 to 1."""
 
     def start(self, pid: int, spec: TenantSpec, random: Random) -> Tenant:
         """Start a tenant now; one whose memory does not fit ends at once."""
@@ -262,17 +263,12 @@ class Tenancy:
         elapsed_ns = now_ns - last.at_ns
         if elapsed_ns < SAMPLE_NS:
             return
-        self._utilization = min(1.0, (usage.active_ns - last.active_ns) / elapsed_ns)
+        self.utilization = min(1.0, (usage.active_ns - last.active_ns) / elapsed_ns)
         self._shares = {
             context: min(1.0, (busy_ns - last.busy_ns.get(context, 0)) / elapsed_ns)
             for context, busy_ns in usage.busy_ns.items()
         }
         self._sample = _Sample(now_ns, usage.active_ns, dict(usage.busy_ns))
-
-    @property
-    def utilization(self) -> float:
-        """Share of the time before the last sample in which a kernel ran, 0 to 1."""
-        return self._utilization
 
     def sm_share(self, pid: int) -> float:
         return self._shares.get(ContextId(pid), 0.0)

@@ -161,7 +161,6 @@ class StepwiseTimeSlicing(Slicing):
         return ended
 
     def next_end_ns(self) -> int | None:
-        """See `Scheduler.next_end_ns`: found by trying."""
         if not self.runnable:
             return None
         trial = deepcopy(self)
@@ -205,7 +204,6 @@ class TimeSlicing(Slicing):
         return ended
 
     def next_end_ns(self) -> int | None:
-        """See `Scheduler.next_end_ns`: from the position of each context in the round."""
         state = self.state
         running, now_ns = state.running, state.now_ns
         if running is None and not state.queue:

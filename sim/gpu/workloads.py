@@ -311,11 +311,7 @@ def _kernel_trace(workload: KernelTrace, bench: Bench) -> Driver:
 
 
 def read_kernels(file: str) -> list[tuple[int, int]]:
-    """Kernels of a trace as (start, work) in nanoseconds, by start; the first starts at 0.
-
-    Raises:
-        TraceError: not readable, a column is missing, or a value is no number.
-    """
+    """(start, work) of a trace's kernels in nanoseconds, from 0 on; raises `TraceError`."""
     try:
         with Path(file).open(encoding="utf-8", newline="") as stream:
             rows = [

@@ -45,8 +45,6 @@ class _Resource:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Devices that one container of a pod holds."""
-
     pod_uid: str
     container: str
     resource: str

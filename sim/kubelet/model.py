@@ -147,7 +147,6 @@ class KubeletModel:
 
     @property
     def list_updates(self) -> int:
-        """Lists that arrived since the start, of all resources."""
         return self._list_updates.total()
 
     def held(self) -> list[tuple[Pod, tuple[Holding, ...]]]:

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 RESPONSE_TIMEOUT_S = 5.0
 
 
-class GpuStatus(BaseModel):
+class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+
+class GpuStatus(_Message):
     index: int
     uuid: str
     product: str
@@ -38,20 +40,16 @@ class GpuStatus(BaseModel):
     tenants: list[str]
 
 
-class InjectedGpu(BaseModel):
+class InjectedGpu(_Message):
     """A GPU that got the fault; `replaced_by` is the UUID of the GPU that took its place."""
-
-    model_config = ConfigDict(frozen=True)
 
     index: int
     uuid: str
     replaced_by: str | None
 
 
-class Injected(BaseModel):
+class Injected(_Message):
     """What an injection met: the GPUs (none if it was the node), and the model time in seconds."""
-
-    model_config = ConfigDict(frozen=True)
 
     gpus: list[InjectedGpu]
     at_s: float

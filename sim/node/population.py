@@ -137,7 +137,6 @@ def _share(sms: int | None, all_sms: int | None) -> float:
 
 
 def _profile_of(profile: Profile, recorded: RecordedGpu | None) -> Profile:
-    """The model's profile with what is known better of this one GPU."""
     if recorded is None:
         return profile
     changes: dict[str, object] = {}

@@ -224,9 +224,7 @@ class EventData(ctypes.Structure):
     """An event; the binding's has a pointer where this has a number."""
 
     _fields_: ClassVar = [
-        ("device", ctypes.c_uint64),
-        ("eventType", ctypes.c_uint64),
-        ("eventData", ctypes.c_uint64),
+        *EventDataV1._fields_,
         ("gpuInstanceId", ctypes.c_uint32),
         ("computeInstanceId", ctypes.c_uint32),
     ]
@@ -264,7 +262,6 @@ class PciInfoV1(ctypes.Structure):
 
 
 def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """A PCI device in NVML's newest form."""
     domain, bus, device = _address(bus_id)
     info: ctypes.Structure = pynvml.nvmlPciInfo_t(
         busIdLegacy=f"{domain:04X}:{bus_id[9:]}".encode(),
@@ -278,7 +275,6 @@ def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
 
 
 def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """The same in the older form."""
     domain, bus, device = _address(bus_id)
     info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(
         busId=f"{domain:04X}:{bus_id[9:]}".encode(),
@@ -291,7 +287,6 @@ def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
 
 
 def pci_info_v1(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """The same in the oldest form."""
     domain, bus, device = _address(bus_id)
     legacy = f"{domain:04X}:{bus_id[9:]}".encode()
     return PciInfoV1(legacy, domain, bus, device, device_id or _NOTHING)

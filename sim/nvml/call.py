@@ -95,25 +95,13 @@ class Handles:
         key = self._keys.get(handle)
         if key is None:
             raise NvmlFailure(Code.INVALID_ARGUMENT)
-        if key[0] == "mig":
-            return _mig_place(node, key[1])
-        gpu = node.gpus.get(key[1])
-        if gpu is None:
-            raise NvmlFailure(Code.INVALID_ARGUMENT)
-        if key[0] == "gpu":
-            return Place(gpu)
-        for device in gpu.identity.mig_devices:
-            if device.gpu_instance == key[2]:
-                return Place(gpu, device)
+        if key[0] == "gpu" and key[1] in node.gpus:
+            return Place(node.gpus[key[1]])
+        for uuid, gpu in node.gpus.items():
+            for device in gpu.identity.mig_devices:
+                if key in (("mig", device.uuid), (key[0], uuid, device.gpu_instance)):
+                    return Place(gpu, device)
         raise NvmlFailure(Code.INVALID_ARGUMENT)
-
-
-def _mig_place(node: SimulatedNode, uuid: str) -> Place:
-    for gpu in node.gpus.values():
-        for device in gpu.identity.mig_devices:
-            if device.uuid == uuid:
-                return Place(gpu, device)
-    raise NvmlFailure(Code.INVALID_ARGUMENT)
 
 
 @dataclass(frozen=True, slots=True)

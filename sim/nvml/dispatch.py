@@ -54,12 +54,9 @@ LOCAL: Final = ("nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown", 
 """Those that the library answers by itself."""
 
 
-def _not_simulated() -> tuple[str, ...]:
-    text = resources.files("sim").joinpath("nvml", "not-simulated.txt").read_text("utf-8")
-    return tuple(text.split())
-
-
-NOT_SIMULATED: Final = _not_simulated()
+NOT_SIMULATED: Final = tuple(
+    resources.files("sim").joinpath("nvml", "not-simulated.txt").read_text("utf-8").split()
+)
 """Those that return `NOT_SUPPORTED` for every call."""
 
 

@@ -137,6 +137,15 @@ class NvmlServer:
             raise
         self._listener.setblocking(False)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._connections: dict[int, _Connection] = {}
+        self._sessions = itertools.count(1)
+        self._dispatcher: Dispatcher | None = None
+        self._functions: Sequence[Function] = ()
+        self._abi = 0
+        self._accepting = True
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="sim-nvml", daemon=True)
         self._thread.start()
@@ -152,35 +161,20 @@ class NvmlServer:
         os.close(self._wake)
 
     def _run(self) -> None:
-        loop = _Loop(self._node, self._listener, self._wake, self._pids)
         try:
             while not self._closing:
-                loop.turn()
+                self._turn()
         finally:
-            loop.close()
+            for connection in tuple(self._connections.values()):
+                self._end(connection)
+            self._selector.close()
+            if self._dispatcher is not None:
+                self._node.unwatch(self._woken)
+                self._dispatcher.close()
             self._listener.close()
             self._pids.close()
 
-
-class _Loop:
-    def __init__(
-        self, node: RealTimeNode, listener: socket.socket, wake: int, pids: ProcessIds
-    ) -> None:
-        self._node = node
-        self._pids = pids
-        self._listener = listener
-        self._wake = wake
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._selector.register(wake, selectors.EVENT_READ)
-        self._connections: dict[int, _Connection] = {}
-        self._sessions = itertools.count(1)
-        self._dispatcher: Dispatcher | None = None
-        self._functions: Sequence[Function] = ()
-        self._abi = 0
-        self._accepting = True
-
-    def turn(self) -> None:
+    def _turn(self) -> None:
         due_s = min((one.due_s for one in self._connections.values()), default=math.inf)
         woken = False
         for key, events in self._selector.select(
@@ -197,14 +191,6 @@ class _Loop:
         for connection in tuple(self._connections.values()):
             if connection.pending is not None and (woken or connection.due_s <= now_s):
                 self._try(connection)
-
-    def close(self) -> None:
-        for connection in tuple(self._connections.values()):
-            self._end(connection)
-        self._selector.close()
-        if self._dispatcher is not None:
-            self._node.unwatch(self._woken)
-            self._dispatcher.close()
 
     def _woken(self) -> None:
         os.eventfd_write(self._wake, 1)

@@ -85,7 +85,6 @@ class Requests:
 
     @property
     def latency_curve(self) -> list[tuple[float, float]]:
-        """(share, milliseconds) at each share of `CURVE`."""
         if not self.count:
             return []
         return [(share, percentile(self._latency_ns, share) / NS_PER_MS) for share in CURVE]

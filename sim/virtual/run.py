@@ -35,8 +35,6 @@ WINDOW_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A GPU at a moment, as its telemetry shows it."""
-
     at_s: float
     utilization: float
     memory_used_bytes: int

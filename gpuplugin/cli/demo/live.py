@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage
+from gpuplugin.cli.demo.story import View
 from gpuplugin.core.sharing import replica_id, replica_of, uuid_of
 from sim.kubelet import Phase
 
@@ -32,8 +33,8 @@ _PODS_SHOWN = 12
 _PICTURE_COLUMNS = 120
 
 
-class LiveView:
-    """See `story.View`; redraws itself eight times a second from the facts and the kubelet."""
+class LiveView(View):
+    """Redraws itself eight times a second from the facts and the kubelet."""
 
     def __init__(self, facts: Facts, stage: Stage, picture: str | None = None) -> None:
         self._picture = picture
@@ -58,9 +59,6 @@ class LiveView:
     def chapter(self, title: str, text: str) -> None:
         self._title, self._text = title, text
 
-    def outcome(self, passed: bool, text: str) -> None:
-        """Checks are drawn from the facts."""
-
     def height(self) -> None:
         if self._picture:
             paper = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), highlight=False)
@@ -76,7 +74,9 @@ class LiveView:
         body = Table.grid(expand=True, padding=(0, 1))
         body.add_column(ratio=3)
         body.add_column(ratio=2)
-        body.add_row(Group(self._gpus(node), self._calls()), Group(_pods(node), self._checks()))
+        recent = Text("\n".join(self._facts.recent), no_wrap=True, overflow="ellipsis")
+        calls = Panel(recent, title="what the kubelet sees")
+        body.add_row(Group(self._gpus(node), calls), Group(_pods(node), self._checks()))
         return Group(self._heading(node), body)
 
     def _heading(self, node: NodeView) -> Panel:
@@ -103,10 +103,6 @@ class LiveView:
             table.add_row(str(index), uuid[:12], cells, _health(devices[one] for one in ids))
         legend = f"{FREE} free  {TAKEN} in use  {UNHEALTHY} unhealthy"
         return Panel(table, title="GPUs x replicas", subtitle=Text(legend, "dim"))
-
-    def _calls(self) -> Panel:
-        lines = Text("\n".join(self._facts.recent), no_wrap=True, overflow="ellipsis")
-        return Panel(lines, title="what the kubelet sees")
 
     def _checks(self) -> Panel:
         lines = Text()

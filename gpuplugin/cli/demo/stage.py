@@ -96,7 +96,6 @@ class Facts:
         return len(durations), statistics.median(durations), max(durations)
 
     def summary(self) -> list[str]:
-        """Closing lines: what was checked, and how long calls took."""
         lines = ["", "What was seen:"]
         lines += [f"  {'ok ' if check.passed else 'NO '} {check.text}" for check in self.checks]
         for method in ("GetPreferredAllocation", "Allocate"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage, StageError
 from gpuplugin.core.sharing import uuid_of
@@ -22,21 +22,19 @@ REFUSAL = "maximum request size for shared resources is 1; found 2"
 PATIENCE_S = 15.0
 
 
-class View(Protocol):
-    """Shows chapters and what came of them."""
+class View:
+    """Shows chapters and the outcome of checks; `height` is the moment for a picture."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_error: object) -> None: ...
 
-    def chapter(self, title: str, text: str) -> None:
-        """A new chapter begins."""
+    def chapter(self, title: str, text: str) -> None: ...
 
-    def outcome(self, passed: bool, text: str) -> None:
-        """Something was checked."""
+    def outcome(self, passed: bool, text: str) -> None: ...
 
-    def height(self) -> None:
-        """This is the moment to take a picture."""
+    def height(self) -> None: ...
 
 
 def tell(stage: Stage, view: View, facts: Facts, pace: float) -> None:

@@ -134,13 +134,11 @@ def _processes(call: NvmlCall) -> list[ComputeProcess]:
     return [process for process in listed if process.mig_uuid == call.mig.uuid]
 
 
-_V1, _V2, _V3 = (
-    array(one, 1)
-    for one in (ProcessInfoV1, pynvml.c_nvmlProcessInfo_v2_t, pynvml.c_nvmlProcessInfo_v3_t)
-)
+_V1, _V2 = array(ProcessInfoV1, 1), array(pynvml.c_nvmlProcessInfo_v2_t, 1)
+_COMPUTE = "nvmlDeviceGetComputeRunningProcesses"
 
 
-@function(LIVE, "nvmlDeviceGetComputeRunningProcesses", DEVICE, COUNT, _V1, mig=True)
+@function(LIVE, _COMPUTE, DEVICE, COUNT, _V1, mig=True)
 def _listed_v1(call: NvmlCall) -> list[ctypes.Structure]:
     return [
         ProcessInfoV1(pid=call.pids.shown(process.pid), usedGpuMemory=process.memory_bytes or 0)
@@ -148,8 +146,7 @@ def _listed_v1(call: NvmlCall) -> list[ctypes.Structure]:
     ]
 
 
-@function(LIVE, "nvmlDeviceGetComputeRunningProcesses_v2", DEVICE, COUNT, _V2, mig=True)
-@function(LIVE, "nvmlDeviceGetComputeRunningProcesses_v3", DEVICE, COUNT, _V3, mig=True)
+@function(LIVE, f"{_COMPUTE}_v2 {_COMPUTE}_v3", DEVICE, COUNT, _V2, mig=True)
 def _listed(call: NvmlCall) -> list[ctypes.Structure]:
     migs = {mig.uuid: mig for mig in call.gpu.identity.mig_devices}
     found = []
@@ -166,10 +163,9 @@ def _listed(call: NvmlCall) -> list[ctypes.Structure]:
     return found
 
 
-for _kind in ("Graphics", "MPSCompute"):
-    for _version, _array in (("", _V1), ("_v2", _V2), ("_v3", _V3)):
-        _name = f"nvmlDeviceGet{_kind}RunningProcesses{_version}"
-        function(CONSTANT, _name, DEVICE, COUNT, _array, note="none", mig=True)(lambda _: [])
+for _name in ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
+    for _names, _array in ((_name, _V1), (f"{_name}_v2 {_name}_v3", _V2)):
+        function(CONSTANT, _names, DEVICE, COUNT, _array, note="none", mig=True)(lambda _: [])
 
 
 @function(

@@ -33,16 +33,9 @@ def tables(report: RunReport, colours: Colours) -> list[str]:
 
 def _kinds(report: RunReport, colours: Colours) -> str:
     header = (
-        "tenants",
-        "how many",
-        "requests",
-        "requests per second, each",
-        "slowdown",
-        "waited at most: half · 95 % · 99 %",
-        "took at most: half · 95 % · 99 %",
-        "GPU time, each",
-        "out of memory",
-        "restarts",
+        *("tenants", "how many", "requests", "requests per second, each", "slowdown"),
+        *("waited at most: half · 95 % · 99 %", "took at most: half · 95 % · 99 %"),
+        *("GPU time, each", "out of memory", "restarts"),
     )
     rows = [(_named(kind, colours), *_cells(kind)) for kind in report.kinds]
     return _table("Tenants in numbers", header, rows, "kinds of tenants")
@@ -80,18 +73,9 @@ def _spread(spread: Spread | None) -> str:
 
 def _gpus(report: RunReport) -> str:
     header = (
-        "GPU",
-        "model",
-        "tenants",
-        "busy",
-        "lost to switching",
-        "fairness",
-        "most memory in use",
-        "warmest",
-        "slowest clock",
-        "out of memory",
-        "faults",
-        "not usable",
+        *("GPU", "model", "tenants", "busy", "lost to switching", "fairness"),
+        *("most memory in use", "warmest", "slowest clock"),
+        *("out of memory", "faults", "not usable"),
     )
     rows = [
         (
