@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gpuplugin.cli.parser import Commands
-    from sim.kubelet import KubeletEvent
-
 DEFAULT_LIMIT = "nvidia.com/gpu=1"
 
 
@@ -120,7 +118,11 @@ def kubelet(parsed: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with Kubelet(Path(parsed.kubelet_dir), seed=parsed.seed, listener=_print_event) as running:
+        with Kubelet(
+            Path(parsed.kubelet_dir),
+            seed=parsed.seed,
+            listener=lambda event: print(f"{event.kind:12} {event.text}", flush=True),
+        ) as running:
             control = serve_kubelet_control(running)
             for pod in pods:
                 running.create_pod(pod)
@@ -194,10 +196,6 @@ def _pods(parsed: argparse.Namespace) -> list[Pod]:
     for file in parsed.pods:
         pods.extend(pods_from_yaml(Path(file).read_text("utf-8")))
     return pods
-
-
-def _print_event(event: KubeletEvent) -> None:
-    print(f"{event.kind:12} {event.text}", flush=True)
 
 
 def _pod_lines(pod: Mapping[str, object]) -> list[str]:

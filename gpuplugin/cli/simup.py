@@ -37,14 +37,8 @@ log = logging.getLogger("gpuplugin")
 
 _SECTIONS = ("flags", "gpus", "health", "imex")
 _NAMES = (
-    "--registration",
-    "--listen-address",
-    "--log-level",
-    "--log-format",
-    "--rpc-engine",
-    "--metrics-interval",
-    "--cdi-root",
-    "--node-name",
+    *("--registration", "--listen-address", "--log-level", "--log-format", "--rpc-engine"),
+    *("--metrics-interval", "--cdi-root", "--node-name"),
 )
 
 

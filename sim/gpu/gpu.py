@@ -200,6 +200,7 @@ class SimulatedGpu:
         self.settle(now_s)
         load, physics, clocks = self.load, self.physics, self.profile.clocks_mhz
         busy = load > 0
+        sm_mhz = clocks.sm_max and clocks.sm_max * physics.clock_ppm // 1_000_000
         reasons = physics.throttle_reasons(busy=busy)
         return Telemetry(
             utilization=load,
@@ -208,7 +209,7 @@ class SimulatedGpu:
             temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
             power_w=physics.power_w(load),
             power_limit_w=self.profile.power_w.default_limit,
-            sm_clock_mhz=self._sm_clock_mhz(clocks.sm_max) if busy else clocks.sm_idle,
+            sm_clock_mhz=sm_mhz if busy else clocks.sm_idle,
             memory_clock_mhz=clocks.memory,
             throttle_reasons=ThrottleReason.THERMAL_HARDWARE if self.overheated else reasons,
             corrected_ecc=self.corrected_ecc if self.profile.ecc else None,
@@ -330,8 +331,3 @@ class SimulatedGpu:
         used = reserved + sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
         used += sum(sum(tenancy.memory.held_bytes.values()) for tenancy in self.tenancies.values())
         return min(used, self.identity.memory_bytes)
-
-    def _sm_clock_mhz(self, maximum_mhz: int | None) -> int | None:
-        if maximum_mhz is None:
-            return None
-        return maximum_mhz * self.physics.clock_ppm // 1_000_000

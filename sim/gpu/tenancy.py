@@ -58,7 +58,6 @@ class Memory:
     oversubscribe: bool = False
     held_bytes: dict[ContextId, int] = field(default_factory=dict)
     """What each context holds, its own overhead included."""
-    peak_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -74,11 +73,6 @@ class Memory:
         if size_bytes > self.free_bytes and not self.oversubscribe:
             raise OutOfMemory(size_bytes, self.free_bytes, self.held_bytes)
         self.held_bytes[context] = self.held_bytes.get(context, 0) + size_bytes
-        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-
-    def free(self, context: ContextId, size_bytes: int) -> None:
-        """Take back part of what a context holds; never more than that."""
-        self.held_bytes[context] = max(0, self.held_bytes.get(context, 0) - size_bytes)
 
     def release(self, context: ContextId) -> None:
         self.held_bytes.pop(context, None)

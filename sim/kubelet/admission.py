@@ -144,7 +144,7 @@ def _grant(
     preferred: Sequence[str] = ()
     if manager.has_preference(resource):
         response = yield PreferCall(resource, available, (), count)
-        preferred = _ids(response)
+        preferred = () if response is None or isinstance(response, Grant) else response
     device_ids = _shuffled(_choose(available, preferred, count), generator)
     response = yield AllocateCall(pod.uid, container.name, resource, device_ids)
     if not isinstance(response, Grant):
@@ -161,7 +161,3 @@ def _choose(available: Sequence[str], preferred: Sequence[str], count: int) -> t
 
 def _shuffled(ids: Sequence[str], generator: random.Random) -> tuple[str, ...]:
     return tuple(generator.sample(ids, len(ids)))
-
-
-def _ids(response: Response) -> Sequence[str]:
-    return () if response is None or isinstance(response, Grant) else response

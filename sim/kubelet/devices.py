@@ -212,8 +212,8 @@ def read_checkpoint(text: str) -> tuple[tuple[Holding, ...], tuple[str, ...]]:
 def _entry(holding: Holding) -> dict[str, object]:
     by_node: dict[str, list[str]] = {}
     for device_id in holding.device_ids:
-        for node in _nodes(holding.numa.get(device_id, ())):
-            by_node.setdefault(node, []).append(device_id)
+        for node in holding.numa.get(device_id, ()) or (_NO_NUMA_NODE,):
+            by_node.setdefault(str(node), []).append(device_id)
     return {
         "PodUID": holding.pod_uid,
         "ContainerName": holding.container,
@@ -221,10 +221,6 @@ def _entry(holding: Holding) -> dict[str, object]:
         "DeviceIDs": by_node,
         "AllocResp": base64.b64encode(holding.raw).decode(),
     }
-
-
-def _nodes(numa_nodes: Iterable[int]) -> list[str]:
-    return [str(node) for node in numa_nodes] or [_NO_NUMA_NODE]
 
 
 def _holding(entry: dict[str, object]) -> Holding:

@@ -75,10 +75,7 @@ def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
     """Inject `what` (a fault as in a scenario) into GPUs of the node at `path`, or the node.
 
     `gpu` is an index, a UUID, or "all", which means every GPU that it applies to; None for a
-    fault of the node as a whole.
-
-    Raises:
-        ControlError: no node there, no such GPU, or nothing that can happen.
+    fault of the node as a whole. Raises `ControlError` without a node or GPU to which it applies.
     """
     request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
     return Injected.model_validate(ask(path, request, RESPONSE_TIMEOUT_S))

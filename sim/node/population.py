@@ -78,18 +78,14 @@ def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
     Those of a real node of the model, where they were captured, come first, then made-up ones.
     """
     captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
-    made_up = (bus_id for bus_id in _made_up_bus_ids() if bus_id not in captured)
+    numbered = (f"{n // 32:08X}:{(n % 32) * 8 + 1:02X}:00.0" for n in itertools.count())
+    made_up = (bus_id for bus_id in numbered if bus_id not in captured)
     given: set[str] = set()
     for profile in profiles:
         free = (bus_id for bus_id in profile.bus_ids if bus_id not in given)
         bus_id = next(free, None) or next(made_up)
         given.add(bus_id)
         yield bus_id
-
-
-def _made_up_bus_ids() -> Iterator[str]:
-    for number in itertools.count():
-        yield f"{number // 32:08X}:{(number % 32) * 8 + 1:02X}:00.0"
 
 
 def tenancies_of(

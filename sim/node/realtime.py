@@ -80,10 +80,8 @@ class RealTimeNode:
     def call(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
         """The node as a call to its driver finds it; `uuid` is the GPU that the call is about.
 
-        While the driver or that GPU hangs this waits, and lets go of the lock; `stop` ends it.
-
-        Raises:
-            DriverUnavailable: the driver is not loaded, or the node was stopped during a hang.
+        While the driver or that GPU hangs this waits, without the lock. Raises `DriverUnavailable`
+        where the driver is not loaded, or the node is stopped during a hang.
         """
         with self._changed:
             self._advance()
@@ -97,9 +95,7 @@ class RealTimeNode:
         """Driver events, waiting at most `timeout_s` or until `interrupt`.
 
         A driver that hangs at its end holds it up for longer; `interrupt` does not help then.
-
-        Raises:
-            DriverUnavailable: events cannot be waited for, as it turns out now or while waiting.
+        Raises `DriverUnavailable` where events cannot be waited for, now or later.
         """
         node = self._node
         with self._changed:

@@ -205,9 +205,6 @@ class Functions:
         return add
 
 
-_NOTHING = 0
-
-
 class ProcessInfoV1(ctypes.Structure):
     _fields_: ClassVar = [("pid", ctypes.c_uint32), ("usedGpuMemory", ctypes.c_uint64)]
 
@@ -268,7 +265,7 @@ def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
         domain=domain,
         bus=bus,
         device=device,
-        pciDeviceId=device_id or _NOTHING,
+        pciDeviceId=device_id or 0,
         busId=bus_id.encode(),
     )
     return info
@@ -281,7 +278,7 @@ def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
         domain=domain,
         bus=bus,
         device=device,
-        pciDeviceId=device_id or _NOTHING,
+        pciDeviceId=device_id or 0,
     )
     return info
 
@@ -289,7 +286,7 @@ def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
 def pci_info_v1(bus_id: str, device_id: int | None) -> ctypes.Structure:
     domain, bus, device = _address(bus_id)
     legacy = f"{domain:04X}:{bus_id[9:]}".encode()
-    return PciInfoV1(legacy, domain, bus, device, device_id or _NOTHING)
+    return PciInfoV1(legacy, domain, bus, device, device_id or 0)
 
 
 def _address(bus_id: str) -> tuple[int, int, int]:

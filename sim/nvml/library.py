@@ -66,10 +66,13 @@ def _function(number: int, function: Function) -> Iterator[str]:
         f"{{{number}, {int(function.on_device)}, {len(arguments)}, arguments_{name}}};"
     )
     parameters = ", ".join(f"{_ctype(one)} a{at}" for at, one in enumerate(arguments)) or "void"
-    values = ", ".join(_value(one, f"a{at}") for at, one in enumerate(arguments)) or "0"
+    values = ", ".join(
+        f"a{at}" if one.kind is Kind.NUMBER else f"(uintptr_t)a{at}"
+        for at, one in enumerate(arguments)
+    )
     yield f"EXPORT int {name}({parameters})"
     yield "{"
-    yield f"    const uint64_t values[] = {{{values}}};"
+    yield f"    const uint64_t values[] = {{{values or '0'}}};"
     yield f"    return sim_call(&function_{name}, values);"
     yield "}"
     yield ""
@@ -88,10 +91,6 @@ def _ctype(argument: Argument) -> str:
     if argument.kind is not Kind.NUMBER:
         return "void *"
     return "uint64_t" if ctypes.sizeof(argument.ctype) == 8 else "uint32_t"
-
-
-def _value(argument: Argument, name: str) -> str:
-    return name if argument.kind is Kind.NUMBER else f"(uintptr_t){name}"
 
 
 LIBRARY: Final = "libnvidia-ml.so.1"

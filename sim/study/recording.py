@@ -16,7 +16,7 @@ from sim.study.observe import nearest_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hal import ComputeProcess, Event, Gpu, MigDevice, Probe
+    from hal import Event, Gpu, MigDevice, Probe
     from sim.study.observe import Recording
 
 
@@ -173,7 +173,10 @@ class Scenarist:
                 if key not in found:
                     first_s = 0.0 if number == 0 else sample.at_s
                     found[key] = _Seen(first_s, process.name, process.mig_uuid)
-                _note(found[key], process)
+                if process.sm_share is not None:
+                    found[key].shares.append(process.sm_share)
+                if process.memory_bytes is not None:
+                    found[key].memory_bytes.append(process.memory_bytes)
         return found
 
     def _beforehand(self) -> Iterator[Node]:
@@ -240,13 +243,6 @@ def _by_position(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
         if gpu.index not in present or gpu.state is GpuState.OK:
             present[gpu.index] = gpu
     return tuple(gpu for _, gpu in sorted(present.items()))
-
-
-def _note(seen: _Seen, process: ComputeProcess) -> None:
-    if process.sm_share is not None:
-        seen.shares.append(process.sm_share)
-    if process.memory_bytes is not None:
-        seen.memory_bytes.append(process.memory_bytes)
 
 
 def _mig_of(event: XidError, gpu: Gpu) -> Node:

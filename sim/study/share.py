@@ -59,11 +59,8 @@ class SharePlan:
     """`clients` equal closed loops: `busy_ms` of GPU work (alone), then `idle_ms` off the GPU.
 
     `idle_ms` is a mean: see `share`. `occupancy` (0 to 1) is how much of the GPU the work fills,
-    `memory_gib` what each client holds beside its context. `level` None is the default one.
-
-    Raises:
-        WrongPlan: values out of range, or a mechanism or level that the model does not have.
-        UnknownModel: with the names that there are.
+    `memory_gib` what each client holds beside its context. `level` None is the default one. Raises
+    `UnknownModel`, and `WrongPlan` for values out of range or that the model does not have.
     """
 
     model: str

@@ -105,7 +105,10 @@ class _Story:
         )
         before = self._updates()
         self._stage.inject(FAULTY_GPU, {"kind": "xid", "xid": 31})
-        self._eventually("the Xid is counted in /metrics", lambda: self._xids("31") == 1)
+        self._eventually(
+            "the Xid is counted in /metrics",
+            lambda: self._stage.metric("gpuplugin_xid_events_total", xid="31") == 1,
+        )
         self._note(self._updates() == before, "no device changed")
         self._pause(3)
 
@@ -186,9 +189,6 @@ class _Story:
 
     def _updates(self) -> int:
         return self._stage.kubelet.view().list_updates.get(RESOURCE, 0)
-
-    def _xids(self, code: str) -> float:
-        return self._stage.metric("gpuplugin_xid_events_total", xid=code)
 
 
 def _running(node: NodeView) -> int:

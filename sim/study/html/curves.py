@@ -182,7 +182,7 @@ class Curves:
             left_out,
             [
                 *(one for one in self.colours.legend() if one[0] in colours - {NEUTRAL}),
-                (NEUTRAL, _driver_and_others(layers)),
+                (NEUTRAL, "driver and others" if OTHERS in layers else "driver"),
                 ("#d64545", "all there is"),
             ],
             half=True,
@@ -302,7 +302,3 @@ def _merged(layers: dict[str, list[int]]) -> dict[str, list[int]]:
     if rest:
         merged[OTHERS] = [sum(sizes) for sizes in zip(*rest, strict=True)]
     return merged
-
-
-def _driver_and_others(layers: dict[str, list[int]]) -> str:
-    return "driver and others" if OTHERS in layers else "driver"

@@ -200,16 +200,16 @@ def _key_figures(report: RunReport) -> list[tuple[str, str]]:
     figures = [
         ("times as long as alone, for the kind slowed down most", slowest, number),
         ("of the time a GPU was busy, on average", report.utilization, percent),
-        ("of the busy time lost to switching", report.switching_share, _short_percent),
+        (
+            "of the busy time lost to switching",
+            report.switching_share,
+            lambda share: percent(share).replace("less than", "<"),
+        ),
         ("fairness (1: all slowed down alike)", report.fairness, lambda value: f"{value:.2f}"),
         ("times memory ran out", float(report.ooms), number),
         ("replica-hours not usable", report.unavailable_replica_hours, number),
     ]
     return [(what, show(value)) for what, value, show in figures if value is not None]
-
-
-def _short_percent(share: float) -> str:
-    return percent(share).replace("less than", "<")
 
 
 def _sections(charts: Sequence[Chart]) -> list[str]:
