@@ -66,9 +66,8 @@ def add(commands: Commands) -> None:
     what = inject.add_mutually_exclusive_group(required=True)
     what.add_argument("--xid", type=int, metavar="N", help="the driver reports Xid N")
     what.add_argument("--ecc", choices=("corrected", "uncorrectable"), help="an ECC event")
-    what.add_argument(
-        "--row-remap", choices=("pending", "failed"), help="a row remap, which no event reports"
-    )
+    remap = "a row remap, which no event reports"
+    what.add_argument("--row-remap", choices=("pending", "failed"), help=remap)
     for kind, text in _KINDS.items():
         what.add_argument(f"--{kind}", action="store_true", help=text)
     what.add_argument(

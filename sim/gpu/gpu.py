@@ -94,10 +94,7 @@ class SimulatedGpu:
         return replace(self.identity, state=GpuState.LOST)
 
     def apply(self, what: ConditionFault, now_s: float) -> tuple[Event, ...]:
-        """Apply a fault; returns what the driver reports of it.
-
-        Until its recovery nothing changes a lost GPU any more.
-        """
+        """Apply a fault; returns what the driver reports. Only recovery changes a lost GPU."""
         match what:
             case XidFault():
                 return self._apply_xid(what, now_s)

@@ -123,8 +123,12 @@ class Kubelet:
     def run_pod(self, pod: Pod, timeout_s: float = 10.0) -> PodStatus:
         """Create a pod and wait until it was admitted, refused, or found not to fit."""
         self.create_pod(pod)
-        node = self.wait_until(lambda node: _decided(node.pods[pod.key].status), timeout_s)
-        return node.pods[pod.key].status
+
+        def decided(node: NodeView) -> bool:
+            status = node.pods[pod.key].status
+            return status.phase is not Phase.PENDING or bool(status.reason)
+
+        return self.wait_until(decided, timeout_s).pods[pod.key].status
 
     def delete_pod(self, key: str) -> None:
         """Remove a pod by `namespace/name` (or by name, in `default`); raises `KeyError`."""
@@ -255,10 +259,6 @@ class Kubelet:
 
     def _emit(self, kind: str, text: str) -> None:
         self._listener(KubeletEvent(kind, text))
-
-
-def _decided(status: PodStatus) -> bool:
-    return status.phase is not Phase.PENDING or bool(status.reason)
 
 
 def _summary(node: NodeView) -> str:

@@ -106,10 +106,7 @@ class KubeletModel:
         return tuple(key for key, view in self._pods.items() if view.status.phase is Phase.PENDING)
 
     def sync(self, key: str, now_s: float) -> Generator[PluginCall, Response, PodStatus | None]:
-        """Take a pending pod a step further: schedule, admit and start it, as far as possible.
-
-        The result is its status; None if it was deleted in the meantime.
-        """
+        """Take a pending pod as far as possible; returns its status, None if it was deleted."""
         view = self._pods.get(key)
         if view is None:
             return None

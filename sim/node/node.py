@@ -191,10 +191,7 @@ class SimulatedNode:
         }
 
     def start_tenant(self, uuid: str, spec: TenantSpec) -> Tenant | None:
-        """Start a tenant on a GPU or MIG device; None if that cannot be used now.
-
-        A GPU that is lost, hot or waits for a reset starts no process, nor does one that hangs.
-        """
+        """Start a tenant; None on a GPU that is lost, hot, hangs or waits for a reset."""
         for gpu in self._present:
             tenancy = gpu.tenancies.get(uuid)
             if tenancy is None or not gpu.probe().clean or self.hangs(gpu.identity.uuid):

@@ -57,10 +57,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Create the pod (instead of the one that failed) and wait until it is admitted or refused.
-
-    The reply is its `PodStatus`.
-    """
+    """Create the pod, or create it again, until it is decided. The reply is its `PodStatus`."""
 
     pod: Pod
 

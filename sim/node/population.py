@@ -73,10 +73,7 @@ class Identities:
 
 
 def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
-    """A bus id for each GPU of a node, all different.
-
-    Those of a real node of the model, where they were captured, come first, then made-up ones.
-    """
+    """A different bus id for each GPU: captured ones of its model first, then made-up ones."""
     captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
     numbered = (f"{n // 32:08X}:{(n % 32) * 8 + 1:02X}:00.0" for n in itertools.count())
     made_up = (bus_id for bus_id in numbered if bus_id not in captured)

@@ -259,37 +259,26 @@ class PciInfoV1(ctypes.Structure):
 
 
 def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    domain, bus, device = _address(bus_id)
+    legacy, numbers = _address(bus_id, device_id)
     info: ctypes.Structure = pynvml.nvmlPciInfo_t(
-        busIdLegacy=f"{domain:04X}:{bus_id[9:]}".encode(),
-        domain=domain,
-        bus=bus,
-        device=device,
-        pciDeviceId=device_id or 0,
-        busId=bus_id.encode(),
+        busIdLegacy=legacy, busId=bus_id.encode(), **numbers
     )
     return info
 
 
 def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    domain, bus, device = _address(bus_id)
-    info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(
-        busId=f"{domain:04X}:{bus_id[9:]}".encode(),
-        domain=domain,
-        bus=bus,
-        device=device,
-        pciDeviceId=device_id or 0,
-    )
+    legacy, numbers = _address(bus_id, device_id)
+    info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(busId=legacy, **numbers)
     return info
 
 
 def pci_info_v1(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    domain, bus, device = _address(bus_id)
-    legacy = f"{domain:04X}:{bus_id[9:]}".encode()
-    return PciInfoV1(legacy, domain, bus, device, device_id or 0)
+    legacy, numbers = _address(bus_id, device_id)
+    return PciInfoV1(busId=legacy, **numbers)
 
 
-def _address(bus_id: str) -> tuple[int, int, int]:
-    """Domain, bus and device of `00000000:07:00.0`."""
-    domain, bus, rest = bus_id.split(":")
-    return int(domain, 16), int(bus, 16), int(rest.partition(".")[0], 16)
+def _address(bus_id: str, device_id: int | None) -> tuple[bytes, dict[str, int]]:
+    """The short form of `00000000:07:00.0`, and the numbers of the device."""
+    domain, bus, device = (int(part, 16) for part in bus_id.partition(".")[0].split(":"))
+    numbers = {"domain": domain, "bus": bus, "device": device, "pciDeviceId": device_id or 0}
+    return f"{domain:04X}:{bus_id[9:]}".encode(), numbers

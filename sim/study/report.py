@@ -36,11 +36,7 @@ CURVE = (0.0, *(percent / 100 for percent in range(1, 100)), 0.995, 0.999, 0.999
 
 
 class Requests:
-    """Requests of one or several tenants; times in nanoseconds, sorted once.
-
-    Args:
-        parts: latencies and works alone of each tenant, as long as each other.
-    """
+    """Requests of tenants from `parts`: latencies and works alone, in nanoseconds, sorted once."""
 
     def __init__(self, parts: Iterable[tuple[array[int], array[int]]]) -> None:
         self._latency_ns: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from sim.gpu.faults import ThermalShutdown
@@ -163,14 +163,7 @@ class VirtualRun:
         self._kubelet.listed(resource, plugin)
         amount = self._kubelet.amounts(self.node.now_s).get(resource)
         if amount is not None:
-            self._log(
-                "list",
-                {
-                    "resource": resource,
-                    "capacity": amount.capacity,
-                    "allocatable": amount.allocatable,
-                },
-            )
+            self._log("list", {"resource": resource, **asdict(amount)})
         self._pods.something_is_free()
 
     def _account(self) -> None:

@@ -116,7 +116,8 @@ def _pods(node: NodeView) -> Panel:
     table = Table(box=None, padding=(0, 1), show_header=False)
     for view in list(node.pods.values())[-_PODS_SHOWN:]:
         status = view.status
-        held = ", ".join(_short(one) for grant in status.grants for one in grant.device_ids)
+        ids = [one for grant in status.grants for one in grant.device_ids]
+        held = ", ".join(replica_id(uuid_of(one)[:12], replica_of(one)) for one in ids)
         phase = Text(status.phase.value, _PHASE_STYLES[status.phase])
         table.add_row(Text(view.pod.name), phase, Text(held or status.reason, no_wrap=True))
     return Panel(table, title="pods")
@@ -143,7 +144,3 @@ def _cell(device_id: str, healthy: bool, holders: dict[str, int]) -> Text:
         style = _POD_STYLES[holders[device_id] % len(_POD_STYLES)] if healthy else "bold red"
         return Text(TAKEN, style)
     return Text(FREE, "dim") if healthy else Text(UNHEALTHY, "red")
-
-
-def _short(device_id: str) -> str:
-    return replica_id(uuid_of(device_id)[:12], replica_of(device_id))

@@ -71,7 +71,7 @@ class _Story:
             )
         except TimeoutError as error:
             raise StageError(f"{error}; the plugin says: {self._stage.plugin_words()}") from error
-        self._passed(f"{DEVICES} devices of {RESOURCE} are allocatable")
+        self._note(True, f"{DEVICES} devices of {RESOURCE} are allocatable")
         self._pause(4)
 
     def run_pods(self) -> None:
@@ -167,18 +167,15 @@ class _Story:
         try:
             self._stage.kubelet.wait_until(condition, PATIENCE_S)
         except TimeoutError as error:
-            self._note(passed=False, text=f"{text} ({error})")
+            self._note(False, f"{text} ({error})")
         else:
-            self._passed(text)
+            self._note(True, text)
 
     def _eventually(self, text: str, condition: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
         while not (passed := condition()) and time.monotonic() < deadline_s:
             time.sleep(0.05)
         self._note(passed, text)
-
-    def _passed(self, text: str) -> None:
-        self._note(passed=True, text=text)
 
     def _note(self, passed: bool, text: str) -> None:
         self._facts.check(passed, text)

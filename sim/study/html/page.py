@@ -37,12 +37,11 @@ def _kinds(report: RunReport, colours: Colours) -> str:
         *("waited at most: half · 95 % · 99 %", "took at most: half · 95 % · 99 %"),
         *("GPU time, each", "out of memory", "restarts"),
     )
-    rows = [(_named(kind, colours), *_cells(kind)) for kind in report.kinds]
+    rows = [
+        (f'<i style="background:{colours.of(kind.kind)}"></i>{escape(kind.kind)}', *_cells(kind))
+        for kind in report.kinds
+    ]
     return _table("Tenants in numbers", header, rows, "kinds of tenants")
-
-
-def _named(kind: KindReport, colours: Colours) -> str:
-    return f'<i style="background:{colours.of(kind.kind)}"></i>{escape(kind.kind)}'
 
 
 def _cells(kind: KindReport) -> tuple[str, ...]:
