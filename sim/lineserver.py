@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 class LineServer:
-    """Serves requests on a unix socket until closed.
-
-    A handler raises `ControlError` to refuse; the text reaches the caller.
-    """
+    """Serves requests on a unix socket; a handler refuses one with a `ControlError`."""
 
     def __init__(self, path: Path, handler: Handler) -> None:
         self._path = path

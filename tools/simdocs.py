@@ -135,7 +135,7 @@ def _members(union: object) -> Iterator[type[BaseModel]]:
 
 def function_table() -> str:
     """The simulated NVML functions; those with the same response share a row."""
-    lines = ["| functions | answer | |", "|---|---|---|"]
+    lines = ["| functions | response | |", "|---|---|---|"]
     for theme in THEMES:
         rows: dict[tuple[str, str], list[str]] = {}
         for one in theme:

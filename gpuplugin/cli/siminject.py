@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from gpuplugin.cli.text import fail
 from gpuplugin.linesocket import ControlError
 from hal import lookup_xid
 from sim.gpu.faults import (
     FAULT,
-    DriverDown,
     DriverHang,
-    DriverUp,
     EccFault,
     Hang,
-    LostFault,
-    Plug,
-    Recovery,
     Repartition,
-    Replacement,
     RowRemap,
-    ThermalShutdown,
-    Unplug,
     WatchBroken,
-    WatchMended,
     XidFault,
     problems,
 )
@@ -40,12 +31,30 @@ if TYPE_CHECKING:
     from gpuplugin.cli.parser import Commands
     from sim.gpu.faults import Fault
 
-_KINDS = ("lost", "thermal-shutdown", "unplug", "plug", "replace", "recover")
-"""Kinds whose option has no value."""
+_KINDS = {
+    "lost": "the GPU stops responding",
+    "thermal-shutdown": "the GPU overheats and is lost",
+    "unplug": "the GPU is removed from the bus",
+    "plug": "the removed GPU is back",
+    "replace": "another GPU of the model takes its place",
+    "recover": "the GPU was reset and is as new",
+}
+"""Kinds whose option has no value, with its help."""
+
+_DESCRIBED = {
+    "lost": "lost",
+    "thermal-shutdown": "at its shutdown temperature, lost soon",
+    "unplug": "removed from the bus",
+    "plug": "back on the bus",
+    "replace": "taken out",
+    "recover": "recovered, as after a reset",
+    "driver-down": "the driver is not loaded",
+    "driver-up": "the driver was reloaded",
+    "watch-mended": "waiting for events works again",
+}
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     inject = commands.add_parser("inject", help="inject a fault into a simulated GPU or node")
     inject.set_defaults(module="siminject", function="inject", wrong_usage=inject.error)
     where = inject.add_mutually_exclusive_group(required=True)
@@ -57,10 +66,10 @@ def add(commands: Commands) -> None:
     what = inject.add_mutually_exclusive_group(required=True)
     what.add_argument("--xid", type=int, metavar="N", help="the driver reports Xid N")
     what.add_argument("--ecc", choices=("corrected", "uncorrectable"), help="an ECC event")
-    what.add_argument(
-        "--row-remap", choices=("pending", "failed"), help="a row remap, which no event reports"
-    )
-    what.add_argument("--lost", action="store_true", help="the GPU stops answering")
+    remap = "a row remap, which no event reports"
+    what.add_argument("--row-remap", choices=("pending", "failed"), help=remap)
+    for kind, text in _KINDS.items():
+        what.add_argument(f"--{kind}", action="store_true", help=text)
     what.add_argument(
         "--hang",
         nargs="?",
@@ -70,19 +79,10 @@ def add(commands: Commands) -> None:
         help="calls about the GPU do not return (default: until --recover)",
     )
     what.add_argument(
-        "--thermal-shutdown", action="store_true", help="the GPU overheats and is lost"
-    )
-    what.add_argument("--unplug", action="store_true", help="the GPU is removed from the bus")
-    what.add_argument("--plug", action="store_true", help="the removed GPU is back")
-    what.add_argument(
-        "--replace", action="store_true", help="another GPU of the model takes its place"
-    )
-    what.add_argument(
         "--repartition",
         metavar="PROFILE,...|none",
         help="MIG devices of these profiles; none turns MIG off",
     )
-    what.add_argument("--recover", action="store_true", help="the GPU was reset and is as new")
     what.add_argument(
         "--driver", choices=("down", "up", "hang"), help="unload, load or hang the driver"
     )
@@ -115,11 +115,9 @@ def inject(parsed: argparse.Namespace) -> int:
         text = describe(FAULT.validate_python(what))
         injected = inject_into(socket, parsed.gpu, what)
     except ValidationError as error:
-        print(f"gpuplugin: this cannot be injected: {problems(error)}", file=sys.stderr)
-        return 1
+        return fail(f"this cannot be injected: {problems(error)}")
     except ControlError as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     for gpu in injected.gpus:
         successor = f", {gpu.replaced_by} is in its place" if gpu.replaced_by else ""
         print(f"GPU {gpu.index} ({gpu.uuid}): {text}{successor}")
@@ -169,8 +167,7 @@ def what_of(parsed: argparse.Namespace) -> dict[str, object]:
     return {"kind": next(kind for kind in _KINDS if getattr(parsed, kind.replace("-", "_")))}
 
 
-def describe(fault: Fault) -> str:  # noqa: C901, PLR0912 - one line for each kind
-    """What an injected fault does, in a few words."""
+def describe(fault: Fault) -> str:
     match fault:
         case XidFault(xid=code, mig=mig):
             xid = lookup_xid(code)
@@ -181,37 +178,19 @@ def describe(fault: Fault) -> str:  # noqa: C901, PLR0912 - one line for each ki
             return f"{kind} ECC" + (f", {count} errors" if count > 1 else "")
         case RowRemap(failed=failed):
             return f"row remap {'failed' if failed else 'pending'}, no event"
-        case LostFault():
-            return "lost"
         case Hang(for_s=for_s):
             return f"hangs {_how_long(for_s, 'until it recovers')}"
-        case ThermalShutdown():
-            return "at its shutdown temperature, lost soon"
-        case Unplug():
-            return "removed from the bus"
-        case Plug():
-            return "back on the bus"
-        case Replacement():
-            return "taken out"
         case Repartition(mig=None):
             return "MIG is off"
         case Repartition(mig=profiles):
             names = ", ".join(profiles or ())
             return f"MIG devices {names}" if names else "MIG is on, without devices"
-        case Recovery():
-            return "recovered, as after a reset"
-        case DriverDown():
-            return "the driver is not loaded"
-        case DriverUp():
-            return "the driver was reloaded"
         case DriverHang(for_s=for_s):
             return f"the driver hangs {_how_long(for_s, 'until --driver up')}"
         case WatchBroken(for_s=for_s):
             return f"waiting for events fails {_how_long(for_s, 'until --watch mended')}"
-        case WatchMended():
-            return "waiting for events works again"
         case _:
-            assert_never(fault)
+            return _DESCRIBED[fault.kind]
 
 
 def _how_long(for_s: float | None, otherwise: str) -> str:

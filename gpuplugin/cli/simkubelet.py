@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.parser import add_kubelet_dir
-from gpuplugin.cli.text import table
+from gpuplugin.cli.text import fail, table
 from gpuplugin.linesocket import ControlError
 from sim.kubelet import Kubelet, Pod, simple_pod
 from sim.kubelet.control import (
+    DECISION_TIMEOUT_S,
     ManifestError,
     ask_kubelet,
     parse_limits,
@@ -26,13 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gpuplugin.cli.parser import Commands
-    from sim.kubelet import KubeletEvent
-
 DEFAULT_LIMIT = "nvidia.com/gpu=1"
 
 
 def add_kubelet(commands: Commands) -> None:
-    """Add the command to `commands`."""
     kubelet = commands.add_parser("kubelet", help="run the kubelet stand-in")
     kubelet.set_defaults(module="simkubelet", function="kubelet")
     add_kubelet_dir(kubelet)
@@ -54,7 +51,6 @@ def add_kubelet(commands: Commands) -> None:
 
 
 def add_pod(commands: Commands) -> None:
-    """Add the commands to `commands`."""
     pod = commands.add_parser("pod", help="pods of a running kubelet stand-in")
     pod_commands = pod.add_subparsers(metavar="COMMAND", required=True)
     create = pod_commands.add_parser("create", help="create a pod and wait until it is decided")
@@ -117,95 +113,78 @@ def kubelet(parsed: argparse.Namespace) -> int:
     try:
         pods = _pods(parsed)
     except (ManifestError, OSError) as error:
-        return _fail(error)
+        return fail(error)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with Kubelet(Path(parsed.kubelet_dir), seed=parsed.seed, listener=_print_event) as running:
+        with Kubelet(
+            Path(parsed.kubelet_dir),
+            seed=parsed.seed,
+            listener=lambda event: print(f"{event.kind:12} {event.text}", flush=True),
+        ) as running:
             control = serve_kubelet_control(running)
             for pod in pods:
                 running.create_pod(pod)
             stop.wait()
             control.close()
     except (OSError, RuntimeError, ValueError) as error:
-        return _fail(error)
+        return fail(error)
     return 0
 
 
 def pod_create(parsed: argparse.Namespace) -> int:
     """Create a pod; 0 if it runs, 1 if it was refused or has to wait."""
-
-    def create() -> Mapping[str, object]:
-        return ask_kubelet(
-            Path(parsed.kubelet_dir),
-            command="create",
-            name=parsed.name,
-            limits=dict(parse_limits(parsed.limit or [DEFAULT_LIMIT])),
-            containers=parsed.containers,
-            static=parsed.static,
-        )
-
-    return _remote(parsed, create, _pod_lines, lambda pod: pod["phase"] == "Running")
+    try:
+        limits = dict(parse_limits(parsed.limit or [DEFAULT_LIMIT]))
+    except ManifestError as error:
+        return fail(error)
+    options = {key: vars(parsed)[key] for key in ("name", "containers", "static")}
+    response = _request(parsed, _pod_lines, command="create", limits=limits, **options)
+    return 0 if response and response["phase"] == "Running" else 1
 
 
 def pod_delete(parsed: argparse.Namespace) -> int:
-    """Delete a pod."""
-    return _remote(
-        parsed,
-        lambda: ask_kubelet(Path(parsed.kubelet_dir), command="delete", name=parsed.name),
-        lambda _node: [f"{parsed.name} deleted"],
-    )
+    lines = [f"{parsed.name} deleted"]
+    return 0 if _request(parsed, lambda _: lines, command="delete", name=parsed.name) else 1
 
 
 def pod_list(parsed: argparse.Namespace) -> int:
-    """List pods."""
-    return _remote(
-        parsed, lambda: ask_kubelet(Path(parsed.kubelet_dir), command="view"), _pod_table
-    )
+    return 0 if _request(parsed, _pod_table, command="view") else 1
 
 
 def node_show(parsed: argparse.Namespace) -> int:
     """Show capacity and allocatable, once they are as `--wait` says."""
-
-    def show() -> Mapping[str, object]:
-        folder = Path(parsed.kubelet_dir)
-        if not parsed.wait:
-            return ask_kubelet(folder, command="view")
+    if not parsed.wait:
+        return 0 if _request(parsed, _node_table, command="view") else 1
+    try:
         ((resource, count),) = parse_limits([parsed.wait]).items()
-        return ask_kubelet(
-            folder,
-            parsed.timeout + 5,
-            command="wait",
-            resource=resource,
-            count=count,
-            timeout_s=parsed.timeout,
-        )
-
-    return _remote(parsed, show, _node_table)
+    except ManifestError as error:
+        return fail(error)
+    options = {"resource": resource, "count": count, "timeout_s": parsed.timeout}
+    node = _request(parsed, _node_table, parsed.timeout + 5, command="wait", **options)
+    return 0 if node else 1
 
 
 def node_restart(parsed: argparse.Namespace) -> int:
     """Restart the stand-in: plugins have to come back, pods stay."""
-    return _remote(
-        parsed,
-        lambda: ask_kubelet(Path(parsed.kubelet_dir), command="restart"),
-        lambda _node: ["restarted"],
-    )
+    return 0 if _request(parsed, lambda _: ["restarted"], command="restart") else 1
 
 
-def _remote(
+def _request(
     parsed: argparse.Namespace,
-    request: Callable[[], Mapping[str, object]],
     lines: Callable[[Mapping[str, object]], list[str]],
-    succeeded: Callable[[Mapping[str, object]], bool] = lambda _response: True,
-) -> int:
+    respond_within_s: float = DECISION_TIMEOUT_S,
+    **request: object,
+) -> Mapping[str, object] | None:
+    """Send a request and print the response; None if it failed."""
     try:
-        response = request()
-    except (ControlError, ManifestError) as error:
-        return _fail(error)
+        response = ask_kubelet(Path(parsed.kubelet_dir), respond_within_s, **request)
+    except ControlError as error:
+        fail(error)
+        return None
     print(json.dumps(response, indent=2) if parsed.json else "\n".join(lines(response)))
-    return 0 if succeeded(response) else 1
+    return response
 
 
 def _pods(parsed: argparse.Namespace) -> list[Pod]:
@@ -217,10 +196,6 @@ def _pods(parsed: argparse.Namespace) -> list[Pod]:
     for file in parsed.pods:
         pods.extend(pods_from_yaml(Path(file).read_text("utf-8")))
     return pods
-
-
-def _print_event(event: KubeletEvent) -> None:
-    print(f"{event.kind:12} {event.text}", flush=True)
 
 
 def _pod_lines(pod: Mapping[str, object]) -> list[str]:
@@ -267,8 +242,3 @@ def _node_table(node: Mapping[str, object]) -> list[str]:
 
 def _list(value: object) -> list[dict[str, object]]:
     return value if isinstance(value, list) else []
-
-
-def _fail(error: Exception) -> int:
-    print(f"gpuplugin: {error}", file=sys.stderr)
-    return 1

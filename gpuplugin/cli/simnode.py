@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.parser import add_kubelet_dir
+from gpuplugin.cli.text import fail
 from gpuplugin.linesocket import ControlError
 from sim.node.control import control_socket, status
 from sim.node.node import SimulatedNode
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 def add_env(commands: Commands) -> None:
-    """Add the command to `commands`."""
     env = commands.add_parser("env", help="print what lets NVML programs see the node")
     env.set_defaults(module="simnode", function="env")
     add_kubelet_dir(env)
@@ -36,7 +35,7 @@ def serve(parsed: argparse.Namespace) -> int:
     """Run a node in the foreground until a signal; 1 if it cannot be served."""
     folder = Path(parsed.kubelet_dir)
     if _is_served(folder):
-        return _fail(f"{folder} has a simulated node already, at {control_socket(folder)}")
+        return fail(f"{folder} has a simulated node already, at {control_socket(folder)}")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -50,7 +49,7 @@ def serve(parsed: argparse.Namespace) -> int:
             stop.wait()
         node.stop()
     except (ScenarioError, CannotServe) as error:
-        return _fail(str(error))
+        return fail(error)
     return 0
 
 
@@ -59,7 +58,7 @@ def env(parsed: argparse.Namespace) -> int:
     try:
         library = built_library()
     except CannotBuild as error:
-        return _fail(str(error))
+        return fail(error)
     folder = shlex.quote(str(library.parent))
     path = shlex.quote(str(nvml_socket(Path(parsed.kubelet_dir)).absolute()))
     print(f'export LD_LIBRARY_PATH={folder}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
@@ -76,8 +75,3 @@ def _is_served(folder: Path) -> bool:
     except ControlError:
         return False
     return True
-
-
-def _fail(text: str) -> int:
-    print(f"gpuplugin: {text}", file=sys.stderr)
-    return 1

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.text import table
+from gpuplugin.cli.text import fail, table
 from sim.study.fleet import FleetReport, Replay, Spread, fleet_report
 from sim.study.openb import TraceError, read_nodes, read_pods
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     replay = commands.add_parser("replay", help="replay a cluster's trace on a fleet that shares")
     replay.set_defaults(module="simreplay", function="replay")
     replay.add_argument("--pods", required=True, metavar="CSV", help="pods of the openb trace")
@@ -44,12 +42,10 @@ def replay(parsed: argparse.Namespace) -> int:
     try:
         nodes, pods = read_nodes(parsed.nodes), read_pods(parsed.pods)
     except TraceError as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     if not nodes or not pods:
         what = parsed.pods if nodes else parsed.nodes
-        print(f"gpuplugin: {what}: there is nothing with a GPU in it", file=sys.stderr)
-        return 1
+        return fail(f"{what}: there is nothing with a GPU in it")
     outcome = Replay(nodes, pods, parsed.replicas, parsed.policy, parsed.occupancy).run()
     report = fleet_report(outcome)
     print(report.model_dump_json(indent=2) if parsed.json else _text(report, len(nodes)))

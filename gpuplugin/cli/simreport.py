@@ -21,29 +21,12 @@ NOTHING = "-"
 _WIDTH = 100
 
 _TENANT_COLUMNS = (
-    "SERVED",
-    "PER S",
-    "SLOWDOWN",
-    "WAIT P50",
-    "P95",
-    "P99 MS",
-    "LATENCY P50",
-    "P95",
-    "P99 MS",
-    "GPU TIME",
-    "OOMS",
-    "RESTARTS",
+    *("SERVED", "PER S", "SLOWDOWN", "WAIT P50", "P95", "P99 MS"),
+    *("LATENCY P50", "P95", "P99 MS", "GPU TIME", "OOMS", "RESTARTS"),
 )
 _GPU_COLUMNS = (
-    "UTILISATION",
-    "SWITCHING",
-    "FAIRNESS",
-    "MEMORY",
-    "MAX TEMP",
-    "MIN CLOCK",
-    "OOMS",
-    "FAULTS",
-    "UNHEALTHY",
+    *("UTILISATION", "SWITCHING", "FAIRNESS", "MEMORY"),
+    *("MAX TEMP", "MIN CLOCK", "OOMS", "FAULTS", "UNHEALTHY"),
 )
 
 

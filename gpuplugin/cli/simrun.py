@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options, given_options
 from gpuplugin.cli.simreport import as_text
-from gpuplugin.cli.text import progress_bar, table
+from gpuplugin.cli.text import fail, progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.inventory import InventoryError
@@ -49,7 +49,6 @@ _NAMES = (
 
 
 def add_run(commands: Commands) -> None:
-    """Add the command to `commands`."""
     run = commands.add_parser("run", help="run a scenario in virtual time and report")
     run.set_defaults(module="simrun", function="run")
     run.add_argument("scenario", metavar="SCENARIO", help="a shipped scenario's name, or a file")
@@ -73,7 +72,6 @@ def add_run(commands: Commands) -> None:
 
 
 def add_scenario(commands: Commands) -> None:
-    """Add the commands to `commands`."""
     scenario = commands.add_parser("scenario", help="scenarios of simulated nodes")
     scenario_commands = scenario.add_subparsers(metavar="COMMAND", required=True)
     scenarios = scenario_commands.add_parser("list", help="list the shipped ones")
@@ -94,16 +92,13 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         _run(parsed)
     except (CannotRun, ScenarioError, TraceError, InventoryError) as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     except ConfigError as error:
-        print(f"gpuplugin: the configuration cannot be used:\n{error}", file=sys.stderr)
-        return 1
+        return fail(f"the configuration cannot be used:\n{error}")
     return 0
 
 
 def scenario_list(_parsed: argparse.Namespace) -> int:
-    """Print the shipped scenarios with what they are about."""
     rows = [(name, " ".join(load_scenario(name).description.split())) for name in scenario_names()]
     print("\n".join(table(("SCENARIO", "WHAT IT IS ABOUT"), rows)))
     return 0
@@ -114,8 +109,7 @@ def scenario_check(parsed: argparse.Namespace) -> int:
     try:
         scenario = load_scenario(parsed.scenario)
     except ScenarioError as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     pods = sum(group.count for group in scenario.pods if group.arrivals_per_hour is None)
     streams = sum(group.arrivals_per_hour is not None for group in scenario.pods)
     print(
@@ -127,17 +121,12 @@ def scenario_check(parsed: argparse.Namespace) -> int:
 
 
 def scenario_schema(_parsed: argparse.Namespace) -> int:
-    """Print the JSON schema of scenarios, for editors and other programs."""
     print(json.dumps(Scenario.model_json_schema(), indent=2))
     return 0
 
 
 def span_s(text: str) -> float:
-    """Seconds of a duration in Go's form, before which days may stand: `7d`, `1d12h`, `90s`.
-
-    Raises:
-        ValueError: not a duration, or none above 0.
-    """
+    """Seconds of `7d`, `1d12h` or Go's `90s`; raises `ValueError` for others and for 0."""
     days = _DAYS.fullmatch(text)
     try:
         seconds = float(days[1]) * _DAY_S if days else 0.0

@@ -28,7 +28,6 @@ _LEAST = 0.005
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     share = commands.add_parser(
         "share",
         help="what sharing a GPU costs",
@@ -49,25 +48,13 @@ def add(commands: Commands) -> None:
         help="then off the GPU for so long on average, between half and one and a half times "
         "of it (default 0)",
     )
+    fills = "how much of the GPU the work fills (default 1.0: all of it, the dearest to switch)"
+    share.add_argument("--occupancy", type=float, default=1.0, metavar="0..1", help=fills)
+    memory = "memory of each beside its context (default 0)"
+    share.add_argument("--memory-gib", type=float, default=0.0, metavar="M", help=memory)
+    names = [one.value for one in Mechanism]
     share.add_argument(
-        "--occupancy",
-        type=float,
-        default=1.0,
-        metavar="0..1",
-        help="how much of the GPU the work fills (default 1.0: all of it, the dearest to switch)",
-    )
-    share.add_argument(
-        "--memory-gib",
-        type=float,
-        default=0.0,
-        metavar="M",
-        help="memory of each beside its context (default 0)",
-    )
-    share.add_argument(
-        "--mechanism",
-        choices=[one.value for one in Mechanism],
-        default="time-slicing",
-        help="default time-slicing",
+        "--mechanism", choices=names, default="time-slicing", help="default time-slicing"
     )
     share.add_argument(
         "--level",
@@ -190,7 +177,6 @@ def _notes(plan: SharePlan, result: ShareResult) -> list[str]:
 
 
 def _out_of_memory(result: ShareResult) -> list[str]:
-    """One line for the first client that got no memory: what it asked for and who held it."""
     if not result.refused:
         return []
     first, *others = result.refused

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options, given_options
 from gpuplugin.cli.parser import add_kubelet_dir
+from gpuplugin.cli.text import fail
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
@@ -37,19 +37,12 @@ log = logging.getLogger("gpuplugin")
 
 _SECTIONS = ("flags", "gpus", "health", "imex")
 _NAMES = (
-    "--registration",
-    "--listen-address",
-    "--log-level",
-    "--log-format",
-    "--rpc-engine",
-    "--metrics-interval",
-    "--cdi-root",
-    "--node-name",
+    *("--registration", "--listen-address", "--log-level", "--log-format", "--rpc-engine"),
+    *("--metrics-interval", "--cdi-root", "--node-name"),
 )
 
 
 def add(commands: Commands) -> None:
-    """Add the command to `commands`."""
     up = commands.add_parser(
         "up", help="run a whole simulated node: GPUs, kubelet, pods and the plugin"
     )
@@ -71,9 +64,9 @@ def up(parsed: argparse.Namespace) -> int:
         scenario = load_scenario(parsed.scenario)
         loaded = _load(parsed, scenario)
     except ScenarioError as error:
-        return _fail(str(error))
+        return fail(error)
     except ConfigError as error:
-        return _fail(f"the configuration cannot be used:\n{error}")
+        return fail(f"the configuration cannot be used:\n{error}")
     daemon = loaded.settings.daemon
     set_up_logging(daemon.log_level, daemon.log_format)
     for warning in loaded.warnings:
@@ -98,7 +91,7 @@ def up(parsed: argparse.Namespace) -> int:
                 run_daemon(loaded, lambda: _load(parsed, scenario), SimBackend(node), VERSION)
             )
     except (CannotServe, OSError, RuntimeError) as error:
-        return _fail(str(error))
+        return fail(error)
 
 
 def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
@@ -115,8 +108,3 @@ def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
     flags.setdefault(by_flag["--listen-address"], "127.0.0.1:2112")
     flags.setdefault(by_flag["--metrics-interval"], "1s")
     return load_for(scenario, flags, os.environ, parsed.config_file)
-
-
-def _fail(text: str) -> int:
-    print(f"gpuplugin: {text}", file=sys.stderr)
-    return 1

@@ -22,6 +22,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def fail(error: Exception | str) -> int:
+    print(f"gpuplugin: {error}", file=sys.stderr)
+    return 1
+
+
 def gib(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.1f} GiB"
 

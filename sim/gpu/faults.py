@@ -44,7 +44,7 @@ class XidFault(ScenarioModel):
 
     `mig` is the index of a MIG device of that GPU: the report names its instances. Such an Xid
     leaves the GPU as a whole alone, whatever its code: no counter moves, nothing is to be reset. A
-    process dies if its scope is one. `recover` tells clients that the fault is over.
+    process dies if its scope is one. `recover` reports to clients that the fault is over.
     """
 
     kind: Literal["xid"] = "xid"
@@ -105,7 +105,7 @@ class Plug(ScenarioModel):
 class Replacement(ScenarioModel):
     """Another GPU of the same model sits in its place, with another UUID and as many partitions.
 
-    The one that was there stays in the list as lost, for ever.
+    The one that was there stays in the list as lost.
     """
 
     kind: Literal["replace"] = "replace"

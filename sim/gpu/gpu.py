@@ -94,10 +94,7 @@ class SimulatedGpu:
         return replace(self.identity, state=GpuState.LOST)
 
     def apply(self, what: ConditionFault, now_s: float) -> tuple[Event, ...]:
-        """Apply a fault; returns what the driver reports of it.
-
-        Until its recovery nothing changes a lost GPU any more.
-        """
+        """Apply a fault; returns what the driver reports. Only recovery changes a lost GPU."""
         match what:
             case XidFault():
                 return self._apply_xid(what, now_s)
@@ -198,19 +195,20 @@ class SimulatedGpu:
 
     def telemetry(self, now_s: float) -> Telemetry:
         self.settle(now_s)
-        load = self.load
-        clocks, power = self.profile.clocks_mhz, self.profile.power_w
+        load, physics, clocks = self.load, self.physics, self.profile.clocks_mhz
         busy = load > 0
+        sm_mhz = clocks.sm_max and clocks.sm_max * physics.clock_ppm // 1_000_000
+        reasons = physics.throttle_reasons(busy=busy)
         return Telemetry(
             utilization=load,
             memory_used_bytes=self._memory_used_bytes(),
             memory_total_bytes=self.identity.memory_bytes,
-            temperature_c=self._temperature_c(),
-            power_w=self.physics.power_w(load),
-            power_limit_w=power.default_limit,
-            sm_clock_mhz=self._sm_clock_mhz(clocks.sm_max) if busy else clocks.sm_idle,
+            temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
+            power_w=physics.power_w(load),
+            power_limit_w=self.profile.power_w.default_limit,
+            sm_clock_mhz=sm_mhz if busy else clocks.sm_idle,
             memory_clock_mhz=clocks.memory,
-            throttle_reasons=self._throttle_reasons(busy=busy),
+            throttle_reasons=ThrottleReason.THERMAL_HARDWARE if self.overheated else reasons,
             corrected_ecc=self.corrected_ecc if self.profile.ecc else None,
             uncorrectable_ecc=self.uncorrectable_ecc if self.profile.ecc else None,
         )
@@ -330,16 +328,3 @@ class SimulatedGpu:
         used = reserved + sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
         used += sum(sum(tenancy.memory.held_bytes.values()) for tenancy in self.tenancies.values())
         return min(used, self.identity.memory_bytes)
-
-    def _sm_clock_mhz(self, maximum_mhz: int | None) -> int | None:
-        if maximum_mhz is None:
-            return None
-        return maximum_mhz * self.physics.clock_ppm // 1_000_000
-
-    def _temperature_c(self) -> float:
-        return self.physics.shutdown_c if self.overheated else self.physics.temperature_c
-
-    def _throttle_reasons(self, *, busy: bool) -> ThrottleReason:
-        if self.overheated:
-            return ThrottleReason.THERMAL_HARDWARE
-        return self.physics.throttle_reasons(busy=busy)

@@ -54,7 +54,6 @@ class Physics:
 
     @property
     def temperature_c(self) -> float:
-        """At `at_s`, in degrees Celsius."""
         return round(self._temperature_c, 1)
 
     @property
@@ -96,7 +95,6 @@ class Physics:
 
     @property
     def can_overheat(self) -> bool:
-        """True if full load for long enough would slow the clocks down, or end it."""
         rise_c = (FULL_LOAD_TEMPERATURE_C - AMBIENT_C) / self.cooling
         return AMBIENT_C + rise_c >= min(self.slowdown_c, self.shutdown_c)
 

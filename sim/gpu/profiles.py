@@ -90,10 +90,7 @@ class MigProfile(_Facts):
 
 
 class TimeSlice(_Facts):
-    """What time slicing takes on this model, in microseconds, where it was measured on it.
-
-    None is the value of other models: see `sim.gpu.scheduler`.
-    """
+    """Measured costs of time slicing on this model; None: see `sim.gpu.scheduler`."""
 
     slice_us: float | None = None
     switch_base_us: float | None = None
@@ -139,11 +136,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_profile(model: str) -> Profile:
-    """The profile of a model.
-
-    Raises:
-        UnknownModel: with the names that there are.
-    """
+    """The profile of a model; raises `UnknownModel` with the names that there are."""
     if model not in model_names():
         raise UnknownModel(model)
     text = _folder().joinpath(f"{model}.yaml").read_text("utf-8")
@@ -184,11 +177,7 @@ class CannotPartition(Exception):
 
 
 def check_partition(model: str, profile: Profile, wanted: Sequence[str]) -> None:
-    """Known MIG profiles only, and no more slices than a GPU has.
-
-    Raises:
-        CannotPartition: with the MIG profiles that there are; it calls the GPU `model`.
-    """
+    """Raise `CannotPartition` for unknown MIG profiles, or more slices than a GPU has."""
     known = [one.profile for one in profile.mig]
     for name in wanted:
         if name not in known:
@@ -205,10 +194,7 @@ def check_partition(model: str, profile: Profile, wanted: Sequence[str]) -> None
 def partitioned(
     gpu: Gpu, wanted: Sequence[str] | None, profile: Profile, generator: random.Random
 ) -> Gpu:
-    """The GPU in MIG mode with new devices of the `wanted` MIG profiles; None turns MIG off.
-
-    The MIG profiles are allowed: see `check_partition`. UUIDs are the generator's next.
-    """
+    """The GPU with new devices of allowed MIG profiles (`check_partition`); None: MIG off."""
     if wanted is None:
         return replace(gpu, mig_enabled=False, mig_devices=())
     memory_bytes = {one.profile: instance_memory_bytes(one, profile) for one in profile.mig}

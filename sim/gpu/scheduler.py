@@ -85,8 +85,6 @@ PPM = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The work of a context ended at `at_ns`."""
-
     context: ContextId
     at_ns: int
 
@@ -111,23 +109,16 @@ class Scheduler(Protocol):
     @property
     def now_ns(self) -> int: ...
 
-    @property
-    def runnable(self) -> int: ...
-
-    def on_gpu(self, context: ContextId) -> bool:
-        """True if the context is being worked for at this very moment."""
-        ...
+    def on_gpu(self, context: ContextId) -> bool: ...
 
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
         """Give a context work now: `work_ns` (at least 1) alone on the GPU at full speed.
 
         `occupancy` (0 to 1) is how much of the GPU's registers, shared memory or SMs it fills.
         """
-        ...
 
     def cancel(self, context: ContextId) -> None:
         """Take the context off the GPU now, with its work if it has some."""
-        ...
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         """Let time pass up to `to_ns`; the works that ended, in order.
@@ -135,15 +126,12 @@ class Scheduler(Protocol):
         What is submitted next counts as submitted at that moment, before anything is decided in
         it: a context whose work just ended may go on in the rest of its slice.
         """
-        ...
 
     def next_end_ns(self) -> int | None:
         """When the next work ends if nothing else happens; None if there is no work."""
-        ...
 
     def set_speed(self, ppm: int) -> None:
         """Run at `ppm` millionths of full speed from now on (clocks that are throttled)."""
-        ...
 
 
 _AFTER_ALL_ELSE = EventPriority(2)
@@ -177,11 +165,7 @@ class GpuCompute:
         self._ppm = PPM
 
     def run(self, context: ContextId, work_ns: int, occupancy: float) -> simpy.Event:
-        """An event that succeeds when the work is done; it fails with `ContextGone` if cancelled.
-
-        Raises:
-            ValueError: the context has work already, or the work takes no time.
-        """
+        """An event for the end of the work; it fails with `ContextGone` where that is cancelled."""
         if context in self._working:
             raise ValueError(f"context {context} has work already")
         self.catch_up()
@@ -216,11 +200,9 @@ class GpuCompute:
         return replace(usage, busy_ns=dict(usage.busy_ns))
 
     def changed(self) -> None:
-        """The scheduler was changed from outside: ends come at other times now."""
         self._settle()
 
     def catch_up(self) -> None:
-        """Bring the scheduler to the present, so that its figures are current."""
         now_ns = int(self._env.now)
         if self.scheduler.now_ns < now_ns:
             self._notify(self.scheduler.advance(now_ns))

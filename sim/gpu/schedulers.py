@@ -25,23 +25,14 @@ class Exclusive:
 
     def __init__(self) -> None:
         self.usage = Usage({})
-        self._now_ns = 0
+        self.now_ns = 0
         self._queue: deque[Work] = deque()
         self._ppm = PPM
-
-    @property
-    def now_ns(self) -> int:
-        return self._now_ns
-
-    @property
-    def runnable(self) -> int:
-        return len(self._queue)
 
     def on_gpu(self, context: ContextId) -> bool:
         return bool(self._queue) and self._queue[0].context == context
 
     def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
-        """See `Scheduler.submit`; occupancy makes no difference."""
         self._queue.append(Work(context, max(1, -(-work_ns * PPM // self._ppm)), occupancy))
 
     def cancel(self, context: ContextId) -> None:
@@ -49,22 +40,22 @@ class Exclusive:
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         ended: list[Ended] = []
-        while self._queue and self._now_ns < to_ns:
+        while self._queue and self.now_ns < to_ns:
             work = self._queue[0]
-            step_ns = min(work.left_ns, to_ns - self._now_ns)
-            self._now_ns += step_ns
+            step_ns = min(work.left_ns, to_ns - self.now_ns)
+            self.now_ns += step_ns
             work.left_ns -= step_ns
             busy_ns = self.usage.busy_ns
             busy_ns[work.context] = busy_ns.get(work.context, 0) + step_ns
             self.usage.active_ns += step_ns
             if not work.left_ns:
-                ended.append(Ended(work.context, self._now_ns))
+                ended.append(Ended(work.context, self.now_ns))
                 self._queue.popleft()
-        self._now_ns = to_ns
+        self.now_ns = to_ns
         return ended
 
     def next_end_ns(self) -> int | None:
-        return self._now_ns + self._queue[0].left_ns if self._queue else None
+        return self.now_ns + self._queue[0].left_ns if self._queue else None
 
     def set_speed(self, ppm: int) -> None:
         before, self._ppm = self._ppm, ppm
@@ -85,18 +76,10 @@ class Mps:
 
     def __init__(self) -> None:
         self.usage = Usage({})
-        self._now_ns = 0
+        self.now_ns = 0
         self._left_ns: dict[ContextId, float] = {}
         self._shares: dict[ContextId, float] = {}
         self._speed = 1.0
-
-    @property
-    def now_ns(self) -> int:
-        return self._now_ns
-
-    @property
-    def runnable(self) -> int:
-        return len(self._left_ns)
 
     def on_gpu(self, context: ContextId) -> bool:
         return context in self._left_ns
@@ -111,18 +94,18 @@ class Mps:
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         ended: list[Ended] = []
-        while self._now_ns < to_ns:
+        while self.now_ns < to_ns:
             next_end_ns = self.next_end_ns()
             if next_end_ns is None:
-                self._now_ns = to_ns
+                self.now_ns = to_ns
                 break
-            ended.extend(self._run(min(next_end_ns, to_ns) - self._now_ns))
+            ended.extend(self._run(min(next_end_ns, to_ns) - self.now_ns))
         return ended
 
     def next_end_ns(self) -> int | None:
         if not self._left_ns:
             return None
-        return self._now_ns + max(
+        return self.now_ns + max(
             1, math.ceil(min(self._left_ns.values()) / self._rate - _ROUNDING_NS)
         )
 
@@ -131,12 +114,11 @@ class Mps:
 
     @property
     def _rate(self) -> float:
-        """Work that is done for each context in a nanosecond."""
         return self._speed * min(1.0, 1.0 / sum(self._shares.values()))
 
     def _run(self, duration_ns: int) -> list[Ended]:
         rate = self._rate
-        self._now_ns += duration_ns
+        self.now_ns += duration_ns
         self.usage.active_ns += duration_ns
         ended: list[Ended] = []
         for context in self._left_ns:
@@ -144,7 +126,7 @@ class Mps:
             busy_ns = self.usage.busy_ns
             busy_ns[context] = busy_ns.get(context, 0) + duration_ns
             if self._left_ns[context] / rate <= _ROUNDING_NS:
-                ended.append(Ended(context, self._now_ns))
+                ended.append(Ended(context, self.now_ns))
         for one in ended:
             self.cancel(one.context)
         return ended

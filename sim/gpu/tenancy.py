@@ -58,7 +58,6 @@ class Memory:
     oversubscribe: bool = False
     held_bytes: dict[ContextId, int] = field(default_factory=dict)
     """What each context holds, its own overhead included."""
-    peak_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -67,26 +66,15 @@ class Memory:
 
     @property
     def free_bytes(self) -> int:
-        """What the next allocation can have."""
         return max(0, self.total_bytes - self.used_bytes)
 
     def allocate(self, context: ContextId, size_bytes: int) -> None:
-        """Give a context memory.
-
-        Raises:
-            OutOfMemory: it does not fit; nothing has changed.
-        """
+        """Give a context memory; nothing changes where it raises `OutOfMemory`."""
         if size_bytes > self.free_bytes and not self.oversubscribe:
             raise OutOfMemory(size_bytes, self.free_bytes, self.held_bytes)
         self.held_bytes[context] = self.held_bytes.get(context, 0) + size_bytes
-        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-
-    def free(self, context: ContextId, size_bytes: int) -> None:
-        """Take back part of what a context holds; never more than that."""
-        self.held_bytes[context] = max(0, self.held_bytes.get(context, 0) - size_bytes)
 
     def release(self, context: ContextId) -> None:
-        """The context ended: all that it held is free."""
         self.held_bytes.pop(context, None)
 
     @property
@@ -205,7 +193,8 @@ class Tenancy:
         self._clock_ppm = FULL_SPEED_PPM
         self._sample = _Sample(int(env.now), 0, {})
         self._shares: dict[ContextId, float] = {}
-        self._utilization = 0.0
+        self.utilization = 0.0
+        """Share of the time before the last sample in which a kernel ran, 0 to 1."""
 
     def start(self, pid: int, spec: TenantSpec, random: Random) -> Tenant:
         """Start a tenant now; one whose memory does not fit ends at once."""
@@ -268,20 +257,14 @@ class Tenancy:
         elapsed_ns = now_ns - last.at_ns
         if elapsed_ns < SAMPLE_NS:
             return
-        self._utilization = min(1.0, (usage.active_ns - last.active_ns) / elapsed_ns)
+        self.utilization = min(1.0, (usage.active_ns - last.active_ns) / elapsed_ns)
         self._shares = {
             context: min(1.0, (busy_ns - last.busy_ns.get(context, 0)) / elapsed_ns)
             for context, busy_ns in usage.busy_ns.items()
         }
         self._sample = _Sample(now_ns, usage.active_ns, dict(usage.busy_ns))
 
-    @property
-    def utilization(self) -> float:
-        """Share of the time before the last sample in which a kernel ran, 0 to 1."""
-        return self._utilization
-
     def sm_share(self, pid: int) -> float:
-        """A tenant's part of that time."""
         return self._shares.get(ContextId(pid), 0.0)
 
     def _run(self, tenant: Tenant, bench: _Bench) -> Generator[simpy.Event, object, None]:

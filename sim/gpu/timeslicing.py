@@ -1,4 +1,4 @@
-"""x"""
+"""Time slicing: contexts take turns, each for a slice, with a switch between two of them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,6 @@ class Slicing:
             work.left_ns = self._at_present_speed(work.left_ns, before)
 
     def _at_present_speed(self, work_ns: int, ppm: int) -> int:
-        """Nanoseconds that take `work_ns` at another speed."""
         return max(1, -(-work_ns * ppm // self._ppm))
 
     def _decide(self) -> None:
@@ -153,7 +152,7 @@ class Slicing:
 
 
 class StepwiseTimeSlicing(Slicing):
-    """`Scheduler` that follows the rules of `slicing` one step at a time."""
+    """`Scheduler` that takes turns one step at a time."""
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         ended: list[Ended] = []
@@ -162,7 +161,6 @@ class StepwiseTimeSlicing(Slicing):
         return ended
 
     def next_end_ns(self) -> int | None:
-        """See `Scheduler.next_end_ns`: found by trying."""
         if not self.runnable:
             return None
         trial = deepcopy(self)
@@ -182,7 +180,7 @@ class StepwiseTimeSlicing(Slicing):
 
 
 class TimeSlicing(Slicing):
-    """`Scheduler` that follows the rules of `slicing`, exactly."""
+    """`Scheduler` with the same results in fewer steps: it skips whole rounds."""
 
     def advance(self, to_ns: int) -> Sequence[Ended]:
         ended: list[Ended] = []
@@ -206,7 +204,6 @@ class TimeSlicing(Slicing):
         return ended
 
     def next_end_ns(self) -> int | None:
-        """See `Scheduler.next_end_ns`: from the position of each context in the round."""
         state = self.state
         running, now_ns = state.running, state.now_ns
         if running is None and not state.queue:
@@ -280,7 +277,6 @@ class TimeSlicing(Slicing):
         return rounds * round_ns
 
     def _round_ns(self, ring: Sequence[Work]) -> int:
-        """The time of one turn of each, with the switches between them."""
         slice_ns = self.parameters.slice_ns
         if len(ring) == 1:
             return slice_ns

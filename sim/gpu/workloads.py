@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
 
@@ -32,7 +33,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ClosedLoop(ScenarioModel):
-    """Work, a pause, work again: a client that waits for its answer. A pause of 0 saturates."""
+    """Work, a pause, work again: a client that waits for the response. A pause of 0 saturates."""
 
     kind: Literal["closed-loop"] = "closed-loop"
     busy_ms: Milliseconds
@@ -47,7 +48,7 @@ class Diurnal(ScenarioModel):
 
 
 class OpenLoop(ScenarioModel):
-    """Requests that come whatever becomes of those before them, served one after the other.
+    """Requests that arrive whether or not earlier ones are done, served one after the other.
 
     `arrivals`: `poisson`, or `regular`; each arrival brings `burst` requests.
     """
@@ -144,7 +145,6 @@ class Bench(Protocol):
 
     def served(self, since_ns: int, work_ns: int) -> None:
         """A request that came at `since_ns`, of so much work alone, is done now."""
-        ...
 
 
 class TraceError(Exception):
@@ -255,7 +255,7 @@ def _llm_decode(workload: LlmDecode, bench: Bench) -> Driver:
     """Prefills come first, one at a time; then the whole batch makes a token in one step."""
     random = bench.random
     step_ns = _ns(workload.step_ms)
-    next_ns = _after(bench, random.expovariate(workload.per_s))
+    next_ns = _now(bench) + max(1, round(random.expovariate(workload.per_s) * NS_PER_S))
     waiting: deque[int] = deque()
     batch: list[_Sequence] = []
     while True:
@@ -280,23 +280,16 @@ def _llm_decode(workload: LlmDecode, bench: Bench) -> Driver:
             yield bench.env.timeout(next_ns - _now(bench))
 
 
+@dataclass(slots=True)
 class _Sequence:
     """A request in the batch: when it came, tokens to make, and its work without others."""
 
-    __slots__ = ("alone_ns", "since_ns", "tokens_left")
-
-    def __init__(self, since_ns: int, tokens_left: int, alone_ns: int) -> None:
-        self.since_ns = since_ns
-        self.tokens_left = tokens_left
-        self.alone_ns = alone_ns
-
-
-def _after(bench: Bench, seconds: float) -> int:
-    return _now(bench) + max(1, round(seconds * NS_PER_S))
+    since_ns: int
+    tokens_left: int
+    alone_ns: int
 
 
 def _geometric(random: Random, mean: int) -> int:
-    """A count of at least 1 with that mean."""
     if mean == 1:
         return 1
     return 1 + int(math.log(1.0 - random.random()) / math.log(1.0 - 1.0 / mean))
@@ -318,11 +311,7 @@ def _kernel_trace(workload: KernelTrace, bench: Bench) -> Driver:
 
 
 def read_kernels(file: str) -> list[tuple[int, int]]:
-    """Kernels of a trace as (start, work) in nanoseconds, by start; the first starts at 0.
-
-    Raises:
-        TraceError: not readable, a column is missing, or a value is no number.
-    """
+    """(start, work) of a trace's kernels in nanoseconds, from 0 on; raises `TraceError`."""
     try:
         with Path(file).open(encoding="utf-8", newline="") as stream:
             rows = [

@@ -144,7 +144,7 @@ def _grant(
     preferred: Sequence[str] = ()
     if manager.has_preference(resource):
         response = yield PreferCall(resource, available, (), count)
-        preferred = _ids(response)
+        preferred = () if response is None or isinstance(response, Grant) else response
     device_ids = _shuffled(_choose(available, preferred, count), generator)
     response = yield AllocateCall(pod.uid, container.name, resource, device_ids)
     if not isinstance(response, Grant):
@@ -154,7 +154,6 @@ def _grant(
 
 
 def _choose(available: Sequence[str], preferred: Sequence[str], count: int) -> tuple[str, ...]:
-    """Preferred devices that are available first, then any."""
     usable = set(available)
     chosen = dict.fromkeys(one for one in preferred if one in usable)
     return tuple(dict.fromkeys((*chosen, *available)))[:count]
@@ -162,7 +161,3 @@ def _choose(available: Sequence[str], preferred: Sequence[str], count: int) -> t
 
 def _shuffled(ids: Sequence[str], generator: random.Random) -> tuple[str, ...]:
     return tuple(generator.sample(ids, len(ids)))
-
-
-def _ids(response: Response) -> Sequence[str]:
-    return () if response is None or isinstance(response, Grant) else response

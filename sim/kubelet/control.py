@@ -61,11 +61,7 @@ class _Manifest(_Loose):
 
 
 def pods_from_yaml(text: str) -> tuple[Pod, ...]:
-    """The pods of a (multi-document) YAML text; other kinds are refused.
-
-    Raises:
-        ManifestError: not YAML, something else than Pods, or no whole number of devices.
-    """
+    """The pods of a (multi-document) YAML text; raises `ManifestError` for anything else."""
     try:
         documents = [one for one in read_yaml_documents(text) if one is not None]
         return tuple(_pod(_Manifest.model_validate(document)) for document in documents)
@@ -74,11 +70,7 @@ def pods_from_yaml(text: str) -> tuple[Pod, ...]:
 
 
 def parse_limits(texts: list[str]) -> Mapping[str, int]:
-    """`RESOURCE=N` for each text.
-
-    Raises:
-        ManifestError: another form.
-    """
+    """Counts by resource from texts `RESOURCE=N`; raises `ManifestError`."""
     limits: dict[str, int] = {}
     for text in texts:
         resource, _, amount = text.rpartition("=")
@@ -146,8 +138,6 @@ class _Request(BaseModel):
 
 
 def serve_kubelet_control(kubelet: Kubelet) -> LineServer:
-    """Listen for requests to `kubelet` until the server is closed."""
-
     def handle(request: Mapping[str, object]) -> Mapping[str, object]:
         try:
             return _handle(kubelet, _Request.model_validate(request))
@@ -164,11 +154,7 @@ def serve_kubelet_control(kubelet: Kubelet) -> LineServer:
 def ask_kubelet(
     kubelet_dir: Path, respond_within_s: float = DECISION_TIMEOUT_S, **request: object
 ) -> Mapping[str, object]:
-    """Send a request to the stand-in of a folder.
-
-    Raises:
-        ControlError: it does not run there, or it refused.
-    """
+    """Send a request to the stand-in of a folder; raises `ControlError` if it fails."""
     return ask(kubelet_control_socket(kubelet_dir), request, respond_within_s)
 
 

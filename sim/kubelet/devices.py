@@ -45,8 +45,6 @@ class _Resource:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Devices that one container of a pod holds."""
-
     pod_uid: str
     container: str
     resource: str
@@ -57,8 +55,6 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """Capacity and allocatable of one resource, as in the node's status."""
-
     capacity: int
     allocatable: int
 
@@ -80,7 +76,7 @@ class DeviceManager:
         self._ever_seen.add(resource)
 
     def listed(self, resource: str, devices: Iterable[Listed]) -> None:
-        """A list arrived: it replaces the devices of the resource, whoever sent it."""
+        """A list arrived: it replaces the devices of the resource, also those of another plugin."""
         state = self._resources.setdefault(resource, _Resource())
         state.healthy, state.unhealthy = {}, {}
         for device in devices:
@@ -112,19 +108,13 @@ class DeviceManager:
         return resource in self._ever_seen
 
     def has_preference(self, resource: str) -> bool:
-        state = self._resources.get(resource)
-        return state is not None and state.has_preference
+        return resource in self._resources and self._resources[resource].has_preference
 
     def wants_pre_start(self, resource: str) -> bool:
-        state = self._resources.get(resource)
-        return state is not None and state.wants_pre_start
+        return resource in self._resources and self._resources[resource].wants_pre_start
 
     def available(self, resource: str, needed: int) -> tuple[str, ...]:
-        """Healthy devices that no container holds, by id.
-
-        Raises:
-            DeviceShortage: there are fewer than `needed`, in the kubelet's words.
-        """
+        """Healthy devices that no container holds, by id; raises `DeviceShortage` if too few."""
         state = self._resources.get(resource)
         if state is None:
             raise DeviceShortage(f"cannot allocate unregistered device {resource}")
@@ -161,7 +151,6 @@ class DeviceManager:
 
     @property
     def holdings(self) -> tuple[Holding, ...]:
-        """Everything that is held, in the order in which it was granted."""
         return tuple(self._holdings)
 
     def devices(self, resource: str) -> dict[str, bool]:
@@ -208,11 +197,7 @@ def write_checkpoint(manager: DeviceManager) -> str:
 
 
 def read_checkpoint(text: str) -> tuple[tuple[Holding, ...], tuple[str, ...]]:
-    """Holdings and registered resources of a checkpoint.
-
-    Raises:
-        CheckpointDamaged: with what is wrong.
-    """
+    """Holdings and registered resources of a checkpoint; raises `CheckpointDamaged`."""
     try:
         content = json.loads(text)
         data, checksum = content["Data"], content["Checksum"]
@@ -227,8 +212,8 @@ def read_checkpoint(text: str) -> tuple[tuple[Holding, ...], tuple[str, ...]]:
 def _entry(holding: Holding) -> dict[str, object]:
     by_node: dict[str, list[str]] = {}
     for device_id in holding.device_ids:
-        for node in _nodes(holding.numa.get(device_id, ())):
-            by_node.setdefault(node, []).append(device_id)
+        for node in holding.numa.get(device_id, ()) or (_NO_NUMA_NODE,):
+            by_node.setdefault(str(node), []).append(device_id)
     return {
         "PodUID": holding.pod_uid,
         "ContainerName": holding.container,
@@ -236,10 +221,6 @@ def _entry(holding: Holding) -> dict[str, object]:
         "DeviceIDs": by_node,
         "AllocResp": base64.b64encode(holding.raw).decode(),
     }
-
-
-def _nodes(numa_nodes: Iterable[int]) -> list[str]:
-    return [str(node) for node in numa_nodes] or [_NO_NUMA_NODE]
 
 
 def _holding(entry: dict[str, object]) -> Holding:
@@ -258,11 +239,7 @@ def _holding(entry: dict[str, object]) -> Holding:
 
 
 def _mapping(value: object) -> dict[str, list[str]]:
-    """Lists of device ids by resource or by NUMA node.
-
-    Raises:
-        TypeError: something else.
-    """
+    """Lists of device ids by resource or by NUMA node; raises `TypeError` for anything else."""
     if not isinstance(value, dict):
         raise TypeError("a mapping of device ids is missing")
     for device_ids in value.values():

@@ -111,16 +111,11 @@ class Kubelet:
         self._emit("stopped", "kubelet stopped")
 
     def restart(self) -> None:
-        """Stop and start again: pods and the checkpoint stay, plugins must come back."""
         self.stop()
         self.start()
 
     def create_pod(self, pod: Pod) -> None:
-        """Hand a pod to the node; what becomes of it is in `view`.
-
-        Raises:
-            ValueError: a pod of this name exists.
-        """
+        """Hand a pod to the node; raises `ValueError` if one of this name exists."""
         with self._changed:
             self._model.create(pod, pod.uid or str(uuid.uuid4()))
             self._carry_out()
@@ -128,15 +123,15 @@ class Kubelet:
     def run_pod(self, pod: Pod, timeout_s: float = 10.0) -> PodStatus:
         """Create a pod and wait until it was admitted, refused, or found not to fit."""
         self.create_pod(pod)
-        node = self.wait_until(lambda node: _decided(node.pods[pod.key].status), timeout_s)
-        return node.pods[pod.key].status
+
+        def decided(node: NodeView) -> bool:
+            status = node.pods[pod.key].status
+            return status.phase is not Phase.PENDING or bool(status.reason)
+
+        return self.wait_until(decided, timeout_s).pods[pod.key].status
 
     def delete_pod(self, key: str) -> None:
-        """Remove a pod by `namespace/name` (or by name, in `default`) and free its devices.
-
-        Raises:
-            KeyError: there is no such pod.
-        """
+        """Remove a pod by `namespace/name` (or by name, in `default`); raises `KeyError`."""
         with self._changed:
             self._model.delete(key if "/" in key else f"default/{key}")
             self._carry_out()
@@ -146,11 +141,7 @@ class Kubelet:
             return self._model.view(self._clock())
 
     def wait_until(self, condition: Callable[[NodeView], object], timeout_s: float) -> NodeView:
-        """Wait until `condition` holds for the node and return the node then.
-
-        Raises:
-            TimeoutError: it did not in time; the text shows the node as it is.
-        """
+        """The node once `condition` holds for it; raises `TimeoutError` with the node's state."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while True:
@@ -163,7 +154,6 @@ class Kubelet:
                 self._changed.wait(min(left_s, GRACE_CHECK_S))
 
     def _sync_loop(self) -> None:
-        """Admit and start pending pods, one at a time, in the order in which they were created."""
         with self._changed:
             while self._running:
                 progress = [self._sync(key) for key in self._model.pending]
@@ -269,10 +259,6 @@ class Kubelet:
 
     def _emit(self, kind: str, text: str) -> None:
         self._listener(KubeletEvent(kind, text))
-
-
-def _decided(status: PodStatus) -> bool:
-    return status.phase is not Phase.PENDING or bool(status.reason)
 
 
 def _summary(node: NodeView) -> str:

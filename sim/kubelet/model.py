@@ -51,7 +51,6 @@ class KubeletModel:
         self._effects: list[Effect] = []
 
     def take_effects(self) -> tuple[Effect, ...]:
-        """What is to be done since the last call, in order."""
         taken = tuple(self._effects)
         self._effects.clear()
         return taken
@@ -88,21 +87,13 @@ class KubeletModel:
         self._devices.disconnected(resource, now_s)
 
     def create(self, pod: Pod, uid: str) -> None:
-        """Add a pod, Pending; `uid` is unique among all pods.
-
-        Raises:
-            ValueError: a pod of this name exists.
-        """
+        """Add a pod, Pending; raises `ValueError` if one of this name exists."""
         if pod.key in self._pods:
             raise ValueError(f"pod {pod.key} exists already")
         self._pods[pod.key] = PodView(replace(pod, uid=uid), PodStatus(Phase.PENDING))
 
     def delete(self, key: str) -> None:
-        """Remove a pod by `namespace/name` and free its devices.
-
-        Raises:
-            KeyError: there is no such pod.
-        """
+        """Remove a pod by `namespace/name` and free its devices; raises `KeyError` without one."""
         view = self._pods.pop(key)
         self._devices.release(view.pod.uid)
         if _is_admitted(view.status):
@@ -112,14 +103,10 @@ class KubeletModel:
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """Keys of the pods that are Pending, in the order in which they were created."""
         return tuple(key for key, view in self._pods.items() if view.status.phase is Phase.PENDING)
 
     def sync(self, key: str, now_s: float) -> Generator[PluginCall, Response, PodStatus | None]:
-        """Take a pending pod a step further: schedule, admit and start it, as far as possible.
-
-        The result is its status; None if it was deleted in the meantime.
-        """
+        """Take a pending pod as far as possible; returns its status, None if it was deleted."""
         view = self._pods.get(key)
         if view is None:
             return None
@@ -157,7 +144,6 @@ class KubeletModel:
 
     @property
     def list_updates(self) -> int:
-        """Lists that arrived since the start, of all resources."""
         return self._list_updates.total()
 
     def held(self) -> list[tuple[Pod, tuple[Holding, ...]]]:

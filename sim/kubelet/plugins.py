@@ -55,11 +55,7 @@ class PluginClient:
         self._closed = False
 
     def dial(self) -> None:
-        """Wait until the plugin answers.
-
-        Raises:
-            CallFailed: it does not within ten seconds, or the connection was closed meanwhile.
-        """
+        """Wait until the plugin responds; raises `CallFailed` after ten seconds or a close."""
         try:
             self._ready.result(DIAL_TIMEOUT_S)
         except (grpc.FutureTimeoutError, grpc.FutureCancelledError):
@@ -71,11 +67,7 @@ class PluginClient:
         return self._call("GetDevicePluginOptions", pb.Empty(), parse)
 
     def call(self, call: PluginCall) -> Response:
-        """One call of an admission; PreStartContainer is the only one with a deadline.
-
-        Raises:
-            CallFailed: with the text of Go's gRPC library.
-        """
+        """One call of an admission; raises `CallFailed` with the text of Go's gRPC library."""
         method, request = request_for(call)
         timeout_s = PRE_START_TIMEOUT_S if isinstance(call, PreStartCall) else None
         return self._call(method, request, partial(response_to, call), timeout_s)
@@ -158,11 +150,7 @@ class Connections:
         self._streams: list[tuple[PluginClient, threading.Thread]] = []
 
     def dial(self, resource: str, socket: Path) -> PluginClient:
-        """A connection that is not in charge of its resource yet.
-
-        Raises:
-            CallFailed: the plugin does not answer.
-        """
+        """A connection that is not in charge of its resource yet; raises `CallFailed`."""
         client = PluginClient(resource, socket, self._record)
         with self._lock:
             self._dialled.add(client)
@@ -174,13 +162,11 @@ class Connections:
         return client
 
     def give_up(self, client: PluginClient) -> None:
-        """Close a connection that will not be put in charge."""
         with self._lock:
             self._dialled.discard(client)
         client.close()
 
     def put_in_charge(self, client: PluginClient) -> None:
-        """Send calls for its resource to this client, and follow its list."""
         resource = client.resource
         with self._lock:
             self._dialled.discard(client)
@@ -206,7 +192,6 @@ class Connections:
         return True
 
     def close_all(self) -> None:
-        """Disconnect everything, half-made connections too, and wait for streams to end."""
         with self._lock:
             self._current.clear()
             streams, self._streams = self._streams, []

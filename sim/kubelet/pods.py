@@ -40,7 +40,6 @@ class Pod:
         return f"{self.namespace}/{self.name}"
 
     def requests(self) -> dict[str, int]:
-        """What the scheduler adds up: the limits of all containers, by resource."""
         total: dict[str, int] = {}
         for container in self.containers:
             for resource, count in container.limits.items():
@@ -124,5 +123,4 @@ class NodeView:
         return self.amounts.get(resource, Amount(0, 0)).allocatable
 
     def unhealthy(self, resource: str) -> tuple[str, ...]:
-        """Ids of the devices that were last listed as unhealthy."""
         return tuple(one for one, ok in self.devices.get(resource, {}).items() if not ok)

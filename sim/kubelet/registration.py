@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def sockets_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The sockets and what the file system tells of each, in the order of their names."""
+    """The sockets with their status in the file system, in the order of their names."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:
@@ -66,7 +66,6 @@ log = logging.getLogger(__name__)
 
 
 def is_extended_resource(name: str) -> bool:
-    """True if Kubernetes accepts the name for a device resource."""
     return _EXTENDED_RESOURCE.fullmatch(name) is not None
 
 
@@ -115,7 +114,6 @@ class PluginWatcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop watching; registered plugins are left alone."""
         self._stopping.set()
         self._thread.join()
 

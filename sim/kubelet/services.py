@@ -26,8 +26,6 @@ STOP_GRACE_S = 0.2
 
 
 class Services:
-    """Both services on their sockets, from `start` to `stop`."""
-
     def __init__(self, kubelet_socket: Path, pod_resources_socket: Path) -> None:
         self._kubelet_socket = kubelet_socket
         self._pod_resources_socket = pod_resources_socket
@@ -146,6 +144,5 @@ def _pod(pod: Pod, held: tuple[Holding, ...]) -> pr.PodResources:
 
 
 def _device(resource: str, device_id: str, nodes: tuple[int, ...]) -> pr.ContainerDevices:
-    """One entry per device, as the kubelet has it."""
     topology = pr.TopologyInfo(nodes=[pr.NUMANode(ID=node) for node in nodes]) if nodes else None
     return pr.ContainerDevices(resource_name=resource, device_ids=[device_id], topology=topology)

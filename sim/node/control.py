@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 RESPONSE_TIMEOUT_S = 5.0
 
 
-class GpuStatus(BaseModel):
-    """One GPU of a simulated node, as clients see it."""
-
+class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+
+class GpuStatus(_Message):
     index: int
     uuid: str
     product: str
@@ -40,20 +40,16 @@ class GpuStatus(BaseModel):
     tenants: list[str]
 
 
-class InjectedGpu(BaseModel):
+class InjectedGpu(_Message):
     """A GPU that got the fault; `replaced_by` is the UUID of the GPU that took its place."""
-
-    model_config = ConfigDict(frozen=True)
 
     index: int
     uuid: str
     replaced_by: str | None
 
 
-class Injected(BaseModel):
+class Injected(_Message):
     """What an injection met: the GPUs (none if it was the node), and the model time in seconds."""
-
-    model_config = ConfigDict(frozen=True)
 
     gpus: list[InjectedGpu]
     at_s: float
@@ -79,21 +75,14 @@ def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
     """Inject `what` (a fault as in a scenario) into GPUs of the node at `path`, or the node.
 
     `gpu` is an index, a UUID, or "all", which means every GPU that it applies to; None for a
-    fault of the node as a whole.
-
-    Raises:
-        ControlError: no node there, no such GPU, or nothing that can happen.
+    fault of the node as a whole. Raises `ControlError` without a node or GPU to which it applies.
     """
     request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
     return Injected.model_validate(ask(path, request, RESPONSE_TIMEOUT_S))
 
 
 def status(path: Path) -> list[GpuStatus]:
-    """The GPUs of the node behind `path`, by index.
-
-    Raises:
-        ControlError: no node there.
-    """
+    """The GPUs of the node behind `path`, by index; raises `ControlError` without a node."""
     response = ask(path, {"status": True}, RESPONSE_TIMEOUT_S)
     return _GPUS.validate_python(response["gpus"])
 

@@ -138,11 +138,7 @@ class CannotInject(Exception):
 
 
 def check_applies(gpu: SimulatedGpu, what: GpuFault) -> None:
-    """Check that a fault applies to the GPU as it is now.
-
-    Raises:
-        CannotInject: it does not.
-    """
+    """Raise `CannotInject` for a fault that does not apply to the GPU as it is now."""
     index = gpu.identity.index
     if gpu.replaced_by is not None:
         raise CannotInject(

@@ -29,11 +29,12 @@ from sim.gpu.faults import (
     WatchMended,
 )
 from sim.gpu.gpu import SimulatedGpu
+from sim.gpu.physics import Physics
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.tenancy import TenantSpec
 from sim.gpu.workloads import MemoryUse
 from sim.node.injection import SimulatedDriver, check_applies, start_faults
-from sim.node.population import Identities, physics_of, tenancies_of
+from sim.node.population import Identities, tenancies_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -88,7 +89,7 @@ class SimulatedNode:
         now_ns = to_ns(now_s)
         if now_ns > self.env.now:
             self.env.run(until=now_ns)
-        # run() leaves its own stop event scheduled for the present; peek() would show it for ever.
+        # run() leaves its own stop event scheduled for the present; peek() would still show it.
         while self.env.peek() <= self.env.now:
             self.env.step()
 
@@ -98,7 +99,6 @@ class SimulatedNode:
 
     @property
     def next_s(self) -> float:
-        """When the next scheduled event is due, in seconds; infinity if none is."""
         return self.env.peek() / NS_PER_S
 
     @property
@@ -107,40 +107,27 @@ class SimulatedNode:
         return tuple(self._present)
 
     def listed(self) -> tuple[Gpu, ...]:
-        """All GPUs as an enumeration shows them, by index; one that was replaced comes second."""
         order = sorted(
             self.gpus.values(), key=lambda gpu: (gpu.identity.index, gpu.replaced_by is not None)
         )
         return tuple(gpu.listed() for gpu in order)
 
     def gpu(self, uuid: str) -> SimulatedGpu:
-        """The GPU of a UUID.
-
-        Raises:
-            UnknownGpu: this node has none.
-        """
+        """The GPU of a UUID; raises `UnknownGpu`."""
         try:
             return self.gpus[uuid]
         except KeyError:
             raise UnknownGpu(uuid) from None
 
     def find(self, index_or_uuid: str) -> SimulatedGpu:
-        """The GPU that a person named, by UUID or by the index that it has now.
-
-        Raises:
-            UnknownGpu: this node has none.
-        """
+        """The GPU of a UUID, or of the index that it has now; raises `UnknownGpu`."""
         for gpu in self._present:
             if index_or_uuid == str(gpu.identity.index):
                 return gpu
         return self.gpu(index_or_uuid)
 
     def inject(self, gpu: SimulatedGpu, what: GpuFault) -> None:
-        """Inject a fault into a GPU now.
-
-        Raises:
-            CannotInject: it does not apply to the GPU as it is; nothing has changed.
-        """
+        """Inject a fault into a GPU now; nothing changes where it raises `CannotInject`."""
         check_applies(gpu, what)
         now_s = self.now_s
         match what:
@@ -185,7 +172,6 @@ class SimulatedNode:
         return gpu is not None and self.driver.loaded and gpu.hangs(self.now_s)
 
     def take_events(self) -> tuple[Event, ...]:
-        """What the driver reported since the last call."""
         taken = tuple(self._events)
         self._events.clear()
         return taken
@@ -205,10 +191,7 @@ class SimulatedNode:
         }
 
     def start_tenant(self, uuid: str, spec: TenantSpec) -> Tenant | None:
-        """Start a tenant on a GPU or MIG device; None if that cannot be used now.
-
-        A GPU that is lost, hot or waits for a reset starts no process, nor does one that hangs.
-        """
+        """Start a tenant; None on a GPU that is lost, hot, hangs or waits for a reset."""
         for gpu in self._present:
             tenancy = gpu.tenancies.get(uuid)
             if tenancy is None or not gpu.probe().clean or self.hangs(gpu.identity.uuid):
@@ -285,7 +268,7 @@ class SimulatedNode:
 
     def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
         group = self._groups[identity.index]
-        gpu = SimulatedGpu(identity, profile, physics_of(profile, group))
+        gpu = SimulatedGpu(identity, profile, Physics(profile, group.cooling))
         gpu.tenancies = self._tenancies(identity, profile)
         return gpu
 

@@ -48,7 +48,7 @@ INTERACTIVE_BACKOFF = Backoff(1.0, 30.0, 60.0)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A pod arrives `after_s` after the one before it; `lifetime_s` is None for ever."""
+    """A pod arrives `after_s` after the one before it; `lifetime_s` is None without an end."""
 
     pod: Pod
     after_s: float
@@ -57,10 +57,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Create the pod (instead of the one that failed) and wait until it is admitted or refused.
-
-    The reply is its `PodStatus`.
-    """
+    """Create the pod, or create it again, until it is decided. The reply is its `PodStatus`."""
 
     pod: Pod
 

@@ -104,7 +104,6 @@ class PodWork:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following and end the containers; pods stay at the kubelet."""
         self._stopping.set()
         self._thread.join()
         for life in self._lives.values():
@@ -177,11 +176,7 @@ class PodWork:
         return is_deleted or time.monotonic() >= life.over_at_s
 
     def _begin(self, life: _Life) -> None:
-        """Begin a step.
-
-        Raises:
-            PodOver: another pod has this name.
-        """
+        """Begin a step; raises `PodOver` where another pod has this name."""
         now_s = time.monotonic()
         match life.step:
             case Admit(pod=pod):
@@ -245,7 +240,6 @@ class PodWork:
                 self._write_cgroup(life.tenant.pid, pod)
 
     def _stop_container(self, life: _Life) -> None:
-        """End the container, if it runs, and remove what the host has of its process."""
         if life.tenant is not None and isinstance(life.step, Run):
             with self._node.update() as node:
                 node.stop_tenant(life.step.uuid, life.tenant)

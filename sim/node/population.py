@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from hal import ComputeMode, Gpu
-from sim.gpu.physics import Physics
 from sim.gpu.profiles import load_profile, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
 from sim.gpu.tenancy import Memory, Tenancy
@@ -62,7 +61,6 @@ class Identities:
                 index += 1
 
     def partitioned(self, gpu: Gpu, mig: Sequence[str] | None, profile: Profile) -> Gpu:
-        """The GPU with new MIG devices of allowed MIG profiles; None turns MIG off."""
         return partitioned(gpu, mig, profile, self._generator)
 
     def another(self, gpu: Gpu, profile: Profile) -> Gpu:
@@ -75,28 +73,16 @@ class Identities:
 
 
 def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
-    """A bus id for each GPU of a node, all different.
-
-    Those of a real node of the model, where they were captured, come first, then made-up ones.
-    """
+    """A different bus id for each GPU: captured ones of its model first, then made-up ones."""
     captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
-    made_up = (bus_id for bus_id in _made_up_bus_ids() if bus_id not in captured)
+    numbered = (f"{n // 32:08X}:{(n % 32) * 8 + 1:02X}:00.0" for n in itertools.count())
+    made_up = (bus_id for bus_id in numbered if bus_id not in captured)
     given: set[str] = set()
     for profile in profiles:
         free = (bus_id for bus_id in profile.bus_ids if bus_id not in given)
         bus_id = next(free, None) or next(made_up)
         given.add(bus_id)
         yield bus_id
-
-
-def _made_up_bus_ids() -> Iterator[str]:
-    for number in itertools.count():
-        yield f"{number // 32:08X}:{(number % 32) * 8 + 1:02X}:00.0"
-
-
-def physics_of(profile: Profile, group: GpuGroup) -> Physics:
-    """The physics of a GPU of the group, cold."""
-    return Physics(profile, group.cooling)
 
 
 def tenancies_of(
@@ -144,7 +130,6 @@ def _share(sms: int | None, all_sms: int | None) -> float:
 
 
 def _profile_of(profile: Profile, recorded: RecordedGpu | None) -> Profile:
-    """The model's profile with what is known better of this one GPU."""
     if recorded is None:
         return profile
     changes: dict[str, object] = {}
@@ -171,7 +156,6 @@ def _identity_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
 
 
 def _partition_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
-    """The partitioned GPU with what is known better of its MIG devices."""
     if recorded is None or not recorded.mig:
         return gpu
     known = dict(enumerate(recorded.mig))

@@ -52,7 +52,7 @@ class RealTimeNode:
 
     @contextmanager
     def update(self) -> Iterator[SimulatedNode]:
-        """The node, advanced to the present and held still; changes wake whoever waits."""
+        """The node, advanced to the present and held still; changes wake callers that wait."""
         with self._changed:
             self._advance()
             try:
@@ -80,10 +80,8 @@ class RealTimeNode:
     def call(self, uuid: str | None = None) -> Iterator[SimulatedNode]:
         """The node as a call to its driver finds it; `uuid` is the GPU that the call is about.
 
-        While the driver or that GPU hangs this waits, and lets go of the lock; `stop` ends it.
-
-        Raises:
-            DriverUnavailable: the driver is not loaded, or the node was stopped during a hang.
+        While the driver or that GPU hangs this waits, without the lock. Raises `DriverUnavailable`
+        where the driver is not loaded, or the node is stopped during a hang.
         """
         with self._changed:
             self._advance()
@@ -97,9 +95,7 @@ class RealTimeNode:
         """Driver events, waiting at most `timeout_s` or until `interrupt`.
 
         A driver that hangs at its end holds it up for longer; `interrupt` does not help then.
-
-        Raises:
-            DriverUnavailable: events cannot be waited for, as it turns out now or while waiting.
+        Raises `DriverUnavailable` where events cannot be waited for, now or later.
         """
         node = self._node
         with self._changed:
@@ -120,7 +116,6 @@ class RealTimeNode:
             return node.take_events()
 
     def interrupt(self) -> None:
-        """Make running `wait_events` calls return."""
         with self._changed:
             self._interrupts += 1
             self._wake()
@@ -130,11 +125,11 @@ class RealTimeNode:
             while not self._stopping:
                 self._advance()
                 pause_s = (self._node.next_s - self._model_time_s()) / self._speed
-                # An idle model has nothing scheduled: wait for a change, not for ever.
+                # An idle model has nothing scheduled: wait for a change.
                 self._changed.wait(min(max(pause_s, 0.0), 3600.0))
 
     def _advance(self) -> None:
-        """To the present; wakes whoever waits if something was due (an event, or a hang's end)."""
+        """To the present; wakes waiting callers if an event or the end of a hang was due."""
         now_s = self._model_time_s()
         due = self._node.next_s <= now_s
         self._node.advance(now_s)
@@ -174,7 +169,6 @@ class SimBackend:
             self._driver_version = model.scenario.driver_version
 
     def open(self) -> None:
-        """Start the node's clock; the driver may hang or be unavailable from the first moment."""
         self._node.start()
         with self._node.call():
             pass
@@ -217,7 +211,7 @@ class SimBackend:
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:
         """Slices of another length; NVIDIA publishes no durations, so those of levels are assumed.
 
-        Tenants that run feel it at once, although a real driver tells only those that come later.
+        Tenants that run feel it at once, although with a real driver only later ones do.
         """
         with self._node.call(uuid) as model:
             gpu = _reachable(model, uuid)

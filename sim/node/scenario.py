@@ -198,11 +198,7 @@ def scenario_names() -> tuple[str, ...]:
 
 
 def load_scenario(name_or_path: str) -> Scenario:
-    """A shipped scenario by its name, or one of the user's by its path.
-
-    Raises:
-        ScenarioError: not found, not YAML, or not a scenario.
-    """
+    """A shipped scenario by its name, or one of the user's by its path; raises `ScenarioError`."""
     if name_or_path in scenario_names():
         text = _folder().joinpath(f"{name_or_path}.yaml").read_text("utf-8")
         return parse_scenario(text, name_or_path)
@@ -216,11 +212,7 @@ def load_scenario(name_or_path: str) -> Scenario:
 
 
 def parse_scenario(text: str, name: str) -> Scenario:
-    """A scenario from YAML text.
-
-    Raises:
-        ScenarioError: with every key that is wrong.
-    """
+    """A scenario from YAML text; raises `ScenarioError` with every key that is wrong."""
     try:
         scenario = Scenario.model_validate(read_yaml(text))
     except YamlError as error:

@@ -33,12 +33,11 @@ file system gives away again."""
 
 
 def kernel_folder(kubelet_dir: Path) -> Path:
-    """Where the node that serves this kubelet folder keeps them."""
     return kubelet_dir / "gpuplugin-sim-kernel"
 
 
 class KernelFiles:
-    """Follows a node; whoever calls holds it still."""
+    """Follows a node; the caller holds it still."""
 
     def __init__(self, root: Path) -> None:
         self.sysfs = root / "sys"
@@ -139,13 +138,7 @@ class CannotServe(Exception):
 
 @contextmanager
 def served(node: RealTimeNode, kubelet_dir: Path, pids: ProcessIds | None = None) -> Iterator[None]:
-    """Serve both sockets and the files in the folder of the kubelet that the node belongs to.
-
-    `pids` are the process ids that NVML reports; None for those of the simulation.
-
-    Raises:
-        CannotServe: a socket cannot be made.
-    """
+    """Serve both sockets and the files of a kubelet's folder; raises `CannotServe`."""
     with (
         kernel_files(node, kernel_folder(kubelet_dir)),
         closing(_made(lambda path: serve_control(node, path), control_socket(kubelet_dir))),
@@ -156,13 +149,7 @@ def served(node: RealTimeNode, kubelet_dir: Path, pids: ProcessIds | None = None
 
 @contextmanager
 def kernel_files(node: RealTimeNode, root: Path) -> Iterator[KernelFiles]:
-    """The files that the kernel has of the node's GPUs, kept in this folder.
-
-    They change before a change of the node can be seen in another way.
-
-    Raises:
-        CannotServe: they cannot be written.
-    """
+    """The kernel's files, written before a change is seen otherwise; raises `CannotServe`."""
     try:
         files = KernelFiles(root)
     except OSError as error:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 import pynvml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sim.nvml.call import NvmlCall
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
     Response: TypeAlias = Value | tuple[Value, ...]
     """What is written to all of them, in order, without counts, which follow from their arrays."""
+
+    Respond: TypeAlias = Callable[[NvmlCall], Response | None]
+    """Returns what is written to the caller's pointers, or raises `NvmlFailure`."""
+
+
+_Respond = TypeVar("_Respond", bound="Respond")
 
 
 class Kind(IntEnum):
@@ -78,7 +84,7 @@ PLACES = (Device, GpuInstance, ComputeInstance)
 class Argument:
     """One argument; `ctype` is what is passed, pointed to, or an element of what is pointed to.
 
-    `by` is the position of the argument that tells the length. `asks`: an `ARRAY` that is NULL asks
+    `by` is the position of the argument with the length. `asks`: an `ARRAY` that is NULL asks
     for the count, and that is no failure. `versions` are the structures that
     a `VERSIONED` pointer may point to, by version.
     """
@@ -141,25 +147,26 @@ def fill(ctype: CType) -> Argument:
 
 
 class Source(Enum):
-    """Where an answer comes from."""
-
     LIVE = "live"
     CONSTANT = "constant"
     ASSUMED = "assumed"
+
+
+LIVE, CONSTANT, ASSUMED = Source
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
     """A function of the library.
 
-    `response` makes what is written to the caller's pointers, or raises `NvmlFailure`; of a `waits`
-    function it may be None: nothing to tell yet. `mig`: it can be asked of MIG devices as well.
+    The response of a `waits` function may be None: nothing has happened yet. `mig`: it can be
+    called for MIG devices as well.
     """
 
     name: str
     arguments: tuple[Argument, ...]
     source: Source
-    response: Callable[[NvmlCall], Response | None]
+    response: Respond
     note: str = ""
     mig: bool = False
     waits: bool = False
@@ -170,7 +177,32 @@ class Function:
         return bool(self.arguments) and self.arguments[0].ctype in (*PLACES, EventSet)
 
 
-_NOTHING = 0
+class Functions:
+    """A part of the library: as a decorator it adds a response under one or several names."""
+
+    def __init__(self) -> None:
+        self._functions: list[Function] = []
+
+    def __iter__(self) -> Iterator[Function]:
+        return iter(self._functions)
+
+    def __call__(
+        self,
+        source: Source,
+        names: str,
+        *arguments: Argument,
+        note: str = "",
+        mig: bool = False,
+        waits: bool = False,
+    ) -> Callable[[_Respond], _Respond]:
+        def add(response: _Respond) -> _Respond:
+            self._functions += [
+                Function(name, arguments, source, response, note, mig, waits)
+                for name in names.split()
+            ]
+            return response
+
+        return add
 
 
 class ProcessInfoV1(ctypes.Structure):
@@ -189,9 +221,7 @@ class EventData(ctypes.Structure):
     """An event; the binding's has a pointer where this has a number."""
 
     _fields_: ClassVar = [
-        ("device", ctypes.c_uint64),
-        ("eventType", ctypes.c_uint64),
-        ("eventData", ctypes.c_uint64),
+        *EventDataV1._fields_,
         ("gpuInstanceId", ctypes.c_uint32),
         ("computeInstanceId", ctypes.c_uint32),
     ]
@@ -229,40 +259,26 @@ class PciInfoV1(ctypes.Structure):
 
 
 def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """A PCI device in NVML's newest form."""
-    domain, bus, device = _address(bus_id)
+    legacy, numbers = _address(bus_id, device_id)
     info: ctypes.Structure = pynvml.nvmlPciInfo_t(
-        busIdLegacy=f"{domain:04X}:{bus_id[9:]}".encode(),
-        domain=domain,
-        bus=bus,
-        device=device,
-        pciDeviceId=device_id or _NOTHING,
-        busId=bus_id.encode(),
+        busIdLegacy=legacy, busId=bus_id.encode(), **numbers
     )
     return info
 
 
 def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """The same in the older form."""
-    domain, bus, device = _address(bus_id)
-    info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(
-        busId=f"{domain:04X}:{bus_id[9:]}".encode(),
-        domain=domain,
-        bus=bus,
-        device=device,
-        pciDeviceId=device_id or _NOTHING,
-    )
+    legacy, numbers = _address(bus_id, device_id)
+    info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(busId=legacy, **numbers)
     return info
 
 
 def pci_info_v1(bus_id: str, device_id: int | None) -> ctypes.Structure:
-    """The same in the oldest form."""
-    domain, bus, device = _address(bus_id)
-    legacy = f"{domain:04X}:{bus_id[9:]}".encode()
-    return PciInfoV1(legacy, domain, bus, device, device_id or _NOTHING)
+    legacy, numbers = _address(bus_id, device_id)
+    return PciInfoV1(busId=legacy, **numbers)
 
 
-def _address(bus_id: str) -> tuple[int, int, int]:
-    """Domain, bus and device of `00000000:07:00.0`."""
-    domain, bus, rest = bus_id.split(":")
-    return int(domain, 16), int(bus, 16), int(rest.partition(".")[0], 16)
+def _address(bus_id: str, device_id: int | None) -> tuple[bytes, dict[str, int]]:
+    """The short form of `00000000:07:00.0`, and the numbers of the device."""
+    domain, bus, device = (int(part, 16) for part in bus_id.partition(".")[0].split(":"))
+    numbers = {"domain": domain, "bus": bus, "device": device, "pciDeviceId": device_id or 0}
+    return f"{domain:04X}:{bus_id[9:]}".encode(), numbers

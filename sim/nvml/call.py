@@ -91,33 +91,17 @@ class Handles:
         return self._numbers[key]
 
     def place(self, node: SimulatedNode, handle: int) -> Place:
-        """What a handle of any kind is about.
-
-        Raises:
-            NvmlFailure: nothing (any more).
-        """
+        """The GPU or MIG device of a handle of any kind; raises `NvmlFailure` without one."""
         key = self._keys.get(handle)
         if key is None:
             raise NvmlFailure(Code.INVALID_ARGUMENT)
-        if key[0] == "mig":
-            return _mig_place(node, key[1])
-        gpu = node.gpus.get(key[1])
-        if gpu is None:
-            raise NvmlFailure(Code.INVALID_ARGUMENT)
-        if key[0] == "gpu":
-            return Place(gpu)
-        for device in gpu.identity.mig_devices:
-            if device.gpu_instance == key[2]:
-                return Place(gpu, device)
+        if key[0] == "gpu" and key[1] in node.gpus:
+            return Place(node.gpus[key[1]])
+        for uuid, gpu in node.gpus.items():
+            for device in gpu.identity.mig_devices:
+                if key in (("mig", device.uuid), (key[0], uuid, device.gpu_instance)):
+                    return Place(gpu, device)
         raise NvmlFailure(Code.INVALID_ARGUMENT)
-
-
-def _mig_place(node: SimulatedNode, uuid: str) -> Place:
-    for gpu in node.gpus.values():
-        for device in gpu.identity.mig_devices:
-            if device.uuid == uuid:
-                return Place(gpu, device)
-    raise NvmlFailure(Code.INVALID_ARGUMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +134,11 @@ class NvmlCall:
 
     @property
     def mig(self) -> MigDevice | None:
-        """The MIG device that it is about, if it is about one."""
         return self._place.mig
 
     @property
     def mig_device(self) -> MigDevice:
-        """The MIG device that it is about.
-
-        Raises:
-            NvmlFailure: it is about a whole GPU.
-        """
+        """The MIG device of the call; raises `NvmlFailure` for a whole GPU."""
         if self._place.mig is None:
             raise NvmlFailure(Code.INVALID_ARGUMENT)
         return self._place.mig
@@ -181,22 +160,14 @@ class NvmlCall:
 
 
 def known(value: int | None) -> int:
-    """The value, if the profile has it.
-
-    Raises:
-        NvmlFailure: not supported.
-    """
+    """The value of a profile; raises `NvmlFailure` (not supported) without one."""
     if value is None:
         raise NvmlFailure(Code.NOT_SUPPORTED)
     return value
 
 
 def choice(value: int, *allowed: int) -> int:
-    """The value, if it is one of those that NVML knows.
-
-    Raises:
-        NvmlFailure: an invalid argument.
-    """
+    """The value; raises `NvmlFailure` (an invalid argument) if it is not allowed."""
     if value not in allowed:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
     return value

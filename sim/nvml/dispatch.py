@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 
 THEMES: Final = (
-    inventory.SYSTEM_FUNCTIONS,
-    inventory.FUNCTIONS,
-    load.FUNCTIONS,
-    board.FUNCTIONS,
-    errors.FUNCTIONS,
-    errors.FIELD_FUNCTIONS,
-    links.FUNCTIONS,
-    mig.FUNCTIONS,
-    instances.FUNCTIONS,
-    events.FUNCTIONS,
+    inventory.system,
+    inventory.function,
+    load.function,
+    board.function,
+    errors.function,
+    errors.fields,
+    links.function,
+    mig.function,
+    instances.function,
+    events.function,
 )
 
 FUNCTIONS: Final[tuple[Function, ...]] = tuple(function for theme in THEMES for function in theme)
@@ -54,12 +54,9 @@ LOCAL: Final = ("nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown", 
 """Those that the library answers by itself."""
 
 
-def _not_simulated() -> tuple[str, ...]:
-    text = resources.files("sim").joinpath("nvml", "not-simulated.txt").read_text("utf-8")
-    return tuple(text.split())
-
-
-NOT_SIMULATED: Final = _not_simulated()
+NOT_SIMULATED: Final = tuple(
+    resources.files("sim").joinpath("nvml", "not-simulated.txt").read_text("utf-8").split()
+)
 """Those that return `NOT_SUPPORTED` for every call."""
 
 
@@ -74,9 +71,6 @@ class Hello:
     new_session: int
     deadline_s: float = math.inf
 
-    def response(self, dispatcher: Dispatcher) -> bytes | None:
-        return dispatcher.welcome(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -86,9 +80,6 @@ class Request:
     given: tuple[Given, ...]
     session: int
     deadline_s: float = math.inf
-
-    def response(self, dispatcher: Dispatcher) -> bytes | None:
-        return dispatcher.response(self)
 
 
 class Dispatcher:
@@ -107,11 +98,7 @@ class Dispatcher:
             model.listeners.remove(self.event_sets.hear)
 
     def request(self, function: Function, body: bytes, session: int) -> Request:
-        """A call from its bytes.
-
-        Raises:
-            NotARequest: it is none.
-        """
+        """A call from its bytes; raises `NotARequest`."""
         given = read_arguments(function, body)
         if not function.waits:
             return Request(function, given, session)
@@ -122,8 +109,11 @@ class Dispatcher:
         with self._node.read():
             self.event_sets.end(session)
 
-    def welcome(self, hello: Hello) -> bytes | None:
-        """The answer to a process that introduced itself; None while the driver hangs."""
+    def response(self, pending: Hello | Request) -> bytes | None:
+        """The response; None while the call hangs or waits."""
+        return self._welcome(pending) if isinstance(pending, Hello) else self._call(pending)
+
+    def _welcome(self, hello: Hello) -> bytes | None:
         if hello.session:
             return hello_bytes(Code.SUCCESS, hello.session)
         with self._node.read() as model:
@@ -133,8 +123,7 @@ class Dispatcher:
                 return hello_bytes(Code.DRIVER_NOT_LOADED, 0)
         return hello_bytes(Code.SUCCESS, hello.new_session)
 
-    def response(self, request: Request) -> bytes | None:
-        """The answer to a call; None while it hangs or waits."""
+    def _call(self, request: Request) -> bytes | None:
         with self._node.read() as model:
             try:
                 return self._response(model, request)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 def source() -> str:
-    """The C source; the same table gives the same text."""
     body = _body()
     return f"{body}\nconst uint64_t sim_abi = {_hash(body):#x}ull;\n"
 
@@ -67,10 +66,13 @@ def _function(number: int, function: Function) -> Iterator[str]:
         f"{{{number}, {int(function.on_device)}, {len(arguments)}, arguments_{name}}};"
     )
     parameters = ", ".join(f"{_ctype(one)} a{at}" for at, one in enumerate(arguments)) or "void"
-    values = ", ".join(_value(one, f"a{at}") for at, one in enumerate(arguments)) or "0"
+    values = ", ".join(
+        f"a{at}" if one.kind is Kind.NUMBER else f"(uintptr_t)a{at}"
+        for at, one in enumerate(arguments)
+    )
     yield f"EXPORT int {name}({parameters})"
     yield "{"
-    yield f"    const uint64_t values[] = {{{values}}};"
+    yield f"    const uint64_t values[] = {{{values or '0'}}};"
     yield f"    return sim_call(&function_{name}, values);"
     yield "}"
     yield ""
@@ -91,10 +93,6 @@ def _ctype(argument: Argument) -> str:
     return "uint64_t" if ctypes.sizeof(argument.ctype) == 8 else "uint32_t"
 
 
-def _value(argument: Argument, name: str) -> str:
-    return name if argument.kind is Kind.NUMBER else f"(uintptr_t){name}"
-
-
 LIBRARY: Final = "libnvidia-ml.so.1"
 FLAGS: Final = (
     *("-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"),
@@ -109,11 +107,7 @@ class CannotBuild(Exception):
 
 
 def built_library(environment: Mapping[str, str] | None = None) -> Path:
-    """The library's file, built now if it was not before. Several may build it at once.
-
-    Raises:
-        CannotBuild: no compiler, or it failed.
-    """
+    """The library's file, built now if it was not before; raises `CannotBuild`."""
     environment = os.environ if environment is None else environment
     sources = _sources()
     digest = hashlib.sha256("\0".join((*FLAGS, *sources.values())).encode()).hexdigest()[:16]
@@ -125,15 +119,12 @@ def built_library(environment: Mapping[str, str] | None = None) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         return _build(compiler, sources, cached)
     except OSError:
-        # A home that cannot be written to; the folder stays, whoever runs us uses it.
+        # A home that cannot be written to; the folder stays for the process.
         private = Path(tempfile.mkdtemp(prefix="gpuplugin-nvml-")) / LIBRARY
         return _build(compiler, sources, private)
 
 
 def _sources() -> dict[str, str]:
-    # Imported late: the table of functions brings the Python binding of NVML with it.
-    from sim.nvml.library import source
-
     folder = resources.files("sim").joinpath("nvml", "library")
     written = {file.name: file.read_text("utf-8") for file in folder.iterdir()}
     return {**dict(sorted(written.items())), "functions.c": source()}

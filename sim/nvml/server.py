@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sim.nvml.wire import HEAD, HELLO, HELLO_FUNCTION, LENGTH, MOST_BYTES, NotARequest, hello_bytes
 
@@ -31,35 +31,21 @@ _REFRESH_S = 0.5
 """How often stand-ins are made to follow the tenants, at most."""
 
 
-class ProcessIds(Protocol):
-    """Which process ids the library reports."""
+class ProcessIds:
+    """The process ids that the library reports: those of the simulation, without processes."""
 
     def refresh(self, node: SimulatedNode) -> None:
-        """Follow the node's tenants; it is held still."""
-        ...
-
-    def shown(self, pid: int) -> int:
-        """The process id to report for a simulated one."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class SimulatedIds:
-    """The simulation's own; no such processes exist."""
-
-    def refresh(self, node: SimulatedNode) -> None:
-        """There is nothing to follow."""
+        """Follow the tenants of the node."""
 
     def shown(self, pid: int) -> int:
         return pid
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """End the processes."""
 
 
-class StandIns:
-    """A process for each tenant; see `ProcessIds`."""
+class StandIns(ProcessIds):
+    """A real process for each tenant."""
 
     def __init__(self) -> None:
         self._program = shutil.which("cat") or "/bin/cat"
@@ -110,11 +96,10 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 65536
 _LONGEST_S = 3600.0
-"""epoll cannot wait for ever in milliseconds."""
+"""epoll cannot wait without an end in milliseconds."""
 
 
 def nvml_socket(kubelet_dir: Path) -> Path:
-    """Where the node that serves this kubelet folder answers calls to NVML."""
     return kubelet_dir / "gpuplugin-sim-nvml.sock"
 
 
@@ -138,7 +123,7 @@ class NvmlServer:
 
     def __init__(self, node: RealTimeNode, path: Path, pids: ProcessIds | None = None) -> None:
         self._node = node
-        self._pids = pids or SimulatedIds()
+        self._pids = pids or ProcessIds()
         self._path = path
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +137,15 @@ class NvmlServer:
             raise
         self._listener.setblocking(False)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._connections: dict[int, _Connection] = {}
+        self._sessions = itertools.count(1)
+        self._dispatcher: Dispatcher | None = None
+        self._functions: Sequence[Function] = ()
+        self._abi = 0
+        self._accepting = True
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="sim-nvml", daemon=True)
         self._thread.start()
@@ -167,36 +161,20 @@ class NvmlServer:
         os.close(self._wake)
 
     def _run(self) -> None:
-        loop = _Loop(self._node, self._listener, self._wake, self._pids)
         try:
             while not self._closing:
-                loop.turn()
+                self._turn()
         finally:
-            loop.close()
+            for connection in tuple(self._connections.values()):
+                self._end(connection)
+            self._selector.close()
+            if self._dispatcher is not None:
+                self._node.unwatch(self._woken)
+                self._dispatcher.close()
             self._listener.close()
             self._pids.close()
 
-
-class _Loop:
-    def __init__(
-        self, node: RealTimeNode, listener: socket.socket, wake: int, pids: ProcessIds
-    ) -> None:
-        self._node = node
-        self._pids = pids
-        self._listener = listener
-        self._wake = wake
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._selector.register(wake, selectors.EVENT_READ)
-        self._connections: dict[int, _Connection] = {}
-        self._sessions = itertools.count(1)
-        self._dispatcher: Dispatcher | None = None
-        self._functions: Sequence[Function] = ()
-        self._abi = 0
-        self._accepting = True
-
-    def turn(self) -> None:
-        """Wait until there is something to do, and do it."""
+    def _turn(self) -> None:
         due_s = min((one.due_s for one in self._connections.values()), default=math.inf)
         woken = False
         for key, events in self._selector.select(
@@ -214,14 +192,6 @@ class _Loop:
             if connection.pending is not None and (woken or connection.due_s <= now_s):
                 self._try(connection)
 
-    def close(self) -> None:
-        for connection in tuple(self._connections.values()):
-            self._end(connection)
-        self._selector.close()
-        if self._dispatcher is not None:
-            self._node.unwatch(self._woken)
-            self._dispatcher.close()
-
     def _woken(self) -> None:
         os.eventfd_write(self._wake, 1)
 
@@ -231,7 +201,7 @@ class _Loop:
         except BlockingIOError:
             return
         except OSError as error:
-            # Out of file descriptors: whoever waits is served once another client has gone.
+            # Out of file descriptors: clients wait until another one has disconnected.
             log.warning("a client of the simulated NVML has to wait: %s", error)
             self._selector.unregister(self._listener)
             self._accepting = False
@@ -311,7 +281,7 @@ class _Loop:
         if pending is None or dispatcher is None:
             return
         connection.due_s = math.inf
-        response = pending.response(dispatcher)
+        response = dispatcher.response(pending)
         if response is None:
             # One whose time is over and that has no answer hangs: only a change can end that.
             if pending.deadline_s > time.monotonic():

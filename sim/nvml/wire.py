@@ -29,7 +29,7 @@ NO_ROOM = (1 << 64) - 1
 
 
 class NotARequest(Exception):
-    """These bytes are no request: whoever sent them is not our library."""
+    """These bytes are no request of the library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,7 @@ class Given:
 
 
 def read_arguments(function: Function, body: bytes) -> tuple[Given, ...]:
-    """The arguments of a call, from what follows the head of its request.
-
-    Raises:
-        NotARequest: they are not this function's.
-    """
+    """The arguments, from what follows the head of a request; raises `NotARequest`."""
     return tuple(_read_arguments(function, body))
 
 
@@ -87,11 +83,7 @@ def texts_of(given: Sequence[Given]) -> tuple[str, ...]:
 
 
 def structures_of(given: Sequence[Given]) -> tuple[ctypes.Structure, ...]:
-    """The structures that the caller filled, those in arrays included.
-
-    Raises:
-        NvmlFailure: a version that is not known.
-    """
+    """The structures that the caller filled; raises `NvmlFailure` for an unknown version."""
     found: list[ctypes.Structure] = []
     for one in given:
         argument = one.argument
@@ -110,11 +102,7 @@ def structures_of(given: Sequence[Given]) -> tuple[ctypes.Structure, ...]:
 
 
 def check_pointers(given: Sequence[Given]) -> None:
-    """Arrays may be NULL where that asks for their length; nothing else may.
-
-    Raises:
-        NvmlFailure: an invalid argument.
-    """
+    """Raise `NvmlFailure` for a NULL, except where it requests the length of an array."""
     for one in given:
         if not one.null:
             continue
@@ -129,11 +117,7 @@ def _count(given: Given) -> int:
 
 
 def response_bytes(given: Sequence[Given], response: Response) -> bytes:
-    """The answer of a call that succeeded.
-
-    Raises:
-        NvmlFailure: there is not enough room for it.
-    """
+    """The response of a call that succeeded; raises `NvmlFailure` without room for it."""
     values = list(response) if isinstance(response, tuple) else [response]
     written = [one for one in given if one.argument.kind in WRITTEN]
     rest = iter(values)
@@ -160,7 +144,6 @@ def response_bytes(given: Sequence[Given], response: Response) -> bytes:
 
 
 def failure_bytes(given: Sequence[Given], failure: NvmlFailure) -> bytes:
-    """The answer of a call that failed: only a count that was too small is returned."""
     parts = [CODE.pack(failure.code)]
     for one in given:
         if one.argument.kind not in WRITTEN or one.null:

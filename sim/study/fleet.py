@@ -141,8 +141,8 @@ class Replay:
                 came += 1
                 if came % 500 == 0:
                     progress(came / len(self._stays))
-                self._waiting.append(stay)
-                self._place_waiting(now_s, only=stay)
+                if not self._place(stay, now_s):
+                    self._waiting.append(stay)
             elif self._is_due(stay, version):
                 self._leave(stay, now_s)
                 self._place_waiting(now_s)
@@ -163,12 +163,8 @@ class Replay:
         self._numbers += 1
         heapq.heappush(self._agenda, (at_s, kind, self._numbers, stay, version))
 
-    def _place_waiting(self, now_s: float, only: Stay | None = None) -> None:
+    def _place_waiting(self, now_s: float) -> None:
         """Waiting pods are tried in turn; one that does not fit does not hold up the others."""
-        if only is not None:
-            if self._place(only, now_s):
-                self._waiting.remove(only)
-            return
         failed: set[tuple[int, int, int]] = set()
         still: deque[Stay] = deque()
         for stay in self._waiting:
@@ -285,8 +281,6 @@ HOUR_S = 3600.0
 
 
 class Spread(BaseModel):
-    """A distribution; all None without values."""
-
     model_config = ConfigDict(frozen=True)
 
     count: int
@@ -364,7 +358,6 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def _speed(stay: Stay) -> float:
-    """The share of full speed that a pod had over its stay."""
     if stay.placed_s is None or stay.left_s is None or not stay.pod.share:
         return 1.0
     wanted_s = stay.pod.share * (stay.left_s - stay.placed_s)

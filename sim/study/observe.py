@@ -147,11 +147,5 @@ class _Observer:
 def observe(
     backend: Backend, for_s: float, interval_s: float, clock: Callable[[], float] = time.monotonic
 ) -> Recording:
-    """Observe an open backend for `for_s` seconds, every `interval_s`.
-
-    What one GPU does not report is a note, and hides nothing else.
-
-    Raises:
-        HalError: not even the GPUs can be listed.
-    """
+    """Observe an open backend; raises `HalError` only if the GPUs cannot be listed at all."""
     return _Observer(backend, clock).record(for_s, interval_s)

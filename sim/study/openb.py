@@ -51,20 +51,12 @@ _T = TypeVar("_T")
 
 
 def read_nodes(file: str) -> list[FleetNode]:
-    """The machines with GPUs.
-
-    Raises:
-        TraceError: not such a file.
-    """
+    """The machines with GPUs; raises `TraceError`."""
     return [node for node in _rows(file, _node) if node.gpus]
 
 
 def read_pods(file: str) -> list[FleetPod]:
-    """The pods that ask for a GPU or a part of one, by the time of their coming.
-
-    Raises:
-        TraceError: not such a file.
-    """
+    """The pods that request a GPU or a part of one, by arrival; raises `TraceError`."""
     pods = [pod for pod in _rows(file, _pod) if pod.gpus or pod.share]
     return sorted(pods, key=lambda pod: (pod.created_s, pod.name))
 

@@ -16,7 +16,7 @@ from sim.study.observe import nearest_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hal import ComputeProcess, Event, Gpu, MigDevice, Probe
+    from hal import Event, Gpu, MigDevice, Probe
     from sim.study.observe import Recording
 
 
@@ -59,7 +59,7 @@ class Scenarist:
         parts = {
             "links": list(self._links()),
             "tenants": [tenant for gpu in self._gpus for tenant in self._tenants(gpu)],
-            "faults": [*self._beforehand(), *self._happenings()],
+            "faults": [*self._beforehand(), *self._faults()],
         }
         return {**scenario, **{key: value for key, value in parts.items() if value}}
 
@@ -173,7 +173,10 @@ class Scenarist:
                 if key not in found:
                     first_s = 0.0 if number == 0 else sample.at_s
                     found[key] = _Seen(first_s, process.name, process.mig_uuid)
-                _note(found[key], process)
+                if process.sm_share is not None:
+                    found[key].shares.append(process.sm_share)
+                if process.memory_bytes is not None:
+                    found[key].memory_bytes.append(process.memory_bytes)
         return found
 
     def _beforehand(self) -> Iterator[Node]:
@@ -199,7 +202,7 @@ class Scenarist:
                 "which a scenario cannot say without an Xid"
             )
 
-    def _happenings(self) -> Iterator[Node]:
+    def _faults(self) -> Iterator[Node]:
         for at_s, event in self._recording.events:
             uuid = event.uuid
             position = None if uuid is None else self._positions.get(uuid)
@@ -230,13 +233,7 @@ class Scenarist:
         return self._names.setdefault(name, f"process-{len(self._names) + 1}")
 
     def _readings(self, gpu: Gpu, key: str) -> list[float]:
-        """Values of one reading over all samples that have it."""
-        values = (
-            getattr(sample.readings[gpu.uuid], key)
-            for sample in self._recording.samples
-            if gpu.uuid in sample.readings
-        )
-        return [float(value) for value in values if value is not None]
+        return _values(self._recording, gpu, key)
 
 
 def _by_position(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
@@ -246,13 +243,6 @@ def _by_position(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
         if gpu.index not in present or gpu.state is GpuState.OK:
             present[gpu.index] = gpu
     return tuple(gpu for _, gpu in sorted(present.items()))
-
-
-def _note(seen: _Seen, process: ComputeProcess) -> None:
-    if process.sm_share is not None:
-        seen.shares.append(process.sm_share)
-    if process.memory_bytes is not None:
-        seen.memory_bytes.append(process.memory_bytes)
 
 
 def _mig_of(event: XidError, gpu: Gpu) -> Node:
@@ -270,11 +260,7 @@ _WIDTH = 100
 
 
 def as_yaml(recording: Recording, name: str, *, scrub: bool) -> str:
-    """The scenario file; it is checked as one before it is returned.
-
-    Raises:
-        sim.node.scenario.ScenarioError: what was seen cannot be said in a scenario.
-    """
+    """The scenario file, checked; raises `ScenarioError` if no scenario can express it."""
     scenarist = Scenarist(recording, scrub=scrub)
     body = yaml.safe_dump(
         scenarist.scenario(name), sort_keys=False, width=_WIDTH, allow_unicode=True

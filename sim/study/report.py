@@ -36,11 +36,7 @@ CURVE = (0.0, *(percent / 100 for percent in range(1, 100)), 0.995, 0.999, 0.999
 
 
 class Requests:
-    """Requests of one or several tenants; times in nanoseconds, sorted once.
-
-    Args:
-        parts: latencies and works alone of each tenant, as long as each other.
-    """
+    """Requests of tenants from `parts`: latencies and works alone, in nanoseconds, sorted once."""
 
     def __init__(self, parts: Iterable[tuple[array[int], array[int]]]) -> None:
         self._latency_ns: list[int] = []
@@ -81,12 +77,10 @@ class Requests:
 
     @property
     def wait_ms(self) -> Spread | None:
-        """Latencies without the work alone, in milliseconds."""
         return _spread(self._waits_ns, self.latency_sum_ns - self.work_sum_ns)
 
     @property
     def latency_curve(self) -> list[tuple[float, float]]:
-        """(share, milliseconds) at each share of `CURVE`."""
         if not self.count:
             return []
         return [(share, percentile(self._latency_ns, share) / NS_PER_MS) for share in CURVE]

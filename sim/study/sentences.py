@@ -55,17 +55,14 @@ def percent(share: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A latency with the unit that suits it."""
     return f"{number(value)} ms" if value < 10_000 else f"{number(value / 1000)} s"
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A count with its noun."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def listed(items: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 

@@ -1,8 +1,8 @@
 """What sharing a GPU costs: equal closed-loop clients on a simpy clock, and their figures.
 
 Clients begin at random moments. Between two works a client is off the GPU for half to one and a
-half times the plan's idle time, at random: with a fixed time, clients that once meet would meet for
-ever, and the seed alone would decide between no slowdown and the full one.
+half times the plan's idle time, at random: with a fixed time, clients that once meet would always
+meet, and the seed alone would decide between no slowdown and the full one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ class WrongPlan(ValueError):
 
 
 class Mechanism(StrEnum):
-    """How the clients share the GPU."""
-
     TIME_SLICING = "time-slicing"
     MPS = "mps"
     MIG = "mig"
@@ -61,11 +59,8 @@ class SharePlan:
     """`clients` equal closed loops: `busy_ms` of GPU work (alone), then `idle_ms` off the GPU.
 
     `idle_ms` is a mean: see `share`. `occupancy` (0 to 1) is how much of the GPU the work fills,
-    `memory_gib` what each client holds beside its context. `level` None is the default one.
-
-    Raises:
-        WrongPlan: values out of range, or a mechanism or level that the model does not have.
-        UnknownModel: with the names that there are.
+    `memory_gib` what each client holds beside its context. `level` None is the default one. Raises
+    `UnknownModel`, and `WrongPlan` for values out of range or that the model does not have.
     """
 
     model: str
@@ -100,27 +95,22 @@ class SharePlan:
 
     @property
     def profile(self) -> Profile:
-        """The GPU model."""
         return load_profile(self.model)
 
     @property
     def busy_ns(self) -> int:
-        """A client's work, alone on the whole GPU."""
         return round(self.busy_ms * NS_PER_MS)
 
     @property
     def idle_ns(self) -> int:
-        """Time off the GPU between two works, on average."""
         return round(self.idle_ms * NS_PER_MS)
 
     @property
     def client_bytes(self) -> int:
-        """Memory that a client takes, its context included."""
         return DEFAULT_CONTEXT_BYTES + round(self.memory_gib * GIB)
 
     @property
     def slice_parameters(self) -> SliceParameters:
-        """How the GPU slices time."""
         return slice_parameters(self.profile, self.level or TimeSliceLevel.DEFAULT)
 
 
@@ -249,7 +239,6 @@ class ShareResult:
 
     @property
     def oom(self) -> int:
-        """How many clients did not get their memory, and did not run."""
         return len(self.refused)
 
 
@@ -258,18 +247,12 @@ def share(plan: SharePlan) -> ShareResult:
     return _Run(plan).result()
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    begin_ns: int
-    end_ns: int
-
-
 class _Run:
     def __init__(self, plan: SharePlan) -> None:
         self._plan = plan
         self._division = divide(plan)
         self._env = simpy.Environment()
-        self._window = _window(plan, self._division)
+        self._begin_ns, self._end_ns = _window(plan, self._division)
         self._gpus = [GpuCompute(self._env, _scheduler(plan)) for _ in self._division.parts]
         self._latencies_ns: list[int] = []
         self._refused: list[Refused] = []
@@ -278,9 +261,9 @@ class _Run:
     def result(self) -> ShareResult:
         for part, gpu in zip(self._division.parts, self._gpus, strict=True):
             self._start(part, gpu)
-        self._env.run(until=self._window.begin_ns)
+        self._env.run(until=self._begin_ns)
         before = [gpu.usage() for gpu in self._gpus]
-        self._env.run(until=self._window.end_ns)
+        self._env.run(until=self._end_ns)
         return self._figures(before, [gpu.usage() for gpu in self._gpus])
 
     def _start(self, part: GpuPart, gpu: GpuCompute) -> None:
@@ -308,7 +291,7 @@ class _Run:
     def _client(
         self, client: int, part: GpuPart, gpu: GpuCompute, offset_ns: int, generator: random.Random
     ) -> Generator[simpy.Event, object, None]:
-        env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._window.begin_ns
+        env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._begin_ns
         yield env.timeout(offset_ns)
         while True:
             submitted_ns = env.now
@@ -319,22 +302,20 @@ class _Run:
                 yield env.timeout(round(idle_ns * generator.uniform(0.5, 1.5)))
 
     def _figures(self, before: Sequence[Usage], after: Sequence[Usage]) -> ShareResult:
-        window_ns = self._window.end_ns - self._window.begin_ns
+        window_ns = self._end_ns - self._begin_ns
         elapsed_ns = window_ns * len(self._gpus)
         pairs = list(zip(before, after, strict=True))
         active_ns = sum(late.active_ns - early.active_ns for early, late in pairs)
         switching_ns = sum(late.switching_ns - early.switching_ns for early, late in pairs)
         latencies_ms = tuple(sorted(ns / NS_PER_MS for ns in self._latencies_ns))
         mean_ms = sum(latencies_ms) / len(latencies_ms) if latencies_ms else None
+        p50, p95, p99 = (
+            percentile(latencies_ms, share) if latencies_ms else None for share in (0.5, 0.95, 0.99)
+        )
         client_s = self._running * window_ns / NS_PER_S
         return ShareResult(
             slowdown_mean=None if mean_ms is None else mean_ms * NS_PER_MS / self._plan.busy_ns,
-            latency_ms=Latency(
-                p50=percentile(latencies_ms, 0.5) if latencies_ms else None,
-                p95=percentile(latencies_ms, 0.95) if latencies_ms else None,
-                p99=percentile(latencies_ms, 0.99) if latencies_ms else None,
-                mean=mean_ms,
-            ),
+            latency_ms=Latency(p50, p95, p99, mean_ms),
             throughput_per_client_per_s=len(latencies_ms) / client_s if client_s else 0.0,
             gpu_utilization=active_ns / elapsed_ns,
             switch_loss=switching_ns / elapsed_ns,
@@ -352,10 +333,11 @@ def _scheduler(plan: SharePlan) -> Scheduler:
     return TimeSlicing(plan.slice_parameters)
 
 
-def _window(plan: SharePlan, division: Division) -> _Window:
-    """Long enough for some hundred works of each client and several rounds of slices.
+def _window(plan: SharePlan, division: Division) -> tuple[int, int]:
+    """Begin and end of the measurement, in nanoseconds.
 
-    Bounded in works: many clients get fewer each, and short works fewer rounds.
+    Some hundred works of each client and several rounds of slices. Bounded in works: many clients
+    get fewer each, and short works fewer rounds.
     """
     part = division.parts[0]
     sharers, work_ns = len(part.clients), part.work_ns
@@ -375,4 +357,4 @@ def _window(plan: SharePlan, division: Division) -> _Window:
     rounds = min(max(_WORKS / works_per_round, _ROUNDS[0]), _ROUNDS[1]) if round_ns else 0
     length_ns = max(works * cycle_ns, math.ceil(rounds * round_ns))
     warm_up_ns = max(round(length_ns * _WARM_UP), round_ns + 2 * cycle_ns)
-    return _Window(warm_up_ns, warm_up_ns + length_ns)
+    return warm_up_ns, warm_up_ns + length_ns

@@ -78,11 +78,7 @@ class VirtualKubelet:
         self._model.create(pod, pod.key)
 
     def sync(self, pod: Pod, now_s: float) -> PodStatus:
-        """Take a pending pod a step further; see `KubeletModel.sync`.
-
-        Raises:
-            KeyError: there is no such pod.
-        """
+        """Take a pending pod a step further: see `KubeletModel.sync`. Raises `KeyError`."""
         status = drive(self._model.sync(pod.key, now_s), self._call)
         self._model.take_effects()
         if status is None:

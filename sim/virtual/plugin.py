@@ -83,12 +83,10 @@ class VirtualPlugin:
 
     @property
     def board(self) -> HealthBoard:
-        """Health of the GPUs."""
         return self._model.view.board
 
     @property
     def plugins(self) -> Mapping[str, DevicePlugin]:
-        """The device plugin of each resource, by name."""
         return self._plugins.by_resource
 
     def _node_changed(self) -> None:
@@ -126,7 +124,6 @@ class VirtualPlugin:
             return
 
     def _receive_events(self) -> Steps:
-        """Events of the driver, at once."""
         node, watch = self._node, self._watch
         while watch.plan.watch_events:
             if not node.has_events and not self._watching_fails:
@@ -178,11 +175,7 @@ class VirtualPlugin:
         return well and not watch.updates.failures and not watch.events.failures
 
     def _read(self) -> Steps:
-        """List and probe all GPUs.
-
-        Raises:
-            HalError: no GPU can be listed, or none of them probed.
-        """
+        """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
         yield from self._call(deadlines.CALL_DEADLINE_S)
         node, view = self._node, self._model.view
         gpus = node.listed()
@@ -201,11 +194,7 @@ class VirtualPlugin:
             self._apply(self._model.linked(node.links(), node.now_s))
 
     def _call(self, deadline_s: float, uuid: str | None = None, *, watching: bool = False) -> Steps:
-        """A call to the driver, about a GPU or not.
-
-        Raises:
-            HalError: it fails, or does not return within the deadline.
-        """
+        """A call to the driver, about a GPU or not; raises `HalError`, also at its deadline."""
         node = self._node
         due_ns = int(self._env.now) + to_ns(deadline_s)
         while node.hangs(uuid):

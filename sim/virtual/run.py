@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from sim.gpu.faults import ThermalShutdown
@@ -35,8 +35,6 @@ WINDOW_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A GPU at a moment, as its telemetry shows it."""
-
     at_s: float
     utilization: float
     memory_used_bytes: int
@@ -49,8 +47,6 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class HealthChange:
-    """A GPU or MIG device came to a health state."""
-
     at_s: float
     uuid: str
     state: str
@@ -167,14 +163,7 @@ class VirtualRun:
         self._kubelet.listed(resource, plugin)
         amount = self._kubelet.amounts(self.node.now_s).get(resource)
         if amount is not None:
-            self._log(
-                "list",
-                {
-                    "resource": resource,
-                    "capacity": amount.capacity,
-                    "allocatable": amount.allocatable,
-                },
-            )
+            self._log("list", {"resource": resource, **asdict(amount)})
         self._pods.something_is_free()
 
     def _account(self) -> None:

@@ -23,11 +23,7 @@ def load_for(
     environment: Mapping[str, str],
     config_file: str | None,
 ) -> Loaded:
-    """Flags win over variables, these over the file; a file of the user's over the scenario's.
-
-    Raises:
-        gpuplugin.config.load.ConfigError: with every problem.
-    """
+    """Flags over variables over the file, or without one the scenario's; raises `ConfigError`."""
     own = None
     if scenario.config is not None:
         # Lines are those of the scenario, which does not keep them: the key has to be enough.

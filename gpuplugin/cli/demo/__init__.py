@@ -8,40 +8,25 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from gpuplugin.cli.demo.stage import Facts, Stage, StageError
-from gpuplugin.cli.demo.story import tell
+from gpuplugin.cli.demo.story import View, tell
 
 if TYPE_CHECKING:
     import argparse
 
-    from gpuplugin.cli.demo.story import View
 
-
-class PlainView:
-    """See `story.View`."""
-
+class PlainView(View):
     def __init__(self) -> None:
         self._started_s = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Nothing to put back."""
-
     def chapter(self, title: str, text: str) -> None:
-        """Print the chapter's heading."""
         self._print(title)
         self._print(f"   {text}")
 
     def outcome(self, passed: bool, text: str) -> None:
-        """Print what was checked."""
         self._print(f"   {'ok' if passed else 'NOT SO'}: {text}")
-
-    def height(self) -> None:
-        """Lines make no picture."""
 
     def _print(self, text: str) -> None:
         print(f"{time.monotonic() - self._started_s:5.1f} s  {text}", flush=True)

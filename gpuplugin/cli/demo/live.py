@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage
+from gpuplugin.cli.demo.story import View
 from gpuplugin.core.sharing import replica_id, replica_of, uuid_of
 from sim.kubelet import Phase
 
@@ -32,8 +33,8 @@ _PODS_SHOWN = 12
 _PICTURE_COLUMNS = 120
 
 
-class LiveView:
-    """See `story.View`; redraws itself eight times a second from the facts and the kubelet."""
+class LiveView(View):
+    """Redraws itself eight times a second from the facts and the kubelet."""
 
     def __init__(self, facts: Facts, stage: Stage, picture: str | None = None) -> None:
         self._picture = picture
@@ -56,14 +57,9 @@ class LiveView:
         self._live.__exit__(None, None, None)
 
     def chapter(self, title: str, text: str) -> None:
-        """Show the chapter above the node."""
         self._title, self._text = title, text
 
-    def outcome(self, passed: bool, text: str) -> None:
-        """Checks are drawn from the facts."""
-
     def height(self) -> None:
-        """Save the screen, if that was asked for."""
         if self._picture:
             paper = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), highlight=False)
             paper.print(self._render())
@@ -78,7 +74,9 @@ class LiveView:
         body = Table.grid(expand=True, padding=(0, 1))
         body.add_column(ratio=3)
         body.add_column(ratio=2)
-        body.add_row(Group(self._gpus(node), self._calls()), Group(_pods(node), self._checks()))
+        recent = Text("\n".join(self._facts.recent), no_wrap=True, overflow="ellipsis")
+        calls = Panel(recent, title="what the kubelet sees")
+        body.add_row(Group(self._gpus(node), calls), Group(_pods(node), self._checks()))
         return Group(self._heading(node), body)
 
     def _heading(self, node: NodeView) -> Panel:
@@ -106,10 +104,6 @@ class LiveView:
         legend = f"{FREE} free  {TAKEN} in use  {UNHEALTHY} unhealthy"
         return Panel(table, title="GPUs x replicas", subtitle=Text(legend, "dim"))
 
-    def _calls(self) -> Panel:
-        lines = Text("\n".join(self._facts.recent), no_wrap=True, overflow="ellipsis")
-        return Panel(lines, title="what the kubelet sees")
-
     def _checks(self) -> Panel:
         lines = Text()
         for check in self._facts.checks[-9:]:
@@ -122,14 +116,14 @@ def _pods(node: NodeView) -> Panel:
     table = Table(box=None, padding=(0, 1), show_header=False)
     for view in list(node.pods.values())[-_PODS_SHOWN:]:
         status = view.status
-        held = ", ".join(_short(one) for grant in status.grants for one in grant.device_ids)
+        ids = [one for grant in status.grants for one in grant.device_ids]
+        held = ", ".join(replica_id(uuid_of(one)[:12], replica_of(one)) for one in ids)
         phase = Text(status.phase.value, _PHASE_STYLES[status.phase])
         table.add_row(Text(view.pod.name), phase, Text(held or status.reason, no_wrap=True))
     return Panel(table, title="pods")
 
 
 def _holders(node: NodeView) -> dict[str, int]:
-    """Which pod, by position, holds each device."""
     return {
         device_id: position
         for position, view in enumerate(node.pods.values())
@@ -150,7 +144,3 @@ def _cell(device_id: str, healthy: bool, holders: dict[str, int]) -> Text:
         style = _POD_STYLES[holders[device_id] % len(_POD_STYLES)] if healthy else "bold red"
         return Text(TAKEN, style)
     return Text(FREE, "dim") if healthy else Text(UNHEALTHY, "red")
-
-
-def _short(device_id: str) -> str:
-    return replica_id(uuid_of(device_id)[:12], replica_of(device_id))

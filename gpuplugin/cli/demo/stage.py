@@ -36,8 +36,6 @@ RECENT = 7
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that had to be so."""
-
     passed: bool
     text: str
 
@@ -55,11 +53,9 @@ class Facts:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the beginning."""
         return time.monotonic() - self._started_s
 
     def record(self, fact: KubeletEvent) -> None:
-        """A listener for the kubelet stand-in."""
         with self._lock:
             if fact.kind == "list":
                 self._lists.append(time.monotonic())
@@ -68,19 +64,16 @@ class Facts:
             self._recent.append(f"{self.elapsed_s:5.1f} s  {_line(fact)}")
 
     def check(self, passed: bool, text: str) -> None:
-        """Note what was expected and whether it was so."""
         with self._lock:
             self._checks.append(Check(passed, text))
 
     @property
     def recent(self) -> list[str]:
-        """The last facts, oldest first."""
         with self._lock:
             return list(self._recent)
 
     @property
     def checks(self) -> list[Check]:
-        """All checks so far."""
         with self._lock:
             return list(self._checks)
 
@@ -91,7 +84,6 @@ class Facts:
         return bool(checks) and all(check.passed for check in checks)
 
     def lists_since(self, moment_s: float) -> list[float]:
-        """Times (monotonic) at which lists arrived after a moment."""
         with self._lock:
             return [at_s for at_s in self._lists if at_s >= moment_s]
 
@@ -104,7 +96,6 @@ class Facts:
         return len(durations), statistics.median(durations), max(durations)
 
     def summary(self) -> list[str]:
-        """Closing lines: what was checked, and how long calls took."""
         lines = ["", "What was seen:"]
         lines += [f"  {'ok ' if check.passed else 'NO '} {check.text}" for check in self.checks]
         for method in ("GetPreferredAllocation", "Allocate"):
@@ -182,7 +173,6 @@ class Stage:
         return self._gpu_indices
 
     def inject(self, gpu: int, what: Mapping[str, object]) -> None:
-        """Inject a fault into a GPU of the plugin's simulated node."""
         inject(control_socket(self.dir), str(gpu), what)
 
     def metric(self, name: str, **labels: str) -> float:
@@ -200,7 +190,6 @@ class Stage:
         )
 
     def stop_plugin(self) -> int:
-        """SIGTERM; returns the plugin's exit status."""
         if self._process is None:
             raise StageError("the plugin was not started")
         self._process.terminate()
@@ -210,7 +199,6 @@ class Stage:
             raise StageError(f"the plugin did not stop within {STOP_TIMEOUT_S:g} s") from error
 
     def plugin_words(self) -> str:
-        """The plugin's last log messages."""
         return " | ".join(self._words)
 
     def _read(self) -> None:

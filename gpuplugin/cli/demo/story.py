@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from gpuplugin.cli.demo.stage import RESOURCE, Stage, StageError
 from gpuplugin.core.sharing import uuid_of
@@ -22,32 +22,23 @@ REFUSAL = "maximum request size for shared resources is 1; found 2"
 PATIENCE_S = 15.0
 
 
-class View(Protocol):
-    """Shows chapters and what came of them."""
+class View:
+    """Shows chapters and the outcome of checks; `height` is the moment for a picture."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_error: object) -> None: ...
 
-    def chapter(self, title: str, text: str) -> None:
-        """A new chapter begins."""
-        ...
+    def chapter(self, title: str, text: str) -> None: ...
 
-    def outcome(self, passed: bool, text: str) -> None:
-        """Something was checked."""
-        ...
+    def outcome(self, passed: bool, text: str) -> None: ...
 
-    def height(self) -> None:
-        """This is the moment to take a picture."""
-        ...
+    def height(self) -> None: ...
 
 
 def tell(stage: Stage, view: View, facts: Facts, pace: float) -> None:
-    """Tell the story; `pace` 2 takes half the pauses.
-
-    Raises:
-        StageError: the plugin does not even register.
-    """
+    """Play all chapters; raises `StageError` if the plugin does not register."""
     story = _Story(stage, view, facts, pace)
     for chapter in (
         story.register,
@@ -80,7 +71,7 @@ class _Story:
             )
         except TimeoutError as error:
             raise StageError(f"{error}; the plugin says: {self._stage.plugin_words()}") from error
-        self._passed(f"{DEVICES} devices of {RESOURCE} are allocatable")
+        self._note(True, f"{DEVICES} devices of {RESOURCE} are allocatable")
         self._pause(4)
 
     def run_pods(self) -> None:
@@ -114,7 +105,10 @@ class _Story:
         )
         before = self._updates()
         self._stage.inject(FAULTY_GPU, {"kind": "xid", "xid": 31})
-        self._eventually("the Xid is counted in /metrics", lambda: self._xids("31") == 1)
+        self._eventually(
+            "the Xid is counted in /metrics",
+            lambda: self._stage.metric("gpuplugin_xid_events_total", xid="31") == 1,
+        )
         self._note(self._updates() == before, "no device changed")
         self._pause(3)
 
@@ -170,23 +164,18 @@ class _Story:
         self._pause(2)
 
     def _check(self, text: str, condition: Callable[[NodeView], bool]) -> None:
-        """Wait until the node is so."""
         try:
             self._stage.kubelet.wait_until(condition, PATIENCE_S)
         except TimeoutError as error:
-            self._note(passed=False, text=f"{text} ({error})")
+            self._note(False, f"{text} ({error})")
         else:
-            self._passed(text)
+            self._note(True, text)
 
     def _eventually(self, text: str, condition: Callable[[], bool]) -> None:
-        """Wait until something outside the kubelet is so."""
         deadline_s = time.monotonic() + PATIENCE_S
         while not (passed := condition()) and time.monotonic() < deadline_s:
             time.sleep(0.05)
         self._note(passed, text)
-
-    def _passed(self, text: str) -> None:
-        self._note(passed=True, text=text)
 
     def _note(self, passed: bool, text: str) -> None:
         self._facts.check(passed, text)
@@ -197,9 +186,6 @@ class _Story:
 
     def _updates(self) -> int:
         return self._stage.kubelet.view().list_updates.get(RESOURCE, 0)
-
-    def _xids(self, code: str) -> float:
-        return self._stage.metric("gpuplugin_xid_events_total", xid=code)
 
 
 def _running(node: NodeView) -> int:

@@ -9,22 +9,34 @@ import pynvml
 
 from hal import ThrottleReason
 from hal.nvml.api import Code
-from sim.nvml.abi import COUNT, DEVICE, U32, Function, Source, array, out, version, versioned
+from sim.nvml.abi import (
+    ASSUMED,
+    CONSTANT,
+    COUNT,
+    DEVICE,
+    LIVE,
+    U32,
+    Functions,
+    array,
+    out,
+    version,
+    versioned,
+)
 from sim.nvml.call import NvmlFailure, choice, known
 from sim.nvml.functions.inventory import is_geforce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sim.gpu.gpu import SimulatedGpu
     from sim.gpu.profiles import Thermal
     from sim.nvml.call import NvmlCall
+
+function = Functions()
 
 _GRAPHICS, _SM, _MEMORY, _VIDEO = range(4)
 _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX = range(4)
 _SHUTDOWN, _SLOWDOWN, _MEM_MAX, _GPU_MAX = range(4)
 _CLOCK_STEP_MHZ = 15
 _IDLE_PSTATE_GEFORCE = 8
+_NO_VIDEO = "graphics, SM and memory"
 
 _REASONS = {
     ThrottleReason.IDLE: 0x01,
@@ -36,32 +48,50 @@ _REASONS = {
 _SUPPORTED_REASONS = 0x1FF
 
 
-def clock_mhz(call: NvmlCall, clock: int) -> int:
+def _of_clock(clock: int, sm: int | None, memory: int | None) -> int:
+    match choice(clock, _GRAPHICS, _SM, _MEMORY, _VIDEO):
+        case 0 | 1:
+            return known(sm)
+        case 2:
+            return known(memory)
+    raise NvmlFailure(Code.NOT_SUPPORTED)
+
+
+@function(LIVE, "nvmlDeviceGetClockInfo", DEVICE, U32, out(), note=_NO_VIDEO)
+def _clock_info(call: NvmlCall) -> int:
     reading = call.gpu.telemetry(call.node.now_s)
-    match choice(clock, _GRAPHICS, _SM, _MEMORY, _VIDEO):
-        case 0 | 1:
-            return known(reading.sm_clock_mhz)
-        case 2:
-            return known(reading.memory_clock_mhz)
-    raise NvmlFailure(Code.NOT_SUPPORTED)
+    return _of_clock(call.numbers[0], reading.sm_clock_mhz, reading.memory_clock_mhz)
 
 
-def _max_clock_mhz(call: NvmlCall, clock: int) -> int:
-    match choice(clock, _GRAPHICS, _SM, _MEMORY, _VIDEO):
-        case 0 | 1:
-            return known(call.profile.clocks_mhz.sm_max)
-        case 2:
-            return known(call.profile.clocks_mhz.memory)
-    raise NvmlFailure(Code.NOT_SUPPORTED)
-
-
+@function(LIVE, "nvmlDeviceGetClock", DEVICE, U32, U32, out(), note=_NO_VIDEO)
 def _clock(call: NvmlCall) -> int:
-    clock, which = call.numbers
-    if choice(which, _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX) == _CURRENT:
-        return clock_mhz(call, clock)
-    return _max_clock_mhz(call, clock)
+    which = choice(call.numbers[1], _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX)
+    return _clock_info(call) if which == _CURRENT else _max_clock(call)
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetMaxClockInfo nvmlDeviceGetApplicationsClock "
+    "nvmlDeviceGetDefaultApplicationsClock nvmlDeviceGetMaxCustomerBoostClock",
+    *(DEVICE, U32, out()),
+    note=_NO_VIDEO,
+)
+def _max_clock(call: NvmlCall) -> int:
+    clocks = call.profile.clocks_mhz
+    return _of_clock(call.numbers[0], clocks.sm_max, clocks.memory)
+
+
+@function(CONSTANT, "nvmlDeviceGetSupportedMemoryClocks", DEVICE, COUNT, array(ctypes.c_uint32, 1))
+def _memory_clocks(call: NvmlCall) -> list[int]:
+    return [known(call.profile.clocks_mhz.memory)]
+
+
+@function(
+    ASSUMED,
+    "nvmlDeviceGetSupportedGraphicsClocks",
+    *(DEVICE, U32, COUNT, array(ctypes.c_uint32, 2)),
+    note=f"in steps of {_CLOCK_STEP_MHZ} MHz",
+)
 def _graphics_clocks(call: NvmlCall) -> list[int]:
     if call.numbers[0] != known(call.profile.clocks_mhz.memory):
         raise NvmlFailure(Code.NOT_FOUND)
@@ -70,24 +100,47 @@ def _graphics_clocks(call: NvmlCall) -> list[int]:
     return list(range(most, least - 1, -_CLOCK_STEP_MHZ))
 
 
+@function(
+    LIVE,
+    "nvmlDeviceGetCurrentClocksEventReasons nvmlDeviceGetCurrentClocksThrottleReasons",
+    *(DEVICE, out(ctypes.c_uint64)),
+)
 def _reasons(call: NvmlCall) -> int:
     present = call.gpu.telemetry(call.node.now_s).throttle_reasons
     return sum(bit for reason, bit in _REASONS.items() if reason in present)
 
 
+function(
+    CONSTANT,
+    "nvmlDeviceGetSupportedClocksEventReasons nvmlDeviceGetSupportedClocksThrottleReasons",
+    *(DEVICE, out(ctypes.c_uint64)),
+)(lambda _: _SUPPORTED_REASONS)
+
+_PSTATES = "nvmlDeviceGetPerformanceState nvmlDeviceGetPowerState"
+
+
+@function(LIVE, _PSTATES, DEVICE, out(), note="P0; P8 on an idle GeForce")
 def _performance_state(call: NvmlCall) -> int:
     idle = call.gpu.telemetry(call.node.now_s).utilization == 0
     return _IDLE_PSTATE_GEFORCE if idle and is_geforce(call.gpu) else 0
 
 
+@function(LIVE, "nvmlDeviceGetPowerUsage", DEVICE, out())
 def power_mw(call: NvmlCall) -> int:
     return _milli(call.gpu.telemetry(call.node.now_s).power_w)
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetPowerManagementLimit nvmlDeviceGetPowerManagementDefaultLimit "
+    "nvmlDeviceGetEnforcedPowerLimit",
+    *(DEVICE, out()),
+)
 def limit_mw(call: NvmlCall) -> int:
     return _milli(call.profile.power_w.default_limit)
 
 
+@function(CONSTANT, "nvmlDeviceGetPowerManagementLimitConstraints", DEVICE, out(), out())
 def limits_mw(call: NvmlCall) -> tuple[int, int]:
     return _milli(call.profile.power_w.min_limit), _milli(call.profile.power_w.max_limit)
 
@@ -98,37 +151,47 @@ def _milli(value: float | None) -> int:
     return round(value * 1000)
 
 
-def temperature_c(gpu: SimulatedGpu, now_s: float) -> int:
-    value = gpu.telemetry(now_s).temperature_c
+function(CONSTANT, "nvmlDeviceGetPowerManagementMode", DEVICE, out(), note="on")(lambda _: 1)
+
+
+def _temperature_c(call: NvmlCall) -> int:
+    value = call.gpu.telemetry(call.node.now_s).temperature_c
     if value is None:
         raise NvmlFailure(Code.NOT_SUPPORTED)
     return round(value)
 
 
+@function(LIVE, "nvmlDeviceGetTemperature", DEVICE, U32, out())
 def _temperature(call: NvmlCall) -> int:
     choice(call.numbers[0], 0)
-    return temperature_c(call.gpu, call.node.now_s)
+    return _temperature_c(call)
 
 
+_TEMPERATURE_V1 = versioned(version(pynvml.c_nvmlTemperature_v1_t, 1))
+
+
+@function(LIVE, "nvmlDeviceGetTemperatureV", DEVICE, _TEMPERATURE_V1)
 def _temperature_v(call: NvmlCall) -> ctypes.Structure:
     info = call.structure(pynvml.c_nvmlTemperature_v1_t)
     choice(info.sensorType, 0)
-    info.temperature = temperature_c(call.gpu, call.node.now_s)
+    info.temperature = _temperature_c(call)
     return info
 
 
 def thermal(call: NvmlCall, style: str) -> Thermal:
-    """The board's limits, if it reports them in this style.
-
-    Raises:
-        NvmlFailure: not supported.
-    """
+    """The board's limits in this style; raises `NvmlFailure` (not supported) without them."""
     limits = call.profile.thermal_c
     if limits is None or limits.style != style:
         raise NvmlFailure(Code.NOT_SUPPORTED)
     return limits
 
 
+_REPORT_TEMPERATURES = "boards that report temperatures"
+
+
+@function(
+    CONSTANT, "nvmlDeviceGetTemperatureThreshold", DEVICE, U32, out(), note=_REPORT_TEMPERATURES
+)
 def _threshold(call: NvmlCall) -> int:
     wanted = choice(call.numbers[0], *range(8))
     limits = thermal(call, "absolute")
@@ -140,99 +203,17 @@ def _threshold(call: NvmlCall) -> int:
     return known(values.get(wanted))
 
 
+_MARGIN_V1 = versioned(version(pynvml.c_nvmlMarginTemperature_v1_t, 1))
+
+
+@function(
+    LIVE, "nvmlDeviceGetMarginTemperature", DEVICE, _MARGIN_V1, note="boards that report margins"
+)
 def _margin(call: NvmlCall) -> ctypes.Structure:
     limits = thermal(call, "margin")
     info = call.structure(pynvml.c_nvmlMarginTemperature_v1_t)
-    now_c = temperature_c(call.gpu, call.node.now_s)
-    info.marginTemperature = known(limits.max_operating) - now_c
+    info.marginTemperature = known(limits.max_operating) - _temperature_c(call)
     return info
 
 
-def _of_clock(response: Callable[[NvmlCall, int], int]) -> Callable[[NvmlCall], int]:
-    return lambda call: response(call, call.numbers[0])
-
-
-_LIVE, _CONSTANT = Source.LIVE, Source.CONSTANT
-_NO_VIDEO = "graphics, SM and memory"
-
-FUNCTIONS = (
-    Function(
-        "nvmlDeviceGetClockInfo", (DEVICE, U32, out()), _LIVE, _of_clock(clock_mhz), _NO_VIDEO
-    ),
-    Function("nvmlDeviceGetClock", (DEVICE, U32, U32, out()), _LIVE, _clock, _NO_VIDEO),
-    *(
-        Function(name, (DEVICE, U32, out()), _CONSTANT, _of_clock(_max_clock_mhz), _NO_VIDEO)
-        for name in (
-            "nvmlDeviceGetMaxClockInfo",
-            "nvmlDeviceGetApplicationsClock",
-            "nvmlDeviceGetDefaultApplicationsClock",
-            "nvmlDeviceGetMaxCustomerBoostClock",
-        )
-    ),
-    Function(
-        "nvmlDeviceGetSupportedMemoryClocks",
-        (DEVICE, COUNT, array(ctypes.c_uint32, 1)),
-        _CONSTANT,
-        lambda call: [known(call.profile.clocks_mhz.memory)],
-    ),
-    Function(
-        "nvmlDeviceGetSupportedGraphicsClocks",
-        (DEVICE, U32, COUNT, array(ctypes.c_uint32, 2)),
-        Source.ASSUMED,
-        _graphics_clocks,
-        f"in steps of {_CLOCK_STEP_MHZ} MHz",
-    ),
-    *(
-        Function(name, (DEVICE, out(ctypes.c_uint64)), _LIVE, _reasons)
-        for name in (
-            "nvmlDeviceGetCurrentClocksEventReasons",
-            "nvmlDeviceGetCurrentClocksThrottleReasons",
-        )
-    ),
-    *(
-        Function(name, (DEVICE, out(ctypes.c_uint64)), _CONSTANT, lambda _: _SUPPORTED_REASONS)
-        for name in (
-            "nvmlDeviceGetSupportedClocksEventReasons",
-            "nvmlDeviceGetSupportedClocksThrottleReasons",
-        )
-    ),
-    *(
-        Function(name, (DEVICE, out()), _LIVE, _performance_state, "P0; P8 on an idle GeForce")
-        for name in ("nvmlDeviceGetPerformanceState", "nvmlDeviceGetPowerState")
-    ),
-    Function("nvmlDeviceGetPowerUsage", (DEVICE, out()), _LIVE, power_mw),
-    *(
-        Function(name, (DEVICE, out()), _CONSTANT, limit_mw)
-        for name in (
-            "nvmlDeviceGetPowerManagementLimit",
-            "nvmlDeviceGetPowerManagementDefaultLimit",
-            "nvmlDeviceGetEnforcedPowerLimit",
-        )
-    ),
-    Function(
-        "nvmlDeviceGetPowerManagementLimitConstraints", (DEVICE, out(), out()), _CONSTANT, limits_mw
-    ),
-    Function("nvmlDeviceGetPowerManagementMode", (DEVICE, out()), _CONSTANT, lambda _: 1, "on"),
-    Function("nvmlDeviceGetTemperature", (DEVICE, U32, out()), _LIVE, _temperature),
-    Function(
-        "nvmlDeviceGetTemperatureV",
-        (DEVICE, versioned(version(pynvml.c_nvmlTemperature_v1_t, 1))),
-        _LIVE,
-        _temperature_v,
-    ),
-    Function(
-        "nvmlDeviceGetTemperatureThreshold",
-        (DEVICE, U32, out()),
-        _CONSTANT,
-        _threshold,
-        "boards that report temperatures",
-    ),
-    Function(
-        "nvmlDeviceGetMarginTemperature",
-        (DEVICE, versioned(version(pynvml.c_nvmlMarginTemperature_v1_t, 1))),
-        _LIVE,
-        _margin,
-        "boards that report margins",
-    ),
-    Function("nvmlDeviceGetNumFans", (DEVICE, out()), _CONSTANT, lambda _: 0, "0"),
-)
+function(CONSTANT, "nvmlDeviceGetNumFans", DEVICE, out(), note="0")(lambda _: 0)

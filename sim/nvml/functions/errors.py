@@ -9,7 +9,18 @@ import pynvml
 
 from hal import RecoveryAction
 from hal.nvml.api import Code
-from sim.nvml.abi import COUNT, DEVICE, U32, Function, Source, array, inout_by, out
+from sim.nvml.abi import (
+    ASSUMED,
+    CONSTANT,
+    COUNT,
+    DEVICE,
+    LIVE,
+    U32,
+    Functions,
+    array,
+    inout_by,
+    out,
+)
 from sim.nvml.call import NvmlFailure, choice, known
 from sim.nvml.functions.board import limit_mw, limits_mw, power_mw, thermal
 from sim.nvml.functions.inventory import architecture
@@ -17,162 +28,129 @@ from sim.nvml.functions.inventory import architecture
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sim.gpu.profiles import Thermal
     from sim.nvml.call import NvmlCall
 
+function, fields = Functions(), Functions()
 
 _AMPERE = 7
 _DRAM = 2
+_U64 = ctypes.c_uint64
 _BANKS = 512
 """Assumed: banks of memory that still have all of their spare rows."""
 
 
 def has_ecc(call: NvmlCall) -> None:
-    """Checks that the board has ECC memory.
-
-    Raises:
-        NvmlFailure: not supported.
-    """
+    """Raise `NvmlFailure` (not supported) for a board without ECC memory."""
     if not call.profile.ecc:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def errors(call: NvmlCall, *, uncorrected: bool) -> int:
+def _errors(call: NvmlCall, *, uncorrected: bool) -> int:
     """ECC errors since the driver was loaded."""
     has_ecc(call)
     return call.gpu.uncorrectable_ecc if uncorrected else call.gpu.corrected_ecc
 
 
-def _total(call: NvmlCall) -> int:
-    kind, counter = call.numbers
-    choice(counter, 0, 1)
-    return errors(call, uncorrected=choice(kind, 0, 1) == 1)
-
-
-def _at_location(call: NvmlCall) -> int:
-    kind, counter, location = call.numbers
-    choice(counter, 0, 1)
-    choice(location, *range(8))
-    count = errors(call, uncorrected=choice(kind, 0, 1) == 1)
-    return count if location == _DRAM else 0
-
-
-def _detailed(call: NvmlCall) -> ctypes.Structure:
-    counts: ctypes.Structure = pynvml.c_nvmlEccErrorCounts_t(deviceMemory=_total(call))
-    return counts
-
-
+@function(CONSTANT, "nvmlDeviceGetEccMode", DEVICE, out(), out())
 def _modes(call: NvmlCall) -> tuple[int, int]:
     has_ecc(call)
     return 1, 1
 
 
+@function(CONSTANT, "nvmlDeviceGetDefaultEccMode", DEVICE, out())
 def _default_mode(call: NvmlCall) -> int:
     has_ecc(call)
     return 1
 
 
-def has_row_remapper(call: NvmlCall) -> bool:
+@function(
+    LIVE,
+    "nvmlDeviceGetTotalEccErrors",
+    *(DEVICE, U32, U32, out(_U64)),
+    note="aggregate counters are as the volatile ones",
+)
+def _total(call: NvmlCall) -> int:
+    kind, counter = call.numbers[:2]
+    choice(counter, 0, 1)
+    return _errors(call, uncorrected=choice(kind, 0, 1) == 1)
+
+
+_IN_DRAM = "all errors are in DRAM"
+
+
+@function(LIVE, "nvmlDeviceGetMemoryErrorCounter", DEVICE, U32, U32, U32, out(_U64), note=_IN_DRAM)
+def _at_location(call: NvmlCall) -> int:
+    location = choice(call.numbers[2], *range(8))
+    count = _total(call)
+    return count if location == _DRAM else 0
+
+
+@function(
+    LIVE,
+    "nvmlDeviceGetDetailedEccErrors",
+    *(DEVICE, U32, U32, out(pynvml.c_nvmlEccErrorCounts_t)),
+    note=_IN_DRAM,
+)
+def _detailed(call: NvmlCall) -> ctypes.Structure:
+    counts: ctypes.Structure = pynvml.c_nvmlEccErrorCounts_t(deviceMemory=_total(call))
+    return counts
+
+
+def _has_row_remapper(call: NvmlCall) -> bool:
     """True for boards with ECC from Ampere on; those before retire pages."""
     return bool(call.profile.ecc) and architecture(call.gpu) >= _AMPERE
 
 
+@function(
+    LIVE,
+    "nvmlDeviceGetRemappedRows",
+    *(DEVICE, out(), out(), out(), out()),
+    note="pending and failed are live, the counts 0; Ampere and later with ECC",
+)
 def _rows(call: NvmlCall) -> tuple[int, int, int, int]:
-    if not has_row_remapper(call):
+    if not _has_row_remapper(call):
         raise NvmlFailure(Code.NOT_SUPPORTED)
     return 0, 0, int(call.gpu.row_remap_pending), int(call.gpu.row_remap_failed)
 
 
+@function(
+    ASSUMED,
+    "nvmlDeviceGetRowRemapperHistogram",
+    *(DEVICE, out(pynvml.c_nvmlRowRemapperHistogramValues)),
+    note=f"{_BANKS} banks, all with all spare rows",
+)
 def _histogram(call: NvmlCall) -> ctypes.Structure:
-    if not has_row_remapper(call):
+    if not _has_row_remapper(call):
         raise NvmlFailure(Code.NOT_SUPPORTED)
     values: ctypes.Structure = pynvml.c_nvmlRowRemapperHistogramValues(max=_BANKS)
     return values
 
 
-def _retires_pages(call: NvmlCall) -> None:
-    has_ecc(call)
-    if has_row_remapper(call):
-        raise NvmlFailure(Code.NOT_SUPPORTED)
+_NO_PAGES = "none; before Ampere"
+_PAGES = array(_U64, 2, asks=True)
 
 
-def _after(
-    check: Callable[[NvmlCall], None], *lists: list[int]
-) -> Callable[[NvmlCall], tuple[list[int], ...]]:
-    def response(call: NvmlCall) -> tuple[list[int], ...]:
-        check(call)
-        choice(call.numbers[0], 0, 1)
-        return lists
-
-    return response
+@function(CONSTANT, "nvmlDeviceGetRetiredPages", DEVICE, U32, COUNT, _PAGES, note=_NO_PAGES)
+def _pages(call: NvmlCall) -> list[int]:
+    _no_page_pending(call)
+    choice(call.numbers[0], 0, 1)
+    return []
 
 
-def _no_page_pending(call: NvmlCall) -> int:
-    _retires_pages(call)
-    return 0
-
-
-_U64 = ctypes.c_uint64
-
-FUNCTIONS = (
-    Function("nvmlDeviceGetEccMode", (DEVICE, out(), out()), Source.CONSTANT, _modes),
-    Function("nvmlDeviceGetDefaultEccMode", (DEVICE, out()), Source.CONSTANT, _default_mode),
-    Function(
-        "nvmlDeviceGetTotalEccErrors",
-        (DEVICE, U32, U32, out(_U64)),
-        Source.LIVE,
-        _total,
-        "aggregate counters are as the volatile ones",
-    ),
-    Function(
-        "nvmlDeviceGetMemoryErrorCounter",
-        (DEVICE, U32, U32, U32, out(_U64)),
-        Source.LIVE,
-        _at_location,
-        "all errors are in DRAM",
-    ),
-    Function(
-        "nvmlDeviceGetDetailedEccErrors",
-        (DEVICE, U32, U32, out(pynvml.c_nvmlEccErrorCounts_t)),
-        Source.LIVE,
-        _detailed,
-        "all errors are in DRAM",
-    ),
-    Function(
-        "nvmlDeviceGetRemappedRows",
-        (DEVICE, out(), out(), out(), out()),
-        Source.LIVE,
-        _rows,
-        "pending and failed are live, the counts 0; Ampere and later with ECC",
-    ),
-    Function(
-        "nvmlDeviceGetRowRemapperHistogram",
-        (DEVICE, out(pynvml.c_nvmlRowRemapperHistogramValues)),
-        Source.ASSUMED,
-        _histogram,
-        f"{_BANKS} banks, all with all spare rows",
-    ),
-    Function(
-        "nvmlDeviceGetRetiredPages",
-        (DEVICE, U32, COUNT, array(_U64, 2, asks=True)),
-        Source.CONSTANT,
-        _after(_retires_pages, []),
-        "none; before Ampere",
-    ),
-    Function(
-        "nvmlDeviceGetRetiredPages_v2",
-        (DEVICE, U32, COUNT, array(_U64, 2, asks=True), array(_U64, 2, asks=True)),
-        Source.CONSTANT,
-        _after(_retires_pages, [], []),
-        "none; before Ampere",
-    ),
-    Function(
-        "nvmlDeviceGetRetiredPagesPendingStatus",
-        (DEVICE, out()),
-        Source.CONSTANT,
-        _no_page_pending,
-        "none; before Ampere",
-    ),
+@function(
+    CONSTANT, "nvmlDeviceGetRetiredPages_v2", DEVICE, U32, COUNT, _PAGES, _PAGES, note=_NO_PAGES
 )
+def _pages_v2(call: NvmlCall) -> tuple[list[int], list[int]]:
+    return _pages(call), []
+
+
+@function(CONSTANT, "nvmlDeviceGetRetiredPagesPendingStatus", DEVICE, out(), note=_NO_PAGES)
+def _no_page_pending(call: NvmlCall) -> int:
+    has_ecc(call)
+    if _has_row_remapper(call):
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    return 0
 
 
 _ACTIONS = {
@@ -184,30 +162,16 @@ _ACTIONS = {
 }
 
 
-def _recovery_action(call: NvmlCall) -> int:
-    return known(_ACTIONS.get(call.gpu.recovery_action))
+def _margin(read: Callable[[Thermal], int | None]) -> Callable[[NvmlCall], int]:
+    return lambda call: known(read(thermal(call, "margin")))
 
 
-def _ecc_mode(call: NvmlCall) -> int:
-    has_ecc(call)
-    return 1
+def _corrected(call: NvmlCall) -> int:
+    return _errors(call, uncorrected=False)
 
 
-def _row_flag(read: Callable[[NvmlCall], bool]) -> Callable[[NvmlCall], int]:
-    def response(call: NvmlCall) -> int:
-        if not has_row_remapper(call):
-            raise NvmlFailure(Code.NOT_SUPPORTED)
-        return int(read(call))
-
-    return response
-
-
-def _margin(read: Callable[[NvmlCall], int | None]) -> Callable[[NvmlCall], int]:
-    def response(call: NvmlCall) -> int:
-        thermal(call, "margin")
-        return known(read(call))
-
-    return response
+def _uncorrected(call: NvmlCall) -> int:
+    return _errors(call, uncorrected=True)
 
 
 def _links(call: NvmlCall) -> int:
@@ -215,37 +179,33 @@ def _links(call: NvmlCall) -> int:
 
 
 FIELDS: dict[int, Callable[[NvmlCall], int]] = {
-    pynvml.NVML_FI_DEV_ECC_CURRENT: _ecc_mode,
-    pynvml.NVML_FI_DEV_ECC_PENDING: _ecc_mode,
-    pynvml.NVML_FI_DEV_ECC_SBE_VOL_TOTAL: lambda call: errors(call, uncorrected=False),
-    pynvml.NVML_FI_DEV_ECC_DBE_VOL_TOTAL: lambda call: errors(call, uncorrected=True),
-    pynvml.NVML_FI_DEV_ECC_SBE_AGG_TOTAL: lambda call: errors(call, uncorrected=False),
-    pynvml.NVML_FI_DEV_ECC_DBE_AGG_TOTAL: lambda call: errors(call, uncorrected=True),
+    pynvml.NVML_FI_DEV_ECC_CURRENT: _default_mode,
+    pynvml.NVML_FI_DEV_ECC_PENDING: _default_mode,
+    pynvml.NVML_FI_DEV_ECC_SBE_VOL_TOTAL: _corrected,
+    pynvml.NVML_FI_DEV_ECC_DBE_VOL_TOTAL: _uncorrected,
+    pynvml.NVML_FI_DEV_ECC_SBE_AGG_TOTAL: _corrected,
+    pynvml.NVML_FI_DEV_ECC_DBE_AGG_TOTAL: _uncorrected,
     pynvml.NVML_FI_DEV_NVLINK_LINK_COUNT: _links,
     pynvml.NVML_FI_DEV_PCIE_REPLAY_COUNTER: lambda _: 0,
-    pynvml.NVML_FI_DEV_REMAPPED_COR: _row_flag(lambda _: False),
-    pynvml.NVML_FI_DEV_REMAPPED_UNC: _row_flag(lambda _: False),
-    pynvml.NVML_FI_DEV_REMAPPED_PENDING: _row_flag(lambda call: call.gpu.row_remap_pending),
-    pynvml.NVML_FI_DEV_REMAPPED_FAILURE: _row_flag(lambda call: call.gpu.row_remap_failed),
+    pynvml.NVML_FI_DEV_REMAPPED_COR: lambda call: _rows(call)[0],
+    pynvml.NVML_FI_DEV_REMAPPED_UNC: lambda call: _rows(call)[1],
+    pynvml.NVML_FI_DEV_REMAPPED_PENDING: lambda call: _rows(call)[2],
+    pynvml.NVML_FI_DEV_REMAPPED_FAILURE: lambda call: _rows(call)[3],
     185: power_mw,
     186: power_mw,
     187: lambda call: limits_mw(call)[0],
     188: lambda call: limits_mw(call)[1],
     189: limit_mw,
     190: limit_mw,
-    193: _margin(lambda call: thermal(call, "margin").shutdown),
-    194: _margin(lambda call: thermal(call, "margin").slowdown),
+    193: _margin(lambda limits: limits.shutdown),
+    194: _margin(lambda limits: limits.slowdown),
     196: _margin(lambda _: 0),
-    230: _recovery_action,
+    230: lambda call: known(_ACTIONS.get(call.gpu.recovery_action)),
 }
 """By NVML's field id. Those from 185 on have no names in older bindings: power (average, instant,
 least, most, default and present limit), margins (shutdown, slowdown, most) and recovery action."""
 
 _SIGNED = frozenset({193, 194, 196})
-
-
-def _fill(call: NvmlCall) -> list[ctypes.Structure]:
-    return [_filled(call, one) for one in call.structures]
 
 
 def _filled(call: NvmlCall, value: ctypes.Structure) -> ctypes.Structure:
@@ -267,12 +227,11 @@ def _filled(call: NvmlCall, value: ctypes.Structure) -> ctypes.Structure:
     return value
 
 
-FIELD_FUNCTIONS = (
-    Function(
-        "nvmlDeviceGetFieldValues",
-        (DEVICE, U32, inout_by(pynvml.c_nvmlFieldValue_t, 1)),
-        Source.LIVE,
-        _fill,
-        "ECC, rows, power, margins, recovery action, replays, number of NVLinks",
-    ),
+@fields(
+    LIVE,
+    "nvmlDeviceGetFieldValues",
+    *(DEVICE, U32, inout_by(pynvml.c_nvmlFieldValue_t, 1)),
+    note="ECC, rows, power, margins, recovery action, replays, number of NVLinks",
 )
+def _fill(call: NvmlCall) -> list[ctypes.Structure]:
+    return [_filled(call, one) for one in call.structures]

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from hal import EccError, XidError
 from hal.nvml.api import Code
 from sim.nvml.abi import (
+    CONSTANT,
     DEVICE,
     EVENT_SET,
+    LIVE,
     U32,
     U64,
     EventData,
     EventDataV1,
     EventSet,
-    Function,
-    Source,
+    Functions,
     out,
 )
 from sim.nvml.call import NvmlFailure
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sim.node.node import SimulatedNode
     from sim.nvml.call import NvmlCall
 
+function = Functions()
 
 SINGLE_BIT_ECC, DOUBLE_BIT_ECC, XID = 0x1, 0x2, 0x8
 NO_INSTANCE = 0xFFFFFFFF
@@ -55,7 +57,7 @@ class _Set:
 
 
 class EventSets:
-    """All event sets of all processes; whoever uses it holds the node still."""
+    """All event sets of all processes; its callers hold the node still."""
 
     def __init__(self) -> None:
         self._sets: dict[int, _Set] = {}
@@ -87,11 +89,7 @@ class EventSets:
                 one.waiting.append(report)
 
     def take(self, handle: int, node: SimulatedNode) -> NvmlEvent | None:
-        """The next event of a set; None if there is none yet.
-
-        Raises:
-            NvmlFailure: a registered GPU is lost, and all that came before was taken.
-        """
+        """The next event of a set, if any; raises `NvmlFailure` once a registered GPU is lost."""
         one = self._find(handle)
         if one.waiting:
             return one.waiting.popleft()
@@ -115,22 +113,31 @@ def _report(event: Event) -> NvmlEvent | None:
         case EccError(uuid=str(uuid), uncorrectable=uncorrectable):
             return NvmlEvent(uuid, DOUBLE_BIT_ECC if uncorrectable else SINGLE_BIT_ECC)
         case _:
-            return None  # of a GPU that is lost its set tells when it is waited for
+            return None  # a wait finds out itself that a GPU is lost
 
 
+@function(LIVE, "nvmlEventSetCreate", out(EventSet))
 def _create(call: NvmlCall) -> int:
     return call.event_sets.create(call.session)
 
 
+@function(LIVE, "nvmlEventSetFree", EVENT_SET)
 def _free(call: NvmlCall) -> tuple[()]:
     call.event_sets.free(call.numbers[0])
     return ()
 
 
+_WITH_ECC = "Xids, and ECC errors where there is ECC"
+
+
+@function(
+    CONSTANT, "nvmlDeviceGetSupportedEventTypes", DEVICE, out(ctypes.c_uint64), note=_WITH_ECC
+)
 def _supported(call: NvmlCall) -> int:
     return XID | (SINGLE_BIT_ECC | DOUBLE_BIT_ECC if call.profile.ecc else 0)
 
 
+@function(LIVE, "nvmlDeviceRegisterEvents", DEVICE, U64, EVENT_SET)
 def _register(call: NvmlCall) -> tuple[()]:
     types, event_set = call.numbers
     if types & ~_supported(call):
@@ -139,48 +146,24 @@ def _register(call: NvmlCall) -> tuple[()]:
     return ()
 
 
-def _take(call: NvmlCall) -> NvmlEvent | None:
-    driver = call.node.driver
-    if driver.watch_failure(call.node.now_s) is not None:
+@function(
+    LIVE,
+    "nvmlEventSetWait_v2",
+    *(EVENT_SET, out(EventData), U32),
+    note="GPU_IS_LOST once a registered GPU is lost and what came before was taken",
+    waits=True,
+)
+def _wait(call: NvmlCall) -> EventData | None:
+    if call.node.driver.watch_failure(call.node.now_s) is not None:
         raise NvmlFailure(Code.UNKNOWN)
-    return call.event_sets.take(call.numbers[0], call.node)
-
-
-def _wait(call: NvmlCall) -> ctypes.Structure | None:
-    report = _take(call)
+    report = call.event_sets.take(call.numbers[0], call.node)
     if report is None:
         return None
     device = call.handles.of(("gpu", report.uuid))
     return EventData(device, report.type, report.data, report.gpu_instance, report.compute_instance)
 
 
-def _wait_v1(call: NvmlCall) -> ctypes.Structure | None:
-    report = _take(call)
-    if report is None:
-        return None
-    return EventDataV1(call.handles.of(("gpu", report.uuid)), report.type, report.data)
-
-
-FUNCTIONS = (
-    Function("nvmlEventSetCreate", (out(EventSet),), Source.LIVE, _create),
-    Function("nvmlEventSetFree", (EVENT_SET,), Source.LIVE, _free),
-    Function(
-        "nvmlDeviceGetSupportedEventTypes",
-        (DEVICE, out(ctypes.c_uint64)),
-        Source.CONSTANT,
-        _supported,
-        "Xids, and ECC errors where there is ECC",
-    ),
-    Function("nvmlDeviceRegisterEvents", (DEVICE, U64, EVENT_SET), Source.LIVE, _register),
-    Function(
-        "nvmlEventSetWait_v2",
-        (EVENT_SET, out(EventData), U32),
-        Source.LIVE,
-        _wait,
-        "GPU_IS_LOST once a registered GPU is lost and what came before was taken",
-        waits=True,
-    ),
-    Function(
-        "nvmlEventSetWait", (EVENT_SET, out(EventDataV1), U32), Source.LIVE, _wait_v1, waits=True
-    ),
-)
+@function(LIVE, "nvmlEventSetWait", EVENT_SET, out(EventDataV1), U32, waits=True)
+def _wait_v1(call: NvmlCall) -> EventDataV1 | None:
+    event = _wait(call)
+    return None if event is None else EventDataV1(event.device, event.eventType, event.eventData)

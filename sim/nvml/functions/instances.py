@@ -12,16 +12,18 @@ import pynvml
 from hal.nvml.api import Code
 from sim.gpu.profiles import MIB, instance_memory_bytes
 from sim.nvml.abi import (
+    ASSUMED,
     COMPUTE_INSTANCE,
+    CONSTANT,
     DEVICE,
     GPU_INSTANCE,
+    LIVE,
     U32,
     ComputeInstance,
     ComputeInstanceInfo,
-    Function,
+    Functions,
     GpuInstance,
     GpuInstanceInfo,
-    Source,
     fill,
     out,
     version,
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from sim.gpu.profiles import MigProfile
     from sim.nvml.call import NvmlCall
 
+function = Functions()
+
+_WHOLE = "a compute instance has all of its GPU instance"
 _GPU_PROFILES = 18
 _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
 """NVML's compute instance profile by the number of slices; their ids are the same numbers here."""
@@ -84,33 +89,40 @@ def _with_id(call: NvmlCall) -> MigProfile:
     raise NvmlFailure(Code.INVALID_ARGUMENT)
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetGpuInstanceProfileInfo",
+    *(DEVICE, U32, out(pynvml.c_nvmlGpuInstanceProfileInfo_t)),
+)
 def _profile_info(call: NvmlCall) -> ctypes.Structure:
-    info: ctypes.Structure = pynvml.c_nvmlGpuInstanceProfileInfo_t()
-    return _fill_profile_info(call, info)
+    return _fill_profile_info(_profile_at(call), call, pynvml.c_nvmlGpuInstanceProfileInfo_t())
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetGpuInstanceProfileInfoV",
+    *(DEVICE, U32, versioned(version(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t, 2))),
+)
 def _profile_info_v2(call: NvmlCall) -> ctypes.Structure:
     info = call.structure(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t)
-    info.name = f"MIG {_profile_at(call).profile}".encode()
-    return _fill_profile_info(call, info)
-
-
-def _fill_profile_info(call: NvmlCall, info: ctypes.Structure) -> ctypes.Structure:
     mig = _profile_at(call)
-    slices = slices_of(mig.profile)
-    values = {
-        "id": _profile_id(call, mig),
-        "sliceCount": slices,
-        "instanceCount": mig.instances,
-        "multiprocessorCount": mig.sm or 0,
-        "copyEngineCount": slices,
-        "memorySizeMB": instance_memory_bytes(mig, call.profile) // MIB,
-    }
-    for name, value in values.items():
-        setattr(info, name, value)
+    info.name = f"MIG {mig.profile}".encode()
+    return _fill_profile_info(mig, call, info)
+
+
+def _fill_profile_info(mig: MigProfile, call: NvmlCall, info: ctypes.Structure) -> ctypes.Structure:
+    info.id, info.instanceCount = _profile_id(call, mig), mig.instances
+    info.sliceCount = info.copyEngineCount = slices_of(mig.profile)
+    info.multiprocessorCount = mig.sm or 0
+    info.memorySizeMB = instance_memory_bytes(mig, call.profile) // MIB
     return info
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetGpuInstancePossiblePlacements nvmlDeviceGetGpuInstancePossiblePlacements_v2",
+    *(DEVICE, U32, fill(pynvml.c_nvmlGpuInstancePlacement_t), out()),
+)
 def _possible(call: NvmlCall) -> tuple[list[ctypes.Structure], int]:
     mig = _with_id(call)
     size = width(mig, call.profile)
@@ -121,6 +133,7 @@ def _possible(call: NvmlCall) -> tuple[list[ctypes.Structure], int]:
     return found, len(found)
 
 
+@function(LIVE, "nvmlDeviceGetGpuInstances", DEVICE, U32, fill(GpuInstance), out())
 def _instances(call: NvmlCall) -> tuple[list[int], int]:
     mig = _with_id(call)
     uuid = call.gpu.identity.uuid
@@ -132,6 +145,7 @@ def _instances(call: NvmlCall) -> tuple[list[int], int]:
     return found, len(found)
 
 
+@function(LIVE, "nvmlDeviceGetGpuInstanceRemainingCapacity", DEVICE, U32, out())
 def _remaining(call: NvmlCall) -> int:
     mig = _with_id(call)
     taken = placements(call.gpu.identity.mig_devices, call.profile)
@@ -146,6 +160,7 @@ def _remaining(call: NvmlCall) -> int:
     return free
 
 
+@function(LIVE, "nvmlDeviceGetGpuInstanceById", DEVICE, U32, out(GpuInstance))
 def _instance_by_id(call: NvmlCall) -> int:
     _in_mig_mode(call)
     for device in call.gpu.identity.mig_devices:
@@ -154,6 +169,13 @@ def _instance_by_id(call: NvmlCall) -> int:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
+@function(
+    ASSUMED,
+    "nvmlGpuInstanceGetInfo",
+    *(GPU_INSTANCE, out(GpuInstanceInfo)),
+    note="placed in order, each at the first place that is free",
+    mig=True,
+)
 def _instance_info(call: NvmlCall) -> ctypes.Structure:
     device = call.mig_device
     start, size = placements(call.gpu.identity.mig_devices, call.profile)[device.gpu_instance]
@@ -165,6 +187,12 @@ def _instance_info(call: NvmlCall) -> ctypes.Structure:
     )
 
 
+@function(
+    LIVE,
+    "nvmlGpuInstanceGetComputeInstanceById",
+    *(GPU_INSTANCE, U32, out(ComputeInstance)),
+    mig=True,
+)
 def _compute_instance(call: NvmlCall) -> int:
     device = call.mig_device
     if call.numbers[0] != device.compute_instance:
@@ -172,6 +200,13 @@ def _compute_instance(call: NvmlCall) -> int:
     return call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))
 
 
+@function(
+    LIVE,
+    "nvmlGpuInstanceGetComputeInstances",
+    *(GPU_INSTANCE, U32, fill(ComputeInstance), out()),
+    note=_WHOLE,
+    mig=True,
+)
 def _compute_instances(call: NvmlCall) -> tuple[list[int], int]:
     device = call.mig_device
     if call.numbers[0] != _COMPUTE_PROFILES[slices_of(device.profile)]:
@@ -179,6 +214,13 @@ def _compute_instances(call: NvmlCall) -> tuple[list[int], int]:
     return [call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))], 1
 
 
+@function(
+    CONSTANT,
+    "nvmlComputeInstanceGetInfo nvmlComputeInstanceGetInfo_v2",
+    *(COMPUTE_INSTANCE, out(ComputeInstanceInfo)),
+    note=_WHOLE,
+    mig=True,
+)
 def _compute_info(call: NvmlCall) -> ctypes.Structure:
     device, uuid = call.mig_device, call.gpu.identity.uuid
     slices = slices_of(device.profile)
@@ -191,11 +233,25 @@ def _compute_info(call: NvmlCall) -> ctypes.Structure:
     )
 
 
+@function(
+    CONSTANT,
+    "nvmlGpuInstanceGetComputeInstanceProfileInfo",
+    *(GPU_INSTANCE, U32, U32, out(pynvml.c_nvmlComputeInstanceProfileInfo_t)),
+    note=_WHOLE,
+    mig=True,
+)
 def _compute_profile_info(call: NvmlCall) -> ctypes.Structure:
-    info: ctypes.Structure = pynvml.c_nvmlComputeInstanceProfileInfo_t()
-    return _fill_compute_profile_info(call, info)
+    return _fill_compute_profile_info(call, pynvml.c_nvmlComputeInstanceProfileInfo_t())
 
 
+@function(
+    CONSTANT,
+    "nvmlGpuInstanceGetComputeInstanceProfileInfoV",
+    *(GPU_INSTANCE, U32, U32),
+    versioned(version(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t, 2)),
+    note=_WHOLE,
+    mig=True,
+)
 def _compute_profile_info_v2(call: NvmlCall) -> ctypes.Structure:
     info = call.structure(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t)
     info.name = f"MIG {call.mig_device.profile}".encode()
@@ -209,106 +265,7 @@ def _fill_compute_profile_info(call: NvmlCall, info: ctypes.Structure) -> ctypes
     choice(engines, 0)
     if choice(profile, *range(9)) != _COMPUTE_PROFILES[slices]:
         raise NvmlFailure(Code.NOT_SUPPORTED)
-    values = {
-        "id": profile,
-        "sliceCount": slices,
-        "instanceCount": 1,
-        "multiprocessorCount": profile_of(call, device).sm or 0,
-        "sharedCopyEngineCount": slices,
-    }
-    for name, value in values.items():
-        setattr(info, name, value)
+    info.id, info.instanceCount = profile, 1
+    info.sliceCount = info.sharedCopyEngineCount = slices
+    info.multiprocessorCount = profile_of(call, device).sm or 0
     return info
-
-
-_LIVE, _CONSTANT = Source.LIVE, Source.CONSTANT
-_WHOLE = "a compute instance has all of its GPU instance"
-
-FUNCTIONS = (
-    Function(
-        "nvmlDeviceGetGpuInstanceProfileInfo",
-        (DEVICE, U32, out(pynvml.c_nvmlGpuInstanceProfileInfo_t)),
-        _CONSTANT,
-        _profile_info,
-    ),
-    Function(
-        "nvmlDeviceGetGpuInstanceProfileInfoV",
-        (DEVICE, U32, versioned(version(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t, 2))),
-        _CONSTANT,
-        _profile_info_v2,
-    ),
-    *(
-        Function(
-            name,
-            (DEVICE, U32, fill(pynvml.c_nvmlGpuInstancePlacement_t), out()),
-            _CONSTANT,
-            _possible,
-        )
-        for name in (
-            "nvmlDeviceGetGpuInstancePossiblePlacements",
-            "nvmlDeviceGetGpuInstancePossiblePlacements_v2",
-        )
-    ),
-    Function(
-        "nvmlDeviceGetGpuInstances", (DEVICE, U32, fill(GpuInstance), out()), _LIVE, _instances
-    ),
-    Function("nvmlDeviceGetGpuInstanceRemainingCapacity", (DEVICE, U32, out()), _LIVE, _remaining),
-    Function(
-        "nvmlDeviceGetGpuInstanceById", (DEVICE, U32, out(GpuInstance)), _LIVE, _instance_by_id
-    ),
-    Function(
-        "nvmlGpuInstanceGetInfo",
-        (GPU_INSTANCE, out(GpuInstanceInfo)),
-        Source.ASSUMED,
-        _instance_info,
-        "placed in order, each at the first place that is free",
-        mig=True,
-    ),
-    Function(
-        "nvmlGpuInstanceGetComputeInstanceById",
-        (GPU_INSTANCE, U32, out(ComputeInstance)),
-        _LIVE,
-        _compute_instance,
-        mig=True,
-    ),
-    Function(
-        "nvmlGpuInstanceGetComputeInstances",
-        (GPU_INSTANCE, U32, fill(ComputeInstance), out()),
-        _LIVE,
-        _compute_instances,
-        _WHOLE,
-        mig=True,
-    ),
-    Function(
-        "nvmlGpuInstanceGetComputeInstanceProfileInfo",
-        (GPU_INSTANCE, U32, U32, out(pynvml.c_nvmlComputeInstanceProfileInfo_t)),
-        _CONSTANT,
-        _compute_profile_info,
-        _WHOLE,
-        mig=True,
-    ),
-    Function(
-        "nvmlGpuInstanceGetComputeInstanceProfileInfoV",
-        (
-            GPU_INSTANCE,
-            U32,
-            U32,
-            versioned(version(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t, 2)),
-        ),
-        _CONSTANT,
-        _compute_profile_info_v2,
-        _WHOLE,
-        mig=True,
-    ),
-    *(
-        Function(
-            name,
-            (COMPUTE_INSTANCE, out(ComputeInstanceInfo)),
-            _CONSTANT,
-            _compute_info,
-            _WHOLE,
-            mig=True,
-        )
-        for name in ("nvmlComputeInstanceGetInfo", "nvmlComputeInstanceGetInfo_v2")
-    ),
-)

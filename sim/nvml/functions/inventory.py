@@ -12,14 +12,16 @@ import pynvml
 
 from hal.nvml.api import Code
 from sim.nvml.abi import (
+    ASSUMED,
+    CONSTANT,
     COUNT,
     DEVICE,
+    LIVE,
     TEXT,
     U32,
     Device,
-    Function,
+    Functions,
     PciInfoV1,
-    Source,
     array,
     out,
     out_by,
@@ -37,8 +39,11 @@ if TYPE_CHECKING:
     from sim.gpu.gpu import SimulatedGpu
 
 
+function, system = Functions(), Functions()
+
 CPUS_PER_NUMA_NODE = 32
 """Assumed: how many CPUs belong to each NUMA node of a simulated node."""
+_CPUS_NOTE = f"{CPUS_PER_NUMA_NODE} CPUs for each NUMA node"
 
 _ARCHITECTURES = {"Turing": 6, "Ampere": 7, "Ada Lovelace": 8, "Ada": 8, "Hopper": 9}
 _BLACKWELL = 10
@@ -68,6 +73,7 @@ def architecture(gpu: SimulatedGpu) -> int:
     return _ARCHITECTURES.get(gpu.profile.architecture, _BLACKWELL)
 
 
+@function(LIVE, "nvmlDeviceGetHandleByIndex nvmlDeviceGetHandleByIndex_v2", U32, out(Device))
 def _by_index(call: NvmlCall) -> int:
     (index,) = call.numbers
     if index >= len(call.node.present):
@@ -103,20 +109,34 @@ def _of_uuid(call: NvmlCall, uuid: str) -> int:
     return _first(call, wanted)
 
 
-def _by_uuid_v(call: NvmlCall) -> int:
-    asked = call.structure(pynvml.c_nvmlUUID_t)
-    kind = choice(asked.type, pynvml.NVML_UUID_TYPE_ASCII, pynvml.NVML_UUID_TYPE_BINARY)
+_AFTER_LOST = "fails if a GPU before it is lost"
+
+
+@function(LIVE, "nvmlDeviceGetHandleByUUID", TEXT, out(Device), note=_AFTER_LOST)
+def _by_uuid(call: NvmlCall) -> int:
+    return _of_uuid(call, call.texts[0])
+
+
+@function(
+    LIVE,
+    "nvmlDeviceGetHandleByUUIDV",
+    *(versioned((pynvml.nvmlUUID_v1, pynvml.c_nvmlUUID_t)), out(Device)),
+)
+def _by_uuid_v(call: NvmlCall) -> tuple[ctypes.Structure, int]:
+    wanted = call.structure(pynvml.c_nvmlUUID_t)
+    kind = choice(wanted.type, pynvml.NVML_UUID_TYPE_ASCII, pynvml.NVML_UUID_TYPE_BINARY)
     if kind == pynvml.NVML_UUID_TYPE_ASCII:
-        return _of_uuid(call, asked.value.str.decode("utf-8", "replace"))
-    plain = uuids.UUID(bytes=bytes(asked.value.bytes))
+        return wanted, _of_uuid(call, wanted.value.str.decode("utf-8", "replace"))
+    plain = uuids.UUID(bytes=bytes(wanted.value.bytes))
     try:
-        return _of_uuid(call, f"GPU-{plain}")
+        return wanted, _of_uuid(call, f"GPU-{plain}")
     except NvmlFailure as failure:
         if failure.code is not Code.NOT_FOUND:
             raise
-        return _of_uuid(call, f"MIG-{plain}")
+        return wanted, _of_uuid(call, f"MIG-{plain}")
 
 
+@function(LIVE, "nvmlDeviceGetHandleBySerial", TEXT, out(Device))
 def _by_serial(call: NvmlCall) -> int:
     def wanted(gpu: SimulatedGpu) -> int | None:
         same = not is_geforce(gpu) and serial(gpu) == call.texts[0]
@@ -125,6 +145,7 @@ def _by_serial(call: NvmlCall) -> int:
     return _first(call, wanted)
 
 
+@function(LIVE, "nvmlDeviceGetHandleByPciBusId nvmlDeviceGetHandleByPciBusId_v2", TEXT, out(Device))
 def _by_bus_id(call: NvmlCall) -> int:
     match = _BUS_ID.fullmatch(call.texts[0])
     if match is None:
@@ -137,36 +158,54 @@ def _by_bus_id(call: NvmlCall) -> int:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
+@function(LIVE, "nvmlDeviceGetUUID", DEVICE, text_out(2), U32, mig=True)
 def _uuid(call: NvmlCall) -> str:
     return call.gpu.identity.uuid if call.mig is None else call.mig.uuid
 
 
+@function(CONSTANT, "nvmlDeviceGetName", DEVICE, text_out(2), U32, mig=True)
 def _name(call: NvmlCall) -> str:
     product = call.gpu.identity.product
     return product if call.mig is None else f"{product} MIG {call.mig.profile}"
 
 
+@function(CONSTANT, "nvmlDeviceGetCudaComputeCapability", DEVICE, out(), out(), mig=True)
 def _capability(call: NvmlCall) -> tuple[int, int]:
     major, minor = call.profile.compute_capability
     return major, minor
 
 
+@function(CONSTANT, "nvmlDeviceGetNumGpuCores", DEVICE, out())
 def _cores(call: NvmlCall) -> int:
     per_sm = _CORES_PER_SM.get(call.profile.compute_capability, 128)
     return known(call.profile.sm_count) * per_sm
 
 
+@function(CONSTANT, "nvmlDeviceGetBoardId", DEVICE, out(), note="made from the bus")
 def _board_id(call: NvmlCall) -> int:
     domain, bus, _ = call.gpu.identity.pci_bus_id.split(":")
     return int(domain, 16) << 16 | int(bus, 16) << 8
 
 
+@function(
+    ASSUMED,
+    "nvmlDeviceGetCpuAffinity",
+    *(DEVICE, U32, out_by(ctypes.c_uint64, 1)),
+    note=_CPUS_NOTE,
+)
+@function(
+    ASSUMED,
+    "nvmlDeviceGetCpuAffinityWithinScope",
+    *(DEVICE, U32, out_by(ctypes.c_uint64, 1), U32),
+    note="the same for both scopes",
+)
 def _cpus(call: NvmlCall) -> list[int]:
     node = known(call.gpu.identity.numa_node)
     bits = ((1 << CPUS_PER_NUMA_NODE) - 1) << (node * CPUS_PER_NUMA_NODE)
     return _words(bits, call.numbers[0])
 
 
+@function(CONSTANT, "nvmlDeviceGetMemoryAffinity", DEVICE, U32, out_by(ctypes.c_uint64, 1), U32)
 def _memory_nodes(call: NvmlCall) -> list[int]:
     return _words(1 << known(call.gpu.identity.numa_node), call.numbers[0])
 
@@ -177,146 +216,86 @@ def _words(bits: int, count: int) -> list[int]:
     return [bits >> _ULONG_BITS * word & (1 << _ULONG_BITS) - 1 for word in range(most)]
 
 
-def _pci(
-    make: Callable[[str, int | None], ctypes.Structure],
-) -> Callable[[NvmlCall], ctypes.Structure]:
-    return lambda call: make(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
-
-
-_LIVE, _CONSTANT, _ASSUMED = Source.LIVE, Source.CONSTANT, Source.ASSUMED
-
-FUNCTIONS = (
-    *(
-        Function(name, (out(),), _LIVE, lambda call: len(call.node.present), "lost ones included")
-        for name in ("nvmlDeviceGetCount", "nvmlDeviceGetCount_v2")
-    ),
-    *(
-        Function(name, (U32, out(Device)), _LIVE, _by_index)
-        for name in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2")
-    ),
-    Function(
-        "nvmlDeviceGetHandleByUUID",
-        (TEXT, out(Device)),
-        _LIVE,
-        lambda call: _of_uuid(call, call.texts[0]),
-        "fails if a GPU before it is lost",
-    ),
-    Function(
-        "nvmlDeviceGetHandleByUUIDV",
-        (versioned((pynvml.nvmlUUID_v1, pynvml.c_nvmlUUID_t)), out(Device)),
-        _LIVE,
-        lambda call: (call.structure(pynvml.c_nvmlUUID_t), _by_uuid_v(call)),
-    ),
-    Function("nvmlDeviceGetHandleBySerial", (TEXT, out(Device)), _LIVE, _by_serial),
-    *(
-        Function(name, (TEXT, out(Device)), _LIVE, _by_bus_id)
-        for name in ("nvmlDeviceGetHandleByPciBusId", "nvmlDeviceGetHandleByPciBusId_v2")
-    ),
-    Function("nvmlDeviceGetUUID", (DEVICE, text_out(2), U32), _LIVE, _uuid, mig=True),
-    Function("nvmlDeviceGetName", (DEVICE, text_out(2), U32), _CONSTANT, _name, mig=True),
-    Function(
-        "nvmlDeviceGetSerial",
-        (DEVICE, text_out(2), U32),
-        _ASSUMED,
-        lambda call: serial(call.gpu),
-        "made from the UUID; none on GeForce",
-    ),
-    Function(
-        "nvmlDeviceGetIndex",
-        (DEVICE, out()),
-        _CONSTANT,
-        lambda call: call.gpu.identity.index if call.mig is None else call.mig.index,
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetMinorNumber",
-        (DEVICE, out()),
-        _CONSTANT,
-        lambda call: known(call.gpu.identity.minor),
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetBrand",
-        (DEVICE, out()),
-        _CONSTANT,
-        lambda call: _BRAND_GEFORCE if is_geforce(call.gpu) else _BRAND_NVIDIA,
-    ),
-    Function(
-        "nvmlDeviceGetArchitecture", (DEVICE, out()), _CONSTANT, lambda call: architecture(call.gpu)
-    ),
-    Function(
-        "nvmlDeviceGetCudaComputeCapability",
-        (DEVICE, out(), out()),
-        _CONSTANT,
-        _capability,
-        mig=True,
-    ),
-    Function("nvmlDeviceGetNumGpuCores", (DEVICE, out()), _CONSTANT, _cores),
-    Function(
-        "nvmlDeviceGetPciInfo_v3", (DEVICE, out(pynvml.nvmlPciInfo_t)), _CONSTANT, _pci(pci_info)
-    ),
-    Function(
-        "nvmlDeviceGetPciInfo_v2",
-        (DEVICE, out(pynvml.nvmlPciInfo_v2_t)),
-        _CONSTANT,
-        _pci(pci_info_v2),
-    ),
-    Function("nvmlDeviceGetPciInfo", (DEVICE, out(PciInfoV1)), _CONSTANT, _pci(pci_info_v1)),
-    Function("nvmlDeviceGetBoardId", (DEVICE, out()), _CONSTANT, _board_id, "made from the bus"),
-    *(
-        Function(name, (DEVICE, out()), _CONSTANT, lambda _: 0, "0", mig=mig)
-        for name, mig in (
-            ("nvmlDeviceGetMultiGpuBoard", False),
-            ("nvmlDeviceGetDisplayMode", False),
-            ("nvmlDeviceGetDisplayActive", False),
-            ("nvmlDeviceGetVirtualizationMode", False),
-            ("nvmlDeviceGetAccountingMode", True),
-            ("nvmlDeviceGetComputeMode", True),
-        )
-    ),
-    Function("nvmlDeviceGetPersistenceMode", (DEVICE, out()), _CONSTANT, lambda _: 1, "on", True),
-    Function("nvmlDeviceOnSameBoard", (DEVICE, DEVICE, out()), _CONSTANT, lambda _: 0, "0"),
-    Function(
-        "nvmlDeviceGetCpuAffinity",
-        (DEVICE, U32, out_by(ctypes.c_uint64, 1)),
-        _ASSUMED,
-        _cpus,
-        f"{CPUS_PER_NUMA_NODE} CPUs for each NUMA node",
-    ),
-    Function(
-        "nvmlDeviceGetCpuAffinityWithinScope",
-        (DEVICE, U32, out_by(ctypes.c_uint64, 1), U32),
-        _ASSUMED,
-        _cpus,
-        "the same for both scopes",
-    ),
-    Function(
-        "nvmlDeviceGetMemoryAffinity",
-        (DEVICE, U32, out_by(ctypes.c_uint64, 1), U32),
-        _CONSTANT,
-        _memory_nodes,
-    ),
+@function(
+    ASSUMED,
+    "nvmlDeviceGetSerial",
+    *(DEVICE, text_out(2), U32),
+    note="made from the UUID; none on GeForce",
 )
+def _serial(call: NvmlCall) -> str:
+    return serial(call.gpu)
+
+
+@function(CONSTANT, "nvmlDeviceGetIndex", DEVICE, out(), mig=True)
+def _index(call: NvmlCall) -> int:
+    return call.gpu.identity.index if call.mig is None else call.mig.index
+
+
+@function(CONSTANT, "nvmlDeviceGetMinorNumber", DEVICE, out(), mig=True)
+def _minor(call: NvmlCall) -> int:
+    return known(call.gpu.identity.minor)
+
+
+@function(CONSTANT, "nvmlDeviceGetBrand", DEVICE, out())
+def _brand(call: NvmlCall) -> int:
+    return _BRAND_GEFORCE if is_geforce(call.gpu) else _BRAND_NVIDIA
+
+
+@function(CONSTANT, "nvmlDeviceGetArchitecture", DEVICE, out())
+def _architecture(call: NvmlCall) -> int:
+    return architecture(call.gpu)
+
+
+@function(CONSTANT, "nvmlDeviceGetPciInfo_v3", DEVICE, out(pynvml.nvmlPciInfo_t))
+def _pci(call: NvmlCall) -> ctypes.Structure:
+    return pci_info(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
+
+
+@function(CONSTANT, "nvmlDeviceGetPciInfo_v2", DEVICE, out(pynvml.nvmlPciInfo_v2_t))
+def _pci_v2(call: NvmlCall) -> ctypes.Structure:
+    return pci_info_v2(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
+
+
+@function(CONSTANT, "nvmlDeviceGetPciInfo", DEVICE, out(PciInfoV1))
+def _pci_v1(call: NvmlCall) -> ctypes.Structure:
+    return pci_info_v1(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
+
+
+_COUNTS = "nvmlDeviceGetCount nvmlDeviceGetCount_v2"
+_ZERO = (
+    "nvmlDeviceGetMultiGpuBoard nvmlDeviceGetDisplayMode nvmlDeviceGetDisplayActive "
+    "nvmlDeviceGetVirtualizationMode"
+)
+_ZERO_OF_MIG = "nvmlDeviceGetAccountingMode nvmlDeviceGetComputeMode"
+function(LIVE, _COUNTS, out(), note="lost ones included")(lambda call: len(call.node.present))
+function(CONSTANT, _ZERO, DEVICE, out(), note="0")(lambda _: 0)
+function(CONSTANT, _ZERO_OF_MIG, DEVICE, out(), note="0", mig=True)(lambda _: 0)
+function(CONSTANT, "nvmlDeviceOnSameBoard", DEVICE, DEVICE, out(), note="0")(lambda _: 0)
+function(CONSTANT, "nvmlDeviceGetPersistenceMode", DEVICE, out(), note="on", mig=True)(lambda _: 1)
 
 
 _CUDA_OF_DRIVER = {525: 12000, 535: 12020, 550: 12040, 560: 12060, 570: 12080, 580: 13000}
 """The CUDA version that the branches of the driver support, as nvidia-smi prints it."""
 
 
+@system(CONSTANT, "nvmlSystemGetDriverVersion", text_out(1), U32)
 def _driver_version(call: NvmlCall) -> str:
     return call.node.scenario.driver_version
 
 
+@system(CONSTANT, "nvmlSystemGetCudaDriverVersion nvmlSystemGetCudaDriverVersion_v2", out())
 def _cuda_version(call: NvmlCall) -> int:
     branch = int(_driver_version(call).partition(".")[0])
     known = [version for since, version in _CUDA_OF_DRIVER.items() if since <= branch]
     return max(known, default=11000)
 
 
+@system(CONSTANT, "nvmlSystemGetNVMLVersion", text_out(1), U32)
 def _nvml_version(call: NvmlCall) -> str:
     return f"{_cuda_version(call) // 1000}.{_driver_version(call)}"
 
 
+@system(LIVE, "nvmlSystemGetProcessName", U32, text_out(2), U32, note="the tenant's name")
 def _process_name(call: NvmlCall) -> str:
     (pid, length) = call.numbers
     for gpu in call.node.present:
@@ -327,6 +306,12 @@ def _process_name(call: NvmlCall) -> str:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
+@system(
+    ASSUMED,
+    "nvmlSystemGetTopologyGpuSet",
+    *(U32, COUNT, array(Device, 1, asks=True)),
+    note=_CPUS_NOTE,
+)
 def _gpus_near_cpu(call: NvmlCall) -> list[int]:
     numa_node = call.numbers[0] // CPUS_PER_NUMA_NODE
     return [
@@ -334,27 +319,4 @@ def _gpus_near_cpu(call: NvmlCall) -> list[int]:
     ]
 
 
-SYSTEM_FUNCTIONS = (
-    Function("nvmlSystemGetDriverVersion", (text_out(1), U32), Source.CONSTANT, _driver_version),
-    Function("nvmlSystemGetNVMLVersion", (text_out(1), U32), Source.CONSTANT, _nvml_version),
-    *(
-        Function(name, (out(),), Source.CONSTANT, _cuda_version)
-        for name in ("nvmlSystemGetCudaDriverVersion", "nvmlSystemGetCudaDriverVersion_v2")
-    ),
-    Function(
-        "nvmlSystemGetProcessName",
-        (U32, text_out(2), U32),
-        Source.LIVE,
-        _process_name,
-        "the tenant's name",
-    ),
-    Function(
-        "nvmlSystemGetTopologyGpuSet",
-        (U32, COUNT, array(Device, 1, asks=True)),
-        Source.ASSUMED,
-        _gpus_near_cpu,
-        f"{CPUS_PER_NUMA_NODE} CPUs for each NUMA node",
-    ),
-    Function("nvmlUnitGetCount", (out(),), Source.CONSTANT, lambda _: 0, "0"),
-    Function("nvmlGetExcludedDeviceCount", (out(),), Source.CONSTANT, lambda _: 0, "0"),
-)
+system(CONSTANT, "nvmlUnitGetCount nvmlGetExcludedDeviceCount", out(), note="0")(lambda _: 0)

@@ -9,12 +9,14 @@ import pynvml
 from hal import LinkKind
 from hal.nvml.api import Code
 from sim.nvml.abi import (
+    ASSUMED,
+    CONSTANT,
     COUNT,
     DEVICE,
+    LIVE,
     U32,
     Device,
-    Function,
-    Source,
+    Functions,
     array,
     out,
     pci_info,
@@ -25,10 +27,11 @@ from sim.nvml.functions.inventory import architecture
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Callable
 
     from sim.gpu.profiles import NvLink
     from sim.nvml.call import NvmlCall
+
+function = Functions()
 
 _GENERATIONS = {6: 3, 7: 4, 8: 4, 9: 5, 10: 5}
 """PCIe generation by architecture, from the data sheets."""
@@ -50,12 +53,26 @@ _SWITCH = 2
 _SWITCH_DEVICE_ID = 0x22A310DE
 _P2P_OK, _P2P_NOT_SUPPORTED = 0, 5
 _P2P_NVLINK = 2
+_BEHIND_SWITCHES = "up where the model sits behind NVSwitches"
 
 
+@function(
+    ASSUMED,
+    "nvmlDeviceGetCurrPcieLinkGeneration nvmlDeviceGetMaxPcieLinkGeneration "
+    "nvmlDeviceGetGpuMaxPcieLinkGeneration",
+    *(DEVICE, out()),
+    note="by architecture",
+)
 def _generation(call: NvmlCall) -> int:
     return _GENERATIONS[architecture(call.gpu)]
 
 
+_WIDTHS = "nvmlDeviceGetCurrPcieLinkWidth nvmlDeviceGetMaxPcieLinkWidth"
+function(ASSUMED, _WIDTHS, DEVICE, out(), note=str(_WIDTH))(lambda _: _WIDTH)
+function(CONSTANT, "nvmlDeviceGetPcieReplayCounter", DEVICE, out(), note="0")(lambda _: 0)
+
+
+@function(CONSTANT, "nvmlDeviceGetTopologyCommonAncestor", DEVICE, DEVICE, out())
 def _level(call: NvmlCall) -> int:
     if call.other is None or call.other.gpu is call.gpu:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
@@ -71,6 +88,12 @@ def _levels(call: NvmlCall) -> dict[str, int]:
     }
 
 
+@function(
+    LIVE,
+    "nvmlDeviceGetTopologyNearestGpus",
+    *(DEVICE, U32, COUNT, array(Device, 2, asks=True)),
+    note="lost ones left out",
+)
 def _nearest(call: NvmlCall) -> list[int]:
     wanted = choice(call.numbers[0], *_LEVELS.values())
     return [
@@ -78,6 +101,12 @@ def _nearest(call: NvmlCall) -> list[int]:
     ]
 
 
+@function(
+    ASSUMED,
+    "nvmlDeviceGetP2PStatus",
+    *(DEVICE, DEVICE, U32, out()),
+    note="always over PCIe; over NVLink behind switches",
+)
 def _p2p(call: NvmlCall) -> int:
     index = choice(call.numbers[0], *range(5))
     if call.other is None or call.other.gpu is call.gpu:
@@ -98,6 +127,7 @@ def _nvlink(call: NvmlCall) -> NvLink:
     return nvlink
 
 
+@function(CONSTANT, "nvmlDeviceGetNvLinkState", DEVICE, U32, out(), note=_BEHIND_SWITCHES)
 def _active(call: NvmlCall) -> int:
     return int(bool(_nvlink(call).switches))
 
@@ -109,85 +139,39 @@ def _switch_bus_id(call: NvmlCall) -> str:
     return f"00000000:{5 + call.numbers[0] % switches:02X}:00.0"
 
 
-def _remote(
-    make: Callable[[str, int | None], ctypes.Structure],
-) -> Callable[[NvmlCall], ctypes.Structure]:
-    return lambda call: make(_switch_bus_id(call), _SWITCH_DEVICE_ID)
+@function(
+    ASSUMED,
+    "nvmlDeviceGetNvLinkRemotePciInfo_v2",
+    *(DEVICE, U32, out(pynvml.nvmlPciInfo_t)),
+    note="an NVSwitch",
+)
+def _remote(call: NvmlCall) -> ctypes.Structure:
+    return pci_info(_switch_bus_id(call), _SWITCH_DEVICE_ID)
 
 
+@function(
+    ASSUMED,
+    "nvmlDeviceGetNvLinkRemotePciInfo",
+    *(DEVICE, U32, out(pynvml.nvmlPciInfo_v2_t)),
+    note="an NVSwitch",
+)
+def _remote_v2(call: NvmlCall) -> ctypes.Structure:
+    return pci_info_v2(_switch_bus_id(call), _SWITCH_DEVICE_ID)
+
+
+@function(CONSTANT, "nvmlDeviceGetNvLinkRemoteDeviceType", DEVICE, U32, out(), note="an NVSwitch")
 def _remote_type(call: NvmlCall) -> int:
     _switch_bus_id(call)
     return _SWITCH
 
 
+@function(CONSTANT, "nvmlDeviceGetNvLinkVersion", DEVICE, U32, out())
 def _nvlink_version(call: NvmlCall) -> int:
     return known(_NVLINK_VERSIONS.get(_nvlink(call).version or 0))
 
 
+@function(ASSUMED, "nvmlDeviceGetNvLinkCapability", DEVICE, U32, U32, out())
 def _nvlink_capability(call: NvmlCall) -> int:
     _nvlink(call)
     choice(call.numbers[1], *range(6))
     return int(call.numbers[1] != pynvml.NVML_NVLINK_CAP_SLI_BRIDGE)
-
-
-_CONSTANT, _ASSUMED = Source.CONSTANT, Source.ASSUMED
-_BEHIND_SWITCHES = "up where the model sits behind NVSwitches"
-
-FUNCTIONS = (
-    *(
-        Function(name, (DEVICE, out()), _ASSUMED, _generation, "by architecture")
-        for name in (
-            "nvmlDeviceGetCurrPcieLinkGeneration",
-            "nvmlDeviceGetMaxPcieLinkGeneration",
-            "nvmlDeviceGetGpuMaxPcieLinkGeneration",
-        )
-    ),
-    *(
-        Function(name, (DEVICE, out()), _ASSUMED, lambda _: _WIDTH, str(_WIDTH))
-        for name in ("nvmlDeviceGetCurrPcieLinkWidth", "nvmlDeviceGetMaxPcieLinkWidth")
-    ),
-    Function("nvmlDeviceGetPcieReplayCounter", (DEVICE, out()), _CONSTANT, lambda _: 0, "0"),
-    Function("nvmlDeviceGetTopologyCommonAncestor", (DEVICE, DEVICE, out()), _CONSTANT, _level),
-    Function(
-        "nvmlDeviceGetTopologyNearestGpus",
-        (DEVICE, U32, COUNT, array(Device, 2, asks=True)),
-        Source.LIVE,
-        _nearest,
-        "lost ones left out",
-    ),
-    Function(
-        "nvmlDeviceGetP2PStatus",
-        (DEVICE, DEVICE, U32, out()),
-        _ASSUMED,
-        _p2p,
-        "always over PCIe; over NVLink behind switches",
-    ),
-    Function(
-        "nvmlDeviceGetNvLinkState", (DEVICE, U32, out()), _CONSTANT, _active, _BEHIND_SWITCHES
-    ),
-    Function("nvmlDeviceGetNvLinkVersion", (DEVICE, U32, out()), _CONSTANT, _nvlink_version),
-    Function(
-        "nvmlDeviceGetNvLinkCapability", (DEVICE, U32, U32, out()), _ASSUMED, _nvlink_capability
-    ),
-    Function(
-        "nvmlDeviceGetNvLinkRemotePciInfo_v2",
-        (DEVICE, U32, out(pynvml.nvmlPciInfo_t)),
-        _ASSUMED,
-        _remote(pci_info),
-        "an NVSwitch",
-    ),
-    Function(
-        "nvmlDeviceGetNvLinkRemotePciInfo",
-        (DEVICE, U32, out(pynvml.nvmlPciInfo_v2_t)),
-        _ASSUMED,
-        _remote(pci_info_v2),
-        "an NVSwitch",
-    ),
-    Function(
-        "nvmlDeviceGetNvLinkRemoteDeviceType",
-        (DEVICE, U32, out()),
-        _CONSTANT,
-        _remote_type,
-        "an NVSwitch",
-    ),
-)

@@ -9,12 +9,14 @@ import pynvml
 from hal.nvml.api import Code
 from sim.gpu.profiles import MIB
 from sim.nvml.abi import (
+    ASSUMED,
+    CONSTANT,
     COUNT,
     DEVICE,
+    LIVE,
     U64,
-    Function,
+    Functions,
     ProcessInfoV1,
-    Source,
     array,
     out,
     version,
@@ -26,10 +28,11 @@ from sim.nvml.functions.inventory import is_geforce
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Callable
 
     from hal import ComputeProcess
     from sim.nvml.call import NvmlCall
+
+function = Functions()
 
 _SMALL_BAR1_BYTES = 256 * MIB
 _BAR1_USED_BYTES = 1 * MIB
@@ -47,6 +50,13 @@ def _memory(call: NvmlCall) -> tuple[int, int, int]:
     return reading.memory_total_bytes, reserved, max(0, reading.memory_used_bytes - reserved)
 
 
+@function(
+    LIVE,
+    "nvmlDeviceGetMemoryInfo",
+    *(DEVICE, out(pynvml.c_nvmlMemory_t)),
+    note="used includes what the driver keeps",
+    mig=True,
+)
 def _memory_v1(call: NvmlCall) -> ctypes.Structure:
     total, reserved, used = _memory(call)
     used = min(total, used + reserved)
@@ -54,6 +64,12 @@ def _memory_v1(call: NvmlCall) -> ctypes.Structure:
     return info
 
 
+@function(
+    LIVE,
+    "nvmlDeviceGetMemoryInfo_v2",
+    *(DEVICE, versioned(version(pynvml.c_nvmlMemory_v2_t, 2))),
+    mig=True,
+)
 def _memory_v2(call: NvmlCall) -> ctypes.Structure:
     total, reserved, used = _memory(call)
     info = call.structure(pynvml.c_nvmlMemory_v2_t)
@@ -62,6 +78,13 @@ def _memory_v2(call: NvmlCall) -> ctypes.Structure:
     return info
 
 
+@function(
+    ASSUMED,
+    "nvmlDeviceGetBAR1MemoryInfo",
+    *(DEVICE, out(pynvml.c_nvmlBAR1Memory_t)),
+    note="256 MiB, or on newer data-centre boards as large as the memory",
+    mig=True,
+)
 def _bar1(call: NvmlCall) -> ctypes.Structure:
     total = _SMALL_BAR1_BYTES
     if not is_geforce(call.gpu) and call.profile.compute_capability >= (8, 0):
@@ -78,6 +101,12 @@ def _not_in_mig_mode(call: NvmlCall) -> None:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
+@function(
+    LIVE,
+    "nvmlDeviceGetUtilizationRates",
+    *(DEVICE, out(pynvml.c_nvmlUtilization_t)),
+    note="of memory bandwidth: 0; not in MIG mode",
+)
 def _utilization(call: NvmlCall) -> ctypes.Structure:
     _not_in_mig_mode(call)
     share = call.gpu.telemetry(call.node.now_s).utilization or 0.0
@@ -85,6 +114,13 @@ def _utilization(call: NvmlCall) -> ctypes.Structure:
     return rates
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetEncoderUtilization nvmlDeviceGetDecoderUtilization "
+    "nvmlDeviceGetJpgUtilization nvmlDeviceGetOfaUtilization",
+    *(DEVICE, out(), out()),
+    note="0; not in MIG mode",
+)
 def _idle_engine(call: NvmlCall) -> tuple[int, int]:
     _not_in_mig_mode(call)
     return 0, _SAMPLE_US
@@ -98,28 +134,46 @@ def _processes(call: NvmlCall) -> list[ComputeProcess]:
     return [process for process in listed if process.mig_uuid == call.mig.uuid]
 
 
-def _listed(
-    structure: type[ctypes.Structure], *, instances: bool
-) -> Callable[[NvmlCall], list[ctypes.Structure]]:
-    def response(call: NvmlCall) -> list[ctypes.Structure]:
-        migs = {mig.uuid: mig for mig in call.gpu.identity.mig_devices}
-        found = []
-        for process in _processes(call):
-            one = structure(
-                pid=call.pids.shown(process.pid), usedGpuMemory=process.memory_bytes or 0
+_V1, _V2 = array(ProcessInfoV1, 1), array(pynvml.c_nvmlProcessInfo_v2_t, 1)
+_COMPUTE = "nvmlDeviceGetComputeRunningProcesses"
+
+
+@function(LIVE, _COMPUTE, DEVICE, COUNT, _V1, mig=True)
+def _listed_v1(call: NvmlCall) -> list[ctypes.Structure]:
+    return [
+        ProcessInfoV1(pid=call.pids.shown(process.pid), usedGpuMemory=process.memory_bytes or 0)
+        for process in _processes(call)
+    ]
+
+
+@function(LIVE, f"{_COMPUTE}_v2 {_COMPUTE}_v3", DEVICE, COUNT, _V2, mig=True)
+def _listed(call: NvmlCall) -> list[ctypes.Structure]:
+    migs = {mig.uuid: mig for mig in call.gpu.identity.mig_devices}
+    found = []
+    for process in _processes(call):
+        mig = migs.get(process.mig_uuid or "")
+        found.append(
+            pynvml.c_nvmlProcessInfo_v2_t(
+                pid=call.pids.shown(process.pid),
+                usedGpuMemory=process.memory_bytes or 0,
+                gpuInstanceId=NO_INSTANCE if mig is None else mig.gpu_instance,
+                computeInstanceId=NO_INSTANCE if mig is None else mig.compute_instance,
             )
-            if instances:
-                mig = migs.get(process.mig_uuid or "")
-                gi = NO_INSTANCE if mig is None else mig.gpu_instance
-                ci = NO_INSTANCE if mig is None else mig.compute_instance
-                one.gpuInstanceId = gi
-                one.computeInstanceId = ci
-            found.append(one)
-        return found
-
-    return response
+        )
+    return found
 
 
+for _name in ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
+    for _names, _array in ((_name, _V1), (f"{_name}_v2 {_name}_v3", _V2)):
+        function(CONSTANT, _names, DEVICE, COUNT, _array, note="none", mig=True)(lambda _: [])
+
+
+@function(
+    LIVE,
+    "nvmlDeviceGetProcessUtilization",
+    *(DEVICE, array(pynvml.c_nvmlProcessUtilizationSample_t, 2), COUNT, U64),
+    note="one sample for each process; not in MIG mode",
+)
 def _samples(call: NvmlCall) -> list[ctypes.Structure]:
     """The present shares: as samples they are always newer than the last ones that were seen."""
     _not_in_mig_mode(call)
@@ -137,89 +191,3 @@ def _samples(call: NvmlCall) -> list[ctypes.Structure]:
     if not found:
         raise NvmlFailure(Code.NOT_FOUND)
     return found
-
-
-_V1 = _listed(ProcessInfoV1, instances=False)
-_V2 = _listed(pynvml.c_nvmlProcessInfo_v2_t, instances=True)
-_NAMES = {
-    "nvmlDeviceGet{}RunningProcesses": (ProcessInfoV1, _V1),
-    "nvmlDeviceGet{}RunningProcesses_v2": (pynvml.c_nvmlProcessInfo_v2_t, _V2),
-    "nvmlDeviceGet{}RunningProcesses_v3": (pynvml.c_nvmlProcessInfo_v3_t, _V2),
-}
-
-
-def _nobody(_call: NvmlCall) -> list[ctypes.Structure]:
-    return []
-
-
-FUNCTIONS = (
-    Function(
-        "nvmlDeviceGetMemoryInfo",
-        (DEVICE, out(pynvml.c_nvmlMemory_t)),
-        Source.LIVE,
-        _memory_v1,
-        "used includes what the driver keeps",
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetMemoryInfo_v2",
-        (DEVICE, versioned(version(pynvml.c_nvmlMemory_v2_t, 2))),
-        Source.LIVE,
-        _memory_v2,
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetBAR1MemoryInfo",
-        (DEVICE, out(pynvml.c_nvmlBAR1Memory_t)),
-        Source.ASSUMED,
-        _bar1,
-        "256 MiB, or on newer data-centre boards as large as the memory",
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetUtilizationRates",
-        (DEVICE, out(pynvml.c_nvmlUtilization_t)),
-        Source.LIVE,
-        _utilization,
-        "of memory bandwidth: 0; not in MIG mode",
-    ),
-    *(
-        Function(
-            f"nvmlDeviceGet{engine}Utilization",
-            (DEVICE, out(), out()),
-            Source.CONSTANT,
-            _idle_engine,
-            "0; not in MIG mode",
-        )
-        for engine in ("Encoder", "Decoder", "Jpg", "Ofa")
-    ),
-    *(
-        Function(
-            name.format("Compute"),
-            (DEVICE, COUNT, array(structure, 1)),
-            Source.LIVE,
-            response,
-            mig=True,
-        )
-        for name, (structure, response) in _NAMES.items()
-    ),
-    *(
-        Function(
-            name.format(kind),
-            (DEVICE, COUNT, array(structure, 1)),
-            Source.CONSTANT,
-            _nobody,
-            "nobody",
-            mig=True,
-        )
-        for kind in ("Graphics", "MPSCompute")
-        for name, (structure, _) in _NAMES.items()
-    ),
-    Function(
-        "nvmlDeviceGetProcessUtilization",
-        (DEVICE, array(pynvml.c_nvmlProcessUtilizationSample_t, 2), COUNT, U64),
-        Source.LIVE,
-        _samples,
-        "one sample for each process; not in MIG mode",
-    ),
-)

@@ -9,17 +9,18 @@ import pynvml
 from hal import GIB
 from hal.nvml.api import Code
 from sim.gpu.profiles import COMPUTE_SLICES, MEMORY_SLICES, MIB
-from sim.nvml.abi import DEVICE, U32, Device, Function, Source, out
+from sim.nvml.abi import CONSTANT, DEVICE, LIVE, U32, Device, Functions, out
 from sim.nvml.call import NvmlFailure
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from hal import MigDevice
     from sim.gpu.profiles import MigProfile, Profile
     from sim.nvml.call import NvmlCall
 
+function = Functions()
 
 _STARTS: Mapping[int, Sequence[int]] = {
     1: (0, 1, 2, 3, 4, 5, 6),
@@ -60,11 +61,7 @@ def placements(devices: Sequence[MigDevice], profile: Profile) -> Mapping[int, t
 
 
 def can_mig(call: NvmlCall) -> None:
-    """Checks that the model can be partitioned.
-
-    Raises:
-        NvmlFailure: not supported.
-    """
+    """Raise `NvmlFailure` (not supported) for a model that cannot be partitioned."""
     if not call.profile.mig:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
@@ -78,15 +75,18 @@ def profile_of(call: NvmlCall, device: MigDevice) -> MigProfile:
     return next(one for one in call.profile.mig if one.profile == device.profile)
 
 
+@function(LIVE, "nvmlDeviceGetMigMode", DEVICE, out(), out())
 def _mode(call: NvmlCall) -> tuple[int, int]:
     can_mig(call)
     return int(call.gpu.identity.mig_enabled), int(call.gpu.identity.mig_enabled)
 
 
+@function(LIVE, "nvmlDeviceGetMaxMigDeviceCount", DEVICE, out())
 def _max_devices(call: NvmlCall) -> int:
     return COMPUTE_SLICES if call.gpu.identity.mig_enabled else 0
 
 
+@function(LIVE, "nvmlDeviceGetMigDeviceHandleByIndex", DEVICE, U32, out(Device))
 def _device_by_index(call: NvmlCall) -> int:
     can_mig(call)
     if call.numbers[0] >= COMPUTE_SLICES:
@@ -97,12 +97,20 @@ def _device_by_index(call: NvmlCall) -> int:
     raise NvmlFailure(Code.NOT_FOUND)
 
 
+@function(CONSTANT, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", DEVICE, out(Device), mig=True)
 def _parent(call: NvmlCall) -> int:
     if call.mig is None:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
     return call.handle_of_gpu(call.gpu)
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetAttributes nvmlDeviceGetAttributes_v2",
+    *(DEVICE, out(pynvml.c_nvmlDeviceAttributes)),
+    note="one copy engine for each slice, no video engines",
+    mig=True,
+)
 def _attributes(call: NvmlCall) -> ctypes.Structure:
     device = call.mig_device
     slices = slices_of(device.profile)
@@ -116,55 +124,12 @@ def _attributes(call: NvmlCall) -> ctypes.Structure:
     return attributes
 
 
-def _id(read: Callable[[MigDevice], int]) -> Callable[[NvmlCall], int]:
-    return lambda call: read(call.mig_device)
-
-
-_LIVE, _CONSTANT = Source.LIVE, Source.CONSTANT
-
-FUNCTIONS = (
-    Function("nvmlDeviceGetMigMode", (DEVICE, out(), out()), _LIVE, _mode),
-    Function("nvmlDeviceGetMaxMigDeviceCount", (DEVICE, out()), _LIVE, _max_devices),
-    Function(
-        "nvmlDeviceGetMigDeviceHandleByIndex", (DEVICE, U32, out(Device)), _LIVE, _device_by_index
-    ),
-    Function(
-        "nvmlDeviceIsMigDeviceHandle",
-        (DEVICE, out()),
-        _CONSTANT,
-        lambda call: int(call.mig is not None),
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
-        (DEVICE, out(Device)),
-        _CONSTANT,
-        _parent,
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetGpuInstanceId",
-        (DEVICE, out()),
-        _CONSTANT,
-        _id(lambda device: device.gpu_instance),
-        mig=True,
-    ),
-    Function(
-        "nvmlDeviceGetComputeInstanceId",
-        (DEVICE, out()),
-        _CONSTANT,
-        _id(lambda device: device.compute_instance),
-        mig=True,
-    ),
-    *(
-        Function(
-            name,
-            (DEVICE, out(pynvml.c_nvmlDeviceAttributes)),
-            _CONSTANT,
-            _attributes,
-            "one copy engine for each slice, no video engines",
-            mig=True,
-        )
-        for name in ("nvmlDeviceGetAttributes", "nvmlDeviceGetAttributes_v2")
-    ),
+function(CONSTANT, "nvmlDeviceIsMigDeviceHandle", DEVICE, out(), mig=True)(
+    lambda call: int(call.mig is not None)
+)
+function(CONSTANT, "nvmlDeviceGetGpuInstanceId", DEVICE, out(), mig=True)(
+    lambda call: call.mig_device.gpu_instance
+)
+function(CONSTANT, "nvmlDeviceGetComputeInstanceId", DEVICE, out(), mig=True)(
+    lambda call: call.mig_device.compute_instance
 )

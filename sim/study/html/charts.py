@@ -22,26 +22,14 @@ if TYPE_CHECKING:
 
 
 KIND_COLOURS = (
-    "#3f8fd2",
-    "#e8891c",
-    "#2ba67a",
-    "#b765c9",
-    "#c9a227",
-    "#1fa8b5",
-    "#d1607f",
-    "#7d8be0",
+    *("#3f8fd2", "#e8891c", "#2ba67a", "#b765c9"),
+    *("#c9a227", "#1fa8b5", "#d1607f", "#7d8be0"),
 )
 """Of kinds of tenants, by GPU time; distinguishable on white and on black."""
 
 GPU_COLOURS = (
-    "#5b6cc9",
-    "#3f8fb0",
-    "#2f9e8f",
-    "#57a85a",
-    "#9aa63a",
-    "#c48f35",
-    "#c96f4a",
-    "#b4567f",
+    *("#5b6cc9", "#3f8fb0", "#2f9e8f", "#57a85a"),
+    *("#9aa63a", "#c48f35", "#c96f4a", "#b4567f"),
 )
 
 NEUTRAL = "#8b8f98"
@@ -84,7 +72,6 @@ class Colours:
         return self._of.get(kind_of(name), NEUTRAL)
 
     def legend(self) -> list[tuple[str, str]]:
-        """Colours and kinds; those without a colour of their own together."""
         entries = [(colour, kind) for kind, colour in self._of.items()]
         if self.left_out:
             entries.append((NEUTRAL, "other kinds"))
@@ -134,8 +121,15 @@ def plot(
     return chart
 
 
+def line(
+    x: list[float], y: list[Any], value: str, name: str, style: dict[str, Any], **more: object
+) -> go.Scatter:
+    """A line; `value` is Plotly's template of what the pointer shows."""
+    hover = f"{name}: {value}<extra></extra>"
+    return go.Scatter(x=x, y=y, mode="lines", name=name, line=style, hovertemplate=hover, **more)
+
+
 def lanes(names: Sequence[str]) -> dict[str, Any]:
-    """A vertical axis with a lane for each name, the first on top."""
     return {"type": "category", "categoryorder": "array", "categoryarray": list(reversed(names))}
 
 
@@ -166,26 +160,19 @@ def latency(report: RunReport, colours: Colours) -> Chart | None:
     traces: list[Any] = []
     for kind in shown:
         colour, alone_ms = colours.of(kind.kind), kind.alone_ms or 0.0
-        traces.append(
-            go.Scatter(
-                x=[milliseconds for _, milliseconds in kind.latency_curve],
-                y=[share * 100 for share, _ in kind.latency_curve],
-                mode="lines",
-                name=kind.kind,
-                line={"color": colour, "width": 2.5},
-                hovertemplate=f"{kind.kind}: %{{y:.4g}} % within %{{x:.4g}} ms<extra></extra>",
-            )
-        )
-        traces.append(
-            go.Scatter(
-                x=[alone_ms, alone_ms],
-                y=[0, 100],
-                mode="lines",
-                name=f"{kind.kind} alone",
-                line={"color": colour, "width": 1.5, "dash": "dot"},
-                hovertemplate=f"{kind.kind} alone: %{{x:.4g}} ms<extra></extra>",
-            )
-        )
+        shares = [share * 100 for share, _ in kind.latency_curve]
+        times = [milliseconds for _, milliseconds in kind.latency_curve]
+        alone = {"color": colour, "width": 1.5, "dash": "dot"}
+        traces += [
+            line(
+                times,
+                shares,
+                "%{y:.4g} % within %{x:.4g} ms",
+                kind.kind,
+                {"color": colour, "width": 2.5},
+            ),
+            line([alone_ms, alone_ms], [0, 100], "%{x:.4g} ms", f"{kind.kind} alone", alone),
+        ]
     most_ms = max(kind.latency_curve[-1][1] for kind in shown)
     least_ms = min(min(kind.latency_curve[0][1], kind.alone_ms or math.inf) for kind in shown)
     return Chart(
@@ -279,7 +266,6 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
 
 
 def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
-    """What the bars are, and what taking turns cost."""
     if not switching_ns:
         return f"A bar is work of a tenant. No tenant had to take turns{each}: nothing was lost."
     lost = percent(switching_ns / (sum(busy.values()) + switching_ns))

@@ -20,6 +20,7 @@ from sim.study.html.charts import (
     TimeAxis,
     and_left_out,
     lanes,
+    line,
     plot,
 )
 from sim.study.report import kind_of
@@ -58,7 +59,6 @@ class Curves:
         return TimeAxis(self.outcome.until_s)
 
     def _lines(self) -> list[Chart]:
-        """Utilisation, temperature and clocks, a line for each GPU."""
         return [
             self._line_of(
                 "utilisation",
@@ -111,14 +111,13 @@ class Curves:
         far = GPU_COLOURS[:: max(1, len(GPU_COLOURS) // max(1, len(shown)))]
         coloured = [(colour, *one) for colour, one in zip(far, shown, strict=False)]
         traces = [
-            go.Scatter(
-                x=self._time.of([at_s for at_s, _ in _readings(notes.samples)]),
-                y=[sample and value(sample) for _, sample in _readings(notes.samples)],
-                mode="lines",
-                name=f"GPU {label}",
+            line(
+                self._time.of([at_s for at_s, _ in _readings(notes.samples)]),
+                [sample and value(sample) for _, sample in _readings(notes.samples)],
+                f"%{{y:.4g}} {unit}",
+                f"GPU {label}",
                 # Lines that coincide lie on each other: the lower ones are broader.
-                line={"color": colour, "width": 1.6 + min(4.8, 1.2 * (len(shown) - 1 - number))},
-                hovertemplate=f"GPU {label}: %{{y:.4g}} {unit}<extra></extra>",
+                {"color": colour, "width": 1.6 + min(4.8, 1.2 * (len(shown) - 1 - number))},
             )
             for number, (colour, notes, label) in enumerate(coloured)
         ]
@@ -148,20 +147,19 @@ class Curves:
         layers, by_kind = _layers(samples)
         times = self._time.of([sample.at_s for sample in samples])
         traces = [
-            go.Scatter(
-                x=times,
-                y=[round(size / GIB, 3) for size in sizes],
+            line(
+                times,
+                [round(size / GIB, 3) for size in sizes],
+                "%{y:.1f} GiB",
+                name,
+                {"width": 0.8, "color": self._colour(name), "shape": "hv"},
                 stackgroup="memory",
-                mode="lines",
-                name=name,
-                line={"width": 0.8, "color": self._colour(name), "shape": "hv"},
-                hovertemplate=f"{name}: %{{y:.1f}} GiB<extra></extra>",
             )
             for name, sizes in layers.items()
         ]
         traces.append(
             go.Scatter(
-                x=[0, self._time.of([self.outcome.until_s])[0]],
+                x=self._time.of([0, self.outcome.until_s]),
                 y=[total_gib, total_gib],
                 mode="lines",
                 line={"color": "#d64545", "width": 1.5, "dash": "dash"},
@@ -173,7 +171,7 @@ class Curves:
         return Chart(
             f"memory-{label}",
             f"Who held the memory of GPU {label}",
-            f"A band is a {what}. At the dashed line nothing is left, and whoever asks next gets "
+            f"A band is a {what}. At the dashed line nothing is left, and the next request gets "
             "an out-of-memory error. Replicas do not divide memory.",
             plot(
                 traces,
@@ -184,7 +182,7 @@ class Curves:
             left_out,
             [
                 *(one for one in self.colours.legend() if one[0] in colours - {NEUTRAL}),
-                (NEUTRAL, _driver_and_others(layers)),
+                (NEUTRAL, "driver and others" if OTHERS in layers else "driver"),
                 ("#d64545", "all there is"),
             ],
             half=True,
@@ -304,7 +302,3 @@ def _merged(layers: dict[str, list[int]]) -> dict[str, list[int]]:
     if rest:
         merged[OTHERS] = [sum(sizes) for sizes in zip(*rest, strict=True)]
     return merged
-
-
-def _driver_and_others(layers: dict[str, list[int]]) -> str:
-    return "driver and others" if OTHERS in layers else "driver"

@@ -28,29 +28,20 @@ NOTHING = "-"
 
 
 def tables(report: RunReport, colours: Colours) -> list[str]:
-    """Tenants by kind, GPUs, and the rest."""
     return [*([_kinds(report, colours)] if report.kinds else []), _gpus(report), _rest(report)]
 
 
 def _kinds(report: RunReport, colours: Colours) -> str:
     header = (
-        "tenants",
-        "how many",
-        "requests",
-        "requests per second, each",
-        "slowdown",
-        "waited at most: half · 95 % · 99 %",
-        "took at most: half · 95 % · 99 %",
-        "GPU time, each",
-        "out of memory",
-        "restarts",
+        *("tenants", "how many", "requests", "requests per second, each", "slowdown"),
+        *("waited at most: half · 95 % · 99 %", "took at most: half · 95 % · 99 %"),
+        *("GPU time, each", "out of memory", "restarts"),
     )
-    rows = [(_named(kind, colours), *_cells(kind)) for kind in report.kinds]
+    rows = [
+        (f'<i style="background:{colours.of(kind.kind)}"></i>{escape(kind.kind)}', *_cells(kind))
+        for kind in report.kinds
+    ]
     return _table("Tenants in numbers", header, rows, "kinds of tenants")
-
-
-def _named(kind: KindReport, colours: Colours) -> str:
-    return f'<i style="background:{colours.of(kind.kind)}"></i>{escape(kind.kind)}'
 
 
 def _cells(kind: KindReport) -> tuple[str, ...]:
@@ -81,18 +72,9 @@ def _spread(spread: Spread | None) -> str:
 
 def _gpus(report: RunReport) -> str:
     header = (
-        "GPU",
-        "model",
-        "tenants",
-        "busy",
-        "lost to switching",
-        "fairness",
-        "most memory in use",
-        "warmest",
-        "slowest clock",
-        "out of memory",
-        "faults",
-        "not usable",
+        *("GPU", "model", "tenants", "busy", "lost to switching", "fairness"),
+        *("most memory in use", "warmest", "slowest clock"),
+        *("out of memory", "faults", "not usable"),
     )
     rows = [
         (
@@ -217,16 +199,16 @@ def _key_figures(report: RunReport) -> list[tuple[str, str]]:
     figures = [
         ("times as long as alone, for the kind slowed down most", slowest, number),
         ("of the time a GPU was busy, on average", report.utilization, percent),
-        ("of the busy time lost to switching", report.switching_share, _short_percent),
+        (
+            "of the busy time lost to switching",
+            report.switching_share,
+            lambda share: percent(share).replace("less than", "<"),
+        ),
         ("fairness (1: all slowed down alike)", report.fairness, lambda value: f"{value:.2f}"),
         ("times memory ran out", float(report.ooms), number),
         ("replica-hours not usable", report.unavailable_replica_hours, number),
     ]
     return [(what, show(value)) for what, value, show in figures if value is not None]
-
-
-def _short_percent(share: float) -> str:
-    return percent(share).replace("less than", "<")
 
 
 def _sections(charts: Sequence[Chart]) -> list[str]:
