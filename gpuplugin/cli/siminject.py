@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from pydantic import ValidationError
 
@@ -13,12 +13,21 @@ from gpuplugin.linesocket import ControlError
 from hal import lookup_xid
 from sim.gpu.faults import (
     FAULT,
+    DriverDown,
     DriverHang,
+    DriverUp,
     EccFault,
     Hang,
+    LostFault,
+    Plug,
+    Recovery,
     Repartition,
+    Replacement,
     RowRemap,
+    ThermalShutdown,
+    Unplug,
     WatchBroken,
+    WatchMended,
     XidFault,
     problems,
 )
@@ -40,18 +49,6 @@ _KINDS = {
     "recover": "the GPU was reset and is as new",
 }
 """Kinds whose option has no value, with its help."""
-
-_DESCRIBED = {
-    "lost": "lost",
-    "thermal-shutdown": "at its shutdown temperature, lost soon",
-    "unplug": "removed from the bus",
-    "plug": "back on the bus",
-    "replace": "taken out",
-    "recover": "recovered, as after a reset",
-    "driver-down": "the driver is not loaded",
-    "driver-up": "the driver was reloaded",
-    "watch-mended": "waiting for events works again",
-}
 
 
 def add(commands: Commands) -> None:
@@ -167,7 +164,7 @@ def what_of(parsed: argparse.Namespace) -> dict[str, object]:
     return {"kind": next(kind for kind in _KINDS if getattr(parsed, kind.replace("-", "_")))}
 
 
-def describe(fault: Fault) -> str:
+def describe(fault: Fault) -> str:  # noqa: C901, PLR0912 - one case for each kind
     match fault:
         case XidFault(xid=code, mig=mig):
             xid = lookup_xid(code)
@@ -189,8 +186,26 @@ def describe(fault: Fault) -> str:
             return f"the driver hangs {_how_long(for_s, 'until --driver up')}"
         case WatchBroken(for_s=for_s):
             return f"waiting for events fails {_how_long(for_s, 'until --watch mended')}"
+        case LostFault():
+            return "lost"
+        case ThermalShutdown():
+            return "at its shutdown temperature, lost soon"
+        case Unplug():
+            return "removed from the bus"
+        case Plug():
+            return "back on the bus"
+        case Replacement():
+            return "taken out"
+        case Recovery():
+            return "recovered, as after a reset"
+        case DriverDown():
+            return "the driver is not loaded"
+        case DriverUp():
+            return "the driver was reloaded"
+        case WatchMended():
+            return "waiting for events works again"
         case _:
-            return _DESCRIBED[fault.kind]
+            assert_never(fault)
 
 
 def _how_long(for_s: float | None, otherwise: str) -> str:

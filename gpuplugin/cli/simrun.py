@@ -17,7 +17,7 @@ from gpuplugin.cli.simreport import as_text
 from gpuplugin.cli.text import fail, progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
-from gpuplugin.core.inventory import InventoryError
+from gpuplugin.core.node import ConfigurationMisfit
 from sim.gpu.workloads import TraceError
 from sim.node.scenario import Scenario, ScenarioError, load_scenario, scenario_names
 from sim.study.report import report_of
@@ -91,7 +91,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Run, write the files that were asked for, print the report; 1 if something is wrong."""
     try:
         _run(parsed)
-    except (CannotRun, ScenarioError, TraceError, InventoryError) as error:
+    except (CannotRun, ScenarioError, TraceError, ConfigurationMisfit) as error:
         return fail(error)
     except ConfigError as error:
         return fail(f"the configuration cannot be used:\n{error}")

@@ -13,6 +13,7 @@ import simpy
 from gpuplugin.config.plans import health_policy, injection_plan, inventory_plan
 from gpuplugin.core import watch as deadlines
 from gpuplugin.core.node import (
+    ConfigurationMisfit,
     EventReceived,
     HealthChanged,
     NodeModel,
@@ -46,7 +47,10 @@ _HANG_STEP_NS = 100_000_000
 
 
 class VirtualPlugin:
-    """The device plugins of a simulated node, by resource; `publish` is handed each new list."""
+    """The device plugins of a simulated node, by resource; `publish` is handed each new list.
+
+    A run whose first GPUs do not suit the configuration ends with `ConfigurationMisfit`.
+    """
 
     def __init__(
         self,
@@ -227,6 +231,8 @@ class VirtualPlugin:
                     self._log_change(transition)
                 case ProblemFound(kind=kind, text=text):
                     self._log(kind, {"text": text})
+                    if self._model.view.misfit and not self.plugins:
+                        raise ConfigurationMisfit(text)
                 case _:
                     assert_never(effect)
         if self.board.blind != self._blind:
