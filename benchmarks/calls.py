@@ -30,7 +30,6 @@ TIMEOUT_S = 30.0
 
 
 def device_plugin_method(name: str) -> Method:
-    """A method of the device plugin's service, for a `Connection`."""
     return Method.of(f"/{SERVICE_NAME}/{name}")
 
 
@@ -69,7 +68,6 @@ class Busy:
 
 
 def one_by_one(call: Callable[[], object], calls: int) -> list[float]:
-    """Microseconds of each of so many calls."""
     clock = time.perf_counter_ns
     found = []
     for _ in range(calls):

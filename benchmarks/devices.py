@@ -39,7 +39,6 @@ def plugin_for(gpus: int, replicas: int, topology: Topology | None = None) -> De
 
 
 def made_up_gpus(count: int) -> list[Gpu]:
-    """GPUs that look like those of one big server."""
     return [
         Gpu(
             uuid=uuid_of(index),
@@ -56,7 +55,6 @@ def made_up_gpus(count: int) -> list[Gpu]:
 
 
 def uuid_of(index: int) -> str:
-    """The UUID of a made-up GPU: it looks like a random one, as real ones do."""
     digits = f"{Random(index).getrandbits(128):032x}"
     return f"GPU-{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 

@@ -45,8 +45,6 @@ WIDE: Mapping[str, float] = {"allocate": 4.0, "life": 5.0, "faults": 20.0}
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A figure that must not pass its limit."""
-
     name: str
     value: float
     limit: float
@@ -55,7 +53,6 @@ class Guarded:
 
 
 def at_most(name: str, value: float, limit: float, unit: str) -> Guarded:
-    """A figure whose limit is the most that it may be."""
     return Guarded(name, value, limit, unit, value <= limit)
 
 

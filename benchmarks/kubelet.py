@@ -42,8 +42,6 @@ class NeverCame(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A device list, and when it had arrived completely."""
-
     at_ns: int
     data: bytes
 

@@ -76,7 +76,6 @@ def _panel_key(figure: Measurement) -> tuple[str, str]:
 def _panel(
     title: str, figures: Sequence[Measurement], floors: set[str], top: float
 ) -> tuple[list[str], float]:
-    """Lines of one panel, and where it ends."""
     axis = _Axis(figures)
     bottom = top + HEAD + ROW * len(figures)
     parts = [_text(16, top + 18, title, "title")]

@@ -108,7 +108,6 @@ def profiled(engine: EngineName, calls: int) -> tuple[str, list[str]]:
 
 
 def stages_of(engine: EngineName, calls: int) -> list[Stage]:
-    """The stages of a call, the whole one first."""
     with TemporaryDirectory(prefix="gp") as name:
         path = Path(name) / "p.sock"
         with serving(path, _Stamped(engine)), Connection(path, TIMEOUT_S) as connection:
@@ -165,7 +164,6 @@ def _stages(ours: list[tuple[int, int, int]], theirs: array[int]) -> list[Stage]
 
 
 def as_svg(engine: str, stages: list[Stage]) -> str:
-    """Bars below each other: a call, its stages, and the parts of these."""
     # Medians of parts need not add up to the median of the whole.
     total_us = max(stage.begin_us + stage.took_us for stage in stages)
     scale = (WIDTH - 2 * LEFT) / total_us

@@ -41,8 +41,6 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A quantile of samples with its interval."""
-
     value: float
     interval: Interval
 
@@ -187,8 +185,6 @@ class CannotRead(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A figure's `of` over that of its floor, measured in the same rounds."""
-
     floor: str
     of: Statistic
     value: float
@@ -197,8 +193,6 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A target in words, and whether the figure meets it."""
-
     target: str
     met: bool
 

@@ -122,7 +122,6 @@ def full_node() -> Iterator[tuple[Path, int]]:
 
 
 def pods_seen(port: int) -> int:
-    """Pods whose memory is in the metrics."""
     try:
         lines = read_metrics(port).splitlines()
     except OSError:
@@ -138,7 +137,6 @@ def read_metrics(port: int) -> bytes:
 
 
 def scrape(port: int) -> tuple[float, int]:
-    """Seconds and bytes of one scrape."""
     started_s = time.perf_counter()
     body = read_metrics(port)
     return time.perf_counter() - started_s, len(body)
@@ -146,7 +144,6 @@ def scrape(port: int) -> tuple[float, int]:
 
 @contextmanager
 def scraping(port: int) -> Iterator[None]:
-    """Scrape all the time, at the period."""
     over = threading.Event()
 
     def scrape_on() -> None:
@@ -168,7 +165,6 @@ def plugin_socket(folder: Path) -> Path:
 
 
 def an_allocation(folder: Path) -> bytes:
-    """A request for a device that the node has."""
     node = ask_kubelet(folder, command="view")
     pods = node["pods"]
     if not isinstance(pods, list):

@@ -176,7 +176,6 @@ def daemon_like(plugin: DevicePlugin) -> Service:
 
 
 def with_metrics(service: Service, resource: str) -> Service:
-    """The service with the daemon's metrics of calls around it."""
     return Metrics().calls[resource].wrap(service)
 
 

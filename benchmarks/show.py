@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 def number(value: float) -> str:
-    """Three digits that count, without an exponent."""
     if value == 0:
         return "0"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3

@@ -38,7 +38,6 @@ END = "<!-- end -->"
 
 
 def metrics_table() -> str:
-    """Every metric of the daemon, from the code."""
     metrics = Metrics()
     rows = [
         "| metric | kind | labels | help |",
@@ -59,7 +58,6 @@ def _labels(labels: Sequence[str]) -> str:
 
 
 def command_reference() -> str:
-    """Sections of Markdown, one for each command that does something."""
     return "\n\n".join(_sections(build_parser()))
 
 

@@ -60,13 +60,11 @@ def six_processes() -> ShareResult:
 
 
 def six_processes_peak_ms(*, second: bool) -> float:
-    """The median of the wall times on one side of `BETWEEN_PEAKS_MS`."""
     side = [ms for ms in six_processes().latencies_ms if (ms > BETWEEN_PEAKS_MS) is second]
     return side[len(side) // 2]
 
 
 def six_processes_first_share() -> float:
-    """How much of the kernels, in percent, is in the first peak."""
     times_ms = six_processes().latencies_ms
     return 100 * sum(ms < BETWEEN_PEAKS_MS for ms in times_ms) / len(times_ms)
 

@@ -49,7 +49,6 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
 
 
 def scenario_reference() -> str:
-    """Every part with its keys, then the kinds of workloads and faults."""
     blocks = [_section(f"### {title}", model) for title, model in _PARTS]
     blocks.append("### Workloads")
     blocks += [_section(f"#### {_kind(model)}", model) for model in _members(Workload)]
@@ -127,7 +126,6 @@ def _kind(model: type[BaseModel]) -> str:
 
 
 def _members(union: object) -> Iterator[type[BaseModel]]:
-    """The models of a union, through its annotations."""
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
     yield from get_args(union)
@@ -170,7 +168,6 @@ def key_table() -> str:
 
 
 def _rows(part: type[Keys], prefix: str, seen: set[str]) -> list[str]:
-    """Keys of a part and of its parts; what two of them have in common is listed once."""
     rows: list[str] = []
     for name, key in part.model_fields.items():
         inner = next(

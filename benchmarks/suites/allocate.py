@@ -135,7 +135,6 @@ def _echo(context: Context, stack: ExitStack) -> _Called:
 
 
 def _engine(context: Context, stack: ExitStack, engine: EngineName) -> list[_Called]:
-    """The empty handler, and the plugin's for each number of replicas."""
     subject, chance = f"engine {engine}", context.chance(engine)
     echo = f"a socket: {ECHO}"
     called = []

@@ -32,7 +32,6 @@ INJECTION = "asking the node"
 
 
 def measure(context: Context) -> list[Measurement]:
-    """All of it: with few devices and with many."""
     figures: list[Measurement] = []
     counts = [count for count in context.effort.replicas if count in (10, 1000)]
     for number, replicas in enumerate(counts):

@@ -68,7 +68,6 @@ def _start_python() -> list[float]:
 
 
 def _start(spec: PluginSpec, node: Node, registered_ms: list[float]) -> list[float]:
-    """Milliseconds to the first list; those to the registration go to `registered_ms`."""
     with started(spec, node, REPLICAS) as running:
         plugin = running.first()
         if plugin.registered_ns is None:

@@ -53,7 +53,6 @@ class _Case:
 
     @property
     def floor(self) -> EmptyHandler:
-        """Does everything but the plugin's call."""
         return EmptyHandler(self.what.engine, self.what if self.first_calls else None)
 
 

@@ -17,16 +17,12 @@ SCHEMA_VERSION = 39
 
 @dataclass(frozen=True)
 class Query:
-    """A PromQL expression and how its series are named."""
-
     expression: str
     legend: str
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture; `width` of 24 columns."""
-
     title: str
     description: str
     queries: tuple[Query, ...]
@@ -47,7 +43,6 @@ POD = "{{namespace}}/{{pod}} on {{gpu}}"
 
 
 def gpus(metric: str, legend: str = GPU) -> Query:
-    """A metric of the selected GPUs."""
     return Query(f"{metric}{{{GPUS}}}", legend)
 
 
@@ -57,7 +52,6 @@ def increase(labels: str, metric: str, legend: str) -> Query:
 
 
 def stat(title: str, description: str, expression: str, legend: str, unit: str = "short") -> Panel:
-    """A single number."""
     queries = (Query(expression, legend),)
     return Panel(title, description, queries, kind="stat", unit=unit, width=4, height=4)
 
@@ -70,7 +64,6 @@ def panel(
     unit: str = "short",
     stacked: bool = False,
 ) -> Panel:
-    """A picture over time."""
     return Panel(title, description, queries, kind=kind, unit=unit, stacked=stacked)
 
 
@@ -309,7 +302,6 @@ ROWS: dict[str, tuple[Panel, ...]] = {
 
 
 def dashboard() -> dict[str, object]:
-    """The dashboard as Grafana imports it."""
     return {
         "title": "gpuplugin: shared GPUs",
         "uid": "gpuplugin",
@@ -332,7 +324,6 @@ def dashboard() -> dict[str, object]:
 
 
 def expressions() -> list[str]:
-    """Every PromQL expression, variables of Grafana included."""
     return [query.expression for row in ROWS.values() for panel in row for query in panel.queries]
 
 
@@ -427,7 +418,6 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, object
 
 
 def text() -> str:
-    """The file's text."""
     return json.dumps(dashboard(), indent=2) + "\n"
 
 

@@ -27,7 +27,6 @@ VARIABLES = {"$cluster": ".*", "$node": ".*", "$gpu": ".*", "$__rate_interval": 
 
 
 def main() -> None:
-    """Ask Prometheus and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prometheus", required=True, metavar="URL")
     parser.add_argument("--minutes", type=float, default=5.0)
@@ -58,7 +57,6 @@ def main() -> None:
 
 
 def lines(base: str, panel: Panel, query: Query, end_s: float, length_s: float) -> list[go.Scatter]:
-    """A line for each series of a query."""
     expression = query.expression
     for variable, value in VARIABLES.items():
         expression = expression.replace(variable, value)

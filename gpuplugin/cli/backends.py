@@ -74,8 +74,6 @@ class CannotList(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The GPUs, and which of their devices would be advertised."""
-
     settings: Settings
     gpus: tuple[Gpu, ...]
     inventory: Inventory

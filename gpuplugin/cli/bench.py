@@ -85,7 +85,6 @@ def _positive(text: str) -> int:
 
 
 def bench(parsed: argparse.Namespace) -> int:
-    """Do what the options say; see the parser for the exit status."""
     # Plugins and servers are in process groups of their own: SIGTERM has to end them, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -26,8 +26,6 @@ class _Answer(BaseModel):
 
 
 class _Unit(_Answer):
-    """A GPU or MIG device in the daemon's report."""
-
     uuid: str
     index: str
     state: str
@@ -39,7 +37,6 @@ class _Unit(_Answer):
 
     @property
     def why(self) -> str:
-        """Why it is not healthy, for a person; empty if it is."""
         if not self.reason:
             return ""
         waits = "; waits for a reset" if self.needs_reset and self.state == "Unhealthy" else ""

@@ -172,7 +172,6 @@ def _add_sim(commands: Commands, wanted: str | None = None) -> None:
 
 
 def add_kubelet_dir(parser: argparse.ArgumentParser) -> None:
-    """Add the option of all commands about a node that is simulated."""
     parser.add_argument(
         "--kubelet-dir", required=True, metavar="DIR", help="folder that plays /var/lib/kubelet"
     )

@@ -75,7 +75,6 @@ def add_pod(commands: Commands) -> None:
 
 
 def add_node(commands: Commands) -> None:
-    """Add the commands to `commands`; `serve` is in `simnode`."""
     node = commands.add_parser("node", help="a simulated node, and what a kubelet sees of it")
     node_commands = node.add_subparsers(metavar="COMMAND", required=True)
     show = node_commands.add_parser("show", help="capacity and allocatable")

@@ -67,7 +67,6 @@ def add(commands: Commands) -> None:
 
 
 def share(parsed: argparse.Namespace) -> int:
-    """Simulate and print; values that make no plan are wrong usage."""
     try:
         plan = SharePlan(
             model=parsed.model,

@@ -91,7 +91,6 @@ class Connection:
         return call.result()
 
     def start(self, method: Method, request: bytes, *, streaming: bool = False) -> ClientCall:
-        """Send the request of a call; waits only while the server has no room for it."""
         call = self._h2.start(method, request, streaming=streaming)
         self._send()
         while call.rest and not call.ended:

@@ -69,7 +69,6 @@ class FastEngine:
 
 
 def _joined(services: Sequence[Service]) -> Service:
-    """All of them as one, whose methods have the whole paths of calls for names."""
     return Service(
         "",
         {f"/{of.name}/{name}": call for of in services for name, call in of.unary.items()},
@@ -97,7 +96,6 @@ class _Link:
         self.thread = threading.Thread(target=self._run, name="rpc", daemon=True)
 
     def check_time(self) -> None:
-        """Check deadlines, unsent bytes, a stalled peer, and the end of the grace period."""
         if time.monotonic() >= self._server.stop_by_s:
             self.end()
         self._locked(_LOCK_S, self._check_time)
@@ -108,7 +106,6 @@ class _Link:
             self.peer.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """The connection is over: nothing of it stays."""
         with self._lock:
             self.unsent = b""
             self._connection.close()
@@ -237,7 +234,6 @@ class FastServer:
         self._keeper.join()
 
     def poke(self) -> None:
-        """Wake the keeper: something has changed."""
         os.eventfd_write(self._bell, 1)
 
     def _keep(self) -> None:

@@ -25,8 +25,6 @@ MAX_SOCKET_PATH_BYTES = 107
 
 
 class RpcCode(IntEnum):
-    """The gRPC status codes; the numbers are gRPC's."""
-
     OK = 0
     CANCELLED = 1
     UNKNOWN = 2
@@ -83,8 +81,6 @@ class Service:
 
 
 class Server(Protocol):
-    """A running server on one unix socket."""
-
     def stop(self, grace_s: float) -> None:
         """Stop accepting, let running calls end for `grace_s`, remove the socket. Blocks."""
 

@@ -41,8 +41,6 @@ class Check:
 
 
 class Facts:
-    """The record of the demo."""
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started_s = time.monotonic()
@@ -125,8 +123,6 @@ class StageError(Exception):
 
 
 class Stage:
-    """A folder, a kubelet and a running plugin; everything is gone when it is left."""
-
     def __init__(self, facts: Facts) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="gpuplugin-demo-"))
         self.kubelet = Kubelet(self.dir, listener=facts.record)

@@ -193,7 +193,6 @@ def _running(node: NodeView) -> int:
 
 
 def _held(node: NodeView) -> list[tuple[str, str]]:
-    """(GPU UUID, device id) of everything that pods hold."""
     return sorted(
         (uuid_of(device_id), device_id)
         for view in node.pods.values()

@@ -43,7 +43,6 @@ _NAME_BYTES = 15
 
 
 def collect_driver(host: HostRoot, root: str) -> DriverFacts:
-    """The driver that the configuration says is at `root`."""
     below = root.rstrip("/")
     own = tuple(_libraries(host, below, LIBRARY_DIRS))
     elsewhere = (
@@ -124,7 +123,6 @@ def _nodes(host: HostRoot) -> Mapping[str, FileFact]:
 
 
 def _running(host: HostRoot) -> Iterator[str]:
-    """MPS programs among the processes that can be seen."""
     names = {program[:_NAME_BYTES] for program in _MPS_PROGRAMS}
     seen = {
         name

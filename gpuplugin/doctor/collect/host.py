@@ -33,7 +33,6 @@ class HostRoot:
         return self._folder == Path("/")
 
     def at(self, path: str) -> Path:
-        """Where the host's path is here, links followed; it need not exist."""
         if self.is_own:
             return Path(path)
         left = list(PurePosixPath(path).parts)
@@ -64,7 +63,6 @@ class HostRoot:
             return None
 
     def exists(self, path: str) -> bool:
-        """True if there is such a file or folder that may be seen."""
         return self.fact(path) is not None
 
     def fact(self, path: str) -> FileFact | None:
@@ -85,7 +83,6 @@ class HostRoot:
         )
 
     def hides(self, folder: str) -> bool:
-        """True if the folder exists and this user may not read it."""
         return self.exists(folder) and not os.access(self.at(folder), os.X_OK)
 
     def names(self, folder: str, pattern: str = "*") -> tuple[str, ...]:
@@ -97,13 +94,11 @@ class HostRoot:
         return tuple(f"{folder.rstrip('/')}/{name}" for name in found)
 
     def link(self, path: str) -> str:
-        """The last part of what a link points to; empty if it is none."""
         parent, _, name = path.rpartition("/")
         target = _link(self.at(parent or "/") / name)
         return (target or "").rpartition("/")[2]
 
     def existing(self, paths: tuple[str, ...]) -> Iterator[str]:
-        """Those of the paths that there are."""
         return (path for path in paths if self.exists(path))
 
 

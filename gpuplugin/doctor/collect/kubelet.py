@@ -32,7 +32,6 @@ _KUBELET = "kubelet.sock"
 
 
 def collect_kubelet(host: HostRoot, root: str, other_socket: str | None) -> KubeletFacts:
-    """The kubelet whose folder the configuration says is `root`."""
     root = root.rstrip("/") or "/"
     plugins, registry = f"{root}/device-plugins", f"{root}/plugins_registry"
     own_folder = f"{registry}/gpuplugin"

@@ -25,15 +25,12 @@ _FACTS = TypeAdapter(PluginFacts)
 
 
 class _Report(BaseModel):
-    """What the response has: over HTTP without units and user."""
-
     parts: dict[str, dict[str, object]]
     units: list[dict[str, object]] = []
     uid: int | None = None
 
 
 def collect_plugin(host: HostRoot, kubelet_root: str, listen_address: str) -> PluginFacts:
-    """The running plugin's own report, or why there is none."""
     problems: list[str] = []
     sockets = control_sockets(host, kubelet_root)
     for socket in sockets:

@@ -156,7 +156,6 @@ def _spec(host: HostRoot, path: str, value: object) -> CdiSpec:
 
 
 def _toml(text: str | None) -> tuple[dict[str, object], str]:
-    """A document, and what is wrong with it."""
     if text is None:
         return {}, "it cannot be read"
     try:

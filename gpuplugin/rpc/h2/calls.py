@@ -74,7 +74,6 @@ class ServerCalls:
 
     @property
     def next_deadline_s(self) -> float:
-        """The earliest deadline of the open calls, by the clock; from any thread."""
         return min([one.deadline_s for one in tuple(self.streams.values())], default=math.inf)
 
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
@@ -120,7 +119,6 @@ class ServerCalls:
             stream.widen(more)
 
     def drop(self, stream_id: int) -> None:
-        """A stream has ended, if it was open; nothing more is sent on it."""
         stream = self.streams.pop(stream_id, None)
         self.outbox.forget(stream_id)
         if stream is not None and stream.subscription is not None:
@@ -134,7 +132,6 @@ class ServerCalls:
         self.outbox.put(frames.numbers(frames.RST_STREAM, stream_id, code))
 
     def close(self) -> None:
-        """End all streams without sending anything; nothing is woken any more."""
         for stream_id in tuple(self.streams):
             self.drop(stream_id)
         self._wake = lambda _: None

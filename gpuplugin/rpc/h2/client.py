@@ -170,7 +170,6 @@ class ClientConnection:
         return call
 
     def cancel(self, call: ClientCall) -> None:
-        """End a call from this side, if it has not ended."""
         if not call.ended:
             self._fail(call, CallFailed(RpcCode.CANCELLED, "cancelled"))
 
@@ -306,7 +305,6 @@ class ClientConnection:
         self._outbox.put(frames.SETTINGS_ACK)
 
     def _fail(self, call: ClientCall, error: CallFailed) -> None:
-        """End a call that the server has not ended."""
         self._outbox.put(frames.numbers(frames.RST_STREAM, call.stream_id, ErrorCode.CANCEL))
         call.rest = call.rest[:0]
         self._end(call, error)

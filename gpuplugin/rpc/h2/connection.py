@@ -106,7 +106,6 @@ class ServerConnection:
         self._calls.expire()
 
     def close(self) -> None:
-        """The connection has ended: end what belongs to it."""
         self._failed = True
         self._calls.close()
         self._rest = self._block = b""

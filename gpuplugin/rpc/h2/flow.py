@@ -55,7 +55,6 @@ class Outbox(Window):
         self._waiting: dict[int, Outgoing] = {}
 
     def put(self, whole_frames: bytes) -> None:
-        """Send frames that no window limits."""
         self._frames.append(whole_frames)
 
     def send(self, stream: Outgoing, data: bytes, trailers: bytes = b"") -> None:
@@ -75,7 +74,6 @@ class Outbox(Window):
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that wait, lists not counted."""
         responses = sum(len(one.rest) for one in self._waiting.values() if not one.is_list)
         return responses + sum(len(one) for one in self._frames)
 

@@ -40,8 +40,6 @@ _LEAST_GOAWAY_BYTES = 8
 
 
 class ErrorCode(IntEnum):
-    """Error codes (RFC 9113, section 7)."""
-
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
     FLOW_CONTROL_ERROR = 3

@@ -45,7 +45,6 @@ def response_block(http_status: bytes = b"200") -> bytes:
 
 
 def status_block(code: int, text: str = "") -> bytes:
-    """The trailers that end a response."""
     encoded = quote(text, safe=_UNENCODED, errors="replace")
     if len(encoded) > MAX_STATUS_TEXT_BYTES:
         # A sequence such as %C3%A4 that is cut through decodes to a replacement character.
@@ -60,8 +59,6 @@ OK_BLOCK = status_block(RpcCode.OK)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The headers of a request."""
-
     path: str
     timeout_s: float = math.inf
     refusal: bytes = b""
