@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from benchmarks.suites import Context
 
 REPLICAS = 10
-SETTLE_S = 2.0
-"""After the first list, before it is called idle."""
+SETTLE_S = 6.0
+"""After the first list, before it is called idle: the configuration is read once more meanwhile."""
 
 INTERPRETER = "start of Python"
 IDLE_MEMORY = "resident, idle"

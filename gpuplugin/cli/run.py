@@ -58,6 +58,8 @@ def _chosen(arguments: Sequence[str], flag: str) -> str:
 
 def read(answers: int) -> None:
     """In the child: read the configuration that the arguments name."""
+    # Plugins of pydantic are looked for in every installed distribution, and none is wanted.
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     answer(answers, _load)
 
 
