@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=BACKENDS)
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    """A node that is well; at the end all of it is mended and checked, unless the test failed."""
+    """A node that is well; at the end all of it is mended and checked, unless the test failed.
+
+    The plugin waits for events already: before it does, a driver that hangs may keep one for good.
+    """
     run = Run("watcher", library_of(request.param))
     failed = True
     try:
+        run.let_rounds_pass(2)
         yield run
         failed = request.session.testsfailed > 0
     finally:
