@@ -230,8 +230,9 @@ class NodeModel:
     def replan(self, plan: NodePlan) -> None:
         """The same configuration has another meaning on this machine from the next update on."""
         self.plan = plan
-        self._candidate = None
         self._rebuild_required = True
+        if self._candidate is not None and not self._candidate.requested:
+            self._candidate = None
 
     def specs_written(self, number: int, now_s: float) -> tuple[Effect, ...]:
         candidate = self._candidate

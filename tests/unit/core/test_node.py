@@ -273,6 +273,18 @@ class TestSpecs:
         assert node.model.plan is wanted
         assert len(node.listed()) == 6
 
+    def test_a_requested_plan_survives_a_driver_that_is_opened_again(self) -> None:
+        """Otherwise a good file would be refused, and not be read again until it changes."""
+        node = Runner(CDI)
+        node.update(gpus(1))
+        node.write_specs = False
+        wanted = replace(CDI, inventory=sharing(3))
+        node.run(node.model.configure(wanted, node.now_s))
+        node.model.replan(replace(CDI))
+        node.run(node.model.specs_written(node.specs[-1].number, node.now_s))
+        assert node.model.plan is wanted
+        assert len(node.listed()) == 3
+
     def test_specs_are_checked_at_each_update(self) -> None:
         node = Runner(CDI)
         node.update(gpus(1))
