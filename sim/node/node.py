@@ -29,6 +29,7 @@ from sim.gpu.faults import (
     WatchMended,
 )
 from sim.gpu.gpu import SimulatedGpu
+from sim.gpu.nvlinks import link_ends
 from sim.gpu.physics import Physics
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.tenancy import TenantSpec
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
     from hal import Event, Gpu
+    from sim.gpu.nvlinks import LinkEnd
     from sim.gpu.profiles import Profile
     from sim.gpu.tenancy import Tenancy, Tenant, TenantRecord
     from sim.node.population import Log
@@ -74,6 +76,12 @@ class SimulatedNode:
         ]
         self.gpus: dict[str, SimulatedGpu] = {gpu.identity.uuid: gpu for gpu in self._present}
         """Every GPU that ever was in the node, by UUID; `present` has those that are."""
+        self.nvlinks: tuple[tuple[LinkEnd, ...], ...] = link_ends(
+            [gpu.profile for gpu in self._present],
+            [gpu.identity.pci_bus_id for gpu in self._present],
+            scenario.direct_nvlinks,
+        )
+        """Where the NVLinks of each place lead, by index and link number."""
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self.records: list[TenantRecord] = []
         """What came of every tenant that was started, in that order."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from hal import ComputeMode, Gpu
+from hal.nvml.kernelfiles import canonical_bus_id
 from sim.gpu.profiles import load_profile, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
 from sim.gpu.tenancy import Memory, Tenancy
@@ -16,6 +17,7 @@ from sim.gpu.timeslicing import TimeSlicing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     import simpy
 
@@ -40,7 +42,11 @@ class Identities:
             (group, _profile_of(load_profile(group.model), group.recorded))
             for group in self._scenario.gpus
         ]
-        bus_ids = _bus_ids([profile for group, profile in groups for _ in range(group.count)])
+        recorded = [group.recorded.pci_bus_id for group, _ in groups if group.recorded]
+        bus_ids = _bus_ids(
+            [profile for group, profile in groups for _ in range(group.count)],
+            {canonical_bus_id(bus_id) for bus_id in recorded if bus_id is not None},
+        )
         index = 0
         for group, profile in groups:
             numa_nodes = group.numa_nodes or min(2, group.count)
@@ -72,12 +78,15 @@ class Identities:
         return f"GPU-{uuids.UUID(int=self._generator.getrandbits(128), version=4)}"
 
 
-def _bus_ids(profiles: Sequence[Profile]) -> Iterator[str]:
-    """A different bus id for each GPU: captured ones of its model first, then made-up ones."""
+def _bus_ids(profiles: Sequence[Profile], recorded: AbstractSet[str]) -> Iterator[str]:
+    """A different bus id for each GPU: captured ones of its model first, then made-up ones.
+
+    None of them is a `recorded` one.
+    """
     captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
     numbered = (f"{n // 32:08X}:{(n % 32) * 8 + 1:02X}:00.0" for n in itertools.count())
-    made_up = (bus_id for bus_id in numbered if bus_id not in captured)
-    given: set[str] = set()
+    made_up = (bus_id for bus_id in numbered if bus_id not in captured | recorded)
+    given = set(recorded)
     for profile in profiles:
         free = (bus_id for bus_id in profile.bus_ids if bus_id not in given)
         bus_id = next(free, None) or next(made_up)
@@ -149,7 +158,7 @@ def _identity_of(gpu: Gpu, recorded: RecordedGpu | None) -> Gpu:
     return replace(
         gpu,
         uuid=recorded.uuid or gpu.uuid,
-        pci_bus_id=recorded.pci_bus_id or gpu.pci_bus_id,
+        pci_bus_id=canonical_bus_id(recorded.pci_bus_id or gpu.pci_bus_id),
         minor=gpu.minor if recorded.minor is None else recorded.minor,
         numa_node=recorded.numa_node,
     )

@@ -10,7 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from gpuplugin.config.document import YamlError, read_yaml
 from hal import LinkKind
+from hal.nvml.kernelfiles import canonical_bus_id
 from sim.gpu.faults import Failures, Repartition, ScenarioModel, TimedFault, XidFault, problems
+from sim.gpu.nvlinks import MOST_NVLINKS
 from sim.gpu.profiles import (
     CannotPartition,
     UnknownModel,
@@ -187,6 +189,16 @@ class Scenario(ScenarioModel):
     def gpu_count(self) -> int:
         return sum(group.count for group in self.gpus)
 
+    @property
+    def direct_nvlinks(self) -> dict[frozenset[int], int]:
+        """The number of NVLinks between pairs of GPUs; the first recording of a pair counts."""
+        found: dict[frozenset[int], int] = {}
+        for link in self.links:
+            pair = frozenset(link.gpus)
+            if len(pair) == 2:
+                found.setdefault(pair, link.nvlinks)
+        return found
+
 
 class ScenarioError(Exception):
     """The scenario cannot be used; the text names the file and every wrong key."""
@@ -243,7 +255,7 @@ def _check_identities(scenario: Scenario) -> None:
     known = [group.recorded for group in scenario.gpus if group.recorded is not None]
     for key, values in (
         ("uuid", [one.uuid for one in known] + [mig.uuid for one in known for mig in one.mig]),
-        ("pci_bus_id", [one.pci_bus_id for one in known]),
+        ("pci_bus_id", [canonical_bus_id(one.pci_bus_id or "") or None for one in known]),
     ):
         given = [value for value in values if value is not None]
         twice = sorted({value for value in given if given.count(value) > 1})
@@ -253,9 +265,7 @@ def _check_identities(scenario: Scenario) -> None:
 
 def _check_references(scenario: Scenario) -> None:
     groups = [group for group in scenario.gpus for _ in range(group.count)]
-    for position, link in enumerate(scenario.links):
-        for index in link.gpus:
-            _check_index(f"links[{position}]", index, len(groups))
+    _check_links(scenario)
     most_mig = [len(group.mig or ()) for group in groups]
     for position, tenant in enumerate(scenario.tenants):
         where = f"tenants[{position}]"
@@ -276,6 +286,19 @@ def _check_references(scenario: Scenario) -> None:
                 raise ScenarioError(
                     f"faults[{position}].what.mig: {wanted}, but GPU {index} never has more "
                     f"than {most_mig[index]} MIG devices, counted from 0"
+                )
+
+
+def _check_links(scenario: Scenario) -> None:
+    nvlinks = [0] * scenario.gpu_count
+    for position, link in enumerate(scenario.links):
+        for index in link.gpus:
+            _check_index(f"links[{position}]", index, len(nvlinks))
+            nvlinks[index] += link.nvlinks
+            if nvlinks[index] > MOST_NVLINKS:
+                raise ScenarioError(
+                    f"links[{position}].nvlinks: GPU {index} has {nvlinks[index]} NVLinks with "
+                    f"those before, of at most {MOST_NVLINKS}"
                 )
 
 

@@ -175,7 +175,7 @@ def _uncorrected(call: NvmlCall) -> int:
 
 
 def _links(call: NvmlCall) -> int:
-    return 0 if call.profile.nvlink is None else call.profile.nvlink.links
+    return len(call.node.nvlinks[call.gpu.identity.index])
 
 
 FIELDS: dict[int, Callable[[NvmlCall], int]] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import pynvml
 
 from hal import LinkKind
 from hal.nvml.api import Code
+from sim.gpu.nvlinks import MOST_NVLINKS, Peer, Switch
 from sim.nvml.abi import (
     ASSUMED,
     CONSTANT,
@@ -28,7 +29,7 @@ from sim.nvml.functions.inventory import architecture
 if TYPE_CHECKING:
     import ctypes
 
-    from sim.gpu.profiles import NvLink
+    from sim.gpu.nvlinks import LinkEnd
     from sim.nvml.call import NvmlCall
 
 function = Functions()
@@ -48,12 +49,10 @@ _LEVELS = {
 _NVLINK_VERSIONS = {1: 1, 2: 2, 3: 4, 4: 6, 5: 7}
 """NVML's numbers of NVLink 1.0, 2.0, 3.0, 4.0 and 5.0."""
 
-_MOST_LINKS = 36
-_SWITCH = 2
+_GPU, _SWITCH = 0, 2
 _SWITCH_DEVICE_ID = 0x22A310DE
 _P2P_OK, _P2P_NOT_SUPPORTED = 0, 5
 _P2P_NVLINK = 2
-_BEHIND_SWITCHES = "up where the model sits behind NVSwitches"
 
 
 @function(
@@ -105,7 +104,7 @@ def _nearest(call: NvmlCall) -> list[int]:
     ASSUMED,
     "nvmlDeviceGetP2PStatus",
     *(DEVICE, DEVICE, U32, out()),
-    note="always over PCIe; over NVLink behind switches",
+    note="always over PCIe; over NVLink where links are up",
 )
 def _p2p(call: NvmlCall) -> int:
     index = choice(call.numbers[0], *range(5))
@@ -113,65 +112,85 @@ def _p2p(call: NvmlCall) -> int:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
     if index != _P2P_NVLINK:
         return _P2P_OK
-    both = (call.profile.nvlink, call.other.gpu.profile.nvlink)
-    return _P2P_OK if all(one and one.switches for one in both) else _P2P_NOT_SUPPORTED
+    ends = [call.node.nvlinks[place.identity.index] for place in (call.gpu, call.other.gpu)]
+    direct = Peer(call.other.gpu.identity.index) in ends[0]
+    switched = all(any(isinstance(end, Switch) for end in one) for one in ends)
+    return _P2P_OK if direct or switched else _P2P_NOT_SUPPORTED
 
 
-def _nvlink(call: NvmlCall) -> NvLink:
-    """The NVLinks of the GPU, and that there is one of the number that was asked for."""
-    if call.numbers[0] >= _MOST_LINKS:
+def _end(call: NvmlCall) -> LinkEnd:
+    """Where the link that was asked for leads; raises `NvmlFailure` if there is no such link."""
+    if call.numbers[0] >= MOST_NVLINKS:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
-    nvlink = call.profile.nvlink
-    if nvlink is None or call.numbers[0] >= nvlink.links:
+    ends = call.node.nvlinks[call.gpu.identity.index]
+    if call.numbers[0] >= len(ends):
         raise NvmlFailure(Code.NOT_SUPPORTED)
-    return nvlink
+    end = ends[call.numbers[0]]
+    if isinstance(end, Peer) and call.node.present[end.index].lost:
+        return None
+    return end
 
 
-@function(CONSTANT, "nvmlDeviceGetNvLinkState", DEVICE, U32, out(), note=_BEHIND_SWITCHES)
+_UP = "up where the model sits behind NVSwitches, or a recording has links between GPUs"
+
+
+@function(LIVE, "nvmlDeviceGetNvLinkState", DEVICE, U32, out(), note=_UP)
 def _active(call: NvmlCall) -> int:
-    return int(bool(_nvlink(call).switches))
+    return int(_end(call) is not None)
 
 
-def _switch_bus_id(call: NvmlCall) -> str:
-    switches = _nvlink(call).switches
-    if not switches:
-        raise NvmlFailure(Code.NOT_SUPPORTED)  # nothing is at the other end
-    return f"00000000:{5 + call.numbers[0] % switches:02X}:00.0"
+def _remote_address(call: NvmlCall) -> tuple[str, int | None]:
+    """The PCI address and device id at the other end of a link."""
+    match _end(call):
+        case Switch(bus_id):
+            return bus_id, _SWITCH_DEVICE_ID
+        case Peer(index):
+            peer = call.node.present[index]
+            return peer.identity.pci_bus_id, peer.profile.pci_device_id
+        case None:
+            raise NvmlFailure(Code.NOT_SUPPORTED)
+        case end:
+            assert_never(end)
+
+
+_REMOTE = "an NVSwitch or a GPU; the addresses of switches are assumed"
 
 
 @function(
     ASSUMED,
     "nvmlDeviceGetNvLinkRemotePciInfo_v2",
     *(DEVICE, U32, out(pynvml.nvmlPciInfo_t)),
-    note="an NVSwitch",
+    note=_REMOTE,
 )
 def _remote(call: NvmlCall) -> ctypes.Structure:
-    return pci_info(_switch_bus_id(call), _SWITCH_DEVICE_ID)
+    return pci_info(*_remote_address(call))
 
 
 @function(
     ASSUMED,
     "nvmlDeviceGetNvLinkRemotePciInfo",
     *(DEVICE, U32, out(pynvml.nvmlPciInfo_v2_t)),
-    note="an NVSwitch",
+    note=_REMOTE,
 )
 def _remote_v2(call: NvmlCall) -> ctypes.Structure:
-    return pci_info_v2(_switch_bus_id(call), _SWITCH_DEVICE_ID)
+    return pci_info_v2(*_remote_address(call))
 
 
-@function(CONSTANT, "nvmlDeviceGetNvLinkRemoteDeviceType", DEVICE, U32, out(), note="an NVSwitch")
+@function(CONSTANT, "nvmlDeviceGetNvLinkRemoteDeviceType", DEVICE, U32, out())
 def _remote_type(call: NvmlCall) -> int:
-    _switch_bus_id(call)
-    return _SWITCH
+    _remote_address(call)
+    return _SWITCH if isinstance(_end(call), Switch) else _GPU
 
 
 @function(CONSTANT, "nvmlDeviceGetNvLinkVersion", DEVICE, U32, out())
 def _nvlink_version(call: NvmlCall) -> int:
-    return known(_NVLINK_VERSIONS.get(_nvlink(call).version or 0))
+    _end(call)
+    nvlink = call.profile.nvlink
+    return known(_NVLINK_VERSIONS.get(nvlink.version or 0) if nvlink else None)
 
 
 @function(ASSUMED, "nvmlDeviceGetNvLinkCapability", DEVICE, U32, U32, out())
 def _nvlink_capability(call: NvmlCall) -> int:
-    _nvlink(call)
+    _end(call)
     choice(call.numbers[1], *range(6))
     return int(call.numbers[1] != pynvml.NVML_NVLINK_CAP_SLI_BRIDGE)
