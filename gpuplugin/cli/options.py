@@ -66,12 +66,11 @@ def _add(parser: argparse.ArgumentParser, option: Option) -> None:
     text = f"{option.help} [${option.variables[0]}]".replace("%", "%%")
     if option.kind is Kind.BOOL:
         parser.add_argument(
-            *option.flags, dest=_destination(option), nargs="?", const="true", metavar="BOOL",
-            help=text,
+            *option.flags, dest=_destination(option), nargs="?", const="true",
+            metavar=option.kind.value, help=text,
         )  # fmt: skip
         return
-    metavars = {Kind.LIST: "A,B", Kind.XIDS: "N,M", Kind.DURATION: "DURATION"}
-    metavar = "|".join(option.choices) or metavars.get(option.kind, "VALUE")
+    metavar = "|".join(option.choices) or option.kind.value
     parser.add_argument(*option.flags, dest=_destination(option), metavar=metavar, help=text)
 
 

@@ -54,19 +54,18 @@ def parse_document(text: str, name: str) -> Document:
     Raises:
         ConfigError: not YAML, a repeated key, or something else than a mapping at the top.
     """
+    lines: dict[KeyPath, int] = {}
+    data: object = None
     try:
         with _loader(text) as loader:
-            node = loader.get_single_node()
-            lines: dict[KeyPath, int] = {}
-            if node is not None:
+            if (node := loader.get_single_node()) is not None:
                 # The lines first: they refuse what would take for ever to make data of.
                 _collect_lines(node, (), [], lines, iter(range(MAX_VALUES)))
-            data = None if node is None else loader.construct_document(node)
+                data = loader.construct_document(node)
     except YamlError as error:
         where = name if error.line is None else f"{name}:{error.line}"
         raise ConfigError([Problem(where, "", error.problem)]) from error
-    if data is None:
-        return Document(name, {}, {})
+    data = {} if data is None else data
     if not isinstance(data, dict):
         problem = "must be a mapping of keys such as version and sharing"
         raise ConfigError([Problem(f"{name}:1", "", problem)])

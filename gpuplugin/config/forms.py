@@ -37,6 +37,18 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _no_text(value: object) -> object:
+    if isinstance(value, str):
+        raise unfit(value, "must be 0 or empty")
+    return value
+
+
+def _channel_0(value: list[int]) -> list[int]:
+    if value not in ([], [0]):
+        raise unfit(value, "must be [] or [0]")
+    return value
+
+
 def _number_of_seconds(value: object) -> float:
     if isinstance(value, str):
         return parse_duration_s(value)
@@ -146,6 +158,9 @@ OneOrMore: TypeAlias = Annotated[
     list[T], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 ]
 """A list; a single text counts as a list of one."""
+Channels: TypeAlias = Annotated[
+    list[Integer], AfterValidator(_channel_0), BeforeValidator(_no_text)
+]
 Xids: TypeAlias = Annotated[
     list[int | str],
     PlainValidator(_xids),

@@ -6,10 +6,10 @@ does no harm (unknown keys) becomes a warning.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,20 +18,21 @@ from pydantic_settings import InitSettingsSource
 
 from gpuplugin.config.document import Document, KeyPath, parse_document
 from gpuplugin.config.loaded import ConfigError, Loaded, Problem, Record
-from gpuplugin.config.options import OPTIONS, is_list, section_of
+from gpuplugin.config.options import OPTIONS, Kind, is_list, keys, section_of
 from gpuplugin.config.settings import Settings
-from gpuplugin.config.values import XID_WORDS, unfit
+from gpuplugin.config.values import BOOLEANS, XID_WORDS, parse_xids, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
-    from gpuplugin.config.options import Option, Value
+    from gpuplugin.config.options import Option
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
 _DEFAULT_NAME = "the built-in default.yaml"
+_NUMBER = re.compile("[0-9]+")
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 _TEXTS = {
     "missing": "is required",
@@ -65,36 +66,26 @@ def load_settings(
     document = (
         _read(Path(config_file)) if config_file else default or _read(_DEFAULT, _DEFAULT_NAME)
     )
-    variables = {
-        option: name
-        for option in OPTIONS
-        for name in reversed(option.variables)
-        if name in environment
-    }
+    warnings: list[Problem] = []
     file = _FileLayer(document)
     layers = (
-        _text_layer((one, one.flags[0], partial(one.read, text)) for one, text in flags.items()),
-        _text_layer(
-            (one, name, partial(one.read_variable, environment[name]))
-            for one, name in variables.items()
-        ),
+        _text_layer((one, one.flags[0], text) for one, text in flags.items()),
+        _text_layer(_variables(environment, warnings)),
         file,
     )
     settings = _checked(layers)
     if settings.daemon.strict_config and file.unknown:
         raise ConfigError(file.unknown)
-    warnings = (
-        *file.unknown,
-        *_without_strategy(settings, layers),
-        *_malformed(variables, environment),
-    )
+    if not settings.flags.plugin.device_list_strategy:
+        # NVIDIA's plugin accepts it, too, but it is rarely intended.
+        text = "is empty: containers get no device"
+        warnings.insert(0, Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text))
     effective = settings.model_dump(mode="json", by_alias=True, exclude_computed_fields=True)
-    plain = cast("Settings", record(settings))
     return Loaded(
-        plain,
+        cast("Settings", record(settings)),
         config_file or document.name,
         config_file or None,
-        warnings,
+        (*file.unknown, *warnings),
         effective,
         yaml.safe_dump(effective, sort_keys=False),
     )
@@ -119,7 +110,7 @@ def record(value: object) -> object:
     """A model, and those within it, as plain data."""
     if isinstance(value, BaseModel):
         names = (*type(value).model_fields, *type(value).model_computed_fields)
-        return Record({name: record(getattr(value, name)) for name in names})
+        return Record(**{name: record(getattr(value, name)) for name in names})
     return [record(one) for one in value] if isinstance(value, list) else value
 
 
@@ -129,25 +120,54 @@ class _Layer:
 
     values: dict[str, object] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
 
 
-def _text_layer(given: Iterable[tuple[Option, str, Callable[[], Value | None]]]) -> _Layer:
-    """Options by the flag or variable that sets them, each with the function that reads it."""
+def _variables(
+    environment: Mapping[str, str], warnings: list[Problem]
+) -> Iterator[tuple[Option, str, str]]:
+    """The options that variables set, with the variable and its text.
+
+    A variable that is set but empty is "", false, or as if it were not set. Xids that are none are
+    left out with a warning, as NVIDIA's plugin does.
+    """
+    for option in OPTIONS:
+        name = next((one for one in option.variables if one in environment), "")
+        text = environment.get(name, "")
+        if option.kind is Kind.BOOL:
+            text = text or "false"
+        elif option.kind is Kind.XIDS:
+            good, bad = parse_xids(text)
+            text = ",".join(map(str, good))
+            words = ", ".join(sorted(XID_WORDS))
+            for token in bad:
+                message = f"{token!r} is left out: it is no Xid, nor one of {words}"
+                warnings.append(Problem(name, dotted(option.path), message))
+        if name and (text or option.kind is Kind.STRING):
+            yield option, name, text
+
+
+def _text_layer(given: Iterable[tuple[Option, str, str]]) -> _Layer:
+    """Options, each with the flag or variable that sets it and with its text."""
     layer = _Layer()
-    for option, name, read in given:
-        try:
-            value = read()
-        except ValueError as error:
-            layer.problems.append(Problem(name, dotted(option.path), str(error)))
-            continue
-        if value is not None:
-            section = layer.values
-            for key in option.path[:-1]:
-                section = cast("dict[str, object]", section.setdefault(key, {}))
-            section[option.path[-1]] = value
-            layer.places[option.path] = name
+    for option, name, text in given:
+        section = layer.values
+        for key in option.path[:-1]:
+            section = cast("dict[str, object]", section.setdefault(key, {}))
+        section[option.path[-1]] = _value_of(option, text)
+        layer.places[option.path] = name
     return layer
+
+
+def _value_of(option: Option, text: str) -> object:
+    """What a flag's or variable's text stands for; its key refuses a wrong one."""
+    if option.kind is Kind.BOOL:
+        return BOOLEANS.get(text, text)
+    if option.kind not in (Kind.LIST, Kind.NUMBERS):
+        return text
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if option.kind is Kind.LIST:
+        return items
+    return [int(item) for item in items] if all(map(_NUMBER.fullmatch, items)) else text
 
 
 class _FileLayer(_Layer):
@@ -160,9 +180,8 @@ class _FileLayer(_Layer):
         super().__init__()
         self._document = document
         self.unknown: list[Problem] = []
+        self.misplaced: list[Problem] = []
         self.values = self._section(document.data, Settings, (), ())
-        if self.values.get("version") == "":
-            del self.values["version"]
 
     def _section(
         self, data: Mapping[str, object], model: type[BaseModel], path: KeyPath, written: KeyPath
@@ -179,38 +198,39 @@ class _FileLayer(_Layer):
             if name in texts:  # an exact key wins over one in another case beside it
                 name = key
             here, there = (*path, name), (*written, key)
-            self.places[here] = self._document.where(there)
             if name not in fields:
-                self.unknown.append(Problem(self.places[here], dotted(here), _unknown(here)))
+                where = self._document.where(there)
+                self.unknown.append(Problem(where, dotted(here), _unknown(here)))
                 continue
-            kept = self._value(value, fields[name], here, there)
-            if kept is not None:
+            info = fields[name]
+            kept = self._value(value, section_of(info), here, there, many=is_list(info))
+            if kept is not None or type(None) in get_args(info.annotation):
                 found[name] = kept
         return found
 
-    def _value(self, value: object, info: FieldInfo, path: KeyPath, written: KeyPath) -> object:
-        model = section_of(info)
-        if isinstance(value, list) and (model is None or is_list(info)):
+    def _value(
+        self,
+        value: object,
+        model: type[BaseModel] | None,
+        path: KeyPath,
+        written: KeyPath,
+        *,
+        many: bool = False,
+    ) -> object:
+        """A value, or a section that is to be a `model`, or many of them."""
+        self.places[path] = self._document.where(written)
+        if isinstance(value, list) and (many or model is None):
             return [
-                self._entry(one, model, (*path, position), (*written, position))
+                self._value(one, model, (*path, position), (*written, position))
                 for position, one in enumerate(value)
             ]
-        if model is None or is_list(info):
+        if value is None or model is None or many:
             return value
         if isinstance(value, dict):
             return self._section(value, model, path, written)
-        if value is None:  # a strategy that is named is one that is chosen
-            return {} if info.annotation == model | None else None
+        # Noted here, too: a flag or variable for a key of the section would hide it.
         text = str(unfit(value, _TEXTS["model_type"]))
-        self.problems.append(Problem(self.places[path], dotted(path), text))
-        return None
-
-    def _entry(
-        self, value: object, model: type[BaseModel] | None, path: KeyPath, written: KeyPath
-    ) -> object:
-        self.places[path] = self._document.where(written)
-        if model is not None and isinstance(value, dict):
-            return self._section(value, model, path, written)
+        self.misplaced.append(Problem(self.places[path], dotted(path), text))
         return value
 
 
@@ -220,27 +240,19 @@ def _keys(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
     return fields if path else {name: one for name, one in fields.items() if name != "daemon"}
 
 
-def _known_paths(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
-    for name, info in _keys(model, path).items():
-        yield ".".join((*path, name))
-        if (inner := section_of(info)) is not None:
-            yield from _known_paths(inner, (*path, name))
-
-
 def _unknown(path: KeyPath) -> str:
     import difflib  # a file that is right needs it not
 
     names = [str(part) for part in path if not isinstance(part, int)]
-    known = tuple(_known_paths(Settings, ()))
+    known = [".".join(path) for path, _ in keys() if path[0] != "daemon"]
     same_name = [one for one in known if one.rpartition(".")[2].lower() == names[-1].lower()]
     nearest = same_name or difflib.get_close_matches(".".join(names), known, n=1, cutoff=0.7)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     return f"is not a known key and has no effect{hint}"
 
 
-def _checked(layers: tuple[_Layer, ...]) -> Settings:
-    problems = [problem for layer in layers for problem in layer.problems]
-    settings = None
+def _checked(layers: tuple[_Layer, _Layer, _FileLayer]) -> Settings:
+    problems = layers[-1].misplaced
     try:
         sources = tuple(InitSettingsSource(Settings, layer.values) for layer in layers)
         settings = Settings(_build_sources=(sources, {}))
@@ -249,8 +261,9 @@ def _checked(layers: tuple[_Layer, ...]) -> Settings:
             # Of a default that is wrong, pydantic has the attribute's name.
             path = tuple(to_camel(key) if isinstance(key, str) else key for key in one["loc"])
             problems.append(Problem(_where(path, layers), dotted(path), _text(one)))
+        settings = None
     if settings is None or problems:
-        raise ConfigError(problems)
+        raise ConfigError(tuple(dict.fromkeys(problems)))
     return settings
 
 
@@ -267,21 +280,3 @@ def _where(path: KeyPath, layers: Iterable[_Layer]) -> str:
     beginnings = [path[:length] for length in range(len(path), 0, -1)]
     places = (layer.places.get(one) for layer in layers for one in beginnings)
     return next(filter(None, places), "")
-
-
-def _without_strategy(settings: Settings, layers: Iterable[_Layer]) -> Iterator[Problem]:
-    """NVIDIA's plugin accepts an empty list of strategies, which is rarely intended."""
-    if not settings.flags.plugin.device_list_strategy:
-        text = "is empty: containers get no device"
-        yield Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text)
-
-
-def _malformed(
-    variables: Mapping[Option, str], environment: Mapping[str, str]
-) -> Iterator[Problem]:
-    """Parts of variables that cannot be read; the rest of the variable has effect."""
-    words = ", ".join(sorted(XID_WORDS))
-    for option, name in variables.items():
-        for token in option.malformed(environment[name]):
-            message = f"{token!r} is left out: it is no Xid, nor one of {words}"
-            yield Problem(name, dotted(option.path), message)

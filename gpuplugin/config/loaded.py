@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
@@ -55,22 +56,11 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
-class Record:
+class Record(SimpleNamespace):
     """The values of a model as immutable attributes, readable where pydantic is not loaded."""
-
-    def __init__(self, values: Mapping[str, object]) -> None:
-        self.__dict__.update(values)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("settings are immutable")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and vars(other) == vars(self)
-
-    __hash__ = None  # type: ignore[assignment]  # its lists have none either
-
-    def __repr__(self) -> str:
-        return f"Record({vars(self)!r})"
 
 
 @dataclass(frozen=True)
@@ -90,8 +80,8 @@ class Loaded:
     effective_yaml: str = ""
 
 
-_Answer: TypeAlias = Loaded | tuple[Problem, ...] | str | int
-"""A child's answer: the loaded configuration, problems, an internal error, or an exit status."""
+_Answer: TypeAlias = Loaded | tuple[Problem, ...] | int
+"""A child's answer: the loaded configuration, problems, or an exit status."""
 
 
 class Reading:
@@ -138,20 +128,18 @@ class Reading:
             return read
         if isinstance(read, int):
             raise SystemExit(read)
-        raise _failed(read) if isinstance(read, str) else ConfigError(read)
+        raise ConfigError(read)
 
     def _received(self) -> bytes:
         """All bytes that the child writes."""
         deadline_s = time.monotonic() + TIMEOUT_S
         parts: list[bytes] = []
-        while True:
+        while not parts or parts[-1]:
             left_s = max(0.0, deadline_s - time.monotonic())
             if not select.select([self._answers], [], [], left_s)[0]:
                 raise _failed(f"no answer within {TIMEOUT_S:g} s")
-            part = os.read(self._answers, _READ_BYTES)
-            if not part:
-                return b"".join(parts)
-            parts.append(part)
+            parts.append(os.read(self._answers, _READ_BYTES))
+        return b"".join(parts)
 
 
 def _failed(why: str) -> ConfigError:
@@ -199,6 +187,6 @@ def answer(answers: int, load: Callable[[], Loaded]) -> None:
         read = error.code if isinstance(error.code, int) else 1
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - whatever it is, the daemon reports it
-        read = f"{type(error).__name__}: {error}"
+        read = _failed(f"{type(error).__name__}: {error}").problems
     with suppress(BrokenPipeError), os.fdopen(answers, "wb") as stream:
         pickle.dump(read, stream)

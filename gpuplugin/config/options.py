@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from gpuplugin.config.settings import SET_BY, Settings
-from gpuplugin.config.values import parse_bool, parse_xids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
-
-Value: TypeAlias = str | bool | list[str] | list[int] | list[int | str]
 
 CONFIG_FILE_FLAG = "--config-file"
 CONFIG_FILE_VARIABLE = "CONFIG_FILE"
 
 
 class Kind(Enum):
-    """How the text of a flag or variable is read."""
+    """What is given, as help shows it."""
 
-    STRING = "string"
-    BOOL = "bool"
-    LIST = "list"
-    DURATION = "duration"
-    INTEGERS = "integers"
-    XIDS = "xids"
-
-
-_EMPTY: Mapping[Kind, Value] = {Kind.STRING: "", Kind.BOOL: False}
-"""What a variable that is set but empty means, for kinds for which it means something."""
+    STRING = "VALUE"
+    BOOL = "BOOL"
+    LIST = "A,B"
+    NUMBERS = "N"
+    DURATION = "DURATION"
+    XIDS = "N,M"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +40,6 @@ class Option:
     kind: Kind
     help: str
     choices: tuple[str, ...] = ()
-
-    def read(self, text: str) -> Value:
-        """The value of a flag's or variable's text.
-
-        Raises:
-            ValueError: the text is not of the option's kind.
-        """
-        if self.kind is Kind.BOOL:
-            return parse_bool(text)
-        if self.kind not in (Kind.LIST, Kind.INTEGERS):
-            return text
-        items = [item.strip() for item in text.split(",") if item.strip()]
-        if self.kind is Kind.LIST:
-            return items
-        if not all(item.isascii() and item.isdecimal() for item in items):
-            # IMEX channels are the only numbers, and channel 0 is the only one that is supported.
-            raise ValueError(f"must be 0 or empty, found {text!r}")
-        return [int(item) for item in items]
-
-    def read_variable(self, text: str) -> Value | None:
-        """As `read`; a variable that is set but empty is "", false, or (None) as if not set.
-
-        Xids that are none are left out, as NVIDIA's plugin does; `malformed` names them.
-        """
-        if self.kind is Kind.XIDS:
-            return parse_xids(text)[0] or None
-        return self.read(text) if text else _EMPTY.get(self.kind)
-
-    def malformed(self, text: str) -> list[str]:
-        """What `read_variable` leaves out of a variable's text."""
-        return parse_xids(text)[1] if self.kind is Kind.XIDS else []
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -93,32 +55,42 @@ def is_list(field: FieldInfo) -> bool:
     return get_origin(field.annotation) is list
 
 
-def _options(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[Option]:
+def keys(
+    model: type[BaseModel] = Settings, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every key and section, by its path in the file's spelling."""
     for field in model.model_fields.values():
         here = (*path, field.alias or "")
-        inner, extra = section_of(field), field.json_schema_extra
-        if inner is not None:
-            yield from _options(inner, here)
-        elif isinstance(extra, dict):
-            kind, choices = _kind(field.annotation)
-            names = str(extra[SET_BY]).split()
+        yield here, field
+        if (inner := section_of(field)) is not None:
+            yield from keys(inner, here)
+
+
+def _options() -> Iterator[Option]:
+    for path, field in keys():
+        if isinstance(field.json_schema_extra, dict):
+            names = str(field.json_schema_extra[SET_BY]).split()
             flags = tuple(name for name in names if name.startswith("--"))
             variables = tuple(name for name in names if not name.startswith("--"))
-            yield Option(flags, variables, here, kind, field.description or "", choices)
+            prefix = "" if path[0] in ("flags", "imex") else "GPUPLUGIN_"
+            usual = prefix + flags[0].removeprefix("--").replace("-", "_").upper()
+            kind, choices = _kind(field.annotation)
+            text = field.description or ""
+            yield Option(flags, variables or (usual,), path, kind, text, choices)
 
 
 def _kind(annotation: object) -> tuple[Kind, tuple[str, ...]]:
-    """How texts of a type are read, and the words that it allows."""
+    """What texts of a type give, and the words that it allows."""
     for simple, kind in ((bool, Kind.BOOL), (float, Kind.DURATION), (list[int | str], Kind.XIDS)):
         if annotation == simple:
             return kind, ()
     if get_origin(annotation) is list:
-        return Kind.INTEGERS if int in get_args(get_args(annotation)[0]) else Kind.LIST, ()
+        return Kind.NUMBERS if int in get_args(get_args(annotation)[0]) else Kind.LIST, ()
     for one in (annotation, *get_args(annotation)):
         if get_origin(one) is Literal:
             return Kind.STRING, get_args(one)
     return Kind.STRING, ()
 
 
-OPTIONS = tuple(_options(Settings, ()))
+OPTIONS = tuple(_options())
 """All options, in the order in which documents list them."""

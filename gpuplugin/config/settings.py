@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,11 +25,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuplugin.config.forms import (
     Address,
+    Channels,
     Count,
     Devices,
     DeviceTerms,
     Folder,
-    Integer,
     OneOrMore,
     Period,
     ResourceName,
@@ -38,7 +37,7 @@ from gpuplugin.config.forms import (
     SecondsOrInfinite,
     Xids,
 )
-from gpuplugin.config.values import DEFAULT_CDI_ROOT, node_name, unfit
+from gpuplugin.config.values import DEFAULT_CDI_ROOT, node_name
 from gpuplugin.core.injection import DeviceIdStrategy, DeviceListStrategy
 from gpuplugin.core.inventory import MigStrategy
 from gpuplugin.core.preference import PolicyName
@@ -57,7 +56,9 @@ SET_BY = "setBy"
 def option(default: T, names: str, meaning: str, *, alias: str | None = None) -> T:
     """A key that flags (`--x`) and variables (`X`) set, too: `names` has the main ones first.
 
-    Its name in the file is the attribute's in camelCase if `alias` does not say otherwise.
+    Without a variable among them it is the main flag's: `X` in NVIDIA's sections, `GPUPLUGIN_X` in
+    the others.
+    The key's name in the file is the attribute's in camelCase if `alias` does not say otherwise.
     """
     names_too: JsonDict = {SET_BY: names}
     field: T = Field(default, alias=alias, description=meaning, json_schema_extra=names_too)
@@ -81,20 +82,23 @@ def _no_tegra(value: object) -> object:
     return value
 
 
+def _no_version(value: object) -> object:
+    return "v1" if value == "" else value
+
+
+def _chosen(value: object) -> object:
+    """A strategy that is named is one that is chosen, whatever it holds."""
+    return {} if value is None else value
+
+
 def _no_mps(value: object) -> None:
     if value is not None:
         raise ValueError("sharing by MPS is not supported yet; use sharing.timeSlicing")
 
 
-def _channel_0(value: list[int]) -> list[int]:
-    if value not in ([], [0]):
-        raise unfit(value, "must be [] or [0]")
-    return value
-
-
 _Discovery: TypeAlias = Annotated[Literal["auto", "nvml"], BeforeValidator(_no_tegra)]
-_Channels: TypeAlias = Annotated[list[Integer], AfterValidator(_channel_0)]
 _Registration: TypeAlias = Literal["watcher", "classic", "none"]
+_Version: TypeAlias = Annotated[Literal["v1"], BeforeValidator(_no_version)]
 _NO_EFFECT = "read, and of no effect here"
 
 
@@ -107,15 +111,14 @@ class Section(BaseModel):
 
 
 class PluginFlags(Section):
-    pass_device_specs: bool = option(False, "--pass-device-specs PASS_DEVICE_SPECS",
+    pass_device_specs: bool = option(False, "--pass-device-specs",
         "pass device nodes to the container, as the CPU manager needs it")
     device_list_strategy: OneOrMore[DeviceListStrategy] = option(["envvar"],
-        "--device-list-strategy DEVICE_LIST_STRATEGY",
+        "--device-list-strategy",
         "how devices reach the container: envvar, volume-mounts, cdi-annotations, cdi-cri")
-    device_id_strategy: DeviceIdStrategy = option("uuid", "--device-id-strategy DEVICE_ID_STRATEGY",
+    device_id_strategy: DeviceIdStrategy = option("uuid", "--device-id-strategy",
         "how devices are named to the runtime", alias="deviceIDStrategy")
-    cdi_annotation_prefix: str = option("cdi.k8s.io/",
-        "--cdi-annotation-prefix CDI_ANNOTATION_PREFIX",
+    cdi_annotation_prefix: str = option("cdi.k8s.io/", "--cdi-annotation-prefix",
         "prefix of CDI annotations")
     nvidia_ctk_path: str = option("/usr/bin/nvidia-ctk",
         "--nvidia-cdi-hook-path --nvidia-ctk-path NVIDIA_CDI_HOOK_PATH NVIDIA_CTK_PATH",
@@ -124,7 +127,7 @@ class PluginFlags(Section):
         "--driver-root-ctr-path --container-driver-root DRIVER_ROOT_CTR_PATH CONTAINER_DRIVER_ROOT",
         "where the driver's root is mounted in the plugin's container")
     shared_devices_allocation_policy: PolicyName = option("distributed",
-        "--shared-devices-allocation-policy SHARED_DEVICES_ALLOCATION_POLICY",
+        "--shared-devices-allocation-policy",
         "which replicas to prefer")
 
 
@@ -140,33 +143,30 @@ class GfdFlags(Section):
 
 
 class Flags(Section):
-    mig_strategy: MigStrategy = option("none", "--mig-strategy MIG_STRATEGY",
+    mig_strategy: MigStrategy = option("none", "--mig-strategy",
         "MIG devices: none (GPUs only), single (as nvidia.com/gpu) or mixed (by profile)")
-    fail_on_init_error: bool = option(False, "--fail-on-init-error FAIL_ON_INIT_ERROR",
+    fail_on_init_error: bool = option(False, "--fail-on-init-error",
         "exit if the driver cannot be opened at start, instead of retrying")
     nvidia_driver_root: str = option("/", "--driver-root --nvidia-driver-root NVIDIA_DRIVER_ROOT",
         "where the driver is installed on the host")
     nvidia_dev_root: str = option("", "--dev-root --nvidia-dev-root NVIDIA_DEV_ROOT",
         "where /dev is on the host; empty for the driver root")
-    gdrcopy_enabled: bool = option(False, "--gdrcopy-enabled GDRCOPY_ENABLED",
+    gdrcopy_enabled: bool = option(False, "--gdrcopy-enabled",
         "give containers the GDRCopy device")
-    gds_enabled: bool = option(False, "--gds-enabled GDS_ENABLED",
+    gds_enabled: bool = option(False, "--gds-enabled",
         "give containers GPUDirect Storage devices")
-    mofed_enabled: bool = option(False, "--mofed-enabled MOFED_ENABLED",
-        "give containers InfiniBand devices")
-    mps_root: str = option("", "--mps-root MPS_ROOT",
-        "read, and of no effect: MPS is not supported yet")
-    device_discovery_strategy: _Discovery = option("auto",
-        "--device-discovery-strategy DEVICE_DISCOVERY_STRATEGY",
+    mofed_enabled: bool = option(False, "--mofed-enabled", "give containers InfiniBand devices")
+    mps_root: str = option("", "--mps-root", "read, and of no effect: MPS is not supported yet")
+    device_discovery_strategy: _Discovery = option("auto", "--device-discovery-strategy",
         "auto or nvml; Tegra is not supported")
     plugin: PluginFlags = section(PluginFlags)
     gfd: GfdFlags = section(GfdFlags)
 
 
 class Imex(Section):
-    channel_ids: _Channels = option([], "--imex-channel-ids IMEX_CHANNEL_IDS",
+    channel_ids: Channels = option([], "--imex-channel-ids",
         "IMEX channels for every container: none or 0", alias="channelIDs")
-    required: bool = option(False, "--imex-required IMEX_REQUIRED",
+    required: bool = option(False, "--imex-required",
         "serve nothing if an IMEX channel has no device node")
 
 
@@ -187,7 +187,7 @@ class TimeSlicingSettings(Section):
 
 
 class Sharing(Section):
-    time_slicing: TimeSlicingSettings | None = None
+    time_slicing: Annotated[TimeSlicingSettings | None, BeforeValidator(_chosen)] = None
     mps: Annotated[None, BeforeValidator(_no_mps)] = key(None, "not supported yet: an error")
 
 
@@ -213,15 +213,15 @@ class Health(Section):
     Times are in seconds.
     """
 
-    quiet_period: Period = option(30.0, "--health-quiet-period GPUPLUGIN_HEALTH_QUIET_PERIOD",
+    quiet_period: Period = option(30.0, "--health-quiet-period",
         "how long a GPU must stay without a fault before it is used again, for example 30s")
     quiet_period_cap: Seconds = key(1800.0,
         "the longest that relapses make of the quiet period, each of which doubles it")
     flap_memory: Seconds = key(3600.0,
         "healthy for this long, a GPU's earlier faults no longer lengthen its quiet period")
-    probe_interval: Period = option(5.0, "--health-probe-interval GPUPLUGIN_HEALTH_PROBE_INTERVAL",
+    probe_interval: Period = option(5.0, "--health-probe-interval",
         "how often GPUs are listed and probed, for example 5s")
-    blind_after: Period = option(10.0, "--health-blind-after GPUPLUGIN_HEALTH_BLIND_AFTER",
+    blind_after: Period = option(10.0, "--health-blind-after",
         "GPUs that cannot be watched for this long count as Unhealthy, for example 10s")
     ignore_xids: Xids = option([], "--health-ignore-xids DP_DISABLE_HEALTHCHECKS",
         "Xids that leave a GPU healthy; xids: all of them; all: no health check but an answer")
@@ -232,61 +232,59 @@ class Health(Section):
 class Gpus(Section):
     """gpus: which GPUs take part, by index, UUID, PCI bus id or product pattern."""
 
-    include: DeviceTerms = option([], "--include-gpus GPUPLUGIN_INCLUDE_GPUS",
+    include: DeviceTerms = option([], "--include-gpus",
         "only these GPUs: index, UUID, PCI bus id or product pattern")
-    exclude: DeviceTerms = option([], "--exclude-gpus GPUPLUGIN_EXCLUDE_GPUS",
+    exclude: DeviceTerms = option([], "--exclude-gpus",
         "all but these GPUs: index, UUID, PCI bus id or product pattern")
 
 
 class DaemonSettings(Section):
     """How the daemon runs; not part of the file. `metrics_interval` is in seconds."""
 
-    backend: Literal["nvml", "sim"] = option("nvml", "--backend GPUPLUGIN_BACKEND",
+    backend: Literal["nvml", "sim"] = option("nvml", "--backend",
         "nvml for real GPUs, sim for a simulated node")
-    scenario: str = option("default", "--scenario GPUPLUGIN_SCENARIO",
+    scenario: str = option("default", "--scenario",
         "scenario of the simulated node: a file, or the name of a shipped one")
-    sysfs_root: Folder = option(Path("/sys"), "--sysfs-root GPUPLUGIN_SYSFS_ROOT",
+    sysfs_root: Folder = option(Path("/sys"), "--sysfs-root",
         "where sysfs is, for what NVML does not report")
-    procfs_root: Folder = option(Path("/proc"), "--procfs-root GPUPLUGIN_PROCFS_ROOT",
+    procfs_root: Folder = option(Path("/proc"), "--procfs-root",
         "where procfs is, for what NVML does not report")
-    kubelet_dir: Folder = option(Path("/var/lib/kubelet"), "--kubelet-dir GPUPLUGIN_KUBELET_DIR",
+    kubelet_dir: Folder = option(Path("/var/lib/kubelet"), "--kubelet-dir",
         "folder that holds device-plugins/, plugins_registry/ and pod-resources/")
     kubelet_socket: str | None = option(None, "--kubelet-socket KUBELET_SOCKET",
         "socket for classic registration; empty: serve and never register")
-    registration: _Registration | None = option(None, "--registration GPUPLUGIN_REGISTRATION",
+    registration: _Registration | None = option(None, "--registration",
         "watcher: the kubelet finds the plugin's socket; classic: Register on kubelet.sock")
-    listen_address: Address = option("0.0.0.0:2112", "--listen-address GPUPLUGIN_LISTEN_ADDRESS",
+    listen_address: Address = option("0.0.0.0:2112", "--listen-address",
         "HOST:PORT of /metrics, /health and /ready; port 0 takes a free one")
-    log_level: Literal["debug", "info", "warning", "error"] = option("info",
-        "--log-level GPUPLUGIN_LOG_LEVEL",
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "--log-level",
         "how much to log")
-    log_format: Literal["text", "json"] = option("text", "--log-format GPUPLUGIN_LOG_FORMAT",
+    log_format: Literal["text", "json"] = option("text", "--log-format",
         "text for people, json for machines")
-    strict_config: bool = option(False, "--strict-config GPUPLUGIN_STRICT_CONFIG",
+    strict_config: bool = option(False, "--strict-config",
         "an unknown key in the file is an error")
-    cdi_root: Folder = option(Path(DEFAULT_CDI_ROOT), "--cdi-root GPUPLUGIN_CDI_ROOT",
-        "folder for CDI specs")
+    cdi_root: Folder = option(Path(DEFAULT_CDI_ROOT), "--cdi-root", "folder for CDI specs")
     cdi_feature_flags: OneOrMore[str] = option([], "--cdi-feature-flags CDI_FEATURE_FLAGS",
         "read, and of no effect: flags of NVIDIA's own CDI generator")
     cdi_disable_hooks: OneOrMore[str] = option([], "--cdi-disable-hooks CDI_DISABLE_HOOKS",
         "CDI hooks to leave out of specs, or all")
-    kubernetes_reports: bool = option(False, "--kubernetes-reports GPUPLUGIN_KUBERNETES_REPORTS",
+    kubernetes_reports: bool = option(False, "--kubernetes-reports",
         "report GPUs' health to the API server: Events and the node condition GPUHealthy")
     node_name: Annotated[str, Field(validate_default=True)] = option("", "--node-name NODE_NAME",
         "this node's name in Kubernetes; needed for --kubernetes-reports")
-    config_map_dir: str = option("", "--config-map-dir GPUPLUGIN_CONFIG_MAP_DIR",
+    config_map_dir: str = option("", "--config-map-dir",
         "folder of configurations; the node's label nvidia.com/device-plugin.config chooses")
     default_config: str = option("", "--default-config DEFAULT_CONFIG",
         "the configuration in --config-map-dir for nodes without that label")
-    rpc_engine: Literal["fast", "grpcio"] = option("fast", "--rpc-engine GPUPLUGIN_RPC_ENGINE",
+    rpc_engine: Literal["fast", "grpcio"] = option("fast", "--rpc-engine",
         "what carries the kubelet's calls: this project's own engine, or the grpcio library")
-    metrics_interval: Period = option(15.0, "--metrics-interval GPUPLUGIN_METRICS_INTERVAL",
+    metrics_interval: Period = option(15.0, "--metrics-interval",
         "how often what GPUs do and who uses them is read for /metrics, for example 5s")
-    pod_metrics: bool = option(True, "--pod-metrics GPUPLUGIN_POD_METRICS",
+    pod_metrics: bool = option(True, "--pod-metrics",
         "read from the kubelet which pod holds which replica, and find the pods of processes")
-    host_proc: Folder = option(Path("/proc"), "--host-proc GPUPLUGIN_HOST_PROC",
+    host_proc: Folder = option(Path("/proc"), "--host-proc",
         "where the host's /proc is, for the pods of processes")
-    pod_logs: Folder = option(Path("/var/log/pods"), "--pod-logs GPUPLUGIN_POD_LOGS",
+    pod_logs: Folder = option(Path("/var/log/pods"), "--pod-logs",
         "where the host's /var/log/pods is, for the names of pods")
 
     # fmt: on
@@ -332,7 +330,7 @@ class Settings(BaseSettings):
         frozen=True, strict=True, alias_generator=to_camel, defer_build=True, extra="ignore"
     )
 
-    version: Literal["v1"] = key("v1", "the version of the file's format")
+    version: _Version = key("v1", "the version of the file's format")
     flags: Flags = section(Flags)
     resources: Resources = section(Resources)
     sharing: Sharing = section(Sharing)

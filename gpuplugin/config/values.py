@@ -16,10 +16,11 @@ DEFAULT_CDI_ROOT = "/var/run/cdi"
 XID_WORDS = frozenset({"all", "xids"})
 """Words for every Xid; `all` includes the checks of every other kind."""
 
-_BOOLEANS = {
+BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
+"""What Go's strconv.ParseBool reads."""
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|us|µs|ns|s)", re.ASCII)
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -35,13 +36,6 @@ def unfit(value: object, allowed: str) -> ValueError:
         return ValueError(f"{allowed}, found {value!r}")
     except ValueError:  # Python writes no number of more than some thousand digits
         return ValueError(f"{allowed}, found a number that is too long")
-
-
-def parse_bool(text: str) -> bool:
-    """A boolean as Go's strconv.ParseBool reads it."""
-    if text not in _BOOLEANS:
-        raise unfit(text, "must be true or false (or 1, 0, t, f)")
-    return _BOOLEANS[text]
 
 
 def parse_duration_s(text: str) -> float:

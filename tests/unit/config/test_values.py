@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.config.values import full_resource_name, parse_bool, parse_duration_s
+from gpuplugin.config.values import full_resource_name, parse_duration_s
 
 UNITS_NS = {
     "h": 3600 * 10**9,
@@ -17,25 +17,6 @@ UNITS_NS = {
     "µs": 10**3,
     "ns": 1,
 }
-
-
-@pytest.mark.parametrize("text", ["1", "t", "T", "TRUE", "true", "True"])
-def test_true_as_go_spells_it(text: str) -> None:
-    assert parse_bool(text) is True
-
-
-@pytest.mark.parametrize("text", ["0", "f", "F", "FALSE", "false", "False"])
-def test_false_as_go_spells_it(text: str) -> None:
-    assert parse_bool(text) is False
-
-
-@pytest.mark.parametrize(
-    "text", ["yes", "no", "on", "off", "y", "tRUE", "truE", "2", "-1", " true", "true ", ""]
-)
-def test_any_other_boolean_is_refused_and_quoted(text: str) -> None:
-    with pytest.raises(ValueError, match="must be true or false") as caught:
-        parse_bool(text)
-    assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize(
