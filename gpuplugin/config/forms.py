@@ -37,10 +37,13 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _no_text(value: object) -> object:
-    if isinstance(value, str):
+def _channel_text(value: object) -> object:
+    """Channels as a flag or variable has them."""
+    if not isinstance(value, str):
+        return value
+    if value.strip() not in ("", "0"):
         raise unfit(value, "must be 0 or empty")
-    return value
+    return [0] if value.strip() else []
 
 
 def _channel_0(value: list[int]) -> list[int]:
@@ -159,7 +162,7 @@ OneOrMore: TypeAlias = Annotated[
 ]
 """A list; a single text counts as a list of one."""
 Channels: TypeAlias = Annotated[
-    list[Integer], AfterValidator(_channel_0), BeforeValidator(_no_text)
+    list[Integer], AfterValidator(_channel_0), BeforeValidator(_channel_text)
 ]
 Xids: TypeAlias = Annotated[
     list[int | str],

@@ -6,7 +6,6 @@ does no harm (unknown keys) becomes a warning.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
 _DEFAULT_NAME = "the built-in default.yaml"
-_NUMBER = re.compile("[0-9]+")
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
 _TEXTS = {
     "missing": "is required",
@@ -160,14 +158,9 @@ def _text_layer(given: Iterable[tuple[Option, str, str]]) -> _Layer:
 
 def _value_of(option: Option, text: str) -> object:
     """What a flag's or variable's text stands for; its key refuses a wrong one."""
-    if option.kind is Kind.BOOL:
-        return BOOLEANS.get(text, text)
-    if option.kind not in (Kind.LIST, Kind.NUMBERS):
-        return text
-    items = [item.strip() for item in text.split(",") if item.strip()]
     if option.kind is Kind.LIST:
-        return items
-    return [int(item) for item in items] if all(map(_NUMBER.fullmatch, items)) else text
+        return [item.strip() for item in text.split(",") if item.strip()]
+    return BOOLEANS.get(text, text) if option.kind is Kind.BOOL else text
 
 
 class _FileLayer(_Layer):
