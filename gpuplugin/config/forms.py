@@ -37,13 +37,11 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _channel_text(value: object) -> object:
-    """Channels as a flag or variable has them."""
-    if not isinstance(value, str):
-        return value
-    if value.strip() not in ("", "0"):
-        raise unfit(value, "must be 0 or empty")
-    return [0] if value.strip() else []
+def _no_text(value: object) -> object:
+    if isinstance(value, str):
+        # The text of a flag or variable that is right has become a list already.
+        raise unfit(value, "must be [] or [0]" if value == "0" else "must be 0 or empty")
+    return value
 
 
 def _channel_0(value: list[int]) -> list[int]:
@@ -162,7 +160,7 @@ OneOrMore: TypeAlias = Annotated[
 ]
 """A list; a single text counts as a list of one."""
 Channels: TypeAlias = Annotated[
-    list[Integer], AfterValidator(_channel_0), BeforeValidator(_channel_text)
+    list[Integer], AfterValidator(_channel_0), BeforeValidator(_no_text)
 ]
 Xids: TypeAlias = Annotated[
     list[int | str],

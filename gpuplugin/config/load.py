@@ -160,6 +160,8 @@ def _value_of(option: Option, text: str) -> object:
     """What a flag's or variable's text stands for; its key refuses a wrong one."""
     if option.kind is Kind.LIST:
         return [item.strip() for item in text.split(",") if item.strip()]
+    if option.kind is Kind.NUMBERS:
+        return {"": [], "0": [0]}.get(text.strip(), text)
     return BOOLEANS.get(text, text) if option.kind is Kind.BOOL else text
 
 
