@@ -36,11 +36,13 @@ from sim.gpu.faults import (
     Unplug,
     XidFault,
 )
+from sim.gpu.instances import placed
 from sim.gpu.profiles import slice_parameters
 from sim.gpu.scheduler import until_s
 
 if TYPE_CHECKING:
     from sim.gpu.faults import ConditionFault
+    from sim.gpu.instances import GpuInstance
     from sim.gpu.physics import Physics
     from sim.gpu.profiles import Profile
     from sim.gpu.tenancy import Tenancy
@@ -59,6 +61,14 @@ class Use:
     places: set[str] = field(default_factory=set)
     """UUIDs of the GPU or its MIG devices whose tenants ran there."""
 
+    def add(self, uuid: str, tenancy: Tenancy) -> None:
+        """Add what the scheduler of a tenancy did up to now."""
+        tenancy.compute.catch_up()
+        usage = tenancy.compute.scheduler.usage
+        self.active_ns += usage.active_ns
+        self.switching_ns += usage.switching_ns
+        self.places.add(uuid)
+
 
 @dataclass(slots=True)
 class SimulatedGpu:
@@ -71,8 +81,12 @@ class SimulatedGpu:
     """Processes of constant load, as (pid, tenant)."""
     tenancies: dict[str, Tenancy] = field(default_factory=dict)
     """Tenants whose kernels compete, by the UUID of the GPU or of its MIG device."""
+    instances: dict[int, GpuInstance] = field(default_factory=dict)
+    """GPU instances by id; those with a compute instance are MIG devices of `identity`."""
+    mig_pending: bool | None = None
+    """The MIG mode that the next reset brings; None: that which it is in."""
     past: Use = field(default_factory=Use)
-    """What its schedulers did before its last repartition."""
+    """What its schedulers did on partitions that are gone."""
     lost: bool = False
     plugged: bool = True
     replaced_by: str | None = None
@@ -87,6 +101,9 @@ class SimulatedGpu:
     time_slice: TimeSliceLevel = TimeSliceLevel.DEFAULT
     _hung_until_s: float = -math.inf
     _loss_due_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.instances = placed(self.identity.mig_devices, self.profile)
 
     def listed(self) -> Gpu:
         if not self.lost:
@@ -135,20 +152,25 @@ class SimulatedGpu:
     def repartition(self, identity: Gpu, tenancies: dict[str, Tenancy], now_s: float) -> None:
         """Other MIG devices, or none: processes end, and work is done elsewhere from now on."""
         self.evict(now_s, "repartitioned")
-        self.past = self.use()
-        self.identity, self.tenancies = identity, tenancies
+        self.set_devices(identity, tenancies, placed(identity.mig_devices, self.profile))
+        self.mig_pending = None
         if not identity.mig_enabled:
             self.set_time_slice(self.time_slice)
 
+    def set_devices(
+        self, identity: Gpu, tenancies: dict[str, Tenancy], instances: dict[int, GpuInstance]
+    ) -> None:
+        """Other MIG devices; the tenancies of those that stay are the same objects."""
+        for uuid in self.tenancies.keys() - tenancies.keys():
+            self.past.add(uuid, self.tenancies[uuid])
+        self.identity, self.tenancies, self.instances = identity, tenancies, instances
+        self._follow_clocks()
+
     def use(self) -> Use:
         """What its schedulers did up to now, those of earlier partitions included."""
-        use = Use(self.past.active_ns, self.past.switching_ns, set(self.past.places))
+        use = replace(self.past, places=set(self.past.places))
         for uuid, tenancy in self.tenancies.items():
-            tenancy.compute.catch_up()
-            usage = tenancy.compute.scheduler.usage
-            use.active_ns += usage.active_ns
-            use.switching_ns += usage.switching_ns
-            use.places.add(uuid)
+            use.add(uuid, tenancy)
         return use
 
     def settle(self, now_s: float) -> None:
@@ -167,8 +189,19 @@ class SimulatedGpu:
         """Let the temperature move the clocks, and the clocks the tenants' speed."""
         self.settle(now_s)
         self.physics.govern()
-        for tenancy in self.tenancies.values():
-            tenancy.set_clock(self.physics.clock_ppm)
+        self._follow_clocks()
+
+    @property
+    def power_limit_w(self) -> float | None:
+        """The limit that is in force; None where no source gives the board's own."""
+        set_w = self.physics.limit_w
+        return self.profile.power_w.default_limit if set_w is None else set_w
+
+    def set_power_limit(self, limit_w: float, now_s: float) -> None:
+        """Let the limit lower the clocks, and the clocks the tenants' speed, until a reset."""
+        self.settle(now_s)
+        self.physics.limit_w = limit_w
+        self._follow_clocks()
 
     def replace(self, successor: str, now_s: float) -> tuple[Event, ...]:
         """Another GPU took its place; returns what the driver reports of this one."""
@@ -197,7 +230,7 @@ class SimulatedGpu:
         self.settle(now_s)
         load, physics, clocks = self.load, self.physics, self.profile.clocks_mhz
         busy = load > 0
-        sm_mhz = clocks.sm_max and clocks.sm_max * physics.clock_ppm // 1_000_000
+        sm_mhz = clocks.sm_max and clocks.sm_max * physics.speed_ppm // 1_000_000
         reasons = physics.throttle_reasons(busy=busy)
         return Telemetry(
             utilization=load,
@@ -205,7 +238,7 @@ class SimulatedGpu:
             memory_total_bytes=self.identity.memory_bytes,
             temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
             power_w=physics.power_w(load),
-            power_limit_w=self.profile.power_w.default_limit,
+            power_limit_w=self.power_limit_w,
             sm_clock_mhz=sm_mhz if busy else clocks.sm_idle,
             memory_clock_mhz=clocks.memory,
             throttle_reasons=ThrottleReason.THERMAL_HARDWARE if self.overheated else reasons,
@@ -296,8 +329,14 @@ class SimulatedGpu:
     def _count_reset(self) -> None:
         """Volatile counters are zero again, and pending row remaps are done."""
         self.resets += 1
+        self.physics.limit_w = None
+        self._follow_clocks()
         self.row_remap_pending = False
         self.corrected_ecc = self.uncorrectable_ecc = 0
+
+    def _follow_clocks(self) -> None:
+        for tenancy in self.tenancies.values():
+            tenancy.set_clock(self.physics.speed_ppm)
 
     def _kill_one(self, what: XidFault) -> None:
         """An application error ends one process; under MPS all clients of the server."""

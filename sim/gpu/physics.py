@@ -49,6 +49,9 @@ class Physics:
     profile: Profile
     cooling: float = 1.0
     clock_ppm: int = 1_000_000
+    """What the temperature allows; see `speed_ppm`."""
+    limit_w: float | None = None
+    """The power limit where it was set to another one than the board's default."""
     at_s: float = 0.0
     _temperature_c: float = IDLE_TEMPERATURE_C
 
@@ -73,9 +76,20 @@ class Physics:
         """True while the clocks are reduced because of the temperature."""
         return self.clock_ppm < 1_000_000
 
+    @property
+    def speed_ppm(self) -> int:
+        """The clocks: what both temperature and power limit allow.
+
+        Approximated: a power limit lowers them as if the GPU were fully loaded, so that the board
+        then draws just the limit.
+        """
+        return min(self.clock_ppm, self._limited_ppm)
+
     def throttle_reasons(self, *, busy: bool) -> ThrottleReason:
-        if self.throttled:
+        if self.throttled and self.clock_ppm <= self._limited_ppm:
             return ThrottleReason.THERMAL_SOFTWARE
+        if busy and self._limited_ppm < 1_000_000:
+            return ThrottleReason.POWER_CAP
         return ThrottleReason.NONE if busy else ThrottleReason.IDLE
 
     def power_w(self, load: float) -> float | None:
@@ -83,7 +97,7 @@ class Physics:
         limit_w = self.profile.power_w.default_limit
         if limit_w is None:
             return None
-        idle_w = self.profile.power_w.idle or limit_w * IDLE_POWER_SHARE
+        idle_w = self._idle_w(limit_w)
         return round(idle_w + self._power_share(load) * (limit_w - idle_w), 1)
 
     def settle(self, load: float, now_s: float) -> None:
@@ -127,4 +141,17 @@ class Physics:
 
     def _power_share(self, load: float) -> float:
         """Dynamic power as a share of that at full load and clocks: it goes with their square."""
-        return load * (self.clock_ppm / 1_000_000) ** 2
+        return load * (self.speed_ppm / 1_000_000) ** 2
+
+    def _idle_w(self, default_w: float) -> float:
+        return self.profile.power_w.idle or default_w * IDLE_POWER_SHARE
+
+    @property
+    def _limited_ppm(self) -> int:
+        """The clocks at which full load draws the power limit that was set."""
+        default_w = self.profile.power_w.default_limit
+        if self.limit_w is None or default_w is None or self.limit_w >= default_w:
+            return 1_000_000
+        idle_w = self._idle_w(default_w)
+        share = max(0.0, self.limit_w - idle_w) / (default_w - idle_w)
+        return max(LOWEST_PPM, round(1_000_000 * math.sqrt(share)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid as uuids
 from dataclasses import replace
 from importlib import resources
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from hal import GIB, MigDevice, TimeSliceLevel
 from sim.gpu.scheduler import LEVEL_SLICES_NS, NS_PER_US, TEGRA_SLICE_NS, SliceParameters
@@ -30,6 +30,19 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Board(_Facts):
+    """What is printed on the board or stored in it; None where no source says."""
+
+    vbios: str | None = None
+    part_number: str | None = None
+    gpu_part_number: str | None = None
+    pci_subsystem_id: int | None = None
+    addressing: Literal["none", "hmm", "ats"] | None = None
+    bar1_bytes: int | None = None
+    memory_banks: int | None = None
+    """Banks of memory whose rows can be remapped."""
+
+
 class Power(_Facts):
     idle: float | None
     default_limit: float | None
@@ -41,6 +54,8 @@ class Clocks(_Facts):
     sm_max: int | None
     sm_idle: int | None
     memory: int | None
+    video_max: int | None = None
+    video_idle: int | None = None
 
 
 class Thermal(_Facts):
@@ -79,6 +94,15 @@ class NvLink(_Facts):
     switches: int | None
 
 
+class Engines(_Facts):
+    """How many engines of each kind a GPU instance has."""
+
+    copy_engines: Annotated[int, Field(alias="copy")]
+    decoder: int
+    jpeg: int
+    ofa: int
+
+
 class MigProfile(_Facts):
     """One MIG profile: how many instances fit, and what each has."""
 
@@ -87,6 +111,7 @@ class MigProfile(_Facts):
     sm: int | None
     memory_mib: int | None
     gi_profile_id: int | None
+    engines: Engines | None = None
 
 
 class TimeSlice(_Facts):
@@ -104,6 +129,7 @@ class Profile(_Facts):
     architecture: str
     compute_capability: tuple[int, int]
     pci_device_id: int | None
+    board: Board = Board()
     memory_bytes: int
     memory_reserved_bytes: int | None
     memory_bandwidth_gb_s: int | None
@@ -197,20 +223,29 @@ def partitioned(
     """The GPU with new devices of allowed MIG profiles (`check_partition`); None: MIG off."""
     if wanted is None:
         return replace(gpu, mig_enabled=False, mig_devices=())
-    memory_bytes = {one.profile: instance_memory_bytes(one, profile) for one in profile.mig}
     devices = tuple(
-        MigDevice(
-            uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
-            index=index,
-            gpu_instance=index + 1,
-            compute_instance=0,
-            profile=name,
-            memory_bytes=memory_bytes[name],
-            device_nodes=_device_nodes(gpu.index, index + 1),
-        )
+        mig_device(gpu, name, (index, index + 1), profile, generator)
         for index, name in enumerate(wanted)
     )
     return replace(gpu, mig_enabled=True, mig_devices=devices)
+
+
+def mig_device(
+    gpu: Gpu, name: str, place: tuple[int, int], profile: Profile, generator: random.Random
+) -> MigDevice:
+    """A new MIG device of an allowed profile; `place` is its index and its GPU instance."""
+    index, instance = place
+    return MigDevice(
+        uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
+        index=index,
+        gpu_instance=instance,
+        compute_instance=0,
+        profile=name,
+        memory_bytes=next(
+            instance_memory_bytes(one, profile) for one in profile.mig if one.profile == name
+        ),
+        device_nodes=_device_nodes(gpu.index, instance),
+    )
 
 
 def instance_memory_bytes(mig: MigProfile, profile: Profile) -> int:

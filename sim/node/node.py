@@ -22,6 +22,8 @@ from sim.gpu.faults import (
     GpuFault,
     Hang,
     NodeFault,
+    Plug,
+    Recovery,
     Repartition,
     Replacement,
     ThermalShutdown,
@@ -35,6 +37,7 @@ from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.tenancy import TenantSpec
 from sim.gpu.workloads import MemoryUse
 from sim.node.injection import SimulatedDriver, check_applies, start_faults
+from sim.node.partitions import Partitions
 from sim.node.population import Identities, tenancies_of
 
 if TYPE_CHECKING:
@@ -68,11 +71,11 @@ class SimulatedNode:
         """Each is called with every event that the driver reports; `take_events` polls."""
         self.scenario = scenario
         self.driver = SimulatedDriver()
-        self._identities = Identities(scenario)
+        self.identities = Identities(scenario)
+        self.partitions = Partitions(self)
         self._groups = [group for group in scenario.gpus for _ in range(group.count)]
         self._present = [
-            self._make_gpu(identity, profile)
-            for identity, profile in self._identities.of_the_node()
+            self._make_gpu(identity, profile) for identity, profile in self.identities.of_the_node()
         ]
         self.gpus: dict[str, SimulatedGpu] = {gpu.identity.uuid: gpu for gpu in self._present}
         """Every GPU that ever was in the node, by UUID; `present` has those that are."""
@@ -142,10 +145,12 @@ class SimulatedNode:
             case Replacement():
                 self._replace(gpu)
             case Repartition(mig=mig):
-                identity = self._identities.partitioned(gpu.identity, mig, gpu.profile)
-                gpu.repartition(identity, self._tenancies(identity, gpu.profile), now_s)
+                identity = self.identities.partitioned(gpu.identity, mig, gpu.profile)
+                gpu.repartition(identity, self.tenancies_of(identity, gpu.profile), now_s)
             case _:
                 self._report(gpu.apply(what, now_s))
+        if isinstance(what, Recovery | Plug):
+            self.partitions.after_reset(gpu)
         self.log("happening", {"uuid": gpu.identity.uuid, **what.model_dump()})
         self.on_change()
         if isinstance(what, Hang) and what.for_s is not None:
@@ -163,6 +168,7 @@ class SimulatedNode:
             case DriverUp():
                 for gpu in self.gpus.values():
                     gpu.driver_loaded()
+                    self.partitions.after_reset(gpu)
             case DriverHang(for_s=for_s):
                 if for_s is not None:
                     self._wake_after(for_s)
@@ -277,10 +283,10 @@ class SimulatedNode:
     def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
         group = self._groups[identity.index]
         gpu = SimulatedGpu(identity, profile, Physics(profile, group.cooling))
-        gpu.tenancies = self._tenancies(identity, profile)
+        gpu.tenancies = self.tenancies_of(identity, profile)
         return gpu
 
-    def _tenancies(self, identity: Gpu, profile: Profile) -> dict[str, Tenancy]:
+    def tenancies_of(self, identity: Gpu, profile: Profile) -> dict[str, Tenancy]:
         return tenancies_of(self.env, identity, profile, self._groups[identity.index], self.log)
 
     def _wake_after(self, delay_s: float) -> None:
@@ -294,7 +300,7 @@ class SimulatedNode:
         self._report(gpu.elapse(self.now_s))
 
     def _replace(self, old: SimulatedGpu) -> None:
-        new = self._make_gpu(self._identities.another(old.identity, old.profile), old.profile)
+        new = self._make_gpu(self.identities.another(old.identity, old.profile), old.profile)
         uuid = new.identity.uuid
         self._report(old.replace(uuid, self.now_s))
         self._present[old.identity.index] = new

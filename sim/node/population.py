@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hal import ComputeMode, Gpu
 from hal.nvml.kernelfiles import canonical_bus_id
-from sim.gpu.profiles import load_profile, partitioned, slice_parameters
+from sim.gpu.profiles import load_profile, mig_device, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
 from sim.gpu.tenancy import Memory, Tenancy
 from sim.gpu.timeslicing import TimeSlicing
@@ -68,6 +68,12 @@ class Identities:
 
     def partitioned(self, gpu: Gpu, mig: Sequence[str] | None, profile: Profile) -> Gpu:
         return partitioned(gpu, mig, profile, self._generator)
+
+    def mig_device(
+        self, gpu: Gpu, name: str, place: tuple[int, int], profile: Profile
+    ) -> MigDevice:
+        """A new MIG device; `place` is its index and its GPU instance."""
+        return mig_device(gpu, name, place, profile, self._generator)
 
     def another(self, gpu: Gpu, profile: Profile) -> Gpu:
         """A GPU of the same model in the same place, partitioned alike: only UUIDs differ."""

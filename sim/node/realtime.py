@@ -67,6 +67,11 @@ class RealTimeNode:
             self._advance()
             yield self._node
 
+    def changed(self) -> None:
+        """Wake callers that wait: a reader has changed the node, which it still holds."""
+        with self._changed:
+            self._wake()
+
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed`, which must not block, whenever something may have changed."""
         with self._changed:

@@ -76,6 +76,10 @@ class ComputeInstance(ctypes.c_uint64):
     """A handle of a compute instance."""
 
 
+class GpmSample(ctypes.c_uint64):
+    """A handle of a sample of GPM."""
+
+
 PLACES = (Device, GpuInstance, ComputeInstance)
 """Handles that are about a GPU."""
 
@@ -102,6 +106,7 @@ class Argument:
 
 DEVICE = Argument(Kind.NUMBER, Device)
 EVENT_SET = Argument(Kind.NUMBER, EventSet)
+GPM_SAMPLE = Argument(Kind.NUMBER, GpmSample)
 GPU_INSTANCE = Argument(Kind.NUMBER, GpuInstance)
 COMPUTE_INSTANCE = Argument(Kind.NUMBER, ComputeInstance)
 U32 = Argument(Kind.NUMBER, ctypes.c_uint32)
@@ -121,6 +126,10 @@ def versioned(*structures: tuple[int, type[ctypes.Structure]]) -> Argument:
 def version(structure: type[ctypes.Structure], number: int) -> tuple[int, type[ctypes.Structure]]:
     """The version number as NVML makes it: size and count in one."""
     return (ctypes.sizeof(structure) | number << 24, structure)
+
+
+def inout(ctype: CType) -> Argument:
+    return Argument(Kind.INOUT, ctype)
 
 
 def text_out(by: int) -> Argument:
@@ -160,7 +169,8 @@ class Function:
     """A function of the library.
 
     The response of a `waits` function may be None: nothing has happened yet. `mig`: it can be
-    called for MIG devices as well.
+    called for MIG devices as well. `changes`: it changes the node. `inner`: a
+    hand-written part of the library has its name, and asks the node with these arguments.
     """
 
     name: str
@@ -170,6 +180,8 @@ class Function:
     note: str = ""
     mig: bool = False
     waits: bool = False
+    changes: bool = False
+    inner: bool = False
 
     @property
     def on_device(self) -> bool:
@@ -194,10 +206,12 @@ class Functions:
         note: str = "",
         mig: bool = False,
         waits: bool = False,
+        changes: bool = False,
+        inner: bool = False,
     ) -> Callable[[_Respond], _Respond]:
         def add(response: _Respond) -> _Respond:
             self._functions += [
-                Function(name, arguments, source, response, note, mig, waits)
+                Function(name, arguments, source, response, note, mig, waits, changes, inner)
                 for name in names.split()
             ]
             return response
@@ -258,17 +272,19 @@ class PciInfoV1(ctypes.Structure):
     ]
 
 
-def pci_info(bus_id: str, device_id: int | None) -> ctypes.Structure:
+def pci_info(bus_id: str, device_id: int | None, subsystem_id: int = 0) -> ctypes.Structure:
     legacy, numbers = _address(bus_id, device_id)
     info: ctypes.Structure = pynvml.nvmlPciInfo_t(
-        busIdLegacy=legacy, busId=bus_id.encode(), **numbers
+        busIdLegacy=legacy, busId=bus_id.encode(), pciSubSystemId=subsystem_id, **numbers
     )
     return info
 
 
-def pci_info_v2(bus_id: str, device_id: int | None) -> ctypes.Structure:
+def pci_info_v2(bus_id: str, device_id: int | None, subsystem_id: int = 0) -> ctypes.Structure:
     legacy, numbers = _address(bus_id, device_id)
-    info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(busId=legacy, **numbers)
+    info: ctypes.Structure = pynvml.nvmlPciInfo_v2_t(
+        busId=legacy, pciSubSystemId=subsystem_id, **numbers
+    )
     return info
 
 

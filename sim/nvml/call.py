@@ -6,21 +6,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from hal.nvml.api import Code
+from sim.gpu.instances import device_of
 
 if TYPE_CHECKING:
     import ctypes
 
     from hal import MigDevice
     from sim.gpu.gpu import SimulatedGpu
+    from sim.gpu.instances import GpuInstance
     from sim.gpu.profiles import Profile
     from sim.node.node import SimulatedNode
     from sim.nvml.functions.events import EventSets
+    from sim.nvml.functions.gpm import GpmSamples
     from sim.nvml.server import ProcessIds
 
     Key: TypeAlias = tuple[Literal["gpu", "mig"], str] | tuple[Literal["gi", "ci"], str, int]
     """A GPU or MIG device by UUID; instances by their GPU's UUID and their GPU instance id.
 
-    There is one compute instance in each GPU instance.
+    There is at most one compute instance in each GPU instance.
     """
 
 
@@ -39,6 +42,7 @@ TEXTS = {
     Code.RESET_REQUIRED: "The GPU needs a reset",
     Code.LIB_RM_VERSION_MISMATCH: "Library and node are of different versions",
     Code.INSUFFICIENT_RESOURCES: "Not enough resources",
+    Code.IN_USE: "In use",
     Code.ARGUMENT_VERSION_MISMATCH: "The version of a structure is not known",
 }
 """What `nvmlErrorString` says; the names of the other codes say enough."""
@@ -70,10 +74,11 @@ _STEP = 0x40
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a call is about: a GPU, or a MIG device of it."""
+    """What a call is about: a GPU, or a GPU instance of it, which may be a MIG device."""
 
     gpu: SimulatedGpu
     mig: MigDevice | None = None
+    instance: GpuInstance | None = None
 
 
 class Handles:
@@ -95,13 +100,28 @@ class Handles:
         key = self._keys.get(handle)
         if key is None:
             raise NvmlFailure(Code.INVALID_ARGUMENT)
-        if key[0] == "gpu" and key[1] in node.gpus:
-            return Place(node.gpus[key[1]])
-        for uuid, gpu in node.gpus.items():
+        place = _place(node, key)
+        if place is None:
+            raise NvmlFailure(Code.INVALID_ARGUMENT)
+        return place
+
+
+def _place(node: SimulatedNode, key: Key) -> Place | None:
+    if key[0] == "gpu":
+        gpu = node.gpus.get(key[1])
+        return None if gpu is None else Place(gpu)
+    if key[0] == "mig":
+        for gpu in node.gpus.values():
             for device in gpu.identity.mig_devices:
-                if key in (("mig", device.uuid), (key[0], uuid, device.gpu_instance)):
-                    return Place(gpu, device)
-        raise NvmlFailure(Code.INVALID_ARGUMENT)
+                if device.uuid == key[1]:
+                    return Place(gpu, device, gpu.instances[device.gpu_instance])
+        return None
+    gpu = node.gpus.get(key[1])
+    instance = None if gpu is None else gpu.instances.get(key[2])
+    if gpu is None or instance is None:
+        return None
+    mig = device_of(gpu, instance)
+    return None if mig is None and key[0] == "ci" else Place(gpu, mig, instance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +135,7 @@ class NvmlCall:
     node: SimulatedNode
     handles: Handles
     event_sets: EventSets
+    samples: GpmSamples
     pids: ProcessIds
     session: int
     place: Place | None = None
@@ -142,6 +163,13 @@ class NvmlCall:
         if self._place.mig is None:
             raise NvmlFailure(Code.INVALID_ARGUMENT)
         return self._place.mig
+
+    @property
+    def instance(self) -> GpuInstance:
+        """The GPU instance of the call; raises `NvmlFailure` for a whole GPU."""
+        if self._place.instance is None:
+            raise NvmlFailure(Code.INVALID_ARGUMENT)
+        return self._place.instance
 
     def structure(self, kind: type[ctypes.Structure]) -> ctypes.Structure:
         found = self.structures[0]

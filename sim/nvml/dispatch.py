@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 from hal.nvml.api import Code
 from sim.nvml.abi import PLACES, Kind
 from sim.nvml.call import Handles, NvmlCall, NvmlFailure, Place
-from sim.nvml.functions import board, errors, events, instances, inventory, links, load, mig
+from sim.nvml.functions import board, errors, events, gpm, instances, inventory, links, load, mig
 from sim.nvml.functions.events import EventSets
+from sim.nvml.functions.gpm import GpmSamples
 from sim.nvml.wire import (
     Given,
     check_pointers,
@@ -45,6 +46,7 @@ THEMES: Final = (
     links.function,
     mig.function,
     instances.function,
+    gpm.function,
     events.function,
 )
 
@@ -90,6 +92,7 @@ class Dispatcher:
         self._pids = pids
         self.handles = Handles()
         self.event_sets = EventSets()
+        self.samples = GpmSamples()
         with node.read() as model:
             model.listeners.append(self.event_sets.hear)
 
@@ -108,6 +111,7 @@ class Dispatcher:
     def end(self, session: int) -> None:
         with self._node.read():
             self.event_sets.end(session)
+            self.samples.end(session)
 
     def response(self, pending: Hello | Request) -> bytes | None:
         """The response; None while the call hangs or waits."""
@@ -153,6 +157,7 @@ class Dispatcher:
             model,
             self.handles,
             self.event_sets,
+            self.samples,
             self._pids,
             request.session,
             places[0] if places else None,
@@ -162,6 +167,8 @@ class Dispatcher:
             structures=structures_of(given),
         )
         response = function.response(call)
+        if function.changes:
+            self._node.changed()
         if response is not None:
             return response_bytes(given, response)
         if time.monotonic() >= request.deadline_s:

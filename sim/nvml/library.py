@@ -70,7 +70,9 @@ def _function(number: int, function: Function) -> Iterator[str]:
         f"a{at}" if one.kind is Kind.NUMBER else f"(uintptr_t)a{at}"
         for at, one in enumerate(arguments)
     )
-    yield f"EXPORT int {name}({parameters})"
+    if function.inner:
+        yield f"int sim_{name}({parameters});"
+    yield f"int sim_{name}({parameters})" if function.inner else f"EXPORT int {name}({parameters})"
     yield "{"
     yield f"    const uint64_t values[] = {{{values or '0'}}};"
     yield f"    return sim_call(&function_{name}, values);"

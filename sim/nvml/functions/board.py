@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -23,7 +24,7 @@ from sim.nvml.abi import (
     versioned,
 )
 from sim.nvml.call import NvmlFailure, choice, known
-from sim.nvml.functions.inventory import is_geforce
+from sim.nvml.functions.inventory import architecture, is_geforce
 
 if TYPE_CHECKING:
     from sim.gpu.profiles import Thermal
@@ -36,7 +37,8 @@ _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX = range(4)
 _SHUTDOWN, _SLOWDOWN, _MEM_MAX, _GPU_MAX = range(4)
 _CLOCK_STEP_MHZ = 15
 _IDLE_PSTATE_GEFORCE = 8
-_NO_VIDEO = "graphics, SM and memory"
+_HOPPER = 9
+_CLOCKS = "graphics, SM, memory, and video where a source has it"
 
 _REASONS = {
     ThrottleReason.IDLE: 0x01,
@@ -48,22 +50,34 @@ _REASONS = {
 _SUPPORTED_REASONS = 0x1FF
 
 
-def _of_clock(clock: int, sm: int | None, memory: int | None) -> int:
+class PowerScope(IntEnum):
+    """What a power field is about."""
+
+    GPU = 0
+    MODULE = 1
+    MEMORY = 2
+    GPU_BASE = 3
+
+
+def _of_clock(clock: int, sm: int | None, memory: int | None, video: int | None) -> int:
     match choice(clock, _GRAPHICS, _SM, _MEMORY, _VIDEO):
         case 0 | 1:
             return known(sm)
         case 2:
             return known(memory)
-    raise NvmlFailure(Code.NOT_SUPPORTED)
+        case _:
+            return known(video)
 
 
-@function(LIVE, "nvmlDeviceGetClockInfo", DEVICE, U32, out(), note=_NO_VIDEO)
+@function(LIVE, "nvmlDeviceGetClockInfo", DEVICE, U32, out(), note=_CLOCKS)
 def _clock_info(call: NvmlCall) -> int:
     reading = call.gpu.telemetry(call.node.now_s)
-    return _of_clock(call.numbers[0], reading.sm_clock_mhz, reading.memory_clock_mhz)
+    clocks = call.profile.clocks_mhz
+    video = clocks.video_max if reading.utilization else clocks.video_idle
+    return _of_clock(call.numbers[0], reading.sm_clock_mhz, reading.memory_clock_mhz, video)
 
 
-@function(LIVE, "nvmlDeviceGetClock", DEVICE, U32, U32, out(), note=_NO_VIDEO)
+@function(LIVE, "nvmlDeviceGetClock", DEVICE, U32, U32, out(), note=_CLOCKS)
 def _clock(call: NvmlCall) -> int:
     which = choice(call.numbers[1], _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX)
     return _clock_info(call) if which == _CURRENT else _max_clock(call)
@@ -74,11 +88,11 @@ def _clock(call: NvmlCall) -> int:
     "nvmlDeviceGetMaxClockInfo nvmlDeviceGetApplicationsClock "
     "nvmlDeviceGetDefaultApplicationsClock nvmlDeviceGetMaxCustomerBoostClock",
     *(DEVICE, U32, out()),
-    note=_NO_VIDEO,
+    note=_CLOCKS,
 )
 def _max_clock(call: NvmlCall) -> int:
     clocks = call.profile.clocks_mhz
-    return _of_clock(call.numbers[0], clocks.sm_max, clocks.memory)
+    return _of_clock(call.numbers[0], clocks.sm_max, clocks.memory, clocks.video_max)
 
 
 @function(CONSTANT, "nvmlDeviceGetSupportedMemoryClocks", DEVICE, COUNT, array(ctypes.c_uint32, 1))
@@ -130,14 +144,65 @@ def power_mw(call: NvmlCall) -> int:
     return _milli(call.gpu.telemetry(call.node.now_s).power_w)
 
 
-@function(
-    CONSTANT,
-    "nvmlDeviceGetPowerManagementLimit nvmlDeviceGetPowerManagementDefaultLimit "
-    "nvmlDeviceGetEnforcedPowerLimit",
-    *(DEVICE, out()),
-)
+_MEMORY_POWER_SHARE = 0.48
+"""Assumed: the memory's part of the idle board's power, as in a capture of an H100."""
+
+
+def memory_power_mw(call: NvmlCall) -> int:
+    """Average power of the memory, which boards with HBM report from Hopper on."""
+    if architecture(call.gpu) < _HOPPER or not call.profile.mig:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    return round(_milli(call.profile.power_w.idle) * _MEMORY_POWER_SHARE)
+
+
+_LIMITS = "nvmlDeviceGetPowerManagementLimit nvmlDeviceGetEnforcedPowerLimit"
+
+
+@function(LIVE, _LIMITS, DEVICE, out())
 def limit_mw(call: NvmlCall) -> int:
+    return _milli(call.gpu.power_limit_w)
+
+
+@function(CONSTANT, "nvmlDeviceGetPowerManagementDefaultLimit", DEVICE, out())
+def default_limit_mw(call: NvmlCall) -> int:
     return _milli(call.profile.power_w.default_limit)
+
+
+@function(
+    LIVE,
+    "nvmlDeviceSetPowerManagementLimit",
+    *(DEVICE, U32),
+    note="lowers the clocks; until the next reset",
+    changes=True,
+)
+def _set_limit(call: NvmlCall) -> tuple[()]:
+    return _limited(call, call.numbers[0])
+
+
+def _limited(call: NvmlCall, wanted_mw: int) -> tuple[()]:
+    least, most = limits_mw(call)
+    if not least <= wanted_mw <= most:
+        raise NvmlFailure(Code.INVALID_ARGUMENT)
+    call.gpu.set_power_limit(wanted_mw / 1000, call.node.now_s)
+    return ()
+
+
+_POWER_VALUE_V2 = versioned(version(pynvml.c_nvmlPowerValue_v2_t, 2))
+
+
+@function(
+    LIVE,
+    "nvmlDeviceSetPowerManagementLimit_v2",
+    *(DEVICE, _POWER_VALUE_V2),
+    note="of the board, not of a module",
+    changes=True,
+)
+def _set_limit_v2(call: NvmlCall) -> ctypes.Structure:
+    wanted = call.structure(pynvml.c_nvmlPowerValue_v2_t)
+    if choice(wanted.powerScope, *PowerScope) != PowerScope.GPU:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    _limited(call, wanted.powerValueMw)
+    return wanted
 
 
 @function(CONSTANT, "nvmlDeviceGetPowerManagementLimitConstraints", DEVICE, out(), out())

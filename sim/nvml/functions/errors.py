@@ -22,11 +22,19 @@ from sim.nvml.abi import (
     out,
 )
 from sim.nvml.call import NvmlFailure, choice, known
-from sim.nvml.functions.board import limit_mw, limits_mw, power_mw, thermal
+from sim.nvml.functions.board import (
+    PowerScope,
+    default_limit_mw,
+    limit_mw,
+    limits_mw,
+    memory_power_mw,
+    power_mw,
+    thermal,
+)
 from sim.nvml.functions.inventory import architecture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sim.gpu.profiles import Thermal
     from sim.nvml.call import NvmlCall
@@ -118,12 +126,14 @@ def _rows(call: NvmlCall) -> tuple[int, int, int, int]:
     ASSUMED,
     "nvmlDeviceGetRowRemapperHistogram",
     *(DEVICE, out(pynvml.c_nvmlRowRemapperHistogramValues)),
-    note=f"{_BANKS} banks, all with all spare rows",
+    note=f"{_BANKS} banks where no source has them, all with all spare rows",
 )
 def _histogram(call: NvmlCall) -> ctypes.Structure:
     if not _has_row_remapper(call):
         raise NvmlFailure(Code.NOT_SUPPORTED)
-    values: ctypes.Structure = pynvml.c_nvmlRowRemapperHistogramValues(max=_BANKS)
+    values: ctypes.Structure = pynvml.c_nvmlRowRemapperHistogramValues(
+        max=call.profile.board.memory_banks or _BANKS
+    )
     return values
 
 
@@ -191,31 +201,47 @@ FIELDS: dict[int, Callable[[NvmlCall], int]] = {
     pynvml.NVML_FI_DEV_REMAPPED_UNC: lambda call: _rows(call)[1],
     pynvml.NVML_FI_DEV_REMAPPED_PENDING: lambda call: _rows(call)[2],
     pynvml.NVML_FI_DEV_REMAPPED_FAILURE: lambda call: _rows(call)[3],
-    185: power_mw,
-    186: power_mw,
-    187: lambda call: limits_mw(call)[0],
-    188: lambda call: limits_mw(call)[1],
-    189: limit_mw,
-    190: limit_mw,
     193: _margin(lambda limits: limits.shutdown),
     194: _margin(lambda limits: limits.slowdown),
     196: _margin(lambda _: 0),
     230: lambda call: known(_ACTIONS.get(call.gpu.recovery_action)),
 }
-"""By NVML's field id. Those from 185 on have no names in older bindings: power (average, instant,
-least, most, default and present limit), margins (shutdown, slowdown, most) and recovery action."""
+"""By NVML's field id. Those from 193 on have no names in older bindings: margins (shutdown,
+slowdown, most) and recovery action."""
+
+POWER_FIELDS: dict[int, Mapping[PowerScope, Callable[[NvmlCall], int]]] = {
+    185: {PowerScope.GPU: power_mw, PowerScope.MEMORY: memory_power_mw},
+    186: {PowerScope.GPU: power_mw},
+    187: {PowerScope.GPU: lambda call: limits_mw(call)[0]},
+    188: {PowerScope.GPU: lambda call: limits_mw(call)[1]},
+    189: {PowerScope.GPU: default_limit_mw},
+    190: {PowerScope.GPU: limit_mw},
+    192: {PowerScope.GPU: limit_mw},
+}
+"""Power by field id and scope: average, instant, least, most, default, present and requested limit.
+
+No simulated board reports the power of its module.
+"""
 
 _SIGNED = frozenset({193, 194, 196})
 
 
+def _field(value: ctypes.Structure) -> Callable[[NvmlCall], int]:
+    """What reads a field; the scope is a link's number in fields of links, 0 in most others."""
+    if value.fieldId in POWER_FIELDS:
+        scope = PowerScope(choice(value.scopeId, *PowerScope))
+        response = POWER_FIELDS[value.fieldId].get(scope)
+    else:
+        response = FIELDS.get(value.fieldId)
+    if response is None:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    return response
+
+
 def _filled(call: NvmlCall, value: ctypes.Structure) -> ctypes.Structure:
     value.timestamp, value.latencyUsec = int(call.node.now_s * 1e6), 0
-    response = FIELDS.get(value.fieldId)
-    if response is None:
-        value.nvmlReturn = Code.NOT_SUPPORTED
-        return value
     try:
-        number = response(call)
+        number = _field(value)(call)
     except NvmlFailure as failure:
         value.nvmlReturn = failure.code
         return value
@@ -231,7 +257,7 @@ def _filled(call: NvmlCall, value: ctypes.Structure) -> ctypes.Structure:
     LIVE,
     "nvmlDeviceGetFieldValues",
     *(DEVICE, U32, inout_by(pynvml.c_nvmlFieldValue_t, 1)),
-    note="ECC, rows, power, margins, recovery action, replays, number of NVLinks",
+    note="ECC, rows, power by scope, margins, recovery action, replays, number of NVLinks",
 )
 def _fill(call: NvmlCall) -> list[ctypes.Structure]:
     return [_filled(call, one) for one in call.structures]

@@ -1,18 +1,18 @@
 """MIG: the GPU instances and compute instances that MIG devices are made of.
 
-A GPU instance has one compute instance, which has all of it.
+A GPU instance has at most one compute instance, which has all of it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pynvml
 
 from hal.nvml.api import Code
+from sim.gpu.instances import InUse, NoRoom, free_starts, possible_starts, slices_of, width
 from sim.gpu.profiles import MIB, instance_memory_bytes
 from sim.nvml.abi import (
-    ASSUMED,
     COMPUTE_INSTANCE,
     CONSTANT,
     DEVICE,
@@ -25,23 +25,18 @@ from sim.nvml.abi import (
     GpuInstance,
     GpuInstanceInfo,
     fill,
+    inout,
     out,
     version,
     versioned,
 )
 from sim.nvml.call import NvmlFailure, choice
-from sim.nvml.functions.mig import (
-    can_mig,
-    placements,
-    possible_starts,
-    profile_of,
-    slices_of,
-    width,
-)
+from sim.nvml.functions.mig import can_mig, engines_of, profile_of
 
 if TYPE_CHECKING:
     import ctypes
 
+    from sim.gpu.instances import GpuInstance as Instance
     from sim.gpu.profiles import MigProfile
     from sim.nvml.call import NvmlCall
 
@@ -83,6 +78,10 @@ def _profile_at(call: NvmlCall) -> MigProfile:
 
 def _with_id(call: NvmlCall) -> MigProfile:
     _in_mig_mode(call)
+    return _having_id(call)
+
+
+def _having_id(call: NvmlCall) -> MigProfile:
     for mig in call.profile.mig:
         if _profile_id(call, mig) == call.numbers[0]:
             return mig
@@ -110,9 +109,24 @@ def _profile_info_v2(call: NvmlCall) -> ctypes.Structure:
     return _fill_profile_info(mig, call, info)
 
 
+@function(
+    CONSTANT,
+    "nvmlDeviceGetGpuInstanceProfileInfoByIdV",
+    *(DEVICE, U32, versioned(version(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t, 2))),
+)
+def _profile_info_by_id(call: NvmlCall) -> ctypes.Structure:
+    can_mig(call)
+    info = call.structure(pynvml.c_nvmlGpuInstanceProfileInfo_v2_t)
+    mig = _having_id(call)
+    info.name = f"MIG {mig.profile}".encode()
+    return _fill_profile_info(mig, call, info)
+
+
 def _fill_profile_info(mig: MigProfile, call: NvmlCall, info: ctypes.Structure) -> ctypes.Structure:
+    engines = engines_of(mig)
     info.id, info.instanceCount = _profile_id(call, mig), mig.instances
-    info.sliceCount = info.copyEngineCount = slices_of(mig.profile)
+    info.sliceCount, info.copyEngineCount = slices_of(mig.profile), engines.copy_engines
+    info.decoderCount, info.jpegCount, info.ofaCount = engines.decoder, engines.jpeg, engines.ofa
     info.multiprocessorCount = mig.sm or 0
     info.memorySizeMB = instance_memory_bytes(mig, call.profile) // MIB
     return info
@@ -136,54 +150,80 @@ def _possible(call: NvmlCall) -> tuple[list[ctypes.Structure], int]:
 @function(LIVE, "nvmlDeviceGetGpuInstances", DEVICE, U32, fill(GpuInstance), out())
 def _instances(call: NvmlCall) -> tuple[list[int], int]:
     mig = _with_id(call)
-    uuid = call.gpu.identity.uuid
     found = [
-        call.handles.of(("gi", uuid, device.gpu_instance))
-        for device in call.gpu.identity.mig_devices
-        if device.profile == mig.profile
+        _handle_of(call, "gi", instance)
+        for instance in call.gpu.instances.values()
+        if instance.profile == mig.profile
     ]
     return found, len(found)
+
+
+def _handle_of(call: NvmlCall, kind: Literal["gi", "ci"], instance: Instance) -> int:
+    return call.handles.of((kind, call.gpu.identity.uuid, instance.id))
 
 
 @function(LIVE, "nvmlDeviceGetGpuInstanceRemainingCapacity", DEVICE, U32, out())
 def _remaining(call: NvmlCall) -> int:
     mig = _with_id(call)
-    taken = placements(call.gpu.identity.mig_devices, call.profile)
-    used = {slot for start, size in taken.values() for slot in range(start, start + size)}
-    size = width(mig, call.profile)
-    free = 0
-    for start in possible_starts(mig, call.profile):
-        slots = set(range(start, start + size))
-        if not slots & used:
-            used |= slots
-            free += 1
-    return free
+    return len(free_starts(mig, call.profile, call.gpu.instances.values()))
 
 
 @function(LIVE, "nvmlDeviceGetGpuInstanceById", DEVICE, U32, out(GpuInstance))
 def _instance_by_id(call: NvmlCall) -> int:
     _in_mig_mode(call)
-    for device in call.gpu.identity.mig_devices:
-        if device.gpu_instance == call.numbers[0]:
-            return call.handles.of(("gi", call.gpu.identity.uuid, device.gpu_instance))
-    raise NvmlFailure(Code.NOT_FOUND)
+    instance = call.gpu.instances.get(call.numbers[0])
+    if instance is None:
+        raise NvmlFailure(Code.NOT_FOUND)
+    return _handle_of(call, "gi", instance)
+
+
+@function(LIVE, "nvmlDeviceCreateGpuInstance", DEVICE, U32, out(GpuInstance), changes=True)
+def _create(call: NvmlCall) -> int:
+    return _created(call, None)
 
 
 @function(
-    ASSUMED,
+    LIVE,
+    "nvmlDeviceCreateGpuInstanceWithPlacement",
+    *(DEVICE, U32, inout(pynvml.c_nvmlGpuInstancePlacement_t), out(GpuInstance)),
+    changes=True,
+)
+def _create_at(call: NvmlCall) -> tuple[ctypes.Structure, int]:
+    placement = call.structure(pynvml.c_nvmlGpuInstancePlacement_t)
+    return placement, _created(call, placement.start)
+
+
+def _created(call: NvmlCall, start: int | None) -> int:
+    try:
+        made = call.node.partitions.create_gpu_instance(call.gpu, _with_id(call), start)
+    except NoRoom:
+        raise NvmlFailure(Code.INSUFFICIENT_RESOURCES) from None
+    return _handle_of(call, "gi", made)
+
+
+@function(LIVE, "nvmlGpuInstanceDestroy", GPU_INSTANCE, mig=True, changes=True)
+def _destroy(call: NvmlCall) -> tuple[()]:
+    try:
+        call.node.partitions.destroy_gpu_instance(call.gpu, call.instance)
+    except InUse:
+        raise NvmlFailure(Code.IN_USE) from None
+    return ()
+
+
+@function(
+    LIVE,
     "nvmlGpuInstanceGetInfo",
     *(GPU_INSTANCE, out(GpuInstanceInfo)),
-    note="placed in order, each at the first place that is free",
+    note="instances of a scenario are placed in order, each at the first place that is free",
     mig=True,
 )
 def _instance_info(call: NvmlCall) -> ctypes.Structure:
-    device = call.mig_device
-    start, size = placements(call.gpu.identity.mig_devices, call.profile)[device.gpu_instance]
+    instance = call.instance
     return GpuInstanceInfo(
         call.handle_of_gpu(call.gpu),
-        device.gpu_instance,
-        _profile_id(call, profile_of(call, device)),
-        pynvml.c_nvmlGpuInstancePlacement_t(start, size),
+        instance.id,
+        _profile_id(call, profile_of(call, instance.profile)),
+        pynvml.c_nvmlGpuInstancePlacement_t(instance.start, instance.size),
     )
 
 
@@ -194,10 +234,14 @@ def _instance_info(call: NvmlCall) -> ctypes.Structure:
     mig=True,
 )
 def _compute_instance(call: NvmlCall) -> int:
-    device = call.mig_device
-    if call.numbers[0] != device.compute_instance:
+    if call.mig is None or call.numbers[0] != call.mig.compute_instance:
         raise NvmlFailure(Code.NOT_FOUND)
-    return call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))
+    return _handle_of(call, "ci", call.instance)
+
+
+def _compute_profile(call: NvmlCall) -> int:
+    """The one compute instance profile of the GPU instance: all of it."""
+    return _COMPUTE_PROFILES[slices_of(call.instance.profile)]
 
 
 @function(
@@ -208,10 +252,76 @@ def _compute_instance(call: NvmlCall) -> int:
     mig=True,
 )
 def _compute_instances(call: NvmlCall) -> tuple[list[int], int]:
-    device = call.mig_device
-    if call.numbers[0] != _COMPUTE_PROFILES[slices_of(device.profile)]:
+    if call.mig is None or call.numbers[0] != _compute_profile(call):
         return [], 0
-    return [call.handles.of(("ci", call.gpu.identity.uuid, device.gpu_instance))], 1
+    return [_handle_of(call, "ci", call.instance)], 1
+
+
+@function(
+    LIVE,
+    "nvmlGpuInstanceGetComputeInstanceRemainingCapacity",
+    *(GPU_INSTANCE, U32, out()),
+    note=_WHOLE,
+    mig=True,
+)
+def _compute_remaining(call: NvmlCall) -> int:
+    return int(call.mig is None and call.numbers[0] == _compute_profile(call))
+
+
+@function(
+    CONSTANT,
+    "nvmlGpuInstanceGetComputeInstancePossiblePlacements",
+    *(GPU_INSTANCE, U32, fill(pynvml.c_nvmlComputeInstancePlacement_t), out()),
+    note=_WHOLE,
+    mig=True,
+)
+def _compute_possible(call: NvmlCall) -> tuple[list[ctypes.Structure], int]:
+    if call.numbers[0] != _compute_profile(call):
+        return [], 0
+    size = slices_of(call.instance.profile)
+    return [pynvml.c_nvmlComputeInstancePlacement_t(0, size)], 1
+
+
+@function(
+    LIVE,
+    "nvmlGpuInstanceCreateComputeInstance",
+    *(GPU_INSTANCE, U32, out(ComputeInstance)),
+    note=_WHOLE,
+    mig=True,
+    changes=True,
+)
+def _create_compute(call: NvmlCall) -> int:
+    if choice(call.numbers[0], *range(9)) != _compute_profile(call):
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    try:
+        call.node.partitions.create_compute_instance(call.gpu, call.instance)
+    except NoRoom:
+        raise NvmlFailure(Code.INSUFFICIENT_RESOURCES) from None
+    return _handle_of(call, "ci", call.instance)
+
+
+@function(
+    LIVE,
+    "nvmlGpuInstanceCreateComputeInstanceWithPlacement",
+    *(GPU_INSTANCE, U32),
+    *(inout(pynvml.c_nvmlComputeInstancePlacement_t), out(ComputeInstance)),
+    note=_WHOLE,
+    mig=True,
+    changes=True,
+)
+def _create_compute_at(call: NvmlCall) -> tuple[ctypes.Structure, int]:
+    placement = call.structure(pynvml.c_nvmlComputeInstancePlacement_t)
+    choice(placement.start, 0)
+    return placement, _create_compute(call)
+
+
+@function(LIVE, "nvmlComputeInstanceDestroy", COMPUTE_INSTANCE, mig=True, changes=True)
+def _destroy_compute(call: NvmlCall) -> tuple[()]:
+    try:
+        call.node.partitions.destroy_compute_instance(call.gpu, call.mig_device)
+    except InUse:
+        raise NvmlFailure(Code.IN_USE) from None
+    return ()
 
 
 @function(
@@ -222,14 +332,12 @@ def _compute_instances(call: NvmlCall) -> tuple[list[int], int]:
     mig=True,
 )
 def _compute_info(call: NvmlCall) -> ctypes.Structure:
-    device, uuid = call.mig_device, call.gpu.identity.uuid
-    slices = slices_of(device.profile)
     return ComputeInstanceInfo(
         call.handle_of_gpu(call.gpu),
-        call.handles.of(("gi", uuid, device.gpu_instance)),
-        device.compute_instance,
-        _COMPUTE_PROFILES[slices],
-        pynvml.c_nvmlComputeInstancePlacement_t(0, slices),
+        _handle_of(call, "gi", call.instance),
+        call.mig_device.compute_instance,
+        _compute_profile(call),
+        pynvml.c_nvmlComputeInstancePlacement_t(0, slices_of(call.instance.profile)),
     )
 
 
@@ -254,18 +362,20 @@ def _compute_profile_info(call: NvmlCall) -> ctypes.Structure:
 )
 def _compute_profile_info_v2(call: NvmlCall) -> ctypes.Structure:
     info = call.structure(pynvml.c_nvmlComputeInstanceProfileInfo_v2_t)
-    info.name = f"MIG {call.mig_device.profile}".encode()
+    info.name = f"MIG {call.instance.profile}".encode()
     return _fill_compute_profile_info(call, info)
 
 
 def _fill_compute_profile_info(call: NvmlCall, info: ctypes.Structure) -> ctypes.Structure:
-    device = call.mig_device
-    slices = slices_of(device.profile)
-    profile, engines = call.numbers
-    choice(engines, 0)
-    if choice(profile, *range(9)) != _COMPUTE_PROFILES[slices]:
+    profile, engine_profile = call.numbers
+    choice(engine_profile, 0)
+    if choice(profile, *range(9)) != _compute_profile(call):
         raise NvmlFailure(Code.NOT_SUPPORTED)
+    mig = profile_of(call, call.instance.profile)
+    engines = engines_of(mig)
     info.id, info.instanceCount = profile, 1
-    info.sliceCount = info.sharedCopyEngineCount = slices
-    info.multiprocessorCount = profile_of(call, device).sm or 0
+    info.sliceCount, info.sharedCopyEngineCount = slices_of(mig.profile), engines.copy_engines
+    info.sharedDecoderCount, info.sharedJpegCount = engines.decoder, engines.jpeg
+    info.sharedOfaCount = engines.ofa
+    info.multiprocessorCount = mig.sm or 0
     return info

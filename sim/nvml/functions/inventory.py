@@ -29,6 +29,7 @@ from sim.nvml.abi import (
     pci_info_v1,
     pci_info_v2,
     text_out,
+    version,
     versioned,
 )
 from sim.nvml.call import NvmlCall, NvmlFailure, choice, known
@@ -246,19 +247,55 @@ def _architecture(call: NvmlCall) -> int:
     return architecture(call.gpu)
 
 
+def _subsystem(call: NvmlCall) -> int:
+    return call.profile.board.pci_subsystem_id or 0
+
+
 @function(CONSTANT, "nvmlDeviceGetPciInfo_v3", DEVICE, out(pynvml.nvmlPciInfo_t))
 def _pci(call: NvmlCall) -> ctypes.Structure:
-    return pci_info(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
+    return pci_info(call.gpu.identity.pci_bus_id, call.profile.pci_device_id, _subsystem(call))
 
 
 @function(CONSTANT, "nvmlDeviceGetPciInfo_v2", DEVICE, out(pynvml.nvmlPciInfo_v2_t))
 def _pci_v2(call: NvmlCall) -> ctypes.Structure:
-    return pci_info_v2(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
+    return pci_info_v2(call.gpu.identity.pci_bus_id, call.profile.pci_device_id, _subsystem(call))
 
 
 @function(CONSTANT, "nvmlDeviceGetPciInfo", DEVICE, out(PciInfoV1))
 def _pci_v1(call: NvmlCall) -> ctypes.Structure:
     return pci_info_v1(call.gpu.identity.pci_bus_id, call.profile.pci_device_id)
+
+
+@function(CONSTANT, "nvmlDeviceGetVbiosVersion", DEVICE, text_out(2), U32)
+def _vbios(call: NvmlCall) -> str:
+    return _printed(call.profile.board.vbios)
+
+
+@function(CONSTANT, "nvmlDeviceGetBoardPartNumber", DEVICE, text_out(2), U32)
+def _part_number(call: NvmlCall) -> str:
+    return _printed(call.profile.board.part_number)
+
+
+def _printed(value: str | None) -> str:
+    if value is None:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    return value
+
+
+_ADDRESSING = {"none": 0, "hmm": 1, "ats": 2}
+_ADDRESSING_V1 = versioned(version(pynvml.c_nvmlDeviceAddressingMode_t, 1))
+
+
+@function(
+    ASSUMED,
+    "nvmlDeviceGetAddressingMode",
+    *(DEVICE, _ADDRESSING_V1),
+    note="HMM where no source has it; from Turing on",
+)
+def _addressing(call: NvmlCall) -> ctypes.Structure:
+    info = call.structure(pynvml.c_nvmlDeviceAddressingMode_t)
+    info.value = _ADDRESSING[call.profile.board.addressing or "hmm"]
+    return info
 
 
 _COUNTS = "nvmlDeviceGetCount nvmlDeviceGetCount_v2"

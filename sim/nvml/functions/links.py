@@ -71,6 +71,12 @@ function(ASSUMED, _WIDTHS, DEVICE, out(), note=str(_WIDTH))(lambda _: _WIDTH)
 function(CONSTANT, "nvmlDeviceGetPcieReplayCounter", DEVICE, out(), note="0")(lambda _: 0)
 
 
+@function(CONSTANT, "nvmlDeviceGetPcieThroughput", DEVICE, U32, out(), note="0")
+def _throughput(call: NvmlCall) -> int:
+    choice(call.numbers[0], 0, 1)
+    return 0
+
+
 @function(CONSTANT, "nvmlDeviceGetTopologyCommonAncestor", DEVICE, DEVICE, out())
 def _level(call: NvmlCall) -> int:
     if call.other is None or call.other.gpu is call.gpu:

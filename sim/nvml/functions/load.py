@@ -86,8 +86,12 @@ def _memory_v2(call: NvmlCall) -> ctypes.Structure:
     mig=True,
 )
 def _bar1(call: NvmlCall) -> ctypes.Structure:
-    total = _SMALL_BAR1_BYTES
-    if not is_geforce(call.gpu) and call.profile.compute_capability >= (8, 0):
+    total = call.profile.board.bar1_bytes or _SMALL_BAR1_BYTES
+    if (
+        call.profile.board.bar1_bytes is None
+        and not is_geforce(call.gpu)
+        and call.profile.compute_capability >= (8, 0)
+    ):
         total = 1 << (call.gpu.identity.memory_bytes - 1).bit_length()
     info: ctypes.Structure = pynvml.c_nvmlBAR1Memory_t(
         bar1Total=total, bar1Free=total - _BAR1_USED_BYTES, bar1Used=_BAR1_USED_BYTES

@@ -1,4 +1,4 @@
-"""MIG modes, MIG devices, and where instances sit in the eight memory slices of a GPU."""
+"""MIG modes and MIG devices."""
 
 from __future__ import annotations
 
@@ -6,58 +6,19 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
-from hal import GIB
 from hal.nvml.api import Code
-from sim.gpu.profiles import COMPUTE_SLICES, MEMORY_SLICES, MIB
+from sim.gpu.instances import InUse, slices_of
+from sim.gpu.profiles import COMPUTE_SLICES, MIB, Engines
 from sim.nvml.abi import CONSTANT, DEVICE, LIVE, U32, Device, Functions, out
-from sim.nvml.call import NvmlFailure
+from sim.nvml.call import NvmlFailure, choice
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Mapping, Sequence
 
-    from hal import MigDevice
-    from sim.gpu.profiles import MigProfile, Profile
+    from sim.gpu.profiles import MigProfile
     from sim.nvml.call import NvmlCall
 
 function = Functions()
-
-_STARTS: Mapping[int, Sequence[int]] = {
-    1: (0, 1, 2, 3, 4, 5, 6),
-    2: (0, 2, 4, 6),
-    4: (0, 4),
-    8: (0,),
-}
-"""By the number of memory slices, from NVIDIA's MIG user guide."""
-
-
-def width(mig: MigProfile, profile: Profile) -> int:
-    named_gib = int(mig.profile.partition(".")[2].partition("gb")[0])
-    slices = max(1, round(MEMORY_SLICES * named_gib * GIB / profile.memory_bytes))
-    return next((size for size in _STARTS if size >= slices), MEMORY_SLICES)
-
-
-def possible_starts(mig: MigProfile, profile: Profile) -> Sequence[int]:
-    slices = int(mig.profile.partition("g.")[0])
-    starts = _STARTS[width(mig, profile)]
-    if slices == 4:
-        return starts[:1]
-    return starts[:3] if slices == 2 else starts
-
-
-def placements(devices: Sequence[MigDevice], profile: Profile) -> Mapping[int, tuple[int, int]]:
-    """Start and size by GPU instance id, each at the first place that is free in this order."""
-    by_name = {mig.profile: mig for mig in profile.mig}
-    used: set[int] = set()
-    found: dict[int, tuple[int, int]] = {}
-    for device in devices:
-        mig = by_name[device.profile]
-        size = width(mig, profile)
-        starts = possible_starts(mig, profile)
-        start = next((one for one in starts if used.isdisjoint(range(one, one + size))), starts[0])
-        used.update(range(start, start + size))
-        found[device.gpu_instance] = (start, size)
-    return found
 
 
 def can_mig(call: NvmlCall) -> None:
@@ -66,19 +27,37 @@ def can_mig(call: NvmlCall) -> None:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-def slices_of(profile: str) -> int:
-    """The 3 of `3g.40gb`."""
-    return int(profile.partition("g.")[0])
+def profile_of(call: NvmlCall, name: str) -> MigProfile:
+    return next(one for one in call.profile.mig if one.profile == name)
 
 
-def profile_of(call: NvmlCall, device: MigDevice) -> MigProfile:
-    return next(one for one in call.profile.mig if one.profile == device.profile)
+def engines_of(mig: MigProfile) -> Engines:
+    """As the profile says; where no source does, a copy engine for each slice and no others."""
+    assumed = {"copy": slices_of(mig.profile), "decoder": 0, "jpeg": 0, "ofa": 0}
+    return mig.engines or Engines.model_validate(assumed)
 
 
 @function(LIVE, "nvmlDeviceGetMigMode", DEVICE, out(), out())
 def _mode(call: NvmlCall) -> tuple[int, int]:
     can_mig(call)
-    return int(call.gpu.identity.mig_enabled), int(call.gpu.identity.mig_enabled)
+    present, pending = call.gpu.identity.mig_enabled, call.gpu.mig_pending
+    return int(present), int(present if pending is None else pending)
+
+
+@function(
+    LIVE,
+    "nvmlDeviceSetMigMode",
+    *(DEVICE, U32, out()),
+    note="at once without processes, otherwise at the next reset",
+    changes=True,
+)
+def _set_mode(call: NvmlCall) -> int:
+    can_mig(call)
+    try:
+        call.node.partitions.set_mig_mode(call.gpu, enabled=bool(choice(call.numbers[0], 0, 1)))
+    except InUse:
+        return Code.IN_USE
+    return Code.SUCCESS
 
 
 @function(LIVE, "nvmlDeviceGetMaxMigDeviceCount", DEVICE, out())
@@ -108,15 +87,18 @@ def _parent(call: NvmlCall) -> int:
     CONSTANT,
     "nvmlDeviceGetAttributes nvmlDeviceGetAttributes_v2",
     *(DEVICE, out(pynvml.c_nvmlDeviceAttributes)),
-    note="one copy engine for each slice, no video engines",
     mig=True,
 )
 def _attributes(call: NvmlCall) -> ctypes.Structure:
     device = call.mig_device
-    slices = slices_of(device.profile)
+    mig = profile_of(call, device.profile)
+    slices, engines = slices_of(device.profile), engines_of(mig)
     attributes: ctypes.Structure = pynvml.c_nvmlDeviceAttributes(
-        multiprocessorCount=profile_of(call, device).sm or 0,
-        sharedCopyEngineCount=slices,
+        multiprocessorCount=mig.sm or 0,
+        sharedCopyEngineCount=engines.copy_engines,
+        sharedDecoderCount=engines.decoder,
+        sharedJpegCount=engines.jpeg,
+        sharedOfaCount=engines.ofa,
         gpuInstanceSliceCount=slices,
         computeInstanceSliceCount=slices,
         memorySizeMB=device.memory_bytes // MIB,

@@ -39,4 +39,7 @@ int acquire(struct connection *connection);
 void release(const struct connection *connection, bool broken);
 bool is_initialised(void);
 
+/* Generated: what gpm.c asks the node. */
+int sim_nvmlGpmMetricsGet(uint64_t first, uint64_t second, uint32_t count, void *metrics);
+
 #endif

@@ -16,6 +16,7 @@ from hal.nvml.api import Code
 from sim.nvml import abi as structures
 from sim.nvml.abi import Kind
 from sim.nvml.dispatch import FUNCTIONS, LOCAL, NOT_SIMULATED
+from sim.nvml.functions.gpm import GpmMetric, GpmSupport
 from sim.nvml.library import FLAGS, source
 
 VERSIONS = {
@@ -24,16 +25,20 @@ VERSIONS = {
     "nvmlMarginTemperature_v1": "nvmlDeviceGetMarginTemperature",
     "nvmlGpuInstanceProfileInfo_v2": "nvmlDeviceGetGpuInstanceProfileInfoV",
     "nvmlComputeInstanceProfileInfo_v2": "nvmlGpuInstanceGetComputeInstanceProfileInfoV",
+    "nvmlDeviceAddressingMode_v1": "nvmlDeviceGetAddressingMode",
+    "nvmlPowerValue_v2": "nvmlDeviceSetPowerManagementLimit_v2",
     "nvmlUUID_v1": "nvmlDeviceGetHandleByUUIDV",
 }
 
 SAME = {
+    GpmSupport: pynvml.c_nvmlGpmSupport_t,
     structures.EventData: pynvml.c_nvmlEventData_t,
     structures.GpuInstanceInfo: pynvml.c_nvmlGpuInstanceInfo_t,
     structures.ComputeInstanceInfo: pynvml.c_nvmlComputeInstanceInfo_t,
 }
 
 BEGINNING = {
+    GpmMetric: pynvml.c_nvmlGpmMetric_t,
     structures.EventDataV1: pynvml.c_nvmlEventData_t,
     structures.ProcessInfoV1: pynvml.c_nvmlProcessInfo_t,
     structures.PciInfoV1: pynvml.nvmlPciInfo_v2_t,

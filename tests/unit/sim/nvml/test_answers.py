@@ -218,7 +218,7 @@ def test_field_values_have_codes_of_their_own(nvml: World) -> None:
 
 
 def test_functions_that_are_not_simulated_say_so(nvml: World) -> None:
-    assert code_of(lambda: pynvml.nvmlDeviceGetVbiosVersion(handle(0))) == (
+    assert code_of(lambda: pynvml.nvmlDeviceGetBridgeChipInfo(handle(0))) == (
         pynvml.NVML_ERROR_NOT_SUPPORTED
     )
 
@@ -232,7 +232,7 @@ def test_nothing_is_answered_before_init_and_after_shutdown(nvml: World) -> None
     calls: list[Callable[[], object]] = [
         pynvml.nvmlDeviceGetCount,
         lambda: pynvml.nvmlDeviceGetUUID(gpu),
-        lambda: pynvml.nvmlDeviceGetVbiosVersion(gpu),
+        lambda: pynvml.nvmlDeviceGetBridgeChipInfo(gpu),
         pynvml.nvmlShutdown,
     ]
     assert {code_of(call) for call in calls} == {pynvml.NVML_ERROR_UNINITIALIZED}
