@@ -25,6 +25,14 @@ class ComputeMode(Enum):
     PROHIBITED = "prohibited"
 
 
+class FabricState(Enum):
+    """How far a GPU is with its registration at the NVLink fabric of its NVSwitches."""
+
+    NOT_STARTED = "not-started"
+    IN_PROGRESS = "in-progress"
+    COMPLETED = "completed"
+
+
 class RecoveryAction(Enum):
     """What the driver requires before the GPU can be used (NVML recovery action)."""
 
@@ -168,13 +176,17 @@ class Telemetry:
 
 @dataclass(frozen=True, slots=True)
 class ComputeProcess:
-    """A process with a context on a GPU; `sm_share` (0 to 1) is None where it is not sampled."""
+    """A process with a context on a GPU; `sm_share` (0 to 1) is None where it is not sampled.
+
+    `graphics` is true for one that has a context for graphics alone.
+    """
 
     pid: int
     name: str
     memory_bytes: int | None
     sm_share: float | None
     mig_uuid: str | None = None
+    graphics: bool = False
 
 
 class LinkKind(Enum):

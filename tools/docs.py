@@ -16,7 +16,14 @@ from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.verdict import table_of
 from tools.configuration import chart_schema, file_table, option_table
 from tools.published import comparison_table
-from tools.simdocs import function_table, gallery, key_table, scenario_reference
+from tools.simdocs import (
+    call_table,
+    function_table,
+    gallery,
+    group_table,
+    key_table,
+    scenario_reference,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +125,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "options": option_table,
     "metrics": metrics_table,
     "functions": function_table,
+    "groups": group_table,
+    "calls": call_table,
     "scenario": scenario_reference,
     "gallery": gallery,
     "published": comparison_table,

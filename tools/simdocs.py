@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origi
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from hal.nvml.api import Code
+from hal.nvml.calls import CALLS, Meaning, Role, meaning
 from sim.gpu.faults import Failures, GpuFault, Lemons, NodeFault, Repair, Repeat, TimedFault
+from sim.gpu.returns import GROUPS
 from sim.gpu.workloads import Diurnal, MemoryUse, Workload
 from sim.node.scenario import (
     GpuGroup,
@@ -27,7 +30,7 @@ from sim.nvml.dispatch import NOT_SIMULATED, THEMES
 from sim.study.runreport import Keys, RunReport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -160,6 +163,41 @@ def _named(plain: str, versions: list[str]) -> str:
     first, *others = sorted(versions)
     also = f" (also {', '.join(f'`{one}`' for one in others)})" if others else ""
     return f"`{plain}{first}`{also}"
+
+
+def group_table() -> str:
+    """The groups by which a fault names functions of NVML."""
+    rows = (
+        f"| `{group}` | {', '.join(f'`{name}`' for name in names)} |"
+        for group, names in GROUPS.items()
+    )
+    return "\n".join(["| group | functions |", "|---|---|", *rows])
+
+
+def call_table() -> str:
+    """What a failed call means: by what it reads, and by its code."""
+    codes = [code for code in Code if code is not Code.SUCCESS]
+    lines = ["| call | without it | code | meaning |", "|---|---|---|---|"]
+    for role in Role:
+        calls = [call for call in CALLS.values() if call.role is role]
+        by_meaning: dict[Meaning, list[Code]] = {}
+        for code in codes:
+            by_meaning.setdefault(meaning(role, code), []).append(code)
+        for call in calls:
+            for what, found in by_meaning.items():
+                lines.append(
+                    f"| `{call.function}` | {call.value} unknown | {_codes(found, codes)} "
+                    f"| {what.value} |"
+                )
+    return "\n".join(lines)
+
+
+def _codes(found: Sequence[Code], codes: Sequence[Code]) -> str:
+    if len(found) == len(codes):
+        return "any"
+    if len(found) > len(codes) / 2:
+        return "any other"
+    return ", ".join(f"{code.name} ({code.value})" for code in found)
 
 
 def key_table() -> str:

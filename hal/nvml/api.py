@@ -124,6 +124,16 @@ def optional(read: Callable[[], _T], default: _D) -> _T | _D:
         return default
 
 
+def has_long_process_entries(driver_version: str) -> bool:
+    """True for drivers 535.43 to 535.86, whose process lists of version 3 have longer entries.
+
+    Source: nvidia-ml-py 12.535.77 and nvitop, which read 32 bytes for each with these drivers.
+    """
+    branch, _, rest = driver_version.partition(".")
+    minor = rest.partition(".")[0]
+    return branch == "535" and minor.isdecimal() and 43 <= int(minor) <= 86
+
+
 class EventType(IntFlag):
     SINGLE_BIT_ECC = 0x1
     DOUBLE_BIT_ECC = 0x2

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hal.errors import DriverNotFound, DriverUnavailable, NotSupported
+from hal.errors import DriverUnavailable, NotSupported
 from hal.nvml.api import NvmlError
-from hal.nvml.failures import hal_error
+from hal.nvml.failures import hal_error, open_error
 from hal.nvml.inventory import Inventory
-from hal.nvml.kernelfiles import read_epoch
+from hal.nvml.kernelfiles import KernelFolders, read_epoch
 from hal.nvml.library import load_library
 from hal.nvml.readings import (
     ShutdownLimits,
@@ -74,7 +74,7 @@ class NvmlBackend:
         self._procfs_root = procfs_root
         self._rescan_s = rescan_s
         self._clock = clock
-        self._inventory = Inventory(sysfs_root, procfs_root, clock)
+        self._inventory = Inventory(KernelFolders(sysfs_root, procfs_root), clock)
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
@@ -88,7 +88,7 @@ class NvmlBackend:
             try:
                 api.init()
             except NvmlError as err:
-                raise _open_error(err) from err
+                raise open_error(err) from err
             try:
                 self._session = self._connect(api, library)
             finally:
@@ -190,19 +190,8 @@ class NvmlBackend:
         try:
             version = api.driver_version()
         except NvmlError as err:
-            raise _open_error(err) from err
+            raise open_error(err) from err
         self._inventory.connected()
         start = self._inventory.scan(api)
         watcher = Watcher(api, self._inventory, start, self._rescan_s, self._clock)
         return _Session(api, version, watcher, library, ShutdownLimits(api))
-
-
-def _open_error(err: NvmlError) -> DriverNotFound | DriverUnavailable:
-    """Any failure to connect, as one of the two errors that `open` may raise."""
-    error = hal_error(err, "Connecting to the driver")
-    if isinstance(error, DriverNotFound | DriverUnavailable):
-        return error
-    return DriverUnavailable(
-        error.cause,
-        "Check that this container may use /dev/nvidiactl (RuntimeClass 'nvidia'), and 'dmesg'",
-    )

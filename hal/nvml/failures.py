@@ -69,3 +69,14 @@ def hal_error(err: NvmlError, doing: str, uuid: str | None = None) -> HalError:
     if err.is_unsupported:
         return NotSupported(cause, _UNSUPPORTED_REMEDIES.get(err.code, _UNSUPPORTED_REMEDY))
     return HalError(cause, _REMEDIES.get(err.code, _DMESG))
+
+
+def open_error(err: NvmlError) -> DriverNotFound | DriverUnavailable:
+    """Any failure to connect, as one of the two errors that `open` may raise."""
+    error = hal_error(err, "Connecting to the driver")
+    if isinstance(error, DriverNotFound | DriverUnavailable):
+        return error
+    return DriverUnavailable(
+        error.cause,
+        "Check that this container may use /dev/nvidiactl (RuntimeClass 'nvidia'), and 'dmesg'",
+    )

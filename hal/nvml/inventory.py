@@ -12,25 +12,19 @@ import re
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from hal.errors import UnknownGpu
 from hal.nvml.api import Code, Handle, NvmlError, optional, supported
 from hal.nvml.failures import hal_error
-from hal.nvml.kernelfiles import (
-    canonical_bus_id,
-    mig_device_nodes,
-    numa_node,
-    read_mig_minors,
-    read_proc_gpus,
-)
+from hal.nvml.kernelfiles import canonical_bus_id, mig_device_nodes
 from hal.types import GIB, ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from hal.nvml.api import NvmlApi
+    from hal.nvml.kernelfiles import ProcGpu
 
 _log = logging.getLogger(__name__)
 
@@ -84,14 +78,19 @@ class _Identity(NamedTuple):
     compute_capability: tuple[int, int] | None
 
 
+class Kernel(Protocol):
+    """What the kernel knows of GPUs; see `hal.nvml.kernelfiles.KernelFolders`."""
+
+    def numa_node(self, bus_id: str, warn: Callable[[str], None]) -> int | None: ...
+    def mig_minors(self) -> Mapping[tuple[int, int, int | None], int]: ...
+    def gpus(self) -> Sequence[ProcGpu | None]: ...
+
+
 class Inventory:
     """The GPUs that were ever seen. Safe to use from several threads."""
 
-    def __init__(
-        self, sysfs_root: Path, procfs_root: Path, clock_s: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._sysfs_root = sysfs_root
-        self._procfs_root = procfs_root
+    def __init__(self, kernel: Kernel, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._kernel = kernel
         self._clock_s = clock_s
         self._scanned_s = -math.inf
         self._lock = threading.Lock()
@@ -110,6 +109,11 @@ class Inventory:
         self._answering = {}
         self._scanned_s = -math.inf
         self.latest = None
+
+    def learn(self, gpus: Iterable[Gpu], handles: Mapping[str, Handle]) -> None:
+        """Take as known what was read in another way: a simulated node, from its model."""
+        self._known = {gpu.uuid: gpu for gpu in gpus}
+        self._answering = handles
 
     def scan(self, api: NvmlApi) -> Snapshot:
         """Read every GPU. Those that do not respond are listed as lost.
@@ -170,7 +174,7 @@ class Inventory:
             for index, err in failures.items()
             if (err.is_lost or err.code == Code.UNKNOWN) and index not in taken
         ]
-        listed_gpus = read_proc_gpus(self._procfs_root) if lost else ()
+        listed_gpus = self._kernel.gpus() if lost else ()
         if len(listed_gpus) != count:
             return []  # a container may see some only: which ones is not known
         found = [(index, listed_gpus[index]) for index in lost]
@@ -180,8 +184,8 @@ class Inventory:
                 index=index,
                 minor=one.minor,
                 pci_bus_id=canonical_bus_id(one.pci_bus_id),
-                numa_node=numa_node(
-                    self._sysfs_root, canonical_bus_id(one.pci_bus_id), lambda _text: None
+                numa_node=self._kernel.numa_node(
+                    canonical_bus_id(one.pci_bus_id), lambda _text: None
                 ),
                 product=one.product,
                 memory_bytes=0,
@@ -248,7 +252,7 @@ class Inventory:
         minor = identity.minor
         mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
         mig_devices = self._mig_devices(api, handle, uuid, memory) if mig_enabled else ()
-        minors = read_mig_minors(self._procfs_root) if mig_devices else {}
+        minors = self._kernel.mig_minors() if mig_devices else {}
         mode = optional(lambda: api.compute_mode(handle), None)
         return Gpu(
             uuid=uuid,
@@ -291,7 +295,7 @@ class Inventory:
             product,
             bus_id,
             supported(lambda: api.minor(handle), None),
-            numa_node(self._sysfs_root, bus_id, self._warn_once),
+            self._kernel.numa_node(bus_id, self._warn_once),
             supported(lambda: api.compute_capability(handle), None),
         )
 

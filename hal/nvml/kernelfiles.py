@@ -137,6 +137,23 @@ def _facts(path: Path) -> dict[str, str]:
     return {match["key"].strip(): match["value"] for match in matches if match}
 
 
+class KernelFolders:
+    """The kernel's facts that enumeration needs, from /sys and /proc under these roots."""
+
+    def __init__(self, sysfs_root: Path, procfs_root: Path) -> None:
+        self._sysfs_root = sysfs_root
+        self._procfs_root = procfs_root
+
+    def numa_node(self, bus_id: str, warn: Callable[[str], None]) -> int | None:
+        return numa_node(self._sysfs_root, bus_id, warn)
+
+    def mig_minors(self) -> Mapping[tuple[int, int, int | None], int]:
+        return read_mig_minors(self._procfs_root)
+
+    def gpus(self) -> tuple[ProcGpu | None, ...]:
+        return read_proc_gpus(self._procfs_root)
+
+
 def read_epoch(gpu: Gpu, driver_version: str, sysfs_root: Path, procfs_root: Path) -> str:
     """Text that changes with the node's boot, the driver's load, and the PCI device's removal.
 

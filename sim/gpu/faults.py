@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,7 +20,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+
+from hal import ComputeMode, FabricState
+from hal.nvml.api import Code
+from sim.gpu.returns import Answer, checked_call, checked_code, checked_value, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,11 +124,68 @@ class Repartition(ScenarioModel):
     mig: list[str] | None
 
 
+class _Returned(ScenarioModel):
+    """What `returns` and `driver-returns` have in common."""
+
+    calls: Annotated[tuple[Annotated[str, AfterValidator(checked_call)], ...], Field(min_length=1)]
+    code: Annotated[int | str, AfterValidator(checked_code)] | None = None
+    value: Annotated[int | dict[str, int] | str, AfterValidator(checked_value)] | None = None
+    every: Annotated[int, Field(ge=1)] = 1
+    for_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _code_or_value(self) -> Self:
+        if (self.code is None) == (self.value is None):
+            raise ValueError("give either a code or a value")
+        return self
+
+    @property
+    def answer(self) -> Answer:
+        if self.value is not None:
+            return Answer(Code.SUCCESS, value_of(self.value))
+        return Answer(Code[str(self.code)])
+
+
+class Returns(_Returned):
+    """Calls of NVML about the GPU return a code, or a value that is not the true one.
+
+    `calls` are [groups](nvml.md#returns) of functions, functions (of all versions, where none is
+    given), or `field:N` for one of the field values. `code` is a return code by name or number;
+    `SUCCESS` ends the fault for these calls. `value` is a number, the members of a structure
+    (`{used: 5}`), or the bytes of a text (`hex:f8 8a 41`). `mig` is the index of a MIG device:
+    calls about that one. `every`: only every so many calls. It lasts for `for_s` seconds (None:
+    until it recovers).
+    """
+
+    kind: Literal["returns"] = "returns"
+    mig: Annotated[int, Field(ge=0)] | None = None
+
+
+class ComputeModeChange(ScenarioModel):
+    """The compute mode is set, as by `nvidia-smi --compute-mode`."""
+
+    kind: Literal["compute-mode"] = "compute-mode"
+    mode: ComputeMode
+
+
+class Fabric(ScenarioModel):
+    """The state of the GPU's registration with the NVLink fabric, and the fabric's return code.
+
+    Until it is completed, CUDA fails on the GPU with error 802, while NVML answers. Only GPUs with
+    NVSwitches, from Hopper on, have it.
+    """
+
+    kind: Literal["fabric"] = "fabric"
+    state: FabricState
+    code: Annotated[int | str, AfterValidator(checked_code)] = "SUCCESS"
+
+
 class Recovery(ScenarioModel):
     """The GPU was reset, or the node rebooted: it responds again, without errors.
 
     A failed row remap and a thermal shutdown are over as well: a person has seen to them. The
-    airflow of its group (`cooling`) stays as it is.
+    airflow of its group (`cooling`) stays as it is. Calls return the truth again, and the fabric is
+    completed.
     """
 
     kind: Literal["recover"] = "recover"
@@ -160,15 +223,50 @@ class WatchMended(ScenarioModel):
     kind: Literal["watch-mended"] = "watch-mended"
 
 
+class DriverReturns(_Returned):
+    """As `returns`, for calls that are about no GPU (groups `events` and `system`).
+
+    It lasts for `for_s` seconds (None: until `driver-up`).
+    """
+
+    kind: Literal["driver-returns"] = "driver-returns"
+
+
+class ConfidentialReady(ScenarioModel):
+    """Whether the node's GPUs accept work in confidential computing (`confidential_compute`)."""
+
+    kind: Literal["confidential-ready"] = "confidential-ready"
+    ready: bool
+
+
 ConditionFault: TypeAlias = (
-    XidFault | EccFault | RowRemap | LostFault | Hang | ThermalShutdown | Unplug | Plug | Recovery
+    XidFault
+    | EccFault
+    | RowRemap
+    | LostFault
+    | Hang
+    | ThermalShutdown
+    | Unplug
+    | Plug
+    | Returns
+    | ComputeModeChange
+    | Fabric
+    | Recovery
 )
 """Faults that change the condition of a GPU, and what ends them."""
 
 GpuFault: TypeAlias = ConditionFault | Replacement | Repartition
 """Everything that can be injected into a GPU."""
 
-NodeFault: TypeAlias = DriverDown | DriverUp | DriverHang | WatchBroken | WatchMended
+NodeFault: TypeAlias = (
+    DriverDown
+    | DriverUp
+    | DriverHang
+    | DriverReturns
+    | WatchBroken
+    | WatchMended
+    | ConfidentialReady
+)
 """Everything that can be injected into the node as a whole."""
 
 Fault: TypeAlias = GpuFault | NodeFault

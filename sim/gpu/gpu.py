@@ -11,6 +11,7 @@ from hal import (
     ComputeProcess,
     EccError,
     Event,
+    FabricState,
     Gpu,
     GpuAppeared,
     GpuDisappeared,
@@ -26,11 +27,14 @@ from hal import (
     lookup_xid,
 )
 from sim.gpu.faults import (
+    ComputeModeChange,
     EccFault,
+    Fabric,
     Hang,
     LostFault,
     Plug,
     Recovery,
+    Returns,
     RowRemap,
     ThermalShutdown,
     Unplug,
@@ -38,6 +42,7 @@ from sim.gpu.faults import (
 )
 from sim.gpu.instances import placed
 from sim.gpu.profiles import slice_parameters
+from sim.gpu.returns import Returned
 from sim.gpu.scheduler import until_s
 
 if TYPE_CHECKING:
@@ -99,18 +104,27 @@ class SimulatedGpu:
     uncorrectable_ecc: int = 0
     resets: int = 0
     time_slice: TimeSliceLevel = TimeSliceLevel.DEFAULT
+    fabric: Fabric | None = None
+    """None for a GPU that is part of no NVLink fabric."""
+    returned: Returned = field(default_factory=Returned)
+    """What calls about it return in place of the truth."""
     _hung_until_s: float = -math.inf
     _loss_due_s: float = math.inf
 
     def __post_init__(self) -> None:
         self.instances = placed(self.identity.mig_devices, self.profile)
+        if self.profile.has_fabric:
+            self.fabric = Fabric(state=FabricState.COMPLETED)
 
     def listed(self) -> Gpu:
-        if not self.lost:
-            return self.identity
-        return replace(self.identity, state=GpuState.LOST)
+        gpu = self.identity
+        if self.profile.unified_memory:
+            gpu = replace(gpu, memory_bytes=0)
+        return replace(gpu, state=GpuState.LOST) if self.lost else gpu
 
-    def apply(self, what: ConditionFault, now_s: float) -> tuple[Event, ...]:
+    def apply(  # noqa: C901 - one case for each kind
+        self, what: ConditionFault, now_s: float
+    ) -> tuple[Event, ...]:
         """Apply a fault; returns what the driver reports. Only recovery changes a lost GPU."""
         match what:
             case XidFault():
@@ -129,8 +143,18 @@ class SimulatedGpu:
             case Plug():
                 self.plugged = True
                 return self._restart()
+            case Returns(calls=calls, answer=answer, for_s=for_s, every=every, mig=mig):
+                self.returned.add(calls, answer, now_s, for_s=for_s, every=every, mig=mig)
+                return ()
+            case ComputeModeChange(mode=mode):
+                self.identity = replace(self.identity, compute_mode=mode)
+                return ()
+            case Fabric():
+                self.fabric = what
+                return ()
             case Recovery():
                 self.row_remap_failed = False
+                self.returned.clear()
                 return self._restart()
             case _:
                 assert_never(what)
@@ -229,13 +253,14 @@ class SimulatedGpu:
     def telemetry(self, now_s: float) -> Telemetry:
         self.settle(now_s)
         load, physics, clocks = self.load, self.physics, self.profile.clocks_mhz
+        unified, reserved = self.profile.unified_memory, self.profile.memory_reserved_bytes or 0
         busy = load > 0
         sm_mhz = clocks.sm_max and clocks.sm_max * physics.speed_ppm // 1_000_000
         reasons = physics.throttle_reasons(busy=busy)
         return Telemetry(
             utilization=load,
-            memory_used_bytes=self._memory_used_bytes(),
-            memory_total_bytes=self.identity.memory_bytes,
+            memory_used_bytes=0 if unified else self.tenants_bytes + reserved,
+            memory_total_bytes=0 if unified else self.identity.memory_bytes,
             temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
             power_w=physics.power_w(load),
             power_limit_w=self.power_limit_w,
@@ -246,13 +271,23 @@ class SimulatedGpu:
             uncorrectable_ecc=self.uncorrectable_ecc if self.profile.ecc else None,
         )
 
+    def energy_j(self, now_s: float) -> float | None:
+        """What the board drew since its last reset; None where its power is not known."""
+        self.settle(now_s)
+        known = self.profile.power_w.default_limit is not None
+        return self.physics.energy_j if known else None
+
     def processes(self) -> tuple[ComputeProcess, ...]:
         """Tenants as the driver lists them; constant loads share a saturated GPU evenly."""
         demand = sum(tenant.utilization for _, tenant in self.tenants)
         scale = 1 / demand if demand > 1 else 1.0
         constant = (
             ComputeProcess(
-                pid, tenant.name, int(tenant.memory_gib * GIB), tenant.utilization * scale
+                pid,
+                tenant.name,
+                int(tenant.memory_gib * GIB),
+                tenant.utilization * scale,
+                graphics=tenant.graphics,
             )
             for pid, tenant in self.tenants
         )
@@ -323,6 +358,7 @@ class SimulatedGpu:
         self.recovery_action = RecoveryAction.NONE
         self._hung_until_s, self._loss_due_s = -math.inf, math.inf
         self.overheated = False
+        self.fabric = self.fabric and Fabric(state=FabricState.COMPLETED)
         self._count_reset()
         return (GpuAppeared(self.identity.uuid),) if was_lost else ()
 
@@ -333,6 +369,7 @@ class SimulatedGpu:
         self._follow_clocks()
         self.row_remap_pending = False
         self.corrected_ecc = self.uncorrectable_ecc = 0
+        self.physics.energy_j = 0.0
 
     def _follow_clocks(self) -> None:
         for tenancy in self.tenancies.values():
@@ -362,8 +399,9 @@ class SimulatedGpu:
         )
         return min(1.0, constant + shares)
 
-    def _memory_used_bytes(self) -> int:
-        reserved = self.profile.memory_reserved_bytes or 0
-        used = reserved + sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
+    @property
+    def tenants_bytes(self) -> int:
+        """Memory in use without what the driver keeps for itself."""
+        used = sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
         used += sum(sum(tenancy.memory.held_bytes.values()) for tenancy in self.tenancies.values())
-        return min(used, self.identity.memory_bytes)
+        return min(used, self.identity.memory_bytes - (self.profile.memory_reserved_bytes or 0))

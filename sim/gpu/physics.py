@@ -53,6 +53,8 @@ class Physics:
     limit_w: float | None = None
     """The power limit where it was set to another one than the board's default."""
     at_s: float = 0.0
+    energy_j: float = 0.0
+    """What the board drew up to `at_s`; 0 where its power is not known."""
     _temperature_c: float = IDLE_TEMPERATURE_C
 
     @property
@@ -105,6 +107,7 @@ class Physics:
         target_c = self._target_c(load)
         decay = math.exp(-(now_s - self.at_s) / THERMAL_TIME_CONSTANT_S)
         self._temperature_c = target_c + (self._temperature_c - target_c) * decay
+        self.energy_j += (self.power_w(load) or 0.0) * (now_s - self.at_s)
         self.at_s = now_s
 
     @property

@@ -24,6 +24,10 @@ _FIRST_WITH_LEVELS = (7, 5)
 """Turing: the driver knows time-slice levels from it on."""
 
 
+_FIRST_WITH_FABRIC = (9, 0)
+"""Hopper: NVML reports the state of the fabric from it on."""
+
+
 class _Facts(BaseModel):
     """Immutable facts; an unknown key in a file is a mistake."""
 
@@ -123,7 +127,10 @@ class TimeSlice(_Facts):
 
 
 class Profile(_Facts):
-    """A GPU model; with `tegra` the GPU of a system on a chip, which has a scheduler of its own."""
+    """A GPU model; with `tegra` the GPU of a system on a chip, which has a scheduler of its own.
+
+    With `unified_memory` it uses the host's memory, and NVML reports none of it.
+    """
 
     product: str
     architecture: str
@@ -141,9 +148,15 @@ class Profile(_Facts):
     nvlink: NvLink | None
     mig: tuple[MigProfile, ...]
     tegra: bool = False
+    unified_memory: bool = False
     time_slice: TimeSlice = TimeSlice()
     bus_ids: tuple[str, ...]
     sources: dict[str, str]
+
+    @property
+    def has_fabric(self) -> bool:
+        """True if it registers with an NVLink fabric: with NVLink, from Hopper on."""
+        return self.nvlink is not None and self.compute_capability >= _FIRST_WITH_FABRIC
 
     @property
     def has_levels(self) -> bool:

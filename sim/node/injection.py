@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from hal import DriverUnavailable
+from hal.nvml.api import Code, NvmlError
+from hal.nvml.failures import hal_error
 from sim.gpu.faults import (
+    ConfidentialReady,
     DriverDown,
     DriverHang,
+    DriverReturns,
     DriverUp,
+    Fabric,
     NodeFault,
     Plug,
     Repartition,
     Replacement,
+    Returns,
     WatchBroken,
     WatchMended,
     XidFault,
@@ -28,6 +34,7 @@ from sim.gpu.faults import (
     victims_of,
 )
 from sim.gpu.profiles import CannotPartition, check_partition
+from sim.gpu.returns import GROUPS, Returned
 from sim.gpu.scheduler import to_ns, until_s
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
     import simpy
 
+    from hal import HalError
     from sim.gpu.faults import Failures, Fault, GpuFault, TimedFault, Victims
     from sim.gpu.gpu import SimulatedGpu
     from sim.node.node import SimulatedNode
@@ -43,11 +51,17 @@ if TYPE_CHECKING:
     Events: TypeAlias = Generator[simpy.Event, object, None]
 
 
+EVENT_CALLS: Final = GROUPS["events"]
+
+
 @dataclass(slots=True)
 class SimulatedDriver:
     """State of the driver; times are model time in seconds."""
 
     loaded: bool = True
+    confidential_ready: bool = True
+    returned: Returned = field(default_factory=Returned)
+    """What calls that are about no GPU return in place of the truth."""
     _hung_until_s: float = -math.inf
     _unwatchable_until_s: float = -math.inf
 
@@ -57,12 +71,17 @@ class SimulatedDriver:
                 self.loaded = False
             case DriverUp():
                 self.loaded, self._hung_until_s = True, -math.inf
+                self.returned.clear()
             case DriverHang(for_s=for_s):
                 self._hung_until_s = until_s(now_s, for_s)
             case WatchBroken(for_s=for_s):
                 self._unwatchable_until_s = until_s(now_s, for_s)
             case WatchMended():
                 self._unwatchable_until_s = -math.inf
+            case DriverReturns(calls=calls, answer=answer, for_s=for_s, every=every):
+                self.returned.add(calls, answer, now_s, for_s=for_s, every=every)
+            case ConfidentialReady(ready=ready):
+                self.confidential_ready = ready
             case _:
                 assert_never(what)
 
@@ -79,9 +98,15 @@ class SimulatedDriver:
             "Load it: 'gpuplugin sim inject --driver up', or the fault driver-up",
         )
 
-    def watch_failure(self, now_s: float) -> DriverUnavailable | None:
+    def watch_failure(self, now_s: float) -> HalError | None:
         """What waiting for events raises; None if it works."""
-        failure = self.failure()
+        failure: HalError | None = self.failure()
+        for call in EVENT_CALLS:
+            answer = self.returned.always(call, now_s)
+            if answer is not None and answer.code not in (Code.SUCCESS, Code.TIMEOUT):
+                failure = failure or hal_error(
+                    NvmlError(answer.code, answer.code.name), "Waiting for GPU events"
+                )
         if failure is None and now_s < self._unwatchable_until_s:
             return DriverUnavailable(
                 "clients of the simulated driver cannot wait for events",
@@ -156,7 +181,11 @@ def check_applies(gpu: SimulatedGpu, what: GpuFault) -> None:
                 check_partition(gpu.identity.product, gpu.profile, mig)
             except CannotPartition as error:
                 raise CannotInject(str(error)) from error
-        case XidFault(mig=int(mig_index)) if mig_index >= len(gpu.identity.mig_devices):
+        case Fabric() if not gpu.profile.has_fabric:
+            raise CannotInject(f"GPU {index} ({gpu.identity.product}) is in no NVLink fabric")
+        case XidFault(mig=int(mig_index)) | Returns(mig=int(mig_index)) if mig_index >= len(
+            gpu.identity.mig_devices
+        ):
             raise CannotInject(
                 f"GPU {index} has no MIG device {mig_index}, "
                 f"only {len(gpu.identity.mig_devices)}, counted from 0"

@@ -16,8 +16,10 @@ import simpy
 
 from hal import EccError, GpuAppeared, Link, LinkKind, UnknownGpu, XidError
 from sim.gpu.faults import (
+    ConfidentialReady,
     DriverDown,
     DriverHang,
+    DriverReturns,
     DriverUp,
     GpuFault,
     Hang,
@@ -26,6 +28,7 @@ from sim.gpu.faults import (
     Recovery,
     Repartition,
     Replacement,
+    Returns,
     ThermalShutdown,
     WatchBroken,
     WatchMended,
@@ -86,6 +89,7 @@ class SimulatedNode:
         )
         """Where the NVLinks of each place lead, by index and link number."""
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._misread = False
         self.records: list[TenantRecord] = []
         """What came of every tenant that was started, in that order."""
         self._pids = itertools.count(FIRST_PID)
@@ -151,16 +155,18 @@ class SimulatedNode:
                 self._report(gpu.apply(what, now_s))
         if isinstance(what, Recovery | Plug):
             self.partitions.after_reset(gpu)
-        self.log("happening", {"uuid": gpu.identity.uuid, **what.model_dump()})
+        self.log("happening", {"uuid": gpu.identity.uuid, **what.model_dump(mode="json")})
         self.on_change()
-        if isinstance(what, Hang) and what.for_s is not None:
+        self._misread = self._misread or isinstance(what, Returns)
+        if isinstance(what, Hang | Returns) and what.for_s is not None:
             self._wake_after(what.for_s)
         if isinstance(what, ThermalShutdown):
             self.env.process(self._elapse_later(gpu, what.lost_after_s))
 
     def inject_node(self, what: NodeFault) -> None:
         self.driver.apply(what, self.now_s)
-        self.log("happening", dict(what.model_dump()))
+        self._misread = self._misread or isinstance(what, DriverReturns)
+        self.log("happening", dict(what.model_dump(mode="json")))
         match what:
             case DriverDown():
                 for gpu in self._present:
@@ -169,10 +175,10 @@ class SimulatedNode:
                 for gpu in self.gpus.values():
                     gpu.driver_loaded()
                     self.partitions.after_reset(gpu)
-            case DriverHang(for_s=for_s):
+            case DriverHang(for_s=for_s) | DriverReturns(for_s=for_s):
                 if for_s is not None:
                     self._wake_after(for_s)
-            case WatchBroken() | WatchMended():
+            case WatchBroken() | WatchMended() | ConfidentialReady():
                 pass
             case _:
                 assert_never(what)
@@ -184,6 +190,16 @@ class SimulatedNode:
             return True
         gpu = self.gpus.get(uuid) if uuid is not None else None
         return gpu is not None and self.driver.loaded and gpu.hangs(self.now_s)
+
+    @property
+    def misread(self) -> bool:
+        """True while calls of NVML return something else than what is the case."""
+        if self._misread:
+            everything = (self.driver.returned, *(gpu.returned for gpu in self.gpus.values()))
+            for returned in everything:
+                returned.expire(self.now_s)
+            self._misread = any(everything)
+        return self._misread
 
     def take_events(self) -> tuple[Event, ...]:
         taken = tuple(self._events)

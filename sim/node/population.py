@@ -8,7 +8,7 @@ import uuid as uuids
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from hal import ComputeMode, Gpu
+from hal import Gpu
 from hal.nvml.kernelfiles import canonical_bus_id
 from sim.gpu.profiles import load_profile, mig_device, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
@@ -60,7 +60,7 @@ class Identities:
                     product=profile.product,
                     memory_bytes=profile.memory_bytes,
                     compute_capability=profile.compute_capability,
-                    compute_mode=ComputeMode.DEFAULT,
+                    compute_mode=group.compute_mode,
                 )
                 gpu = self.partitioned(_identity_of(gpu, group.recorded), group.mig, profile)
                 yield _partition_of(gpu, group.recorded), profile

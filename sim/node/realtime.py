@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hal import DriverUnavailable, GpuLost, NotSupported
+from sim.node.reader import NodeReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,48 +170,55 @@ class SimBackend:
 
     def __init__(self, node: RealTimeNode) -> None:
         self._node = node
+        self._open = False
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
         with node.update() as model:
+            self._reader = NodeReader(model)
             self._driver_version = model.scenario.driver_version
 
     def open(self) -> None:
         self._node.start()
         with self._node.call():
-            pass
+            if self._open:
+                return
+            self._reader.connect()
+            self._driver_version = self._reader.driver_version()
+            self._open = True
 
     def close(self) -> None:
+        self._open = False
         self._node.interrupt()
 
     @property
     def driver_version(self) -> str:
-        """The version that the scenario names; known even while the driver does not answer."""
+        """That of the last `open`; known even while the driver does not answer."""
         return self._driver_version
 
     def gpus(self) -> tuple[Gpu, ...]:
-        with self._node.call() as model:
-            return model.listed()
+        with self._node.call():
+            return self._reader.gpus()
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
         return self._node.wait_events(timeout_s)
 
     def probe(self, uuid: str) -> Probe:
-        with self._node.call(uuid) as model:
-            return model.gpu(uuid).probe()
+        with self._node.call(uuid):
+            return self._reader.probe(uuid)
 
     def telemetry(self, uuid: str) -> Telemetry:
-        with self._node.call(uuid) as model:
-            return _reachable(model, uuid).telemetry(model.now_s)
+        with self._node.call(uuid):
+            return self._reader.telemetry(uuid)
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
-        with self._node.call(uuid) as model:
-            return _reachable(model, uuid).processes()
+        with self._node.call(uuid):
+            return self._reader.processes(uuid)
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         """Connections, computed again only when other GPUs respond."""
         with self._node.call() as model:
             answering = frozenset(uuid for uuid, gpu in model.gpus.items() if not gpu.lost)
             if self._links is None or self._links[0] != answering:
-                self._links = (answering, model.links())
+                self._links = (answering, self._reader.links())
         return self._links[1]
 
     def set_time_slice(self, uuid: str, level: TimeSliceLevel) -> None:

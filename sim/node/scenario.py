@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from gpuplugin.config.document import YamlError, read_yaml
-from hal import LinkKind
+from hal import ComputeMode, LinkKind
 from hal.nvml.kernelfiles import canonical_bus_id
 from sim.gpu.faults import Failures, Repartition, ScenarioModel, TimedFault, XidFault, problems
 from sim.gpu.nvlinks import MOST_NVLINKS
@@ -73,6 +73,7 @@ class GpuGroup(ScenarioModel):
     cooling: Annotated[float, Field(gt=0, le=2)] = 1.0
     oversubscribe: bool = False
     mechanism: Literal["time-slicing", "mps", "exclusive"] = "time-slicing"
+    compute_mode: ComputeMode = ComputeMode.DEFAULT
     recorded: RecordedGpu | None = None
 
     @model_validator(mode="after")
@@ -96,7 +97,8 @@ class Tenant(ScenarioModel):
     """A process on the GPU with index `gpu`, or on its MIG device `mig`.
 
     With a `workload` its kernels compete for the GPU; `occupancy` (0 to 1) is how much of it they
-    fill. Without one it is a constant load (`utilization`, 0 to 1) that nothing slows down.
+    fill. Without one it is a constant load (`utilization`, 0 to 1) that nothing slows down; with
+    `graphics` its context is one for graphics (Vulkan, X) and not for computing.
     """
 
     name: str
@@ -108,9 +110,12 @@ class Tenant(ScenarioModel):
     memory: MemoryUse | None = None
     utilization: Annotated[float, Field(ge=0, le=1)] = 0.5
     memory_gib: Annotated[float, Field(ge=0)] = 1.0
+    graphics: bool = False
 
     @model_validator(mode="after")
     def _constant_or_not(self) -> Tenant:
+        if self.workload is not None and self.graphics:
+            raise ValueError("a workload computes: leave it out, or graphics")
         if self.workload is None and (self.memory or self.start_s or self.mig is not None):
             raise ValueError("memory, mig and start_s need a workload; without one use memory_gib")
         return self
@@ -157,6 +162,8 @@ class Scenario(ScenarioModel):
     description: str = ""
     seed: int = 1
     driver_version: str = "580.105.08"
+    confidential_compute: bool = False
+    """True in a machine with confidential computing: GPUs then accept work only when ready."""
     gpus: Annotated[list[GpuGroup], Field(min_length=1)]
     tenants: list[Tenant] = Field(default_factory=list)
     pods: list[Pods] = Field(default_factory=list)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     Number: TypeAlias = ctypes.c_uint32 | ctypes.c_uint64 | ctypes.c_int32 | ctypes.c_int64
     CType: TypeAlias = type[ctypes.Structure | Number | ctypes.c_char]
 
-    Value: TypeAlias = int | str | ctypes.Structure | Sequence[int] | Sequence[ctypes.Structure]
+    Value: TypeAlias = (
+        int | str | bytes | ctypes.Structure | Sequence[int] | Sequence[ctypes.Structure]
+    )
     """What is written to one pointer of the caller."""
 
     Response: TypeAlias = Value | tuple[Value, ...]
@@ -221,6 +223,15 @@ class Functions:
 
 class ProcessInfoV1(ctypes.Structure):
     _fields_: ClassVar = [("pid", ctypes.c_uint32), ("usedGpuMemory", ctypes.c_uint64)]
+
+
+class ProcessInfoV3(ctypes.Structure):
+    """What drivers 535.43 to 535.86 write for version 3, in place of version 2's structure."""
+
+    _fields_: ClassVar = [
+        *pynvml.c_nvmlProcessInfo_v2_t._fields_,
+        ("usedGpuCcProtectedMemory", ctypes.c_uint64),
+    ]
 
 
 class EventDataV1(ctypes.Structure):

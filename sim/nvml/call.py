@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from hal.nvml.api import Code
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sim.gpu.gpu import SimulatedGpu
     from sim.gpu.instances import GpuInstance
     from sim.gpu.profiles import Profile
+    from sim.gpu.returns import Answer
     from sim.node.node import SimulatedNode
     from sim.nvml.functions.events import EventSets
     from sim.nvml.functions.gpm import GpmSamples
@@ -124,16 +125,42 @@ def _place(node: SimulatedNode, key: Key) -> Place | None:
     return None if mig is None and key[0] == "ci" else Place(gpu, mig, instance)
 
 
+class Enumerations:
+    """The GPUs of each session, in the order of their indices, which a session does not change.
+
+    A GPU that has left the bus has no index in a session that begins then: those behind it have
+    other indices. One that comes back during a session is its last.
+    """
+
+    def __init__(self) -> None:
+        self._positions: dict[int, list[int]] = {}
+
+    def of(self, session: int, node: SimulatedNode) -> list[SimulatedGpu]:
+        present = node.present
+        positions = self._positions.setdefault(session, [])
+        positions += [
+            position
+            for position, gpu in enumerate(present)
+            if gpu.plugged and position not in positions
+        ]
+        return [present[position] for position in positions]
+
+    def end(self, session: int) -> None:
+        self._positions.pop(session, None)
+
+
 @dataclass(frozen=True, slots=True)
 class NvmlCall:
-    """A call to a node that is held still.
+    """A call of `function` to a node that is held still.
 
     `numbers` are the arguments by value that are no device, in order; `texts` and `structures` are
     what the caller's pointers lead to, in order.
     """
 
+    function: str
     node: SimulatedNode
     handles: Handles
+    enumerations: Enumerations
     event_sets: EventSets
     samples: GpmSamples
     pids: ProcessIds
@@ -156,6 +183,29 @@ class NvmlCall:
     @property
     def mig(self) -> MigDevice | None:
         return self._place.mig
+
+    @property
+    def gpus(self) -> list[SimulatedGpu]:
+        """The GPUs by their indices in this session."""
+        return self.enumerations.of(self.session, self.node)
+
+    @property
+    def answer(self) -> Answer | None:
+        """What it returns in place of the truth, if anything. Asking counts as a call."""
+        now_s = self.node.now_s
+        if self.place is None:
+            return self.node.driver.returned.to(self.function, now_s)
+        mig = None if self.place.mig is None else self.place.mig.index
+        return self.place.gpu.returned.to(self.function, now_s, mig)
+
+    def found(self, gpu: SimulatedGpu, mig: MigDevice | None = None) -> int:
+        """The handle of a device that this call looks for; raises `NvmlFailure` in its place."""
+        if gpu.lost:
+            raise NvmlFailure(Code.GPU_IS_LOST)
+        answer = replace(self, place=Place(gpu, mig)).answer
+        if answer is not None and answer.code is not Code.SUCCESS:
+            raise NvmlFailure(answer.code)
+        return self.handle_of_gpu(gpu) if mig is None else self.handles.of(("mig", mig.uuid))
 
     @property
     def mig_device(self) -> MigDevice:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from hal.nvml.api import Code
+from sim.gpu.returns import not_simulated
 from sim.nvml.abi import PLACES, Kind
-from sim.nvml.call import Handles, NvmlCall, NvmlFailure, Place
+from sim.nvml.call import Enumerations, Handles, NvmlCall, NvmlFailure, Place
 from sim.nvml.functions import board, errors, events, gpm, instances, inventory, links, load, mig
 from sim.nvml.functions.events import EventSets
 from sim.nvml.functions.gpm import GpmSamples
@@ -28,11 +30,12 @@ from sim.nvml.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from sim.gpu import returns
     from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
-    from sim.nvml.abi import Function
+    from sim.nvml.abi import Function, Response, Value
     from sim.nvml.server import ProcessIds
 
 
@@ -56,9 +59,7 @@ LOCAL: Final = ("nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown", 
 """Those that the library answers by itself."""
 
 
-NOT_SIMULATED: Final = tuple(
-    resources.files("sim").joinpath("nvml", "not-simulated.txt").read_text("utf-8").split()
-)
+NOT_SIMULATED: Final = not_simulated()
 """Those that return `NOT_SUPPORTED` for every call."""
 
 
@@ -74,14 +75,71 @@ class Hello:
     deadline_s: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """A call of a process, not answered yet; `deadline_s` is on the monotonic clock."""
+    """A call of a process, not answered yet; `deadline_s` is on the monotonic clock.
+
+    `tried` is true once it was found to have to wait.
+    """
 
     function: Function
     given: tuple[Given, ...]
     session: int
     deadline_s: float = math.inf
+    tried: bool = False
+
+
+def responded(function: Function, call: NvmlCall, *, again: bool = False) -> Response | None:
+    """What the call returns, the truth or not; None while it waits. Raises `NvmlFailure`.
+
+    `again` is true for a call that has waited: what it returns in place of the truth is settled.
+    """
+    for place in (call.place, call.other):
+        if place is not None and place.gpu.lost:
+            raise NvmlFailure(Code.GPU_IS_LOST)
+        if place is not None and place.mig is not None and not function.mig:
+            raise NvmlFailure(Code.NOT_SUPPORTED)
+    answer = None if again else call.answer
+    if answer is None:
+        return function.response(call)
+    if answer.code is not Code.SUCCESS:
+        raise NvmlFailure(answer.code)
+    response = function.response(call)
+    return response if response is None or answer.value is None else odd(response, answer.value)
+
+
+def odd(response: Response, value: returns.Value) -> Response:
+    """The response with the value in place of its numbers, of its members, or of its text."""
+    if isinstance(response, tuple):
+        return tuple(_odd(one, value) for one in response)
+    return _odd(response, value)
+
+
+def _odd(one: Value, value: returns.Value) -> Value:
+    match one, value:
+        case ((str() | bytes()), bytes()):
+            return value
+        case int(), int():
+            return value
+        case ctypes.Structure(), int() | Mapping():
+            members = (
+                value
+                if isinstance(value, Mapping)
+                else {name: value for name, kind in _members(one) if name != "version"}
+            )
+            for name, number in members.items():
+                setattr(one, name, number)
+            return one
+        case list(), _:
+            return [_odd(element, value) for element in one]  # type: ignore[return-value]
+    return one
+
+
+def _members(structure: ctypes.Structure) -> Iterator[tuple[str, object]]:
+    """The members that are numbers."""
+    for name, kind, *_ in structure._fields_:
+        if isinstance(getattr(structure, name), int):
+            yield name, kind
 
 
 class Dispatcher:
@@ -91,6 +149,7 @@ class Dispatcher:
         self._node = node
         self._pids = pids
         self.handles = Handles()
+        self.enumerations = Enumerations()
         self.event_sets = EventSets()
         self.samples = GpmSamples()
         with node.read() as model:
@@ -112,6 +171,7 @@ class Dispatcher:
         with self._node.read():
             self.event_sets.end(session)
             self.samples.end(session)
+            self.enumerations.end(session)
 
     def response(self, pending: Hello | Request) -> bytes | None:
         """The response; None while the call hangs or waits."""
@@ -125,6 +185,10 @@ class Dispatcher:
                 return None
             if model.driver.failure() is not None:
                 return hello_bytes(Code.DRIVER_NOT_LOADED, 0)
+            answer = model.driver.returned.to("nvmlInit", model.now_s)
+            if answer is not None and answer.code is not Code.SUCCESS:
+                return hello_bytes(answer.code, 0)
+            self.enumerations.of(hello.new_session, model)
         return hello_bytes(Code.SUCCESS, hello.new_session)
 
     def _call(self, request: Request) -> bytes | None:
@@ -147,15 +211,12 @@ class Dispatcher:
         places = self._places(model, given)
         if any(model.hangs(place.gpu.identity.uuid) for place in places):
             return None
-        for place in places:
-            if place.gpu.lost:
-                raise NvmlFailure(Code.GPU_IS_LOST)
-            if place.mig is not None and not function.mig:
-                raise NvmlFailure(Code.NOT_SUPPORTED)
         self._pids.refresh(model)
         call = NvmlCall(
+            function.name,
             model,
             self.handles,
+            self.enumerations,
             self.event_sets,
             self.samples,
             self._pids,
@@ -166,7 +227,8 @@ class Dispatcher:
             texts=texts_of(given),
             structures=structures_of(given),
         )
-        response = function.response(call)
+        response = responded(function, call, again=request.tried)
+        request.tried = True
         if function.changes:
             self._node.changed()
         if response is not None:

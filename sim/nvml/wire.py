@@ -169,8 +169,8 @@ def _length(value: Value) -> int:
 
 def _bytes(one: Given, value: Value) -> bytes:
     ctype, room = one.argument.ctype, 0 if one.null else one.value
-    if isinstance(value, str):
-        data = value.encode() + b"\0"
+    if isinstance(value, str | bytes):
+        data = (value.encode() if isinstance(value, str) else value) + b"\0"
         if len(data) > room:
             raise NvmlFailure(Code.INSUFFICIENT_SIZE)
         return data

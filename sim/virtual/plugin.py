@@ -27,6 +27,7 @@ from gpuplugin.core.watch import Watch, WatchFailed, WatchPlan, judge_probes
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError, HalHung
 from sim.gpu.scheduler import to_ns
+from sim.node.reader import NodeReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -60,6 +61,7 @@ class VirtualPlugin:
         log: Log,
     ) -> None:
         self._node = node
+        self._reader = NodeReader(node)
         self._env = node.env
         health = health_policy(settings)
         self._model = NodeModel(
@@ -118,6 +120,8 @@ class VirtualPlugin:
         while True:
             try:
                 yield from self._call(deadlines.OPEN_DEADLINE_S)
+                self._reader.connect()
+                self._reader.driver_version()
                 if self._watch.plan.watch_events:
                     yield from self._call(deadlines.CALL_DEADLINE_S, watching=True)
                 yield from self._read()
@@ -182,12 +186,12 @@ class VirtualPlugin:
         """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
         yield from self._call(deadlines.CALL_DEADLINE_S)
         node, view = self._node, self._model.view
-        gpus = node.listed()
+        gpus = self._reader.gpus()
         results: dict[str, Probe | HalError] = {}
         for uuid in dict.fromkeys((*(gpu.uuid for gpu in gpus), *view.board.gpus)):
             try:
                 yield from self._call(deadlines.PROBE_DEADLINE_S, uuid)
-                results[uuid] = node.gpu(uuid).probe()
+                results[uuid] = self._reader.probe(uuid)
             except HalError as error:
                 results[uuid] = error
         probes = judge_probes(results, view.board)
@@ -195,7 +199,7 @@ class VirtualPlugin:
         events = () if self._watching_fails else node.take_events()
         self._apply(self._model.updated(gpus, probes.by_uuid, node.now_s, events))
         if {gpu.uuid for gpu in gpus} != known:
-            self._apply(self._model.linked(node.links(), node.now_s))
+            self._apply(self._model.linked(self._reader.links(), node.now_s))
 
     def _call(self, deadline_s: float, uuid: str | None = None, *, watching: bool = False) -> Steps:
         """A call to the driver, about a GPU or not; raises `HalError`, also at its deadline."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hal import Backend
-    from sim.gpu.faults import GpuFault
+    from sim.gpu.faults import GpuFault, NodeFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Subject:
 
     backend: Backend
     inject: Callable[[int, GpuFault], None] | None = None
+    node: RealTimeNode | None = None
 
     @property
     def uuids(self) -> tuple[str, ...]:
@@ -48,6 +49,13 @@ class Subject:
         if self.inject is None:
             pytest.skip("nothing can be made to happen to real GPUs")
         self.inject(gpu, what)
+
+    def let_node(self, what: NodeFault) -> None:
+        """Inject a fault into the node, or skip the test where that cannot be done."""
+        if self.node is None:
+            pytest.skip("nothing can be made to happen to a real driver")
+        with self.node.update() as model:
+            model.inject_node(what)
 
 
 MIG = ["3g.40gb", "2g.20gb", "1g.10gb"]
@@ -73,11 +81,15 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     if kind == "hardware":
         yield from _hardware()
     elif kind == "sim":
-        yield from _simulated(_node(SIMULATED[name]))
+        with simulated(SIMULATED[name]) as simulated_one:
+            yield simulated_one
     else:
         library = request.getfixturevalue("nvml_library")
-        with tempfile.TemporaryDirectory(prefix="gp") as folder:
-            yield from _over_library(_node(SIMULATED[name]), library, Path(folder))
+        with (
+            tempfile.TemporaryDirectory(prefix="gp") as folder,
+            over_library(SIMULATED[name], library, Path(folder)) as over_one,
+        ):
+            yield over_one
 
 
 @pytest.fixture(scope="session")
@@ -110,18 +122,23 @@ def _node(group: GpuGroup) -> RealTimeNode:
     return RealTimeNode(SimulatedNode(scenario))
 
 
-def _simulated(node: RealTimeNode) -> Iterator[Subject]:
+@contextmanager
+def simulated(group: GpuGroup) -> Iterator[Subject]:
+    """The simulated backend on a node with these GPUs."""
+    node = _node(group)
     backend = SimBackend(node)
     backend.open()
     try:
-        yield Subject(backend, lambda gpu, what: inject(node, gpu, what))
+        yield Subject(backend, lambda gpu, what: inject(node, gpu, what), node)
     finally:
         backend.close()
         node.stop()
 
 
-def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[Subject]:
+@contextmanager
+def over_library(group: GpuGroup, library: Path, folder: Path) -> Iterator[Subject]:
     """The NVML backend with the real binding, in the process that owns the node."""
+    node = _node(group)
     node.start()
     try:
         with (
@@ -134,7 +151,7 @@ def _over_library(node: RealTimeNode, library: Path, folder: Path) -> Iterator[S
             )
             backend.open()
             try:
-                yield Subject(backend, lambda gpu, what: inject(node, gpu, what))
+                yield Subject(backend, lambda gpu, what: inject(node, gpu, what), node)
             finally:
                 backend.close()
     finally:

@@ -156,7 +156,10 @@ def test_the_driver_and_the_watch(target: Target) -> None:
         (("--gpu", "0", "--watch", "broken"), "leave --gpu out"),
         (("--gpu", "0", "--lost", "--mig", "0"), "--mig goes with --xid"),
         (("--gpu", "0", "--lost", "--count", "2"), "--count goes with --ecc"),
-        (("--driver", "up", "--for", "2"), "--for goes with --driver hang and --watch broken"),
+        (
+            ("--driver", "up", "--for", "2"),
+            "--for goes with --returns, --driver hang and --watch broken",
+        ),
         (("--gpu", "0", "--hang", "--for", "2"), "give the seconds of a hang as --hang SECONDS"),
     ],
 )

@@ -144,6 +144,14 @@ def power_mw(call: NvmlCall) -> int:
     return _milli(call.gpu.telemetry(call.node.now_s).power_w)
 
 
+@function(
+    LIVE, "nvmlDeviceGetTotalEnergyConsumption", DEVICE, out(ctypes.c_uint64), note="from Volta on"
+)
+def energy_mj(call: NvmlCall) -> int:
+    """Since the driver was loaded, or the GPU reset."""
+    return _milli(call.gpu.energy_j(call.node.now_s))
+
+
 _MEMORY_POWER_SHARE = 0.48
 """Assumed: the memory's part of the idle board's power, as in a capture of an H100."""
 

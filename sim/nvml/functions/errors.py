@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -25,6 +26,7 @@ from sim.nvml.call import NvmlFailure, choice, known
 from sim.nvml.functions.board import (
     PowerScope,
     default_limit_mw,
+    energy_mj,
     limit_mw,
     limits_mw,
     memory_power_mw,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sim.gpu.profiles import Thermal
+    from sim.gpu.returns import Answer
     from sim.nvml.call import NvmlCall
 
 function, fields = Functions(), Functions()
@@ -204,6 +207,7 @@ FIELDS: dict[int, Callable[[NvmlCall], int]] = {
     193: _margin(lambda limits: limits.shutdown),
     194: _margin(lambda limits: limits.slowdown),
     196: _margin(lambda _: 0),
+    pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION: energy_mj,
     230: lambda call: known(_ACTIONS.get(call.gpu.recovery_action)),
 }
 """By NVML's field id. Those from 193 on have no names in older bindings: margins (shutdown,
@@ -226,8 +230,10 @@ No simulated board reports the power of its module.
 _SIGNED = frozenset({193, 194, 196})
 
 
-def _field(value: ctypes.Structure) -> Callable[[NvmlCall], int]:
+def _field(value: ctypes.Structure, answer: Answer | None) -> Callable[[NvmlCall], int]:
     """What reads a field; the scope is a link's number in fields of links, 0 in most others."""
+    if answer is not None and answer.code is not Code.SUCCESS:
+        raise NvmlFailure(answer.code)
     if value.fieldId in POWER_FIELDS:
         scope = PowerScope(choice(value.scopeId, *PowerScope))
         response = POWER_FIELDS[value.fieldId].get(scope)
@@ -240,11 +246,14 @@ def _field(value: ctypes.Structure) -> Callable[[NvmlCall], int]:
 
 def _filled(call: NvmlCall, value: ctypes.Structure) -> ctypes.Structure:
     value.timestamp, value.latencyUsec = int(call.node.now_s * 1e6), 0
+    answer = replace(call, function=f"field:{value.fieldId}").answer
     try:
-        number = _field(value)(call)
+        number = _field(value, answer)(call)
     except NvmlFailure as failure:
         value.nvmlReturn = failure.code
         return value
+    if answer is not None and isinstance(answer.value, int):
+        number = answer.value
     value.nvmlReturn = Code.SUCCESS
     if value.fieldId in _SIGNED:
         value.valueType, value.value.siVal = pynvml.NVML_VALUE_TYPE_SIGNED_INT, number

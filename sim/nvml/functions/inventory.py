@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pynvml
 
+from hal import ComputeMode
 from hal.nvml.api import Code
 from sim.nvml.abi import (
     ASSUMED,
@@ -77,20 +78,15 @@ def architecture(gpu: SimulatedGpu) -> int:
 @function(LIVE, "nvmlDeviceGetHandleByIndex nvmlDeviceGetHandleByIndex_v2", U32, out(Device))
 def _by_index(call: NvmlCall) -> int:
     (index,) = call.numbers
-    if index >= len(call.node.present):
+    gpus = call.gpus
+    if index >= len(gpus):
         raise NvmlFailure(Code.INVALID_ARGUMENT)
-    return _handle(call, call.node.present[index])
-
-
-def _handle(call: NvmlCall, gpu: SimulatedGpu) -> int:
-    if gpu.lost:
-        raise NvmlFailure(Code.GPU_IS_LOST)
-    return call.handle_of_gpu(gpu)
+    return call.found(gpus[index])
 
 
 def _first(call: NvmlCall, wanted: Callable[[SimulatedGpu], int | None]) -> int:
     """The handle that `wanted` finds; a lost GPU cannot be identified."""
-    for gpu in call.node.present:
+    for gpu in call.gpus:
         if gpu.lost:
             raise NvmlFailure(Code.GPU_IS_LOST)
         found = wanted(gpu)
@@ -102,9 +98,10 @@ def _first(call: NvmlCall, wanted: Callable[[SimulatedGpu], int | None]) -> int:
 def _of_uuid(call: NvmlCall, uuid: str) -> int:
     def wanted(gpu: SimulatedGpu) -> int | None:
         if gpu.identity.uuid == uuid:
-            return call.handle_of_gpu(gpu)
-        if any(device.uuid == uuid for device in gpu.identity.mig_devices):
-            return call.handles.of(("mig", uuid))
+            return call.found(gpu)
+        for device in gpu.identity.mig_devices:
+            if device.uuid == uuid:
+                return call.found(gpu, device)
         return None
 
     return _first(call, wanted)
@@ -141,7 +138,7 @@ def _by_uuid_v(call: NvmlCall) -> tuple[ctypes.Structure, int]:
 def _by_serial(call: NvmlCall) -> int:
     def wanted(gpu: SimulatedGpu) -> int | None:
         same = not is_geforce(gpu) and serial(gpu) == call.texts[0]
-        return call.handle_of_gpu(gpu) if same else None
+        return call.found(gpu) if same else None
 
     return _first(call, wanted)
 
@@ -153,9 +150,9 @@ def _by_bus_id(call: NvmlCall) -> int:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
     domain, bus, device = (int(part or "0", 16) for part in match.groups()[:3])
     wanted = f"{domain:08X}:{bus:02X}:{device:02X}.{match[4] or 0}"
-    for gpu in call.node.present:
+    for gpu in call.gpus:
         if gpu.identity.pci_bus_id == wanted:
-            return _handle(call, gpu)
+            return call.found(gpu)
     raise NvmlFailure(Code.NOT_FOUND)
 
 
@@ -229,7 +226,7 @@ def _serial(call: NvmlCall) -> str:
 
 @function(CONSTANT, "nvmlDeviceGetIndex", DEVICE, out(), mig=True)
 def _index(call: NvmlCall) -> int:
-    return call.gpu.identity.index if call.mig is None else call.mig.index
+    return call.gpus.index(call.gpu) if call.mig is None else call.mig.index
 
 
 @function(CONSTANT, "nvmlDeviceGetMinorNumber", DEVICE, out(), mig=True)
@@ -303,12 +300,50 @@ _ZERO = (
     "nvmlDeviceGetMultiGpuBoard nvmlDeviceGetDisplayMode nvmlDeviceGetDisplayActive "
     "nvmlDeviceGetVirtualizationMode"
 )
-_ZERO_OF_MIG = "nvmlDeviceGetAccountingMode nvmlDeviceGetComputeMode"
-function(LIVE, _COUNTS, out(), note="lost ones included")(lambda call: len(call.node.present))
+function(LIVE, _COUNTS, out(), note="lost ones included")(lambda call: len(call.gpus))
 function(CONSTANT, _ZERO, DEVICE, out(), note="0")(lambda _: 0)
-function(CONSTANT, _ZERO_OF_MIG, DEVICE, out(), note="0", mig=True)(lambda _: 0)
+function(CONSTANT, "nvmlDeviceGetAccountingMode", DEVICE, out(), note="0", mig=True)(lambda _: 0)
 function(CONSTANT, "nvmlDeviceOnSameBoard", DEVICE, DEVICE, out(), note="0")(lambda _: 0)
 function(CONSTANT, "nvmlDeviceGetPersistenceMode", DEVICE, out(), note="on", mig=True)(lambda _: 1)
+
+
+_COMPUTE_MODES = {
+    ComputeMode.DEFAULT: 0,
+    ComputeMode.PROHIBITED: 2,
+    ComputeMode.EXCLUSIVE_PROCESS: 3,
+}
+
+
+@function(LIVE, "nvmlDeviceGetComputeMode", DEVICE, out(), mig=True)
+def _compute_mode(call: NvmlCall) -> int:
+    mode = call.gpu.identity.compute_mode
+    return known(None if mode is None else _COMPUTE_MODES[mode])
+
+
+_NO_CONFIDENTIAL = "with `confidential_compute` in the scenario"
+
+
+@system(
+    CONSTANT,
+    "nvmlSystemGetConfComputeState",
+    out(pynvml.c_nvmlConfComputeSystemState_t),
+    note=_NO_CONFIDENTIAL,
+)
+def _confidential(call: NvmlCall) -> ctypes.Structure:
+    _in_confidential_computing(call)
+    state: ctypes.Structure = pynvml.c_nvmlConfComputeSystemState_t(environment=2, ccFeature=1)
+    return state
+
+
+@system(LIVE, "nvmlSystemGetConfComputeGpusReadyState", out(), note=_NO_CONFIDENTIAL)
+def _confidential_ready(call: NvmlCall) -> int:
+    _in_confidential_computing(call)
+    return int(call.node.driver.confidential_ready)
+
+
+def _in_confidential_computing(call: NvmlCall) -> None:
+    if not call.node.scenario.confidential_compute:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
 _CUDA_OF_DRIVER = {525: 12000, 535: 12020, 550: 12040, 560: 12060, 570: 12080, 580: 13000}

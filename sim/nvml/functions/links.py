@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import pynvml
 
-from hal import LinkKind
+from hal import FabricState, LinkKind
 from hal.nvml.api import Code
 from sim.gpu.nvlinks import MOST_NVLINKS, Peer, Switch
 from sim.nvml.abi import (
@@ -22,6 +22,7 @@ from sim.nvml.abi import (
     out,
     pci_info,
     pci_info_v2,
+    versioned,
 )
 from sim.nvml.call import NvmlFailure, choice, known
 from sim.nvml.functions.inventory import architecture
@@ -200,3 +201,46 @@ def _nvlink_capability(call: NvmlCall) -> int:
     _end(call)
     choice(call.numbers[1], *range(6))
     return int(call.numbers[1] != pynvml.NVML_NVLINK_CAP_SLI_BRIDGE)
+
+
+_FABRIC_STATES = {
+    FabricState.NOT_STARTED: 1,
+    FabricState.IN_PROGRESS: 2,
+    FabricState.COMPLETED: 3,
+}
+_HAS_FABRIC = "from Hopper on, with NVLink"
+
+
+def _fabric(call: NvmlCall, info: ctypes.Structure) -> ctypes.Structure:
+    fabric = call.gpu.fabric
+    if fabric is None:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    info.state, info.status = _FABRIC_STATES[fabric.state], Code[str(fabric.code)]
+    return info
+
+
+@function(
+    LIVE,
+    "nvmlDeviceGetGpuFabricInfo",
+    *(DEVICE, out(pynvml.c_nvmlGpuFabricInfo_t)),
+    note=_HAS_FABRIC,
+)
+def _fabric_v1(call: NvmlCall) -> ctypes.Structure:
+    return _fabric(call, pynvml.c_nvmlGpuFabricInfo_t())
+
+
+@function(
+    LIVE,
+    "nvmlDeviceGetGpuFabricInfoV",
+    *(
+        DEVICE,
+        versioned(
+            (pynvml.nvmlGpuFabricInfo_v2, pynvml.c_nvmlGpuFabricInfo_v2_t),
+            (pynvml.nvmlGpuFabricInfo_v3, pynvml.c_nvmlGpuFabricInfo_v3_t),
+        ),
+    ),
+    note=_HAS_FABRIC,
+)
+def _fabric_of_version(call: NvmlCall) -> ctypes.Structure:
+    (info,) = call.structures
+    return _fabric(call, info)

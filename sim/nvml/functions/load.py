@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pynvml
 
-from hal.nvml.api import Code
+from hal.nvml.api import Code, has_long_process_entries
 from sim.gpu.profiles import MIB
 from sim.nvml.abi import (
     ASSUMED,
@@ -17,6 +18,7 @@ from sim.nvml.abi import (
     U64,
     Functions,
     ProcessInfoV1,
+    ProcessInfoV3,
     array,
     out,
     version,
@@ -45,16 +47,20 @@ def _memory(call: NvmlCall) -> tuple[int, int, int]:
     if call.mig is not None:
         tenancy = call.gpu.tenancies[call.mig.uuid]
         return call.mig.memory_bytes, 0, tenancy.memory.used_bytes
-    reading = call.gpu.telemetry(call.node.now_s)
-    reserved = call.profile.memory_reserved_bytes or 0
-    return reading.memory_total_bytes, reserved, max(0, reading.memory_used_bytes - reserved)
+    if call.profile.unified_memory:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    return (
+        call.gpu.identity.memory_bytes,
+        call.profile.memory_reserved_bytes or 0,
+        call.gpu.tenants_bytes,
+    )
 
 
 @function(
     LIVE,
     "nvmlDeviceGetMemoryInfo",
     *(DEVICE, out(pynvml.c_nvmlMemory_t)),
-    note="used includes what the driver keeps",
+    note="used includes what the driver keeps; not of models that use the host's memory",
     mig=True,
 )
 def _memory_v1(call: NvmlCall) -> ctypes.Structure:
@@ -68,6 +74,7 @@ def _memory_v1(call: NvmlCall) -> ctypes.Structure:
     LIVE,
     "nvmlDeviceGetMemoryInfo_v2",
     *(DEVICE, versioned(version(pynvml.c_nvmlMemory_v2_t, 2))),
+    note="not of models that use the host's memory",
     mig=True,
 )
 def _memory_v2(call: NvmlCall) -> ctypes.Structure:
@@ -130,34 +137,35 @@ def _idle_engine(call: NvmlCall) -> tuple[int, int]:
     return 0, _SAMPLE_US
 
 
-def _processes(call: NvmlCall) -> list[ComputeProcess]:
+def _processes(call: NvmlCall, *, graphics: bool) -> list[ComputeProcess]:
     """Those of the MIG device, or all of the GPU, MIG devices included."""
-    listed = call.gpu.processes()
+    listed = [one for one in call.gpu.processes() if one.graphics is graphics]
     if call.mig is None:
-        return list(listed)
+        return listed
     return [process for process in listed if process.mig_uuid == call.mig.uuid]
 
 
 _V1, _V2 = array(ProcessInfoV1, 1), array(pynvml.c_nvmlProcessInfo_v2_t, 1)
-_COMPUTE = "nvmlDeviceGetComputeRunningProcesses"
 
 
-@function(LIVE, _COMPUTE, DEVICE, COUNT, _V1, mig=True)
-def _listed_v1(call: NvmlCall) -> list[ctypes.Structure]:
+def _listed_v1(call: NvmlCall, *, graphics: bool) -> list[ctypes.Structure]:
     return [
         ProcessInfoV1(pid=call.pids.shown(process.pid), usedGpuMemory=process.memory_bytes or 0)
-        for process in _processes(call)
+        for process in _processes(call, graphics=graphics)
     ]
 
 
-@function(LIVE, f"{_COMPUTE}_v2 {_COMPUTE}_v3", DEVICE, COUNT, _V2, mig=True)
-def _listed(call: NvmlCall) -> list[ctypes.Structure]:
+def _listed(call: NvmlCall, *, graphics: bool) -> list[ctypes.Structure]:
     migs = {mig.uuid: mig for mig in call.gpu.identity.mig_devices}
+    longer = call.function.endswith("_v3") and has_long_process_entries(
+        call.node.scenario.driver_version
+    )
+    structure = ProcessInfoV3 if longer else pynvml.c_nvmlProcessInfo_v2_t
     found = []
-    for process in _processes(call):
+    for process in _processes(call, graphics=graphics):
         mig = migs.get(process.mig_uuid or "")
         found.append(
-            pynvml.c_nvmlProcessInfo_v2_t(
+            structure(
                 pid=call.pids.shown(process.pid),
                 usedGpuMemory=process.memory_bytes or 0,
                 gpuInstanceId=NO_INSTANCE if mig is None else mig.gpu_instance,
@@ -167,9 +175,20 @@ def _listed(call: NvmlCall) -> list[ctypes.Structure]:
     return found
 
 
-for _name in ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
-    for _names, _array in ((_name, _V1), (f"{_name}_v2 {_name}_v3", _V2)):
-        function(CONSTANT, _names, DEVICE, COUNT, _array, note="none", mig=True)(lambda _: [])
+_LONG_ENTRIES = "32 bytes each in version 3 of drivers 535.43 to 535.86"
+for _kind, _graphics in (("Compute", False), ("Graphics", True)):
+    _name = f"nvmlDeviceGet{_kind}RunningProcesses"
+    function(LIVE, _name, DEVICE, COUNT, _V1, mig=True)(partial(_listed_v1, graphics=_graphics))
+    function(LIVE, f"{_name}_v2", DEVICE, COUNT, _V2, mig=True)(
+        partial(_listed, graphics=_graphics)
+    )
+    function(LIVE, f"{_name}_v3", DEVICE, COUNT, _V2, note=_LONG_ENTRIES, mig=True)(
+        partial(_listed, graphics=_graphics)
+    )
+
+_MPS = "nvmlDeviceGetMPSComputeRunningProcesses"
+for _names, _array in ((_MPS, _V1), (f"{_MPS}_v2 {_MPS}_v3", _V2)):
+    function(CONSTANT, _names, DEVICE, COUNT, _array, note="none", mig=True)(lambda _: [])
 
 
 @function(

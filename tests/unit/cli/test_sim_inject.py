@@ -25,6 +25,22 @@ OPTIONS = {
     "--repartition none": "MIG is off",
     "--repartition 1g.10gb,2g.20gb": "MIG devices 1g.10gb, 2g.20gb",
     "--recover": "recovered, as after a reset",
+    "--gpu 0 --returns memory --code not-supported": "memory return NOT_SUPPORTED until it "
+    "recovers",
+    "--gpu 0 --returns nvmlDeviceGetName,field:230 --value hex:f88a41 --mig 1 --every 3 --for 2": (
+        "MIG device 1: nvmlDeviceGetName, field:230 return hex:f88a41 at one call in 3 for 2 s"
+    ),
+    "--gpu 0 --returns memory --value used=5,free=0x10": (
+        "memory return {'used': 5, 'free': 16} until it recovers"
+    ),
+    "--gpu 0 --returns memory --code 0": "memory return the truth",
+    "--returns nvmlDeviceGetCount --code 999": (
+        "nvmlDeviceGetCount return UNKNOWN until --driver up"
+    ),
+    "--compute-mode exclusive-process": "compute mode exclusive-process",
+    "--fabric in-progress": "NVLink fabric in-progress",
+    "--fabric completed --code unknown": "NVLink fabric completed, UNKNOWN",
+    "--confidential not-ready": "GPUs are not ready for confidential computing",
     "--driver down": "the driver is not loaded",
     "--driver up": "the driver was reloaded",
     "--driver hang": "the driver hangs until --driver up",

@@ -76,8 +76,11 @@ def check_readings(gpu: SimulatedGpu, now_s: float) -> None:
     assert 0 <= shares <= 1 + 1e-9
     memory = sum(process.memory_bytes or 0 for process in processes)
     reserved = profile.memory_reserved_bytes or 0
-    assert telemetry.memory_used_bytes == min(reserved + memory, telemetry.memory_total_bytes)
-    assert telemetry.memory_total_bytes == profile.memory_bytes
+    if profile.unified_memory:
+        assert (telemetry.memory_used_bytes, telemetry.memory_total_bytes) == (0, 0)
+    else:
+        assert telemetry.memory_used_bytes == min(reserved + memory, profile.memory_bytes)
+        assert telemetry.memory_total_bytes == profile.memory_bytes
     if telemetry.power_w is not None and telemetry.power_limit_w is not None:
         assert 0 < telemetry.power_w <= telemetry.power_limit_w
     assert telemetry.temperature_c is not None
