@@ -196,6 +196,7 @@ _SIM_COMMANDS = {
     "replay": ("simreplay", "add"),
     "node": ("simkubelet", "add_node"),
     "env": ("simnode", "add_env"),
+    "smi": ("simsmi", "add"),
     "inject": ("siminject", "add"),
     "share": ("simshare", "add"),
     "run": ("simrun", "add_run"),

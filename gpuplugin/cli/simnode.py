@@ -18,6 +18,7 @@ from sim.node.scenario import ScenarioError, load_scenario
 from sim.node.serve import CannotServe, kernel_folder, served
 from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import StandIns, nvml_socket
+from sim.smi.install import install
 
 if TYPE_CHECKING:
     import argparse
@@ -60,8 +61,10 @@ def env(parsed: argparse.Namespace) -> int:
     except CannotBuild as error:
         return fail(error)
     folder = shlex.quote(str(library.parent))
+    programs = shlex.quote(str(install(library.parent)))
     path = shlex.quote(str(nvml_socket(Path(parsed.kubelet_dir)).absolute()))
     print(f'export LD_LIBRARY_PATH={folder}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
+    print(f'export PATH={programs}"${{PATH:+:$PATH}}"')
     print(f"export GPUPLUGIN_SIM_NVML={path}")
     kernel = kernel_folder(Path(parsed.kubelet_dir)).absolute()
     print(f"export GPUPLUGIN_SYSFS_ROOT={shlex.quote(str(kernel / 'sys'))}")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gpuplugin.linesocket import ControlError, ask
-from hal import UnknownGpu
+from hal import HalError, TimeSliceLevel, UnknownGpu
 from sim.gpu.faults import FAULT, GpuFault, NodeFault, problems
 from sim.lineserver import LineServer
 from sim.node.injection import CannotInject
+from sim.node.realtime import SimBackend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,7 @@ class GpuStatus(_Message):
     product: str
     lost: bool
     recovery_action: str
+    time_slice: TimeSliceLevel
     tenants: list[str]
 
 
@@ -66,6 +68,8 @@ def serve_control(node: RealTimeNode, path: Path) -> LineServer:
     def handle(request: Mapping[str, object]) -> Mapping[str, object]:
         if "inject" in request:
             return _inject(node, request)
+        if "time_slice" in request:
+            return _set_time_slice(node, request)
         return _status(node)
 
     return LineServer(path, handle)
@@ -79,6 +83,11 @@ def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
     """
     request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
     return Injected.model_validate(ask(path, request, RESPONSE_TIMEOUT_S))
+
+
+def set_time_slice(path: Path, uuid: str, level: TimeSliceLevel) -> None:
+    """Set a GPU's time slice; raises `ControlError` if it has no levels, or without a node."""
+    ask(path, {"time_slice": int(level), "gpu": uuid}, RESPONSE_TIMEOUT_S)
 
 
 def status(path: Path) -> list[GpuStatus]:
@@ -133,6 +142,17 @@ def _inject_into(model: SimulatedNode, named: str, what: GpuFault) -> list[Simul
     return met
 
 
+def _set_time_slice(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
+    try:
+        level = TimeSliceLevel(int(str(request["time_slice"])))
+        SimBackend(node).set_time_slice(str(request.get("gpu")), level)
+    except ValueError as error:
+        raise ControlError(f"no time-slice level: {request['time_slice']!r}") from error
+    except HalError as error:
+        raise ControlError(error.cause) from error
+    return {}
+
+
 def _status(node: RealTimeNode) -> Mapping[str, object]:
     with node.update() as model:
         return {
@@ -145,6 +165,7 @@ def _status(node: RealTimeNode) -> Mapping[str, object]:
                     product=gpu.identity.product,
                     lost=gpu.lost,
                     recovery_action=gpu.recovery_action.value,
+                    time_slice=gpu.time_slice,
                     tenants=[tenant.name for _, tenant in gpu.tenants],
                 ).model_dump()
                 for gpu in model.present

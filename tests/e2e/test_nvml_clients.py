@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.conftest import eventually
+from tests.e2e.conftest import DEADLINE_S, eventually
 from tests.e2e.served import ServedNode
 
 if TYPE_CHECKING:
@@ -153,3 +154,48 @@ def test_nvitop_shows_a_lost_gpu(maimed: ServedNode) -> None:
     assert "GPU is Lost" in text
     assert "trainer" in text
     assert "notebook" not in text
+
+
+def _smi(served: ServedNode, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`nvidia-smi` as a shell finds it on the PATH that `sim env` exports."""
+    return subprocess.run(
+        ["nvidia-smi", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=served.env,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def test_nvidia_smi_lists_gpus_and_tenants(sound: ServedNode) -> None:
+    lines = _smi(sound, "-L").stdout.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"GPU {number}: {PRODUCT}" for number in range(3)
+    ]
+    query = "--query-compute-apps=process_name,used_memory"
+    rows = _smi(sound, query, "--format=csv,noheader,nounits").stdout.splitlines()
+    expected = [f"{name}, {memory}" for gpu in TENANTS for name, memory in gpu]
+    assert sorted(rows) == sorted(expected)
+
+
+def test_nvidia_smi_sets_time_slices_and_refuses_to_reset_what_is_in_use(
+    sound: ServedNode,
+) -> None:
+    uuid = _smi(sound, "--query-gpu=uuid", "--format=csv,noheader", "-i", "1").stdout.strip()
+    done = _smi(sound, "compute-policy", "-i", uuid, "--set-timeslice=2")
+    assert done.returncode == 0, done.stdout
+    listed = _smi(sound, "compute-policy", "--list").stdout
+    assert [line.split()[3] for line in listed.splitlines() if "Timeslice" in line] == [
+        *("Default", "Medium", "Default"),
+    ]
+    assert _smi(sound, "-r", "-i", "0").returncode == 19
+    assert "successfully reset" in _smi(sound, "-r", "-i", "1").stdout
+
+
+def test_nvidia_smi_meets_a_lost_gpu(maimed: ServedNode) -> None:
+    done = _smi(maimed)
+    assert done.returncode == 15
+    assert "GPU is lost" in done.stdout
+    assert _smi(maimed, "-i", "0,1").returncode == 0

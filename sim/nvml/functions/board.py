@@ -37,7 +37,7 @@ _CURRENT, _TARGET, _DEFAULT_TARGET, _BOOST_MAX = range(4)
 _SHUTDOWN, _SLOWDOWN, _MEM_MAX, _GPU_MAX = range(4)
 _CLOCK_STEP_MHZ = 15
 _IDLE_PSTATE_GEFORCE = 8
-_HOPPER = 9
+_ADA, _HOPPER = 8, 9
 _CLOCKS = "graphics, SM, memory, and video where a source has it"
 
 _REASONS = {
@@ -150,6 +150,13 @@ def power_mw(call: NvmlCall) -> int:
 def energy_mj(call: NvmlCall) -> int:
     """Since the driver was loaded, or the GPU reset."""
     return _milli(call.gpu.energy_j(call.node.now_s))
+
+
+def average_power_mw(call: NvmlCall) -> int:
+    """The average has a field of its own from Ada on."""
+    if architecture(call.gpu) < _ADA:
+        raise NvmlFailure(Code.NOT_SUPPORTED)
+    return power_mw(call)
 
 
 _MEMORY_POWER_SHARE = 0.48

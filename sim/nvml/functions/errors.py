@@ -25,6 +25,7 @@ from sim.nvml.abi import (
 from sim.nvml.call import NvmlFailure, choice, known
 from sim.nvml.functions.board import (
     PowerScope,
+    average_power_mw,
     default_limit_mw,
     energy_mj,
     limit_mw,
@@ -214,7 +215,7 @@ FIELDS: dict[int, Callable[[NvmlCall], int]] = {
 slowdown, most) and recovery action."""
 
 POWER_FIELDS: dict[int, Mapping[PowerScope, Callable[[NvmlCall], int]]] = {
-    185: {PowerScope.GPU: power_mw, PowerScope.MEMORY: memory_power_mw},
+    185: {PowerScope.GPU: average_power_mw, PowerScope.MEMORY: memory_power_mw},
     186: {PowerScope.GPU: power_mw},
     187: {PowerScope.GPU: lambda call: limits_mw(call)[0]},
     188: {PowerScope.GPU: lambda call: limits_mw(call)[1]},

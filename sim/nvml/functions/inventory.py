@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import re
 import uuid as uuids
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pynvml
 
@@ -271,6 +271,22 @@ def _vbios(call: NvmlCall) -> str:
 @function(CONSTANT, "nvmlDeviceGetBoardPartNumber", DEVICE, text_out(2), U32)
 def _part_number(call: NvmlCall) -> str:
     return _printed(call.profile.board.part_number)
+
+
+class FirmwareVersion(ctypes.Structure):
+    """A string in a buffer of a fixed size."""
+
+    _fields_: ClassVar = [("text", ctypes.c_char * 64)]
+
+
+@function(
+    ASSUMED, "nvmlDeviceGetGspFirmwareVersion", DEVICE, out(FirmwareVersion), note="the driver's"
+)
+def _gsp_version(call: NvmlCall) -> ctypes.Structure:
+    return FirmwareVersion(_driver_version(call).encode())
+
+
+function(CONSTANT, "nvmlDeviceGetAccountingBufferSize", DEVICE, out(), note="4000")(lambda _: 4000)
 
 
 def _printed(value: str | None) -> str:
