@@ -22,7 +22,7 @@ from benchmarks.machine import processes_of
 from benchmarks.servers import DidNotStart
 from gpuplugin.linesocket import ControlError
 from sim.node.control import control_socket, status
-from sim.node.serve import kernel_folder
+from sim.node.kernel import kernel_folder
 from sim.nvml.library import CannotBuild, built_library
 from sim.nvml.server import nvml_socket
 

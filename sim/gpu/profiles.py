@@ -273,11 +273,18 @@ def instance_memory_bytes(mig: MigProfile, profile: Profile) -> int:
     return profile.memory_bytes * slices // MEMORY_SLICES
 
 
-def _device_nodes(gpu_minor: int, gpu_instance: int) -> tuple[str, ...]:
-    """The driver numbers capabilities so: 135 for each GPU, 9 for each GPU instance, from 3 on."""
-    access = 3 + 135 * gpu_minor + 9 * gpu_instance
+def capability_minor(gpu_index: int, gpu_instance: int) -> int:
+    """Of a GPU instance; the next one is that of its compute instance.
+
+    The driver numbers capabilities so: 135 for each GPU, 9 for each GPU instance, from 3 on.
+    """
+    return 3 + 135 * gpu_index + 9 * gpu_instance
+
+
+def _device_nodes(gpu_index: int, gpu_instance: int) -> tuple[str, ...]:
+    access = capability_minor(gpu_index, gpu_instance)
     return (
-        f"/dev/nvidia{gpu_minor}",
+        f"/dev/nvidia{gpu_index}",
         f"/dev/nvidia-caps/nvidia-cap{access}",
         f"/dev/nvidia-caps/nvidia-cap{access + 1}",
     )

@@ -10,16 +10,17 @@ import selectors
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.nvml.wire import HEAD, HELLO, HELLO_FUNCTION, LENGTH, MOST_BYTES, NotARequest, hello_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sim.nvml.dispatch import Dispatcher, Hello, Request
 
 
+_LONGEST_NAME = 200
 _REFRESH_S = 0.5
 """How often stand-ins are made to follow the tenants, at most."""
 
@@ -45,10 +47,11 @@ class ProcessIds:
 
 
 class StandIns(ProcessIds):
-    """A real process for each tenant."""
+    """A real process for each tenant, which has its name in `cmdline` and `comm`."""
 
     def __init__(self) -> None:
         self._program = shutil.which("cat") or "/bin/cat"
+        self._links = tempfile.TemporaryDirectory(prefix="gpuplugin-tenants-")
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._due_s = 0.0
 
@@ -72,17 +75,27 @@ class StandIns(ProcessIds):
         for process in self._processes.values():
             _end(process)
         self._processes.clear()
+        self._links.cleanup()
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        # It reads from a pipe without a writer: however this process ends, so does that.
+        # It reads from a pipe without a writer: however this process ends, so does that. The kernel
+        # takes `comm` from the name of the file that is executed.
         return subprocess.Popen(
             [name],
-            executable=self._program,
+            executable=self._link(name),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def _link(self, name: str) -> Path:
+        """The program under the name of a tenant, as far as a file can have it."""
+        safe = name.replace("/", "_").replace("\0", "_").encode()[:_LONGEST_NAME]
+        link = Path(self._links.name) / (safe.decode(errors="ignore").strip(".") or "tenant")
+        if not link.is_symlink():
+            link.symlink_to(self._program)
+        return link
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -196,6 +196,7 @@ def test_tenants_can_be_real_processes_which_end_with_the_node(node: Node) -> No
             pid, name = client.says()
         command = Path(f"/proc/{pid}/cmdline")
         eventually(lambda: command.read_bytes() == f"{name}\0".encode())
+        assert Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"
     eventually(lambda: not command.exists())
 
 

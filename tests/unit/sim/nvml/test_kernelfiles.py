@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.gpu.faults import GpuFault
-    from sim.node.serve import KernelFiles
+    from sim.node.kernel import KernelFiles
 
 
 class Kernel:
@@ -144,6 +144,55 @@ def test_mig_devices_have_their_device_nodes(kernel: Kernel) -> None:
         assert nodes == mig.device_nodes
     kernel.let(Repartition(mig=None), gpu=1)
     assert read_mig_minors(kernel.files.procfs) == {}
+
+
+def test_pci_devices_have_what_programs_read(kernel: Kernel) -> None:
+    bus_id = sysfs_bus_id(kernel.node.present[0].identity.pci_bus_id)
+    folder = kernel.files.sysfs / "bus/pci/devices" / bus_id
+    texts = {name: (folder / name).read_text().strip() for name in ("vendor", "device", "class")}
+    assert texts == {"vendor": "0x10de", "device": "0x2330", "class": "0x030200"}
+    config = (folder / "config").read_bytes()
+    assert len(config) == 256
+    assert config[:4] == bytes.fromhex("de103023")
+    assert config[0x0A:0x0C] == bytes.fromhex("0203")
+    assert config[0x2C:0x30] == bytes.fromhex("de10c116")
+    assert (folder / "driver").resolve().name == "nvidia"
+    assert len((folder / "resource").read_text().splitlines()) == 13
+
+
+def test_the_driver_tells_its_version_and_its_gpus(kernel: Kernel) -> None:
+    driver = kernel.files.procfs / "driver/nvidia"
+    assert "  580.105.08  " in (driver / "version").read_text()
+    bus_id = sysfs_bus_id(kernel.node.present[1].identity.pci_bus_id)
+    information = (driver / "gpus" / bus_id / "information").read_text()
+    assert "Video BIOS: \t 96.00.99.00.01" in information
+    assert (kernel.files.sysfs / "module/nvidia/version").read_text() == "580.105.08\n"
+
+
+def test_instances_have_capabilities(kernel: Kernel) -> None:
+    folder = kernel.files.procfs / "driver/nvidia/capabilities"
+
+    def found() -> dict[str, int]:
+        """Minors by file."""
+        return {
+            str(path.relative_to(folder)): int(path.read_text().split()[1])
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    administration = {"mig/config": 1, "mig/monitor": 2}
+    assert found() == administration
+    gpu = kernel.node.present[1]
+    kernel.let(Repartition(mig=[]), gpu=1)
+    mig = gpu.profile.mig[4]
+    instance = kernel.node.partitions.create_gpu_instance(gpu, mig)
+    assert found() == administration | {"gpu1/mig/gi1/access": 147}
+    kernel.node.partitions.create_compute_instance(gpu, instance)
+    access = {"gpu1/mig/gi1/access": 147, "gpu1/mig/gi1/ci0/access": 148}
+    assert found() == administration | access
+    assert read_mig_minors(kernel.files.procfs) == {(1, 1, None): 147, (1, 1, 0): 148}
+    kernel.let(Repartition(mig=None), gpu=1)
+    assert found() == administration
 
 
 def test_they_are_gone_with_the_node(tmp_path: Path) -> None:
