@@ -2,8 +2,8 @@
 
 Sources: siderolabs/extensions, nvidia-gpu/nvidia-container-toolkit and misc/glibc, at v1.10.9,
 v1.12.11, v1.13.9 and release-1.14; siderolabs/talos, hack/cri-plugin.part. For 1.15, which is not
-released, its documentation and the change "switch to nri for nvidia" of the extensions. No tree is a
-copy of a node's.
+released, its documentation and the change "switch to nri for nvidia" of the extensions. No tree is
+a copy of a node's.
 """
 
 from __future__ import annotations

@@ -82,3 +82,5 @@ def test_doctor(talos: Talos) -> None:
     library = f"/{talos.tree.libraries}/libnvidia-ml.so.1"
     assert checks["nvml-library"]["text"].startswith(f"libnvidia-ml.so.1 at {library}")
     assert checks["driver-answers"]["severity"] == "ok"
+    version = VERSIONS[talos.tree.release][0]
+    assert checks["talos"]["text"].startswith(f"Talos {version}: ")
