@@ -16,7 +16,7 @@ BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
 """Device list strategies that containerd or CRI-O carries out, and those of NVIDIA's runtime."""
 
 _CONFIGURE = "'nvidia-ctk runtime configure --runtime={}' and restart {} (on k3s: restart k3s)"
-_TALOS_DEFAULT = "deploy/talos/default-runtime-until-1.13.yaml, or -from-1.14.yaml"
+_TALOS_DEFAULT = "deploy/talos/default-runtime-until-1.13.yaml, or default-runtime-1.14.yaml"
 
 
 def runtime(facts: Facts) -> Verdict:
