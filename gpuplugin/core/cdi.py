@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from hal.driverfiles import DriverFiles
 
 CDI_VERSION = "0.6.0"
+
+_TALOS_HOOK = "/usr/local/bin/nvidia-cdi-hook"
+_HOOKS = ("/usr/bin/nvidia-cdi-hook", _TALOS_HOOK)
 _READ_ONLY = ("ro", "nosuid", "nodev", "bind")
 
 
@@ -37,6 +40,19 @@ class CdiHost:
     driver: DriverFiles
     hook: str | None = None
     feature_nodes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def hook_programs(configured: str) -> tuple[str, ...]:
+    """Where the CDI hook program may be on the host, best first: as configured, or as usual.
+
+    Up to 1.12 Talos has a wrapper under its name that knows no hooks; the program is beside it.
+    """
+    places = (
+        place
+        for path in (configured, *_HOOKS)
+        for place in ((f"{path}.real", path) if path == _TALOS_HOOK else (path,))
+    )
+    return tuple(dict.fromkeys(places))
 
 
 def spec_file_name(kind: str) -> str:

@@ -5,6 +5,7 @@ Paths are those of the host. None means that it could not be read.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -242,6 +243,28 @@ class RuntimeFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class TalosFacts:
+    """Talos Linux, by the host's files: `version` is as in /etc/os-release (`v1.13.9`).
+
+    `extensions` are the system extensions by name, `hook` is the CDI hook program that the plugin
+    uses, empty if there is none. `bpf_jit_harden` is the sysctl, empty where it cannot be read.
+    `cache_names_driver` is whether the linker cache of 1.12 and earlier has the driver's libraries.
+    """
+
+    version: str
+    extensions: frozenset[str] | None = None
+    hook: str = ""
+    bpf_jit_harden: str = ""
+    cache_names_driver: bool | None = None
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version; (0, 0) for a version in another form."""
+        match = re.match(r"v?(\d+)\.(\d+)", self.version)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigFacts:
     """The configuration: `settings` are in force, or the defaults where `problems` say why not.
 
@@ -257,7 +280,10 @@ class ConfigFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything; `plugin_uid` is the user that the plugin runs as, or would run as."""
+    """Everything; `plugin_uid` is the user that the plugin runs as, or would run as.
+
+    `talos` is None on any other system.
+    """
 
     config: ConfigFacts
     driver: DriverFacts = DriverFacts()
@@ -265,6 +291,7 @@ class Facts:
     kubelet: KubeletFacts = KubeletFacts()
     plugin: PluginFacts = PluginFacts()
     runtime: RuntimeFacts = RuntimeFacts()
+    talos: TalosFacts | None = None
     plugin_uid: int = 0
 
     @property

@@ -26,8 +26,12 @@ LIBRARY_DIRS: Final = (
     "opt/nvidia/lib64",
     "usr/local/nvidia/lib64",
     "usr/local/glibc/usr/lib",
+    "usr/local/lib",
 )
-"""Folders under a driver root, in the order in which they are searched. The last is Talos'."""
+"""Folders under a driver root, in the order in which they are searched.
+
+The last two are those of Talos: up to 1.12, and from 1.13 on.
+"""
 
 REMEDY: Final = (
     "Install the NVIDIA driver on the node. In Kubernetes, give this container the driver: set "

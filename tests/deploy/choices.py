@@ -77,6 +77,7 @@ CHOICES = {
     "classic": Choice(("classic-registration",), "registration: classic\n"),
     "pod-metrics": Choice(("pod-metrics",), "metrics: {pods: true}\n"),
     "cdi": Choice(("cdi",), CDI),
+    "runtime-class-exists": Choice(("runtime-class-exists",), "runtimeClass: {create: false}\n"),
     "privileged": Choice(("cdi", "privileged-driver"), f"{CDI}runtimeClassName: null\n"),
     "node-reports": Choice(("node-reports",), "nodeReports: {enabled: true}\n"),
     "per-node-config": Choice(("per-node-config",), PER_NODE),

@@ -1,7 +1,6 @@
 """Commands in the documents: programs know their flags, and files, names and labels exist.
 
-kubectl and helm are asked for their flags. talosctl is not at hand: what is used of it is listed
-here, by its reference, so that a slip of the pen is noticed all the same.
+kubectl and helm are asked for their flags. For talosctl, which is not at hand, see `test_talos`.
 """
 
 from __future__ import annotations
@@ -48,22 +47,8 @@ PLACEHOLDERS = {"NODE", "POD", "PLUGIN-POD", "FILE"}
 OWN_OVERLAY = "deploy/kustomize/overlays/mine"
 """The one that the page tells its reader to write; a test writes it, too."""
 
-TALOSCTL = {
-    "version": set[str](),
-    "upgrade": {"--image"},
-    "get": {"--output"},
-    "patch": {"--patch"},
-    "read": set[str](),
-    "reboot": set[str](),
-    "list": set[str](),
-    "dmesg": set[str](),
-    "services": set[str](),
-    "logs": set[str](),
-}
-TALOS_RESOURCES = {"extensions", "machineconfig"}
 
-
-def _commands(tool: str) -> list[tuple[str, str]]:
+def commands_of(tool: str) -> list[tuple[str, str]]:
     """Page and command, of blocks and of code in the text."""
     found = []
     for page in PAGES:
@@ -140,7 +125,7 @@ def _exists(kind: str, name: str) -> bool:
     )
 
 
-@pytest.mark.parametrize(("page", "command"), _commands("kubectl"))
+@pytest.mark.parametrize(("page", "command"), commands_of("kubectl"))
 def test_kubectl_commands(page: str, command: str) -> None:
     words, inner = _words(command)
     verb = words[1:3] if words[1] in {"rollout", "auth", "create"} else words[1:2]
@@ -187,7 +172,9 @@ def _check_positional(verb: list[str], rest: list[str], values: dict[str, str]) 
         _check_label(rest)
     elif rest and verb[0] not in {"auth", "create", "apply"} and verb != ["delete"]:
         kind, _, name = rest[0].partition("/")
-        assert re.fullmatch(r"(node|pod|daemonset|deployment|runtimeclass|configmap)s?", kind)
+        assert re.fullmatch(
+            r"(node|pod|namespace|daemonset|deployment|runtimeclass|configmap)s?", kind
+        )
         for one in [name] if name else rest[1:]:
             assert _exists(kind, one), (kind, one)
         if kind.rstrip("s") in {"daemonset", "configmap"} or name == PLUGIN:
@@ -199,7 +186,8 @@ def _check_positional(verb: list[str], rest: list[str], values: dict[str, str]) 
 def _affinity() -> dict[str, list[str]]:
     affinity = pod_of(built(KUSTOMIZE / "base"))["affinity"]["nodeAffinity"]
     terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    return {one["key"]: one["values"] for term in terms for one in term["matchExpressions"]}
+    expressions = [one for term in terms for one in term["matchExpressions"]]
+    return {one["key"]: one.get("values", []) for one in expressions}
 
 
 def _check_label(rest: list[str]) -> None:
@@ -215,7 +203,7 @@ def _check_label(rest: list[str]) -> None:
         assert value in _affinity()[key]
 
 
-@pytest.mark.parametrize(("page", "command"), _commands("helm"))
+@pytest.mark.parametrize(("page", "command"), commands_of("helm"))
 def test_helm_commands(page: str, command: str) -> None:
     words, _ = _words(command)
     verb = words[1:3] if words[1] == "show" else words[1:2]
@@ -245,19 +233,6 @@ def test_values_in_the_pages_on_deploying_are_values_of_the_chart() -> None:
         first, _, second = name.partition(".")
         assert first in values, name
         assert not second or second in values[first], name
-
-
-@pytest.mark.parametrize(("page", "command"), _commands("talosctl"))
-def test_talosctl_commands(page: str, command: str) -> None:
-    words, _ = _words(command)
-    assert words[1] in TALOSCTL
-    given = [word for word in words if word.startswith("-")]
-    assert set(given) <= TALOSCTL[words[1]] | {"--nodes"}
-    if words[1] in {"get", "patch"}:
-        assert words[2] in TALOS_RESOURCES
-    for word in words:
-        if word.startswith("@"):
-            assert (ROOT / word[1:]).is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -290,8 +265,10 @@ def test_the_page_on_deploying_has_them_all(heading: str, folder: Path) -> None:
 def test_the_page_on_deploying_has_the_labels_that_are_accepted() -> None:
     text = (ROOT / "docs/deploy.md").read_text()
     section = text.partition("\n## Which nodes\n")[2].partition("\n## ")[0]
-    shown = set(re.findall(r"`([\w./-]+=[\w-]+)`", section))
-    assert shown == {f"{key}={value}" for key, values in _affinity().items() for value in values}
+    cells = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+    shown = {label for cell in cells for label in re.findall(r"`([^`]+)`", cell)}
+    accepted = {f"{key}={value}" for key, values in _affinity().items() for value in values}
+    assert shown == accepted | {key for key, values in _affinity().items() if not values}
 
 
 def test_all_symptoms_are_there_and_the_doctor_comes_first() -> None:
@@ -308,59 +285,6 @@ def test_all_symptoms_are_there_and_the_doctor_comes_first() -> None:
     parts = re.split(r"^## .+$", text, flags=re.MULTILINE)
     assert all("```console\n$ kubectl" in part for part in parts)
     assert "gpuplugin doctor" in parts[0]
-
-
-# --- Talos -------------------------------------------------------------------------------------
-
-
-def _talos(name: str) -> Object:
-    loaded: Object = yaml.safe_load((DEPLOY / "talos" / name).read_text())
-    return loaded
-
-
-def test_talos_extensions_are_of_one_branch() -> None:
-    for name, branch in (("schematic.yaml", "lts"), ("schematic-production.yaml", "production")):
-        extensions = _talos(name)["customization"]["systemExtensions"]["officialExtensions"]
-        assert extensions == [
-            f"siderolabs/nvidia-open-gpu-kernel-modules-{branch}",
-            f"siderolabs/nvidia-container-toolkit-{branch}",
-        ]
-
-
-def test_talos_loads_the_modules_and_sets_a_label_that_the_plugin_accepts() -> None:
-    machine = _talos("gpu.yaml")["machine"]
-    modules = [one["name"] for one in machine["kernel"]["modules"]]
-    assert modules == ["nvidia", "nvidia_uvm", "nvidia_drm", "nvidia_modeset"]
-    for key, value in machine["nodeLabels"].items():
-        assert value in _affinity()[key]
-    page = (ROOT / "docs/talos.md").read_text()
-    assert all(f"`{name}`" in page for name in modules)
-
-
-@pytest.mark.parametrize("name", ["containerd-default-runtime.yaml", "containerd-cdi.yaml"])
-def test_talos_patches_of_containerd(name: str) -> None:
-    import tomllib
-
-    (file,) = _talos(name)["machine"]["files"]
-    assert (file["op"], file["path"]) == ("create", "/etc/cri/conf.d/20-customization.part")
-    plugin = tomllib.loads(file["content"])["plugins"]["io.containerd.cri.v1.runtime"]
-    if "cdi" in name:
-        (mount,) = [
-            one
-            for one in plugin_of(built(OVERLAYS / "talos-cdi"))["volumeMounts"]
-            if one["name"] == "cdi"
-        ]
-        assert plugin["enable_cdi"] is True
-        assert mount["mountPath"] in plugin["cdi_spec_dirs"]
-    else:
-        runtime_class = the(built(OVERLAYS / "talos"), "RuntimeClass")
-        assert plugin["containerd"]["default_runtime_name"] == runtime_class["handler"]
-
-
-def test_every_file_for_talos_is_on_its_page() -> None:
-    page = (ROOT / "docs/talos.md").read_text()
-    for path in (DEPLOY / "talos").iterdir():
-        assert f"deploy/talos/{path.name}" in page
 
 
 # --- the chart's notes -------------------------------------------------------------------------

@@ -125,6 +125,7 @@ def _notes(address: str, home: Path, *more: str) -> str:
     [
         ([{"a": "b"}, {"node-type": "gpu"}, {"nvidia.com/gpu.present": "true"}], "2 of 3 nodes"),
         ([{"feature.node.kubernetes.io/pci-0302_10de.present": "true"}], "1 of 1 nodes"),
+        ([{"extensions.talos.dev/nvidia-container-toolkit-lts": "580.1-v1.19.1"}], "1 of 1 nodes"),
         ([{"nvidia.com/gpu.present": "false"}, {"node-type": "cpu"}], "0 of 2 nodes"),
     ],
 )

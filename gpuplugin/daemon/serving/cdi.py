@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import driver_root
-from gpuplugin.core.cdi import CdiHost, cdi_specs, spec_file_name
+from gpuplugin.core.cdi import CdiHost, cdi_specs, hook_programs, spec_file_name
 from gpuplugin.core.injection import CDI_VENDOR
 from gpuplugin.daemon.serving.sockets import identity
 from hal.driverfiles import DriverFiles, find_driver_files
@@ -101,10 +101,16 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _hook(settings: Settings, root: Path) -> str | None:
     """The hook program, if it is on the host and the user wants hooks."""
-    path = settings.flags.plugin.nvidia_ctk_path
-    disabled = {"all", "update-ldcache"} & set(settings.daemon.cdi_disable_hooks)
-    there = any((base / path.lstrip("/")).is_file() for base in (Path("/"), root))
-    return path if there and not disabled else None
+    if {"all", "update-ldcache"} & set(settings.daemon.cdi_disable_hooks):
+        return None
+    return next(
+        (
+            path
+            for path in hook_programs(settings.flags.plugin.nvidia_ctk_path)
+            if any((base / path.lstrip("/")).is_file() for base in (root, Path("/")))
+        ),
+        None,
+    )
 
 
 def present_features(settings: Settings) -> frozenset[str]:

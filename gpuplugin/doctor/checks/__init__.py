@@ -5,7 +5,7 @@ A check is a function of facts: no file, no socket, no clock. Facts come from `c
 
 from __future__ import annotations
 
-from gpuplugin.doctor.checks import configuration, driver, gpus, kubelet, runtime
+from gpuplugin.doctor.checks import configuration, driver, gpus, kubelet, runtime, talos
 from gpuplugin.doctor.verdict import Check
 
 CHECKS: tuple[Check, ...] = (
@@ -34,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     Check("config-in-force", kubelet.configuration_in_force),
     Check("kubelet-contact", kubelet.kubelet_contact),
     Check("registered", kubelet.registered),
+    Check("talos", talos.talos),
     Check("runtime", runtime.runtime),
     Check("list-strategy", runtime.list_strategy),
     Check("cdi-specs", runtime.cdi_specs),

@@ -81,9 +81,8 @@ def kernel_modules(facts: Facts) -> Verdict:
             fail(
                 "the kernel module nvidia is not loaded",
                 "/proc/modules",
-                "Load it ('modprobe nvidia') and see 'dmesg'. If there is none for this kernel, "
-                "install the driver (again, after a kernel update). The plugin finds a driver "
-                "that is loaded later by itself: it needs no restart",
+                f"{_load_it(facts)}. The plugin finds a driver that is loaded later by itself: it "
+                "needs no restart",
             )
         )
     elif "nvidia_uvm" not in modules:
@@ -105,6 +104,18 @@ def kernel_modules(facts: Facts) -> Verdict:
     modeset = "" if "nvidia_modeset" in modules else " (without nvidia_modeset: no graphics)"
     version = f" {facts.driver.module_version}" if facts.driver.module_version else ""
     return found(problems, f"nvidia{version} and nvidia_uvm are loaded{modeset}")
+
+
+def _load_it(facts: Facts) -> str:
+    if facts.talos is not None:
+        return (
+            "Have Talos load it: deploy/talos/gpu-from-1.14.yaml, or -until-1.13.yaml. If there is "
+            "none ('talosctl dmesg'), the image lacks the extension with the modules"
+        )
+    return (
+        "Load it ('modprobe nvidia') and see 'dmesg'. If there is none for this kernel, install "
+        "the driver (again, after a kernel update)"
+    )
 
 
 def nvml_library(facts: Facts) -> Verdict:

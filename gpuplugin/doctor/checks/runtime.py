@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from gpuplugin.doctor.facts import Facts, RuntimeConfig, ToolkitConfig
     from gpuplugin.doctor.verdict import Problem
 
+CDI = frozenset({"cdi-cri", "cdi-annotations"})
+BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
+"""Device list strategies that containerd or CRI-O carries out, and those of NVIDIA's runtime."""
+
 _CONFIGURE = "'nvidia-ctk runtime configure --runtime={}' and restart {} (on k3s: restart k3s)"
-_CDI = frozenset({"cdi-cri", "cdi-annotations"})
-_BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
+_TALOS_DEFAULT = "deploy/talos/default-runtime-until-1.13.yaml, or default-runtime-1.14.yaml"
 
 
 def runtime(facts: Facts) -> Verdict:
@@ -29,36 +32,40 @@ def runtime(facts: Facts) -> Verdict:
     if not runtimes.configs:
         return skipped("no configuration of containerd or CRI-O is seen from here (--root)")
     problems = [problem for config in runtimes.configs if (problem := _of_runtime(facts, config))]
-    handlers = sorted({name for config in runtimes.configs for name in _nvidia(config)})
+    handlers = sorted({name for config in runtimes.configs for name in nvidia_handlers(config)})
     return found(problems, f"NVIDIA's handlers: {', '.join(handlers) or 'none, and none needed'}")
 
 
 def _of_runtime(facts: Facts, config: RuntimeConfig) -> Problem | None:
     strategies = set(facts.settings.flags.plugin.device_list_strategy)
     configure = _CONFIGURE.format(config.program, config.program)
-    nvidia = _nvidia(config)
-    if not strategies & _BY_RUNTIME:
+    install = f"Install NVIDIA's container toolkit, then {configure}; or use cdi-cri"
+    by_default = f"{configure} with --set-as-default"
+    if facts.talos is not None:
+        install, by_default = "See the check talos", _TALOS_DEFAULT
+    nvidia = nvidia_handlers(config)
+    if not strategies & BY_RUNTIME:
         return None
     if not nvidia:
-        names = " and ".join(sorted(strategies & _BY_RUNTIME))
+        names = " and ".join(sorted(strategies & BY_RUNTIME))
         return fail(
             f"{config.program} has no handler with NVIDIA's runtime, which the device list "
             f"strategy {names} needs",
             config.path,
-            f"Install NVIDIA's container toolkit, then {configure}; or use cdi-cri",
+            install,
         )
     if config.default_handler not in nvidia:
         return warn(
             f"NVIDIA's runtime is the handler {nvidia[0]}, not the default",
             config.path,
             f"Give every pod with GPUs, the plugin's too, runtimeClassName: {nvidia[0]}, with "
-            f"a RuntimeClass of that handler; or make it the default ({configure} with "
-            "--set-as-default); or use cdi-cri, which needs neither",
+            f"a RuntimeClass of that handler; or make it the default ({by_default}); or "
+            "use cdi-cri, which needs neither",
         )
     return None
 
 
-def _nvidia(config: RuntimeConfig) -> list[str]:
+def nvidia_handlers(config: RuntimeConfig) -> list[str]:
     return [name for name, program in config.handlers.items() if "nvidia" in (program or name)]
 
 
@@ -86,7 +93,7 @@ def list_strategy(facts: Facts) -> Verdict:
                 "Set accept-nvidia-visible-devices-as-volume-mounts = true there",
             )
         )
-    if _CDI & set(strategies):
+    if CDI & set(strategies):
         problems += _cdi_support(facts)
     seen = "" if toolkit else "; what NVIDIA's runtime accepts is not seen from here"
     return found(problems, f"{', '.join(strategies)}{seen}")
@@ -151,7 +158,7 @@ def cdi_specs(facts: Facts) -> Verdict:
         if spec.problem
     ]
     ours = [spec for spec in facts.runtime.specs if spec.kind.startswith(f"{CDI_VENDOR}/")]
-    if not strategies & _CDI:
+    if not strategies & CDI:
         return found(problems, "not used") if problems else skipped("the strategy is not CDI")
     problems += [
         fail(
@@ -193,7 +200,7 @@ def cgroup_driver(facts: Facts) -> Verdict:
     plugin = facts.settings.flags.plugin
     if not systemd:
         return skipped("no sign of the systemd cgroup driver")
-    if _CDI & set(plugin.device_list_strategy) or plugin.pass_device_specs:
+    if CDI & set(plugin.device_list_strategy) or plugin.pass_device_specs:
         return well("the runtime knows the device nodes, so systemd keeps them")
     if facts.driver.char_links or facts.simulated:
         return well("/dev/char has links to the device nodes")

@@ -12,6 +12,7 @@ from gpuplugin.doctor.collect.driver import collect_driver
 from gpuplugin.doctor.collect.kubelet import collect_kubelet
 from gpuplugin.doctor.collect.plugin import collect_plugin
 from gpuplugin.doctor.collect.runtime import collect_runtime
+from gpuplugin.doctor.collect.talos import collect_talos
 from gpuplugin.doctor.facts import ConfigFacts, Facts
 
 if TYPE_CHECKING:
@@ -45,5 +46,6 @@ def collect(
         kubelet=collect_kubelet(host, kubelet_root, settings.daemon.kubelet_socket),
         plugin=plugin,
         runtime=collect_runtime(host, str(settings.daemon.cdi_root)),
+        talos=collect_talos(host, settings.flags.plugin.nvidia_ctk_path),
         plugin_uid=os.geteuid() if uid is None else uid,
     )

@@ -24,7 +24,9 @@ CONTAINERD = (
     "/etc/k0s/containerd.toml",
     "/run/k0s/containerd-cri.toml",
     "/var/snap/microk8s/current/args/containerd.toml",
+    "/etc/cri/conf.d/cri.toml",
 )
+"""Configurations of containerd; the last is that of Talos, which merges the parts beside it."""
 _CONTAINERD_PARTS = ("/etc/containerd/conf.d", "/etc/k0s/containerd.d")
 CRIO = "/etc/crio/crio.conf"
 _CRIO_PARTS = "/etc/crio/crio.conf.d"

@@ -30,6 +30,7 @@ RUNTIME_VARIABLES = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
 """Read by the NVIDIA container runtime, not by the plugin."""
 
 ORDINARY = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": "one"}
+TALOS = "extensions.talos.dev/nvidia-container-toolkit"
 NFD = "feature.node.kubernetes.io/pci-"
 
 
@@ -52,6 +53,8 @@ def test_every_file_of_the_base_is_used() -> None:
         pytest.param({f"{NFD}0300_10de.present": "true"}, id="NFD, VGA controller"),
         pytest.param({f"{NFD}0302_10de.present": "true"}, id="NFD, 3D controller"),
         pytest.param({"nvidia.com/gpu.present": "true"}, id="GPU feature discovery"),
+        pytest.param({f"{TALOS}-lts": "580.178.04-v1.19.1"}, id="Talos, LTS"),
+        pytest.param({f"{TALOS}-production": "595.91.07"}, id="Talos, production"),
         pytest.param({"node-type": "gpu"}, id="by hand"),
     ],
 )

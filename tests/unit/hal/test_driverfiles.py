@@ -27,8 +27,9 @@ FOLDERS = (
     "opt/nvidia/lib64",
     "usr/local/nvidia/lib64",
     "usr/local/glibc/usr/lib",
+    "usr/local/lib",
 )
-"""The last is Talos'."""
+"""The last two are Talos'."""
 VERSION = "580.105.08"
 
 
