@@ -278,6 +278,8 @@ def test_one_column_leads_to_a_shared_gpu(release: str, tmp_path: Path) -> None:
     )
     assert rows["driver's libraries"] == f"`{known.libraries}`"
     assert known.libraries == f"/{talos_tree(tmp_path, release).libraries}"
+    reboots = release in releases_of("default-runtime-until-1.13")
+    assert ("the node reboots" in rows["change of `machine.files`"]) is reboots
 
 
 @pytest.mark.parametrize("release", ["1.12", "1.13", "1.14", "1.15"])
@@ -323,6 +325,13 @@ def test_failures_have_a_row_with_a_command_that_shows_them(symptom: str) -> Non
     cells = table(section("Problems"))[row]
     assert re.search(r"`(talosctl|kubectl) ", cells["what shows it"]), symptom
     assert cells["remedy"]
+
+
+def test_a_missing_library_is_looked_for_where_each_release_has_it() -> None:
+    (row,) = [one for key, one in table(section("Problems")).items() if "libnvidia-ml" in key]
+    assert {one.libraries for one in KNOWN.values()} <= set(
+        re.findall(r"/usr/local/[\w/]+", row["what shows it"])
+    )
 
 
 def test_generations_name_an_existing_schematic_each() -> None:

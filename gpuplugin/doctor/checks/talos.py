@@ -61,7 +61,9 @@ def talos(facts: Facts) -> Verdict:
         return skipped("this is not Talos Linux, or its /etc is not seen from here (--root)")
     release = RELEASES.get(node.release, RELEASES[max(RELEASES)])
     problems = [*_of_release(node), *_of_extensions(node), *_of_strategy(facts, node, release)]
-    return Verdict(f"Talos {node.version}: {_WAYS[_has_runtime(facts)]}", tuple(problems))
+    uses_cdi = not CDI.isdisjoint(facts.settings.flags.plugin.device_list_strategy)
+    hook = f"; hook program {node.hook}" if uses_cdi and node.hook else ""
+    return Verdict(f"Talos {node.version}: {_WAYS[_has_runtime(facts)]}{hook}", tuple(problems))
 
 
 def _has_runtime(facts: Facts) -> bool:

@@ -26,10 +26,16 @@ def collect_talos(host: HostRoot, configured_hook: str) -> TalosFacts | None:
     return TalosFacts(
         version=release.get("VERSION_ID", "").strip('"'),
         extensions=_extensions(host),
-        hook=next(host.existing(hook_programs(configured_hook)), ""),
+        hook=_hook(host, configured_hook),
         bpf_jit_harden=(host.text("/proc/sys/net/core/bpf_jit_harden") or "").strip(),
         cache_names_driver=None if cache is None else "libnvidia-ml.so.1" in cache,
     )
+
+
+def _hook(host: HostRoot, configured: str) -> str:
+    """The one that the plugin finds: below a mounted root, absolute links lead nowhere."""
+    programs = host.existing(hook_programs(configured))
+    return next((path for path in programs if not host.link(path)), "")
 
 
 def _extensions(host: HostRoot) -> frozenset[str] | None:

@@ -59,8 +59,10 @@ def test_cdi_needs_no_patch_and_the_hook_is_judged(tmp_path: Path, release: str)
     assert verdict("list-strategy", facts).severity is Severity.OK
     assert verdict("runtime", facts).severity is Severity.OK
     problems = verdict("talos", facts).problems
+    hook = "/usr/local/bin/nvidia-cdi-hook" + (".real" if release in LEGACY else "")
     if release in WITH_RUNTIME:
         assert problems == ()
+        assert verdict("talos", facts).text.endswith(f"; hook program {hook}")
     else:
         (problem,) = problems
         assert problem.severity is Severity.WARN
