@@ -30,7 +30,7 @@ TALOSCTL = {
     "gen config": set[str](),
     "apply-config": {"--insecure", "--file", "--config-patch"},
     "upgrade": {"--image"},
-    "get": {"--output"},
+    "get": {"--insecure", "--output"},
     "patch": {"--patch"},
     "read": set[str](),
     "reboot": set[str](),

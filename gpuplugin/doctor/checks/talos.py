@@ -1,6 +1,6 @@
 """The check of Talos Linux: whether extensions, configuration and release fit together.
 
-What each release has is in docs/talos.md, with its sources.
+For users: docs/talos.md. Where the facts come from: tests/talos.py.
 """
 
 from __future__ import annotations
@@ -59,8 +59,13 @@ def talos(facts: Facts) -> Verdict:
     node = facts.talos
     if node is None:
         return skipped("this is not Talos Linux, or its /etc is not seen from here (--root)")
-    release = RELEASES.get(node.release, RELEASES[max(RELEASES)])
-    problems = [*_of_release(node), *_of_extensions(node), *_of_strategy(facts, node, release)]
+    nearest = max(min(RELEASES), min(max(RELEASES), node.release))
+    release = RELEASES[nearest]
+    problems = [
+        *_of_release(node, nearest),
+        *_of_extensions(node),
+        *_of_strategy(facts, node, release),
+    ]
     uses_cdi = not CDI.isdisjoint(facts.settings.flags.plugin.device_list_strategy)
     hook = f"; hook program {node.hook}" if uses_cdi and node.hook else ""
     return Verdict(f"Talos {node.version}: {_WAYS[_has_runtime(facts)]}{hook}", tuple(problems))
@@ -70,16 +75,18 @@ def _has_runtime(facts: Facts) -> bool:
     return any(nvidia_handlers(config) for config in facts.runtime.configs)
 
 
-def _of_release(node: TalosFacts) -> list[Problem]:
-    if node.release in RELEASES:
+def _of_release(node: TalosFacts, nearest: tuple[int, int]) -> list[Problem]:
+    if node.release == nearest:
         return []
-    oldest, newest = (".".join(map(str, one)) for one in (min(RELEASES), max(RELEASES)))
+    oldest, newest, like = (
+        ".".join(map(str, one)) for one in (min(RELEASES), max(RELEASES), nearest)
+    )
     return [
         warn(
             f"Talos {node.version} is not known: known are {oldest} to {newest}",
             "/etc/os-release",
             "Check with docs/talos.md of a newer version of this program; what follows supposes "
-            f"that it is like {newest}",
+            f"that it is like {like}",
         )
     ]
 

@@ -140,13 +140,17 @@ def test_a_list_of_extensions_that_cannot_be_read_is_no_verdict(tmp_path: Path) 
         assert verdict("talos", facts_of(tree)).severity is Severity.OK
 
 
-@pytest.mark.parametrize("version", ["v1.9.5", "v1.16.0", "v2.0.0", "of our own"])
-def test_a_release_that_is_not_known_is_said(tmp_path: Path, version: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "like"),
+    [("v1.9.5", "1.10"), ("v1.16.0", "1.15"), ("v2.0.0", "1.15"), ("of our own", "1.10")],
+)
+def test_a_release_that_is_not_known_is_said(tmp_path: Path, version: str, like: str) -> None:
     tree = talos_tree(tmp_path, "1.14")
     tree.write("etc/os-release", f"ID=talos\nVERSION_ID={version}\n")
     problem = verdict("talos", facts_of(tree)).problems[0]
     assert problem.severity is Severity.WARN
     assert f"Talos {version} is not known: known are 1.10 to 1.15" in problem.what
+    assert f"it is like {like}" in problem.do
 
 
 def test_another_system_is_not_judged(tmp_path: Path) -> None:
