@@ -18,6 +18,10 @@ MOST_NVLINKS: Final = 36
 """Of one GPU, as NVML numbers them."""
 
 
+NVSWITCH_DEVICE_ID: Final = 0x22A310DE
+"""That of the switches of Hopper; assumed for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The GPU with this index is at the other end."""

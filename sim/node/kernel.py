@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hal.nvml.kernelfiles import GPUS, MIG_MINORS, sysfs_bus_id
 from sim.gpu.instances import device_of
+from sim.gpu.nvlinks import NVSWITCH_DEVICE_ID
 from sim.gpu.profiles import capability_minor
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ _FOLDERS_KEPT = 64
 """Folders that are gone are deleted late: programs tell a new one by its inode's number, which a
 file system gives away again."""
 _VENDOR = 0x10DE
-_VGA, _3D = 0x030000, 0x030200
-"""Classes of boards with and without a display."""
+_VGA, _3D, _BRIDGE = 0x030000, 0x030200, 0x068000
+"""Classes of boards with and without a display, and of NVSwitches."""
 _REVISION = 0xA1
 _BAR0_BITS = 24
 """Registers take 16 MiB; the other BARs are not simulated."""
@@ -93,6 +94,8 @@ class KernelFiles:
         plugged = {
             sysfs_bus_id(gpu.identity.pci_bus_id): gpu for gpu in node.present if gpu.plugged
         }
+        for bus_id in node.nvswitches:
+            self._show(self.sysfs / _DEVICES / sysfs_bus_id(bus_id), _SWITCH_FILES)
         for bus_id in self._devices.keys() - plugged.keys():
             self._show(self.sysfs / _DEVICES / bus_id, None)
             del self._devices[bus_id]
@@ -165,6 +168,15 @@ def _pci_files(gpu: SimulatedGpu) -> dict[str, str | bytes]:
         "enable": "1\n",
         "uevent": _uevent(gpu, device, subsystem, kind),
     }
+
+
+_SWITCH_FILES = {
+    "vendor": f"0x{_VENDOR:04x}\n",
+    "device": f"0x{NVSWITCH_DEVICE_ID >> 16:04x}\n",
+    "class": f"0x{_BRIDGE:06x}\n",
+    "numa_node": "-1\n",
+    "resource": "",
+}
 
 
 def _config(device: int, subsystem: int, kind: int) -> bytes:

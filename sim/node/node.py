@@ -34,7 +34,7 @@ from sim.gpu.faults import (
     WatchMended,
 )
 from sim.gpu.gpu import SimulatedGpu
-from sim.gpu.nvlinks import link_ends
+from sim.gpu.nvlinks import Switch, link_ends
 from sim.gpu.physics import Physics
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.tenancy import TenantSpec
@@ -88,6 +88,10 @@ class SimulatedNode:
             scenario.direct_nvlinks,
         )
         """Where the NVLinks of each place lead, by index and link number."""
+        self.nvswitches = frozenset(
+            end.bus_id for ends in self.nvlinks for end in ends if isinstance(end, Switch)
+        )
+        """The bus ids of the switches that they lead to."""
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self._misread = False
         self.records: list[TenantRecord] = []

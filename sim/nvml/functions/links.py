@@ -8,7 +8,7 @@ import pynvml
 
 from hal import FabricState, LinkKind
 from hal.nvml.api import Code
-from sim.gpu.nvlinks import MOST_NVLINKS, Peer, Switch
+from sim.gpu.nvlinks import MOST_NVLINKS, NVSWITCH_DEVICE_ID, Peer, Switch
 from sim.nvml.abi import (
     ASSUMED,
     CONSTANT,
@@ -51,7 +51,6 @@ _NVLINK_VERSIONS = {1: 1, 2: 2, 3: 4, 4: 6, 5: 7}
 """NVML's numbers of NVLink 1.0, 2.0, 3.0, 4.0 and 5.0."""
 
 _GPU, _SWITCH = 0, 2
-_SWITCH_DEVICE_ID = 0x22A310DE
 _P2P_OK, _P2P_NOT_SUPPORTED = 0, 5
 _P2P_NVLINK = 2
 
@@ -150,7 +149,7 @@ def _remote_address(call: NvmlCall) -> tuple[str, int | None]:
     """The PCI address and device id at the other end of a link."""
     match _end(call):
         case Switch(bus_id):
-            return bus_id, _SWITCH_DEVICE_ID
+            return bus_id, NVSWITCH_DEVICE_ID
         case Peer(index):
             peer = call.node.present[index]
             return peer.identity.pci_bus_id, peer.profile.pci_device_id

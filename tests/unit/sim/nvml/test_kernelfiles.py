@@ -160,6 +160,12 @@ def test_pci_devices_have_what_programs_read(kernel: Kernel) -> None:
     assert len((folder / "resource").read_text().splitlines()) == 13
 
 
+def test_switches_are_pci_devices_too(kernel: Kernel) -> None:
+    folder = kernel.files.sysfs / "bus/pci/devices"
+    classes = [(one / "class").read_text().strip() for one in folder.iterdir()]
+    assert sorted(classes) == ["0x030200"] * 2 + ["0x068000"] * 4
+
+
 def test_the_driver_tells_its_version_and_its_gpus(kernel: Kernel) -> None:
     driver = kernel.files.procfs / "driver/nvidia"
     assert "  580.105.08  " in (driver / "version").read_text()
