@@ -5,20 +5,30 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import tempfile
+from pathlib import Path
+from typing import Final
 
 PROGRAM: Final = "nvidia-smi"
 
 
 def install(folder: Path) -> Path:
-    """The folder, to go on the PATH, with an `nvidia-smi` that this Python runs."""
-    target = folder / "bin" / PROGRAM
+    """A folder to go on the PATH, with an `nvidia-smi` that this Python runs.
+
+    It is in `folder`, or in a temporary one if that cannot be written to.
+    """
     text = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m gpuplugin sim smi "$@"\n'
+    try:
+        return _write(folder / "bin" / PROGRAM, text)
+    except OSError:
+        private = Path(tempfile.mkdtemp(prefix="gpuplugin-smi-"))
+        return _write(private / "bin" / PROGRAM, text)
+
+
+def _write(target: Path, text: str) -> Path:
     if not target.is_file() or target.read_text() != text:
         target.parent.mkdir(exist_ok=True)
+        # In one step: others may be running it.
         fresh = target.with_name(f".{PROGRAM}.{os.getpid()}")
         fresh.write_text(text)
         fresh.chmod(0o755)
