@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_LOOP = "event-loop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class StatusReport:
 class StatusBoard:
     """The status of each component: readiness of all, liveness of the event loop."""
 
+    LOOP_LATE_AFTER_S = 10.0
+    """An event loop that did not turn for so long is not ready: what it shows is old."""
     LOOP_DEAD_AFTER_S = 30.0
 
     def __init__(self) -> None:
@@ -83,21 +88,27 @@ class StatusBoard:
         self._beat_s = time.monotonic()
 
     def readiness(self) -> StatusReport:
-        """Ready if every component is ok."""
-        with self._lock:
-            components = dict(self._components)
-        ok = bool(components) and all(one.ok for one in components.values())
-        return StatusReport(ok, MappingProxyType(components), time.monotonic())
+        """Ready if every component is ok; an event loop that is late is one that is not."""
+        components, loop, now_s = self._now(self.LOOP_LATE_AFTER_S)
+        ok = bool(components) and loop.ok and all(one.ok for one in components.values())
+        if not loop.ok:
+            components[_LOOP] = loop
+        return StatusReport(ok, MappingProxyType(components), now_s)
 
     def liveness(self) -> StatusReport:
         """Alive if the event loop turned lately; a missing driver or kubelet is no reason to die.
 
         The components are part of the report all the same.
         """
-        report = self.readiness()
-        age_s = report.now_s - self._beat_s
-        loop = Component(
-            age_s < self.LOOP_DEAD_AFTER_S, f"last turn {age_s:.1f} s ago", self._beat_s
-        )
-        components = {**report.components, "event-loop": loop}
-        return replace(report, ok=loop.ok, components=MappingProxyType(components))
+        components, loop, now_s = self._now(self.LOOP_DEAD_AFTER_S)
+        components[_LOOP] = loop
+        return StatusReport(loop.ok, MappingProxyType(components), now_s)
+
+    def _now(self, late_after_s: float) -> tuple[dict[str, Component], Component, float]:
+        """The components, the event loop as one, and the time that they are of."""
+        with self._lock:
+            components = dict(self._components)
+        now_s = time.monotonic()
+        age_s = now_s - self._beat_s
+        loop = Component(age_s < late_after_s, f"last turn {age_s:.1f} s ago", self._beat_s)
+        return components, loop, now_s

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import select
 import socket
+import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +17,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from gpuplugin.daemon.http.server import HttpError, HttpServer
+from gpuplugin.daemon.http.server import MAX_CONNECTIONS, HttpError, HttpServer
 from gpuplugin.daemon.status import StatusBoard
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import (
@@ -23,7 +27,7 @@ from tests.component.running import (
     run_as_loaded,
     settings_for,
 )
-from tests.component.waiting import eventually
+from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,12 +111,89 @@ def test_a_query_does_not_matter(lone_plugin: PluginProcess) -> None:
     assert lone_plugin.get("/ready?verbose=1").status == 200
 
 
+def raw_exchange(port: int, request: bytes) -> tuple[int, bytes, bytes]:
+    """Status, headers and body of the response to `request`, up to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
+        connection.sendall(request)
+        with connection.makefile("rb") as stream:
+            head, _, body = stream.read().partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), head.lower(), body
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/", "/none"])
+def test_head_has_the_headers_of_get_and_no_body(lone_plugin: PluginProcess, path: str) -> None:
+    status, head, body = raw_exchange(lone_plugin.port, f"HEAD {path} HTTP/1.1\r\n\r\n".encode())
+    assert (status, body) == (lone_plugin.get(path).status, b"")
+    assert b"content-length: " in head
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "get", "GETX"])
+def test_other_methods_are_not_allowed(lone_plugin: PluginProcess, method: str) -> None:
+    request = f"{method} /metrics HTTP/1.1\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    status, head, _ = raw_exchange(lone_plugin.port, request)
+    assert status == 405
+    assert b"allow: get, head" in head
+
+
+@pytest.mark.parametrize("line", [b"GET /health", b"\x00\xff", b"GET / x HTTP/1.1", b"GET / SSH-2"])
+def test_what_is_no_request_is_refused(lone_plugin: PluginProcess, line: bytes) -> None:
+    assert raw_exchange(lone_plugin.port, line + b"\r\n\r\n")[0] == 400
+
+
+def test_headers_have_16_kib_all_together(lone_plugin: PluginProcess) -> None:
+    def asked(size_bytes: int) -> int:
+        line, field, end = b"GET /health HTTP/1.1\r\n", b"X-Padding: ", b"\r\n\r\n"
+        padding = b"x" * (size_bytes - len(line) - len(field) - len(end))
+        return raw_exchange(lone_plugin.port, line + field + padding + end)[0]
+
+    assert asked(16 * 1024 - 4) == 200
+    assert asked(17 * 1024) == 431
+
+
+def test_a_whole_request_has_one_deadline(
+    lone_plugin: PluginProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuplugin.daemon.http.server.EXCHANGE_TIMEOUT_S", 0.5)
+    began_s = time.monotonic()
+    with socket.create_connection(("127.0.0.1", lone_plugin.port)) as slow:
+        slow.settimeout(0.1)
+        for byte in itertools.cycle(b"GET /health HTTP/1.1\r\nX: "):  # slow, but never still
+            assert time.monotonic() - began_s < DEADLINE_S, "the connection stays open"
+            try:
+                slow.send(bytes([byte]))
+                if not slow.recv(1):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+
+
+def test_a_new_connection_takes_the_place_of_an_old_one(lone_plugin: PluginProcess) -> None:
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", lone_plugin.port)))
+            for _ in range(100)
+        ]
+        for path in ("/health", "/ready", "/metrics"):
+            asked_s = time.monotonic()
+            assert lone_plugin.get(path).status == 200
+            assert time.monotonic() - asked_s < 1
+
+        def closed() -> int:
+            ready, _, _ = select.select(silent, [], [], 0)
+            return len(ready)
+
+        eventually(lambda: closed() >= len(silent) - MAX_CONNECTIONS)
+        assert closed() < len(silent), "those that there is room for stay"
+
+
 def test_a_client_that_sends_nothing_does_not_hold_up_others(lone_plugin: PluginProcess) -> None:
     with socket.create_connection(("127.0.0.1", lone_plugin.port)):
         assert lone_plugin.get("/health").status == 200
 
 
-def test_a_loop_that_does_not_turn_is_not_alive() -> None:
+def test_a_loop_that_does_not_turn_is_neither_alive_nor_ready() -> None:
     status = StatusBoard()
     status.set("monitor", "fine", ok=True)
     assert status.liveness().ok
@@ -122,6 +203,10 @@ def test_a_loop_that_does_not_turn_is_not_alive() -> None:
         answer = http_get("127.0.0.1", server.port, "/health")
         assert answer.status == 503
         assert answer.parts["event-loop"]["ok"] is False
+        ready = http_get("127.0.0.1", server.port, "/ready")
+        assert ready.status == 503, "what it shows is as old as the last turn"
+        assert ready.parts["event-loop"]["ok"] is False
+        status.beat()
         assert http_get("127.0.0.1", server.port, "/ready").status == 200
     finally:
         server.close()

@@ -124,6 +124,7 @@ def test_a_part_that_is_not_ok_says_how_long_ago_it_last_was(clock: Clock) -> No
     status.set("kubelet:b", "the stream has ended", ok=False)
     clock.now_s += 3
     status.set("kubelet:b", "no kubelet", ok=False)
+    status.beat()
 
     ages = {
         name: part.ok_ago_s(clock.now_s) for name, part in status.readiness().components.items()
