@@ -31,7 +31,7 @@ from gpuplugin.daemon.tasks import Fatal, supervise, wait_period
 from gpuplugin.rpc import make_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.cluster.nodeconfig import NodeChoice
@@ -187,8 +187,9 @@ class Daemon:
         )
         control = ControlServer(dirs.of(settings.daemon.way_of_registration), node, status)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_heartbeat(status), name="heartbeat")
+            supervisors: dict[str, asyncio.Task[None]] = {}
             for name, task in (
+                ("heartbeat", lambda: _heartbeat(status, supervisors)),
                 ("monitor", monitor.run),
                 ("endpoints", endpoints.run),
                 ("reload", self._reloader.run),
@@ -202,7 +203,8 @@ class Daemon:
                 ),
             ):
                 metrics.task_restarts.labels(task=name)  # seen from the first restart on
-                tasks.create_task(supervise(name, task, status, metrics), name=name)
+                supervisor = supervise(name, task, status, metrics)
+                supervisors[name] = tasks.create_task(supervisor, name=f"supervisor of {name}")
 
     def _show_label(self, text: str, ok: bool) -> None:
         if self.status.set(LABEL_COMPONENT, text, ok=ok):
@@ -232,9 +234,13 @@ def _leaf(group: ExceptionGroup[Fatal]) -> Fatal:
     return _leaf(first) if isinstance(first, ExceptionGroup) else first
 
 
-async def _heartbeat(status: StatusBoard) -> None:
+async def _heartbeat(status: StatusBoard, tasks: Mapping[str, asyncio.Task[None]]) -> None:
+    """Show that the event loop turns, and that no task has ended for good."""
     while True:
-        status.beat()
+        ended = [name for name, task in tasks.items() if task.done()]
+        for name in ended:
+            status.set(f"task:{name}", "ended; restart the plugin", ok=False)
+        status.beat(alive=not ended)
         await wait_period(HEARTBEAT_S)
 
 

@@ -66,6 +66,7 @@ class StatusBoard:
         self._lock = threading.Lock()
         self._components: dict[str, Component] = {}
         self._beat_s = time.monotonic()
+        self._tasks_alive = True
 
     def set(self, name: str, text: str, *, ok: bool) -> bool:
         """Set a component's status; True if it is another than before."""
@@ -83,9 +84,10 @@ class StatusBoard:
         with self._lock:
             self._components.pop(name, None)
 
-    def beat(self) -> None:
-        """The event loop turns."""
+    def beat(self, *, alive: bool = True) -> None:
+        """The event loop turns; `alive` if every task that must run does."""
         self._beat_s = time.monotonic()
+        self._tasks_alive = alive
 
     def readiness(self) -> StatusReport:
         """Ready if every component is ok; an event loop that is late is one that is not."""
@@ -96,13 +98,15 @@ class StatusBoard:
         return StatusReport(ok, MappingProxyType(components), now_s)
 
     def liveness(self) -> StatusReport:
-        """Alive if the event loop turned lately; a missing driver or kubelet is no reason to die.
+        """Alive if the event loop turned lately, and no task is dead.
 
-        The components are part of the report all the same.
+        A missing driver or kubelet is no reason to die; the components are part of the report
+        all the same.
         """
         components, loop, now_s = self._now(self.LOOP_DEAD_AFTER_S)
         components[_LOOP] = loop
-        return StatusReport(loop.ok, MappingProxyType(components), now_s)
+        ok = loop.ok and self._tasks_alive
+        return StatusReport(ok, MappingProxyType(components), now_s)
 
     def _now(self, late_after_s: float) -> tuple[dict[str, Component], Component, float]:
         """The components, the event loop as one, and the time that they are of."""

@@ -151,6 +151,13 @@ class PluginProcess:
         if self._loop is not None and self._work is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._work.cancel)
 
+    def cancel_task(self, name: str) -> None:
+        """Cancel one of the daemon's tasks, as nobody should."""
+        loop = self._loop
+        assert loop is not None
+        (task,) = (one for one in asyncio.all_tasks(loop) if one.get_name() == name)
+        loop.call_soon_threadsafe(task.cancel)
+
     def join(self) -> BaseException | None:
         """Wait until the daemon ends by itself; returns what ended it."""
         self._thread.join(STOP_TIMEOUT_S)

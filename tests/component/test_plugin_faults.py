@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from gpuplugin.daemon.hardware import monitor
+from hal import DriverUnavailable
 from sim.kubelet import Amount, Phase, simple_pod
+from tests.component.fakedriver import FakeDriver
 from tests.component.running import RESOURCE, allocate_request
 from tests.component.waiting import DEADLINE_S, eventually
 
@@ -280,3 +284,53 @@ class Load:
             except Exception as error:  # noqa: BLE001 - every failure is what is looked for
                 self.failures.append(error)
             self._calls[number] += 1
+
+
+# Tasks that end although nobody stops the plugin
+
+
+@pytest.mark.parametrize(
+    "name", ["heartbeat", "monitor", "endpoints", "reload", "control", "sampler"]
+)
+def test_a_task_that_is_cancelled_from_outside_runs_again(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin, name: str
+) -> None:
+    plugin = start_plugin(hardware.backend)
+    eventually(lambda: plugin.ready)
+
+    plugin.cancel_task(name)
+
+    eventually(lambda: plugin.metric("gpuplugin_task_restarts_total", task=name) == 1)
+    eventually(lambda: plugin.ready)
+    assert plugin.get("/health").status == 200
+
+
+def test_the_plugin_is_not_alive_without_one_of_its_tasks(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
+) -> None:
+    plugin = start_plugin(hardware.backend)
+    eventually(lambda: plugin.ready)
+
+    plugin.cancel_task("supervisor of reload")
+
+    eventually(lambda: plugin.get("/health").status == 503)
+    assert "restart the plugin" in str(plugin.get("/health").parts["task:reload"])
+
+
+def test_a_cancellation_that_nobody_asked_for_does_not_end_the_monitor(
+    kubelet: Kubelet, start_plugin: StartPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python 3.11.2 leaves a timeout around a TaskGroup that failed (CPython gh-102780)."""
+    driver = FakeDriver()
+    driver.on_open = DriverUnavailable("not loaded")
+
+    async def cancelled(_due_s: float) -> None:
+        driver.on_open = None
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(monitor, "_sleep_until", cancelled)
+
+    plugin = start_plugin(driver)
+
+    eventually(lambda: plugin.ready)
+    assert plugin.metric("gpuplugin_task_restarts_total", task="monitor") == 1

@@ -130,3 +130,10 @@ def test_a_part_that_is_not_ok_says_how_long_ago_it_last_was(clock: Clock) -> No
         name: part.ok_ago_s(clock.now_s) for name, part in status.readiness().components.items()
     }
     assert ages == {"kubelet:a": None, "kubelet:b": 3.0}
+
+
+def test_a_dead_task_is_a_reason_to_die() -> None:
+    status = StatusBoard()
+    status.beat(alive=False)
+
+    assert not status.liveness().ok

@@ -158,3 +158,30 @@ def test_a_failure_while_it_is_cancelled_does_not_start_it_again(
 
     asyncio.run(main())
     assert pauses.delays == []
+
+
+async def _cancel_itself() -> None:
+    """As Python before 3.11.3 ends a task in which a TaskGroup failed under a timeout."""
+    raise asyncio.CancelledError
+
+
+def test_a_task_that_is_cancelled_by_mistake_is_started_again(
+    status: StatusBoard, pauses: Pauses, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    runs = 0
+
+    async def task() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
+            raise Fatal("enough")
+        await _cancel_itself()
+
+    with pytest.raises(Fatal, match="enough"):
+        asyncio.run(supervise("watch", task, status, metrics))
+
+    assert pauses.delays == pytest.approx([0.2, 0.4])
+    assert all("cancelled" in told["task:watch"] for told in pauses.told)
+    assert metrics.task_restarts.labels("watch").value == 2
+    assert [record.getMessage() for record in caplog.records] == ["task failed"] * 2
