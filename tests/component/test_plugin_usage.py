@@ -143,6 +143,25 @@ def test_without_the_hosts_processes_that_is_said_once(
     assert len(told) == 1, told
 
 
+def test_without_processes_nothing_says_that_their_pods_are_known_again(
+    kubelet: Kubelet,
+    start_plugin: StartPlugin,
+    hardware: Hardware,
+    work: PodWork,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "gpuplugin.daemon.hardware.sampler")
+    plugin = start_plugin(hardware.backend, flags=flags(work, host_proc=str(tmp_path)))
+    kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 80, 20)
+    kubelet.run_pod(simple_pod("hungry-0", {RESOURCE: 1}))
+    eventually(lambda: value(plugin, "gpuplugin_visible", what="pods") == 0)
+    hardware.driver_down()
+    eventually(lambda: value(plugin, "gpuplugin_visible", what="processes") == 0)
+    assert value(plugin, "gpuplugin_visible", what="pods") == 0
+    assert [one.message for one in caplog.records if "again" in one.message] == []
+
+
 def test_without_the_kubelets_answer_hardware_is_still_told(
     kubelet_dir: Path, start_plugin: StartPlugin, hardware: Hardware
 ) -> None:

@@ -140,6 +140,10 @@ class Sampler:
             unseen[PODS] = "switched off"
             return {}
         pids = frozenset(one.pid for found in processes.values() for one in found)
+        if not pids:
+            # Nothing shows whether they can be read now.
+            unseen |= {what: why for what, why in self._reported.items() if what == PODS}
+            return {}
         try:
             return await self._host_thread.call(_HOST_DEADLINE_S, self._identities.pods_of, pids)
         except (CgroupsUnreadable, HalError) as error:
