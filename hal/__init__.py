@@ -14,6 +14,7 @@ from hal.errors import (
     NotSupported,
     UnknownGpu,
 )
+from hal.gpucalls import GpuCalls
 from hal.types import (
     GIB,
     ComputeMode,
@@ -49,6 +50,7 @@ __all__ = [
     "FabricState",
     "Gpu",
     "GpuAppeared",
+    "GpuCalls",
     "GpuDisappeared",
     "GpuLost",
     "GpuState",

@@ -28,6 +28,20 @@ class Backend(Protocol):
     def close(self) -> None:
         """Disconnect and make a blocked `wait_events` return. Never raises."""
 
+    def call_lasting_s(self, thread: int) -> float | None:
+        """For how long the thread of this identifier has been in a call about one GPU.
+
+        None if it is in no such call. From any thread; never blocks.
+        """
+
+    def give_up(self, thread: int) -> bool:
+        """Bear a GPU that hangs: the caller waits no longer for the call in this thread.
+
+        Until that call returns, others about its GPU raise `HalHung`, and `gpus` lists that GPU as
+        last seen. False if the thread is in no call about a GPU: then it is the driver that hangs.
+        From any thread; never blocks.
+        """
+
     @property
     def driver_version(self) -> str:
         """The driver's version as it prints it, for example `580.105.08`."""

@@ -15,6 +15,7 @@ from hal import (
     DriverUnavailable,
     GpuAppeared,
     HalError,
+    HalHung,
     Probe,
     UnknownGpu,
     XidAction,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 OPEN_DEADLINE_S = 60.0
 CALL_DEADLINE_S = 20.0
-PROBE_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 3.0
+LEAST_HANG_S = 1.0
+"""What takes less is a slow driver, or a busy machine."""
 EVENT_WAIT_S = 5.0
 
 SOON_S = 0.1
@@ -55,6 +57,15 @@ class WatchPlan:
     probe_interval_s: float
     blind_after_s: float
     watch_events: bool = True
+
+    @property
+    def hang_after_s(self) -> float:
+        """A call about a GPU that takes longer than this hangs.
+
+        It is noticed within `blind_after_s` if `probe_interval_s` is at most half of that.
+        """
+        limit_s = 0.8 * max(self.blind_after_s - self.probe_interval_s, self.blind_after_s / 2)
+        return max(limit_s, LEAST_HANG_S)
 
 
 class Activity:
@@ -98,6 +109,7 @@ class Watch:
         self._updated_s = 0.0
         self._pause_s = plan.probe_interval_s
         self._update_required = False
+        self._linked: frozenset[str] = frozenset()
 
     def open_failed(self, now_s: float) -> float:
         """The driver could not be opened, or not read; when to try again."""
@@ -115,6 +127,14 @@ class Watch:
         if now_s - self._opened_s > STABLE_AFTER_S:
             self._reopen_backoff.reset()
         return now_s + self._reopen_backoff.next_s()
+
+    def links_due(self, probes: Mapping[str, Probe]) -> bool:
+        """True if these probes reached other GPUs than those whose links were read last."""
+        reached = frozenset(uuid for uuid, probe in probes.items() if probe.reachable)
+        due = not reached <= self._linked
+        if due:
+            self._linked = reached
+        return due
 
     def update_due_s(self) -> float:
         """When GPUs are read and probed next: at whole periods, sooner if an event requires it."""
@@ -165,7 +185,10 @@ class Probes:
 
 
 def judge_probes(results: Mapping[str, Probe | HalError], board: HealthBoard) -> Probes:
-    """Failed probes count as unreachable; raises `HalError` if the driver or all of them failed."""
+    """Failed probes count as unreachable; raises `HalError` if the driver or all of them failed.
+
+    A GPU that hangs is that GPU's fault, even where it is the only one.
+    """
     probes: dict[str, Probe] = {}
     failures: dict[str, HalError] = {}
     for uuid, result in results.items():
@@ -180,8 +203,9 @@ def judge_probes(results: Mapping[str, Probe | HalError], board: HealthBoard) ->
                 probes[uuid] = Probe.unreachable((health.epoch if health else None) or "")
             case Probe():
                 probes[uuid] = result
-    if failures and len(failures) == len(probes):
-        raise next(reversed(failures.values()))
+    others = [error for error in failures.values() if not isinstance(error, HalHung)]
+    if others and len(failures) == len(probes):
+        raise others[-1]
     return Probes(MappingProxyType(probes), MappingProxyType(failures))
 
 

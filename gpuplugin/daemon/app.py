@@ -157,7 +157,7 @@ class Daemon:
                 log.info("removed the old socket %s", path, extra={"event": "leftover-removed"})
         warn_of_exposure(settings)
         await asyncio.to_thread(remove_unwanted_specs, settings)
-        queries = HalQueries()
+        queries = HalQueries(self._backend)
         monitor = Monitor(
             self._backend,
             queries,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hal.errors import DriverUnavailable, NotSupported
+from hal.errors import DriverUnavailable, HalError, NotSupported
 from hal.nvml.api import NvmlError
 from hal.nvml.failures import hal_error, open_error
 from hal.nvml.inventory import Inventory
@@ -32,6 +32,7 @@ from hal.nvml.watch import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from hal.nvml.api import NvmlApi
     from hal.types import ComputeProcess, Event, Gpu, Link, Probe, Telemetry, TimeSliceLevel
@@ -45,7 +46,6 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 class _Session:
     api: NvmlApi
     driver_version: str
-    watcher: Watcher
     library: Path | None
     limits: ShutdownLimits
 
@@ -77,6 +77,7 @@ class NvmlBackend:
         self._inventory = Inventory(KernelFolders(sysfs_root, procfs_root), clock)
         self._lock = threading.Lock()
         self._session: _Session | None = None
+        self._watcher: Watcher | None = None
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
 
     def open(self) -> None:
@@ -95,20 +96,35 @@ class NvmlBackend:
                 if self._session is None:
                     with contextlib.suppress(NvmlError):
                         api.shutdown()
+            watcher = self._watcher = self._new_watcher(api)
+        # Without the lock: a GPU may hang here.
+        try:
+            watcher.begin(self._inventory.scan(api))
+        except HalError:
+            self.close()
+            raise
 
     def close(self) -> None:
         with self._lock:
             session, self._session = self._session, None
+            watcher, self._watcher = self._watcher, None
             if session is None:
                 return
-            if not session.watcher.close(_CLOSE_TIMEOUT_S):
-                # Shutting NVML down under a call that waits in it can crash the process.
-                _log.warning("NVML does not return from waiting for events; it stays initialised")
+            waits = watcher is not None and not watcher.close(_CLOSE_TIMEOUT_S)
+            if waits or self._inventory.calls.in_progress:
+                # Shutting NVML down under a call that is in it can crash the process.
+                _log.warning("a call to NVML does not return; it stays initialised")
                 return
             try:
                 session.api.shutdown()
             except NvmlError as err:
                 _log.warning("NVML could not be shut down: %s", err)
+
+    def call_lasting_s(self, thread: int) -> float | None:
+        return self._inventory.calls.lasting_s(thread)
+
+    def give_up(self, thread: int) -> bool:
+        return self._inventory.calls.give_up(thread)
 
     @property
     def driver_version(self) -> str:
@@ -119,19 +135,26 @@ class NvmlBackend:
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
         """Raises `HalError` if the driver cannot be watched now; try again after a pause."""
-        return self._open_session().watcher.wait(timeout_s)
+        api = self._open_session().api
+        watcher = self._watcher
+        if watcher is None or self._inventory.calls.given_up_in(watcher.thread):
+            # The thread of the last one hangs in a GPU.
+            watcher = self._watcher = self._new_watcher(api)
+        return watcher.wait(timeout_s)
 
     def probe(self, uuid: str) -> Probe:
         session = self._open_session()
         api = session.api
         gpu = self._inventory.identify(api, uuid)
-        epoch = read_epoch(gpu, session.driver_version, self._sysfs_root, self._procfs_root)
-        return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch, session.limits)
+        with self._inventory.calls.about(gpu.index):
+            epoch = read_epoch(gpu, session.driver_version, self._sysfs_root, self._procfs_root)
+            return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch, session.limits)
 
     def telemetry(self, uuid: str) -> Telemetry:
         api = self._open_session().api
         try:
-            return read_telemetry(api, self._inventory.handle(api, uuid))
+            with self._about(api, uuid):
+                return read_telemetry(api, self._inventory.handle(api, uuid))
         except NvmlError as err:
             raise hal_error(err, "Reading the telemetry", uuid) from err
 
@@ -139,8 +162,9 @@ class NvmlBackend:
         """As `hal.Backend.processes`; also raises `NotSupported` if the driver has no such list."""
         api = self._open_session().api
         try:
-            handle = self._inventory.handle(api, uuid)
-            return read_processes(api, self._inventory.known(uuid), handle)
+            with self._about(api, uuid):
+                handle = self._inventory.handle(api, uuid)
+                return read_processes(api, self._inventory.known(uuid), handle)
         except NvmlError as err:
             raise hal_error(err, "Listing the processes", uuid) from err
 
@@ -152,7 +176,8 @@ class NvmlBackend:
         cached = self._links
         if cached is None or cached[0] != uuids:
             try:
-                cached = self._links = (uuids, read_links(api, snapshot))
+                cached = (uuids, read_links(api, snapshot, self._inventory.calls))
+                self._links = cached
             except NvmlError as err:
                 raise hal_error(err, "Reading the links") from err
         return cached[1]
@@ -161,7 +186,8 @@ class NvmlBackend:
         """Set the time slice by way of `nvidia-smi`; see `hal.Backend.set_time_slice`."""
         session = self._open_session()
         try:
-            self._inventory.handle(session.api, uuid, anew=True)
+            with self._about(session.api, uuid):
+                self._inventory.handle(session.api, uuid, anew=True)
         except NvmlError as err:
             raise hal_error(err, "Finding the handle", uuid) from err
         if self._inventory.known(uuid).mig_enabled:
@@ -170,6 +196,13 @@ class NvmlBackend:
                 "Turn MIG off, or leave the time slice alone",
             )
         set_time_slice(self._driver_root, session.library, uuid, level)
+
+    def _about(self, api: NvmlApi, uuid: str) -> AbstractContextManager[None]:
+        """For calls about a GPU; raises `UnknownGpu`, or `HalHung` if it hangs."""
+        return self._inventory.calls.about(self._inventory.identify(api, uuid).index)
+
+    def _new_watcher(self, api: NvmlApi) -> Watcher:
+        return Watcher(api, self._inventory, self._rescan_s, self._clock)
 
     def _open_session(self) -> _Session:
         session = self._session
@@ -192,6 +225,4 @@ class NvmlBackend:
         except NvmlError as err:
             raise open_error(err) from err
         self._inventory.connected()
-        start = self._inventory.scan(api)
-        watcher = Watcher(api, self._inventory, start, self._rescan_s, self._clock)
-        return _Session(api, version, watcher, library, ShutdownLimits(api))
+        return _Session(api, version, library, ShutdownLimits(api))

@@ -11,10 +11,11 @@ import math
 import re
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from hal.errors import UnknownGpu
+from hal.errors import HalHung, UnknownGpu
+from hal.gpucalls import GpuCalls
 from hal.nvml.api import Code, Handle, NvmlError, optional, supported
 from hal.nvml.failures import hal_error
 from hal.nvml.kernelfiles import canonical_bus_id, mig_device_nodes
@@ -68,6 +69,16 @@ class Snapshot:
     handles: Mapping[str, Handle]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one pass over all indices has found."""
+
+    seen: dict[str, Gpu] = field(default_factory=dict)
+    handles: dict[str, Handle] = field(default_factory=dict)
+    failures: dict[int, NvmlError] = field(default_factory=dict)
+    hanging: set[int] = field(default_factory=set)
+
+
 class _Identity(NamedTuple):
     """What does not change of a GPU on one connection."""
 
@@ -94,6 +105,8 @@ class Inventory:
         self._clock_s = clock_s
         self._scanned_s = -math.inf
         self._lock = threading.Lock()
+        self.calls: GpuCalls[int | tuple[int, int]] = GpuCalls(clock_s)
+        """Calls about GPUs, by index, and about pairs of them."""
         self._known: dict[str, Gpu] = {}
         self._answering: Mapping[str, Handle] = {}
         self.latest: Snapshot | None = None
@@ -118,6 +131,7 @@ class Inventory:
     def scan(self, api: NvmlApi) -> Snapshot:
         """Read every GPU. Those that do not respond are listed as lost.
 
+        One that hangs is left out and stays as it was, or, never read before, is listed as lost.
         Their identity is known from earlier scans, or else from the kernel module. Of two scans at
         the same time the one that began later counts.
         Raises HalError if the driver does not respond at all; never because of a single GPU.
@@ -130,54 +144,62 @@ class Inventory:
             count = api.device_count()
         except NvmlError as err:
             raise hal_error(err, "Counting the GPUs") from err
-        seen: dict[str, Gpu] = {}
-        handles: dict[str, Handle] = {}
-        failures: dict[int, NvmlError] = {}
-        for index in range(count):
-            try:
-                handle = api.handle_by_index(index)
-                gpu = self._read(api, handle, index)
-            except NvmlError as err:
-                if err.is_driver_failure:
-                    raise hal_error(err, f"Reading the GPU with index {index}") from err
-                failures[index] = err
-                continue
-            if gpu is not None:
-                seen[gpu.uuid] = gpu
-                handles[gpu.uuid] = handle
+        found = self._read_all(api, count)
         with self._lock:
             self.scans += 1
             if number < self._newest and self.latest is not None:
                 return self.latest  # a scan that began later has ended before this one
             self._newest = number
+            seen = found.seen
             for uuid, gpu in self._known.items():
                 if uuid not in seen:
-                    seen[uuid] = dataclasses.replace(gpu, state=GpuState.LOST)
-            for gpu in self._never_read(failures, count, seen):
+                    hangs = gpu.index in found.hanging
+                    seen[uuid] = gpu if hangs else dataclasses.replace(gpu, state=GpuState.LOST)
+            for gpu in self._never_read(found, count):
                 seen[gpu.uuid] = gpu
             self._known = dict(seen)
             ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
-            snapshot = self.latest = Snapshot(tuple(ordered), handles)
-            self._answering = handles
+            snapshot = self.latest = Snapshot(tuple(ordered), found.handles)
+            self._answering = found.handles
             self._scanned_s = scanned_s
-        self._warn_of_unreadable(failures, seen)
+        self._warn_of_unreadable(found.failures, seen)
         return snapshot
 
-    def _never_read(
-        self, failures: Mapping[int, NvmlError], count: int, listed: Mapping[str, Gpu]
-    ) -> list[Gpu]:
-        """GPUs that were lost before the first scan, as far as the kernel module lists them."""
-        taken = {gpu.index for gpu in listed.values()}
+    def _read_all(self, api: NvmlApi, count: int) -> _Found:
+        """Read the GPUs of all indices; raises `HalError` if the driver does not respond."""
+        found = _Found()
+        for index in range(count):
+            try:
+                with self.calls.about(index):
+                    handle = api.handle_by_index(index)
+                    gpu = self._read(api, handle, index)
+            except HalHung:
+                found.hanging.add(index)
+                continue
+            except NvmlError as err:
+                if err.is_driver_failure:
+                    raise hal_error(err, f"Reading the GPU with index {index}") from err
+                found.failures[index] = err
+                continue
+            if gpu is not None:
+                found.seen[gpu.uuid] = gpu
+                found.handles[gpu.uuid] = handle
+        return found
+
+    def _never_read(self, found: _Found, count: int) -> list[Gpu]:
+        """GPUs that were lost or hung before the first scan, as the kernel module lists them."""
+        taken = {gpu.index for gpu in found.seen.values()}
         # Many drivers return "unknown error" for a GPU that fell off the bus.
-        lost = [
+        silent = {
             index
-            for index, err in failures.items()
-            if (err.is_lost or err.code == Code.UNKNOWN) and index not in taken
-        ]
+            for index, err in found.failures.items()
+            if err.is_lost or err.code == Code.UNKNOWN
+        }
+        lost = sorted((silent | found.hanging) - taken)
         listed_gpus = self._kernel.gpus() if lost else ()
         if len(listed_gpus) != count:
             return []  # a container may see some only: which ones is not known
-        found = [(index, listed_gpus[index]) for index in lost]
+        silent_gpus = [(index, listed_gpus[index]) for index in lost]
         return [
             Gpu(
                 uuid=one.uuid,
@@ -192,8 +214,10 @@ class Inventory:
                 compute_capability=None,
                 state=GpuState.LOST,
             )
-            for index, one in found
-            if one is not None and one.uuid not in listed and one.product not in _NOT_FOR_COMPUTE
+            for index, one in silent_gpus
+            if one is not None
+            and one.uuid not in found.seen
+            and one.product not in _NOT_FOR_COMPUTE
         ]
 
     def known(self, uuid: str) -> Gpu:

@@ -15,7 +15,6 @@ from hal.nvml.failures import hal_error
 from hal.nvml.kernelfiles import canonical_bus_id
 from hal.types import (
     ComputeProcess,
-    GpuState,
     Link,
     LinkKind,
     Probe,
@@ -27,6 +26,7 @@ from hal.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from hal.gpucalls import GpuCalls
     from hal.nvml.api import Handle, NvmlApi, ProcessSample
     from hal.nvml.inventory import Snapshot
     from hal.types import Gpu
@@ -220,17 +220,24 @@ def _share(latest: Mapping[int, ProcessSample], pid: int) -> float | None:
     return None if sample is None or sample.sm_percent > 1000 else min(1.0, sample.sm_percent / 100)
 
 
-def read_links(api: NvmlApi, snapshot: Snapshot) -> Mapping[tuple[str, str], Link]:
+def read_links(
+    api: NvmlApi, snapshot: Snapshot, calls: GpuCalls[int | tuple[int, int]]
+) -> Mapping[tuple[str, str], Link]:
     """The link of each ordered pair of the GPUs that respond.
 
     A path that cannot be read counts as the farthest, an NVLink that cannot be read as absent.
     Raises NvmlError if the driver does not respond: an incomplete matrix must not be kept.
     """
-    gpus = [gpu for gpu in snapshot.gpus if gpu.state is GpuState.OK]
-    remotes = {gpu.uuid: _remotes(api, snapshot.handles[gpu.uuid]) for gpu in gpus}
+    gpus = [gpu for gpu in snapshot.gpus if gpu.uuid in snapshot.handles]
+    remotes: dict[str, list[str]] = {}
+    for gpu in gpus:
+        with calls.about(gpu.index):
+            remotes[gpu.uuid] = _remotes(api, snapshot.handles[gpu.uuid])
     links: dict[tuple[str, str], Link] = {}
     for one, other in itertools.combinations(gpus, 2):
-        kind = _kind(api, snapshot.handles[one.uuid], snapshot.handles[other.uuid])
+        # For the pair: if it hangs, which of the two it is will show by itself.
+        with calls.about((one.index, other.index)):
+            kind = _kind(api, snapshot.handles[one.uuid], snapshot.handles[other.uuid])
         # Both ends report the same links; one that cannot must not make the pair asymmetric.
         nvlinks = max(
             remotes[one.uuid].count(other.pci_bus_id), remotes[other.uuid].count(one.pci_bus_id)

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from hal.errors import HalError
+from hal.errors import HalError, HalHung
 from hal.nvml.api import NO_INSTANCE, Code, EventType, NvmlError
 from hal.nvml.failures import hal_error
 from hal.types import EccError, Event, GpuAppeared, GpuDisappeared, GpuState, XidError
@@ -41,7 +41,6 @@ class Watcher:
         self,
         api: NvmlApi,
         inventory: Inventory,
-        start: Snapshot,
         rescan_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,7 +50,9 @@ class Watcher:
         self._clock = clock
         self._closing = threading.Event()
         self._busy = threading.Lock()
-        self._responding = _responding(start)
+        self.thread = 0
+        """The identifier of the thread that is in `wait`, or was in it last."""
+        self._responding: frozenset[str] | None = None
         self._scanned_at = clock()
         self._scans_seen = inventory.scans
         self._set: EventSet | None = None
@@ -60,9 +61,15 @@ class Watcher:
         """Changes that no call has returned yet: a call may fail after it found them."""
         self._warned: set[str] = set()
 
+    def begin(self, start: Snapshot) -> None:
+        """What changes after `start` is reported; otherwise, what changes after the first scan."""
+        self._responding = _responding(start)
+        self._scans_seen = self._inventory.scans
+
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """As `hal.Backend.wait_events`; after a `HalError` the next call starts afresh."""
         with self._busy:
+            self.thread = threading.get_ident()
             try:
                 return self._wait(timeout_s)
             except NvmlError as err:
@@ -147,7 +154,8 @@ class Watcher:
         snapshot = snapshot or self._inventory.scan(self._api)
         self._scans_seen = self._inventory.scans
         self._scanned_at = self._clock()
-        before, self._responding = self._responding, _responding(snapshot)
+        now = _responding(snapshot)
+        before, self._responding = now if self._responding is None else self._responding, now
         lost, new = sorted(before - self._responding), sorted(self._responding - before)
         self._pending += [GpuDisappeared(uuid) for uuid in lost]
         self._pending += [GpuAppeared(uuid) for uuid in new]
@@ -165,9 +173,12 @@ class Watcher:
 
     def _register(self, events: EventSet, uuid: str, handle: Handle) -> None:
         try:
-            types = self._api.event_types(handle) & int(_WANTED)
-            if types:
-                self._api.event_register(handle, types, events)
+            with self._inventory.calls.about(self._inventory.known(uuid).index):
+                types = self._api.event_types(handle) & int(_WANTED)
+                if types:
+                    self._api.event_register(handle, types, events)
+        except HalHung:
+            return  # registered by a later scan, when it responds
         except NvmlError as err:
             if err.is_driver_failure:
                 raise

@@ -166,7 +166,7 @@ class _Misread:
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         try:
-            return read_links(self._api, self._inventory.scan(self._api))
+            return read_links(self._api, self._inventory.scan(self._api), self._inventory.calls)
         except NvmlError as error:
             raise hal_error(error, "Reading the links") from error
 

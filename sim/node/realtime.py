@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hal import DriverUnavailable, GpuLost, NotSupported
+from hal import DriverUnavailable, GpuCalls, GpuLost, NotSupported
 from sim.node.reader import NodeReader
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ class SimBackend:
     def __init__(self, node: RealTimeNode) -> None:
         self._node = node
         self._open = False
+        self._calls: GpuCalls[str] = GpuCalls()
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
         with node.update() as model:
             self._reader = NodeReader(model)
@@ -189,6 +190,12 @@ class SimBackend:
         self._open = False
         self._node.interrupt()
 
+    def call_lasting_s(self, thread: int) -> float | None:
+        return self._calls.lasting_s(thread)
+
+    def give_up(self, thread: int) -> bool:
+        return self._calls.give_up(thread)
+
     @property
     def driver_version(self) -> str:
         """That of the last `open`; known even while the driver does not answer."""
@@ -202,15 +209,15 @@ class SimBackend:
         return self._node.wait_events(timeout_s)
 
     def probe(self, uuid: str) -> Probe:
-        with self._node.call(uuid):
+        with self._calls.about(uuid), self._node.call(uuid):
             return self._reader.probe(uuid)
 
     def telemetry(self, uuid: str) -> Telemetry:
-        with self._node.call(uuid):
+        with self._calls.about(uuid), self._node.call(uuid):
             return self._reader.telemetry(uuid)
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
-        with self._node.call(uuid):
+        with self._calls.about(uuid), self._node.call(uuid):
             return self._reader.processes(uuid)
 
     def links(self) -> Mapping[tuple[str, str], Link]:
@@ -226,7 +233,7 @@ class SimBackend:
 
         Tenants that run feel it at once, although with a real driver only later ones do.
         """
-        with self._node.call(uuid) as model:
+        with self._calls.about(uuid), self._node.call(uuid) as model:
             gpu = _reachable(model, uuid)
             if gpu.identity.mig_enabled:
                 raise NotSupported("a GPU in MIG mode has no time-slice level")

@@ -124,7 +124,7 @@ class VirtualPlugin:
                 self._reader.driver_version()
                 if self._watch.plan.watch_events:
                     yield from self._call(deadlines.CALL_DEADLINE_S, watching=True)
-                yield from self._read()
+                yield from self._read(deadlines.CALL_DEADLINE_S)
             except HalError:
                 yield self._until(self._watch.open_failed(self._node.now_s))
                 continue
@@ -170,7 +170,7 @@ class VirtualPlugin:
                 self._unsettled = self._env.event()
                 yield self._unsettled | self._until(due_s)
             try:
-                yield from self._read()
+                yield from self._read(watch.plan.hang_after_s)
             except HalError as error:
                 watch.update_failed(error, node.now_s)
                 continue
@@ -182,23 +182,22 @@ class VirtualPlugin:
         well = all(one.healthy and not one.faults for one in board.units.values())
         return well and not watch.updates.failures and not watch.events.failures
 
-    def _read(self) -> Steps:
+    def _read(self, hang_after_s: float) -> Steps:
         """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
-        yield from self._call(deadlines.CALL_DEADLINE_S)
+        yield from self._call(hang_after_s)
         node, view = self._node, self._model.view
         gpus = self._reader.gpus()
         results: dict[str, Probe | HalError] = {}
         for uuid in dict.fromkeys((*(gpu.uuid for gpu in gpus), *view.board.gpus)):
             try:
-                yield from self._call(deadlines.PROBE_DEADLINE_S, uuid)
+                yield from self._call(hang_after_s, uuid)
                 results[uuid] = self._reader.probe(uuid)
             except HalError as error:
                 results[uuid] = error
         probes = judge_probes(results, view.board)
-        known = {gpu.uuid for gpu in view.gpus}
         events = () if self._watching_fails else node.take_events()
         self._apply(self._model.updated(gpus, probes.by_uuid, node.now_s, events))
-        if {gpu.uuid for gpu in gpus} != known:
+        if self._watch.links_due(probes.by_uuid):
             self._apply(self._model.linked(self._reader.links(), node.now_s))
 
     def _call(self, deadline_s: float, uuid: str | None = None, *, watching: bool = False) -> Steps:

@@ -96,8 +96,6 @@ class Oracle:
 
     gpus: dict[str, GpuModel]
     replicas: int
-    one_hang_blinds: bool = False
-    """GPUs cannot be listed while one of them hangs."""
     trouble: Trouble | None = None
     plugin_up: bool = True
     kubelet_up: bool = True
@@ -114,9 +112,7 @@ class Oracle:
     @property
     def blind(self) -> bool:
         """True if the plugin cannot watch: then no GPU may be called Healthy."""
-        hanging = [one.hung and not one.lost for one in self.gpus.values()]
-        enough = any if self.one_hang_blinds else all
-        return self.trouble is not None or enough(hanging)
+        return self.trouble is not None
 
     @property
     def watched(self) -> bool:

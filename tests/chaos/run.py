@@ -39,7 +39,6 @@ class Run:
             {uuid: GpuModel() for uuid in hardware.uuids},
             REPLICAS,
             # Whoever lists GPUs by NVML asks each of them: one that hangs holds up the list.
-            one_hang_blinds=library is not None,
         )
         self._trouble_steps = 0
         self._mark = 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hal import (
     Gpu,
+    GpuCalls,
     MigDevice,
     NotSupported,
     Probe,
@@ -62,6 +63,7 @@ class FakeDriver:
         self.on_gpus: Exception | None = None
         self.on_wait: Exception | None = None
         self.on_probe: Exception | None = None
+        self.calls: GpuCalls[str] = GpuCalls()
         self.opens = 0
         self.waits = 0
         self.listings = 0
@@ -80,6 +82,12 @@ class FakeDriver:
         with self._changed:
             self._closes += 1
             self._changed.notify_all()
+
+    def call_lasting_s(self, thread: int) -> float | None:
+        return self.calls.lasting_s(thread)
+
+    def give_up(self, thread: int) -> bool:
+        return self.calls.give_up(thread)
 
     @property
     def driver_version(self) -> str:

@@ -66,7 +66,8 @@ class NvmlHardware(Hardware):
                 if isinstance(owner, EventSets)
                 for one in owner._sets.values()
             ]
-            answering = {gpu.identity.uuid for gpu in model.present if not gpu.lost}
+            present = {gpu.identity.uuid for gpu in model.present if not gpu.lost}
+            answering = {uuid for uuid in present if not model.hangs(uuid)}
             # A call that was given up while the driver hung may leave an older set behind.
             return bool(sets) and not sets[-1].waiting and answering <= sets[-1].types.keys()
 

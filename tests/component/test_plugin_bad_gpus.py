@@ -37,6 +37,10 @@ class PickyDriver(FakeDriver):
         self.released = threading.Event()
 
     def probe(self, uuid: str) -> Probe:
+        with self.calls.about(uuid):
+            return self._probe(uuid)
+
+    def _probe(self, uuid: str) -> Probe:
         if uuid in self.hanging:
             self.released.wait(DEADLINE_S)
         if uuid in self.failing:
@@ -108,9 +112,7 @@ def test_a_probe_that_hangs_costs_its_own_gpu_only(
     kubelet: Kubelet,
     driver: PickyDriver,
     start_plugin: StartPlugin,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gpuplugin.core.watch.PROBE_DEADLINE_S", 0.2)
     plugin = start_plugin(driver)
     wait_for(kubelet, 3 * REPLICAS)
     stuck = driver.listed[2].uuid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +19,7 @@ from hal import (
     GpuLost,
     GpuState,
     HalError,
+    HalHung,
     LinkKind,
     NotSupported,
     RecoveryAction,
@@ -26,10 +28,11 @@ from hal import (
     UnknownGpu,
     XidError,
 )
-from sim.gpu.faults import EccFault, LostFault, Recovery, XidFault
+from sim.gpu.faults import EccFault, Hang, LostFault, Recovery, XidFault
+from tests.component.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from hal import Event, Gpu
     from tests.conformance.conftest import Subject
@@ -407,3 +410,83 @@ def test_what_befalls_a_gpu_while_closed_is_seen_when_open(subject: Subject) -> 
     subject.backend.open()
     assert subject.backend.gpus()[0].state is GpuState.LOST
     assert not subject.backend.probe(uuid).reachable
+
+
+@contextmanager
+def hanging(subject: Subject, gpu: int) -> Iterator[int]:
+    """A GPU hangs, and with it a call about it in the thread of this identifier."""
+    uuid = subject.uuids[gpu]
+    subject.let(gpu, Hang())
+    call = threading.Thread(target=subject.backend.probe, args=(uuid,), daemon=True)
+    call.start()
+    thread = call.ident
+    assert thread is not None
+    try:
+        eventually(lambda: (subject.backend.call_lasting_s(thread) or 0) > 0.01)
+        yield thread
+        assert call.is_alive()
+    finally:
+        subject.let(gpu, Recovery())
+        call.join(DEADLINE_S)
+        assert not call.is_alive()
+    assert subject.backend.call_lasting_s(thread) is None
+
+
+def test_a_gpu_that_hangs_is_listed_as_last_seen_and_costs_no_other(subject: Subject) -> None:
+    before = subject.backend.gpus()
+    last = len(before) - 1
+    drain(subject)
+    with hanging(subject, last) as thread:
+        assert subject.backend.give_up(thread)
+        assert subject.backend.gpus() == before
+        for question in ABOUT_A_GPU.values():
+            with pytest.raises(HalHung):
+                question(subject.backend, before[last].uuid)
+        for gpu in before[:last]:
+            assert subject.backend.probe(gpu.uuid).clean
+        assert list(subject.backend.wait_events(0.0)) == []
+    assert subject.backend.probe(before[last].uuid).reachable
+    assert subject.backend.gpus() == before
+
+
+def test_a_thread_in_no_call_about_a_gpu_cannot_be_given_up(subject: Subject) -> None:
+    thread = threading.get_ident()
+    subject.backend.probe(subject.uuids[0])
+    assert subject.backend.call_lasting_s(thread) is None
+    assert not subject.backend.give_up(thread)
+    assert subject.backend.probe(subject.uuids[0]).reachable
+
+
+def test_events_go_on_while_a_gpu_hangs(subject: Subject) -> None:
+    """Also where the thread that waits for them looks at the GPUs, and hangs in that one."""
+    uuids = subject.uuids
+    if len(uuids) == 1:
+        pytest.skip("a node of one GPU has no others")
+    stop = threading.Event()
+    seen: list[Event] = []
+    threads: list[threading.Thread] = []
+
+    def wait() -> None:
+        while not stop.is_set():
+            seen.extend(subject.backend.wait_events(0.05))
+
+    def start() -> None:
+        threads.append(threading.Thread(target=wait, daemon=True))
+        threads[-1].start()
+
+    def heard() -> bool:
+        last = threads[-1].ident or 0
+        if (subject.backend.call_lasting_s(last) or 0) > 0.3 and subject.backend.give_up(last):
+            start()
+        subject.let(1, XidFault(xid=31))
+        return XidError(uuids[1], 31) in seen
+
+    subject.let(0, Hang())
+    start()
+    try:
+        eventually(heard)
+    finally:
+        subject.let(0, Recovery())
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE_S)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core import watch as deadlines
 from gpuplugin.core.watch import Watch, WatchFailed, judge_probes
-from gpuplugin.daemon.calls import HalThread
+from gpuplugin.daemon.calls import HalLane, HalThread
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import Fatal
 from hal import HalError, HalHung
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from gpuplugin.core.watch import Activity, WatchPlan
     from gpuplugin.daemon.calls import HalQueries
@@ -56,9 +56,10 @@ class Monitor:
         self._watch = Watch(plan())
         self._fail_on_init_error = fail_on_init_error
         self._on_open = on_open
-        self._events_thread = HalThread("hal-events")
+        self._events_lane = HalLane("hal-events", backend)
         self._queries = queries
         self._events = _EventTap(backend)
+        self._probe_failures: Mapping[str, HalError] = {}
         self._update_required = asyncio.Event()
 
     async def run(self) -> None:
@@ -70,7 +71,7 @@ class Monitor:
             raise
         finally:
             await self._close()
-            self._events_thread.close()
+            self._events_lane.close()
             self._queries.close()
 
     async def _run(self) -> None:
@@ -97,10 +98,11 @@ class Monitor:
                 await self._queries.call(deadlines.OPEN_DEADLINE_S, self._backend.open)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
                 if watch.plan.watch_events:
-                    await self._events_thread.call(
+                    await self._events_lane.call(
                         deadlines.CALL_DEADLINE_S, self._events.wait_events, 0.0
                     )
-                gpus, probes = await self._read()
+                # A driver takes longer for the first calls than for those after them.
+                gpus, probes = await self._read(deadlines.CALL_DEADLINE_S)
             except HalError as error:
                 self._open_failed(error)
                 await _sleep_until(watch.open_failed(time.monotonic()))
@@ -109,7 +111,7 @@ class Monitor:
             self._queries.open = True
             await self._on_open()
             self._node.updated(gpus, probes, self._events.taken())
-            await self._read_links()
+            await self._read_links(probes)
             self._set_watching(len(gpus))
             return
 
@@ -140,7 +142,7 @@ class Monitor:
                 watch.events.succeeded(time.monotonic())
                 continue
             try:
-                await self._events_thread.call(
+                await self._events_lane.call(
                     wait_s + watch.plan.blind_after_s, self._events.wait_events, wait_s
                 )
             except HalError as error:
@@ -163,8 +165,7 @@ class Monitor:
             await self._wait_for_update()
             watch.plan = self._plan()
             try:
-                known = {gpu.uuid for gpu in self._node.view.gpus}
-                gpus, probes = await self._read()
+                gpus, probes = await self._read(watch.plan.hang_after_s)
             except HalError as error:
                 try:
                     watch.update_failed(error, time.monotonic())
@@ -173,8 +174,7 @@ class Monitor:
                 continue
             watch.updated(time.monotonic())
             self._node.updated(gpus, probes)
-            if {gpu.uuid for gpu in gpus} != known:
-                await self._read_links()
+            await self._read_links(probes)
             self._set_watching(len(gpus))
 
     async def _wait_for_update(self) -> None:
@@ -192,28 +192,31 @@ class Monitor:
         text = f"{activity.stage} failed ({activity.failures} in a row): {error}"
         log_fact(log, logging.WARNING, "monitor-failure", text, stage=activity.stage)
 
-    async def _read_links(self) -> None:
+    async def _read_links(self, probes: Mapping[str, Probe]) -> None:
         """How GPUs are connected only serves preferences: a failure costs nothing else."""
+        if not self._watch.links_due(probes):
+            return
         try:
-            links = await self._queries.call(deadlines.CALL_DEADLINE_S, self._backend.links)
+            hang_after_s = self._watch.plan.hang_after_s
+            links = await self._queries.call(hang_after_s, self._backend.links)
         except HalError as error:
             log.warning("links between GPUs cannot be read: %s", error, extra={"event": "links"})
             return
         self._node.linked(links)
 
-    async def _read(self) -> tuple[tuple[Gpu, ...], dict[str, Probe]]:
+    async def _read(self, hang_after_s: float) -> tuple[tuple[Gpu, ...], dict[str, Probe]]:
         """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
-        gpus = await self._queries.call(deadlines.CALL_DEADLINE_S, self._backend.gpus)
+        gpus = await self._queries.call(hang_after_s, self._backend.gpus)
         board = self._node.view.board
         uuids = (*(gpu.uuid for gpu in gpus), *board.gpus)
-        results = await self._queries.call_gpus(
-            uuids, deadlines.PROBE_DEADLINE_S, self._probe_in_thread
-        )
+        results = await self._queries.call_gpus(uuids, hang_after_s, self._probe_in_thread)
         probes = judge_probes(results, board)
         for uuid, error in probes.failures.items():
             self._metrics.monitor_failures.labels(stage="probe").inc()
-            text = f"GPU {uuid} cannot be probed and counts as unreachable: {error}"
-            log_fact(log, logging.WARNING, "probe-failure", text, uuid=uuid)
+            if type(self._probe_failures.get(uuid)) is not type(error):
+                text = f"GPU {uuid} cannot be probed and counts as unreachable: {error}"
+                log_fact(log, logging.WARNING, "probe-failure", text, uuid=uuid)
+        self._probe_failures = probes.failures
         return gpus, dict(probes.by_uuid)
 
     def _probe_in_thread(self, uuid: str) -> Probe:

@@ -18,7 +18,7 @@ from hal import DriverUnavailable, GpuAppeared, HalError, HalHung, Probe, Unknow
 from tests.unit.builders import a_probe
 
 PLAN = WatchPlan(probe_interval_s=5.0, blind_after_s=10.0)
-ERROR = HalHung("the call hangs")
+ERROR = HalError("the call fails")
 RECOVERY_ACTION_CHANGED = 154
 
 
@@ -66,7 +66,7 @@ def test_failed_updates_are_repeated_until_the_node_is_blind() -> None:
         tried_s.append(watch.update_due_s())
     assert tried_s[-1] == pytest.approx(110.0)
     assert 3 <= len(tried_s) < 10
-    with pytest.raises(WatchFailed, match=r"probe failed for 10\.0 s: the call hangs"):
+    with pytest.raises(WatchFailed, match=r"probe failed for 10\.0 s: the call fails"):
         watch.update_failed(ERROR, 110.0)
     assert watch.updates.failures == len(tried_s)
 
@@ -103,6 +103,28 @@ def test_updates_that_were_left_out_count_as_good() -> None:
     assert watch.updates.failures == 1
 
 
+@pytest.mark.parametrize(
+    ("probe_interval_s", "blind_after_s", "hang_after_s"),
+    [(5, 10, 4), (2, 10, 6.4), (5, 30, 20), (60, 10, 4), (0.1, 2, 1.52)],
+)
+def test_a_hang_is_noticed_within_the_time_that_watching_may_fail(
+    probe_interval_s: float, blind_after_s: float, hang_after_s: float
+) -> None:
+    plan = WatchPlan(probe_interval_s, blind_after_s)
+    assert plan.hang_after_s == pytest.approx(hang_after_s)
+    if probe_interval_s <= blind_after_s / 2:
+        assert probe_interval_s + plan.hang_after_s < blind_after_s
+
+
+def test_links_are_read_when_other_gpus_are_reached() -> None:
+    watch = Watch(PLAN)
+    gone = Probe.unreachable("")
+    assert watch.links_due({"a": a_probe(), "b": gone})
+    assert not watch.links_due({"a": a_probe(), "b": gone})
+    assert not watch.links_due({"a": gone, "b": gone})
+    assert watch.links_due({"a": a_probe(), "b": a_probe()})
+
+
 def test_opening_is_repeated_with_back_off() -> None:
     watch = Watch(PLAN)
     assert [watch.open_failed(0.0) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
@@ -134,6 +156,7 @@ class TestProbes:
         [
             {"a": ERROR},
             {"a": UnknownGpu("a"), "b": ERROR},
+            {"a": HalHung("the call hangs"), "b": ERROR},
             {"a": a_probe(), "b": DriverUnavailable("the driver does not answer")},
         ],
     )
@@ -142,6 +165,10 @@ class TestProbes:
     ) -> None:
         with pytest.raises(HalError):
             judge_probes(results, HealthBoard())
+
+    def test_a_gpu_that_hangs_is_that_gpus_fault_even_alone(self) -> None:
+        probes = judge_probes({"a": HalHung("the call hangs")}, HealthBoard())
+        assert probes.by_uuid == {"a": Probe.unreachable("")}
 
     def test_an_unknown_gpu_is_left_out(self) -> None:
         probes = judge_probes({"a": a_probe(), "b": UnknownGpu("b")}, HealthBoard())

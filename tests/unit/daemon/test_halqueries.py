@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gpuplugin.daemon.calls import HalQueries
-from hal import HalHung, UnknownGpu
+from hal import GpuCalls, HalHung, UnknownGpu
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -24,9 +25,29 @@ class Driver:
         self.stuck: dict[str, threading.Event] = {}
         self.busy = 0
         self.most_busy = 0
+        self.slow_s = 0.001
         self._lock = threading.Lock()
+        self._calls: GpuCalls[str] = GpuCalls()
+
+    def call_lasting_s(self, thread: int) -> float | None:
+        return self._calls.lasting_s(thread)
+
+    def give_up(self, thread: int) -> bool:
+        return self._calls.give_up(thread)
 
     def ask(self, uuid: str) -> str:
+        with self._calls.about(uuid):
+            return self._answer(uuid)
+
+    def ask_all(self) -> list[str]:
+        """As a scan: GPUs that hang are left out."""
+        found = []
+        for uuid in ("GPU-0", "GPU-1", "GPU-2"):
+            with suppress(HalHung):
+                found.append(self.ask(uuid))
+        return found
+
+    def _answer(self, uuid: str) -> str:
         event = self.stuck.get(uuid)
         if event is not None:
             event.wait(LONG_S)
@@ -34,7 +55,7 @@ class Driver:
         with self._lock:
             self.busy += 1
             self.most_busy = max(self.most_busy, self.busy)
-        threading.Event().wait(0.001)
+        threading.Event().wait(self.slow_s)
         with self._lock:
             self.busy -= 1
         return uuid
@@ -54,7 +75,7 @@ def run(work: Coroutine[object, object, None]) -> None:
 
 def test_questions_of_several_who_ask_are_asked_one_by_one(driver: Driver) -> None:
     async def main() -> None:
-        queries = HalQueries()
+        queries = HalQueries(driver)
         names = [f"GPU-{n}" for n in range(8)]
         *answers, node = await asyncio.gather(
             *(queries.call_gpus(names, LONG_S, driver.ask) for _ in range(3)),
@@ -70,7 +91,7 @@ def test_questions_of_several_who_ask_are_asked_one_by_one(driver: Driver) -> No
 
 def test_a_gpu_is_asked_once_though_it_is_named_twice(driver: Driver) -> None:
     async def main() -> None:
-        queries = HalQueries()
+        queries = HalQueries(driver)
         asked: list[str] = []
         answers = await queries.call_gpus(["GPU-0", "GPU-0"], LONG_S, asked.append)
         assert answers == {"GPU-0": None}
@@ -80,14 +101,14 @@ def test_a_gpu_is_asked_once_though_it_is_named_twice(driver: Driver) -> None:
     run(main())
 
 
-def test_a_gpu_that_fails_hides_no_other() -> None:
+def test_a_gpu_that_fails_hides_no_other(driver: Driver) -> None:
     def ask(uuid: str) -> str:
         if uuid == "GPU-1":
             raise UnknownGpu(uuid)
         return uuid
 
     async def main() -> None:
-        queries = HalQueries()
+        queries = HalQueries(driver)
         answers = await queries.call_gpus(["GPU-0", "GPU-1", "GPU-2"], LONG_S, ask)
         assert isinstance(answers.pop("GPU-1"), UnknownGpu)
         assert answers == {"GPU-0": "GPU-0", "GPU-2": "GPU-2"}
@@ -96,12 +117,12 @@ def test_a_gpu_that_fails_hides_no_other() -> None:
     run(main())
 
 
-def test_an_error_in_the_program_is_no_answer() -> None:
+def test_an_error_in_the_program_is_no_answer(driver: Driver) -> None:
     def ask(uuid: str) -> str:
         raise ZeroDivisionError(uuid)
 
     async def main() -> None:
-        queries = HalQueries()
+        queries = HalQueries(driver)
         with pytest.raises(ZeroDivisionError):
             await queries.call_gpus(["GPU-0"], LONG_S, ask)
         queries.close()
@@ -111,10 +132,10 @@ def test_an_error_in_the_program_is_no_answer() -> None:
 
 def test_a_gpu_that_hangs_is_not_asked_again_and_the_others_are(driver: Driver) -> None:
     async def main() -> None:
-        queries = HalQueries()
+        queries = HalQueries(driver)
         driver.stuck["GPU-1"] = threading.Event()
         everyone = ["GPU-0", "GPU-1", "GPU-2"]
-        for words in ("did not return", "still hangs"):
+        for words in ("did not return", "an earlier call about GPU GPU-1 has not returned"):
             answers = await queries.call_gpus(everyone, SOON_S, driver.ask)
             hung = answers.pop("GPU-1")
             assert isinstance(hung, HalHung)
@@ -134,7 +155,7 @@ def test_a_gpu_that_hangs_is_not_asked_again_and_the_others_are(driver: Driver) 
 
 def test_several_that_hang_hide_no_other(driver: Driver) -> None:
     async def main() -> None:
-        queries = HalQueries()
+        queries = HalQueries(driver)
         everyone = [f"GPU-{n}" for n in range(6)]
         stuck = {"GPU-0", "GPU-3", "GPU-5"}
         driver.stuck = {uuid: threading.Event() for uuid in stuck}
@@ -146,18 +167,17 @@ def test_several_that_hang_hide_no_other(driver: Driver) -> None:
     run(main())
 
 
-def test_slow_answers_are_no_hang() -> None:
+def test_slow_answers_are_no_hang(driver: Driver) -> None:
     """The deadline is for one GPU, not for all of them."""
-    deadline_s, everyone = 0.5, [f"GPU-{n}" for n in range(4)]
-
-    def ask(uuid: str) -> str:
-        threading.Event().wait(deadline_s * 0.4)
-        return uuid
+    everyone = ["GPU-0", "GPU-1", "GPU-2"]
+    deadline_s = 0.5
+    driver.slow_s = deadline_s * 0.4
 
     async def main() -> None:
-        queries = HalQueries()
-        answers = await queries.call_gpus(everyone, deadline_s, ask)
+        queries = HalQueries(driver)
+        answers = await queries.call_gpus(everyone, deadline_s, driver.ask)
         assert answers == {uuid: uuid for uuid in everyone}
+        assert await queries.call(deadline_s, driver.ask_all) == everyone
         queries.close()
 
     run(main())
@@ -165,7 +185,7 @@ def test_slow_answers_are_no_hang() -> None:
 
 def test_a_question_whose_turn_comes_late_has_its_whole_deadline(driver: Driver) -> None:
     async def main() -> None:
-        queries = HalQueries()
+        queries = HalQueries(driver)
         driver.stuck["GPU-1"] = threading.Event()
         hung = asyncio.create_task(queries.call_gpus(["GPU-1"], 10 * SOON_S, driver.ask))
         await asyncio.sleep(0)
@@ -175,3 +195,33 @@ def test_a_question_whose_turn_comes_late_has_its_whole_deadline(driver: Driver)
         queries.close()
 
     run(main())
+
+
+def test_a_call_about_all_gpus_is_made_again_without_the_one_that_hangs(driver: Driver) -> None:
+    async def main() -> None:
+        queries = HalQueries(driver)
+        driver.stuck["GPU-1"] = threading.Event()
+        assert await queries.call(SOON_S, driver.ask_all) == ["GPU-0", "GPU-2"]
+        # Another GPU later: the first still hangs.
+        driver.stuck["GPU-0"] = threading.Event()
+        assert await queries.call(SOON_S, driver.ask_all) == ["GPU-2"]
+        assert (await queries.call_gpus(["GPU-2"], SOON_S, driver.ask)) == {"GPU-2": "GPU-2"}
+        queries.close()
+
+    run(main())
+
+
+def test_a_driver_that_hangs_is_no_gpu_that_hangs(driver: Driver) -> None:
+    released = threading.Event()
+
+    async def main() -> None:
+        queries = HalQueries(driver)
+        for words in ("did not return", "still hangs"):
+            with pytest.raises(HalHung, match=words):
+                await queries.call(SOON_S, released.wait, LONG_S)
+        queries.close()
+
+    try:
+        run(main())
+    finally:
+        released.set()
