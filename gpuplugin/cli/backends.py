@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
                 driver_root(settings) if own else mounted,
                 sysfs_root=settings.daemon.sysfs_root,
                 procfs_root=settings.daemon.procfs_root,
+                # The daemon lists the GPUs itself, as often as it is configured to.
+                rescan_s=math.inf,
             )
         else:
             yield _simulated(settings, stack, control=control)

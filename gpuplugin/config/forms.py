@@ -61,11 +61,18 @@ def _number_of_seconds(value: object) -> float:
     raise unfit(value, "must be a duration such as 30s or 1m30s")
 
 
-def _duration(least_s: float, *, infinite: bool = False) -> PlainValidator:
-    """The validator of a duration of at least `least_s`; 0 stands for any above 0s."""
+def _duration(least_s: float, *, infinite: bool = False, never: bool = False) -> PlainValidator:
+    """The validator of a duration of at least `least_s`; 0 stands for any above 0s.
+
+    `infinite` allows that word, and `never` allows 0.
+    """
 
     def validate(value: object) -> float:
+        if never and value == "0":  # as Go reads it, without a unit
+            return 0.0
         number_s = math.inf if infinite and value == "infinite" else _number_of_seconds(value)
+        if never and number_s == 0:
+            return 0.0
         if not infinite and not math.isfinite(number_s):
             raise unfit(value, "must be finite")
         if not least_s and not number_s > 0:
@@ -149,6 +156,10 @@ SecondsOrInfinite: TypeAlias = Annotated[
 ]
 Period: TypeAlias = Annotated[float, _duration(0.01), _WRITTEN_SECONDS, _DURATION]
 """How often something is done, or how long it is waited for: not so short that it is all load."""
+PeriodOrNever: TypeAlias = Annotated[
+    float, _duration(0.01, never=True), _WRITTEN_SECONDS, _DURATION
+]
+"""As `Period`; 0 stands for never."""
 Folder: TypeAlias = Annotated[Path, PlainValidator(_folder), _schema("folder", "string")]
 """A folder by its absolute path."""
 ResourceName: TypeAlias = Annotated[

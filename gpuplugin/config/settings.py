@@ -32,6 +32,7 @@ from gpuplugin.config.forms import (
     Folder,
     OneOrMore,
     Period,
+    PeriodOrNever,
     ResourceName,
     Seconds,
     SecondsOrInfinite,
@@ -219,8 +220,8 @@ class Health(Section):
         "the longest that relapses make of the quiet period, each of which doubles it")
     flap_memory: Seconds = key(3600.0,
         "healthy for this long, a GPU's earlier faults no longer lengthen its quiet period")
-    probe_interval: Period = option(5.0, "--health-probe-interval",
-        "how often GPUs are listed and probed, for example 5s")
+    probe_interval: PeriodOrNever = option(5.0, "--health-probe-interval",
+        "how often GPUs are listed and probed, for example 5s; 0: only while one is not Healthy")
     blind_after: Period = option(10.0, "--health-blind-after",
         "GPUs that cannot be watched for this long count as Unhealthy, for example 10s")
     ignore_xids: Xids = option([], "--health-ignore-xids DP_DISABLE_HEALTHCHECKS",
@@ -278,8 +279,8 @@ class DaemonSettings(Section):
         "the configuration in --config-map-dir for nodes without that label")
     rpc_engine: Literal["fast", "grpcio"] = option("fast", "--rpc-engine",
         "what carries the kubelet's calls: this project's own engine, or the grpcio library")
-    metrics_interval: Period = option(15.0, "--metrics-interval",
-        "how often what GPUs do and who uses them is read for /metrics, for example 5s")
+    metrics_interval: PeriodOrNever = option(15.0, "--metrics-interval",
+        "how often what GPUs do and who uses them is read for /metrics, for example 5s; 0: never")
     pod_metrics: bool = option(True, "--pod-metrics",
         "read from the kubelet which pod holds which replica, and find the pods of processes")
     host_proc: Folder = option(Path("/proc"), "--host-proc",

@@ -84,6 +84,11 @@ class HealthBoard:
         return instance is not None and instance.healthy
 
     @property
+    def settled(self) -> bool:
+        """True if everything is healthy and remembers no fault."""
+        return all(one.healthy and not one.faults for one in self.units.values())
+
+    @property
     def units(self) -> States:
         return {**self.gpus, **self.mig}
 

@@ -6,6 +6,7 @@ and threads, virtual time with simpy. `now_s` is seconds of any monotonic clock.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 OPEN_DEADLINE_S = 60.0
 CALL_DEADLINE_S = 20.0
 CLOSE_DEADLINE_S = 3.0
+UNSETTLED_S = 5.0
+"""The probe interval while a GPU is not Healthy, where none is configured."""
+
 LEAST_HANG_S = 1.0
 """What takes less is a slow driver, or a busy machine."""
 EVENT_WAIT_S = 5.0
@@ -51,6 +55,7 @@ class WatchFailed(Exception):
 class WatchPlan:
     """How the hardware is watched: the period of updates, and for how long watching may fail.
 
+    With a `probe_interval_s` of 0 there are updates only while a GPU is not Healthy.
     `watch_events` is false where no event could change anything: some platforms have none.
     """
 
@@ -64,8 +69,13 @@ class WatchPlan:
 
         It is noticed within `blind_after_s` if `probe_interval_s` is at most half of that.
         """
-        limit_s = 0.8 * max(self.blind_after_s - self.probe_interval_s, self.blind_after_s / 2)
+        limit_s = 0.8 * max(self.blind_after_s - self.period_s, self.blind_after_s / 2)
         return max(limit_s, LEAST_HANG_S)
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between updates, where there are any."""
+        return self.probe_interval_s or UNSETTLED_S
 
 
 class Activity:
@@ -107,7 +117,7 @@ class Watch:
         self._reopen_backoff = Backoff(1.0, 30.0)
         self._opened_s = 0.0
         self._updated_s = 0.0
-        self._pause_s = plan.probe_interval_s
+        self._pause_s = plan.period_s
         self._update_required = False
         self._linked: frozenset[str] = frozenset()
 
@@ -136,20 +146,29 @@ class Watch:
             self._linked = reached
         return due
 
-    def update_due_s(self) -> float:
-        """When GPUs are read and probed next: at whole periods, sooner if an event requires it."""
+    def settled(self, board: HealthBoard) -> bool:
+        """True if another update is expected to find what the last one did: all is well."""
+        return board.settled and not self.updates.failures and not self.events.failures
+
+    def update_due_s(self, board: HealthBoard) -> float:
+        """When GPUs are read and probed next: at whole periods, sooner if an event requires it.
+
+        Infinite if nothing requires it.
+        """
         soonest_s = self._updated_s + min(self._pause_s, SOON_S)
         if self._update_required:
             return soonest_s
+        if not self.plan.probe_interval_s and self.settled(board):
+            return math.inf
         return max(next_multiple_s(self._updated_s, self._pause_s), soonest_s)
 
     def updated(self, now_s: float) -> None:
         self.updates.succeeded(now_s)
-        self._next_update(now_s, self.plan.probe_interval_s)
+        self._next_update(now_s, self.plan.period_s)
 
     def skip_updates(self, now_s: float) -> None:
         """Updates until now were left out, because they would have found nothing new."""
-        period_s = self.plan.probe_interval_s
+        period_s = self.plan.period_s
         self._updated_s = next_multiple_s(now_s, period_s) - period_s
         self._pause_s = period_s
         self.updates.succeeded(now_s)
@@ -158,13 +177,12 @@ class Watch:
         """No GPU could be read, or none probed; raises `WatchFailed` after `blind_after_s`."""
         plan = self.plan
         retry_s = self.updates.failed(error, now_s, plan.blind_after_s)
-        self._next_update(now_s, min(plan.probe_interval_s, retry_s))
+        self._next_update(now_s, min(plan.period_s, retry_s))
 
-    def events_received(self, events: Iterable[Event]) -> bool:
-        """True if an update is required sooner than planned: only a probe shows what one means."""
+    def events_received(self, events: Iterable[Event]) -> None:
+        """Some require an update sooner than planned: only a probe shows what they mean."""
         required = any(_requires_update(event) for event in events)
         self._update_required = self._update_required or required
-        return required
 
     def events_failed(self, error: HalError, now_s: float) -> float:
         """Returns in how many seconds to retry; raises `WatchFailed` after `blind_after_s`."""

@@ -67,7 +67,10 @@ class NvmlBackend:
         rescan_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`api` None loads the library on `open`; `wait_events` scans for GPUs every `rescan_s`."""
+        """`api` None loads the library on `open`; `wait_events` scans for GPUs every `rescan_s`.
+
+        It also reports what other scans found, so a caller that lists the GPUs needs no rescan.
+        """
         self._driver_root = driver_root
         self._given_api = api
         self._sysfs_root = sysfs_root

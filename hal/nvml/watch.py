@@ -93,13 +93,18 @@ class Watcher:
     def _wait(self, timeout_s: float) -> list[Event]:
         deadline = self._clock() + timeout_s
         while not self._closing.is_set():
-            if self._clock() - self._scanned_at >= self._rescan_s and (events := self._changes()):
+            if self._scan_due() and (events := self._changes()):
                 return events
             left_ms = max(0, round((deadline - self._clock()) * 1000))
             events = self._take(min(left_ms, _SLICE_MS))
             if events or left_ms <= _SLICE_MS:
                 return events
         return []
+
+    def _scan_due(self) -> bool:
+        """True if somebody else has scanned the GPUs, or it is time to do so here."""
+        scanned = self._inventory.scans != self._scans_seen
+        return scanned or self._clock() - self._scanned_at >= self._rescan_s
 
     def _take(self, timeout_ms: int) -> list[Event]:
         """One event, waited for, and then all others that are there already."""

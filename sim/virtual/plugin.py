@@ -6,6 +6,7 @@ here with timeouts; RPC handlers are called directly. Nothing is decided here.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, assert_never
 
 import simpy
@@ -96,9 +97,8 @@ class VirtualPlugin:
         return self._plugins.by_resource
 
     def _node_changed(self) -> None:
-        for event in (self._changed, self._unsettled):
-            if not event.triggered:
-                event.succeed()
+        _trigger(self._changed)
+        _trigger(self._unsettled)
 
     def _run(self) -> Steps:
         """Open the driver, watch, and open it again when watching fails."""
@@ -148,6 +148,7 @@ class VirtualPlugin:
             if events := node.take_events():
                 watch.events_received(events)
                 self._apply(self._model.events_received(events, node.now_s))
+                _trigger(self._unsettled)
 
     @property
     def _watching_fails(self) -> bool:
@@ -161,12 +162,14 @@ class VirtualPlugin:
         """
         node, watch = self._node, self._watch
         while True:
-            if self._settled:
+            if watch.settled(self.board):
                 self._unsettled = self._env.event()
                 yield self._unsettled
                 watch.skip_updates(node.now_s)
+            if watch.update_due_s(self.board) == math.inf:
+                continue
             # In whole nanoseconds: a sum of seconds may lie behind the moment that is waited for.
-            while to_ns(due_s := watch.update_due_s()) > self._env.now:
+            while to_ns(due_s := watch.update_due_s(self.board)) > self._env.now:
                 self._unsettled = self._env.event()
                 yield self._unsettled | self._until(due_s)
             try:
@@ -175,12 +178,6 @@ class VirtualPlugin:
                 watch.update_failed(error, node.now_s)
                 continue
             watch.updated(node.now_s)
-
-    @property
-    def _settled(self) -> bool:
-        board, watch = self.board, self._watch
-        well = all(one.healthy and not one.faults for one in board.units.values())
-        return well and not watch.updates.failures and not watch.events.failures
 
     def _read(self, hang_after_s: float) -> Steps:
         """List and probe all GPUs; raises `HalError` if none can be listed, or none probed."""
@@ -269,6 +266,11 @@ class VirtualPlugin:
                 "xid": fault.xid if fault else None,
             },
         )
+
+
+def _trigger(event: simpy.Event) -> None:
+    if not event.triggered:
+        event.succeed()
 
 
 def _until_failure(steps: Steps, failed: simpy.Event) -> Steps:

@@ -249,3 +249,21 @@ def test_an_xid_that_names_no_gpu_concerns_all(
     wait_for(kubelet, 20, 20)
     driver.report(XidError(None, 79))
     wait_for(kubelet, 20, 0)
+
+
+def test_without_a_probe_interval_an_idle_driver_is_left_alone(
+    kubelet: Kubelet, start_plugin: StartPlugin
+) -> None:
+    """A laptop's GPU may sleep: events alone show faults, and a GPU with one is probed."""
+    driver = FakeDriver(2)
+    flags = {"--health-probe-interval": "0", "--metrics-interval": "0"}
+    plugin = start_plugin(driver, flags=flags)
+    kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 20, DEADLINE_S)
+    waits, listings = driver.waits, driver.listings
+    driver.report(XidError(driver.listed[0].uuid, 31))  # an application's error
+    eventually(lambda: driver.waits > waits)
+    eventually(lambda: plugin.metric("gpuplugin_xid_events_total", xid="31") == 1)
+    assert driver.listings == listings
+
+    driver.report(XidError(driver.listed[0].uuid, 48))
+    kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 10, DEADLINE_S)

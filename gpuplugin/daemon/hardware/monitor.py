@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -155,8 +156,8 @@ class Monitor:
             watch.events.succeeded(time.monotonic())
             if events := self._events.taken():
                 self._node.events_received(events)
-                if watch.events_received(events):
-                    self._update_required.set()
+                watch.events_received(events)
+                self._update_required.set()
 
     async def _update(self) -> None:
         watch = self._watch
@@ -178,10 +179,14 @@ class Monitor:
             self._set_watching(len(gpus))
 
     async def _wait_for_update(self) -> None:
-        while (due_s := self._watch.update_due_s()) > (now_s := time.monotonic()):
+        """Until an update is due; events may make one due sooner, or due at all."""
+        while True:
+            due_s = self._watch.update_due_s(self._node.view.board)
+            if due_s <= (now_s := time.monotonic()):
+                return
             self._update_required.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(due_s - now_s):
+                async with asyncio.timeout(due_s - now_s if due_s < math.inf else None):
                     await self._update_required.wait()
 
     def _count_failures(self, activity: Activity) -> None:

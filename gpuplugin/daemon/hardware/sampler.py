@@ -6,6 +6,7 @@ how it is exported in `http.exposition`. Nothing here decides on health.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from types import MappingProxyType
@@ -60,9 +61,11 @@ class Sampler:
         self._reported: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Read at the end of each period: the kubelet is served first."""
+        """Read at the end of each period: the kubelet is served first. With period 0, never."""
         try:
             while True:
+                if not self._period_s:
+                    await asyncio.Event().wait()
                 await wait_period(self._period_s)
                 if self._queries.open and self._node.view.gpus:
                     self._node.used(await self._read(time.monotonic()))

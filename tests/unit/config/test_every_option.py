@@ -458,7 +458,7 @@ INVALID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("nvidia-cdi-hook-path", (), ("[a]",)),
     ("driver-root-ctr-path", (), ("{a: b}",)),
     ("health-quiet-period", ("0s", "9ms", "30", "-1s", "soon"), ("0", "soon", "'30'", "[1s]")),
-    ("health-probe-interval", ("0s", "9ms", "5"), ("-1s", "0.005", ".inf", "true")),
+    ("health-probe-interval", ("9ms", "5"), ("-1s", "0.005", ".inf", "true")),
     ("include-gpus", (), ("5.5", "[0.5]", "[-1]", "[true]", "{a: b}")),
     ("exclude-gpus", (), ("true",)),
     ("kubelet-dir", ("",), ()),
@@ -577,6 +577,14 @@ def test_periods_have_a_floor(files: Files, key: str) -> None:
 
     assert problem.message == "must be at least 10ms, found 0.009s"
     assert 0.01 in (got.quiet_period, got.probe_interval)
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "0.0s"])
+def test_a_period_of_0_is_never(files: Files, text: str) -> None:
+    given = files.load("", f"--health-probe-interval={text}", f"--metrics-interval={text}")
+
+    assert (given.settings.health.probe_interval, given.settings.daemon.metrics_interval) == (0, 0)
+    assert files.load(f"health: {{probeInterval: {text}}}").settings.health.probe_interval == 0
 
 
 @pytest.mark.parametrize("name", ["kubelet-dir", "cdi-root", "sysfs-root", "procfs-root"])

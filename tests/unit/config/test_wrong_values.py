@@ -81,9 +81,7 @@ WHOLE: dict[str, Any] = {
 NO_BOOLEAN: Wrong = (0, 1, "true", "", [True], {}, 1.0)
 NO_TEXT: Wrong = (5, 2.5, True, ["/"], {"a": 1})
 NO_WORD: Wrong = (*NO_TEXT, "", "Mixed", "none at all")
-NO_PERIOD: Wrong = (
-    0,
-    "0s",
+NO_PERIOD_OR_NEVER: Wrong = (
     "9ms",
     -1,
     "30",
@@ -95,6 +93,7 @@ NO_PERIOD: Wrong = (
     float("inf"),
     10**400,
 )
+NO_PERIOD: Wrong = (0, "0s", *NO_PERIOD_OR_NEVER)
 NO_NAME: Wrong = (*NO_TEXT, "", "amd.com/gpu", "GPU", "a" * 53)
 NO_TERM: Wrong = (True, 0.5, -1, {})
 NO_XIDS: Wrong = (0, -1, 1.5, "", "x", "79,x", True, {}, [True], [[13]], ["all", 0])
@@ -130,7 +129,8 @@ WRONG: Mapping[Path, Wrong] = {
     **at(("sharing",), "mps", ({}, [], False, "yes", 0)),
     **at(("imex",), "channelIDs", ([1], [0, 0], 0, "0", True, {})),
     **at(("imex",), "required", NO_BOOLEAN),
-    **at(("health",), "quietPeriod probeInterval blindAfter", NO_PERIOD),
+    **at(("health",), "quietPeriod blindAfter", NO_PERIOD),
+    **at(("health",), "probeInterval", NO_PERIOD_OR_NEVER),
     **at(("health",), "quietPeriodCap flapMemory", (0, "0s", -1, "x", True, float("inf"))),
     **at(("health",), "ignoreXids fatalXids", NO_XIDS),
     **at(("gpus",), "exclude", NO_TERM),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.watch import (
     EVENT_WAIT_S,
@@ -15,9 +18,11 @@ from gpuplugin.core.watch import (
     judge_probes,
 )
 from hal import DriverUnavailable, GpuAppeared, HalError, HalHung, Probe, UnknownGpu, XidError
+from tests.component.fakedriver import made_up_gpu
 from tests.unit.builders import a_probe
 
 PLAN = WatchPlan(probe_interval_s=5.0, blind_after_s=10.0)
+BOARD = HealthBoard()
 ERROR = HalError("the call fails")
 RECOVERY_ACTION_CHANGED = 154
 
@@ -30,13 +35,13 @@ def opened(now_s: float = 101.0) -> Watch:
 
 def test_updates_are_at_whole_periods() -> None:
     watch = opened(101.0)
-    assert watch.update_due_s() == 105.0
+    assert watch.update_due_s(BOARD) == 105.0
     watch.updated(105.02)
-    assert watch.update_due_s() == 110.0
+    assert watch.update_due_s(BOARD) == 110.0
 
 
 def test_an_update_close_before_a_period_puts_off_the_next_one() -> None:
-    assert opened(104.99).update_due_s() == 104.99 + SOON_S
+    assert opened(104.99).update_due_s(BOARD) == 104.99 + SOON_S
 
 
 @pytest.mark.parametrize(
@@ -46,16 +51,31 @@ def test_an_event_that_only_a_probe_explains_brings_the_update_forward(
     event: GpuAppeared | XidError,
 ) -> None:
     watch = opened()
-    assert watch.events_received([event])
-    assert watch.update_due_s() == 101.0 + SOON_S
+    watch.events_received([event])
+    assert watch.update_due_s(BOARD) == 101.0 + SOON_S
     watch.updated(101.1)
-    assert watch.update_due_s() == 105.0
+    assert watch.update_due_s(BOARD) == 105.0
 
 
 def test_other_events_do_not() -> None:
     watch = opened()
-    assert not watch.events_received([XidError("GPU-1", 79)])
-    assert watch.update_due_s() == 105.0
+    watch.events_received([XidError("GPU-1", 79)])
+    assert watch.update_due_s(BOARD) == 105.0
+
+
+def test_without_a_probe_interval_only_what_is_not_settled_is_probed() -> None:
+    watch = Watch(WatchPlan(probe_interval_s=0.0, blind_after_s=10.0))
+    watch.opened(100.0)
+    gpu = made_up_gpu(0)
+    well = HealthBoard().with_gpus([gpu], 100.0, HealthPolicy())
+    assert watch.update_due_s(well) == math.inf
+    sick = well.with_event(XidError(gpu.uuid, 79), 101.0, HealthPolicy())
+    assert watch.update_due_s(sick) == 105.0
+    watch.events_received([GpuAppeared("GPU-1")])
+    assert watch.update_due_s(well) == 100.0 + SOON_S
+    watch.updated(101.0)
+    watch.update_failed(ERROR, 102.0)
+    assert watch.update_due_s(well) < 110.0
 
 
 def test_failed_updates_are_repeated_until_the_node_is_blind() -> None:
@@ -63,7 +83,7 @@ def test_failed_updates_are_repeated_until_the_node_is_blind() -> None:
     tried_s = [105.0]
     while tried_s[-1] < 109.999:
         watch.update_failed(ERROR, tried_s[-1])
-        tried_s.append(watch.update_due_s())
+        tried_s.append(watch.update_due_s(BOARD))
     assert tried_s[-1] == pytest.approx(110.0)
     assert 3 <= len(tried_s) < 10
     with pytest.raises(WatchFailed, match=r"probe failed for 10\.0 s: the call fails"):
@@ -98,7 +118,7 @@ def test_waits_that_were_left_out_count_as_good() -> None:
 def test_updates_that_were_left_out_count_as_good() -> None:
     watch = opened(100.0)
     watch.skip_updates(163.0)
-    assert watch.update_due_s() == 165.0
+    assert watch.update_due_s(BOARD) == 165.0
     watch.update_failed(ERROR, 172.0)
     assert watch.updates.failures == 1
 
