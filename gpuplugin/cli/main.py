@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,12 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["run"]:
+        _on_early_signals()
         with _without_collector():
             from gpuplugin.cli.run import prepare
 
             run = prepare(given[1:])
         return run()
     return _run(given)
+
+
+def _on_early_signals() -> None:
+    """Until the daemon's loop takes signals: SIGTERM is a clean end, too, and SIGHUP is no end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _run(given: Sequence[str]) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError, make_backend
@@ -28,6 +30,8 @@ def run(arguments: Sequence[str], reading: Reading) -> int:
         instead = [] if config_file is None else ["--config-file", config_file]
         return Reading("gpuplugin.cli.run", [*arguments, *instead]).result()
 
+    faulthandler.enable()  # a driver's library that crashes leaves the stacks of all threads
+    threading.excepthook = _thread_failed
     try:
         loaded = reading.result()
         set_up_logging(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)
@@ -58,3 +62,10 @@ def run(arguments: Sequence[str], reading: Reading) -> int:
     except BackendError as error:
         log.error("%s", error, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
         return 1
+
+
+def _thread_failed(what: threading.ExceptHookArgs) -> None:
+    """A thread ended by an error: the log has it, with everything else."""
+    name = what.thread.name if what.thread else "?"
+    error = what.exc_value or what.exc_type()
+    log.error("the thread %s failed", name, exc_info=error, extra={"event": "thread-failed"})

@@ -238,10 +238,18 @@ class FastServer:
 
     def _keep(self) -> None:
         while self.stop_by_s == math.inf:
-            self._wait_and_check(CHECK_S)
+            self._turn(CHECK_S)
         self._listener.close()
         while self.links and time.monotonic() < self.stop_by_s + _CLOSE_S:
-            self._wait_and_check(_LOCK_S)
+            self._turn(_LOCK_S)
+
+    def _turn(self, at_most_s: float) -> None:
+        """Nothing else would start this thread again, so no error may end it."""
+        try:
+            self._wait_and_check(at_most_s)
+        except Exception:
+            log.exception("keeping the connections failed; trying again")
+            time.sleep(_ACCEPT_PAUSE_S)
 
     def _wait_and_check(self, at_most_s: float) -> None:
         """Wait until something is to be done, and do it."""

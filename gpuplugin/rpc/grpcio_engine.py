@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.thread import ThreadPoolExecutor
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 import grpc
@@ -34,6 +35,9 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
 )
+
+for _name in ("grpc._server", "grpc._utilities"):
+    import_module(_name)  # grpc would, in the thread that serves first
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 

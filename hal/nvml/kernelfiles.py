@@ -48,7 +48,7 @@ def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int
         return None
     path = sysfs_root / "bus" / "pci" / "devices" / sysfs_bus_id(bus_id) / "numa_node"
     try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
     try:
@@ -160,7 +160,7 @@ def read_epoch(gpu: Gpu, driver_version: str, sysfs_root: Path, procfs_root: Pat
     A reset that does none of these leaves no trace here; the recovery action shows it.
     """
     try:
-        boot = (procfs_root / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = (procfs_root / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         boot = "-"
     module = _sysfs_birth(sysfs_root / "module/nvidia")

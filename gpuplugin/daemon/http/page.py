@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 5
 _GIB = 1024**3
+_STYLE = Path(__file__).with_name("page.css")
 _MOST_DOTS = 200
 """Replicas that are drawn one by one; of more only the count is shown."""
 
@@ -58,7 +59,7 @@ _NOTHING = '<p class="soft">No GPU is advertised.</p>'
 
 
 def _style() -> str:
-    return resources.files("gpuplugin.daemon.http").joinpath("page.css").read_text("utf-8")
+    return _STYLE.read_text("utf-8")
 
 
 def _components(view: PageView) -> str:

@@ -1,0 +1,91 @@
+"""Starts: everything that serves is loaded before it serves, so no start ends with half of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.conftest import Node, Plugin, eventually
+from tests.e2e.served import ServedNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STARTS = 50
+BUSY_PROCESSES = 3
+
+
+@pytest.mark.parametrize("engine", ["fast", "grpcio"])
+@pytest.mark.parametrize("registration", ["watcher", "classic"])
+def test_nothing_is_imported_once_it_serves(node: Node, engine: str, registration: str) -> None:
+    with ServedNode(node.dir) as served, node.start_kubelet():
+        arguments = ("--rpc-engine", engine, "--registration", registration)
+        env = {**served.env, "PYTHONPROFILEIMPORTTIME": "1"}
+        with Plugin("--backend", "nvml", *node.at, *arguments, env=env) as plugin:
+            node.wait_allocatable(80)
+            assert node.create("pod")["phase"] == "Running"
+            for path in ("/health", "/ready", "/metrics", "/"):
+                assert plugin.get(path)[0] == 200
+            assert plugin.stop() == 0
+        assert "import time:" in plugin.output, "what is imported is not shown"
+        _, _, serving = plugin.output.partition("event=http")
+        assert re.findall(r"import time:.*\| +(\S+)", serving) == []
+
+
+def test_a_stop_while_it_starts_is_a_stop(node: Node) -> None:
+    with Plugin("--backend", "sim", *node.at) as plugin:
+        children = Path(f"/proc/{plugin.pid}/task/{plugin.pid}/children")
+        eventually(lambda: children.read_text() or not plugin.running, "the reader has begun")
+        assert plugin.stop() == 0
+        assert "event=http" not in plugin.output, "it had started already"
+    assert list(node.dir.rglob("*.sock")) == []
+
+
+def test_a_request_to_reload_while_it_starts_does_no_harm(node: Node) -> None:
+    with Plugin("--backend", "sim", *node.at) as plugin:
+        children = Path(f"/proc/{plugin.pid}/task/{plugin.pid}/children")
+        eventually(lambda: children.read_text() or not plugin.running, "the reader has begun")
+        plugin.signal(signal.SIGHUP)
+        assert plugin.get("/health")[0] == 200
+        assert plugin.stop() == 0
+
+
+def test_a_crash_leaves_the_stacks_of_all_threads(node: Node) -> None:
+    with Plugin("--backend", "sim", *node.at) as plugin:
+        assert plugin.get("/health")[0] == 200
+        plugin.signal(signal.SIGSEGV)
+        assert plugin.exit_status() == -signal.SIGSEGV
+        assert "Segmentation fault" in plugin.output
+        assert "gpuplugin/daemon/http/server.py" in plugin.output
+
+
+@pytest.fixture
+def busy_machine() -> Iterator[None]:
+    with ExitStack() as stack:
+        for _ in range(BUSY_PROCESSES):
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("busy_machine")
+def test_each_of_fifty_starts_under_load_serves_http(node: Node) -> None:
+    with ServedNode(node.dir) as served:
+        for _ in range(STARTS):
+            with Plugin(
+                *("--backend", "nvml", *node.at, "--metrics-interval", "1s"), env=served.env
+            ) as plugin:
+                assert plugin.get("/health")[0] == 200
+                assert "gpuplugin_build_info" in plugin.get("/metrics")[1]
+                assert plugin.stop() == 0
+                assert "Traceback" not in plugin.output
