@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -14,8 +15,11 @@ from gpuplugin.config.loaded import ConfigError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from gpuplugin.config.loaded import Loaded
+
+_INDEX = re.compile(r"\d+(:\d+)?", re.ASCII)
 
 
 def check(parsed: argparse.Namespace) -> int:
@@ -31,12 +35,33 @@ def check(parsed: argparse.Namespace) -> int:
         return 1
     if parsed.json:
         warnings = [asdict(one) for one in loaded.warnings]
-        _print_json({"ok": True, "warnings": warnings, "config": _effective(loaded)})
+        notes = list(_notes(loaded))
+        _print_json(
+            {"ok": True, "warnings": warnings, "notes": notes, "config": _effective(loaded)}
+        )
         return 0
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    for note in _notes(loaded):
+        print(f"note: {note}", file=sys.stderr)
     print(yaml.safe_dump(_effective(loaded), sort_keys=False).rstrip())
     return 0
+
+
+def _notes(loaded: Loaded) -> Iterator[str]:
+    """What is right, and may come to mean something else."""
+    settings = loaded.settings
+    terms = {"gpus.include": settings.gpus.include, "gpus.exclude": settings.gpus.exclude}
+    if settings.sharing.time_slicing is not None:
+        for position, entry in enumerate(settings.sharing.time_slicing.resources):
+            key = f"sharing.timeSlicing.resources[{position}].devices"
+            terms[key] = sorted(entry.devices.ids or ())
+    for key, names in terms.items():
+        if indices := [name for name in names if _INDEX.fullmatch(name)]:
+            yield (
+                f"{loaded.source}: {key}: an index ({', '.join(indices)}) means another GPU once "
+                "one is removed; select by UUID ('gpuplugin devices' lists them)"
+            )
 
 
 def _effective(loaded: Loaded) -> dict[str, object]:

@@ -88,6 +88,15 @@ def clear(parsed: argparse.Namespace) -> int:
     return 1 if outcome.refused else 0
 
 
+def forget(parsed: argparse.Namespace) -> int:
+    """Remove a GPU that is gone from the list; 1 if the daemon refuses."""
+    answer = _ask(parsed, {"forget": parsed.uuid})
+    if answer is None:
+        return 1
+    print(f"{parsed.uuid}: forgotten")
+    return 0
+
+
 def _ask(parsed: argparse.Namespace, request: Mapping[str, object]) -> Mapping[str, object] | None:
     """The daemon's response; None if there is none, after printing why."""
     try:

@@ -95,6 +95,10 @@ def _add_health(commands: Commands) -> None:
     clear.set_defaults(module="health", function="clear")
     clear.add_argument("unit", metavar="UUID|INDEX|all", help="a GPU or MIG device")
     add_options(clear, sections=(), names=("--kubelet-dir",))
+    forget = health_commands.add_parser("forget", help="stop listing a GPU that is gone for good")
+    forget.set_defaults(module="health", function="forget")
+    forget.add_argument("uuid", metavar="UUID", help="a GPU that does not respond")
+    add_options(forget, sections=(), names=("--kubelet-dir",))
 
 
 def _add_demo(commands: Commands) -> None:

@@ -185,6 +185,16 @@ class HealthBoard:
         }
         return replace(self, gpus=MappingProxyType(gpus), mig=MappingProxyType(mig))
 
+    def without(self, gpu_uuid: str) -> HealthBoard:
+        """The board without a GPU and its MIG devices."""
+        migs = {one.uuid for one in self.instances.get(gpu_uuid, ())}
+        return replace(
+            self,
+            gpus=MappingProxyType({k: v for k, v in self.gpus.items() if k != gpu_uuid}),
+            instances=MappingProxyType({k: v for k, v in self.instances.items() if k != gpu_uuid}),
+            mig=MappingProxyType({k: v for k, v in self.mig.items() if k not in migs}),
+        )
+
     def blinded(self, why: str) -> HealthBoard:
         """The board while the monitor cannot watch; an empty text once it can again."""
         return replace(self, blind=why)
@@ -255,6 +265,18 @@ class HealthHistory:
         change = HealthChange(now_s, transition.uuid, index, transition.after.value, reason)
         return HealthHistory(
             (*self.changes, change)[-MAX_CHANGES:], MappingProxyType(total), MappingProxyType(since)
+        )
+
+    def without(self, uuid: str) -> HealthHistory:
+        """The history without the times of a GPU; its changes stay."""
+        return replace(
+            self,
+            _unhealthy_s=MappingProxyType(
+                {k: v for k, v in self._unhealthy_s.items() if k[0] != uuid}
+            ),
+            _unhealthy_since_s=MappingProxyType(
+                {k: v for k, v in self._unhealthy_since_s.items() if k[0] != uuid}
+            ),
         )
 
     def unhealthy_s(self, now_s: float) -> dict[tuple[str, str], float]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from gpuplugin.core.healthboard import HealthBoard, HealthHistory, Transition
+from gpuplugin.core.departures import Departures
+from gpuplugin.core.healthboard import HealthBoard, HealthHistory, Transition, UnknownUnit
+from gpuplugin.core.holdings import withheld
 from gpuplugin.core.inventory import Inventory, InventoryError, Plan, expand, plan_devices
 from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.core.pacing import list_due_s
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.preference import PolicyName
-    from gpuplugin.core.usage import Reading
+    from gpuplugin.core.usage import Holding, Reading
     from hal import Event, Gpu, Link, Probe
 
 
@@ -72,9 +74,15 @@ class NodeView:
     indices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The index by which people know a GPU (`0`) or MIG device (`0:1`), by UUID."""
     reading: Reading | None = None
+    holdings: tuple[Holding, ...] | None = None
+    """What pods hold, as the kubelet said last; None as long as it has not."""
+    withheld: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Why a GPU or MIG device is not given out although it is healthy, by UUID."""
 
     def healthy(self, gpu_uuid: str, mig_uuid: str | None = None) -> bool:
-        return not self.misfit and self.board.healthy(gpu_uuid, mig_uuid)
+        if self.misfit or (mig_uuid or gpu_uuid) in self.withheld:
+            return False
+        return self.board.healthy(gpu_uuid, mig_uuid)
 
     def index(self, uuid: str) -> str:
         return self.indices.get(uuid, "")
@@ -158,6 +166,7 @@ class NodeModel:
         self.view = NodeView(plan)
         self.plan = plan
         self._gpus: dict[str, Gpu] = {}
+        self._departures = Departures()
         self._rebuild_required = False
         self._candidate: _Candidate | None = None
         self._number = 0
@@ -180,7 +189,7 @@ class NodeModel:
         `events` came before the probes and were not applied yet: a reset that the probes show
         came after them.
         """
-        found = {gpu.uuid: gpu for gpu in gpus}
+        found = self._departures.listed(gpus)
         # A GPU that may be in use is never dropped: the kubelet would call it Healthy.
         missing = {
             uuid: replace(gpu, state=GpuState.LOST)
@@ -202,6 +211,8 @@ class NodeModel:
             self._rebuild(now_s)
         else:
             self._keep_specs()
+        for uuid, why in self._departures.due(self._gpus, self.view.holdings, now_s):
+            self._forget(uuid, why, now_s)
         self._publish_soon(now_s)
         return self._taken()
 
@@ -270,6 +281,23 @@ class NodeModel:
     def used(self, reading: Reading) -> None:
         self.view = replace(self.view, reading=reading)
 
+    def held(self, holdings: Iterable[Holding], now_s: float) -> tuple[Effect, ...]:
+        """What pods hold: nothing is offered in another form than it is held in."""
+        self.view = replace(self.view, holdings=tuple(holdings))
+        self._withhold()
+        self._publish_soon(now_s)
+        return self._taken()
+
+    def forget(self, uuid: str, now_s: float) -> tuple[Effect, ...]:
+        """A person says that a GPU which is gone will not come back: its devices go, too.
+
+        Raises CannotForget if it responds or a pod holds it, `UnknownUnit` if there is none.
+        """
+        if uuid not in self._gpus:
+            raise UnknownUnit(uuid)
+        self._forget(uuid, "a person had it forgotten", now_s)
+        return self._taken()
+
     def timer(self, now_s: float) -> tuple[Effect, ...]:
         if self._due:
             self._publish_now(now_s)
@@ -320,7 +348,31 @@ class NodeModel:
         self._candidate = None
         self._rebuild_required = False
         self.view = replace(self.view, plan=plan, inventory=inventory, misfit="")
+        self._withhold()
         self._publish_now(now_s)
+
+    def _withhold(self) -> None:
+        view = self.view
+        reasons = withheld(view.inventory, view.holdings or ())
+        for uuid in reasons.keys() - view.withheld.keys():
+            text = f"GPU {view.index(uuid)} is not offered until then: {reasons[uuid]}"
+            self._effects.append(ProblemFound("gpu-withheld", text, error=False))
+        for uuid in view.withheld.keys() - reasons.keys():
+            text = f"GPU {view.index(uuid)} is offered again: no pod holds it in another form"
+            self._effects.append(ProblemFound("gpu-offered", text, error=False))
+        self.view = replace(view, withheld=reasons)
+
+    def _forget(self, uuid: str, why: str, now_s: float) -> None:
+        self._departures.forget(self._gpus[uuid], self.view.holdings or ())
+        text = f"GPU {uuid} is no longer listed: {why}"
+        self._effects.append(ProblemFound("gpu-forgotten", text, error=False))
+        del self._gpus[uuid]
+        listed = tuple(self._gpus.values())
+        board, history = self.view.board.without(uuid), self.view.history.without(uuid)
+        self.view = replace(
+            self.view, gpus=listed, indices=_indices(listed), board=board, history=history
+        )
+        self._rebuild(now_s)
 
     def _keep_specs(self) -> None:
         """Specs that were removed or changed by others are written again."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.node import ConfigurationMisfit
 from gpuplugin.daemon.calls import HalQueries
+from gpuplugin.daemon.cluster.holdings import HoldingsWatch
 from gpuplugin.daemon.cluster.nodeconfig import COMPONENT as LABEL_COMPONENT
 from gpuplugin.daemon.cluster.nodereports import make_reporter
 from gpuplugin.daemon.control import ControlServer
@@ -89,6 +90,7 @@ class Daemon:
         self.status = StatusBoard()
         self.metrics = Metrics(version, loaded.settings.daemon.backend)
         self._reloader: Reloader | None = None
+        self._holdings: HoldingsWatch | None = None
         self._http: HttpServer | None = None
 
     @property
@@ -158,6 +160,8 @@ class Daemon:
         warn_of_exposure(settings)
         await asyncio.to_thread(remove_unwanted_specs, settings)
         queries = HalQueries(self._backend)
+        folder = dirs.of(settings.daemon.way_of_registration)
+        self._holdings = holdings = HoldingsWatch(node, settings, folder)
         monitor = Monitor(
             self._backend,
             queries,
@@ -166,7 +170,7 @@ class Daemon:
             metrics,
             plan=lambda: watch_plan(self._loaded.settings),
             fail_on_init_error=settings.flags.fail_on_init_error,
-            on_open=lambda: self._replan(node),
+            on_open=lambda: self._prepare(node),
         )
         context = ServingContext(
             dirs=dirs,
@@ -185,7 +189,7 @@ class Daemon:
             metrics,
             choice.folder if choice else None,
         )
-        control = ControlServer(dirs.of(settings.daemon.way_of_registration), node, status)
+        control = ControlServer(folder, node, status)
         async with asyncio.TaskGroup() as tasks:
             supervisors: dict[str, asyncio.Task[None]] = {}
             for name, task in (
@@ -195,6 +199,7 @@ class Daemon:
                 ("reload", self._reloader.run),
                 ("control", control.run),
                 ("sampler", sampler.run),
+                ("holdings", holdings.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
                 *(
                     [("node-label", lambda: choice.watch.run(self.reload, self._show_label))]
@@ -210,15 +215,24 @@ class Daemon:
         if self.status.set(LABEL_COMPONENT, text, ok=ok):
             log_fact(log, logging.INFO if ok else logging.ERROR, "node-label", text)
 
-    async def _replan(self, node: Node) -> None:
-        """A driver that is loaded late brings its files and device nodes with it."""
+    async def _prepare(self, node: Node) -> None:
+        """Before GPUs are published: what pods hold, and what the driver has brought with it.
+
+        A driver that is loaded late brings its files and device nodes.
+        """
+        await self._read_holdings()
         try:
             node.replan(await asyncio.to_thread(node_plan, self._loaded.settings))
         except ConfigurationMisfit as misfit:
             log_fact(log, logging.ERROR, "configuration-misfit", str(misfit))
 
+    async def _read_holdings(self) -> None:
+        if self._holdings is not None:
+            await self._holdings.read()
+
     async def _adopt(self, loaded: Loaded, node: Node) -> None:
         """Put a configuration in force; what needs a restart is logged, not applied."""
+        await self._read_holdings()
         await node.configure(await asyncio.to_thread(node_plan, loaded.settings))
         await asyncio.to_thread(remove_unwanted_specs, loaded.settings)
         before, now = self._loaded.settings.flags, loaded.settings.flags

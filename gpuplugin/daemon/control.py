@@ -13,6 +13,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
+from gpuplugin.core.departures import CannotForget
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
 from gpuplugin.daemon.logs import log_fact
@@ -103,6 +104,8 @@ class ControlServer:
             request = decode(line)
             if "clear" in request:
                 return self._clear(str(request["clear"]), caller_uid)
+            if "forget" in request:
+                return self._forget(str(request["forget"]), caller_uid)
         except ControlError as error:
             return {"error": str(error)}
         return self._report()
@@ -157,6 +160,18 @@ class ControlServer:
                 "; ".join(refused) + "; repair the hardware, and it recovers by itself"
             )
         return {"cleared": cleared, "refused": refused}
+
+    def _forget(self, uuid: str, caller_uid: int) -> Mapping[str, object]:
+        try:
+            self._node.forget(uuid)
+        except UnknownUnit:
+            known = ", ".join(gpu.uuid for gpu in self._node.view.gpus) or "none"
+            raise ControlError(f"no GPU has the UUID {uuid!r}; known are {known}") from None
+        except CannotForget as error:
+            raise ControlError(str(error)) from error
+        text = f"GPU {uuid} was forgotten by user {caller_uid}"
+        log_fact(log, logging.WARNING, "gpu-forgotten", text, uuid=uuid, uid=caller_uid)
+        return {"forgotten": uuid}
 
 
 def _caller_uid(writer: asyncio.StreamWriter) -> int:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from gpuplugin.core.node import Effect, NodePlan, NodeView
-    from gpuplugin.core.usage import Reading
+    from gpuplugin.core.usage import Holding, Reading
     from gpuplugin.daemon.healthlog import HealthLog
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import StatusBoard
@@ -85,8 +85,14 @@ class Node:
     def clear(self, uuid: str) -> None:
         self._run(self._model.clear(uuid, time.monotonic()))
 
+    def forget(self, uuid: str) -> None:
+        self._run(self._model.forget(uuid, time.monotonic()))
+
     def used(self, reading: Reading) -> None:
         self._model.used(reading)
+
+    def held(self, holdings: Iterable[Holding]) -> None:
+        self._run(self._model.held(holdings, time.monotonic()))
 
     def replan(self, plan: NodePlan) -> None:
         self._model.replan(plan)
@@ -179,4 +185,6 @@ class Node:
         elif view.gpus:
             count = view.inventory.device_count
             text = f"{len(view.gpus)} GPUs, {sum(healthy.values())} of {count} devices healthy"
+            for uuid, why in view.withheld.items():
+                text += f"; GPU {view.index(uuid)} is not offered: {why}"
             self._status.set("inventory", text, ok=bool(view.inventory.resources))

@@ -97,6 +97,19 @@ def test_config_check_prints_the_effective_configuration(tmp_path: Path) -> None
     assert json.loads(gpuplugin("config", "check", str(again), "--json").stdout) == answer
 
 
+def test_config_check_notes_a_selection_by_index(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    uuid = "GPU-8dcd427f-483b-b48f-d7e5-75fb19a52b76"
+    entry = "{name: gpu, replicas: 2, devices: [%s]}"
+    file.write_text(f"sharing: {{timeSlicing: {{resources: [{entry % f'1, {uuid}'}]}}}}\n")
+    result = gpuplugin("config", "check", str(file))
+    (note,) = result.stderr.splitlines()
+    assert "resources[0].devices: an index (1)" in note
+    assert json.loads(gpuplugin("config", "check", str(file), "--json").stdout)["notes"]
+    file.write_text(f"sharing: {{timeSlicing: {{resources: [{entry % uuid}]}}}}\n")
+    assert gpuplugin("config", "check", str(file)).stderr == ""
+
+
 def test_config_check_names_every_error_with_its_key_and_line(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(

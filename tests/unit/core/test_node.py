@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuplugin.core.departures import GONE_S, REPLACED_S, CannotForget
 from gpuplugin.core.health import HealthPolicy, HealthState, StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
+from gpuplugin.core.holdings import moved, selected_by_index
 from gpuplugin.core.injection import InjectionPlan
 from gpuplugin.core.inventory import Plan
 from gpuplugin.core.node import (
@@ -25,6 +27,8 @@ from gpuplugin.core.node import (
     WriteSpecs,
 )
 from gpuplugin.core.pacing import PAUSE_S
+from gpuplugin.core.sharing import GpuFilter, Selection, SharedResource, TimeSlicing
+from gpuplugin.core.usage import Holding, PodName
 from gpuplugin.core.watch import judge_probes
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from hal import Gpu, Probe
 
 RESOURCE = "nvidia.com/gpu"
-A, B = uuid_of_gpu(0), uuid_of_gpu(1)
+A, B, C = (uuid_of_gpu(number) for number in range(3))
 CDI = replace(PLAIN, injection=InjectionPlan(strategies=frozenset({"cdi-cri"})))
 QUIET_S = HealthPolicy().quiet_period_s
 
@@ -410,3 +414,115 @@ def test_what_is_listed_is_what_the_view_says(steps: list[tuple[object, ...]]) -
         ids = {device.id for resource in view.inventory.resources for device in resource.devices}
         assert listed_before <= ids, "a device that may be in use is never dropped"
         listed_before = ids
+
+
+def a_holding(*device_ids: str, pod: str = "train") -> Holding:
+    return Holding(PodName("ml", pod), "main", RESOURCE, device_ids)
+
+
+def listed_health(node: Runner) -> dict[str, str]:
+    return node.lists[-1][1]
+
+
+def test_a_gpu_that_is_held_whole_is_not_offered_as_shared_until_its_pod_has_ended() -> None:
+    node = Runner(replace(PLAIN, inventory=sharing(2)))
+    node.run(node.model.held([a_holding(A)], node.now_s))
+    node.update(gpus(2))
+    assert listed_health(node) == {
+        f"{A}::0": "Unhealthy",
+        f"{A}::1": "Unhealthy",
+        f"{B}::0": "Healthy",
+        f"{B}::1": "Healthy",
+    }
+    assert node.problems() == ["gpu-withheld"]
+    assert "pod ml/train holds it whole" in node.model.view.withheld[A]
+
+    node.run(node.model.held([], node.now_s))
+    node.after(1.0)
+    assert set(listed_health(node).values()) == {"Healthy"}
+    assert node.problems() == ["gpu-withheld", "gpu-offered"]
+
+
+def test_a_new_plan_withholds_what_is_held_as_before_it() -> None:
+    node = Runner(replace(PLAIN, inventory=sharing(2)))
+    node.update(gpus(2))
+    node.run(node.model.held([a_holding(f"{A}::1"), a_holding(f"{B}::0")], node.now_s))
+    assert node.model.view.withheld == {}
+    node.run(node.model.configure(replace(PLAIN, inventory=sharing(4)), node.now_s))
+    assert node.model.view.withheld == {}, "another number of replicas is the same form"
+    node.run(node.model.configure(PLAIN, node.now_s))
+    assert listed_health(node) == {A: "Unhealthy", B: "Unhealthy"}
+
+
+LONG_S = {"replaced": REPLACED_S, "gone": GONE_S}
+
+
+@pytest.mark.parametrize("kind", LONG_S)
+def test_a_gpu_that_is_gone_for_long_and_held_by_no_pod_leaves_the_list(kind: str) -> None:
+    node = Runner()
+    both = gpus(2)
+    node.update(both)
+    successor = replace(both[1], uuid=C)
+    found = [both[0], successor] if kind == "replaced" else [both[0]]
+    node.update(found)
+    first_s = node.now_s
+    node.after(LONG_S[kind] + 1)
+    node.update(found)
+    assert B in listed_health(node), "what pods hold is not known"
+
+    node.run(node.model.held([a_holding(B)], node.now_s))
+    node.update(found)
+    assert B in listed_health(node), "a pod holds it"
+
+    node.run(node.model.held([a_holding(A)], node.now_s))
+    node.update([*found, replace(both[1], state=GpuState.LOST)])
+    assert set(listed_health(node)) == {gpu.uuid for gpu in found}
+    assert B not in node.model.view.board.gpus
+    assert B not in {uuid for uuid, _ in node.model.view.history.unhealthy_s(node.now_s)}
+    assert node.problems() == ["gpu-forgotten"]
+    assert node.now_s > first_s + LONG_S[kind]
+
+    # The backend goes on to list it, until it responds.
+    node.update([*found, replace(both[1], state=GpuState.LOST)])
+    assert B not in listed_health(node)
+    node.update([*found, both[1]])
+    assert listed_health(node)[B] == "Healthy"
+
+
+def test_a_gpu_that_is_gone_for_a_short_time_stays_listed() -> None:
+    node = Runner()
+    both = gpus(2)
+    node.run(node.model.held([], node.now_s))
+    node.update(both)
+    node.update([both[0], replace(both[1], uuid=C)])
+    node.after(REPLACED_S - 1)
+    node.update([both[0], replace(both[1], uuid=C)])
+    assert B in listed_health(node)
+
+
+def test_a_gpu_that_responds_or_is_held_is_not_forgotten() -> None:
+    node = Runner()
+    node.update(gpus(2))
+    with pytest.raises(CannotForget, match="responds"):
+        node.model.forget(B, node.now_s)
+    node.update(gpus(1))
+    node.run(node.model.held([a_holding(B)], node.now_s))
+    with pytest.raises(CannotForget, match="ml/train"):
+        node.model.forget(B, node.now_s)
+    with pytest.raises(UnknownUnit):
+        node.model.forget("GPU-none", node.now_s)
+
+
+def test_indices_of_the_configuration_and_what_they_meant() -> None:
+    plan = replace(
+        sharing(2),
+        sharing=TimeSlicing((SharedResource(RESOURCE, 2, Selection(ids=frozenset({"1", B}))),)),
+        gpu_filter=GpuFilter(include=("0", "NVIDIA*")),
+    )
+    before = selected_by_index(plan, gpus(2))
+    assert before == {"0": A, "1": B}
+    now = {"0": B}
+    (text,) = moved(before, now)
+    assert "index 0 of the configuration" in text
+    assert moved(before, before) == ()
+    assert moved({}, now) == ()
