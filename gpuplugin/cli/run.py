@@ -6,9 +6,10 @@ import os
 import sys
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.loaded import Reading, answer
+from gpuplugin.config.loaded import Reading, answer, limit_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,4 +68,7 @@ def _load() -> Loaded:
     from gpuplugin.cli.options import load
     from gpuplugin.cli.parser import build_parser
 
-    return load(build_parser("run").parse_args(["run", *sys.argv[1:]]))
+    parsed = build_parser("run").parse_args(["run", *sys.argv[1:]])
+    import_module("gpuplugin.config.load")
+    limit_memory(Path("/sys/fs/cgroup"))
+    return load(parsed)

@@ -34,11 +34,15 @@ class YamlError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The data of a file; `lines` gives the line (from 1) of every key and list entry."""
+    """The data of a file; `lines` gives the line (from 1) of every key and list entry.
+
+    `blank` is true for a file with nothing in it but comments.
+    """
 
     name: str
     data: Mapping[str, object]
     lines: Mapping[KeyPath, int]
+    blank: bool = False
 
     def where(self, path: KeyPath) -> str:
         """`name:line` of a value, or of the closest enclosing value that the file has."""
@@ -65,11 +69,11 @@ def parse_document(text: str, name: str) -> Document:
     except YamlError as error:
         where = name if error.line is None else f"{name}:{error.line}"
         raise ConfigError([Problem(where, "", error.problem)]) from error
-    data = {} if data is None else data
+    blank, data = data is None, {} if data is None else data
     if not isinstance(data, dict):
         problem = "must be a mapping of keys such as version and sharing"
         raise ConfigError([Problem(f"{name}:1", "", problem)])
-    return Document(name, cast("Mapping[str, object]", data), lines)
+    return Document(name, cast("Mapping[str, object]", data), lines, blank)
 
 
 def read_yaml(text: str) -> object:

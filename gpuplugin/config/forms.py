@@ -27,6 +27,7 @@ from gpuplugin.config.values import (
     parse_xids,
     unfit,
 )
+from gpuplugin.core.listsize import MAX_REPLICAS
 from gpuplugin.core.sharing import Selection
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ _WRITTEN_SECONDS = PlainSerializer(_written_seconds)
 _DURATION = _schema("duration", "string", "number")
 
 Integer: TypeAlias = Annotated[int, BeforeValidator(_integral)]
-Count: TypeAlias = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
+Count: TypeAlias = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=MAX_REPLICAS)]
 Seconds: TypeAlias = Annotated[float, _duration(0), _WRITTEN_SECONDS, _DURATION]
 SecondsOrInfinite: TypeAlias = Annotated[
     float, _duration(0, infinite=True), _WRITTEN_SECONDS, _DURATION

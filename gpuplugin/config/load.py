@@ -16,10 +16,18 @@ from pydantic.alias_generators import to_camel
 from pydantic_settings import InitSettingsSource
 
 from gpuplugin.config.document import Document, KeyPath, parse_document
-from gpuplugin.config.loaded import ConfigError, Loaded, Problem, Record
+from gpuplugin.config.loaded import (
+    MAX_PROBLEMS,
+    ConfigError,
+    Loaded,
+    Problem,
+    Record,
+    listed,
+    read_file,
+)
 from gpuplugin.config.options import OPTIONS, Kind, is_list, keys, section_of
 from gpuplugin.config.settings import Settings
-from gpuplugin.config.values import BOOLEANS, XID_WORDS, parse_xids, unfit
+from gpuplugin.config.values import BOOLEANS, XID_WORDS, parse_xids, shortened, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -41,6 +49,7 @@ _TEXTS = {
     "model_type": "must be a mapping of keys",
     "literal_error": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
 }
@@ -61,10 +70,14 @@ def load_settings(
     Raises:
         ConfigError: with all problems, each naming its key and place.
     """
-    document = (
-        _read(Path(config_file)) if config_file else default or _read(_DEFAULT, _DEFAULT_NAME)
-    )
     warnings: list[Problem] = []
+    document = _read(Path(config_file)) if config_file else None
+    blank = document is not None and document.blank
+    if document is None or blank:
+        document = default or _read(_DEFAULT, _DEFAULT_NAME)
+    if blank:
+        text = f"is empty: {document.name} is used; write {{}} to share nothing"
+        warnings.append(Problem(str(config_file), "", text))
     file = _FileLayer(document)
     layers = (
         _text_layer((one, one.flags[0], text) for one, text in flags.items()),
@@ -81,9 +94,10 @@ def load_settings(
     effective = settings.model_dump(mode="json", by_alias=True, exclude_computed_fields=True)
     return Loaded(
         cast("Settings", record(settings)),
-        config_file or document.name,
+        document.name if blank else config_file or document.name,
         config_file or None,
-        (*file.unknown, *warnings),
+        (*listed(file.unknown), *warnings),
+        blank,
         effective,
         yaml.safe_dump(effective, sort_keys=False),
     )
@@ -91,7 +105,7 @@ def load_settings(
 
 def _read(path: Path, name: str = "") -> Document:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
@@ -101,7 +115,7 @@ def _read(path: Path, name: str = "") -> Document:
 def dotted(path: KeyPath) -> str:
     """`sharing.timeSlicing.resources[0].replicas`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
+    return shortened(text.removeprefix("."))
 
 
 def record(value: object) -> object:
@@ -195,7 +209,8 @@ class _FileLayer(_Layer):
             here, there = (*path, name), (*written, key)
             if name not in fields:
                 where = self._document.where(there)
-                self.unknown.append(Problem(where, dotted(here), _unknown(here)))
+                hint = _unknown(here) if len(self.unknown) < MAX_PROBLEMS else ""
+                self.unknown.append(Problem(where, dotted(here), hint))
                 continue
             info = fields[name]
             kept = self._value(value, section_of(info), here, there, many=is_list(info))

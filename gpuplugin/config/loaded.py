@@ -7,17 +7,21 @@ daemon goes on. This module is what both sides need, and loads next to nothing.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import pickle
+import resource
 import select
 import signal
+import stat
 import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
@@ -28,7 +32,16 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60.0
 """A reader that takes longer hangs, for example on a network file system."""
+MAX_FILE_BYTES = 1024 * 1024
+"""What a ConfigMap may hold; a large configuration has some ten KiB."""
+MAX_PROBLEMS = 20
+"""More warnings or errors of one configuration are counted, not listed."""
 
+_NULL_DEVICE = os.makedev(1, 3)
+_MEMORY_BYTES = 256 * 1024 * 1024
+_LEAST_MEMORY_BYTES = 16 * 1024 * 1024
+_SPARED_BYTES = 8 * 1024 * 1024
+_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1024 * 1024
 _ANSWER = 3
 """The descriptor to which a child that is a program of its own answers."""
@@ -48,12 +61,41 @@ class Problem:
         return ": ".join(part for part in (self.where, self.key, self.message) if part)
 
 
+def listed(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The problems, or the first of very many and the number of the others."""
+    if len(problems) <= MAX_PROBLEMS:
+        return tuple(problems)
+    more = Problem("", "", f"and {len(problems) - MAX_PROBLEMS} more like these")
+    return (*problems[:MAX_PROBLEMS], more)
+
+
 class ConfigError(Exception):
     """The configuration cannot be used; `problems` has everything that is wrong with it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = tuple(problems)
+        self.problems = listed(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a configuration file, which is never waited for: a pipe is none.
+
+    Raises:
+        OSError: it cannot be read.
+        ConfigError: it is no regular file (the null device counts as an empty one), or too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode) and status.st_rdev != _NULL_DEVICE:
+            raise ConfigError([Problem(str(path), "", "cannot be read: it is not a regular file")])
+        content = stream.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        text = f"is larger than {MAX_FILE_BYTES} bytes, the limit for a configuration"
+        raise ConfigError([Problem(str(path), "", text)])
+    return content
 
 
 class Record(SimpleNamespace):
@@ -76,6 +118,8 @@ class Loaded:
     source: str
     file: str | None
     warnings: tuple[Problem, ...]
+    blank: bool = False
+    """True if the file has nothing in it, so that the default is used."""
     effective: Mapping[str, object] = field(default_factory=dict)
     effective_yaml: str = ""
 
@@ -178,6 +222,7 @@ def _started(module: str, arguments: Sequence[str], end: int) -> int:
 def answer(answers: int, load: Callable[[], Loaded]) -> None:
     """In the child: load, and send the answer."""
     gc.disable()
+    _die_with_parent()
     read: _Answer
     try:
         read = load()
@@ -186,7 +231,39 @@ def answer(answers: int, load: Callable[[], Loaded]) -> None:
     except SystemExit as error:
         read = error.code if isinstance(error.code, int) else 1
         sys.stdout.flush()
+    except MemoryError:
+        _lift_memory_limit()
+        read = _failed("its reader needs more memory than it may take; is it that large?").problems
     except Exception as error:  # noqa: BLE001 - whatever it is, the daemon reports it
         read = _failed(f"{type(error).__name__}: {error}").problems
     with suppress(BrokenPipeError), os.fdopen(answers, "wb") as stream:
         pickle.dump(read, stream)
+
+
+def limit_memory(cgroup: Path) -> None:
+    """In the child: what a file may make its reader take, so that it is refused, not killed.
+
+    The container's limit counts for the daemon and its reader together, and a container that
+    exceeds it is killed as a whole. To be called when everything is loaded.
+    """
+    budget = _MEMORY_BYTES
+    with suppress(OSError, ValueError):  # no limit ("max"), or no cgroup of its own
+        limit, now = (int((cgroup / f"memory.{one}").read_text()) for one in ("max", "current"))
+        budget = min(budget, max(_LEAST_MEMORY_BYTES, limit - now - _SPARED_BYTES))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + budget, hard))
+
+
+def _lift_memory_limit() -> None:
+    """So that what was too large can be told."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def _die_with_parent() -> None:
+    """Nobody waits for a reader whose daemon was killed."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):  # not on Linux: the daemon's deadline must do
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

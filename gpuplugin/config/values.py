@@ -21,6 +21,7 @@ BOOLEANS = {
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
 """What Go's strconv.ParseBool reads."""
+_MOST_SHOWN = 400
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|us|µs|ns|s)", re.ASCII)
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -33,9 +34,15 @@ _DEVICE_REFERENCE = re.compile(
 def unfit(value: object, allowed: str) -> ValueError:
     """The error for a value that is not what is allowed, such as `must be a list`."""
     try:
-        return ValueError(f"{allowed}, found {value!r}")
+        return ValueError(f"{allowed}, found {shortened(repr(value))}")
     except ValueError:  # Python writes no number of more than some thousand digits
         return ValueError(f"{allowed}, found a number that is too long")
+
+
+def shortened(text: str) -> str:
+    """A text as an error shows it: nobody reads a thousand characters of a wrong value."""
+    half = _MOST_SHOWN // 2
+    return text if len(text) <= _MOST_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 def parse_duration_s(text: str) -> float:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_LIST_BYTES = 4 * 1024 * 1024
 """The kubelet receives nothing larger: gRPC's default limit, which it does not raise."""
 
+MAX_REPLICAS = 100_000
+"""Of one device; no list has room for so many: an entry takes over 60 bytes."""
+
 _HEALTH_FIELD = 1 + 1 + len("Unhealthy")
 """Tag, length and text; Unhealthy is the longer of the two."""
 
@@ -52,7 +55,7 @@ def check_list_size(resource: str, devices: Sequence[tuple[Device, int]]) -> Non
     if size_bytes <= MAX_LIST_BYTES:
         return
     requested = max(whole.replicas for whole in wholes)
-    counts = range(1, requested)
+    counts = range(1, min(requested, MAX_REPLICAS))
     fitting = bisect_right(counts, MAX_LIST_BYTES, key=lambda count: _list_bytes(wholes, count))
     raise ListTooLarge(resource, size_bytes, requested, fitting)
 

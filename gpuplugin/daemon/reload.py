@@ -7,15 +7,19 @@ file is none. SIGHUP reads the file at once, changed or not.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.loaded import ConfigError
+from gpuplugin.config.loaded import TIMEOUT_S, ConfigError, read_file
 from gpuplugin.core.node import ConfigurationMisfit
+from gpuplugin.daemon.calls import HalThread
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import wait_period_or
+from hal import HalHung
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.status import StatusBoard
 
 POLL_S = 2.0
+LOOK_TIMEOUT_S = 10.0
+LOAD_TIMEOUT_S = 2 * TIMEOUT_S + LOOK_TIMEOUT_S
+"""More than the readers of a label's choice take, who have deadlines of their own."""
 COMPONENT = "config"
 
 log = logging.getLogger(__name__)
@@ -53,6 +60,7 @@ class Reloader:
         self._adopt = adopt
         self._status = status
         self._metrics = metrics
+        self._thread = HalThread("config")
         self._turn = asyncio.Event()
         self._requested = False
         self._accepted()
@@ -71,7 +79,7 @@ class Reloader:
         seen = moving = await self._catch_up()
         while True:
             requested = await self._pause()
-            now = self._fingerprint()
+            now = await self._fingerprint()
             if requested or (now != seen and now == moving):
                 seen = now
                 await self._reload()
@@ -83,7 +91,7 @@ class Reloader:
         A while after the start, which needs the processor for the kubelet.
         """
         requested = await self._pause()
-        seen = self._fingerprint()
+        seen = await self._fingerprint()
         if requested or seen is not None:
             await self._reload(only_if_other=not requested)
         return seen
@@ -94,21 +102,34 @@ class Reloader:
         requested, self._requested = self._requested, False
         return requested
 
-    def _fingerprint(self) -> bytes | None:
+    async def _fingerprint(self) -> bytes | None:
         """A fingerprint of the file and of the folder's names; None without a readable file."""
-        path = self._in_force.file
-        if path is None and self._folder is None:
+        if self._in_force.file is None and self._folder is None:
             return None
         try:
-            content = Path(path).read_bytes() if path else b""
-            names = sorted(entry.name for entry in self._folder.iterdir()) if self._folder else ()
+            return await self._thread.call(LOOK_TIMEOUT_S, self._look, self._in_force.file)
+        except HalHung:
+            return None
+
+    def _look(self, path: str | None) -> bytes | None:
+        """In a thread: the file may be on a network."""
+        digest = hashlib.blake2b()
+        try:
+            if self._folder:
+                digest.update("\0".join(sorted(os.listdir(self._folder))).encode())  # noqa: PTH208
+            digest.update(read_file(Path(path)) if path else b"")
         except OSError:
             return None
-        return "\0".join(names).encode() + b"\0" + content
+        except ConfigError as error:  # it is there, and reading it says what is wrong with it
+            digest.update(str(error).encode())
+        return digest.digest()
 
     async def _reload(self, *, only_if_other: bool = False) -> None:
         try:
-            loaded = await asyncio.to_thread(self._load)
+            loaded = await self._thread.call(LOAD_TIMEOUT_S, self._load)
+            if loaded.blank and not self._in_force.blank:
+                self._refused(f"{loaded.file} is empty; write {{}} to share nothing")
+                return
             if only_if_other and loaded.settings == self._in_force.settings:
                 return
             await self._adopt(loaded)

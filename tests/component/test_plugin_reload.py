@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from contextlib import ExitStack
 from itertools import permutations
@@ -447,6 +448,8 @@ BAD = (
     (shared("many"), "sharing.timeSlicing.resources[0].replicas"),
     ("version: v2\n", "version: must be 'v1'"),
     (shared(70_000), "replicas to at most 6"),
+    ("", "is empty; write {} to share nothing"),
+    ("# later\n", "is empty; write {} to share nothing"),
     (None, "cannot be read: No such file"),
 )
 
@@ -482,3 +485,24 @@ def test_a_bad_file_after_another_is_told_anew(make_hardware: MakeHardware, foll
     assert "triple" in plugin.spoil("flags: {migStrategy: triple}\n")
     assert "quadruple" in plugin.spoil("flags: {migStrategy: quadruple}\n")
     assert plugin.devices() == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "null device", "sparse"])
+def test_what_is_no_file_holds_up_nothing(
+    make_hardware: MakeHardware, follow: Follow, kind: str, tmp_path: Path
+) -> None:
+    plugin = follow(make_hardware(8).backend, shared(10))
+    fresh = tmp_path / "fresh"
+    match kind:
+        case "pipe":
+            os.mkfifo(fresh)
+        case "null device":
+            fresh.symlink_to("/dev/null")
+        case "sparse":
+            with fresh.open("wb") as stream:
+                stream.truncate(1024**3)
+    before = plugin.metric("gpuplugin_config_reloads_total", result="refused")
+    fresh.replace(plugin.file)
+    eventually(lambda: plugin.metric("gpuplugin_config_reloads_total", result="refused") > before)
+    assert plugin.devices() == 80
+    assert plugin.get("/health").status == 200

@@ -15,6 +15,7 @@ from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError, Reading
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.plans import sharing_plan
+from tests.component.waiting import eventually
 
 FLAGS = {option.flags[0]: option for option in OPTIONS}
 
@@ -127,14 +128,70 @@ def test_no_child_and_no_pipe_is_left(tmp_path: Path) -> None:
     assert own_children() == children
 
 
+def large_file(folder: Path) -> Path:
+    """A file that is read for seconds."""
+    file = folder / "config.yaml"
+    file.write_text("flags: {}\n" + "".join(f"k{number}: 1\n" for number in range(90_000)))
+    return file
+
+
 def test_a_reader_that_hangs_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    pipe = tmp_path / "config.yaml"
-    os.mkfifo(pipe)  # nothing ever writes to it
     monkeypatch.setattr(loaded, "TIMEOUT_S", 0.5)
     with pytest.raises(ConfigError, match=r"no answer within 0\.5 s"):
-        reading("--config-file", str(pipe)).result()
+        reading("--config-file", str(large_file(tmp_path))).result()
+
+
+def test_a_reader_ends_with_its_daemon(way: str, tmp_path: Path) -> None:
+    script = (
+        "import threading, time\nfrom gpuplugin.config.loaded import Reading\n"
+        f"threading.active_count = lambda: {1 if way == 'fork' else 2}\n"
+        f"read = Reading('gpuplugin.cli.run', ['--config-file', {str(large_file(tmp_path))!r}])\n"
+        "print(read._pid, flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        reader = Path("/proc") / daemon.stdout.readline().decode().strip()
+        # It reads: everything that it needs is loaded.
+        eventually(lambda: "pydantic_core" in (reader / "maps").read_text())
+        daemon.kill()
+        daemon.wait()
+        eventually(lambda: not reader.exists() or "State:\tZ" in (reader / "status").read_text(), 3)
+
+
+def test_a_file_that_takes_too_much_memory_is_refused(way: str, tmp_path: Path) -> None:
+    if way == "program":
+        pytest.skip("only a fork has what this test changes")
+    script = (
+        "from gpuplugin.config import loaded\nloaded._MEMORY_BYTES = 16 * 1024 * 1024\n"
+        f"arguments = ['--config-file', {str(large_file(tmp_path))!r}]\n"
+        "loaded.Reading('gpuplugin.cli.run', arguments).result()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "its reader needs more memory than it may take" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "now", "budget_mib"),
+    [("max", "1", 256), (str(2**30), "1", 256), (str(2**26), str(2**25), 24), ("1", "1", 16)],
+)
+def test_a_reader_leaves_its_container_room(
+    tmp_path: Path, limit: str, now: str, budget_mib: int
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{now}\n")
+    script = (
+        "import resource\nfrom pathlib import Path\nfrom gpuplugin.config.loaded import *\n"
+        f"limit_memory(Path({str(tmp_path)!r}))\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "most = resource.getrlimit(resource.RLIMIT_AS)[0] - pages * resource.getpagesize()\n"
+        "print(round(most / 2**20))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert abs(int(found.stdout) - budget_mib) <= 1
 
 
 def test_modules_of_the_working_directory_are_not_read(

@@ -547,8 +547,8 @@ def test_the_kubelet_socket_says_how_to_register(
     ("text", "arguments"),
     [
         ("flags: {plugin: {deviceListStrategy: []}}", ()),
-        ("", ("--device-list-strategy=",)),
-        ("", ("--device-list-strategy=", "--strict-config")),
+        ("{}", ("--device-list-strategy=",)),
+        ("{}", ("--device-list-strategy=", "--strict-config")),
     ],
 )
 def test_an_empty_device_list_strategy_is_accepted_with_a_warning(
@@ -937,9 +937,48 @@ def test_a_strict_configuration_without_unknown_keys_is_loaded(files: Files) -> 
     assert sizes(got) == {"nvidia.com/gpu": 6}
 
 
-def test_no_file_is_not_the_same_as_an_empty_one(files: Files) -> None:
+def test_no_file_is_not_the_same_as_one_without_keys(files: Files) -> None:
     """A deliberate difference: NVIDIA's plugin shares nothing without a file."""
     without: Any = load_settings({}, {}, None)
 
     assert sizes(without) == {"nvidia.com/gpu": 30}
-    assert sizes(files.load("")) == {"nvidia.com/gpu": 3}
+    assert sizes(files.load("{}")) == {"nvidia.com/gpu": 3}
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
+def test_a_file_with_nothing_in_it_is_as_good_as_none(files: Files, text: str) -> None:
+    got = files.load(text)
+
+    assert sizes(got) == {"nvidia.com/gpu": 30}
+    (warning,) = got.warnings
+    assert str(warning).startswith(f"{files.path}: is empty: the built-in default.yaml is used")
+
+
+def test_a_replica_count_that_no_list_has_room_for_is_refused(files: Files) -> None:
+    entry = "sharing: {timeSlicing: {resources: [{name: gpu, replicas: %s}]}}"
+
+    assert files.load(entry % 100_000).settings.sharing.time_slicing is not None
+    for replicas in ("100001", "9" * 1000, "9" * 5000):
+        problem = files.problem(entry % replicas)
+        assert problem.key in ("sharing.timeSlicing.resources[0].replicas", "")
+        assert len(problem.message) < 500
+
+
+def test_very_many_unknown_keys_are_counted(files: Files) -> None:
+    got = files.load("flags: {}\n" + "".join(f"key{number}: 1\n" for number in range(2_000)))
+
+    assert len(got.warnings) == 21
+    assert got.warnings[-1].message == "and 1980 more like these"
+
+
+def test_very_many_errors_are_counted(files: Files) -> None:
+    with pytest.raises(ConfigError) as caught:
+        files.load("resources: {gpus: [" + "7, " * 2_000 + "]}")
+
+    assert len(caught.value.problems) == 21
+
+
+def test_a_long_key_or_value_is_shown_in_part(files: Files) -> None:
+    (warning,) = files.load("k" * 1000 + ": 1").warnings
+    assert len(warning.key) < 500
+    assert len(str(files.problem("flags: {migStrategy: " + "x" * 100_000 + "}"))) < 1000

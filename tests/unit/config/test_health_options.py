@@ -84,7 +84,7 @@ def test_all_is_more_than_xids(
 def test_a_malformed_token_is_told_and_takes_nothing_else_along(
     tmp_path: Path, variable: str
 ) -> None:
-    got = loaded(tmp_path, "", **{variable: "79,seventy,-1,0,13"})
+    got = loaded(tmp_path, "{}", **{variable: "79,seventy,-1,0,13"})
 
     health = got.settings.health
     assert (health.ignore_xids if variable == DISABLE else health.fatal_xids) == [79, 13]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -372,13 +373,31 @@ def test_a_repeated_key_is_an_error_with_its_line(load: Load) -> None:
 # What may stand in the file
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}", "version:\n"])
-def test_an_empty_file_is_valid_and_shares_nothing(load: Load, text: str) -> None:
+@pytest.mark.parametrize("text", ["{}", "version:\n"])
+def test_a_file_that_sets_nothing_shares_nothing(load: Load, text: str) -> None:
     assert replica_counts(load(text)) == {}
 
 
-def test_the_null_device_is_a_valid_file() -> None:
-    assert replica_counts(loaded("/dev/null")) == {}
+def test_the_null_device_is_an_empty_file() -> None:
+    found = loaded("/dev/null")
+    assert replica_counts(found) == {"nvidia.com/gpu": 10}
+    assert found.blank
+
+
+def test_a_file_of_more_than_a_mebibyte_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with path.open("wb") as stream:
+        stream.truncate(1024**3)
+
+    with pytest.raises(ConfigError, match="is larger than 1048576 bytes"):
+        loaded(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+
+    with pytest.raises(ConfigError, match="it is not a regular file"):
+        loaded(tmp_path / "config.yaml")
 
 
 def test_json_is_a_valid_file(load: Load) -> None:
@@ -424,7 +443,7 @@ def test_other_versions_are_refused(load: Load, value: str) -> None:
     ],
 )
 def test_null_counts_as_absent(load: Load, text: str) -> None:
-    assert load(text).settings == load("").settings
+    assert load(text).settings == load("{}").settings
 
 
 @pytest.mark.parametrize("value", ["", "null", "{}", "{resources: null}", "{resources: []}"])
