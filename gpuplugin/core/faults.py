@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hal import EccError, GpuDisappeared, RecoveryAction, XidAction, XidError, lookup_xid
 
 if TYPE_CHECKING:
-    from hal import Event, Probe
+    from hal import CallFailure, Event, Probe
 
 RESET_OR_REBOOT = "reset-or-reboot"
 CONTAINED_MEMORY_ERROR = 94
@@ -96,7 +96,9 @@ def fault_of_event(event: Event, xids: XidPolicy, *, hardware_checks: bool = Tru
             # The driver decides whether it was contained: Xid 94 reports that at once.
             reason = "uncorrectable ECC error"
             return Fault(Cause.ECC, reason, XidAction.ECC_WORKFLOW.value, Cure.DRIVERS_WORD)
-        case GpuDisappeared():
+        case GpuDisappeared(failure=failure):
+            if failure is not None and failure.action != RESET_OR_REBOOT:
+                return _unreadable(failure)
             return Fault(Cause.LOST, "GPU lost", RESET_OR_REBOOT, Cure.RESET)
     return None
 
@@ -104,7 +106,11 @@ def fault_of_event(event: Event, xids: XidPolicy, *, hardware_checks: bool = Tru
 def fault_of_probe(probe: Probe, *, hardware_checks: bool = True) -> Fault | None:
     """The fault that a probe shows, if any; `hardware_checks` false checks reachability alone."""
     if not probe.reachable:
-        return Fault(Cause.UNREACHABLE, "GPU does not respond", RESET_OR_REBOOT)
+        failure = probe.failure
+        if failure is not None and failure.action != RESET_OR_REBOOT:
+            return _unreadable(failure)
+        why = "" if failure is None else f": {failure}"
+        return Fault(Cause.UNREACHABLE, f"GPU does not respond{why}", RESET_OR_REBOOT)
     if probe.clean or not hardware_checks:
         return None
     if probe.thermal_shutdown:
@@ -113,6 +119,11 @@ def fault_of_probe(probe: Probe, *, hardware_checks: bool = True) -> Fault | Non
         return Fault(Cause.ROW_REMAP, "memory row remapping failed", "contact-support")
     reason = "the driver requests a recovery action"
     return Fault(Cause.RECOVERY_ACTION, reason, probe.recovery_action.value)
+
+
+def _unreadable(failure: CallFailure) -> Fault:
+    """The driver refuses a call about a GPU that may well be sound."""
+    return Fault(Cause.UNREACHABLE, f"GPU cannot be read: {failure}", failure.action)
 
 
 def fault_of_ecc_count(before: int | None, probe: Probe) -> Fault | None:

@@ -84,10 +84,17 @@ CALLS: Final[Mapping[str, Call]] = {
         "nvmlDeviceGetCurrentClocksEventReasons", Role.OPTIONAL, "why the clocks are low"
     ),
     "processes": Call("nvmlDeviceGetComputeRunningProcesses_v3", Role.OPTIONAL, "the processes"),
+    "graphics_processes": Call(
+        "nvmlDeviceGetGraphicsRunningProcesses_v3", Role.OPTIONAL, "the processes for graphics"
+    ),
     "process_samples": Call(
         "nvmlDeviceGetProcessUtilization", Role.OPTIONAL, "the SM shares of processes"
     ),
     "process_name": Call("nvmlSystemGetProcessName", Role.OPTIONAL, "the name of a process"),
+    "event_types": Call(
+        "nvmlDeviceGetSupportedEventTypes", Role.OPTIONAL, "its events (probes go on)"
+    ),
+    "event_register": Call("nvmlDeviceRegisterEvents", Role.OPTIONAL, "its events (probes go on)"),
     "topology": Call(
         "nvmlDeviceGetTopologyCommonAncestor", Role.OPTIONAL, "the path to another GPU"
     ),

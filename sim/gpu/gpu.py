@@ -119,7 +119,7 @@ class SimulatedGpu:
     def listed(self) -> Gpu:
         gpu = self.identity
         if self.profile.unified_memory:
-            gpu = replace(gpu, memory_bytes=0)
+            gpu = replace(gpu, memory_bytes=None)
         return replace(gpu, state=GpuState.LOST) if self.lost else gpu
 
     def apply(  # noqa: C901 - one case for each kind
@@ -253,14 +253,16 @@ class SimulatedGpu:
     def telemetry(self, now_s: float) -> Telemetry:
         self.settle(now_s)
         load, physics, clocks = self.load, self.physics, self.profile.clocks_mhz
-        unified, reserved = self.profile.unified_memory, self.profile.memory_reserved_bytes or 0
+        unified, total = self.profile.unified_memory, self.profile.memory_bytes
+        used = self.memory_used_bytes
         busy = load > 0
         sm_mhz = clocks.sm_max and clocks.sm_max * physics.speed_ppm // 1_000_000
         reasons = physics.throttle_reasons(busy=busy)
         return Telemetry(
             utilization=load,
-            memory_used_bytes=0 if unified else self.tenants_bytes + reserved,
-            memory_total_bytes=0 if unified else self.identity.memory_bytes,
+            memory_used_bytes=None if unified else used,
+            memory_free_bytes=None if unified else total - used,
+            memory_total_bytes=None if unified else total,
             temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
             power_w=physics.power_w(load),
             power_limit_w=self.power_limit_w,
@@ -400,8 +402,13 @@ class SimulatedGpu:
         return min(1.0, constant + shares)
 
     @property
+    def memory_used_bytes(self) -> int:
+        """Memory in use, with what the driver keeps for itself."""
+        return self.tenants_bytes + (self.profile.memory_reserved_bytes or 0)
+
+    @property
     def tenants_bytes(self) -> int:
         """Memory in use without what the driver keeps for itself."""
         used = sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
         used += sum(sum(tenancy.memory.held_bytes.values()) for tenancy in self.tenancies.values())
-        return min(used, self.identity.memory_bytes - (self.profile.memory_reserved_bytes or 0))
+        return min(used, self.profile.memory_bytes - (self.profile.memory_reserved_bytes or 0))

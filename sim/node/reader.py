@@ -16,11 +16,12 @@ from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import ProcGpu, sysfs_bus_id
 from hal.nvml.readings import (
     ShutdownLimits,
+    list_processes,
     read_links,
     read_probe,
-    read_processes,
     read_telemetry,
 )
+from hal.nvml.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ class NodeReader:
 
     def connect(self) -> None:
         """Begin another connection, in which GPUs keep their indices; raises `HalError`."""
-        answer = self._node.driver.returned.to("nvmlInit", self._node.now_s)
+        answer = self._node.driver.returned.to("nvmlInit_v2", self._node.now_s)
         if answer is not None and answer.code is not Code.SUCCESS:
             raise open_error(NvmlError(answer.code, answer.code.name))
         plugged = [place for place, gpu in enumerate(self._node.present) if gpu.plugged]
@@ -131,10 +132,7 @@ class _Misread:
         self._inventory.connected()
 
     def driver_version(self) -> str:
-        try:
-            return self._api.driver_version()
-        except NvmlError as error:
-            raise open_error(error) from error
+        return Values().read("", self._api.driver_version)
 
     def gpus(self) -> tuple[Gpu, ...]:
         return self._inventory.scan(self._api).gpus
@@ -157,12 +155,7 @@ class _Misread:
             raise hal_error(error, "Reading the telemetry", uuid) from error
 
     def processes(self, gpu: SimulatedGpu) -> tuple[ComputeProcess, ...]:
-        uuid = gpu.identity.uuid
-        try:
-            handle = self._inventory.handle(self._api, uuid)
-            return read_processes(self._api, self._inventory.known(uuid), handle)
-        except NvmlError as error:
-            raise hal_error(error, "Listing the processes", uuid) from error
+        return list_processes(self._api, self._inventory, gpu.identity.uuid)
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         try:

@@ -87,7 +87,7 @@ class InProcessNvml:
 
     def pci_bus_id(self, device: Handle) -> str:
         info = self._structure("nvmlDeviceGetPciInfo_v3", device=device)
-        return str(info.busId.decode("utf-8", "replace"))
+        return _decoded(info.busId)
 
     def memory(self, device: Handle) -> Memory:
         try:
@@ -98,7 +98,7 @@ class InProcessNvml:
             if error.code not in {*_OLDER, Code.NOT_SUPPORTED}:
                 raise
             info = self._structure("nvmlDeviceGetMemoryInfo", device=device)
-        return Memory(total=int(info.total), used=int(info.used))
+        return Memory(total=int(info.total), free=int(info.free))
 
     def compute_capability(self, device: Handle) -> tuple[int, int]:
         major, minor = self._numbers("nvmlDeviceGetCudaComputeCapability", device=device)
@@ -193,7 +193,12 @@ class InProcessNvml:
             return self._number("nvmlDeviceGetCurrentClocksThrottleReasons", device=device)
 
     def processes(self, device: Handle) -> list[Process]:
-        name = "nvmlDeviceGetComputeRunningProcesses"
+        return self._running("nvmlDeviceGetComputeRunningProcesses", device)
+
+    def graphics_processes(self, device: Handle) -> list[Process]:
+        return self._running("nvmlDeviceGetGraphicsRunningProcesses", device)
+
+    def _running(self, name: str, device: Handle) -> list[Process]:
         try:
             found = self._structures(f"{name}_v3", device=device)
         except NvmlError as error:
@@ -230,7 +235,7 @@ class InProcessNvml:
 
     def nvlink_remote(self, device: Handle, link: int) -> str:
         info = self._structure("nvmlDeviceGetNvLinkRemotePciInfo_v2", link, device=device)
-        return str(info.busId.decode("utf-8", "replace"))
+        return _decoded(info.busId)
 
     def _number(
         self, name: str, *numbers: int, device: Handle | None = None, other: Handle | None = None
@@ -300,6 +305,10 @@ class InProcessNvml:
             return responded(_FUNCTIONS[name], call)
         except NvmlFailure as failure:
             raise _error(failure.code) from failure
+
+
+def _decoded(text: str | bytes) -> str:
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
 def _error(code: Code) -> NvmlError:

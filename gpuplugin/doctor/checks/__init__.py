@@ -16,6 +16,7 @@ CHECKS: tuple[Check, ...] = (
     Check("driver-answers", driver.driver_answers),
     Check("device-nodes", driver.device_nodes),
     Check("gpu-health", gpus.gpu_health),
+    Check("gpu-values", gpus.gpu_values),
     Check("driver-age", configuration.driver_age),
     Check("configuration", configuration.configuration),
     Check("advertised", configuration.advertised),

@@ -34,7 +34,12 @@ GPU_LIST = tuple(
     for n in range(GPUS)
 )
 TELEMETRY = Telemetry(
-    0.5, 40 * GIB, 80 * GIB, 50.0, 300.0, 400.0, 1000, 1000, ThrottleReason.POWER_CAP, 0, 0
+    0.5,
+    *(40 * GIB, 40 * GIB, 80 * GIB),
+    *(50.0, 300.0, 400.0),
+    *(1000, 1000),
+    ThrottleReason.POWER_CAP,
+    *(0, 0),
 )
 
 

@@ -27,10 +27,21 @@ from hal.nvml.api import (
 
 GIB = 1024**3
 
+NEED_THE_GPU = (
+    "memory",
+    "utilization_percent",
+    "temperature_c",
+    "clock_mhz",
+    "power_mw",
+    "volatile_ecc",
+    "processes",
+)
+"""Calls that the driver cannot answer for a GPU that is gone."""
+
 _handles = itertools.count(0x1000)
 _ONE_SLICE = MigAttributes(1, 1, 9856)
-_MIG_MEMORY = Memory(9 * GIB, 0)
-_MEMORY = Memory(80 * GIB, 1 * GIB)
+_MIG_MEMORY = Memory(9 * GIB, 9 * GIB)
+_MEMORY = Memory(80 * GIB, 79 * GIB)
 _NO_ROWS = RemappedRows(pending=False, failure=False)
 
 
@@ -71,6 +82,7 @@ class FakeGpu:
     clocks: dict[Clock, int] = field(default_factory=lambda: {Clock.SM: 345, Clock.MEMORY: 2619})
     clock_reasons: int = 0x1
     processes: list[Process] = field(default_factory=list)
+    graphics: list[Process] = field(default_factory=list)
     samples: list[ProcessSample] = field(default_factory=list)
     nvlinks: dict[int, str] = field(default_factory=dict)
     failing: dict[str, Code] = field(default_factory=dict)
@@ -294,6 +306,9 @@ class FakeNvml:
 
     def processes(self, device: Handle) -> list[Process]:
         return self._gpu("processes", device).processes
+
+    def graphics_processes(self, device: Handle) -> list[Process]:
+        return self._gpu("graphics_processes", device).graphics
 
     def process_samples(self, device: Handle) -> list[ProcessSample]:
         return self._gpu("process_samples", device).samples
