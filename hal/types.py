@@ -160,6 +160,12 @@ class Probe:
     """Why it is not reachable, if a call says so."""
     unknown: tuple[CallFailure, ...] = ()
     """Calls that gave no value; what they read does not count as a fault."""
+    fabric: FabricState | None = None
+    """None for a GPU without one, or where it is unknown."""
+    fabric_failure: CallFailure | None = None
+    """Why a fabric that counts as completed cannot be used."""
+    confidential_ready: bool | None = None
+    """Whether it accepts work in confidential computing; None outside of it, or if unknown."""
 
     @classmethod
     def unreachable(
@@ -180,8 +186,17 @@ class Probe:
         )
 
     @property
+    def in_fabric(self) -> bool:
+        """False while CUDA waits for the NVLink fabric (error 802)."""
+        completed = self.fabric in (None, FabricState.COMPLETED)
+        return completed and self.fabric_failure is None
+
+    @property
     def clean(self) -> bool:
-        """True if nothing that the hardware reports forbids to use the GPU."""
+        """True if nothing that the hardware reports forbids to use the GPU.
+
+        The fabric and confidential computing are no matter of the hardware.
+        """
         return (
             self.reachable
             and not self.row_remap_failed

@@ -29,6 +29,8 @@ class Cause(Enum):
     RECOVERY_ACTION = "recovery-action"
     ROW_REMAP = "row-remap"
     THERMAL = "thermal"
+    FABRIC = "fabric"
+    CONFIDENTIAL = "confidential-computing"
 
 
 class Cure(IntEnum):
@@ -103,16 +105,37 @@ def fault_of_event(event: Event, xids: XidPolicy, *, hardware_checks: bool = Tru
     return None
 
 
-def fault_of_probe(probe: Probe, *, hardware_checks: bool = True) -> Fault | None:
-    """The fault that a probe shows, if any; `hardware_checks` false checks reachability alone."""
+@dataclass(frozen=True, slots=True)
+class ProbeChecks:
+    """What of a probe counts besides whether the GPU responds."""
+
+    hardware: bool = True
+    fabric: bool = True
+    confidential: bool = True
+
+
+def fault_of_probe(probe: Probe, checks: ProbeChecks = ProbeChecks()) -> Fault | None:
+    """The fault that a probe shows, if any."""
     if not probe.reachable:
         failure = probe.failure
         if failure is not None and failure.action != RESET_OR_REBOOT:
             return _unreadable(failure)
         why = "" if failure is None else f": {failure}"
         return Fault(Cause.UNREACHABLE, f"GPU does not respond{why}", RESET_OR_REBOOT)
-    if probe.clean or not hardware_checks:
-        return None
+    hardware = None if probe.clean or not checks.hardware else _hardware_fault(probe)
+    if hardware is not None:
+        return hardware
+    if checks.fabric and not probe.in_fabric:
+        state = probe.fabric.value if probe.fabric is not None else "unknown"
+        why = str(probe.fabric_failure or state)
+        return Fault(Cause.FABRIC, f"NVLink fabric: {why}", "check-fabric-manager")
+    if checks.confidential and probe.confidential_ready is False:
+        reason = "confidential computing: the GPUs accept no work yet"
+        return Fault(Cause.CONFIDENTIAL, reason, "set-gpu-ready-state")
+    return None
+
+
+def _hardware_fault(probe: Probe) -> Fault:
     if probe.thermal_shutdown:
         return Fault(Cause.THERMAL, "GPU is at its shutdown temperature", "check-cooling")
     if probe.row_remap_failed:

@@ -350,6 +350,9 @@ class NodeModel:
         for note in inventory.notes:
             if note not in self.view.inventory.notes:
                 self._effects.append(ProblemFound("inventory-note", note, error=False))
+        for warning in inventory.warnings:
+            if warning not in self.view.inventory.warnings:
+                self._effects.append(ProblemFound("inventory-warning", warning, error=False))
         if inventory == self.view.inventory:
             inventory = self.view.inventory
         self.plan = plan

@@ -154,6 +154,14 @@ class MigAttributes:
 
 
 @dataclass(frozen=True, slots=True)
+class FabricInfo:
+    """NVML's number of the state of the NVLink fabric, and the fabric's return code."""
+
+    state: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
 class EventData:
     """One event; `data` is the Xid of a `XID` event, instances are `NO_INSTANCE` where none."""
 
@@ -252,6 +260,14 @@ class NvmlApi(Protocol):
 
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         """ECC errors since the driver was loaded."""
+
+    def fabric(self, device: Handle) -> FabricInfo: ...
+
+    def is_confidential(self) -> bool:
+        """Whether confidential computing is in force on this node."""
+
+    def is_confidential_ready(self) -> bool:
+        """Whether the GPUs accept work in confidential computing."""
 
     def utilization_percent(self, device: Handle) -> int:
         """Percent of the last sample period in which a kernel ran."""

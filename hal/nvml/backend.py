@@ -21,6 +21,7 @@ from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import KernelFolders, read_epoch
 from hal.nvml.library import load_library
 from hal.nvml.readings import (
+    Readiness,
     ShutdownLimits,
     list_processes,
     read_links,
@@ -49,6 +50,7 @@ class _Session:
     driver_version: str
     library: Path | None
     limits: ShutdownLimits
+    readiness: Readiness
 
 
 class NvmlBackend:
@@ -156,7 +158,11 @@ class NvmlBackend:
         with self._inventory.calls.about(gpu.index):
             epoch = read_epoch(gpu, session.driver_version, self._sysfs_root, self._procfs_root)
             probe = read_probe(
-                api, lambda: self._inventory.handle(api, uuid), epoch, session.limits
+                api,
+                lambda: self._inventory.handle(api, uuid),
+                epoch,
+                session.limits,
+                session.readiness,
             )
         self._inventory.warn_of_unknown(uuid, probe.unknown)
         return probe
@@ -233,4 +239,4 @@ class NvmlBackend:
         version = values.read("", api.driver_version)
         for failure in values.failures:
             self._inventory.warn_once(f"The driver's version is unknown: {failure}")
-        return _Session(api, version, library, ShutdownLimits(api))
+        return _Session(api, version, library, ShutdownLimits(api), Readiness(api))

@@ -18,6 +18,7 @@ from hal.nvml.api import (
     EccKind,
     EventData,
     EventSet,
+    FabricInfo,
     Field,
     Handle,
     Memory,
@@ -286,6 +287,22 @@ class _PynvmlApi:
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         counter = pynvml.NVML_VOLATILE_ECC
         return int(pynvml.nvmlDeviceGetTotalEccErrors(_device(device), int(kind), counter))
+
+    def fabric(self, device: Handle) -> FabricInfo:
+        info = pynvml.c_nvmlGpuFabricInfo_v2_t()
+        try:
+            pynvml.nvmlDeviceGetGpuFabricInfoV(_device(device), ctypes.byref(info))
+        except (pynvml.NVMLError_FunctionNotFound, pynvml.NVMLError_ArgumentVersionMismatch):
+            # Drivers before 545.
+            info = pynvml.c_nvmlGpuFabricInfo_t()
+            pynvml.nvmlDeviceGetGpuFabricInfo(_device(device), ctypes.byref(info))
+        return FabricInfo(int(info.state), int(info.status))
+
+    def is_confidential(self) -> bool:
+        return bool(pynvml.nvmlSystemGetConfComputeState().ccFeature)
+
+    def is_confidential_ready(self) -> bool:
+        return bool(pynvml.nvmlSystemGetConfComputeGpusReadyState())
 
     def utilization_percent(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetUtilizationRates(_device(device)).gpu)

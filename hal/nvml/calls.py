@@ -69,6 +69,15 @@ CALLS: Final[Mapping[str, Call]] = {
     "field": Call("nvmlDeviceGetFieldValues", Role.OPTIONAL, "recovery action, shutdown margin"),
     "remapped_rows": Call("nvmlDeviceGetRemappedRows", Role.OPTIONAL, "the row remaps"),
     "volatile_ecc": Call("nvmlDeviceGetTotalEccErrors", Role.OPTIONAL, "the ECC errors"),
+    "fabric": Call("nvmlDeviceGetGpuFabricInfoV", Role.OPTIONAL, "the state of the fabric"),
+    "is_confidential": Call(
+        "nvmlSystemGetConfComputeState", Role.OPTIONAL, "whether computing is confidential"
+    ),
+    "is_confidential_ready": Call(
+        "nvmlSystemGetConfComputeGpusReadyState",
+        Role.OPTIONAL,
+        "whether the GPUs accept confidential work",
+    ),
     "utilization_percent": Call("nvmlDeviceGetUtilizationRates", Role.OPTIONAL, "the utilisation"),
     "temperature_c": Call("nvmlDeviceGetTemperature", Role.OPTIONAL, "the temperature"),
     "shutdown_temperature_c": Call(

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from hal.errors import NotSupported
 from hal.nvml.api import NO_INSTANCE, Clock, Code, EccKind, Field, NvmlError
+from hal.nvml.calls import CALLS
 from hal.nvml.failures import call_failure, hal_error
 from hal.nvml.inventory import is_sane
 from hal.nvml.kernelfiles import canonical_bus_id
 from hal.nvml.values import MOST_MEMORY_BYTES, Values, check_responds, named
 from hal.types import (
     ComputeProcess,
+    FabricState,
     Link,
     LinkKind,
     Probe,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from hal.gpucalls import GpuCalls
     from hal.nvml.api import Handle, NvmlApi, Process, ProcessSample
     from hal.nvml.inventory import Inventory, Snapshot
-    from hal.types import Gpu
+    from hal.types import CallFailure, Gpu
 
 _ACTIONS: Final = {
     0: RecoveryAction.NONE,
@@ -68,7 +70,11 @@ _LINK_KINDS: Final = {
 
 
 def read_probe(
-    api: NvmlApi, find: Callable[[], Handle], epoch: str, limits: ShutdownLimits
+    api: NvmlApi,
+    find: Callable[[], Handle],
+    epoch: str,
+    limits: ShutdownLimits,
+    readiness: Readiness,
 ) -> Probe:
     """Whether the GPU that `find` finds can be used; raises `HalError` only for a failed driver."""
     try:
@@ -85,6 +91,8 @@ def read_probe(
     rows = values.read(None, api.remapped_rows, handle)
     ecc = values.bounded(None, _is_count, api.volatile_ecc, handle, EccKind.UNCORRECTED)
     hot = limits.reached(handle, values)
+    fabric, fabric_failure = readiness.fabric(handle, values)
+    confidential_ready = readiness.confidential(values)
     return Probe(
         reachable=True,
         recovery_action=_action(action_number),
@@ -93,6 +101,9 @@ def read_probe(
         uncorrectable_ecc=ecc,
         epoch=epoch,
         thermal_shutdown=hot,
+        fabric=fabric,
+        fabric_failure=fabric_failure,
+        confidential_ready=confidential_ready,
         unknown=tuple(values.failures),
     )
 
@@ -118,6 +129,55 @@ def _is_power(number: int) -> bool:
 
 def _is_clock(number: int) -> bool:
     return 0 <= number <= _MOST_MHZ
+
+
+class Readiness:
+    """Whether GPUs that respond are ready for CUDA; what a GPU does not have is asked once.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, api: NvmlApi) -> None:
+        self._api = api
+        self._without_fabric: set[Handle] = set()
+        self._is_confidential: bool | None = None
+
+    def fabric(
+        self, handle: Handle, values: Values
+    ) -> tuple[FabricState | None, CallFailure | None]:
+        """The state of the NVLink fabric, and what is wrong with one that is completed."""
+        if handle in self._without_fabric:
+            return None, None
+        failures = len(values.failures)
+        info = values.read(None, self._api.fabric, handle)
+        if info is None or info.state == 0:
+            if len(values.failures) == failures:
+                self._without_fabric.add(handle)
+            return None, None
+        failure = None
+        if info.status != Code.SUCCESS and _FABRIC.get(info.state) is FabricState.COMPLETED:
+            call = CALLS["fabric"].function
+            failure = call_failure(NvmlError(info.status, "the fabric has failed", call))
+        return _FABRIC.get(info.state), failure
+
+    def confidential(self, values: Values) -> bool | None:
+        """Whether confidential work is accepted; None outside of confidential computing."""
+        if self._is_confidential is None:
+            failures = len(values.failures)
+            on = values.read(None, self._api.is_confidential)
+            if on is None and len(values.failures) > failures:
+                return None
+            self._is_confidential = bool(on)
+        if not self._is_confidential:
+            return None
+        return values.read(None, self._api.is_confidential_ready)
+
+
+_FABRIC: Final = {
+    1: FabricState.NOT_STARTED,
+    2: FabricState.IN_PROGRESS,
+    3: FabricState.COMPLETED,
+}
 
 
 class ShutdownLimits:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from hal import (
     GIB,
+    CallFailure,
     ComputeProcess,
     EccError,
     Event,
@@ -26,6 +27,9 @@ from hal import (
     XidScope,
     lookup_xid,
 )
+from hal.nvml.api import Code, NvmlError
+from hal.nvml.calls import CALLS
+from hal.nvml.failures import call_failure
 from sim.gpu.faults import (
     ComputeModeChange,
     EccFault,
@@ -248,7 +252,16 @@ class SimulatedGpu:
             uncorrectable_ecc=self.uncorrectable_ecc,
             epoch=f"reset-{self.resets}",
             thermal_shutdown=self.overheated and not self.lost,
+            fabric=None if self.fabric is None or self.lost else self.fabric.state,
+            fabric_failure=None if self.lost else self._fabric_failure(),
         )
+
+    def _fabric_failure(self) -> CallFailure | None:
+        fabric = self.fabric
+        if fabric is None or fabric.state is not FabricState.COMPLETED or fabric.code == "SUCCESS":
+            return None
+        call = CALLS["fabric"].function
+        return call_failure(NvmlError(Code[str(fabric.code)], "the fabric has failed", call))
 
     def telemetry(self, now_s: float) -> Telemetry:
         self.settle(now_s)

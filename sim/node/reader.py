@@ -15,6 +15,7 @@ from hal.nvml.failures import hal_error, open_error
 from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import ProcGpu, sysfs_bus_id
 from hal.nvml.readings import (
+    Readiness,
     ShutdownLimits,
     list_processes,
     read_links,
@@ -75,7 +76,12 @@ class NodeReader:
 
     def probe(self, uuid: str) -> Probe:
         gpu, misread = self._node.gpu(uuid), self._misreading()
-        return gpu.probe() if misread is None else misread.probe(gpu)
+        if misread is not None:
+            return misread.probe(gpu)
+        probe = gpu.probe()
+        if self._node.scenario.confidential_compute and probe.reachable:
+            return replace(probe, confidential_ready=self._node.driver.confidential_ready)
+        return probe
 
     def telemetry(self, uuid: str) -> Telemetry:
         gpu, misread = self._reachable(uuid), self._misreading()
@@ -122,6 +128,7 @@ class _Misread:
         self._api: InProcessNvml = InProcessNvml(node)
         self._inventory = Inventory(_ModelKernel(node), lambda: node.now_s)
         self._limits = ShutdownLimits(self._api)
+        self._readiness = Readiness(self._api)
         handles = {
             gpu.uuid: self._api.handle_of(gpu.uuid) for gpu in listed if gpu.state is GpuState.OK
         }
@@ -145,6 +152,7 @@ class _Misread:
             lambda: self._inventory.handle(self._api, uuid),
             gpu.probe().epoch,
             self._limits,
+            self._readiness,
         )
 
     def telemetry(self, gpu: SimulatedGpu) -> Telemetry:

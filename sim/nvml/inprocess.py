@@ -15,6 +15,7 @@ from hal.nvml.api import (
     Clock,
     Code,
     EventData,
+    FabricInfo,
     Handle,
     Memory,
     MigAttributes,
@@ -160,6 +161,24 @@ class InProcessNvml:
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         return self._number("nvmlDeviceGetTotalEccErrors", int(kind), 0, device=device)
 
+    def fabric(self, device: Handle) -> FabricInfo:
+        name = "nvmlDeviceGetGpuFabricInfo"
+        try:
+            info = self._structure(
+                f"{name}V", device=device, room=pynvml.c_nvmlGpuFabricInfo_v2_t()
+            )
+        except NvmlError as error:
+            if error.code not in _OLDER:
+                raise
+            info = self._structure(name, device=device)
+        return FabricInfo(int(info.state), int(info.status))
+
+    def is_confidential(self) -> bool:
+        return bool(self._structure("nvmlSystemGetConfComputeState").ccFeature)
+
+    def is_confidential_ready(self) -> bool:
+        return bool(self._number("nvmlSystemGetConfComputeGpusReadyState"))
+
     def utilization_percent(self, device: Handle) -> int:
         return int(self._structure("nvmlDeviceGetUtilizationRates", device=device).gpu)
 
@@ -259,7 +278,7 @@ class InProcessNvml:
         self,
         name: str,
         *numbers: int,
-        device: Handle,
+        device: Handle | None = None,
         room: ctypes.Structure | None = None,
     ) -> ctypes.Structure:
         (found,) = self._structures(name, *numbers, device=device, room=room)
@@ -269,7 +288,7 @@ class InProcessNvml:
         self,
         name: str,
         *numbers: int,
-        device: Handle,
+        device: Handle | None = None,
         room: ctypes.Structure | None = None,
     ) -> list[ctypes.Structure]:
         response = self._call(name, numbers, device, room=room)

@@ -17,6 +17,8 @@ CHECKS: tuple[Check, ...] = (
     Check("device-nodes", driver.device_nodes),
     Check("gpu-health", gpus.gpu_health),
     Check("gpu-values", gpus.gpu_values),
+    Check("nvlink-fabric", gpus.nvlink_fabric),
+    Check("confidential-computing", gpus.confidential_computing),
     Check("driver-age", configuration.driver_age),
     Check("configuration", configuration.configuration),
     Check("advertised", configuration.advertised),

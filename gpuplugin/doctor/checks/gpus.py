@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.faults import RESET_OR_REBOOT
-from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn
+from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, well
 from hal import GpuState, RecoveryAction, XidAction
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ CURES: dict[str, str] = {
     "reset-or-reboot": _RESET,
     "check-permissions": "Check the rights of /dev/nvidia* and the devices that the plugin's "
     "container may use ('systemctl daemon-reload' can take them away)",
+    "set-gpu-ready-state": "Attest the GPUs, then 'nvidia-smi conf-compute -srs 1'",
     "check-power": "Attach the GPU's power cables",
     "check-interrupts": "See 'dmesg' for irq, and the firmware's settings for MSI",
     "check-host-memory": "See 'dmesg' for the OOM killer: the node has too little memory left",
@@ -76,6 +77,54 @@ def gpu_values(facts: Facts) -> Verdict:
         )
     ]
     return found(problems, "all are known")
+
+
+_FABRIC_MANAGER = (
+    "Start the fabric manager and see its log ('journalctl -u nvidia-fabricmanager'); its version "
+    "must be the driver's. In shared NVSwitch mode, where the host runs it, set "
+    "health.fabricCheck: false"
+)
+
+
+def nvlink_fabric(facts: Facts) -> Verdict:
+    """Each GPU in an NVLink fabric has completed its registration there."""
+    known = [
+        (one.gpu, one.probe)
+        for one in facts.hardware.gpus
+        if one.probe is not None and one.probe.fabric is not None
+    ]
+    if not known:
+        return skipped("no GPU is in an NVLink fabric")
+    tell = fail if facts.settings.health.fabric_check else warn
+    problems = [
+        tell(
+            f"GPU {gpu.index} is not ready in the NVLink fabric ({probe.fabric_failure or state}): "
+            "CUDA fails there with error 802",
+            f"GPU {gpu.index} ({gpu.uuid})",
+            _FABRIC_MANAGER,
+        )
+        for gpu, probe in known
+        if not probe.in_fabric and (state := probe.fabric.value if probe.fabric else "")
+    ]
+    return found(problems, f"completed on {len(known)} GPUs")
+
+
+def confidential_computing(facts: Facts) -> Verdict:
+    """In confidential computing the GPUs accept work."""
+    states = {
+        one.probe.confidential_ready
+        for one in facts.hardware.gpus
+        if one.probe is not None and one.probe.confidential_ready is not None
+    }
+    if not states:
+        return skipped("it is not in force")
+    if states == {True}:
+        return well("the GPUs accept work")
+    return failed(
+        "confidential computing is in force, and the GPUs accept no work yet",
+        "NVML",
+        "Attest the GPUs, then 'nvidia-smi conf-compute -srs 1'",
+    )
 
 
 def _by_driver(one: GpuFacts) -> list[Problem]:

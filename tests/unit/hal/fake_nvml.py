@@ -15,6 +15,7 @@ from hal.nvml.api import (
     EventData,
     EventSet,
     EventType,
+    FabricInfo,
     Field,
     Handle,
     Memory,
@@ -84,6 +85,7 @@ class FakeGpu:
     processes: list[Process] = field(default_factory=list)
     graphics: list[Process] = field(default_factory=list)
     samples: list[ProcessSample] = field(default_factory=list)
+    fabric: FabricInfo | None = None
     nvlinks: dict[int, str] = field(default_factory=dict)
     failing: dict[str, Code] = field(default_factory=dict)
     gone: Code | None = None
@@ -96,6 +98,7 @@ class FakeNvml:
     def __init__(self, *gpus: FakeGpu) -> None:
         self.gpus = list(gpus)
         self.version = "580.105.08"
+        self.confidential_ready: bool | None = None
         self.failing: dict[str, Code] = {}
         self.calls: Counter[str] = Counter()
         self.names: dict[int, str] = {}
@@ -273,6 +276,22 @@ class FakeNvml:
 
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         return self._gpu("volatile_ecc", device).ecc[kind]
+
+    def fabric(self, device: Handle) -> FabricInfo:
+        fabric = self._gpu("fabric", device).fabric
+        if fabric is None:
+            raise NvmlError(Code.NOT_SUPPORTED, "fabric")
+        return fabric
+
+    def is_confidential(self) -> bool:
+        self._check("is_confidential")
+        if self.confidential_ready is None:
+            raise NvmlError(Code.NOT_SUPPORTED, "is_confidential")
+        return True
+
+    def is_confidential_ready(self) -> bool:
+        self._check("is_confidential_ready")
+        return bool(self.confidential_ready)
 
     def utilization_percent(self, device: Handle) -> int:
         return self._gpu("utilization_percent", device).utilization
