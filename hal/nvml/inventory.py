@@ -384,9 +384,10 @@ class Inventory:
         lost = {gpu.index for gpu in listed.values() if gpu.state is GpuState.LOST}
         for index, err in failures.items():
             if index not in lost:
+                failure = call_failure(err)
                 self.warn_once(
-                    f"The GPU with index {index} is skipped, it could never be read: "
-                    f"{call_failure(err)}"
+                    f"The GPU with index {index} is skipped, it could never be read: {failure}. "
+                    f"{failure.remedy}"
                 )
 
     def warn_once(self, text: str) -> None:
