@@ -121,6 +121,7 @@ def test_every_family_can_have_samples_and_none_is_unknown() -> None:
     assert found <= known
     assert known - found == {
         "gpuplugin_devices",
+        "gpuplugin_gpu_compute_mode",
         "gpuplugin_gpu_health",
         "gpuplugin_gpu_row_remap",
         "gpuplugin_gpu_unhealthy_seconds",
