@@ -198,9 +198,7 @@ class Inventory:
         """GPUs that were lost or hung before the first scan, as the kernel module lists them."""
         taken = {gpu.index for gpu in found.seen.values()}
         # One without permission may belong to somebody else.
-        silent = {
-            index for index, err in found.failures.items() if err.code != Code.NO_PERMISSION
-        }
+        silent = {index for index, err in found.failures.items() if err.code != Code.NO_PERMISSION}
         lost = sorted((silent | found.hanging) - taken)
         listed_gpus = self._kernel.gpus() if lost else ()
         if len(listed_gpus) != count:
