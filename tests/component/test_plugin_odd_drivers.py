@@ -266,9 +266,8 @@ def test_a_shared_gpu_in_exclusive_mode_is_warned_of(
     wait_for(kubelet, 2 * REPLICAS)
     warning = "GPU 1 is shared and in compute mode exclusive-process"
     assert warning in caplog.text
-    ready = plugin.get("/ready")
-    assert ready.status == 200
-    assert warning in str(ready.parts["inventory"]["text"])
+    eventually(lambda: plugin.ready)
+    assert warning in str(plugin.get("/ready").parts["inventory"]["text"])
     modes = {one.labels["gpu"]: one.labels["mode"] for one in plugin.samples(MODE)}
     assert modes == {"0": "default", "1": "exclusive-process"}
     hardware.let(1, ComputeModeChange(mode=ComputeMode.DEFAULT))
