@@ -17,6 +17,7 @@ from hal.errors import (
 from hal.gpucalls import GpuCalls
 from hal.types import (
     GIB,
+    CallFailure,
     ComputeMode,
     ComputeProcess,
     EccError,
@@ -41,6 +42,7 @@ from hal.xid import Xid, XidAction, XidScope, lookup_xid
 __all__ = [
     "GIB",
     "Backend",
+    "CallFailure",
     "ComputeMode",
     "ComputeProcess",
     "DriverNotFound",

@@ -44,7 +44,7 @@ class Backend(Protocol):
 
     @property
     def driver_version(self) -> str:
-        """The driver's version as it prints it, for example `580.105.08`."""
+        """The driver's version as it prints it, for example `580.105.08`; empty if unknown."""
 
     def gpus(self) -> tuple[Gpu, ...]:
         """All GPUs and their MIG devices, ordered by index.
@@ -63,7 +63,10 @@ class Backend(Protocol):
         """A fresh reading of one GPU; raises `UnknownGpu` or `GpuLost`."""
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
-        """Processes with a context on the GPU, ordered by pid. Raises as `telemetry`."""
+        """Processes with a context on the GPU, ordered by pid; a process for graphics alone, too.
+
+        Raises as `telemetry`, and `NotSupported` where the GPU responds and they are unknown.
+        """
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         """How each ordered pair of distinct reachable GPUs is connected, by UUIDs. Cached."""

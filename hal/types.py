@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, Flag, IntEnum, auto
 from typing import TypeAlias
 
 GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailure:
+    """A call to the driver gave no value: which, its return code, and the driver's words.
+
+    `code` is 0 where the call succeeded with a value that cannot be. `remedy` says what to do in a
+    sentence, `action` in a word.
+    """
+
+    call: str
+    code: int
+    text: str
+    remedy: str = ""
+    action: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.call}: {self.text} ({self.code})" if self.code else f"{self.call} {self.text}"
+        )
 
 
 class GpuState(Enum):
@@ -14,6 +34,7 @@ class GpuState(Enum):
 
     OK = "ok"
     LOST = "lost"
+    """It does not, or its identity cannot be read."""
 
 
 class ComputeMode(Enum):
@@ -90,7 +111,10 @@ class Gpu:
     """One physical GPU as last seen. A lost GPU keeps its last known identity.
 
     `pci_bus_id` is in NVML's form `00000000:07:00.0`; `minor` is the N of `/dev/nvidiaN`;
-    `numa_node` is None where the platform names none.
+    `numa_node` is None where the platform names none. Everything but UUID and index may be unknown:
+    `product` and `pci_bus_id` are empty then. `unknown` are the calls behind that which failed for
+    another reason than that this GPU or driver does not have them; `failure` is why a GPU that is
+    lost cannot be read.
     """
 
     uuid: str
@@ -99,13 +123,15 @@ class Gpu:
     pci_bus_id: str
     numa_node: int | None
     product: str
-    memory_bytes: int
+    memory_bytes: int | None
     compute_capability: tuple[int, int] | None
     state: GpuState = GpuState.OK
     mig_enabled: bool = False
     mig_devices: tuple[MigDevice, ...] = ()
     compute_mode: ComputeMode | None = None
     """None where the driver does not report it."""
+    unknown: tuple[CallFailure, ...] = field(default=(), compare=False)
+    failure: CallFailure | None = field(default=None, compare=False)
 
     @property
     def device_nodes(self) -> tuple[str, ...]:
@@ -130,10 +156,23 @@ class Probe:
     epoch: str
     thermal_shutdown: bool = False
     """At or above the temperature at which the GPU shuts itself down; hot alone is not it."""
+    failure: CallFailure | None = None
+    """Why it is not reachable, if a call says so."""
+    unknown: tuple[CallFailure, ...] = ()
+    """Calls that gave no value; what they read does not count as a fault."""
+    fabric: FabricState | None = None
+    """None for a GPU without one, or where it is unknown."""
+    fabric_failure: CallFailure | None = None
+    """Why a fabric that counts as completed cannot be used."""
+    confidential_ready: bool | None = None
+    """Whether it accepts work in confidential computing; None outside of it, or if unknown."""
 
     @classmethod
     def unreachable(
-        cls, epoch: str, recovery_action: RecoveryAction = RecoveryAction.UNKNOWN
+        cls,
+        epoch: str,
+        recovery_action: RecoveryAction = RecoveryAction.UNKNOWN,
+        failure: CallFailure | None = None,
     ) -> Probe:
         """The probe of a GPU that does not respond: nothing is known but the last epoch."""
         return cls(
@@ -143,11 +182,21 @@ class Probe:
             row_remap_failed=False,
             uncorrectable_ecc=None,
             epoch=epoch,
+            failure=failure,
         )
 
     @property
+    def in_fabric(self) -> bool:
+        """False while CUDA waits for the NVLink fabric (error 802)."""
+        completed = self.fabric in (None, FabricState.COMPLETED)
+        return completed and self.fabric_failure is None
+
+    @property
     def clean(self) -> bool:
-        """True if nothing that the hardware reports forbids to use the GPU."""
+        """True if nothing that the hardware reports forbids to use the GPU.
+
+        The fabric and confidential computing are no matter of the hardware.
+        """
         return (
             self.reachable
             and not self.row_remap_failed
@@ -158,12 +207,16 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """A reading of one GPU; None where the hardware or driver does not report the value."""
+    """A reading of one GPU; None where a value is unknown.
+
+    Used memory includes what the driver keeps; the free one is what programs can allocate.
+    """
 
     utilization: float | None
     """Share of the last sample period in which a kernel ran, 0 to 1."""
-    memory_used_bytes: int
-    memory_total_bytes: int
+    memory_used_bytes: int | None
+    memory_free_bytes: int | None
+    memory_total_bytes: int | None
     temperature_c: float | None
     power_w: float | None
     power_limit_w: float | None
@@ -172,6 +225,7 @@ class Telemetry:
     throttle_reasons: ThrottleReason
     corrected_ecc: int | None
     uncorrectable_ecc: int | None
+    unknown: tuple[CallFailure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +286,10 @@ class EccError:
 
 @dataclass(frozen=True, slots=True)
 class GpuDisappeared:
-    """The GPU stopped responding or was removed."""
+    """The GPU stopped responding or was removed; `failure` is the call that says so, if any."""
 
     uuid: str
+    failure: CallFailure | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

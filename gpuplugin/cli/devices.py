@@ -106,7 +106,7 @@ def _as_text(gpus: Sequence[Gpu], inventory: Inventory) -> str:
 
 def _rows(gpu: Gpu) -> list[tuple[str, ...]]:
     numa_node = "-" if gpu.numa_node is None else str(gpu.numa_node)
-    memory = gib(gpu.memory_bytes)
+    memory = "-" if gpu.memory_bytes is None else gib(gpu.memory_bytes)
     whole = (gpu.uuid, gpu.product, memory, gpu.pci_bus_id, numa_node, gpu.state.value)
     parts = [
         (

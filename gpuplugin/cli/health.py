@@ -34,6 +34,8 @@ class _Unit(_Answer):
     action: str
     xid: int | None
     needs_reset: bool
+    unknown: list[str] = []
+    """Calls that gave no value, with their codes."""
 
     @property
     def why(self) -> str:
@@ -69,6 +71,9 @@ def show(parsed: argparse.Namespace) -> int:
             for unit in report.units
         ]
         print("\n".join(table(("GPU", "UUID", "STATE", "FOR", "REASON"), rows)))
+        for unit in report.units:
+            if unit.unknown:
+                print(f"\nGPU {unit.index} does not tell: {'; '.join(unit.unknown)}")
     all_healthy = all(unit.state == "Healthy" for unit in report.units)
     return 0 if all_healthy and not report.blind else 1
 

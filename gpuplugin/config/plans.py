@@ -107,6 +107,8 @@ def health_policy(settings: Settings) -> HealthPolicy:
             all_fatal=not XID_WORDS.isdisjoint(fatal),
         ),
         hardware_checks="all" not in ignored,
+        fabric_check=health.fabric_check,
+        confidential_check=health.confidential_check,
     )
 
 

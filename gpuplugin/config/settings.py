@@ -224,6 +224,10 @@ class Health(Section):
         "how often GPUs are listed and probed, for example 5s; 0: only while one is not Healthy")
     blind_after: Period = option(10.0, "--health-blind-after",
         "GPUs that cannot be watched for this long count as Unhealthy, for example 10s")
+    fabric_check: bool = option(True, "--health-fabric-check",
+        "a GPU whose NVLink fabric is not completed is Unhealthy; false in shared NVSwitch mode")
+    confidential_check: bool = option(True, "--health-confidential-check",
+        "with confidential computing, GPUs that accept no work yet are Unhealthy")
     ignore_xids: Xids = option([], "--health-ignore-xids DP_DISABLE_HEALTHCHECKS",
         "Xids that leave a GPU healthy; xids: all of them; all: no health check but an answer")
     fatal_xids: Xids = option([], "--health-fatal-xids DP_ENABLE_HEALTHCHECKS",

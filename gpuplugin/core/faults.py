@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hal import EccError, GpuDisappeared, RecoveryAction, XidAction, XidError, lookup_xid
 
 if TYPE_CHECKING:
-    from hal import Event, Probe
+    from hal import CallFailure, Event, Probe
 
 RESET_OR_REBOOT = "reset-or-reboot"
 CONTAINED_MEMORY_ERROR = 94
@@ -29,6 +29,8 @@ class Cause(Enum):
     RECOVERY_ACTION = "recovery-action"
     ROW_REMAP = "row-remap"
     THERMAL = "thermal"
+    FABRIC = "fabric"
+    CONFIDENTIAL = "confidential-computing"
 
 
 class Cure(IntEnum):
@@ -96,23 +98,55 @@ def fault_of_event(event: Event, xids: XidPolicy, *, hardware_checks: bool = Tru
             # The driver decides whether it was contained: Xid 94 reports that at once.
             reason = "uncorrectable ECC error"
             return Fault(Cause.ECC, reason, XidAction.ECC_WORKFLOW.value, Cure.DRIVERS_WORD)
-        case GpuDisappeared():
+        case GpuDisappeared(failure=failure):
+            if failure is not None and failure.action != RESET_OR_REBOOT:
+                return _unreadable(failure)
             return Fault(Cause.LOST, "GPU lost", RESET_OR_REBOOT, Cure.RESET)
     return None
 
 
-def fault_of_probe(probe: Probe, *, hardware_checks: bool = True) -> Fault | None:
-    """The fault that a probe shows, if any; `hardware_checks` false checks reachability alone."""
+@dataclass(frozen=True, slots=True)
+class ProbeChecks:
+    """What of a probe counts besides whether the GPU responds."""
+
+    hardware: bool = True
+    fabric: bool = True
+    confidential: bool = True
+
+
+def fault_of_probe(probe: Probe, checks: ProbeChecks = ProbeChecks()) -> Fault | None:
+    """The fault that a probe shows, if any."""
     if not probe.reachable:
-        return Fault(Cause.UNREACHABLE, "GPU does not respond", RESET_OR_REBOOT)
-    if probe.clean or not hardware_checks:
-        return None
+        failure = probe.failure
+        if failure is not None and failure.action != RESET_OR_REBOOT:
+            return _unreadable(failure)
+        why = "" if failure is None else f": {failure}"
+        return Fault(Cause.UNREACHABLE, f"GPU does not respond{why}", RESET_OR_REBOOT)
+    hardware = None if probe.clean or not checks.hardware else _hardware_fault(probe)
+    if hardware is not None:
+        return hardware
+    if checks.fabric and not probe.in_fabric:
+        state = probe.fabric.value if probe.fabric is not None else "unknown"
+        why = str(probe.fabric_failure or state)
+        return Fault(Cause.FABRIC, f"NVLink fabric: {why}", "check-fabric-manager")
+    if checks.confidential and probe.confidential_ready is False:
+        reason = "confidential computing: the GPUs accept no work yet"
+        return Fault(Cause.CONFIDENTIAL, reason, "set-gpu-ready-state")
+    return None
+
+
+def _hardware_fault(probe: Probe) -> Fault:
     if probe.thermal_shutdown:
         return Fault(Cause.THERMAL, "GPU is at its shutdown temperature", "check-cooling")
     if probe.row_remap_failed:
         return Fault(Cause.ROW_REMAP, "memory row remapping failed", "contact-support")
     reason = "the driver requests a recovery action"
     return Fault(Cause.RECOVERY_ACTION, reason, probe.recovery_action.value)
+
+
+def _unreadable(failure: CallFailure) -> Fault:
+    """The driver refuses a call about a GPU that may well be sound."""
+    return Fault(Cause.UNREACHABLE, f"GPU cannot be read: {failure}", failure.action)
 
 
 def fault_of_ecc_count(before: int | None, probe: Probe) -> Fault | None:

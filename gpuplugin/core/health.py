@@ -21,6 +21,7 @@ from gpuplugin.core.faults import (
     Cause,
     Cure,
     Fault,
+    ProbeChecks,
     XidPolicy,
     fault_of_ecc_count,
     fault_of_event,
@@ -44,7 +45,8 @@ class HealthPolicy:
     `quiet_period_s`: without a fault before a GPU is used again; doubled by each relapse up to
     `quiet_period_cap_s`. `flap_memory_s`: healthy for this long, earlier faults are forgotten.
     `hardware_checks`: whether ECC, row remapping, temperature and the driver's recovery action
-    count; a GPU that does not respond always does.
+    count; a GPU that does not respond always does. `fabric_check` and `confidential_check`: whether
+    a GPU has to be ready for CUDA.
     """
 
     quiet_period_s: float = 30.0
@@ -52,6 +54,12 @@ class HealthPolicy:
     flap_memory_s: float = 3600.0
     xids: XidPolicy = field(default_factory=XidPolicy)
     hardware_checks: bool = True
+    fabric_check: bool = True
+    confidential_check: bool = True
+
+    @property
+    def probe_checks(self) -> ProbeChecks:
+        return ProbeChecks(self.hardware_checks, self.fabric_check, self.confidential_check)
 
     @property
     def needs_events(self) -> bool:
@@ -119,7 +127,7 @@ def on_event(health: Health, event: Event, now_s: float, policy: HealthPolicy) -
 
 
 def on_probe(health: Health, probe: Probe, now_s: float, policy: HealthPolicy) -> Health:
-    obstacle = fault_of_probe(probe, hardware_checks=policy.hardware_checks)
+    obstacle = fault_of_probe(probe, policy.probe_checks)
     missed = None if health.ecc_reported else fault_of_ecc_count(health.ecc_count, probe)
     health = replace(_noted(health, probe), obstacle=obstacle, ecc_reported=False)
     if obstacle is not None:

@@ -118,10 +118,11 @@ class HealthBoard:
             seen.add(gpu.uuid)
             states.setdefault(gpu.uuid, Health(now_s))
             if gpu.state is GpuState.LOST:
-                states[gpu.uuid] = _disappeared(states[gpu.uuid], gpu.uuid, now_s, policy)
+                event = GpuDisappeared(gpu.uuid, gpu.failure)
+                states[gpu.uuid] = on_event(states[gpu.uuid], event, now_s, policy)
             instances[gpu.uuid] = gpu.mig_devices
         for uuid in states.keys() - seen:
-            states[uuid] = _disappeared(states[uuid], uuid, now_s, policy)
+            states[uuid] = on_event(states[uuid], GpuDisappeared(uuid), now_s, policy)
         mig = {
             device.uuid: self.mig.get(device.uuid) or Health(now_s, epoch=states[uuid].epoch)
             for uuid, devices in instances.items()
@@ -220,10 +221,6 @@ class HealthBoard:
             if event.gpu_instance in (None, device.gpu_instance)
             and event.compute_instance in (None, device.compute_instance)
         ]
-
-
-def _disappeared(health: Health, uuid: str, now_s: float, policy: HealthPolicy) -> Health:
-    return on_event(health, GpuDisappeared(uuid), now_s, policy)
 
 
 def _changed(

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuplugin.core.sharing import GpuFilter, NamePattern, TimeSlicing, first_match, replica_id
-from hal import GpuState
+from hal import ComputeMode, GpuState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -109,11 +109,13 @@ class Resource:
 class Inventory:
     """Everything that the node advertises, ordered by resource name.
 
-    `notes` are texts for the log: what was left out and why.
+    `notes` are texts for the log: what was left out and why. `warnings` are about devices that are
+    advertised and will disappoint.
     """
 
     resources: tuple[Resource, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def device_count(self) -> int:
@@ -127,6 +129,7 @@ class Planned:
     resources: Mapping[str, tuple[tuple[Device, int], ...]]
     fail_requests_greater_than_one: bool
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def build_inventory(gpus: Iterable[Gpu], plan: Plan) -> Inventory:
@@ -156,7 +159,25 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
         ),
         fail_requests_greater_than_one=plan.sharing.fail_requests_greater_than_one,
         notes=tuple(notes),
+        warnings=tuple(_warnings(admitted, advertised.values())),
     )
+
+
+def _warnings(
+    gpus: Iterable[Gpu], advertised: Iterable[Iterable[tuple[Device, int]]]
+) -> Iterable[str]:
+    shared = {
+        device.gpu_uuid for devices in advertised for device, replicas in devices if replicas > 1
+    }
+    for gpu in gpus:
+        remedy = f"'nvidia-smi -c DEFAULT -i {gpu.index}'"
+        if gpu.compute_mode is ComputeMode.PROHIBITED:
+            yield f"GPU {gpu.index} is in compute mode prohibited: no pod can use it; {remedy}"
+        elif gpu.compute_mode is ComputeMode.EXCLUSIVE_PROCESS and gpu.uuid in shared:
+            yield (
+                f"GPU {gpu.index} is shared and in compute mode exclusive-process: one pod gets "
+                f"it, the others fail in CUDA; {remedy}, or do not share it"
+            )
 
 
 def expand(planned: Planned) -> Inventory:
@@ -170,6 +191,7 @@ def expand(planned: Planned) -> Inventory:
             for name, devices in planned.resources.items()
         ),
         notes=planned.notes,
+        warnings=planned.warnings,
     )
 
 

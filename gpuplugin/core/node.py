@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.preference import PolicyName
     from gpuplugin.core.usage import Holding, Reading
-    from hal import Event, Gpu, Link, Probe
+    from hal import CallFailure, Event, Gpu, Link, Probe
 
 
 class ConfigurationMisfit(Exception):
@@ -86,6 +86,14 @@ class NodeView:
 
     def index(self, uuid: str) -> str:
         return self.indices.get(uuid, "")
+
+    def unknown_values(self, gpu_uuid: str) -> tuple[CallFailure, ...]:
+        """Calls about the GPU that gave no value at the last reads, each once."""
+        gpu = next((gpu for gpu in self.gpus if gpu.uuid == gpu_uuid), None)
+        probe = self.probes.get(gpu_uuid)
+        telemetry = self.reading.telemetry.get(gpu_uuid) if self.reading is not None else None
+        sources = (one.unknown for one in (gpu, probe, telemetry) if one is not None)
+        return tuple(dict.fromkeys(failure for source in sources for failure in source))
 
     def healthy_devices(self) -> dict[str, int]:
         return {
@@ -342,6 +350,9 @@ class NodeModel:
         for note in inventory.notes:
             if note not in self.view.inventory.notes:
                 self._effects.append(ProblemFound("inventory-note", note, error=False))
+        for warning in inventory.warnings:
+            if warning not in self.view.inventory.warnings:
+                self._effects.append(ProblemFound("inventory-warning", warning, error=False))
         if inventory == self.view.inventory:
             inventory = self.view.inventory
         self.plan = plan

@@ -109,7 +109,7 @@ class UnitUse:
     index: str
     replicas: int
     allocated: int | None
-    memory_bytes: int
+    memory_bytes: int | None
     free_bytes: int | None
     tenants: int | None
     contending: int | None
@@ -202,7 +202,7 @@ class _Unit:
     index: str
     gpu_uuid: str
     mig: bool
-    memory_bytes: int
+    memory_bytes: int | None
 
 
 def _units(gpus: Iterable[Gpu]) -> Iterable[_Unit]:
@@ -271,7 +271,9 @@ def _tenant(
         processes=len(work),
         memory_bytes=sum(memory) if memory else None,
         sm_share=min(1.0, sum(shares)) if shares else None,
-        fair_memory_bytes=unit.memory_bytes * len(uses) // advertised if uses else None,
+        fair_memory_bytes=None
+        if unit.memory_bytes is None or not uses
+        else unit.memory_bytes * len(uses) // advertised,
     )
 
 
@@ -316,11 +318,9 @@ def _free_bytes(
     unit: _Unit, telemetry: Telemetry | None, present: Sequence[TenantUse] | None
 ) -> int | None:
     if not unit.mig:
-        return (
-            None
-            if telemetry is None
-            else telemetry.memory_total_bytes - telemetry.memory_used_bytes
-        )
-    if present is None or any(one.memory_bytes is None for one in present):
+        return None if telemetry is None else telemetry.memory_free_bytes
+    if unit.memory_bytes is None or present is None:
+        return None
+    if any(one.memory_bytes is None for one in present):
         return None
     return max(0, unit.memory_bytes - sum(one.memory_bytes or 0 for one in present))

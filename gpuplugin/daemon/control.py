@@ -129,6 +129,7 @@ class ControlServer:
                     "action": health.fault.action if health.fault else "",
                     "xid": health.fault.xid if health.fault else None,
                     "needs_reset": health.needs_reset,
+                    "unknown": [str(failure) for failure in view.unknown_values(uuid)],
                 }
                 for uuid, health in board.units.items()
             ],

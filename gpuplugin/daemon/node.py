@@ -187,4 +187,5 @@ class Node:
             text = f"{len(view.gpus)} GPUs, {sum(healthy.values())} of {count} devices healthy"
             for uuid, why in view.withheld.items():
                 text += f"; GPU {view.index(uuid)} is not offered: {why}"
+            text = "; ".join((text, *view.inventory.warnings))
             self._status.set("inventory", text, ok=bool(view.inventory.resources))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuplugin.config.settings import Settings
-    from hal import Gpu, Probe
+    from hal import CallFailure, Gpu, Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,16 @@ class Failure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """A GPU as the driver reports it; `problem` is why parts are missing."""
+    """A GPU as the driver reports it; `problem` is why parts are missing.
+
+    `unknown` are calls for its sensors and processes that gave no value.
+    """
 
     gpu: Gpu
     probe: Probe | None = None
     processes: tuple[str, ...] = ()
     problem: str = ""
+    unknown: tuple[CallFailure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

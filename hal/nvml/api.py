@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Final, NewType, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NewType, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-_T = TypeVar("_T")
-_D = TypeVar("_D")
+    from collections.abc import Sequence
 
 Handle = NewType("Handle", int)
 """A device as NVML knows it: a pointer, equal for equal devices until NVML is shut down."""
@@ -83,10 +80,14 @@ UNSUPPORTED: Final = frozenset(
 
 
 class NvmlError(Exception):
-    """A call to NVML failed: `code` is its return code (see `Code`), `text` its message."""
+    """A call to NVML failed: `code` is its return code (see `Code`), `text` its message.
 
-    def __init__(self, code: int, text: str = "") -> None:
+    `call` is the function, where that is known.
+    """
+
+    def __init__(self, code: int, text: str = "", call: str = "") -> None:
         self.code = code
+        self.call = call
         self.text = text or f"NVML error {code}"
         super().__init__(f"{self.text} ({code})")
 
@@ -102,26 +103,6 @@ class NvmlError(Exception):
     def is_unsupported(self) -> bool:
         """True if this GPU, driver or user does not support the call."""
         return self.code in UNSUPPORTED
-
-
-def supported(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default` if it is not supported; other `NvmlError`s are raised."""
-    try:
-        return read()
-    except NvmlError as err:
-        if not err.is_unsupported:
-            raise
-        return default
-
-
-def optional(read: Callable[[], _T], default: _D) -> _T | _D:
-    """What `read` returns, or `default`; raises `NvmlError` for a lost GPU or a failed driver."""
-    try:
-        return read()
-    except NvmlError as err:
-        if err.is_lost or err.is_driver_failure:
-            raise
-        return default
 
 
 def has_long_process_entries(driver_version: str) -> bool:
@@ -157,10 +138,10 @@ class Field(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of device memory; `used` does without what the driver keeps, where NVML reports it."""
+    """Bytes of device memory; `free` is without what the driver keeps."""
 
     total: int
-    used: int
+    free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +151,14 @@ class MigAttributes:
     gpu_slices: int
     compute_slices: int
     memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class FabricInfo:
+    """NVML's number of the state of the NVLink fabric, and the fabric's return code."""
+
+    state: int
+    status: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +182,7 @@ class RemappedRows:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process with a compute context; memory in bytes, None where NVML does not report it."""
+    """A process with a context; memory in bytes, None where NVML does not report it."""
 
     pid: int
     memory: int | None
@@ -272,6 +261,14 @@ class NvmlApi(Protocol):
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         """ECC errors since the driver was loaded."""
 
+    def fabric(self, device: Handle) -> FabricInfo: ...
+
+    def is_confidential(self) -> bool:
+        """Whether confidential computing is in force on this node."""
+
+    def is_confidential_ready(self) -> bool:
+        """Whether the GPUs accept work in confidential computing."""
+
     def utilization_percent(self, device: Handle) -> int:
         """Percent of the last sample period in which a kernel ran."""
 
@@ -293,7 +290,11 @@ class NvmlApi(Protocol):
     def clock_reasons(self, device: Handle) -> int:
         """The mask of the reasons for the present clocks."""
 
-    def processes(self, device: Handle) -> Sequence[Process]: ...
+    def processes(self, device: Handle) -> Sequence[Process]:
+        """Processes with a compute context."""
+
+    def graphics_processes(self, device: Handle) -> Sequence[Process]:
+        """Processes with a graphics context; some have one of each."""
 
     def process_samples(self, device: Handle) -> Sequence[ProcessSample]:
         """The samples of SM use that the driver still has."""

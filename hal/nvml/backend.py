@@ -14,20 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hal.errors import DriverUnavailable, HalError, NotSupported
+from hal.errors import DriverNotFound, DriverUnavailable, HalError, NotSupported
 from hal.nvml.api import NvmlError
 from hal.nvml.failures import hal_error, open_error
 from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import KernelFolders, read_epoch
 from hal.nvml.library import load_library
 from hal.nvml.readings import (
+    Readiness,
     ShutdownLimits,
+    list_processes,
     read_links,
     read_probe,
-    read_processes,
     read_telemetry,
 )
 from hal.nvml.timeslice import set_time_slice
+from hal.nvml.values import Values
 from hal.nvml.watch import Watcher
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class _Session:
     driver_version: str
     library: Path | None
     limits: ShutdownLimits
+    readiness: Readiness
 
 
 class NvmlBackend:
@@ -103,9 +106,12 @@ class NvmlBackend:
         # Without the lock: a GPU may hang here.
         try:
             watcher.begin(self._inventory.scan(api))
-        except HalError:
+        except (DriverNotFound, DriverUnavailable):
             self.close()
             raise
+        except HalError as error:
+            self.close()
+            raise DriverUnavailable(error.cause, error.remedy) from error
 
     def close(self) -> None:
         with self._lock:
@@ -151,25 +157,30 @@ class NvmlBackend:
         gpu = self._inventory.identify(api, uuid)
         with self._inventory.calls.about(gpu.index):
             epoch = read_epoch(gpu, session.driver_version, self._sysfs_root, self._procfs_root)
-            return read_probe(api, lambda: self._inventory.handle(api, uuid), epoch, session.limits)
+            probe = read_probe(
+                api,
+                lambda: self._inventory.handle(api, uuid),
+                epoch,
+                session.limits,
+                session.readiness,
+            )
+        self._inventory.warn_of_unknown(uuid, probe.unknown)
+        return probe
 
     def telemetry(self, uuid: str) -> Telemetry:
         api = self._open_session().api
         try:
             with self._about(api, uuid):
-                return read_telemetry(api, self._inventory.handle(api, uuid))
+                reading = read_telemetry(api, self._inventory.handle(api, uuid))
         except NvmlError as err:
             raise hal_error(err, "Reading the telemetry", uuid) from err
+        self._inventory.warn_of_unknown(uuid, reading.unknown)
+        return reading
 
     def processes(self, uuid: str) -> tuple[ComputeProcess, ...]:
-        """As `hal.Backend.processes`; also raises `NotSupported` if the driver has no such list."""
         api = self._open_session().api
-        try:
-            with self._about(api, uuid):
-                handle = self._inventory.handle(api, uuid)
-                return read_processes(api, self._inventory.known(uuid), handle)
-        except NvmlError as err:
-            raise hal_error(err, "Listing the processes", uuid) from err
+        with self._about(api, uuid):
+            return list_processes(api, self._inventory, uuid)
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         """The link matrix; see `hal.Backend.links`. Read anew when other GPUs respond."""
@@ -223,9 +234,9 @@ class NvmlBackend:
         return pynvml_api(), library
 
     def _connect(self, api: NvmlApi, library: Path | None) -> _Session:
-        try:
-            version = api.driver_version()
-        except NvmlError as err:
-            raise open_error(err) from err
         self._inventory.connected()
-        return _Session(api, version, library, ShutdownLimits(api))
+        values = Values()
+        version = values.read("", api.driver_version)
+        for failure in values.failures:
+            self._inventory.warn_once(f"The driver's version is unknown: {failure}")
+        return _Session(api, version, library, ShutdownLimits(api), Readiness(api))

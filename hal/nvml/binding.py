@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
 
 import pynvml
 
@@ -18,6 +18,7 @@ from hal.nvml.api import (
     EccKind,
     EventData,
     EventSet,
+    FabricInfo,
     Field,
     Handle,
     Memory,
@@ -26,10 +27,11 @@ from hal.nvml.api import (
     Process,
     ProcessSample,
     RemappedRows,
+    has_long_process_entries,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from hal.nvml.api import NvmlApi
 
@@ -37,6 +39,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _NVML_SUCCESS = 0
+_UNKNOWN_BYTES = (1 << 64) - 1
 
 
 def _translated(call: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -80,7 +83,15 @@ def _event_set(events: EventSet) -> object:
 
 def _text(value: str | bytes) -> str:
     # Some versions of the binding decode the texts in structures, some do not.
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _decoded(read: Callable[[], object]) -> str:
+    """A text for people; bytes that are not UTF-8 are replaced."""
+    try:
+        return str(read())
+    except UnicodeDecodeError as err:
+        return bytes(err.object).decode("utf-8", "replace")
 
 
 def _first_event_wait(events: object, timeout_ms: int) -> pynvml.c_nvmlEventData_t:
@@ -97,15 +108,54 @@ def _first_event_wait(events: object, timeout_ms: int) -> pynvml.c_nvmlEventData
     return data
 
 
-def _running_processes(device: object) -> Iterable[pynvml.c_nvmlProcessInfo_v2_t]:
+class _LongProcessInfo(ctypes.Structure):
+    """An entry of drivers 535.43 to 535.86."""
+
+    _fields_: ClassVar = [
+        *pynvml.c_nvmlProcessInfo_v2_t._fields_,
+        ("usedGpuCcProtectedMemory", ctypes.c_ulonglong),
+    ]
+
+
+def _processes(name: str, device: object, *, long_entries: bool) -> list[Process]:
     """By the newest call that the driver has; those before 510 lack version 3."""
     try:
-        found: Iterable[pynvml.c_nvmlProcessInfo_v2_t] = (
-            pynvml.nvmlDeviceGetComputeRunningProcesses_v3(device)
+        found = (
+            _long_entries(f"{name}_v3", device)
+            if long_entries
+            else getattr(pynvml, f"{name}_v3")(device)
         )
     except pynvml.NVMLError_FunctionNotFound:
-        found = pynvml.nvmlDeviceGetComputeRunningProcesses_v2(device)
-    return found
+        found = getattr(pynvml, f"{name}_v2")(device)
+    return [
+        Process(
+            pid=int(process.pid),
+            memory=_known_bytes(process.usedGpuMemory),
+            gpu_instance=int(process.gpuInstanceId),
+            compute_instance=int(process.computeInstanceId),
+        )
+        for process in found
+    ]
+
+
+def _known_bytes(size_bytes: int | None) -> int | None:
+    """None for all bits set, which the binding replaces in entries that it reads itself."""
+    return None if size_bytes in (None, _UNKNOWN_BYTES) else int(size_bytes or 0)
+
+
+def _long_entries(name: str, device: object) -> Sequence[_LongProcessInfo]:
+    """The binding reads shorter entries, and so garbage from the second one on."""
+    function = pynvml._nvmlGetFunctionPointer(name)  # noqa: SLF001 - see above
+    count = ctypes.c_uint(0)
+    code = function(device, ctypes.byref(count), None)
+    if code == Code.INSUFFICIENT_SIZE:
+        count.value = 2 * count.value + 5
+        entries = (_LongProcessInfo * count.value)()
+        code = function(device, ctypes.byref(count), entries)
+    else:
+        entries = (_LongProcessInfo * 0)()
+    pynvml._nvmlCheckReturn(code)  # noqa: SLF001 - as above
+    return entries[: count.value]
 
 
 def _integer(value: pynvml.c_nvmlValue_t, kind: int) -> int:
@@ -123,17 +173,21 @@ def _integer(value: pynvml.c_nvmlValue_t, kind: int) -> int:
 class _PynvmlApi:
     """Implements `NvmlApi`, which documents the methods."""
 
+    _long_entries: bool | None = None
+    """Whether this driver has them; None until it was asked."""
+
     def init(self) -> None:
         pynvml.nvmlInit()
+        self._long_entries = None
 
     def shutdown(self) -> None:
         pynvml.nvmlShutdown()
 
     def driver_version(self) -> str:
-        return str(pynvml.nvmlSystemGetDriverVersion())
+        return _decoded(pynvml.nvmlSystemGetDriverVersion)
 
     def process_name(self, pid: int) -> str:
-        return str(pynvml.nvmlSystemGetProcessName(pid))
+        return _decoded(lambda: pynvml.nvmlSystemGetProcessName(pid))
 
     def device_count(self) -> int:
         return int(pynvml.nvmlDeviceGetCount())
@@ -145,7 +199,7 @@ class _PynvmlApi:
         return str(pynvml.nvmlDeviceGetUUID(_device(device)))
 
     def name(self, device: Handle) -> str:
-        return str(pynvml.nvmlDeviceGetName(_device(device)))
+        return _decoded(lambda: pynvml.nvmlDeviceGetName(_device(device)))
 
     def minor(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetMinorNumber(_device(device)))
@@ -162,7 +216,7 @@ class _PynvmlApi:
             pynvml.NVMLError_NotSupported,
         ):
             info = pynvml.nvmlDeviceGetMemoryInfo(_device(device))
-        return Memory(total=int(info.total), used=int(info.used))
+        return Memory(total=int(info.total), free=int(info.free))
 
     def compute_capability(self, device: Handle) -> tuple[int, int]:
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(_device(device))
@@ -234,6 +288,22 @@ class _PynvmlApi:
         counter = pynvml.NVML_VOLATILE_ECC
         return int(pynvml.nvmlDeviceGetTotalEccErrors(_device(device), int(kind), counter))
 
+    def fabric(self, device: Handle) -> FabricInfo:
+        info = pynvml.c_nvmlGpuFabricInfo_v2_t()
+        try:
+            pynvml.nvmlDeviceGetGpuFabricInfoV(_device(device), ctypes.byref(info))
+        except (pynvml.NVMLError_FunctionNotFound, pynvml.NVMLError_ArgumentVersionMismatch):
+            # Drivers before 545.
+            info = pynvml.c_nvmlGpuFabricInfo_t()
+            pynvml.nvmlDeviceGetGpuFabricInfo(_device(device), ctypes.byref(info))
+        return FabricInfo(int(info.state), int(info.status))
+
+    def is_confidential(self) -> bool:
+        return bool(pynvml.nvmlSystemGetConfComputeState().ccFeature)
+
+    def is_confidential_ready(self) -> bool:
+        return bool(pynvml.nvmlSystemGetConfComputeGpusReadyState())
+
     def utilization_percent(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetUtilizationRates(_device(device)).gpu)
 
@@ -264,15 +334,18 @@ class _PynvmlApi:
             return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(_device(device)))
 
     def processes(self, device: Handle) -> list[Process]:
-        return [
-            Process(
-                pid=int(process.pid),
-                memory=None if process.usedGpuMemory is None else int(process.usedGpuMemory),
-                gpu_instance=int(process.gpuInstanceId),
-                compute_instance=int(process.computeInstanceId),
-            )
-            for process in _running_processes(_device(device))
-        ]
+        return self._running("nvmlDeviceGetComputeRunningProcesses", device)
+
+    def graphics_processes(self, device: Handle) -> list[Process]:
+        return self._running("nvmlDeviceGetGraphicsRunningProcesses", device)
+
+    def _running(self, name: str, device: Handle) -> list[Process]:
+        if self._long_entries is None:
+            try:
+                self._long_entries = has_long_process_entries(self.driver_version())
+            except NvmlError:
+                self._long_entries = False
+        return _processes(name, _device(device), long_entries=self._long_entries)
 
     def process_samples(self, device: Handle) -> list[ProcessSample]:
         try:

@@ -69,6 +69,15 @@ CALLS: Final[Mapping[str, Call]] = {
     "field": Call("nvmlDeviceGetFieldValues", Role.OPTIONAL, "recovery action, shutdown margin"),
     "remapped_rows": Call("nvmlDeviceGetRemappedRows", Role.OPTIONAL, "the row remaps"),
     "volatile_ecc": Call("nvmlDeviceGetTotalEccErrors", Role.OPTIONAL, "the ECC errors"),
+    "fabric": Call("nvmlDeviceGetGpuFabricInfoV", Role.OPTIONAL, "the state of the fabric"),
+    "is_confidential": Call(
+        "nvmlSystemGetConfComputeState", Role.OPTIONAL, "whether computing is confidential"
+    ),
+    "is_confidential_ready": Call(
+        "nvmlSystemGetConfComputeGpusReadyState",
+        Role.OPTIONAL,
+        "whether the GPUs accept confidential work",
+    ),
     "utilization_percent": Call("nvmlDeviceGetUtilizationRates", Role.OPTIONAL, "the utilisation"),
     "temperature_c": Call("nvmlDeviceGetTemperature", Role.OPTIONAL, "the temperature"),
     "shutdown_temperature_c": Call(
@@ -84,10 +93,17 @@ CALLS: Final[Mapping[str, Call]] = {
         "nvmlDeviceGetCurrentClocksEventReasons", Role.OPTIONAL, "why the clocks are low"
     ),
     "processes": Call("nvmlDeviceGetComputeRunningProcesses_v3", Role.OPTIONAL, "the processes"),
+    "graphics_processes": Call(
+        "nvmlDeviceGetGraphicsRunningProcesses_v3", Role.OPTIONAL, "the processes for graphics"
+    ),
     "process_samples": Call(
         "nvmlDeviceGetProcessUtilization", Role.OPTIONAL, "the SM shares of processes"
     ),
     "process_name": Call("nvmlSystemGetProcessName", Role.OPTIONAL, "the name of a process"),
+    "event_types": Call(
+        "nvmlDeviceGetSupportedEventTypes", Role.OPTIONAL, "its events (probes go on)"
+    ),
+    "event_register": Call("nvmlDeviceRegisterEvents", Role.OPTIONAL, "its events (probes go on)"),
     "topology": Call(
         "nvmlDeviceGetTopologyCommonAncestor", Role.OPTIONAL, "the path to another GPU"
     ),

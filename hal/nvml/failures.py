@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from hal.errors import DriverNotFound, DriverUnavailable, GpuLost, HalError, NotSupported
 from hal.nvml.api import Code
 from hal.nvml.library import LIBRARY, REMEDY
+from hal.types import CallFailure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,8 @@ _DRIVER_REMEDIES: Final[Mapping[int, str]] = {
 _DRIVER_REMEDY: Final = "Check that the kernel module nvidia is loaded ('lsmod', 'dmesg')"
 
 _UNSUPPORTED_REMEDIES: Final[Mapping[int, str]] = {
-    Code.NO_PERMISSION: "Run this as root, or do without",
+    Code.NO_PERMISSION: "Check the rights of /dev/nvidia* and the container's cgroup; as root, "
+    "or in a container with all GPUs, it works",
     Code.NO_DATA: "Wait until the driver has samples, or do without",
 }
 _UNSUPPORTED_REMEDY: Final = "Use a newer driver, or do without"
@@ -54,6 +56,36 @@ _REMEDIES: Final[Mapping[int, str]] = {
     Code.UNKNOWN: "See the driver's messages in 'dmesg'; in a container, check that its cgroup "
     "still has the devices ('systemctl daemon-reload' can take them away)",
 }
+
+
+_ACTIONS: Final[Mapping[int, str]] = {
+    Code.NO_PERMISSION: "check-permissions",
+    Code.OPERATING_SYSTEM: "check-permissions",
+    Code.INSUFFICIENT_POWER: "check-power",
+    Code.IRQ_ISSUE: "check-interrupts",
+    Code.MEMORY: "check-host-memory",
+    Code.INSUFFICIENT_RESOURCES: "check-host-memory",
+    Code.NOT_READY: "check-fabric-manager",
+    Code.GPU_IS_LOST: "reset-or-reboot",
+    Code.RESET_REQUIRED: "reset-or-reboot",
+    Code.GPU_NOT_FOUND: "reset-or-reboot",
+    Code.CORRUPTED_INFOROM: "reset-or-reboot",
+    # What many drivers return for a GPU that has fallen off the bus.
+    Code.UNKNOWN: "reset-or-reboot",
+}
+_NO_ACTION: Final = "see-dmesg"
+
+
+def call_failure(err: NvmlError) -> CallFailure:
+    """The failed call with advice for its code."""
+    remedies = {**_REMEDIES, **_UNSUPPORTED_REMEDIES, **_DRIVER_REMEDIES}
+    return CallFailure(
+        err.call or "NVML",
+        err.code,
+        err.text,
+        remedies.get(err.code, _DMESG),
+        _ACTIONS.get(err.code, _NO_ACTION),
+    )
 
 
 def hal_error(err: NvmlError, doing: str, uuid: str | None = None) -> HalError:

@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from hal.errors import HalHung, UnknownGpu
 from hal.gpucalls import GpuCalls
-from hal.nvml.api import Code, Handle, NvmlError, optional, supported
-from hal.nvml.failures import hal_error
+from hal.nvml.api import Code, Handle, NvmlError
+from hal.nvml.calls import CALLS
+from hal.nvml.failures import call_failure, hal_error
 from hal.nvml.kernelfiles import canonical_bus_id, mig_device_nodes
+from hal.nvml.values import MOST_MEMORY_BYTES, Values, check_responds, named
 from hal.types import GIB, ComputeMode, Gpu, GpuState, MigDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from hal.nvml.api import NvmlApi
+    from hal.nvml.api import Memory, NvmlApi
     from hal.nvml.kernelfiles import ProcGpu
+    from hal.types import CallFailure
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +45,12 @@ _COMPUTE_MODES: Final = {
     2: ComputeMode.PROHIBITED,
     3: ComputeMode.EXCLUSIVE_PROCESS,
 }
+_MIG_HANDLE: Final = CALLS["mig_handle"].function
 _MIG_PROFILE: Final = re.compile(r"\bMIG (?P<profile>(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*)$")
+
+
+def is_sane(memory: Memory) -> bool:
+    return 0 <= memory.free <= memory.total <= MOST_MEMORY_BYTES
 
 
 def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_bytes: int) -> str:
@@ -154,7 +162,7 @@ class Inventory:
             for uuid, gpu in self._known.items():
                 if uuid not in seen:
                     hangs = gpu.index in found.hanging
-                    seen[uuid] = gpu if hangs else dataclasses.replace(gpu, state=GpuState.LOST)
+                    seen[uuid] = gpu if hangs else _lost(gpu, found.failures.get(gpu.index))
             for gpu in self._never_read(found, count):
                 seen[gpu.uuid] = gpu
             self._known = dict(seen)
@@ -171,7 +179,7 @@ class Inventory:
         for index in range(count):
             try:
                 with self.calls.about(index):
-                    handle = api.handle_by_index(index)
+                    handle = named(api.handle_by_index, index)
                     gpu = self._read(api, handle, index)
             except HalHung:
                 found.hanging.add(index)
@@ -189,12 +197,8 @@ class Inventory:
     def _never_read(self, found: _Found, count: int) -> list[Gpu]:
         """GPUs that were lost or hung before the first scan, as the kernel module lists them."""
         taken = {gpu.index for gpu in found.seen.values()}
-        # Many drivers return "unknown error" for a GPU that fell off the bus.
-        silent = {
-            index
-            for index, err in found.failures.items()
-            if err.is_lost or err.code == Code.UNKNOWN
-        }
+        # One without permission may belong to somebody else.
+        silent = {index for index, err in found.failures.items() if err.code != Code.NO_PERMISSION}
         lost = sorted((silent | found.hanging) - taken)
         listed_gpus = self._kernel.gpus() if lost else ()
         if len(listed_gpus) != count:
@@ -210,9 +214,10 @@ class Inventory:
                     canonical_bus_id(one.pci_bus_id), lambda _text: None
                 ),
                 product=one.product,
-                memory_bytes=0,
+                memory_bytes=None,
                 compute_capability=None,
                 state=GpuState.LOST,
+                failure=call_failure(found.failures[index]) if index in found.failures else None,
             )
             for index, one in silent_gpus
             if one is not None
@@ -253,8 +258,8 @@ class Inventory:
                 return handle
             if handle is None:
                 # By index: NVML searches all GPUs for a UUID, and fails if any of them is lost.
-                handle = api.handle_by_index(gpu.index)
-            if api.uuid(handle) == uuid:
+                handle = named(api.handle_by_index, gpu.index)
+            if named(api.uuid, handle) == uuid:
                 return handle
         except NvmlError as err:
             if err.is_lost or err.is_driver_failure:
@@ -262,22 +267,35 @@ class Inventory:
         # The GPUs have changed.
         found = self.scan(api).handles.get(uuid)
         if found is None:
-            raise NvmlError(Code.GPU_NOT_FOUND, "No GPU has this UUID any more")
+            why = self.known(uuid).failure or _GONE
+            raise NvmlError(why.code, why.text, why.call)
         return found
 
     def _read(self, api: NvmlApi, handle: Handle, index: int) -> Gpu | None:
-        uuid = api.uuid(handle)
-        identity = self._known_identity(uuid, handle) or self._read_identity(api, handle)
+        uuid = named(api.uuid, handle)
+        values = Values()
+        with self._lock:
+            known = self._known.get(uuid)
+        identity = self._kept_identity(known, handle) or self._read_identity(
+            api, handle, known, values
+        )
         if identity.product in _NOT_FOR_COMPUTE:
             return None
-        # Chips that share the host's memory have none of their own to report. It is read every
-        # time: of a lost GPU the driver may still report the rest from its cache.
-        memory = supported(lambda: api.memory(handle).total, 0)
+        # Read every time: of a lost GPU the driver still reports the rest from its cache.
+        memory = values.bounded(None, is_sane, api.memory, handle)
+        if memory is None:
+            check_responds(api, handle)
+        total = memory.total if memory is not None else known.memory_bytes if known else None
         minor = identity.minor
-        mig_enabled = supported(lambda: api.mig_mode(handle), default=False)
-        mig_devices = self._mig_devices(api, handle, uuid, memory) if mig_enabled else ()
+        # Where the mode cannot be read now, MIG devices must not vanish under their pods.
+        mig_enabled = values.read(known is not None and known.mig_enabled, api.mig_mode, handle)
+        before = known.mig_devices if known is not None else ()
+        mig_devices = (
+            self._mig_devices(api, handle, uuid, total or 0, before, values) if mig_enabled else ()
+        )
         minors = self._kernel.mig_minors() if mig_devices else {}
-        mode = optional(lambda: api.compute_mode(handle), None)
+        mode = values.read(None, api.compute_mode, handle)
+        self.warn_of_unknown(uuid, values.failures)
         return Gpu(
             uuid=uuid,
             index=index,
@@ -285,7 +303,7 @@ class Inventory:
             pci_bus_id=identity.bus_id,
             numa_node=identity.numa_node,
             product=identity.product,
-            memory_bytes=memory,
+            memory_bytes=total,
             compute_capability=identity.compute_capability,
             mig_enabled=mig_enabled,
             mig_devices=tuple(
@@ -298,51 +316,64 @@ class Inventory:
                 for mig in mig_devices
             ),
             compute_mode=None if mode is None else _COMPUTE_MODES.get(mode),
+            unknown=tuple(values.failures),
         )
 
-    def _known_identity(self, uuid: str, handle: Handle) -> _Identity | None:
+    def _kept_identity(self, known: Gpu | None, handle: Handle) -> _Identity | None:
         """As the last scan of this connection found it, if the GPU has kept its handle."""
-        gpu = self._known.get(uuid) if self._answering.get(uuid) == handle else None
-        if gpu is None:
+        if known is None or known.unknown or self._answering.get(known.uuid) != handle:
             return None
-        return _Identity(
-            gpu.product, gpu.pci_bus_id, gpu.minor, gpu.numa_node, gpu.compute_capability
-        )
+        return _identity_of(known)
 
-    def _read_identity(self, api: NvmlApi, handle: Handle) -> _Identity:
-        product = api.name(handle)
+    def _read_identity(
+        self, api: NvmlApi, handle: Handle, known: Gpu | None, values: Values
+    ) -> _Identity:
+        """What cannot be read now is as it was last known."""
+        before = _identity_of(known) if known is not None else _Identity("", "", None, None, None)
+        product = values.read(before.product, api.name, handle)
         if product in _NOT_FOR_COMPUTE:
             return _Identity(product, "", None, None, None)
         # A GPU that is part of the processor's chip may be on no bus.
-        bus_id = canonical_bus_id(supported(lambda: api.pci_bus_id(handle), ""))
+        bus_id = canonical_bus_id(values.read(before.bus_id, api.pci_bus_id, handle))
         return _Identity(
             product,
             bus_id,
-            supported(lambda: api.minor(handle), None),
-            self._kernel.numa_node(bus_id, self._warn_once),
-            supported(lambda: api.compute_capability(handle), None),
+            values.read(before.minor, api.minor, handle),
+            self._kernel.numa_node(bus_id, self.warn_once),
+            values.read(before.compute_capability, api.compute_capability, handle),
         )
 
+    def warn_of_unknown(self, uuid: str, failures: Iterable[CallFailure]) -> None:
+        for failure in failures:
+            self.warn_once(f"A value of GPU {uuid} is unknown: {failure}. {failure.remedy}")
+
     def _mig_devices(
-        self, api: NvmlApi, gpu: Handle, uuid: str, gpu_bytes: int
+        self,
+        api: NvmlApi,
+        gpu: Handle,
+        uuid: str,
+        gpu_bytes: int,
+        before: Sequence[MigDevice],
+        values: Values,
     ) -> tuple[MigDevice, ...]:
+        """One that cannot be read is as it was `before`, or left out."""
+        known = {mig.index: mig for mig in before}
+        count = values.read(None, api.max_mig_devices, gpu)
+        if count is None:
+            return tuple(before)
         devices: list[MigDevice] = []
-        for index in range(supported(lambda: api.max_mig_devices(gpu), 0)):
+        for index in range(count):
             try:
-                mig = api.mig_handle(gpu, index)
-            except NvmlError as err:
-                if err.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
-                    continue
-                if err.is_unsupported:
-                    self._warn_once(f"MIG devices of GPU {uuid} cannot be listed: {err}")
-                    break
-                raise
-            try:
+                mig = named(api.mig_handle, gpu, index)
                 devices.append(_read_mig(api, mig, index, gpu_bytes))
             except NvmlError as err:
-                if err.is_lost or err.is_driver_failure:
-                    raise
-                self._warn_once(f"MIG device {index} of GPU {uuid} is skipped: {err}")
+                if err.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT) and err.call == _MIG_HANDLE:
+                    continue
+                values.failures.append(call_failure(err))
+                if index in known:
+                    devices.append(known[index])
+                else:
+                    self.warn_once(f"MIG device {index} of GPU {uuid} is skipped: {err}")
         return tuple(devices)
 
     def _warn_of_unreadable(
@@ -351,11 +382,13 @@ class Inventory:
         lost = {gpu.index for gpu in listed.values() if gpu.state is GpuState.LOST}
         for index, err in failures.items():
             if index not in lost:
-                self._warn_once(
-                    f"The GPU with index {index} is skipped, it could never be read: {err}"
+                failure = call_failure(err)
+                self.warn_once(
+                    f"The GPU with index {index} is skipped, it could never be read: {failure}. "
+                    f"{failure.remedy}"
                 )
 
-    def _warn_once(self, text: str) -> None:
+    def warn_once(self, text: str) -> None:
         with self._lock:
             if text in self._warned:
                 return
@@ -363,25 +396,39 @@ class Inventory:
         _log.warning("%s", text)
 
 
+def _identity_of(gpu: Gpu) -> _Identity:
+    return _Identity(gpu.product, gpu.pci_bus_id, gpu.minor, gpu.numa_node, gpu.compute_capability)
+
+
+_GONE: Final = call_failure(NvmlError(Code.GPU_NOT_FOUND, "no GPU has this UUID any more"))
+
+
+def _lost(gpu: Gpu, err: NvmlError | None) -> Gpu:
+    failure = _GONE if err is None else call_failure(err)
+    return dataclasses.replace(gpu, state=GpuState.LOST, failure=failure, unknown=())
+
+
 def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevice:
-    name = optional(lambda: api.name(mig), "")
+    """Raises `NvmlError` where it cannot be told what the device is."""
+    values = Values()
+    name = values.read("", api.name, mig)
     match = _MIG_PROFILE.search(name)
     try:
-        attributes = api.mig_attributes(mig)
-    except NvmlError as err:
-        if match is None or not err.is_unsupported:
+        attributes = named(api.mig_attributes, mig)
+    except NvmlError:
+        if match is None:
             raise
-        profile, memory_bytes = match["profile"], supported(lambda: api.memory(mig).total, 0)
+        profile, memory_bytes = match["profile"], named(api.memory, mig).total
     else:
         profile = mig_profile(
             name, attributes.gpu_slices, attributes.compute_slices, attributes.memory_mib, gpu_bytes
         )
         memory_bytes = attributes.memory_mib * _MIB
     return MigDevice(
-        uuid=api.uuid(mig),
+        uuid=named(api.uuid, mig),
         index=index,
-        gpu_instance=api.gpu_instance(mig),
-        compute_instance=api.compute_instance(mig),
+        gpu_instance=named(api.gpu_instance, mig),
+        compute_instance=named(api.compute_instance, mig),
         profile=profile,
         memory_bytes=memory_bytes,
     )

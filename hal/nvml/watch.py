@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from hal.errors import HalError, HalHung
 from hal.nvml.api import NO_INSTANCE, Code, EventType, NvmlError
-from hal.nvml.failures import hal_error
+from hal.nvml.failures import call_failure, hal_error
+from hal.nvml.values import named
 from hal.types import EccError, Event, GpuAppeared, GpuDisappeared, GpuState, XidError
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ class Watcher:
         now = _responding(snapshot)
         before, self._responding = now if self._responding is None else self._responding, now
         lost, new = sorted(before - self._responding), sorted(self._responding - before)
-        self._pending += [GpuDisappeared(uuid) for uuid in lost]
+        failures = {gpu.uuid: gpu.failure for gpu in snapshot.gpus}
+        self._pending += [GpuDisappeared(uuid, failures.get(uuid)) for uuid in lost]
         self._pending += [GpuAppeared(uuid) for uuid in new]
         return snapshot, bool(lost)
 
@@ -179,15 +181,13 @@ class Watcher:
     def _register(self, events: EventSet, uuid: str, handle: Handle) -> None:
         try:
             with self._inventory.calls.about(self._inventory.known(uuid).index):
-                types = self._api.event_types(handle) & int(_WANTED)
+                types = named(self._api.event_types, handle) & int(_WANTED)
                 if types:
-                    self._api.event_register(handle, types, events)
+                    named(self._api.event_register, handle, types, events)
         except HalHung:
             return  # registered by a later scan, when it responds
         except NvmlError as err:
-            if err.is_driver_failure:
-                raise
-            self._warn_once(uuid, str(err))
+            self._warn_once(uuid, str(call_failure(err)))
             return
         if types:
             self._uuids[handle] = uuid

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from hal import (
     GIB,
+    CallFailure,
     ComputeProcess,
     EccError,
     Event,
@@ -26,6 +27,9 @@ from hal import (
     XidScope,
     lookup_xid,
 )
+from hal.nvml.api import Code, NvmlError
+from hal.nvml.calls import CALLS
+from hal.nvml.failures import call_failure
 from sim.gpu.faults import (
     ComputeModeChange,
     EccFault,
@@ -119,7 +123,7 @@ class SimulatedGpu:
     def listed(self) -> Gpu:
         gpu = self.identity
         if self.profile.unified_memory:
-            gpu = replace(gpu, memory_bytes=0)
+            gpu = replace(gpu, memory_bytes=None)
         return replace(gpu, state=GpuState.LOST) if self.lost else gpu
 
     def apply(  # noqa: C901 - one case for each kind
@@ -248,19 +252,30 @@ class SimulatedGpu:
             uncorrectable_ecc=self.uncorrectable_ecc,
             epoch=f"reset-{self.resets}",
             thermal_shutdown=self.overheated and not self.lost,
+            fabric=None if self.fabric is None or self.lost else self.fabric.state,
+            fabric_failure=None if self.lost else self._fabric_failure(),
         )
+
+    def _fabric_failure(self) -> CallFailure | None:
+        fabric = self.fabric
+        if fabric is None or fabric.state is not FabricState.COMPLETED or fabric.code == "SUCCESS":
+            return None
+        call = CALLS["fabric"].function
+        return call_failure(NvmlError(Code[str(fabric.code)], "the fabric has failed", call))
 
     def telemetry(self, now_s: float) -> Telemetry:
         self.settle(now_s)
         load, physics, clocks = self.load, self.physics, self.profile.clocks_mhz
-        unified, reserved = self.profile.unified_memory, self.profile.memory_reserved_bytes or 0
+        unified, total = self.profile.unified_memory, self.profile.memory_bytes
+        used = self.memory_used_bytes
         busy = load > 0
         sm_mhz = clocks.sm_max and clocks.sm_max * physics.speed_ppm // 1_000_000
         reasons = physics.throttle_reasons(busy=busy)
         return Telemetry(
             utilization=load,
-            memory_used_bytes=0 if unified else self.tenants_bytes + reserved,
-            memory_total_bytes=0 if unified else self.identity.memory_bytes,
+            memory_used_bytes=None if unified else used,
+            memory_free_bytes=None if unified else total - used,
+            memory_total_bytes=None if unified else total,
             temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
             power_w=physics.power_w(load),
             power_limit_w=self.power_limit_w,
@@ -400,8 +415,13 @@ class SimulatedGpu:
         return min(1.0, constant + shares)
 
     @property
+    def memory_used_bytes(self) -> int:
+        """Memory in use, with what the driver keeps for itself."""
+        return self.tenants_bytes + (self.profile.memory_reserved_bytes or 0)
+
+    @property
     def tenants_bytes(self) -> int:
         """Memory in use without what the driver keeps for itself."""
         used = sum(int(tenant.memory_gib * GIB) for _, tenant in self.tenants)
         used += sum(sum(tenancy.memory.held_bytes.values()) for tenancy in self.tenancies.values())
-        return min(used, self.identity.memory_bytes - (self.profile.memory_reserved_bytes or 0))
+        return min(used, self.profile.memory_bytes - (self.profile.memory_reserved_bytes or 0))

@@ -225,10 +225,10 @@ class SimulatedNode:
         }
 
     def start_tenant(self, uuid: str, spec: TenantSpec) -> Tenant | None:
-        """Start a tenant; None on a GPU that is lost, hot, hangs or waits for a reset."""
+        """Start a tenant; None on a GPU that is lost, hot, hangs, or waits for reset or fabric."""
         for gpu in self._present:
             tenancy = gpu.tenancies.get(uuid)
-            if tenancy is None or not gpu.probe().clean or self.hangs(gpu.identity.uuid):
+            if tenancy is None or not self._usable(gpu) or self.hangs(gpu.identity.uuid):
                 continue
             pid = next(self._pids)
             random = Random(f"{self.scenario.seed}/{spec.name}/{pid}")
@@ -236,6 +236,11 @@ class SimulatedNode:
             self.records.append(tenant.record)
             return tenant
         return None
+
+    def _usable(self, gpu: SimulatedGpu) -> bool:
+        probe = gpu.probe()
+        accepts = self.driver.confidential_ready or not self.scenario.confidential_compute
+        return probe.clean and probe.in_fabric and accepts
 
     def stop_tenant(self, uuid: str, tenant: Tenant) -> None:
         """End a tenant whose pod was deleted, if it still runs."""

@@ -106,7 +106,9 @@ def tenancies_of(
     """Empty tenancies by UUID: that of the GPU, or those of its MIG devices."""
     if not gpu.mig_enabled:
         memory = Memory(
-            gpu.memory_bytes, profile.memory_reserved_bytes or 0, oversubscribe=group.oversubscribe
+            profile.memory_bytes,
+            profile.memory_reserved_bytes or 0,
+            oversubscribe=group.oversubscribe,
         )
         scheduler = _scheduler(group, profile)
         shares_faults = isinstance(scheduler, Mps)

@@ -15,12 +15,14 @@ from hal.nvml.failures import hal_error, open_error
 from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import ProcGpu, sysfs_bus_id
 from hal.nvml.readings import (
+    Readiness,
     ShutdownLimits,
+    list_processes,
     read_links,
     read_probe,
-    read_processes,
     read_telemetry,
 )
+from hal.nvml.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +45,7 @@ class NodeReader:
 
     def connect(self) -> None:
         """Begin another connection, in which GPUs keep their indices; raises `HalError`."""
-        answer = self._node.driver.returned.to("nvmlInit", self._node.now_s)
+        answer = self._node.driver.returned.to("nvmlInit_v2", self._node.now_s)
         if answer is not None and answer.code is not Code.SUCCESS:
             raise open_error(NvmlError(answer.code, answer.code.name))
         plugged = [place for place, gpu in enumerate(self._node.present) if gpu.plugged]
@@ -74,7 +76,12 @@ class NodeReader:
 
     def probe(self, uuid: str) -> Probe:
         gpu, misread = self._node.gpu(uuid), self._misreading()
-        return gpu.probe() if misread is None else misread.probe(gpu)
+        if misread is not None:
+            return misread.probe(gpu)
+        probe = gpu.probe()
+        if self._node.scenario.confidential_compute and probe.reachable:
+            return replace(probe, confidential_ready=self._node.driver.confidential_ready)
+        return probe
 
     def telemetry(self, uuid: str) -> Telemetry:
         gpu, misread = self._reachable(uuid), self._misreading()
@@ -121,6 +128,7 @@ class _Misread:
         self._api: InProcessNvml = InProcessNvml(node)
         self._inventory = Inventory(_ModelKernel(node), lambda: node.now_s)
         self._limits = ShutdownLimits(self._api)
+        self._readiness = Readiness(self._api)
         handles = {
             gpu.uuid: self._api.handle_of(gpu.uuid) for gpu in listed if gpu.state is GpuState.OK
         }
@@ -131,10 +139,7 @@ class _Misread:
         self._inventory.connected()
 
     def driver_version(self) -> str:
-        try:
-            return self._api.driver_version()
-        except NvmlError as error:
-            raise open_error(error) from error
+        return Values().read("", self._api.driver_version)
 
     def gpus(self) -> tuple[Gpu, ...]:
         return self._inventory.scan(self._api).gpus
@@ -147,6 +152,7 @@ class _Misread:
             lambda: self._inventory.handle(self._api, uuid),
             gpu.probe().epoch,
             self._limits,
+            self._readiness,
         )
 
     def telemetry(self, gpu: SimulatedGpu) -> Telemetry:
@@ -157,12 +163,7 @@ class _Misread:
             raise hal_error(error, "Reading the telemetry", uuid) from error
 
     def processes(self, gpu: SimulatedGpu) -> tuple[ComputeProcess, ...]:
-        uuid = gpu.identity.uuid
-        try:
-            handle = self._inventory.handle(self._api, uuid)
-            return read_processes(self._api, self._inventory.known(uuid), handle)
-        except NvmlError as error:
-            raise hal_error(error, "Listing the processes", uuid) from error
+        return list_processes(self._api, self._inventory, gpu.identity.uuid)
 
     def links(self) -> Mapping[tuple[str, str], Link]:
         try:

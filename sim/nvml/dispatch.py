@@ -185,7 +185,7 @@ class Dispatcher:
                 return None
             if model.driver.failure() is not None:
                 return hello_bytes(Code.DRIVER_NOT_LOADED, 0)
-            answer = model.driver.returned.to("nvmlInit", model.now_s)
+            answer = model.driver.returned.to("nvmlInit_v2", model.now_s)
             if answer is not None and answer.code is not Code.SUCCESS:
                 return hello_bytes(answer.code, 0)
             self.enumerations.of(hello.new_session, model)

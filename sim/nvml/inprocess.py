@@ -15,6 +15,7 @@ from hal.nvml.api import (
     Clock,
     Code,
     EventData,
+    FabricInfo,
     Handle,
     Memory,
     MigAttributes,
@@ -87,7 +88,7 @@ class InProcessNvml:
 
     def pci_bus_id(self, device: Handle) -> str:
         info = self._structure("nvmlDeviceGetPciInfo_v3", device=device)
-        return str(info.busId.decode("utf-8", "replace"))
+        return _decoded(info.busId)
 
     def memory(self, device: Handle) -> Memory:
         try:
@@ -98,7 +99,7 @@ class InProcessNvml:
             if error.code not in {*_OLDER, Code.NOT_SUPPORTED}:
                 raise
             info = self._structure("nvmlDeviceGetMemoryInfo", device=device)
-        return Memory(total=int(info.total), used=int(info.used))
+        return Memory(total=int(info.total), free=int(info.free))
 
     def compute_capability(self, device: Handle) -> tuple[int, int]:
         major, minor = self._numbers("nvmlDeviceGetCudaComputeCapability", device=device)
@@ -160,6 +161,24 @@ class InProcessNvml:
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         return self._number("nvmlDeviceGetTotalEccErrors", int(kind), 0, device=device)
 
+    def fabric(self, device: Handle) -> FabricInfo:
+        name = "nvmlDeviceGetGpuFabricInfo"
+        try:
+            info = self._structure(
+                f"{name}V", device=device, room=pynvml.c_nvmlGpuFabricInfo_v2_t()
+            )
+        except NvmlError as error:
+            if error.code not in _OLDER:
+                raise
+            info = self._structure(name, device=device)
+        return FabricInfo(int(info.state), int(info.status))
+
+    def is_confidential(self) -> bool:
+        return bool(self._structure("nvmlSystemGetConfComputeState").ccFeature)
+
+    def is_confidential_ready(self) -> bool:
+        return bool(self._number("nvmlSystemGetConfComputeGpusReadyState"))
+
     def utilization_percent(self, device: Handle) -> int:
         return int(self._structure("nvmlDeviceGetUtilizationRates", device=device).gpu)
 
@@ -193,7 +212,12 @@ class InProcessNvml:
             return self._number("nvmlDeviceGetCurrentClocksThrottleReasons", device=device)
 
     def processes(self, device: Handle) -> list[Process]:
-        name = "nvmlDeviceGetComputeRunningProcesses"
+        return self._running("nvmlDeviceGetComputeRunningProcesses", device)
+
+    def graphics_processes(self, device: Handle) -> list[Process]:
+        return self._running("nvmlDeviceGetGraphicsRunningProcesses", device)
+
+    def _running(self, name: str, device: Handle) -> list[Process]:
         try:
             found = self._structures(f"{name}_v3", device=device)
         except NvmlError as error:
@@ -230,7 +254,7 @@ class InProcessNvml:
 
     def nvlink_remote(self, device: Handle, link: int) -> str:
         info = self._structure("nvmlDeviceGetNvLinkRemotePciInfo_v2", link, device=device)
-        return str(info.busId.decode("utf-8", "replace"))
+        return _decoded(info.busId)
 
     def _number(
         self, name: str, *numbers: int, device: Handle | None = None, other: Handle | None = None
@@ -254,7 +278,7 @@ class InProcessNvml:
         self,
         name: str,
         *numbers: int,
-        device: Handle,
+        device: Handle | None = None,
         room: ctypes.Structure | None = None,
     ) -> ctypes.Structure:
         (found,) = self._structures(name, *numbers, device=device, room=room)
@@ -264,7 +288,7 @@ class InProcessNvml:
         self,
         name: str,
         *numbers: int,
-        device: Handle,
+        device: Handle | None = None,
         room: ctypes.Structure | None = None,
     ) -> list[ctypes.Structure]:
         response = self._call(name, numbers, device, room=room)
@@ -300,6 +324,10 @@ class InProcessNvml:
             return responded(_FUNCTIONS[name], call)
         except NvmlFailure as failure:
             raise _error(failure.code) from failure
+
+
+def _decoded(text: str | bytes) -> str:
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
 def _error(code: Code) -> NvmlError:

@@ -34,6 +34,7 @@ class _Seen:
     first_s: float
     name: str
     mig_uuid: str | None
+    graphics: bool
     shares: list[float] = field(default_factory=list)
     memory_bytes: list[int] = field(default_factory=list)
 
@@ -152,7 +153,9 @@ class Scenarist:
         tenant: Node = {"name": self._name(one.name), "gpu": self._positions[gpu.uuid]}
         late = one.first_s > 0
         if not late and one.mig_uuid is None:
-            load = {"utilization": round(min(1.0, share or 0.0), 3)}
+            load: Node = {"utilization": round(min(1.0, share or 0.0), 3)}
+            if one.graphics:
+                load["graphics"] = True
             return {**tenant, **load, "memory_gib": round(held_gib, 3)}
         if one.mig_uuid is not None:
             tenant["mig"] = self._mig_position(gpu, one.mig_uuid)
@@ -172,7 +175,7 @@ class Scenarist:
                 key = (process.pid, process.mig_uuid)
                 if key not in found:
                     first_s = 0.0 if number == 0 else sample.at_s
-                    found[key] = _Seen(first_s, process.name, process.mig_uuid)
+                    found[key] = _Seen(first_s, process.name, process.mig_uuid, process.graphics)
                 if process.sm_share is not None:
                     found[key].shares.append(process.sm_share)
                 if process.memory_bytes is not None:

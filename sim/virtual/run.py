@@ -201,7 +201,7 @@ class VirtualRun:
                 Sample(
                     at_s=now_s,
                     utilization=reading.utilization or 0.0,
-                    memory_used_bytes=reading.memory_used_bytes,
+                    memory_used_bytes=gpu.memory_used_bytes,
                     temperature_c=reading.temperature_c or 0.0,
                     power_w=reading.power_w,
                     clock_ppm=gpu.physics.clock_ppm,
@@ -212,9 +212,9 @@ class VirtualRun:
 
     def _notes_of(self, uuid: str) -> GpuNotes:
         if uuid not in self._notes:
-            identity = self.node.gpus[uuid].identity
+            gpu = self.node.gpus[uuid]
             self._notes[uuid] = GpuNotes(
-                uuid, identity.index, identity.product, identity.memory_bytes
+                uuid, gpu.identity.index, gpu.identity.product, gpu.profile.memory_bytes
             )
         return self._notes[uuid]
 

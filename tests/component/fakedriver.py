@@ -130,6 +130,7 @@ class FakeDriver:
         return Telemetry(
             utilization=None,
             memory_used_bytes=0,
+            memory_free_bytes=16 * 1024**3,
             memory_total_bytes=16 * 1024**3,
             temperature_c=None,
             power_w=None,

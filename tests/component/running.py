@@ -302,6 +302,14 @@ class Hardware:
         """Let a row remap be pending or failed on a GPU, without an event."""
         self._inject_into(gpu, RowRemap(failed=failed))
 
+    def let(self, gpu: int, *what: GpuFault) -> None:
+        """Inject faults of any kind into a GPU."""
+        self._inject_into(gpu, *what)
+
+    def let_node(self, what: NodeFault) -> None:
+        """Inject a fault of any kind into the node."""
+        self._inject_node(what)
+
     def lose(self, gpu: int) -> None:
         """Let a GPU stop answering."""
         self._inject_into(gpu, LostFault())

@@ -81,9 +81,9 @@ def test_a_field_value_of_its_own(two: Subject) -> None:
 
 def test_members_of_a_structure(two: Subject) -> None:
     one = two.uuids[0]
-    two.let(0, returns("nvmlDeviceGetMemoryInfo", value={"used": 42}))
+    two.let(0, returns("nvmlDeviceGetMemoryInfo", value={"free": 42}))
     reading = two.backend.telemetry(one)
-    assert (reading.memory_used_bytes, reading.memory_total_bytes) == (42, 85520809984)
+    assert (reading.memory_free_bytes, reading.memory_total_bytes) == (42, 85520809984)
 
 
 def test_calls_about_a_mig_device(two: Subject) -> None:

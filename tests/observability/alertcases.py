@@ -47,6 +47,14 @@ def _answers(code: str, values: str) -> dict[str, str]:
 
 CASES: dict[str, Case] = {
     "GpuUnhealthy": _gauge("gpuplugin_gpu_health", _HEALTH, "0 1x60", "0 1x2 0x60", early="4m"),
+    "GpuNotHealthy": _gauge(
+        "gpuplugin_gpu_health",
+        f'{GPU},state="Healthy"',
+        "1 0x90",
+        "1 0x50 1 0x30",
+        at="80m",
+        early="55m",
+    ),
     "GpuFlapping": _gauge(
         "gpuplugin_gpu_health_transitions_total",
         f'{_HEALTH},cause="xid",xid="74",action=""',

@@ -157,6 +157,9 @@ def _add_node(metrics: Metrics, view: NodeView, now_s: float, add: Add) -> None:
         for state in HealthState:
             labels = (uuid, view.index(uuid), state.value)
             add(metrics.gpu_health, labels, health.state is state)
+    for gpu in view.gpus:
+        if gpu.compute_mode is not None:
+            add(metrics.gpu_compute_mode, (gpu.uuid, gpu.index, gpu.compute_mode.value), 1)
     for device, seconds in view.history.unhealthy_s(now_s).items():
         add(metrics.gpu_unhealthy_seconds, device, seconds)
 

@@ -57,6 +57,11 @@ class Metrics:
         "1 for each listed GPU.",
         (*GPU, "product", "pci_bus_id", "numa_node", "driver"),
     )
+    gpu_compute_mode = Scraped(
+        "gpuplugin_gpu_compute_mode",
+        "1 for the compute mode of the GPU; a shared one should be in default.",
+        (*GPU, "mode"),
+    )
     gpu_utilization_ratio = Scraped(
         "gpuplugin_gpu_utilization_ratio",
         "Share of the last sample period during which a kernel ran.",

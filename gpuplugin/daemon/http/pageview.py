@@ -56,7 +56,7 @@ class UnitView:
     history: Sequence[SpanView]
     utilization: float | None = None
     memory_used_bytes: int | None = None
-    memory_total_bytes: int = 0
+    memory_total_bytes: int | None = None
     temperature_c: float | None = None
     power_w: float | None = None
     clock_mhz: int | None = None
@@ -133,8 +133,9 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
             uses = [one for one in usage.replicas if one.uuid == uuid] if usage else []
             telemetry = reading.telemetry.get(uuid) if reading else None
             memory_used_bytes = telemetry.memory_used_bytes if telemetry else None
-            if telemetry is None and used is not None and used.free_bytes is not None:
-                memory_used_bytes = memory_bytes - used.free_bytes
+            free_bytes = used.free_bytes if used is not None else None
+            if telemetry is None and memory_bytes is not None and free_bytes is not None:
+                memory_used_bytes = memory_bytes - free_bytes
             yield UnitView(
                 index=index,
                 uuid=uuid,
@@ -177,7 +178,7 @@ def spans(changes: Sequence[HealthChange], now_s: float) -> tuple[float, list[Sp
     return length_s, result
 
 
-def _devices(gpu: Gpu) -> Iterable[tuple[str, str, str, int]]:
+def _devices(gpu: Gpu) -> Iterable[tuple[str, str, str, int | None]]:
     yield str(gpu.index), gpu.uuid, gpu.product, gpu.memory_bytes
     for mig in gpu.mig_devices:
         product = f"{gpu.product} MIG {mig.profile}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuplugin.doctor.verdict import Verdict, fail, found, skipped, warn
+from gpuplugin.core.faults import RESET_OR_REBOOT
+from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, well
 from hal import GpuState, RecoveryAction, XidAction
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ CURES: dict[str, str] = {
     "drain-p2p": "Let no new pod use peer-to-peer (NVLink), and reset when the running ones ended",
     "drain-and-reset": _RESET,
     "reset-or-reboot": _RESET,
+    "check-permissions": "Check the rights of /dev/nvidia* and the devices that the plugin's "
+    "container may use ('systemctl daemon-reload' can take them away)",
+    "set-gpu-ready-state": "Attest the GPUs, then 'nvidia-smi conf-compute -srs 1'",
+    "check-power": "Attach the GPU's power cables",
+    "check-interrupts": "See 'dmesg' for irq, and the firmware's settings for MSI",
+    "check-host-memory": "See 'dmesg' for the OOM killer: the node has too little memory left",
+    "check-fabric-manager": "Start the fabric manager, and see its log ('journalctl -u "
+    "nvidia-fabricmanager')",
     XidAction.RESET_GPU.value: _RESET,
     XidAction.ECC_WORKFLOW.value: _RESET,
     XidAction.NVLINK_WORKFLOW.value: "Check both ends of the link ('nvidia-smi nvlink -e') and "
@@ -52,14 +61,84 @@ def gpu_health(facts: Facts) -> Verdict:
     return found(problems, f"all {count} are well" if count != 1 else "it is well")
 
 
+def gpu_values(facts: Facts) -> Verdict:
+    """Every value of a GPU that its driver should know can be read."""
+    if not facts.hardware.gpus:
+        return skipped("no GPU is listed")
+    problems = [
+        warn(
+            f"a value of GPU {one.gpu.index} is unknown: {failure}",
+            f"GPU {one.gpu.index} ({one.gpu.uuid})",
+            failure.remedy or "See 'dmesg | grep -i nvrm'",
+        )
+        for one in facts.hardware.gpus
+        for failure in dict.fromkeys(
+            (*one.gpu.unknown, *(one.probe.unknown if one.probe else ()), *one.unknown)
+        )
+    ]
+    return found(problems, "all are known")
+
+
+_FABRIC_MANAGER = (
+    "Start the fabric manager and see its log ('journalctl -u nvidia-fabricmanager'); its version "
+    "must be the driver's. In shared NVSwitch mode, where the host runs it, set "
+    "health.fabricCheck: false"
+)
+
+
+def nvlink_fabric(facts: Facts) -> Verdict:
+    """Each GPU in an NVLink fabric has completed its registration there."""
+    known = [
+        (one.gpu, one.probe)
+        for one in facts.hardware.gpus
+        if one.probe is not None and one.probe.fabric is not None
+    ]
+    if not known:
+        return skipped("no GPU is in an NVLink fabric")
+    tell = fail if facts.settings.health.fabric_check else warn
+    problems = [
+        tell(
+            f"GPU {gpu.index} is not ready in the NVLink fabric ({probe.fabric_failure or state}): "
+            "CUDA fails there with error 802",
+            f"GPU {gpu.index} ({gpu.uuid})",
+            _FABRIC_MANAGER,
+        )
+        for gpu, probe in known
+        if not probe.in_fabric and (state := probe.fabric.value if probe.fabric else "")
+    ]
+    return found(problems, f"completed on {len(known)} GPUs")
+
+
+def confidential_computing(facts: Facts) -> Verdict:
+    """In confidential computing the GPUs accept work."""
+    states = {
+        one.probe.confidential_ready
+        for one in facts.hardware.gpus
+        if one.probe is not None and one.probe.confidential_ready is not None
+    }
+    if not states:
+        return skipped("it is not in force")
+    if states == {True}:
+        return well("the GPUs accept work")
+    return failed(
+        "confidential computing is in force, and the GPUs accept no work yet",
+        "NVML",
+        "Attest the GPUs, then 'nvidia-smi conf-compute -srs 1'",
+    )
+
+
 def _by_driver(one: GpuFacts) -> list[Problem]:
     gpu, probe = one.gpu, one.probe
     where = f"GPU {gpu.index} ({gpu.uuid})"
     reset = _RESET.format(gpu.uuid)
     if gpu.state is GpuState.LOST or (probe is not None and not probe.reachable):
+        failure = gpu.failure or (probe.failure if probe is not None else None)
+        told = f" ({failure})" if failure is not None else ""
+        if failure is not None and failure.action != RESET_OR_REBOOT:
+            return [fail(f"GPU {gpu.index} cannot be read{told}", where, failure.remedy)]
         return [
             fail(
-                f"GPU {gpu.index} is lost: it does not answer",
+                f"GPU {gpu.index} is lost: it does not answer{told}",
                 where,
                 f"See 'dmesg | grep -i xid' (79: it fell off the bus). {_REBOOT}",
             )

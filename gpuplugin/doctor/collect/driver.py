@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.doctor.collect.host import HostRoot
     from gpuplugin.doctor.facts import FileFact
-    from hal import Backend, Gpu
+    from hal import Backend, CallFailure, Gpu
 
 _NVIDIA = "0x10de"
 _GPU_CLASSES = ("0300", "0302")
@@ -215,8 +215,11 @@ def _of_gpu(backend: Backend, gpu: Gpu, asker: _Asker) -> GpuFacts:
         return GpuFacts(gpu, problem=f"a call about it takes over {_CALL_S:g} s")
     except HalError as error:
         return GpuFacts(gpu, problem=str(error))
-    try:
+    names: tuple[str, ...] = ()
+    unknown: tuple[CallFailure, ...] = ()
+    with suppress(_Hung, HalError):
+        unknown = asker.ask(lambda: backend.telemetry(gpu.uuid), _CALL_S).unknown
+    with suppress(_Hung, HalError):
         processes = asker.ask(lambda: backend.processes(gpu.uuid), _CALL_S)
-    except (_Hung, HalError):
-        return GpuFacts(gpu, probe)
-    return GpuFacts(gpu, probe, tuple(process.name for process in processes))
+        names = tuple(process.name for process in processes)
+    return GpuFacts(gpu, probe, names, unknown=unknown)

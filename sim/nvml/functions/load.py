@@ -50,7 +50,7 @@ def _memory(call: NvmlCall) -> tuple[int, int, int]:
     if call.profile.unified_memory:
         raise NvmlFailure(Code.NOT_SUPPORTED)
     return (
-        call.gpu.identity.memory_bytes,
+        call.profile.memory_bytes,
         call.profile.memory_reserved_bytes or 0,
         call.gpu.tenants_bytes,
     )
@@ -99,7 +99,7 @@ def _bar1(call: NvmlCall) -> ctypes.Structure:
         and not is_geforce(call.gpu)
         and call.profile.compute_capability >= (8, 0)
     ):
-        total = 1 << (call.gpu.identity.memory_bytes - 1).bit_length()
+        total = 1 << (call.profile.memory_bytes - 1).bit_length()
     info: ctypes.Structure = pynvml.c_nvmlBAR1Memory_t(
         bar1Total=total, bar1Free=total - _BAR1_USED_BYTES, bar1Used=_BAR1_USED_BYTES
     )

@@ -49,6 +49,7 @@ def reading(utilization: float | None = 0.9, used_gib: int = 50) -> Telemetry:
     return Telemetry(
         utilization=utilization,
         memory_used_bytes=used_gib * GIB,
+        memory_free_bytes=(80 - used_gib) * GIB,
         memory_total_bytes=80 * GIB,
         temperature_c=50.0,
         power_w=300.0,

@@ -34,7 +34,12 @@ GPU_LIST = tuple(
     for n in range(GPUS)
 )
 TELEMETRY = Telemetry(
-    0.5, 40 * GIB, 80 * GIB, 50.0, 300.0, 400.0, 1000, 1000, ThrottleReason.POWER_CAP, 0, 0
+    0.5,
+    *(40 * GIB, 40 * GIB, 80 * GIB),
+    *(50.0, 300.0, 400.0),
+    *(1000, 1000),
+    ThrottleReason.POWER_CAP,
+    *(0, 0),
 )
 
 
@@ -116,6 +121,7 @@ def test_every_family_can_have_samples_and_none_is_unknown() -> None:
     assert found <= known
     assert known - found == {
         "gpuplugin_devices",
+        "gpuplugin_gpu_compute_mode",
         "gpuplugin_gpu_health",
         "gpuplugin_gpu_row_remap",
         "gpuplugin_gpu_unhealthy_seconds",

@@ -28,7 +28,18 @@ from gpuplugin.doctor.facts import (
     UnitFact,
 )
 from gpuplugin.doctor.verdict import EXIT_STATUS, Severity, diagnose, worst
-from hal import ComputeMode, MigDevice, Probe, RecoveryAction, XidAction
+from hal import (
+    CallFailure,
+    ComputeMode,
+    FabricState,
+    GpuState,
+    MigDevice,
+    Probe,
+    RecoveryAction,
+    XidAction,
+)
+from hal.nvml.api import Code, NvmlError
+from hal.nvml.failures import call_failure
 from tests.unit.builders import a_gpu, a_probe, uuid_of_gpu
 from tests.unit.doctor.nodes import (
     PLUGIN_FOLDER,
@@ -141,6 +152,9 @@ def with_node(path: str, node: FileFact | None) -> Callable[[Facts], Facts]:
 MIG = MigDevice(
     "MIG-a", 0, 1, 0, "1g.10gb", 10 * 1024**3, ("/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap12")
 )
+REFUSED = CallFailure(
+    "nvmlDeviceGetUUID", 4, "Insufficient Permissions", "See /dev/nvidia*", "check-permissions"
+)
 CDI = {"DEVICE_LIST_STRATEGY": "cdi-cri"}
 LOST = replace(a_probe(), reachable=False, recovery_action=RecoveryAction.UNKNOWN)
 SPEC = CdiSpec("/var/run/cdi/a.json", "k8s.device-plugin.nvidia.com/gpu", ("a",))
@@ -210,6 +224,44 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             WARN,
             "lists 2 of the 3 GPUs",
             "dmesg",
+        ),
+        (
+            "gpu-values",
+            gpu(unknown=(CallFailure("nvmlDeviceGetName", 999, "Unknown Error", "See 'dmesg'"),)),
+            WARN,
+            "a value of GPU 0 is unknown: nvmlDeviceGetName: Unknown Error (999)",
+            "dmesg",
+        ),
+        (
+            "gpu-health",
+            gpu(state=GpuState.LOST, failure=REFUSED),
+            FAIL,
+            "GPU 0 cannot be read (nvmlDeviceGetUUID: Insufficient Permissions (4))",
+            "/dev/nvidia",
+        ),
+        (
+            "nvlink-fabric",
+            probed(replace(a_probe(), fabric=FabricState.IN_PROGRESS)),
+            FAIL,
+            "not ready in the NVLink fabric (in-progress): CUDA fails there with error 802",
+            "nvidia-fabricmanager",
+        ),
+        (
+            "nvlink-fabric",
+            both(
+                config(GPUPLUGIN_HEALTH_FABRIC_CHECK="false"),
+                probed(replace(a_probe(), fabric=FabricState.NOT_STARTED)),
+            ),
+            WARN,
+            "not-started",
+            "nvidia-fabricmanager",
+        ),
+        (
+            "confidential-computing",
+            probed(replace(a_probe(), confidential_ready=False)),
+            FAIL,
+            "accept no work",
+            "conf-compute -srs 1",
         ),
         ("device-nodes", with_node("/dev/nvidiactl", None), FAIL, "/dev/nvidiactl", "modprobe"),
         ("device-nodes", with_node("/dev/nvidia-uvm", None), FAIL, "/dev/nvidia-uvm", "modprobe"),
@@ -769,3 +821,8 @@ def test_a_runtime_of_several_files_may_have_its_default_elsewhere() -> None:
     facts = well()
     facts = runtime(configs=(*facts.runtime.configs, other))(facts)
     assert verdict("runtime", facts).severity is FAIL
+
+
+def test_every_action_for_a_code_of_nvml_has_a_cure() -> None:
+    actions = {call_failure(NvmlError(code, "")).action for code in Code}
+    assert actions - {"see-dmesg"} <= CURES.keys()

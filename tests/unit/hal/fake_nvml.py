@@ -15,6 +15,7 @@ from hal.nvml.api import (
     EventData,
     EventSet,
     EventType,
+    FabricInfo,
     Field,
     Handle,
     Memory,
@@ -27,10 +28,21 @@ from hal.nvml.api import (
 
 GIB = 1024**3
 
+NEED_THE_GPU = (
+    "memory",
+    "utilization_percent",
+    "temperature_c",
+    "clock_mhz",
+    "power_mw",
+    "volatile_ecc",
+    "processes",
+)
+"""Calls that the driver cannot answer for a GPU that is gone."""
+
 _handles = itertools.count(0x1000)
 _ONE_SLICE = MigAttributes(1, 1, 9856)
-_MIG_MEMORY = Memory(9 * GIB, 0)
-_MEMORY = Memory(80 * GIB, 1 * GIB)
+_MIG_MEMORY = Memory(9 * GIB, 9 * GIB)
+_MEMORY = Memory(80 * GIB, 79 * GIB)
 _NO_ROWS = RemappedRows(pending=False, failure=False)
 
 
@@ -71,7 +83,9 @@ class FakeGpu:
     clocks: dict[Clock, int] = field(default_factory=lambda: {Clock.SM: 345, Clock.MEMORY: 2619})
     clock_reasons: int = 0x1
     processes: list[Process] = field(default_factory=list)
+    graphics: list[Process] = field(default_factory=list)
     samples: list[ProcessSample] = field(default_factory=list)
+    fabric: FabricInfo | None = None
     nvlinks: dict[int, str] = field(default_factory=dict)
     failing: dict[str, Code] = field(default_factory=dict)
     gone: Code | None = None
@@ -84,6 +98,7 @@ class FakeNvml:
     def __init__(self, *gpus: FakeGpu) -> None:
         self.gpus = list(gpus)
         self.version = "580.105.08"
+        self.confidential_ready: bool | None = None
         self.failing: dict[str, Code] = {}
         self.calls: Counter[str] = Counter()
         self.names: dict[int, str] = {}
@@ -262,6 +277,22 @@ class FakeNvml:
     def volatile_ecc(self, device: Handle, kind: EccKind) -> int:
         return self._gpu("volatile_ecc", device).ecc[kind]
 
+    def fabric(self, device: Handle) -> FabricInfo:
+        fabric = self._gpu("fabric", device).fabric
+        if fabric is None:
+            raise NvmlError(Code.NOT_SUPPORTED, "fabric")
+        return fabric
+
+    def is_confidential(self) -> bool:
+        self._check("is_confidential")
+        if self.confidential_ready is None:
+            raise NvmlError(Code.NOT_SUPPORTED, "is_confidential")
+        return True
+
+    def is_confidential_ready(self) -> bool:
+        self._check("is_confidential_ready")
+        return bool(self.confidential_ready)
+
     def utilization_percent(self, device: Handle) -> int:
         return self._gpu("utilization_percent", device).utilization
 
@@ -294,6 +325,9 @@ class FakeNvml:
 
     def processes(self, device: Handle) -> list[Process]:
         return self._gpu("processes", device).processes
+
+    def graphics_processes(self, device: Handle) -> list[Process]:
+        return self._gpu("graphics_processes", device).graphics
 
     def process_samples(self, device: Handle) -> list[ProcessSample]:
         return self._gpu("process_samples", device).samples

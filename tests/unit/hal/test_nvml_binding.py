@@ -143,9 +143,12 @@ def test_texts(api: NvmlApi, library: CLibrary, name: str, call: Callable[[NvmlA
     install(library, **{name: function})
     text = b"GPU-a"
     assert call(api) == "GPU-a"
-    text = b"\xff"
-    with pytest.raises(NvmlError, match="not UTF-8"):
-        call(api)
+    text = b"\xf8\x8aA"
+    if name == "nvmlDeviceGetUUID":
+        with pytest.raises(NvmlError, match="not UTF-8"):
+            call(api)
+    else:
+        assert call(api) == "\ufffd\ufffdA"
 
 
 def test_connecting_and_handles(api: NvmlApi, library: CLibrary) -> None:
@@ -190,7 +193,7 @@ def test_connecting_and_handles(api: NvmlApi, library: CLibrary) -> None:
 
 def test_structures(api: NvmlApi, library: CLibrary) -> None:
     def memory_v2(device: Any, memory: Any) -> None:
-        memory.total, memory.reserved, memory.used = 100, 10, 20
+        memory.total, memory.reserved, memory.used, memory.free = 100, 10, 20, 70
 
     def pci(device: Any, *rest: Any) -> None:
         rest[-1].busId = b"00000000:07:00.0"
@@ -218,7 +221,7 @@ def test_structures(api: NvmlApi, library: CLibrary) -> None:
         nvmlDeviceGetRemappedRows=rows,
         nvmlDeviceGetUtilizationRates=utilization,
     )
-    assert api.memory(GPU) == Memory(total=100, used=20)
+    assert api.memory(GPU) == Memory(total=100, free=70)
     assert api.pci_bus_id(GPU) == api.nvlink_remote(GPU, 3) == "00000000:07:00.0"
     assert api.compute_capability(GPU) == (9, 0)
     assert api.mig_attributes(GPU) == MigAttributes(3, 1, 40320)
@@ -230,10 +233,10 @@ def test_memory_on_a_driver_that_knows_the_first_version_only(
     api: NvmlApi, library: CLibrary
 ) -> None:
     def memory(device: Any, value: Any) -> None:
-        value.total, value.used = 100, 30
+        value.total, value.free = 100, 70
 
     install(library, nvmlDeviceGetMemoryInfo=memory)
-    assert api.memory(GPU) == Memory(total=100, used=30)
+    assert api.memory(GPU) == Memory(total=100, free=70)
 
 
 def test_fields(api: NvmlApi, library: CLibrary) -> None:

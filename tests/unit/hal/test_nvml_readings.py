@@ -21,7 +21,7 @@ from hal.types import (
     ThrottleReason,
     TimeSliceLevel,
 )
-from tests.unit.hal.fake_nvml import GIB, FakeGpu, FakeMig, FakeNvml
+from tests.unit.hal.fake_nvml import GIB, NEED_THE_GPU, FakeGpu, FakeMig, FakeNvml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,17 +130,25 @@ def test_probe_tells_of_memory_errors(tmp_path: Path) -> None:
         (Code.UNKNOWN, RecoveryAction.UNKNOWN),
     ],
 )
-@pytest.mark.parametrize("call", ["uuid", "memory"])
+@pytest.mark.parametrize("calls", ["uuid", " ".join(NEED_THE_GPU)])
 def test_a_gpu_that_does_not_answer_is_not_reachable(
-    tmp_path: Path, call: str, code: Code, action: RecoveryAction
+    tmp_path: Path, calls: str, code: Code, action: RecoveryAction
 ) -> None:
     gpu = FakeGpu("GPU-a")
     backend = opened(FakeNvml(gpu), tmp_path)
-    gpu.failing[call] = code
+    gpu.failing |= dict.fromkeys(calls.split(), code)
     probe = backend.probe("GPU-a")
     assert (probe.reachable, probe.clean) == (False, False)
-    if call == "memory":
+    if calls != "uuid":
         assert probe.recovery_action is action
+
+
+@pytest.mark.parametrize("call", NEED_THE_GPU)
+def test_one_value_that_cannot_be_had_does_not_make_a_gpu_unreachable(
+    tmp_path: Path, call: str
+) -> None:
+    gpu = FakeGpu("GPU-a", failing={call: Code.GPU_IS_LOST})
+    assert opened(FakeNvml(gpu), tmp_path).probe("GPU-a").reachable
 
 
 def test_right_after_a_look_gpus_are_not_asked_for_their_names(tmp_path: Path) -> None:
@@ -178,15 +186,17 @@ def test_a_limit_that_could_not_be_read_is_asked_again(tmp_path: Path) -> None:
     assert backend.probe("GPU-a").thermal_shutdown
 
 
-def test_a_gpu_lost_in_the_middle_of_a_probe_is_not_reachable(tmp_path: Path) -> None:
+def test_a_count_that_cannot_be_had_is_unknown_and_named(tmp_path: Path) -> None:
     gpu = FakeGpu("GPU-a", failing={"volatile_ecc": Code.GPU_IS_LOST})
-    assert not opened(FakeNvml(gpu), tmp_path).probe("GPU-a").reachable
+    probe = opened(FakeNvml(gpu), tmp_path).probe("GPU-a")
+    assert (probe.reachable, probe.uncorrectable_ecc) == (True, None)
+    assert [(one.call, one.code) for one in probe.unknown] == [("nvmlDeviceGetTotalEccErrors", 15)]
 
 
 def test_probing_without_a_driver_is_an_error(tmp_path: Path) -> None:
     gpu = FakeGpu("GPU-a")
     backend = opened(FakeNvml(gpu), tmp_path)
-    gpu.failing["memory"] = Code.DRIVER_NOT_LOADED
+    gpu.gone = Code.DRIVER_NOT_LOADED
     with pytest.raises(DriverUnavailable):
         backend.probe("GPU-a")
 
@@ -234,6 +244,7 @@ def test_telemetry_in_the_units_of_the_hal(tmp_path: Path) -> None:
     assert opened(FakeNvml(gpu), tmp_path).telemetry("GPU-a") == Telemetry(
         utilization=0.87,
         memory_used_bytes=GIB,
+        memory_free_bytes=79 * GIB,
         memory_total_bytes=80 * GIB,
         temperature_c=66.0,
         power_w=512.345,
@@ -246,7 +257,7 @@ def test_telemetry_in_the_units_of_the_hal(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("code", [Code.NOT_SUPPORTED, Code.FUNCTION_NOT_FOUND, Code.NO_PERMISSION])
+@pytest.mark.parametrize("code", [Code.NOT_SUPPORTED, Code.FUNCTION_NOT_FOUND, Code.NO_DATA])
 def test_telemetry_that_is_not_supported_is_none(tmp_path: Path, code: Code) -> None:
     calls = (
         "utilization_percent",
@@ -261,6 +272,7 @@ def test_telemetry_that_is_not_supported_is_none(tmp_path: Path, code: Code) -> 
     assert opened(FakeNvml(gpu), tmp_path).telemetry("GPU-a") == Telemetry(
         utilization=None,
         memory_used_bytes=GIB,
+        memory_free_bytes=79 * GIB,
         memory_total_bytes=80 * GIB,
         temperature_c=None,
         power_w=None,

@@ -77,7 +77,7 @@ def check_readings(gpu: SimulatedGpu, now_s: float) -> None:
     memory = sum(process.memory_bytes or 0 for process in processes)
     reserved = profile.memory_reserved_bytes or 0
     if profile.unified_memory:
-        assert (telemetry.memory_used_bytes, telemetry.memory_total_bytes) == (0, 0)
+        assert (telemetry.memory_used_bytes, telemetry.memory_total_bytes) == (None, None)
     else:
         assert telemetry.memory_used_bytes == min(reserved + memory, profile.memory_bytes)
         assert telemetry.memory_total_bytes == profile.memory_bytes

@@ -82,7 +82,7 @@ def test_mig_devices_have_memory_and_together_fit_the_gpu(model: str) -> None:
         sizes = [device.memory_bytes for device in gpu.identity.mig_devices]
 
         assert len(sizes) == mig.instances
-        assert 0 < sum(sizes) <= gpu.identity.memory_bytes
+        assert 0 < sum(sizes) <= gpu.profile.memory_bytes
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_mig_memory_that_no_source_gives_is_a_share_of_the_gpu(
     (gpu,) = (one.identity for one in node.gpus.values())
     (device,) = gpu.mig_devices
 
-    assert device.memory_bytes == gpu.memory_bytes * eighths // 8
+    assert device.memory_bytes == load_profile(model).memory_bytes * eighths // 8
 
 
 def test_captured_buses_come_first() -> None:

@@ -53,6 +53,9 @@ def a_reading(utilization: float | None = 0.5, used_gib: float = 10.0) -> Teleme
     return Telemetry(
         utilization=utilization,
         memory_used_bytes=int(used_gib * GIB) + (H100.memory_reserved_bytes or 0),
+        memory_free_bytes=H100.memory_bytes
+        - int(used_gib * GIB)
+        - (H100.memory_reserved_bytes or 0),
         memory_total_bytes=H100.memory_bytes,
         temperature_c=50.0,
         power_w=300.0,
@@ -297,7 +300,7 @@ def test_what_one_gpu_cannot_tell_is_a_note_and_hides_no_other(tmp_path: Path) -
     backend.close()
     assert set(recording.samples[0].readings) == {"GPU-a", "GPU-b"}
     text = as_yaml(recording, "test", scrub=False)
-    assert "# Not as it was: Listing the processes of GPU GPU-a failed" in text
+    assert "# Not as it was: The processes on GPU GPU-a are unknown" in text
 
 
 def test_a_simulated_node_in_real_time_is_recorded_with_a_gpu_that_is_lost() -> None:
