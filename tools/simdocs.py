@@ -180,10 +180,10 @@ def call_table() -> str:
     lines = ["| call | without it | code | meaning |", "|---|---|---|---|"]
     for role in Role:
         calls = [call for call in CALLS.values() if call.role is role]
-        by_meaning: dict[Meaning, list[Code]] = {}
-        for code in codes:
-            by_meaning.setdefault(meaning(role, code), []).append(code)
         for call in calls:
+            by_meaning: dict[Meaning, list[Code]] = {}
+            for code in codes:
+                by_meaning.setdefault(meaning(call, code), []).append(code)
             for what, found in by_meaning.items():
                 lines.append(
                     f"| `{call.function}` | {call.value} unknown | {_codes(found, codes)} "

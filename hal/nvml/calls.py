@@ -24,6 +24,8 @@ class Role(Enum):
     """which GPU it is: without it that GPU cannot be used"""
     OPTIONAL = "optional"
     """a value that can be unknown"""
+    EVENTS = "events"
+    """what the driver reports by itself: without it faults may be missed"""
 
 
 class Meaning(Enum):
@@ -33,6 +35,8 @@ class Meaning(Enum):
     GPU_LOST = "the GPU is lost: Unhealthy"
     GPU_UNREADABLE = "the GPU cannot be read: Unhealthy, with the advice for the code"
     VALUE_UNKNOWN = "the value is unknown; the GPU stays as it is"
+    NOTHING_NEW = "nothing happened"
+    WATCH_FAILED = "it is tried again; all GPUs are Unhealthy after `health.blindAfter`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +108,26 @@ CALLS: Final[Mapping[str, Call]] = {
         "nvmlDeviceGetSupportedEventTypes", Role.OPTIONAL, "its events (probes go on)"
     ),
     "event_register": Call("nvmlDeviceRegisterEvents", Role.OPTIONAL, "its events (probes go on)"),
+    "event_set_create": Call("nvmlEventSetCreate", Role.EVENTS, "the events"),
+    "event_wait": Call("nvmlEventSetWait_v2", Role.EVENTS, "the events"),
     "topology": Call(
         "nvmlDeviceGetTopologyCommonAncestor", Role.OPTIONAL, "the path to another GPU"
     ),
     "nvlink_active": Call("nvmlDeviceGetNvLinkState", Role.OPTIONAL, "that NVLink"),
     "nvlink_remote": Call("nvmlDeviceGetNvLinkRemotePciInfo_v2", Role.OPTIONAL, "that NVLink"),
 }
-"""By the method of `NvmlApi`; events are watched, not read."""
+"""By the method of `NvmlApi`."""
 
 
-def meaning(role: Role, code: Code) -> Meaning:
+def meaning(call: Call, code: Code) -> Meaning:
     """What it means if this call alone fails with this code.
 
     A GPU of which no call gives a value is lost, whatever the codes.
     """
-    match role:
+    match call.role:
+        case Role.EVENTS:
+            timeout = code is Code.TIMEOUT and call is CALLS["event_wait"]
+            return Meaning.NOTHING_NEW if timeout else Meaning.WATCH_FAILED
         case Role.NODE:
             return Meaning.DRIVER_FAILED
         case Role.OPTIONAL:
@@ -128,4 +137,4 @@ def meaning(role: Role, code: Code) -> Meaning:
                 return Meaning.DRIVER_FAILED
             return Meaning.GPU_LOST if code in LOST else Meaning.GPU_UNREADABLE
         case _:
-            assert_never(role)
+            assert_never(call.role)

@@ -34,7 +34,7 @@ from sim.gpu.faults import (
     victims_of,
 )
 from sim.gpu.profiles import CannotPartition, check_partition
-from sim.gpu.returns import GROUPS, Returned
+from sim.gpu.returns import Returned
 from sim.gpu.scheduler import to_ns, until_s
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     Events: TypeAlias = Generator[simpy.Event, object, None]
 
 
-EVENT_CALLS: Final = GROUPS["events"]
+EVENT_CALLS: Final = ("nvmlEventSetCreate", "nvmlEventSetWait_v2")
+_WAIT: Final = EVENT_CALLS[1]
 
 
 @dataclass(slots=True)
@@ -103,7 +104,8 @@ class SimulatedDriver:
         failure: HalError | None = self.failure()
         for call in EVENT_CALLS:
             answer = self.returned.always(call, now_s)
-            if answer is not None and answer.code not in (Code.SUCCESS, Code.TIMEOUT):
+            nothing_new = call == _WAIT and answer is not None and answer.code is Code.TIMEOUT
+            if answer is not None and answer.code is not Code.SUCCESS and not nothing_new:
                 failure = failure or hal_error(
                     NvmlError(answer.code, answer.code.name), "Waiting for GPU events"
                 )

@@ -104,9 +104,9 @@ def meant(node: Subject, uuids: tuple[str, ...]) -> Meaning | str:
 
 ROWS = [
     (name, reopen)
-    for name in CALLS
+    for name, call in CALLS.items()
     for reopen in (False, True)
-    if (name, reopen) != ("init", False)
+    if call.role is not Role.EVENTS and (name, reopen) != ("init", False)
 ]
 
 
@@ -145,7 +145,7 @@ def misunderstood(node: Subject, name: str, codes: Sequence[Code], *, reopen: bo
                 seen = meant(node, uuids)
             except HalError:
                 seen = Meaning.DRIVER_FAILED
-        wanted = meaning(CALLS[name].role, code)
+        wanted = meaning(CALLS[name], code)
         if seen is not wanted:
             wrong.append(f"{code.name}: {seen}")
     return wrong
@@ -191,3 +191,23 @@ def test_mig_devices_do_not_vanish_because_they_cannot_be_read(node: Subject, na
         with returning(node, name, code, reopen=True):
             node.backend.open()
             assert node.backend.gpus()[VICTIM].mig_devices == before
+
+
+@pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call.role is Role.EVENTS])
+def test_a_wait_for_events_that_fails_is_an_error_and_ends(node: Subject, name: str) -> None:
+    """Other calls go on; what the plugin makes of it: `core.watch`."""
+    call, uuid = CALLS[name], node.uuids[VICTIM]
+    for code in CODES:
+        node.backend.close()
+        node.backend.open()
+        node.let_node(DriverReturns(calls=(call.function,), code=code.name))
+        try:
+            if meaning(call, code) is Meaning.NOTHING_NEW:
+                assert list(node.backend.wait_events(0.01)) == []
+            else:
+                with pytest.raises(HalError):
+                    node.backend.wait_events(0.01)
+            assert node.backend.probe(uuid).clean
+        finally:
+            node.let_node(DriverReturns(calls=(call.function,), code="SUCCESS"))
+        node.backend.wait_events(0.0)

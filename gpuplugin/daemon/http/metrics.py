@@ -118,7 +118,11 @@ class Metrics:
         "Tenants whose kernels ran during the last sample period.",
         GPU,
     )
-    gpu_memory_headroom_bytes = Scraped("gpuplugin_gpu_memory_headroom_bytes", "Free memory.", GPU)
+    gpu_memory_headroom_bytes = Scraped(
+        "gpuplugin_gpu_memory_headroom_bytes",
+        "Memory that programs can allocate; what the driver keeps is not free.",
+        GPU,
+    )
     gpu_fairness_ratio = Scraped(
         "gpuplugin_gpu_fairness_ratio",
         "Jain's index of the contending tenants' SM shares per replica: 1 if all are equal, 1/n "

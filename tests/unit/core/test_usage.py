@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -102,6 +103,23 @@ def only_unit(usage: Usage) -> UnitUse:
 def tenant(usage: Usage, pod: PodName | None) -> TenantUse:
     (found,) = [one for one in usage.tenants if one.pod == pod]
     return found
+
+
+def test_memory_that_is_unknown_makes_no_verdict() -> None:
+    """Chips that use the host's memory report none."""
+    chip = replace(a_gpu(), memory_bytes=None)
+    unknown = replace(
+        reading(), memory_used_bytes=None, memory_free_bytes=None, memory_total_bytes=None
+    )
+    usage = use(
+        [held(API, "GPU-0::0")],
+        {"GPU-0": work(API, process(1, 40, 0.5))},
+        gpus=(chip,),
+        telemetry={"GPU-0": unknown},
+    )
+    one, unit = tenant(usage, API), only_unit(usage)
+    assert (one.memory_bytes, one.fair_memory_bytes, one.over_fair_share) == (40 * GIB, None, False)
+    assert (unit.memory_bytes, unit.free_bytes) == (None, None)
 
 
 def test_a_hungry_pod_is_named_with_what_it_has() -> None:
