@@ -34,7 +34,7 @@ SERVICE_NAME = "v1beta1.DevicePlugin"
 API_VERSION = "v1beta1"
 RECENT_CALLS = 20
 _RECENT_BYTES = 64 * 1024
-MAX_STREAMS = 8
+MAX_STREAMS = 32
 """ListAndWatch streams at a time; the kubelet needs one, two while it reconnects."""
 
 OPTIONS = number(2, 1)
@@ -96,7 +96,9 @@ class DevicePlugin:
 
     def list_and_watch(self, wake: Callable[[], None]) -> Subscription:
         if self.devices.open_streams >= MAX_STREAMS:
-            raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are open already")
+            # Of too many clients, not the one that has watched for longest: it is the kubelet.
+            log.warning("%d device lists are watched: ending one for a new one", MAX_STREAMS)
+            self.devices.end_newest()
         return self.devices.subscribe(wake)
 
     def allocate(self, request: bytes) -> bytes:

@@ -1,13 +1,19 @@
 """Fields of protocol buffers as bytes, for what is serialised in advance (proto3 encoding).
 
-Messages concatenate, so a response is made of pieces. Nothing is read here: `requests` does that,
-with the library, which takes longer to load than all of this.
+Messages concatenate, so a response is made of pieces. Requests are counted here and read by the
+library (`requests`), which makes hundreds of bytes of an empty message.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _LENGTH_DELIMITED = 2
 _ONE_BYTE = 0x80
+_LENGTH_BITS = 32
 
 
 def number(field: int, value: int) -> bytes:
@@ -39,3 +45,19 @@ def _varint(value: int) -> bytes:
         value >>= 7
     parts.append(value)
     return bytes(parts)
+
+
+def parts(data: bytes, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Where each message or text of `data` lies, whatever its field; ends at what is none."""
+    end = len(data) if end is None else min(end, len(data))
+    at = begin
+    while at < end and data[at] & 7 == _LENGTH_DELIMITED:
+        at, length, shift = at + 1, 0, 0
+        while at < end and shift < _LENGTH_BITS:
+            byte = data[at]
+            length |= (byte & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if byte < _ONE_BYTE:
+                break
+        yield at, at + length
+        at += length

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2
+from gpuplugin.kubelet.protowire import parts
 from gpuplugin.rpc import RpcCode, RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+MAX_CONTAINERS = 1000
+"""Of one request; the kubelet asks for one at a time."""
+MAX_IDS = 100_000
+"""Of one request; a list that the kubelet takes has fewer devices."""
+_COUNTED_BYTES = 256 * 1024
+"""Shorter requests have few ids, and are not slowed down by counting them."""
 
 _M = TypeVar("_M", bound=Message)
 
@@ -38,7 +47,20 @@ def registration_status(data: bytes) -> tuple[bool, str]:
     return status.plugin_registered, status.error
 
 
+def _check_counts(data: bytes) -> None:
+    """Count before anything is made of it: parsed, an empty message takes a hundred bytes."""
+    ids = 0
+    for containers, (begin, end) in enumerate(parts(data), 1):
+        if containers > MAX_CONTAINERS:
+            raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"more than {MAX_CONTAINERS} containers")
+        if len(data) > _COUNTED_BYTES:
+            ids += sum(1 for _ in islice(parts(data, begin, end), MAX_IDS + 1 - ids))
+            if ids > MAX_IDS:
+                raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"more than {MAX_IDS} device ids")
+
+
 def _parse(kind: type[_M], data: bytes) -> _M:
+    _check_counts(data)
     message = kind()
     try:
         message.ParseFromString(data)

@@ -19,8 +19,9 @@ import socket
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from gpuplugin.rpc.h2.calls import ServerCalls, Stream
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-MAX_CONNECTIONS = 16
-"""One more closes the one that was idle for longest, or itself."""
+MAX_CONNECTIONS = 32
+"""One more takes the place of another one: see `FastServer._crowding`."""
 MAX_WAITING_BYTES = 1024 * 1024
 """A peer with so many responses that it does not read is not read from."""
 STALL_S = 20.0
@@ -48,6 +49,7 @@ _SEND_BUFFER_BYTES = 512 * 1024
 _FOREVER_S = -1.0
 _ACCEPT_PAUSE_S = 0.1
 _CLOSE_S = 1.0
+_CREDENTIALS = Struct("3i")
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,11 @@ class _Link:
         self.peer = peer
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.descriptor = peer.fileno()
-        self.calls = ServerCalls(server.service, self._wake, time.monotonic)
+        self.calls = ServerCalls(server.service, self._wake, time.monotonic, server.unread_bytes)
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.peer_process: int = _CREDENTIALS.unpack(credentials)[0]
+        """0 for one of another pid namespace, as the kubelet is for a container."""
+        self.opened_s = time.monotonic()
         self._connection = ServerConnection(self.calls)
         self.last_read_s = time.monotonic()
         self.unsent = b""
@@ -233,6 +239,10 @@ class FastServer:
         self.poke()
         self._keeper.join()
 
+    def unread_bytes(self) -> int:
+        """What has come of incomplete requests, on all connections."""
+        return sum(link.calls.unread_bytes for link in self.links.copy())
+
     def poke(self) -> None:
         os.eventfd_write(self._bell, 1)
 
@@ -270,6 +280,18 @@ class FastServer:
         for link in self.links.copy():
             link.check_time()
 
+    def _crowding(self) -> _Link:
+        """The connection that makes room: the one that is idle for longest.
+
+        If none is idle, the newest one of the process that has most: a kubelet has one, which it
+        keeps for long, and one more while it reconnects.
+        """
+        links = self.links.copy()
+        if idle := [one for one in links if not one.calls.streams]:
+            return min(idle, key=lambda one: one.last_read_s)
+        held = Counter(one.peer_process for one in links)
+        return max(links, key=lambda one: (held[one.peer_process], one.opened_s))
+
     def _accept(self) -> None:
         try:
             peer, _ = self._listener.accept()
@@ -277,11 +299,12 @@ class FastServer:
             log.warning("cannot accept a connection: %s; trying again", error)
             time.sleep(_ACCEPT_PAUSE_S)  # the client still waits, so it would be tried at once
             return
-        link = _Link(peer, self)
         if len(self.links) >= MAX_CONNECTIONS:
-            log.warning("%d connections are open, one more is too many", len(self.links))
-            idle = [one for one in self.links.copy() if not one.calls.streams]
-            min(idle, key=lambda one: one.last_read_s, default=link).end()
+            log.warning("%d connections are open: closing one for a new one", len(self.links))
+            crowding = self._crowding()
+            crowding.end()
+            self.links.discard(crowding)
+        link = _Link(peer, self)
         self.links.add(link)
         try:
             link.thread.start()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import grpc
 
 from gpuplugin.rpc.services import (
+    MAX_REQUEST_BYTES,
     RpcCode,
     RpcError,
     Service,
@@ -25,13 +26,11 @@ if TYPE_CHECKING:
 
     from gpuplugin.rpc.services import Subscription
 
-_WORKERS = 16
-"""Threads for calls; every open stream holds one."""
-
-_MAX_REQUEST_BYTES = 16 * 1024 * 1024
+_WORKERS = 48
+"""Threads for calls; every open stream holds one, so there are more than streams."""
 
 _OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
 )

@@ -21,7 +21,8 @@ class Publication:
         self._lock = threading.Lock()
         self._message: bytes | None = None
         self._version = 0
-        self._subscribers: set[_Subscription] = set()
+        self._subscribers: dict[_Subscription, None] = {}
+        """The oldest first."""
         self._opened = 0
 
     def publish(self, message: bytes) -> bool:
@@ -40,7 +41,7 @@ class Publication:
         """Open a subscription; `wake` is called at once if there is a message to take."""
         subscription = _Subscription(self, wake)
         with self._lock:
-            self._subscribers.add(subscription)
+            self._subscribers[subscription] = None
             self._opened += 1
             ready = self._message is not None
         self.on_streams()
@@ -55,6 +56,15 @@ class Publication:
         for subscriber in ending:
             subscriber.closed = True
             subscriber.wake()
+
+    def end_newest(self) -> None:
+        """End the stream that was opened last, so that there is room for another one."""
+        with self._lock:
+            if not self._subscribers:
+                return
+            newest, _ = self._subscribers.popitem()
+        newest.closed = True
+        newest.wake()
 
     @property
     def open_streams(self) -> int:
@@ -79,7 +89,7 @@ class Publication:
 
     def _drop(self, subscription: _Subscription) -> None:
         with self._lock:
-            self._subscribers.discard(subscription)
+            self._subscribers.pop(subscription, None)
         self.on_streams()
 
 

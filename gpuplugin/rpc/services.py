@@ -20,6 +20,9 @@ EngineName: TypeAlias = Literal["fast", "grpcio"]
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """What a gRPC client receives unless it raised its limit."""
 
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+"""What a server receives: the limit of grpc-go, so of NVIDIA's plugin."""
+
 MAX_SOCKET_PATH_BYTES = 107
 """A unix socket's path must be shorter than 108 bytes on Linux (unix(7))."""
 

@@ -301,21 +301,22 @@ def test_preference_keeps_what_must_be_included_and_passes_over_the_unknown(
     ]
 
 
-def test_streams_are_limited_and_a_closed_one_makes_room(lone_plugin: PluginProcess) -> None:
+def test_ninety_clients_may_watch_one_after_the_other_and_none_is_locked_out(
+    lone_plugin: PluginProcess,
+) -> None:
     (socket,) = lone_plugin.sockets()
     with ExitStack() as stack:
-        channels = [
-            stack.enter_context(grpc.insecure_channel(f"unix://{socket}"))
-            for _ in range(MAX_STREAMS)
-        ]
-        streams = [open_stream(channel) for channel in channels]
-        for stream in streams:
-            assert len(dp.ListAndWatchResponse.FromString(next(stream)).devices) == 80
-        assert first_of_a_new_stream(socket) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        streams = []
+        for number in range(90):
+            options = [("grpc.use_local_subchannel_pool", 1), ("a connection of its own", number)]
+            channel = grpc.insecure_channel(f"unix://{socket}", options=options)
+            streams.append(open_stream(stack.enter_context(channel)))
+            assert len(dp.ListAndWatchResponse.FromString(next(streams[-1])).devices) == 80
+        assert streams[0].is_active(), "the one that has watched for longest is the kubelet"
+        eventually(lambda: sum(stream.is_active() for stream in streams) <= MAX_STREAMS)
         # Streams do not keep calls from being answered.
         assert lone_plugin.call("Allocate", b"") == b""
-        streams[0].cancel()
-        eventually(lambda: first_of_a_new_stream(socket) is None)
+        assert first_of_a_new_stream(socket) is None
 
 
 def open_stream(channel: grpc.Channel) -> Any:

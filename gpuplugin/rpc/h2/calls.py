@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from gpuplugin.rpc.h2.grpcwire import Head
     from gpuplugin.rpc.services import Service, Subscription
 
-MAX_UNREAD_BYTES = 64 * 1024 * 1024
-"""Incomplete requests of one connection, all together."""
+MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""Incomplete requests of a server, all together."""
 
 _REMEMBERED_RESETS = 256
 _END = frames.END_HEADERS | frames.END_STREAM
@@ -56,10 +56,15 @@ class ServerCalls:
 
     `service` has methods by the whole path of a call. `wake` is called with a stream, from any
     thread, when its subscription has something to take: `pull` it then. `clock_s` is monotonic.
+    `unread_bytes` are those of all connections of the server.
     """
 
     def __init__(
-        self, service: Service, wake: Callable[[Stream], None], clock_s: Callable[[], float]
+        self,
+        service: Service,
+        wake: Callable[[Stream], None],
+        clock_s: Callable[[], float],
+        unread_bytes: Callable[[], int] | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
@@ -70,11 +75,17 @@ class ServerCalls:
         self.service = service
         self._wake = wake
         self.clock_s = clock_s
+        self._all_unread_bytes = unread_bytes or (lambda: self.unread_bytes)
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
 
     @property
     def next_deadline_s(self) -> float:
         return min([one.deadline_s for one in tuple(self.streams.values())], default=math.inf)
+
+    @property
+    def unread_bytes(self) -> int:
+        """What has come of requests that are incomplete."""
+        return sum(len(one.body or b"") for one in tuple(self.streams.values()))
 
     def begin(self, stream_id: int, head: Head, *, ended: bool) -> None:
         """A request begins with these headers; it has no body if it `ended` with them."""
@@ -135,6 +146,7 @@ class ServerCalls:
         for stream_id in tuple(self.streams):
             self.drop(stream_id)
         self._wake = lambda _: None
+        self._all_unread_bytes = int
 
     def _open(self, stream_id: int, path: str, *, ended: bool) -> Stream:
         is_list = path in self.service.streams
@@ -173,7 +185,7 @@ class ServerCalls:
         if stream.ended:
             text = f'"{stream.path.encode()!r}" requires exactly one request message.'
             raise RpcError(RpcCode.UNIMPLEMENTED, text)
-        if sum(len(one.body or b"") for one in self.streams.values()) > MAX_UNREAD_BYTES:
+        if self._all_unread_bytes() > MAX_UNREAD_BYTES:
             raise RpcError(RpcCode.RESOURCE_EXHAUSTED, "too many incomplete requests")
 
     def _check_deadline(self, stream: Stream) -> None:

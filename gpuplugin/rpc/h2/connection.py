@@ -13,6 +13,7 @@ from gpuplugin.rpc.h2 import frames, grpcwire
 from gpuplugin.rpc.h2.flow import RESERVE_BYTES
 from gpuplugin.rpc.h2.frames import ErrorCode, H2Error
 from gpuplugin.rpc.h2.headers import MAX_LIST_BYTES, BlockReader
+from gpuplugin.rpc.services import MAX_REQUEST_BYTES
 
 if TYPE_CHECKING:
     from gpuplugin.rpc.h2.calls import ServerCalls
@@ -23,7 +24,7 @@ MAX_IDLE_FRAMES = 2000
 """Frames of a second that may come without a call being completed or a stream being served."""
 HELD_BACK_S = 1.0
 """After so long without a grant, a list may use up the window of the connection."""
-_STREAM_WINDOW_BYTES = 2 * grpcwire.MAX_REQUEST_BYTES
+_STREAM_WINDOW_BYTES = 2 * MAX_REQUEST_BYTES
 """More than a request takes, so that no stream is granted more later, but for padding."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _GRANT_MORE_AT = _CONNECTION_WINDOW_BYTES // 2

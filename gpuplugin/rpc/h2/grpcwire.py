@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gpuplugin.rpc.h2.headers import plain_block
-from gpuplugin.rpc.services import RpcCode, RpcError
+from gpuplugin.rpc.services import MAX_REQUEST_BYTES, RpcCode, RpcError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpuplugin.rpc.h2.headers import Header
 
-MAX_REQUEST_BYTES = 16 * 1024 * 1024
 MAX_HEADERS_BYTES = 16 * 1024
 """Headers of one request, each counted with 32 bytes on top (RFC 9113, section 6.5.2)."""
 MAX_STATUS_TEXT_BYTES = 4096
@@ -120,4 +119,4 @@ def read_message(body: bytes | bytearray, limit_bytes: int = MAX_REQUEST_BYTES) 
         text = f"SERVER: Received message larger than max ({length} vs. {limit_bytes})"
         raise RpcError(RpcCode.RESOURCE_EXHAUSTED, text)
     end = PREFIX_BYTES + length
-    return bytes(body[PREFIX_BYTES:end]) if len(body) >= end else None
+    return bytes(memoryview(body)[PREFIX_BYTES:end]) if len(body) >= end else None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gpuplugin.rpc import Service
+from gpuplugin.rpc.client import unary_call
 from gpuplugin.rpc.h2 import calls
 from gpuplugin.rpc.publication import Publication
 from tests.component.waiting import eventually
+from tests.conformance.engines.clients import PATIENCE_S
 from tests.conformance.engines.conftest import (
     BOOM,
     ECHO,
@@ -167,13 +170,33 @@ def test_a_compressed_message_without_a_compression(served: Served, encoding: st
 def test_a_message_over_the_limit(served: Served) -> None:
     with served.raw() as client:
         stream = client.stream()
-        begin = b"\x00" + u32(16 * 1024 * 1024 + 1) + b"the rest is never sent"
+        begin = b"\x00" + u32(4 * 1024 * 1024 + 1) + b"the rest is never sent"
         headers = client.headers(stream, request_headers(ECHO))
         client.send(headers, pack(DATA, 0, stream, begin))
         assert client.finish(stream)["grpc-status"] == EXHAUSTED
         client.ping()
         assert client.answers[stream].reset == 0
         assert client.call(ECHO, b"next").messages == [b"next"]
+
+
+def test_a_message_at_the_limit(served: Served) -> None:
+    size = 4 * 1024 * 1024
+    assert len(unary_call(served.path, ECHO, bytes(size), PATIENCE_S, 2 * size)) == size
+
+
+def test_incomplete_requests_are_bounded_for_all_connections_together(
+    fast: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "MAX_UNREAD_BYTES", 100_000)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(fast.raw()) for _ in range(20)]
+        for client in clients:
+            body = pack(DATA, 0, 1, (b"\x00" + u32(50_000)).ljust(10_000))
+            client.send(client.headers(client.stream(), request_headers(ECHO)), body)
+            client.ping()
+        ended = [one for one in clients if one.answers[1].ended]
+        assert len(ended) == 10
+        assert {one.answers[1]["grpc-status"] for one in ended} == {EXHAUSTED}
 
 
 def test_many_incomplete_requests_are_bounded(

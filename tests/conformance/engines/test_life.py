@@ -195,15 +195,18 @@ def test_the_connection_that_was_idle_for_longest_makes_room(fast: Served) -> No
         client.socket.close()
 
 
-def test_a_connection_too_many_is_closed_if_none_is_idle(fast: Served) -> None:
+def test_the_newest_gets_in_if_none_is_idle_and_the_oldest_stays(fast: Served) -> None:
     clients = [fast.raw() for _ in range(MAX_CONNECTIONS)]
     for client in clients:
         client.begin(WATCH)
     eventually(lambda: fast.watched.open_streams == MAX_CONNECTIONS)
-    with fast.raw(greet=False) as one_more:
-        one_more.read_until(lambda: one_more.closed)
+    for _ in range(3 * MAX_CONNECTIONS):
+        clients.append(fast.raw())
+        assert clients[-1].call(ECHO, b"x")["grpc-status"] == "0"
+        clients[-1].begin(WATCH)
+    assert clients[0].call(ECHO, b"x")["grpc-status"] == "0"
+    assert fast.watched.open_streams <= MAX_CONNECTIONS
     for client in clients:
-        assert client.call(ECHO, b"x")["grpc-status"] == "0"
         client.socket.close()
     eventually(lambda: fast.watched.open_streams == 0)
     with fast.raw() as client:

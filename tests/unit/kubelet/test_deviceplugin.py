@@ -301,15 +301,48 @@ def unhealthy_in(content: bytes) -> set[str]:
     return {device.ID for device in devices if device.health != "Healthy"}
 
 
-def test_streams_are_limited_and_a_closed_one_makes_room() -> None:
+def test_one_stream_too_many_ends_the_newest_and_never_the_oldest() -> None:
     plugin = DevicePlugin(snapshot_of(RESOURCE))
-    streams = [plugin.list_and_watch(lambda: None) for _ in range(MAX_STREAMS)]
+    streams = [plugin.list_and_watch(lambda: None) for _ in range(MAX_STREAMS + 2)]
 
+    closed = [number for number, stream in enumerate(streams) if stream.closed]
+    assert closed == [MAX_STREAMS - 1, MAX_STREAMS]
+    assert plugin.devices.open_streams == MAX_STREAMS
+    streams[MAX_STREAMS].close()  # the engine does, when it sees that the stream has ended
+    assert plugin.devices.open_streams == MAX_STREAMS
+
+
+@pytest.mark.parametrize("method", ["Allocate", "GetPreferredAllocation"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\x0a\x00" * 1001, b"\x0a\xcd\xb4\x25" + b"\x0a\x01x" * 203_879, b"\x0a\x00" * 2_000_000],
+    ids=["containers", "ids", "2 million containers"],
+)
+def test_a_request_for_too_much_is_refused(method: str, content: bytes) -> None:
+    call = DevicePlugin(snapshot_of(RESOURCE)).service().unary[method]
     with pytest.raises(RpcError) as caught:
-        plugin.list_and_watch(lambda: None)
+        call(content)
     assert caught.value.code is RpcCode.RESOURCE_EXHAUSTED
-    streams[0].close()
-    plugin.list_and_watch(lambda: None)
+
+
+def test_a_request_for_as_many_as_a_list_has_is_read() -> None:
+    ids = [f"GPU-00000000-0000-0000-0000-000000000000::{number}" for number in range(60_000)]
+    request = pb.PreferredAllocationRequest(
+        container_requests=[
+            pb.ContainerPreferredAllocationRequest(available_deviceIDs=ids, allocation_size=1)
+        ]
+    )
+    plugin = DevicePlugin(snapshot_of(RESOURCE))
+    assert plugin.preferred_allocation(request.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x0a", b"\x0a\xff", b"\x0a\xff\xff\xff\xff\x7f", b"\x0a\x05a"]
+)
+def test_a_request_that_is_cut_off_is_told(content: bytes) -> None:
+    with pytest.raises(RpcError) as caught:
+        DevicePlugin(snapshot_of(RESOURCE)).allocate(content)
+    assert caught.value.code is RpcCode.INVALID_ARGUMENT
 
 
 # The plugin watcher's service

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gpuplugin.rpc import RpcCode, RpcError
 from gpuplugin.rpc.h2 import grpcwire
 from gpuplugin.rpc.h2.client import read_status, write_timeout
+from gpuplugin.rpc.services import MAX_REQUEST_BYTES
 
 
 def _headers(block: bytes) -> list[tuple[bytes, bytes]]:
@@ -80,7 +81,7 @@ def test_a_message_is_read_once_it_is_whole(message: bytes, more: bytes, cut: in
     [
         (b"\x01" + bytes(4), RpcCode.INTERNAL),
         (b"\x80" + bytes(4), RpcCode.INTERNAL),
-        (grpcwire.message_prefix(grpcwire.MAX_REQUEST_BYTES + 1), RpcCode.RESOURCE_EXHAUSTED),
+        (grpcwire.message_prefix(MAX_REQUEST_BYTES + 1), RpcCode.RESOURCE_EXHAUSTED),
     ],
 )
 def test_messages_that_are_refused(body: bytes, code: RpcCode) -> None:
@@ -90,4 +91,4 @@ def test_messages_that_are_refused(body: bytes, code: RpcCode) -> None:
 
 
 def test_the_longest_message_is_not_refused() -> None:
-    assert grpcwire.read_message(grpcwire.message_prefix(grpcwire.MAX_REQUEST_BYTES)) is None
+    assert grpcwire.read_message(grpcwire.message_prefix(MAX_REQUEST_BYTES)) is None

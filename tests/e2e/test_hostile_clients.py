@@ -1,0 +1,85 @@
+"""What a peer on the device socket could do, on both engines: its memory is bounded."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.rpc import RpcCode
+from gpuplugin.rpc.client import CallFailed, Connection, Method
+from tests.e2e.served import StartPlugin
+from tests.e2e.test_hostile_http import MIB, peak_kib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.conftest import Node, Plugin
+
+ALLOCATE = Method.of("/v1beta1.DevicePlugin/Allocate")
+ENGINES = {"fast": 48 * MIB, "grpcio": 96 * MIB}
+"""With how much more memory than at rest each may come out of it: grpcio reads ahead."""
+
+
+@pytest.fixture(params=ENGINES)
+def attacked(node: Node, request: pytest.FixtureRequest) -> Iterator[tuple[Plugin, Path]]:
+    """The plugin and its socket; its memory stays within bounds."""
+    with ExitStack() as stack:
+        stack.enter_context(node.start_kubelet())
+        plugin = stack.enter_context(
+            StartPlugin("nvml", node, stack)("--rpc-engine", request.param)
+        )
+        node.wait_allocatable(80)
+        before_kib = peak_kib(plugin)
+        (path,) = node.dir.rglob("gpuplugin-nvidia*.sock")
+        yield plugin, path
+        assert peak_kib(plugin) - before_kib < ENGINES[request.param]
+        assert node.create("pod-of-the-kubelet")["phase"] == "Running"
+
+
+def test_a_request_of_millions_of_empty_containers(attacked: tuple[Plugin, Path]) -> None:
+    _, path = attacked
+    with Connection(path, 20) as connection:
+        for content in (b"\x0a\x00" * 2_000_000, b"\x0a\xfc\xff\xff\x01" + b"\x0a\x00" * 2_000_000):
+            with pytest.raises(CallFailed) as caught:
+                connection.call(ALLOCATE, content)
+            assert caught.value.code == RpcCode.RESOURCE_EXHAUSTED
+
+
+def test_a_request_of_more_than_four_mebibytes(attacked: tuple[Plugin, Path]) -> None:
+    _, path = attacked
+    with Connection(path, 20) as connection, pytest.raises(CallFailed) as caught:
+        connection.call(ALLOCATE, bytes(4 * 1024 * 1024 + 1))
+    assert caught.value.code == RpcCode.RESOURCE_EXHAUSTED
+
+
+def test_requests_that_are_never_finished(attacked: tuple[Plugin, Path]) -> None:
+    _, path = attacked
+    with ExitStack() as stack:
+        for _ in range(15):
+            peer = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            peer.connect(str(path))
+            peer.settimeout(1)
+            with suppress(OSError):
+                peer.sendall(unfinished_requests())
+
+
+def unfinished_requests() -> bytes:
+    """A connection's preface, and sixteen requests that lack the last byte of 4 MB."""
+    parts = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", frame(4, 0, 0, b"")]
+    path = b"/v1beta1.DevicePlugin/Allocate"
+    block = b"\x83\x86\x04" + bytes([len(path)]) + path
+    block += b"\x00\x0ccontent-type\x10application/grpc\x00\x02te\x08trailers"
+    for stream in range(1, 33, 2):
+        parts.append(frame(1, 4, stream, block))
+        parts.append(frame(0, 0, stream, b"\x00" + struct.pack(">I", 4_000_000) + bytes(16_000)))
+        parts += [frame(0, 0, stream, bytes(16_000))] * 248
+    return b"".join(parts)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
