@@ -71,9 +71,11 @@ class Monitor:
             self._node.blinded(f"the monitor failed: {error}")
             raise
         finally:
-            await self._close()
-            self._events_lane.close()
-            self._queries.close()
+            try:
+                await self._close()
+            finally:
+                self._events_lane.close()
+                self._queries.close()
 
     async def _run(self) -> None:
         while True:
