@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpuplugin.core.faults import Cause, Fault, XidPolicy
 from gpuplugin.core.health import (
+    CONTAINED_WINDOW_S,
     Health,
     HealthPolicy,
     HealthState,
@@ -115,6 +116,34 @@ SEQUENCES: dict[str, Sequence[Step]] = {
         (1, xid(94), H),
         (1.1, DOUBLE_BIT, H),
         (60, DOUBLE_BIT, U),
+    ],
+    "an uncorrectable ECC error just within the time of one that was contained": [
+        (0, OK, H),
+        (1, xid(94), H),
+        (1 + CONTAINED_WINDOW_S - 0.001, DOUBLE_BIT, H),
+    ],
+    "an uncorrectable ECC error when that time is over": [
+        (0, OK, H),
+        (1, xid(94), H),
+        (1 + CONTAINED_WINDOW_S, DOUBLE_BIT, U),
+    ],
+    "contained, just within the time": [
+        (0, OK, H),
+        (1, DOUBLE_BIT, U),
+        (1 + CONTAINED_WINDOW_S - 0.001, xid(94), H),
+    ],
+    "contained, when the time is over": [
+        (0, OK, H),
+        (1, DOUBLE_BIT, U),
+        (1 + CONTAINED_WINDOW_S, xid(94), U),
+    ],
+    "a reset while it was healthy does not end a fault that comes later": [
+        (0, CANNOT_SAY, H),
+        (1, replace(CANNOT_SAY, epoch="two"), H),
+        (2, replace(CANNOT_SAY, epoch="two"), H),
+        (3, DOUBLE_BIT, U),
+        (4, replace(CANNOT_SAY, epoch="two"), U),
+        (5, replace(CANNOT_SAY, epoch="three"), R),
     ],
     "contained, long after an ECC error that was not": [
         (0, OK, H),
@@ -565,3 +594,10 @@ def test_what_was_cleared_is_as_new(history: list[tuple[float, Event | Probe]]) 
         return
     fresh = cleared(health, now_s)
     assert quiet_period_s(see(fresh, xid(74), now_s), POLICY) == POLICY.quiet_period_s
+
+
+@pytest.mark.parametrize(("faults", "doublings"), [(0, 0), (1, 0), (2, 1), (33, 32), (34, 32)])
+def test_a_relapse_doubles_the_quiet_period_32_times_at_most(faults: int, doublings: int) -> None:
+    """More would be no time that a person waits for, and in the end no number of Python's."""
+    policy = HealthPolicy(quiet_period_s=1.0, quiet_period_cap_s=float("inf"))
+    assert quiet_period_s(Health(0.0, faults=faults), policy) == 2.0**doublings

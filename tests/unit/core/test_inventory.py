@@ -96,3 +96,9 @@ def test_an_id_is_split_at_its_first_separator() -> None:
     assert uuid_of("GPU-a::1::2") == "GPU-a"
     assert uuid_of("GPU-a") == "GPU-a"
     assert not is_replica_id("GPU-a")
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 10])
+def test_the_largest_replica_count_of_a_resource(replicas: int) -> None:
+    (resource,) = build_inventory(gpus(2), sharing(replicas)).resources
+    assert resource.largest_replica_count == replicas

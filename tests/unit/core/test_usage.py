@@ -153,6 +153,14 @@ def test_more_replicas_are_a_larger_fair_share() -> None:
     assert not tenant(usage, TRAINER).over_fair_share
 
 
+def test_who_holds_more_replicas_may_have_more_of_the_gpu() -> None:
+    usage = use(
+        [held(API, "GPU-0::0"), held(TRAINER, "GPU-0::1", "GPU-0::2", "GPU-0::3")],
+        {"GPU-0": work(API, process(1, 6, 0.2)) + work(TRAINER, process(2, 6, 0.6))},
+    )
+    assert only_unit(usage).fairness == pytest.approx(1.0)
+
+
 def test_two_containers_of_a_pod_are_one_tenant() -> None:
     usage = use(
         [held(API, "GPU-0::0", container="b"), held(API, "GPU-0::1", container="a")],
