@@ -19,8 +19,8 @@ test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtua
 	$(BIN)/pytest $(PYTEST) -m slow
 
 test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the other RPC engine
-	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) tests/component tests/e2e tests/chaos \
-		--ignore tests/e2e/test_bench.py
+	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) tests/component tests/chaos \
+		tests/e2e/test_node.py tests/e2e/test_hostile_clients.py tests/e2e/test_sim_up.py
 
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes
 	$(PIP) -e '.[fuzz]'

@@ -29,6 +29,7 @@ def bench(*arguments: str, timeout_s: float = 50) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
     script = tmp_path / "tiny.py"
     script.write_text(SCRIPT)

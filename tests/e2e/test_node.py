@@ -38,10 +38,13 @@ class Way(NamedTuple):
     registration: str
 
 
+_SLOW = (Way("sim", "watcher"), Way("nvml", "classic"))
+
+
 def _ways(*ways: Way) -> list[ParameterSet]:
-    slow = [pytest.mark.slow]
+    """Each backend and each registration once in `make test`, the other pairs where it is slow."""
     return [
-        pytest.param(way, id="-".join(way), marks=slow if way == ("nvml", "classic") else [])
+        pytest.param(way, id="-".join(way), marks=[pytest.mark.slow] if way in _SLOW else [])
         for way in ways
     ]
 

@@ -22,8 +22,15 @@ STARTS = 50
 BUSY_PROCESSES = 3
 
 
-@pytest.mark.parametrize("engine", ["fast", "grpcio"])
-@pytest.mark.parametrize("registration", ["watcher", "classic"])
+@pytest.mark.parametrize(
+    ("engine", "registration"),
+    [
+        ("fast", "watcher"),
+        pytest.param("fast", "classic", marks=pytest.mark.slow),
+        pytest.param("grpcio", "watcher", marks=pytest.mark.slow),
+        ("grpcio", "classic"),
+    ],
+)
 def test_nothing_is_imported_once_it_serves(node: Node, engine: str, registration: str) -> None:
     with ServedNode(node.dir) as served, node.start_kubelet():
         arguments = ("--rpc-engine", engine, "--registration", registration)
