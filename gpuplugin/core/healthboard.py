@@ -245,7 +245,7 @@ class HealthChange:
 
 @dataclass(frozen=True, slots=True)
 class HealthHistory:
-    """Every GPU and MIG device that was ever listed; `changes` are the last `MAX_CHANGES`."""
+    """How long GPUs and MIG devices were not healthy; `changes` are the last `MAX_CHANGES`."""
 
     changes: tuple[HealthChange, ...] = ()
     _unhealthy_s: Seconds = field(default_factory=lambda: MappingProxyType({}))
@@ -264,16 +264,16 @@ class HealthHistory:
             (*self.changes, change)[-MAX_CHANGES:], MappingProxyType(total), MappingProxyType(since)
         )
 
-    def without(self, uuid: str) -> HealthHistory:
-        """The history without the times of a GPU; its changes stay."""
+    def of(self, board: HealthBoard) -> HealthHistory:
+        """The times of what is on the board alone; the changes of others stay."""
+        kept, since = (
+            {device: value for device, value in times.items() if device[0] in board.units}
+            for times in (self._unhealthy_s, self._unhealthy_since_s)
+        )
         return replace(
             self,
-            _unhealthy_s=MappingProxyType(
-                {k: v for k, v in self._unhealthy_s.items() if k[0] != uuid}
-            ),
-            _unhealthy_since_s=MappingProxyType(
-                {k: v for k, v in self._unhealthy_since_s.items() if k[0] != uuid}
-            ),
+            _unhealthy_s=MappingProxyType(kept),
+            _unhealthy_since_s=MappingProxyType(since),
         )
 
     def unhealthy_s(self, now_s: float) -> dict[tuple[str, str], float]:

@@ -215,6 +215,8 @@ class NodeModel:
         for uuid, probe in probes.items():
             board = board.with_probe(uuid, probe, now_s, self.plan.health)
         self._set_board(board, now_s)
+        if changed:
+            self.view = replace(self.view, history=self.view.history.of(board))
         if changed or self._rebuild_required or self.view.misfit or self.view.specs_problem:
             self._rebuild(now_s)
         else:
@@ -379,7 +381,8 @@ class NodeModel:
         self._effects.append(ProblemFound("gpu-forgotten", text, error=False))
         del self._gpus[uuid]
         listed = tuple(self._gpus.values())
-        board, history = self.view.board.without(uuid), self.view.history.without(uuid)
+        board = self.view.board.without(uuid)
+        history = self.view.history.of(board)
         self.view = replace(
             self.view, gpus=listed, indices=_indices(listed), board=board, history=history
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.nodecondition import GpuReport, condition_for
 from gpuplugin.daemon.logs import log_fact
 from hal import EccError, XidError, lookup_xid
@@ -42,6 +43,7 @@ class HealthLog:
         self._metrics = metrics
         self._report = report
         self._unreported: list[GpuReport] = []
+        self._board = HealthBoard()
 
     def received(self, event: Event, fatal: bool, view: NodeView) -> None:
         uuid = event.uuid or ""
@@ -98,6 +100,10 @@ class HealthLog:
     def report(self, view: NodeView) -> None:
         """Report the changes since the last call, and the condition of the node."""
         board = view.board
+        if board is not self._board:
+            for uuid in self._board.units.keys() - board.units.keys():
+                self._metrics.forget_unit(uuid)
+            self._board = board
         if self._report is not None and (board.gpus or board.blind):
             reports, self._unreported = self._unreported, []
             self._report(reports, _condition(view))

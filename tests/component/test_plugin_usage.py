@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from hal import GIB
 from sim.gpu.tenancy import TenantSpec
@@ -199,3 +201,35 @@ def test_readings_that_grew_old_are_dropped(start_plugin: StartPlugin, hardware:
 
 def _near(found: float | None, wanted: float) -> bool:
     return found is not None and abs(found - wanted) <= TOLERANCE * wanted
+
+
+def units_with(plugin: PluginProcess, prefix: str) -> set[str]:
+    """The UUIDs in all series whose name begins so."""
+    return {
+        sample.labels["uuid"]
+        for family in text_string_to_metric_families(plugin.get("/metrics").body)
+        for sample in family.samples
+        if sample.name.startswith(prefix) and sample.labels.get("uuid")
+    }
+
+
+def test_mig_devices_that_are_gone_leave_no_series(
+    start_plugin: StartPlugin, hardware: Hardware
+) -> None:
+    """A node that is partitioned again and again does not grow."""
+    plugin = start_plugin(hardware.backend, "none", {"--metrics-interval": "100ms"})
+    eventually(lambda: len(plugin.samples("gpuplugin_gpu_temperature_celsius")) == 8)
+    ever: set[str] = set()
+    for mig in (["1g.10gb"] * 7, ["3g.40gb"] * 2, ["2g.20gb"] * 3, None):
+        hardware.repartition(0, mig)
+        count = 8 + len(mig or ())
+        eventually(partial(_counts, plugin, count))
+        hardware.xid(0, 48)
+        eventually(lambda: "gpuplugin_gpu_health_transitions_total" in plugin.get("/metrics").body)
+        ever |= units_with(plugin, "gpuplugin_gpu_health")
+    assert len(ever) > 18
+    eventually(lambda: units_with(plugin, "gpuplugin_") == set(hardware.uuids))
+
+
+def _counts(plugin: PluginProcess, units: int) -> bool:
+    return len(units_with(plugin, "gpuplugin_gpu_health")) == units

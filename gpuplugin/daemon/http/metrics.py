@@ -273,6 +273,11 @@ class Metrics:
             metric.remove_by_labels({"resource": resource})
         self.calls.pop(resource, None)
 
+    def forget_unit(self, uuid: str) -> None:
+        """A GPU or MIG device is listed no more: its series end."""
+        for metric in (self.xids, self.ecc_errors, self.health_transitions):
+            metric.remove_by_labels({"uuid": uuid})
+
     def choices_of(self, resource: str) -> Callable[[str], None]:
         """A function that counts a choice of the resource by its method, in any thread."""
         # Each counter is found once: that takes longer than counting.
