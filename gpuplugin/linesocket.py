@@ -59,7 +59,7 @@ def decode(line: bytes) -> Mapping[str, object]:
     """
     try:
         message: object = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ControlError(f"not JSON: {error}") from error
     if not isinstance(message, dict):
         raise ControlError("a message is a JSON object")

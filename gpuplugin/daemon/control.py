@@ -17,7 +17,7 @@ from gpuplugin.core.departures import CannotForget
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
 from gpuplugin.daemon.logs import log_fact
-from gpuplugin.daemon.serving.sockets import identity, remove_socket
+from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket
 from gpuplugin.daemon.tasks import wait_period
 from gpuplugin.linesocket import ControlError, decode, encode
 
@@ -40,6 +40,10 @@ _CREDENTIALS = struct.Struct("3i")
 log = logging.getLogger(__name__)
 
 
+class _Taken(OSError):
+    """Another process serves the socket."""
+
+
 class ControlServer:
     """Serves a socket in `folder`; one that is removed is created again."""
 
@@ -60,23 +64,29 @@ class ControlServer:
                 await asyncio.sleep(_RETRY_S)
 
     async def _serve(self) -> None:
-        """Serve until the socket is no longer there."""
+        """Serve until the socket is no longer there; another plugin's is left to it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        while listened_on(self._path):
+            self._log_problem(_Taken(f"another plugin serves {self._path}, and answers there"))
+            await wait_period(POLL_S)
         self._path.unlink(missing_ok=True)
         # It does not listen yet: a cancellation meanwhile would leave the socket behind.
         server = await asyncio.start_unix_server(
             self._handle, self._path, limit=_LINE_LIMIT_BYTES, start_serving=False
         )
+        made = None
         try:
             async with server:
                 self._path.chmod(0o600)
                 made = identity(self._path)
                 await server.start_serving()
+                self._problem = ""
                 while identity(self._path) == made:
                     await wait_period(POLL_S)
         finally:
             # Raises nothing: an error would take the place of the cancellation of this task.
-            remove_socket(self._path)
+            if made is None or identity(self._path) == made:
+                remove_socket(self._path)
 
     def _log_problem(self, error: OSError) -> None:
         if self._problem != str(error):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.daemon.control import SOCKET_NAME
+from gpuplugin.daemon.serving.sockets import identity
 from gpuplugin.linesocket import ControlError, ask
 from hal import XidError
 from sim.kubelet import Amount
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.kubelet import Kubelet
-    from tests.component.conftest import StartPlugin
+    from tests.component.conftest import MakeHardware, StartPlugin
     from tests.component.running import Hardware, PluginProcess
 
 NOBODY = 65534
@@ -261,3 +262,42 @@ def reached(plugin: PluginProcess) -> dict[str, Mapping[str, object]] | None:
 def quick_control(monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon looks at its socket more often than in earnest."""
     monkeypatch.setattr("gpuplugin.daemon.control.POLL_S", 0.05)
+
+
+def test_two_plugins_in_one_folder_leave_each_other_the_control_socket(
+    kubelet: Kubelet,
+    plugin: PluginProcess,
+    make_hardware: MakeHardware,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("gpuplugin.daemon.control.POLL_S", 0.05)
+    path = control(plugin)
+    first = identity(path)
+    second = start_plugin(make_hardware(8).backend)
+
+    def complaints() -> int:
+        return sum("another plugin serves" in one.getMessage() for one in caplog.records)
+
+    eventually(complaints)
+    eventually(lambda: second.ready)
+    assert identity(path) == first
+    second.stop()
+    assert identity(path) == first, "the end of the second one took the first one's along"
+    assert ask(path, {"report": True}, DEADLINE_S)["units"]
+    assert complaints() == 1
+
+    third = start_plugin(make_hardware(8).backend)
+    eventually(lambda: complaints() == 2)
+    plugin.stop()
+    eventually(lambda: listens(path) and identity(path) != first)
+    assert units(third)
+
+
+def test_what_is_nested_too_deeply_is_answered(plugin: PluginProcess) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(DEADLINE_S)
+        client.connect(str(control(plugin)))
+        client.sendall(b"[" * 60_000 + b"\n")
+        assert b"not JSON" in client.makefile("rb").readline()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -66,6 +67,55 @@ def test_many_quick_kubelet_restarts_leave_no_growing_gap(
         kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 80, 5.0)
     assert len(plugin.sockets()) == 1
     assert plugin.metric("gpuplugin_task_restarts_total") == 0
+
+
+def lost_as_often(plugin: PluginProcess, times: int) -> bool:
+    return renewals(plugin, reason="stream-lost") == times
+
+
+def test_a_kubelet_that_crashes_in_a_loop_always_finds_a_socket(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
+) -> None:
+    """The pause before another socket grows, and the old socket is there meanwhile."""
+    plugin = start_plugin(hardware.backend, "watcher")
+    wait_for(kubelet, 80, 80)
+    for lives in range(1, 5):
+        kubelet.stop()
+        eventually(partial(lost_as_often, plugin, lives))
+        kubelet.start()
+        eventually(lambda: "watches the device list" in part_text(plugin))
+    (renewed,) = plugin.sockets()
+    kubelet.stop()
+    absent_since_s = time.monotonic()
+    while time.monotonic() - absent_since_s < 1.3:  # it waits one second, and the pause
+        assert plugin.sockets() == (renewed,)
+    kubelet.start()
+    wait_for(kubelet, 80, 80)
+    assert plugin.sockets() == (renewed,), "the kubelet came to the socket that was there"
+
+
+def test_a_plugin_takes_over_at_once_from_one_that_leaves(
+    kubelet: Kubelet,
+    make_hardware: MakeHardware,
+    start_plugin: StartPlugin,
+    registration: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of the old one cuts the new one's stream: the kubelet knows plugins by resource."""
+    monkeypatch.setattr("gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S", 10.0)
+    old = start_plugin(make_hardware(8).backend, registration)
+    wait_for(kubelet, 80, 80)
+    new = start_plugin(make_hardware(8).backend, registration)
+    eventually(lambda: new.ready and sees_company(new))
+    old.stop()
+    stopped_s = time.monotonic()
+    kubelet.wait_until(
+        lambda node: node.list_updates[RESOURCE] >= 3 and node.allocatable(RESOURCE) == 80,
+        DEADLINE_S,
+    )
+    eventually(lambda: new.ready and renewals(new) == 1)
+    assert time.monotonic() - stopped_s < 1.5
+    wait_for(kubelet, 80, 80)
 
 
 def test_a_dead_kubelet_socket_does_not_delay_the_next_kubelet(

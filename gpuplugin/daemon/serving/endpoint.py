@@ -45,6 +45,9 @@ STREAM_GRACE_S = 2.0
 CONNECT_GRACE_S = 10.0
 """Time that the kubelet has to connect after it accepted a Register call or called GetInfo."""
 
+MAX_PAUSE_S = 5.0
+"""The longest pause before another socket."""
+
 REGISTER_TIMEOUT_S = 5.0
 STOP_GRACE_S = 1.0
 _STABLE_AFTER_S = 5.0
@@ -54,6 +57,10 @@ _EMPTY_LIST_S = 0.5
 """Time for an empty list to reach the kubelet before the resource's socket is removed."""
 
 _OTHER_LEFT = "other-plugin-left"
+_STREAM_LOST = "stream-lost"
+_NOT_CONNECTED = "kubelet-did-not-connect"
+_KEPT_MEANWHILE = (_STREAM_LOST, _NOT_CONNECTED)
+"""Reasons for which the old socket is served during the pause: a kubelet may still come to it."""
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +94,11 @@ class _OtherPlugin:
             self._seen_at_s = time.monotonic()
 
     @property
+    def is_leaving(self) -> bool:
+        """True if there was one at the last check but one, and is none now."""
+        return not self.present and self._seen_at_s < math.inf
+
+    @property
     def has_left(self) -> bool:
         """True if there was one, and is none for longer than it takes to renew its socket."""
         return time.monotonic() - self._seen_at_s > STREAM_GRACE_S
@@ -98,6 +110,8 @@ class _Socket:
 
     path: Path
     opened_before: int
+    patience_s: float = 0.0
+    """How much longer it is kept when no kubelet watches it, so as not to chase another plugin."""
     file: Identity | None = None
     known_since_s: float | None = None
     refusal: str = ""
@@ -130,18 +144,20 @@ class Endpoint:
         self._set_status(self._waiting_text(), ok=context.registration == "none")
 
     async def run(self) -> None:
-        backoff = Backoff(0.1, 30.0)
+        backoff = Backoff(0.1, MAX_PAUSE_S)
+        pause_s = 0.0
         try:
             while True:
                 kubelet = self._kubelet()
                 folder = self._context.dirs.of(self._context.registration)
                 path = new_socket_path(folder, self._resource)
-                socket = _Socket(path, self._plugin.devices.opened_streams)
+                socket = _Socket(path, self._plugin.devices.opened_streams, pause_s)
                 reason = await self._serve_one_socket(socket)
                 good = socket.watched_s > _STABLE_AFTER_S or reason == _OTHER_LEFT
                 if good or self._kubelet() != kubelet:
                     backoff.reset()
-                delay_s = backoff.next_s()
+                pause_s = backoff.next_s()
+                delay_s = 0.0 if reason in _KEPT_MEANWHILE else pause_s
                 self._context.metrics.socket_renewals.labels(self._resource, reason).inc()
                 refusal = f": {socket.refusal}" if socket.refusal else ""
                 self._set_status(f"no kubelet: {reason}{refusal}", ok=False)
@@ -286,10 +302,13 @@ class Endpoint:
             self._context.metrics.streams.labels(self._resource).set(devices.open_streams)
             if reason := self._outdated(socket, kubelet, other):
                 return reason
-            if connected and time.monotonic() - alone_since_s > STREAM_GRACE_S:
-                return "stream-lost"
-            if not connected and socket.known_for_s > CONNECT_GRACE_S:
-                return "kubelet-did-not-connect"
+            lost_for_s = time.monotonic() - alone_since_s if connected else 0.0
+            if lost_for_s > STREAM_GRACE_S + socket.patience_s:
+                return _STREAM_LOST
+            if connected and not is_open and other.is_leaving:
+                return _OTHER_LEFT  # the kubelet had that one, and has none now
+            if not connected and socket.known_for_s > CONNECT_GRACE_S + socket.patience_s:
+                return _NOT_CONNECTED
             # While a kubelet watches, nothing is urgent.
             pause_s = POLL_S * (8 if is_open else 1)
             checked_s = time.monotonic()

@@ -87,13 +87,13 @@ def remove_leftovers(folder: Path, resource: str | None = None) -> tuple[Path, .
 
 def dead_sockets(folder: Path, resource: str | None = None) -> tuple[Path, ...]:
     """Sockets of this plugin (of one resource) that no process listens on."""
-    return tuple(path for path in plugin_sockets(folder, resource) if not _listened_on(path))
+    return tuple(path for path in plugin_sockets(folder, resource) if not listened_on(path))
 
 
 def others_serve(folders: Iterable[Path], resource: str, own: Path) -> bool:
     """True if another process serves the resource too, as while a plugin is being replaced."""
     return any(
-        path != own and _listened_on(path)
+        path != own and listened_on(path)
         for folder in folders
         for path in plugin_sockets(folder, resource)
     )
@@ -126,7 +126,8 @@ def _is_socket(path: Path) -> bool:
         return False
 
 
-def _listened_on(path: Path) -> bool:
+def listened_on(path: Path) -> bool:
+    """True if a process accepts connections at `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         # Anything but 0 and EAGAIN (a full backlog) means that no process accepts there.
