@@ -65,6 +65,16 @@ int cuGetErrorName(int code, const char **text) {
 """A CUDA library that checks what it is given, and computes nothing."""
 
 
+SICK = """
+gpus: [{model: t4, count: 2}]
+faults:
+  - {at_s: 0, gpu: 0, what: {kind: lost}}
+  - {at_s: 0, gpu: 1, what: {kind: returns, calls: [nvmlDeviceGetPowerUsage], code: UNKNOWN}}
+  - {at_s: 0, gpu: 1, what: {kind: returns, calls: [nvmlDeviceGetComputeRunningProcesses_v3],
+                             code: NOT_SUPPORTED}}
+"""
+
+
 def run(
     *command: str, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
 ) -> subprocess.CompletedProcess[str]:
@@ -231,6 +241,26 @@ def test_the_load_calls_cuda_as_its_functions_are_declared(cuda_env: dict[str, s
     none = run(*load)
     assert none.returncode == cuda.NO_LIBRARY
     assert none.stdout == f"no {cuda.LIBRARY}\n"
+
+
+@needs_no_driver
+@pytest.mark.slow
+def test_a_sick_gpu_fails_the_first_step_which_still_tells_what_there_is(tmp_path: Path) -> None:
+    folder, scenario = tmp_path / "step", tmp_path / "sick.yaml"
+    folder.mkdir()
+    scenario.write_text(SICK)
+    with ServedNode(tmp_path / "n", "--scenario", str(scenario)) as node:
+        run(*PROGRAM, "--step", "tools.hardware.node:driver", "--folder", str(folder), env=node.env)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["verdict"] == "failed"
+    assert result["data"]["problems"] == ["GPU 0: lost"]
+    assert result["data"]["simulated"] is True
+    lost, refusing = result["data"]["gpus"]
+    assert lost["usable"] is False
+    assert refusing["usable"] is True
+    assert refusing["processes"] is None
+    assert refusing["readings"]["power_w"] is None
+    assert any("nvmlDeviceGetPowerUsage" in failure for failure in refusing["failures"])
 
 
 @needs_no_driver

@@ -79,7 +79,7 @@ def _look(backend: Backend, gpu: Gpu) -> Look:
     used = reading.memory_used_bytes
     return Look(
         reading.utilization,
-        used / 2**20 if reading.memory_total_bytes else None,
+        None if used is None else used / 2**20,
         reading.power_w,
         reading.temperature_c,
         frozenset(process.pid for process in backend.processes(gpu.uuid)),
@@ -106,9 +106,8 @@ def _why_not(backend: Backend, gpu: Gpu) -> str | None:
         return "is in compute mode prohibited"
     if gpu.compute_mode is ComputeMode.EXCLUSIVE_PROCESS and backend.processes(gpu.uuid):
         return "is in exclusive mode and in use"
-    reading = backend.telemetry(gpu.uuid)
-    total, used = reading.memory_total_bytes or 0, reading.memory_used_bytes or 0
-    if total and total - used < ROOM_MIB << 20:
+    free_bytes = backend.telemetry(gpu.uuid).memory_free_bytes
+    if free_bytes is not None and free_bytes < ROOM_MIB << 20:
         return f"has less than {ROOM_MIB} MiB free"
     return None
 

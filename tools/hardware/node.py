@@ -6,20 +6,21 @@ import re
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.results import quantile
-from hal import GIB, GpuState
+from hal import GIB, GpuState, HalError, NotSupported
 from hal.nvml.api import Code
 from tools.hardware.calls import Called, watch
 from tools.hardware.step import Context, Found, ended_badly, judged, opened_backend, python_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from hal import Backend, Gpu, Telemetry
+    from hal import Backend, Gpu, Link
     from tools.hardware.report import Data
 
 _T = TypeVar("_T")
@@ -38,13 +39,12 @@ def driver(_context: Context) -> Found:
         simulated = library is not None and _SIMULATED_LIBRARY in library.read_bytes()
         gpus = backend.gpus()
         rows = [_described(backend, gpu) for gpu in gpus]
-        links = [
-            {"gpus": [one.index, other.index], "path": link.kind.value, "nvlinks": link.nvlinks}
-            for one in gpus
-            for other in gpus
-            if one.index < other.index
-            and (link := backend.links().get((one.uuid, other.uuid))) is not None
-        ]
+        problems = [f"GPU {row['index']}: {row['summary']}" for row in rows if not row["usable"]]
+        links: list[Data] = []
+        try:
+            links = _links(gpus, backend.links())
+        except HalError as error:
+            problems.append(str(error))
     data: Data = {
         "version": version,
         "library": None if library is None else library.name,
@@ -52,11 +52,19 @@ def driver(_context: Context) -> Found:
         "gpus": rows,
         "links": links,
     }
-    problems = [f"GPU {row['index']}: {row['summary']}" for row in rows if not row["usable"]]
     if not gpus:
         problems.append("the driver lists no GPU")
     products = sorted({gpu.product for gpu in gpus})
     return judged(f"{version}, {len(gpus)} x {', '.join(products)}", problems, data)
+
+
+def _links(gpus: Sequence[Gpu], links: Mapping[tuple[str, str], Link]) -> list[Data]:
+    return [
+        {"gpus": [one.index, other.index], "path": link.kind.value, "nvlinks": link.nvlinks}
+        for one in gpus
+        for other in gpus
+        if one.index < other.index and (link := links.get((one.uuid, other.uuid))) is not None
+    ]
 
 
 def loaded_library() -> Path | None:
@@ -80,34 +88,36 @@ def _described(backend: Backend, gpu: Gpu) -> Data:
     }
     if gpu.state is GpuState.LOST:
         return row
-    probe, reading = backend.probe(gpu.uuid), backend.telemetry(gpu.uuid)
-    readings = _readings(reading)
+    try:
+        probe, reading = backend.probe(gpu.uuid), backend.telemetry(gpu.uuid)
+        processes = _unless_not_supported(lambda: len(backend.processes(gpu.uuid)))
+    except HalError as error:
+        return {**row, "summary": str(error)}
+    readings: Data = {**asdict(reading), "throttle_reasons": str(reading.throttle_reasons)}
+    del readings["unknown"]
     unknown = [name for name, value in readings.items() if value is None]
-    memory = f"{(gpu.memory_bytes or 0) / GIB:.1f} GiB" if gpu.memory_bytes else "unknown memory"
+    failures = [str(one) for one in (*gpu.unknown, *probe.unknown, *reading.unknown)]
+    memory = f"{gpu.memory_bytes / GIB:.1f} GiB" if gpu.memory_bytes else "unknown memory"
+    sound = f"{memory}; unknown: {', '.join(unknown) or 'nothing'}"
+    action = probe.recovery_action.value
     return {
         **row,
-        "usable": probe.clean,
-        "recovery_action": probe.recovery_action.value,
+        "usable": probe.clean and probe.in_fabric,
+        "recovery_action": action,
+        "fabric": None if probe.fabric is None else probe.fabric.value,
+        "confidential_ready": probe.confidential_ready,
         "readings": readings,
-        "processes": len(backend.processes(gpu.uuid)),
-        "summary": f"{memory}; unknown: {', '.join(unknown) or 'nothing'}",
+        "failures": sorted(set(failures)),
+        "processes": processes,
+        "summary": sound if probe.clean and probe.in_fabric else f"not usable ({action}); {sound}",
     }
 
 
-def _readings(reading: Telemetry) -> Data:
-    return {
-        "utilization": reading.utilization,
-        "memory_used_bytes": reading.memory_used_bytes,
-        "memory_total_bytes": reading.memory_total_bytes,
-        "temperature_c": reading.temperature_c,
-        "power_w": reading.power_w,
-        "power_limit_w": reading.power_limit_w,
-        "sm_clock_mhz": reading.sm_clock_mhz,
-        "memory_clock_mhz": reading.memory_clock_mhz,
-        "throttle_reasons": str(reading.throttle_reasons),
-        "corrected_ecc": reading.corrected_ecc,
-        "uncorrectable_ecc": reading.uncorrectable_ecc,
-    }
+def _unless_not_supported(read: Callable[[], int]) -> int | None:
+    try:
+        return read()
+    except NotSupported:
+        return None
 
 
 def conformance(context: Context) -> Found:
