@@ -28,9 +28,9 @@ TOTAL_S = 460.0
 STEPS = (
     Step(node.driver, 30),
     Step(node.conformance, 90),
-    Step(daemon.plugin, 60),
+    Step(daemon.plugin, 70),
     Step(daemon.doctor, 45),
-    Step(node.record, 40),
+    Step(node.record, 30),
     Step(load.load, 45),
     Step(node.calls, 45),
     Step(daemon.idle, 100),

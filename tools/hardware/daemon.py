@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from tools.hardware.report import Data
 
 START_S, STOP_S, RELEASE_S = 20.0, 10.0, 10.0
+READ_S = 25.0
+"""Readings come every 15 s."""
+
 HOLD_S = 10.0
 """So long the list must stay Healthy once pods have come and gone."""
 SETTLE_S = 5.0
@@ -95,6 +98,14 @@ class Plugin:
             response = connection.getresponse()
             return response.status, response.read().decode()
 
+    def gpus_in_metrics(self) -> int:
+        """The number of GPUs with readings, once there are any: the first come a period late."""
+        while True:
+            seen = set(_READING.findall(self.get("/metrics")[1]))
+            if seen or time.monotonic() > self.started_s + READ_S:
+                return len(seen)
+            time.sleep(1)
+
 
 def _all_healthy(node: NodeView) -> bool:
     amounts = node.amounts.values()
@@ -147,9 +158,9 @@ def plugin(context: Context) -> Found:
         problems += running.not_healthy(HOLD_S)
         pages = {path: running.get(path) for path in ("/health", "/ready", "/metrics")}
         problems += [f"{path}: {code}" for path, (code, _) in pages.items() if code != 200]
-        seen = len(set(_READING.findall(pages["/metrics"][1])))
+        seen = running.gpus_in_metrics()
         if not seen:
-            problems.append("/metrics has no reading of a GPU")
+            problems.append(f"/metrics has no reading of a GPU {READ_S:g} s after the start")
         more_lists = sum(running.kubelet.view().list_updates.values()) - lists
         running.process.terminate()
         try:
