@@ -23,6 +23,11 @@ GONE_S = 7 * 24 * 3600.0
 """As `REPLACED_S`, for a GPU without a successor: long enough for a person to have seen it."""
 
 
+MAX_GONE = 64
+"""Of more, those that are gone for longest leave the list: more than a node has, and than a pod
+can hold. A driver that names ever new GPUs would make the list grow for ever."""
+
+
 class CannotForget(Exception):
     """A GPU cannot leave the list: it responds, or a pod holds it."""
 
@@ -50,6 +55,11 @@ class Departures:
         """GPUs that may be forgotten now, each with the reason; none while holdings are unknown."""
         gone = {uuid for uuid, gpu in gpus.items() if gpu.state is GpuState.LOST}
         self._gone_s = {uuid: self._gone_s.get(uuid, now_s) for uuid in gone}
+        by_age = sorted(gone, key=lambda uuid: (self._gone_s[uuid], uuid))
+        for uuid in by_age[: max(0, len(gone) - MAX_GONE)]:
+            if not holders(gpus[uuid], holdings or ()):
+                yield uuid, f"{len(gone)} GPUs are gone, of which {MAX_GONE} stay listed"
+                gone.discard(uuid)
         if holdings is None:
             return
         taken = {gpu.pci_bus_id for uuid, gpu in gpus.items() if uuid not in gone}

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.nodecondition import GpuReport, condition_for
+from gpuplugin.daemon.http.series import OTHER
 from gpuplugin.daemon.logs import log_fact
 from hal import EccError, XidError, lookup_xid
+from hal.xid import XID_CATALOGUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,7 +53,9 @@ class HealthLog:
         match event:
             case XidError(xid=code):
                 xid = lookup_xid(code)
-                self._metrics.xids.labels(uuid, index, code, xid.action.value).inc()
+                # What a driver makes up must not become a series each.
+                labels = (uuid if index else "", index, _xid_label(code), xid.action.value)
+                self._metrics.xids.labels(*labels).inc()
                 log_fact(
                     log,
                     logging.WARNING,
@@ -66,7 +70,7 @@ class HealthLog:
                 )
             case EccError(uncorrectable=uncorrectable):
                 kind = "uncorrectable" if uncorrectable else "corrected"
-                self._metrics.ecc_errors.labels(uuid, index, kind).inc()
+                self._metrics.ecc_errors.labels(uuid if index else "", index, kind).inc()
 
     def changed(self, transition: Transition, view: NodeView, *, by_hand: bool = False) -> None:
         uuid, after, fault = transition.uuid, transition.after, transition.fault
@@ -79,7 +83,7 @@ class HealthLog:
         xid = fault.xid if fault else None
         action = fault.action if fault else ""
         self._metrics.health_transitions.labels(
-            uuid, index, after.value, cause, "" if xid is None else xid, action
+            uuid, index, after.value, cause, "" if xid is None else _xid_label(xid), action
         ).inc()
         reason = fault.reason if fault else "cleared by hand" if by_hand else ""
         log_fact(
@@ -123,3 +127,7 @@ def _report(uuid: str, index: str, state: HealthState, fault: Fault | None) -> G
     if fault is None:
         return GpuReport(uuid, index, state.value)
     return GpuReport(uuid, index, state.value, fault.reason, fault.action, fault.xid)
+
+
+def _xid_label(code: int) -> str:
+    return str(code) if code in XID_CATALOGUE else OTHER

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from hal.errors import HalHung, UnknownGpu
+from hal.errors import HalError, HalHung, UnknownGpu
 from hal.gpucalls import GpuCalls
 from hal.nvml.api import Code, Handle, NvmlError
 from hal.nvml.calls import CALLS
@@ -97,6 +97,12 @@ class _Identity(NamedTuple):
     compute_capability: tuple[int, int] | None
 
 
+MAX_GPUS = 256
+"""Of a node, and of those that are kept as lost; the largest nodes have less than a hundred."""
+_MOST_MIG_DEVICES = 64
+_REMEDY = "Check the driver: reload it, or reboot the node"
+
+
 class Kernel(Protocol):
     """What the kernel knows of GPUs; see `hal.nvml.kernelfiles.KernelFolders`."""
 
@@ -152,6 +158,10 @@ class Inventory:
             count = api.device_count()
         except NvmlError as err:
             raise hal_error(err, "Counting the GPUs") from err
+        if count > MAX_GPUS:
+            raise HalError(
+                f"NVML counts {count} GPUs, more than the {MAX_GPUS} that a node can have", _REMEDY
+            )
         found = self._read_all(api, count)
         with self._lock:
             self.scans += 1
@@ -165,6 +175,7 @@ class Inventory:
                     seen[uuid] = gpu if hangs else _lost(gpu, found.failures.get(gpu.index))
             for gpu in self._never_read(found, count):
                 seen[gpu.uuid] = gpu
+            _drop_longest_lost(seen)
             self._known = dict(seen)
             ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
             snapshot = self.latest = Snapshot(tuple(ordered), found.handles)
@@ -358,7 +369,7 @@ class Inventory:
     ) -> tuple[MigDevice, ...]:
         """One that cannot be read is as it was `before`, or left out."""
         known = {mig.index: mig for mig in before}
-        count = values.read(None, api.max_mig_devices, gpu)
+        count = values.bounded(None, _is_sane_mig_count, api.max_mig_devices, gpu)
         if count is None:
             return tuple(before)
         devices: list[MigDevice] = []
@@ -432,3 +443,14 @@ def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevic
         profile=profile,
         memory_bytes=memory_bytes,
     )
+
+
+def _is_sane_mig_count(count: int) -> bool:
+    return 0 <= count <= _MOST_MIG_DEVICES
+
+
+def _drop_longest_lost(gpus: dict[str, Gpu]) -> None:
+    """Of very many that are lost, those that were listed earlier come later."""
+    lost = [uuid for uuid, gpu in gpus.items() if gpu.state is GpuState.LOST]
+    for uuid in lost[MAX_GPUS:]:
+        del gpus[uuid]

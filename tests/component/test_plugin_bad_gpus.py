@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.core.departures import MAX_GONE
+from gpuplugin.daemon.http.series import MAX_SERIES
 from gpuplugin.daemon.serving.cdi import CdiWriter
-from hal import GpuLost, HalError, Probe, RecoveryAction
+from hal import GpuLost, HalError, Probe, RecoveryAction, XidError
 from sim.kubelet import Amount
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import RESOURCE
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.core.inventory import Inventory
+    from hal import Gpu
     from sim.kubelet import Kubelet, NodeView
     from tests.component.conftest import MakeHardware, StartPlugin
 
@@ -219,3 +222,42 @@ def test_a_folder_of_specs_that_hangs_holds_up_neither_health_nor_a_stop(
         plugin.stop()
     finally:
         released.set()
+
+
+class LyingDriver(FakeDriver):
+    """A driver whose GPUs have other UUIDs at each look."""
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        number = self.listings * len(self.listed)
+        self.listed = tuple(
+            replace(gpu, uuid=f"GPU-00000000-0000-4000-8000-{number + gpu.index:012d}")
+            for gpu in super().gpus()
+        )
+        return self.listed
+
+
+def test_a_driver_that_names_ever_new_gpus_does_not_make_the_plugin_grow(
+    start_plugin: StartPlugin,
+) -> None:
+    driver = LyingDriver(8)
+    plugin = start_plugin(driver)
+    eventually(lambda: driver.listings > 30)
+    listed = plugin.samples("gpuplugin_devices")
+    # A scrape may see a list of which not all have left yet.
+    assert sum(one.value for one in listed) <= (8 + MAX_GONE + 8) * REPLICAS
+    assert len(plugin.samples("gpuplugin_gpu_health_transitions_total")) <= MAX_SERIES + 1
+    for path in ("/", "/health", "/metrics"):
+        assert plugin.get(path).status == 200
+
+
+def test_xids_and_gpus_that_nobody_knows_share_a_series(
+    kubelet: Kubelet, driver: PickyDriver, start_plugin: StartPlugin
+) -> None:
+    plugin = start_plugin(driver)
+    wait_for(kubelet, 30)
+    for code in range(1_000, 1_600):
+        driver.report(XidError(driver.listed[code % 3].uuid, code))
+        driver.report(XidError(f"GPU-{code}", code))
+    eventually(lambda: plugin.metric("gpuplugin_xid_events_total") == 1_200)
+    assert len(plugin.samples("gpuplugin_xid_events_total")) == 4
+    assert plugin.metric("gpuplugin_xid_events_total", xid="other") == 1_200

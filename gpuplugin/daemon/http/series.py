@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+MAX_SERIES = 2_000
+"""Of one metric; further ones share one whose labels are all `other`."""
+OTHER = "other"
+
+
 @dataclass(frozen=True, slots=True)
 class Scraped:
     """A metric whose samples are made at each scrape, so that none outlives what it describes."""
@@ -65,6 +70,8 @@ class Counted:
         number = self._numbers.get(key)
         if number is None:
             with self._lock:
+                if len(self._numbers) >= MAX_SERIES:
+                    key = (OTHER,) * len(key)
                 number = self._numbers.setdefault(key, Number())
         return number
 

@@ -495,3 +495,36 @@ def test_of_two_scans_at_a_time_the_one_that_began_later_counts(tmp_path: Path) 
     assert [states(gpus) for gpus in later] == [lost]
     assert states(listed) == lost
     assert states(backend.gpus()) == lost
+
+
+@pytest.mark.parametrize("count", [257, 2**32 - 1])
+def test_a_count_of_gpus_that_no_node_has_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"))
+    monkeypatch.setattr(nvml, "device_count", lambda: count)
+    with pytest.raises(HalError, match=f"NVML counts {count} GPUs, more than the 256"):
+        opened(nvml, tmp_path).gpus()
+
+
+def test_gpus_that_were_lost_do_not_pile_up(tmp_path: Path) -> None:
+    nvml = FakeNvml()
+    backend = opened(nvml, tmp_path)
+    for number in range(300):
+        nvml.gpus = [FakeGpu(f"GPU-{number}")]
+        backend.gpus()
+    listed = states(backend.gpus())
+    assert len(listed) == 257
+    assert listed["GPU-299"] is GpuState.OK
+    assert "GPU-298" in listed
+    assert "GPU-0" not in listed
+
+
+def test_a_count_of_mig_devices_that_no_gpu_has_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a", mig_mode=True))
+    monkeypatch.setattr(nvml, "max_mig_devices", lambda _device: 2**32 - 1)
+    (gpu,) = opened(nvml, tmp_path).gpus()
+    assert gpu.mig_devices == ()
+    assert "which cannot be" in str(gpu.unknown)
