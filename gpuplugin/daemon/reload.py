@@ -76,14 +76,17 @@ class Reloader:
         A change counts once it stood still for a poll: a file is often emptied before it is
         written, and an empty one is valid.
         """
-        seen = moving = await self._catch_up()
-        while True:
-            requested = await self._pause()
-            now = await self._fingerprint()
-            if requested or (now != seen and now == moving):
-                seen = now
-                await self._reload()
-            moving = now
+        try:
+            seen = moving = await self._catch_up()
+            while True:
+                requested = await self._pause()
+                now = await self._fingerprint()
+                if requested or (now != seen and now == moving):
+                    seen = now
+                    await self._reload()
+                moving = now
+        finally:
+            self._thread.close()
 
     async def _catch_up(self) -> bytes | None:
         """Apply what changed since the start; returns the fingerprint.

@@ -84,6 +84,8 @@ class NvmlBackend:
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._watcher: Watcher | None = None
+        self._unfinished: list[tuple[NvmlApi, Watcher | None]] = []
+        """Connections that could not be shut down, because a call was in them."""
         self._links: tuple[frozenset[str], Mapping[tuple[str, str], Link]] | None = None
 
     def open(self) -> None:
@@ -91,6 +93,7 @@ class NvmlBackend:
         with self._lock:
             if self._session is not None:
                 return
+            self._finish()
             api, library = self._load()
             try:
                 api.init()
@@ -117,17 +120,28 @@ class NvmlBackend:
         with self._lock:
             session, self._session = self._session, None
             watcher, self._watcher = self._watcher, None
-            if session is None:
-                return
-            waits = watcher is not None and not watcher.close(_CLOSE_TIMEOUT_S)
-            if waits or self._inventory.calls.in_progress:
-                # Shutting NVML down under a call that is in it can crash the process.
-                _log.warning("a call to NVML does not return; it stays initialised")
-                return
+            if watcher is not None:
+                watcher.close(_CLOSE_TIMEOUT_S)
+            if session is not None:
+                self._unfinished.append((session.api, watcher))
+            self._finish()
+            if self._unfinished and session is not None:
+                _log.warning("a call to NVML does not return; it stays initialised until it does")
+
+    def _finish(self) -> None:
+        """Shut down what no call is in any more: under one, that can crash the process.
+
+        NVML counts its users, and sees a driver that was loaded anew after the last shutdown only.
+        """
+        if self._inventory.calls.in_progress:
+            return
+        left = [one for one in self._unfinished if one[1] is not None and not one[1].close(0.0)]
+        for api, _ in (one for one in self._unfinished if one not in left):
             try:
-                session.api.shutdown()
+                api.shutdown()
             except NvmlError as err:
                 _log.warning("NVML could not be shut down: %s", err)
+        self._unfinished = left
 
     def call_lasting_s(self, thread: int) -> float | None:
         return self._inventory.calls.lasting_s(thread)
@@ -148,6 +162,8 @@ class NvmlBackend:
         watcher = self._watcher
         if watcher is None or self._inventory.calls.given_up_in(watcher.thread):
             # The thread of the last one hangs in a GPU.
+            if watcher is not None:
+                watcher.close(0.0)
             watcher = self._watcher = self._new_watcher(api)
         return watcher.wait(timeout_s)
 

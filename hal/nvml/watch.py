@@ -79,6 +79,9 @@ class Watcher:
             except HalError:
                 self._drop_set()
                 raise
+            finally:
+                if self._closing.is_set():
+                    self._drop_set()  # whoever closed it did not wait for this call
 
     def close(self, timeout_s: float) -> bool:
         """Make `wait` return and free the event set; False if it is stuck in the driver."""

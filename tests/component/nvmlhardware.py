@@ -76,6 +76,7 @@ class NvmlHardware(Hardware):
         self._server.close()
         super().stop()
         eventually(lambda: not self._in_the_library())
+        self.backend.close()  # what could not be shut down while a call was in it
         self._left.close()
 
     def _in_the_library(self) -> list[threading.Thread]:

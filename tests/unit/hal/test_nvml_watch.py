@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hal.errors import DriverUnavailable, HalError
-from hal.nvml.api import NO_INSTANCE, Code, EventData, EventType, Handle
+from hal.nvml.api import NO_INSTANCE, Code, EventData, EventType, Handle, Memory
 from hal.nvml.backend import NvmlBackend
 from hal.types import EccError, Event, GpuAppeared, GpuDisappeared, XidError
 from tests.unit.hal.fake_nvml import FakeGpu, FakeNvml, event
@@ -293,3 +293,30 @@ def test_closing_ends_a_wait_in_another_thread(gpus: tuple[FakeGpu, ...]) -> Non
     assert returned == [[]]
     assert nvml.initialised == 0
     assert not nvml.shut_down_while_waiting
+
+
+def test_what_could_not_be_shut_down_is_once_no_call_is_in_it() -> None:
+    """NVML counts its users: one that is forgotten keeps it from ever seeing another driver."""
+    gpu = FakeGpu("GPU-a")
+    nvml = FakeNvml(gpu)
+    backend = opened(nvml)
+    entered, released = threading.Event(), threading.Event()
+    memory = nvml.memory
+
+    def hang(device: Handle) -> Memory:
+        entered.set()
+        assert released.wait(10)
+        return memory(device)
+
+    nvml.memory = hang  # type: ignore[method-assign]
+    call = threading.Thread(target=backend.probe, args=("GPU-a",))
+    call.start()
+    assert entered.wait(10)
+    backend.close()
+    assert nvml.initialised == 1
+    released.set()
+    call.join()
+    backend.open()
+    assert nvml.initialised == 1, "the old connection was shut down before the new one"
+    backend.close()
+    assert nvml.initialised == 0
