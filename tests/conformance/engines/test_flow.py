@@ -161,6 +161,37 @@ def test_the_reserve_is_given_up_to_a_peer_that_grants_no_more(
         client.read_until(lambda: client.answers[stream].messages == [b"x" * 65_530])
 
 
+def test_a_list_that_just_fits_beside_the_reserve_goes_out_whole(
+    fast: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HELD_BACK_S", 1000.0)
+    message = b"x" * (65_535 - 16_384 - 5)
+    fast.watched.publish(message)
+    with fast.raw(WIDE) as client:
+        client.read_message(client.begin(WATCH), message)
+
+
+def test_the_reserve_is_kept_while_a_list_waits_for_its_stream(
+    fast: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that just fits its stream's window is not held back by the connection's."""
+    monkeypatch.setattr(engine_fast, "CHECK_S", 0.05)
+    monkeypatch.setattr(connection, "HELD_BACK_S", 0.0)
+    beside = 65_535 - 16_384
+    fast.watched.publish(b"x" * 65_000)
+    with fast.raw({4: beside}) as client:
+        stream = client.begin(WATCH)
+        client.read_until(lambda: body_length(client, stream) == beside)
+        for _ in range(2):  # whose reserves are given up: all connections were looked at between
+            with fast.raw(WIDE) as other:
+                other.read_message(other.begin(WATCH), b"x" * 65_000)
+        monkeypatch.setattr(connection, "HELD_BACK_S", 1000.0)
+        widen(client, stream, 10_000)
+        client.ping()
+        client.ping()  # the first answer goes before what the list has to send
+        assert body_length(client, stream) == beside
+
+
 def test_an_answer_gets_what_is_granted_before_a_list_does(fast: Served) -> None:
     fast.watched.publish(LIST)
     with fast.raw(WIDE) as client:

@@ -80,7 +80,8 @@ def test_every_ping_is_answered_in_order(served: Served) -> None:
         client.send(*(pack(PING, 0, 0, one) for one in pings))
         client.read_until(lambda: sum(one.kind == PING for one in client.others) == 20)
         assert [one.payload for one in client.others if one.kind == PING] == pings
-        assert all(one.flags == ACK for one in client.others if one.kind == PING)
+        answers = [one for one in client.others if one.kind == PING]
+        assert {(one.flags, one.stream) for one in answers} == {(ACK, 0)}
 
 
 def test_an_acknowledged_ping_is_not_answered(served: Served) -> None:
@@ -300,6 +301,33 @@ def test_too_many_streams_are_refused_and_the_others_served(fast: Served) -> Non
         for stream in streams[:-1]:
             assert client.finish(stream).messages == [b"hello"]
         assert_answers(client)
+
+
+def test_a_refused_stream_stays_refused_when_there_is_room_again(fast: Served) -> None:
+    """Its number is the last one, and not that of a new stream."""
+    with fast.raw() as client:
+        streams = [client.stream() for _ in range(101)]
+        client.send(*(client.headers(one, REQUEST) for one in streams))
+        assert client.finish(streams[-1]).reset == REFUSED
+        client.send(pack(DATA, END_STREAM, streams[0], HELLO))
+        client.finish(streams[0])
+        client.send(
+            client.headers(streams[-1], REQUEST), pack(DATA, END_STREAM, streams[-1], HELLO)
+        )
+        client.ping()
+        assert client.answers[streams[-1]].fields == []
+        assert fast.requests == [b"hello"]
+
+
+@pytest.mark.parametrize("calls_before", [1, 3], ids=["new-headers", "headers-seen-before"])
+def test_the_last_stream_cannot_be_opened_again(fast: Served, calls_before: int) -> None:
+    with fast.raw() as client:
+        for _ in range(calls_before):
+            stream = client.begin(ECHO)
+            client.finish(stream)
+        client.send(client.headers(stream, REQUEST) + pack(DATA, END_STREAM, stream, HELLO))
+        assert client.goaway() == STREAM_CLOSED
+        assert fast.requests == [b""] * calls_before
 
 
 def test_a_goaway_of_the_client_lets_its_calls_end(fast: Served) -> None:
