@@ -75,7 +75,7 @@ def test_what_differs_is_seen(served: Served) -> None:
 
 @pytest.mark.parametrize(
     ("step", "code"),
-    [(0, STREAM_CLOSED), (-2, STREAM_CLOSED), (1, PROTOCOL), (2**31, STREAM_CLOSED)],
+    [(0, STREAM_CLOSED), (-2, STREAM_CLOSED), (1, PROTOCOL), (3, PROTOCOL), (2**31, STREAM_CLOSED)],
 )
 def test_a_repeated_call_on_a_wrong_stream(fast: Served, step: int, code: int) -> None:
     with fast.raw() as client:
@@ -83,6 +83,18 @@ def test_a_repeated_call_on_a_wrong_stream(fast: Served, step: int, code: int) -
         repeat(client, last + step)
         assert client.goaway() == code
     assert len(fast.requests) == TIMES
+
+
+def test_a_message_longer_than_its_frame_takes_nothing_of_the_next_one(fast: Served) -> None:
+    with fast.raw() as client:
+        warm_up(client)
+        stream = client.stream()
+        prefix = b"\0" + u32(5 * 256 - 5)
+        unknown = pack(0xBB, 0, 0, bytes(5 * 256))
+        headers = client.headers(stream, request_headers(ECHO))
+        client.send(headers + pack(DATA, END_STREAM, stream, prefix) + unknown)
+        assert client.finish(stream)["grpc-status"] == "12"
+        assert len(fast.requests) == TIMES
 
 
 def test_a_repeated_call_after_a_goodbye(fast: Served) -> None:
