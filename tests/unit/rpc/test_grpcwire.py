@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from hpack import Decoder
 from hypothesis import given
@@ -15,6 +16,11 @@ from gpuplugin.rpc.services import MAX_REQUEST_BYTES
 
 def _headers(block: bytes) -> list[tuple[bytes, bytes]]:
     return [(one[0], one[1]) for one in Decoder().decode(block, raw=True)]
+
+
+def test_the_codes_are_those_of_grpc() -> None:
+    grpcs = {one.name: one.value[0] for one in grpc.StatusCode}
+    assert {name: int(code) for name, code in RpcCode.__members__.items()} == grpcs
 
 
 @given(st.integers(0, 16), st.text(max_size=100))
