@@ -249,8 +249,9 @@ def _write(file: Path, text: str) -> None:
     Path(cache_from_source(str(file))).unlink(missing_ok=True)  # its time stamp counts seconds
 
 
-def run(folder: str, count: int, seed: int) -> tuple[int, int, int]:
+def run(folder: str, count: int, seed: int, within_s: float) -> tuple[int, int, int]:
     """Try a sample of a folder's mutants; returns how many were caught, equivalent, missed."""
+    until_s = time.monotonic() + within_s
     known, tests = equivalent(), TESTS[folder]
     every = all_mutants(folder)
     sample = random.Random(seed).sample(every, min(count, len(every)))
@@ -264,6 +265,8 @@ def run(folder: str, count: int, seed: int) -> tuple[int, int, int]:
             raise SystemExit(f"the tests fail without a mutation: {' '.join(tests)}")
         limit_s = 10 + 2 * (time.monotonic() - began_s)
         for mutant in sample:
+            if time.monotonic() > until_s:
+                break
             if mutant.change in known.get(mutant.where, {}):
                 same += 1
             elif _survives(tree, mutant, tests, limit_s):
@@ -271,7 +274,10 @@ def run(folder: str, count: int, seed: int) -> tuple[int, int, int]:
                 print(f"  survived: {mutant.where}: {mutant.change}", flush=True)
             else:
                 caught += 1
-    print(f"  caught {caught}, equivalent {same}, survived {missed}", flush=True)
+    print(
+        f"  of {caught + same + missed}: caught {caught}, equivalent {same}, survived {missed}",
+        flush=True,
+    )
     return caught, same, missed
 
 
@@ -280,9 +286,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=150, help="mutants in all (150)")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeats a run")
     parser.add_argument("--folder", choices=TESTS, action="append", help="this one alone")
+    parser.add_argument("--minutes", type=float, default=40, help="then it ends anyway (40)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     folders = options.folder or list(TESTS)
-    results = [run(one, options.count // len(folders), options.seed) for one in folders]
+    count, within_s = options.count // len(folders), options.minutes * 60 / len(folders)
+    results = [run(one, count, options.seed, within_s) for one in folders]
     caught, _, missed = map(sum, zip(*results, strict=True))
     share = caught / max(caught + missed, 1)
     print(f"{share:.0%} of {caught + missed} caught; the goal is {GOAL:.0%}")

@@ -463,6 +463,11 @@ def test_malformed_headers_end_the_stream(fast: Served, name: str) -> None:
         assert_answers(client)
 
 
+def test_a_request_needs_no_authority(fast: Served) -> None:
+    with fast.raw() as client:
+        assert client.call(ECHO, b"hello", authority=None).messages == [b"hello"]
+
+
 FLOODS: dict[str, bytes] = {
     "pings": pack(PING, 0, 0, bytes(8)),
     "acknowledged-pings": pack(PING, ACK, 0, bytes(8)),
