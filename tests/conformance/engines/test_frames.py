@@ -322,10 +322,11 @@ def test_a_refused_stream_stays_refused_when_there_is_room_again(fast: Served) -
 @pytest.mark.parametrize("calls_before", [1, 3], ids=["new-headers", "headers-seen-before"])
 def test_the_last_stream_cannot_be_opened_again(fast: Served, calls_before: int) -> None:
     with fast.raw() as client:
-        for _ in range(calls_before):
-            stream = client.begin(ECHO)
+        streams = [client.begin(ECHO) for _ in range(calls_before)]
+        for stream in streams:
             client.finish(stream)
-        client.send(client.headers(stream, REQUEST) + pack(DATA, END_STREAM, stream, HELLO))
+        last = client.headers(streams[-1], REQUEST)
+        client.send(last + pack(DATA, END_STREAM, streams[-1], HELLO))
         assert client.goaway() == STREAM_CLOSED
         assert fast.requests == [b""] * calls_before
 
