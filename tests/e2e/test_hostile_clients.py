@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-import struct
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.attacks import ALLOCATE, unfinished_bytes
 from gpuplugin.rpc import RpcCode
-from gpuplugin.rpc.client import CallFailed, Connection, Method
+from gpuplugin.rpc.client import CallFailed, Connection
 from tests.e2e.served import StartPlugin
 from tests.e2e.test_hostile_http import MIB, peak_kib
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from tests.e2e.conftest import Node, Plugin
 
-ALLOCATE = Method.of("/v1beta1.DevicePlugin/Allocate")
 ENGINES = {"fast": 48 * MIB, "grpcio": 96 * MIB}
 """With how much more memory than at rest each may come out of it: grpcio reads ahead."""
 
@@ -65,21 +64,4 @@ def test_requests_that_are_never_finished(attacked: tuple[Plugin, Path]) -> None
             peer.connect(str(path))
             peer.settimeout(1)
             with suppress(OSError):
-                peer.sendall(unfinished_requests())
-
-
-def unfinished_requests() -> bytes:
-    """A connection's preface, and sixteen requests that lack the last byte of 4 MB."""
-    parts = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", frame(4, 0, 0, b"")]
-    path = b"/v1beta1.DevicePlugin/Allocate"
-    block = b"\x83\x86\x04" + bytes([len(path)]) + path
-    block += b"\x00\x0ccontent-type\x10application/grpc\x00\x02te\x08trailers"
-    for stream in range(1, 33, 2):
-        parts.append(frame(1, 4, stream, block))
-        parts.append(frame(0, 0, stream, b"\x00" + struct.pack(">I", 4_000_000) + bytes(16_000)))
-        parts += [frame(0, 0, stream, bytes(16_000))] * 248
-    return b"".join(parts)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+                peer.sendall(unfinished_bytes())

@@ -1,0 +1,266 @@
+"""A rehearsal: attacks on the plugin beside a kubelet stand-in that allocates 20 times a second.
+
+The plugin is a process of its own on a simulated node of eight GPUs, with a limit of memory; each
+attack is another process. `python -m benchmarks.siege` takes about two minutes, and ends with 1 if
+the plugin did not hold what `Verdict` asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http
+import http.client
+import multiprocessing
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.attacks import ALLOCATE, ATTACKS, GOOD, TIMEOUT_S, WATCH, Target
+from benchmarks.devices import allocate_request
+from benchmarks.machine import resident_mib
+from benchmarks.servers import ENGINES
+from gpuplugin.rpc.client import CallFailed, Connection, ConnectionFailed
+from sim.kubelet import Kubelet
+from sim.node.control import control_socket, status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+RESOURCE = "nvidia.com/gpu"
+GPUS, REPLICAS = 8, 10
+ALLOCATE_EVERY_S = 0.05
+HEALTH_EVERY_S = 0.25
+SAMPLE_S = 0.02
+DEADLINE_S = 30.0
+ADDRESS_SPACE_BYTES = 1536 * 1024 * 1024
+"""A hard limit for the plugin: most of it are stacks of threads, of which few pages are used."""
+
+MAX_ALLOCATE_MS = 500.0
+MAX_HEALTH_MS = 1000.0
+MAX_RSS_MIB = 128.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one attack did to the plugin, at worst."""
+
+    attack: str
+    calls: int
+    failed: int
+    allocate_ms: float
+    health_ms: float
+    rss_mib: float
+    descriptors: int
+    problem: str
+    """Why it did not hold; empty if it did."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each attack (default 8)")
+    parser.add_argument("--engine", choices=ENGINES, default="fast")
+    parser.add_argument("--attack", action="append", choices=ATTACKS, help="only this one")
+    options = parser.parse_args()
+    print(
+        f"{'attack':26} {'calls':>6} {'failed':>6} {'slowest ms':>10} {'health ms':>9} "
+        f"{'RSS MiB':>8} {'fds':>4}  verdict"
+    )
+    verdicts = []
+    for one in siege(options.attack or list(ATTACKS), options.seconds, options.engine):
+        verdicts.append(one)
+        print(
+            f"{one.attack:26} {one.calls:6} {one.failed:6} {one.allocate_ms:10.1f} "
+            f"{one.health_ms:9.1f} {one.rss_mib:8.1f} {one.descriptors:4}  "
+            f"{one.problem or 'held'}",
+            flush=True,
+        )
+    return 1 if any(one.problem for one in verdicts) else 0
+
+
+def siege(attacks: Sequence[str], for_s: float, engine: str) -> Iterator[Verdict]:
+    folder = Path(tempfile.mkdtemp(prefix="gp"))
+    try:
+        with _plugin(folder, for_s, engine) as target, Kubelet(folder) as kubelet:
+            _wait(kubelet)
+            caller = _Caller(target)
+            for name in attacks:
+                yield _attacked(name, target, caller, kubelet)
+            caller.close()
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _plugin(folder: Path, for_s: float, engine: str) -> Iterator[Target]:
+    config = folder / "config.yaml"
+    config.write_text(GOOD)
+    log = folder / "plugin.log"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+
+    with log.open("w") as stream:
+        plugin = subprocess.Popen(
+            [sys.executable, "-m", "gpuplugin", "run", "--backend", "sim", "--kubelet-dir", folder,
+             "--listen-address", "127.0.0.1:0", "--config-file", config, "--rpc-engine", engine],
+            stdout=stream, stderr=subprocess.STDOUT, preexec_fn=limit,  # noqa: PLW1509 - no threads yet
+        )  # fmt: skip
+    try:
+        yield Target(plugin.pid, _port(log), folder, config, for_s)
+        plugin.send_signal(signal.SIGTERM)
+        plugin.wait(DEADLINE_S)
+    finally:
+        plugin.kill()
+        plugin.wait()
+
+
+def _port(log: Path) -> int:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline_s:
+        if found := re.search(r"event=http port=(\d+)", log.read_text()):
+            return int(found[1])
+        time.sleep(SAMPLE_S)
+    raise TimeoutError(f"the plugin serves no HTTP:\n{log.read_text()}")
+
+
+def _attacked(name: str, target: Target, caller: _Caller, kubelet: Kubelet) -> Verdict:
+    """Run one attack, and see what becomes of the plugin."""
+    caller.reset()
+    health = _Health(target)
+    attacker = multiprocessing.get_context("spawn").Process(
+        target=_attack, args=(name, target), daemon=True
+    )
+    attacker.start()
+    rss_mib, descriptors = 0.0, 0
+    deadline_s = time.monotonic() + target.for_s + DEADLINE_S
+    while attacker.is_alive() and time.monotonic() < deadline_s:
+        rss_mib = max(rss_mib, resident_mib([target.pid]))
+        with suppress(OSError):
+            descriptors = max(descriptors, len(list(Path(f"/proc/{target.pid}/fd").iterdir())))
+        time.sleep(SAMPLE_S)
+    attacker.kill()
+    attacker.join()
+    health.stop()
+    problems = [
+        (caller.failed > 0, f"{caller.failed} calls failed: {caller.error}"),
+        (caller.slowest_ms > MAX_ALLOCATE_MS, f"Allocate took {caller.slowest_ms:.0f} ms"),
+        (health.failed > 0, f"/health failed {health.failed} times"),
+        (health.slowest_ms > MAX_HEALTH_MS, f"/health took {health.slowest_ms:.0f} ms"),
+        (rss_mib > MAX_RSS_MIB, f"{rss_mib:.0f} MiB resident"),
+        (not _is_whole(kubelet), "the kubelet does not have its devices"),
+    ]
+    problem = "; ".join(text for wrong, text in problems if wrong)
+    return Verdict(
+        name,
+        caller.calls,
+        caller.failed,
+        caller.slowest_ms,
+        health.slowest_ms,
+        rss_mib,
+        descriptors,
+        problem,
+    )
+
+
+def _attack(name: str, target: Target) -> None:
+    ATTACKS[name](target)
+
+
+class _Repeated(threading.Thread):
+    """Does something at a period, and keeps the slowest time and how often it failed."""
+
+    def __init__(self, period_s: float, act: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._period_s = period_s
+        self._act = act
+        self._stopping = threading.Event()
+        self.reset()
+        self.start()
+
+    def reset(self) -> None:
+        self.calls = self.failed = 0
+        self.slowest_ms = 0.0
+        self.error = ""
+
+    def run(self) -> None:
+        while not self._stopping.wait(self._period_s):
+            began_ns = time.perf_counter_ns()
+            try:
+                self._act()
+            except (CallFailed, OSError, http.client.HTTPException) as error:
+                self.failed += 1
+                self.error = str(error)
+            self.calls += 1
+            self.slowest_ms = max(self.slowest_ms, (time.perf_counter_ns() - began_ns) / 1e6)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+
+class _Health(_Repeated):
+    def __init__(self, target: Target) -> None:
+        self._port = target.port
+        super().__init__(HEALTH_EVERY_S, self._ask)
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_S)
+        with closing(connection):
+            connection.request("GET", "/health")
+            if (status := connection.getresponse().status) != http.HTTPStatus.OK:
+                raise OSError(f"/health responded with {status}")
+
+
+class _Caller(_Repeated):
+    """As the kubelet: one connection, which watches the list and calls Allocate."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        uuids = [gpu.uuid for gpu in status(control_socket(target.kubelet_dir))]
+        self._requests = [allocate_request([f"{uuid}::{REPLICAS - 1}"]) for uuid in uuids]
+        self._connection = self._connected()
+        super().__init__(ALLOCATE_EVERY_S, self._allocate)
+
+    def close(self) -> None:
+        self.stop()
+        self._connection.close()
+
+    def _connected(self) -> Connection:
+        connection = Connection(self._target.device_socket, TIMEOUT_S)
+        connection.start(WATCH, b"", streaming=True)
+        return connection
+
+    def _allocate(self) -> None:
+        try:
+            self._connection.call(ALLOCATE, self._requests[self.calls % len(self._requests)])
+        except ConnectionFailed:
+            self._connection.close()
+            self._connection = self._connected()
+            raise
+
+
+def _is_whole(kubelet: Kubelet) -> bool:
+    try:
+        _wait(kubelet)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _wait(kubelet: Kubelet) -> None:
+    devices = GPUS * REPLICAS
+    kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == devices, DEADLINE_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
