@@ -601,3 +601,26 @@ def test_a_relapse_doubles_the_quiet_period_32_times_at_most(faults: int, doubli
     """More would be no time that a person waits for, and in the end no number of Python's."""
     policy = HealthPolicy(quiet_period_s=1.0, quiet_period_cap_s=float("inf"))
     assert quiet_period_s(Health(0.0, faults=faults), policy) == 2.0**doublings
+
+
+@pytest.mark.parametrize(("after_s", "state"), [(-0.001, H), (0.0, U)])
+def test_the_window_in_which_an_error_counts_as_contained_ends(
+    after_s: float, state: HealthState
+) -> None:
+    apart_s = CONTAINED_WINDOW_S + after_s
+    told_first = see(see(Health(0.0), xid(94), 100.0), DOUBLE_BIT, 100.0 + apart_s)
+    assert told_first.state is state
+    counted_first = see(see(Health(0.0), DOUBLE_BIT, 100.0), xid(94), 100.0 + apart_s)
+    assert counted_first.state is state
+
+
+def test_a_reset_that_was_seen_while_healthy_is_none_for_a_later_fault() -> None:
+    health = see(see(Health(0.0), OK, 1.0), AFTER_RESET, 2.0)
+    assert (health.state, health.reset_seen) == (H, False)
+    assert see(see(health, xid(95), 3.0), AFTER_RESET, 4.0).state is U
+
+
+@pytest.mark.parametrize(("faults", "doublings"), [(0, 0), (1, 0), (32, 31), (33, 32), (1000, 32)])
+def test_the_quiet_period_doubles_thirty_two_times_at_most(faults: int, doublings: int) -> None:
+    policy = HealthPolicy(quiet_period_s=1.0, quiet_period_cap_s=1e300)
+    assert quiet_period_s(Health(0.0, faults=faults), policy) == 2.0**doublings
