@@ -14,6 +14,7 @@ from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from gpuplugin.core.usage import (
     Holding,
     PodName,
+    Reading,
     Seen,
     TenantUse,
     UnitUse,
@@ -257,3 +258,10 @@ def test_nothing_is_lost_and_nothing_is_counted_twice(
 )
 def test_jains_index(shares: list[float], index: float) -> None:
     assert jain(shares) == pytest.approx(index)
+
+
+def test_a_reading_is_stale_after_three_periods() -> None:
+    reading = Reading(at_s=100.0, period_s=10.0)
+    assert not reading.stale(130.0)
+    assert reading.stale(130.1)
+    assert not Reading().stale(1e9)
