@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.core.departures import MAX_GONE, CannotForget, Departures
+from gpuplugin.core.departures import CannotForget, Departures
 from gpuplugin.core.usage import Holding, PodName
 from tests.unit.builders import a_gpu
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hal import Gpu
 
 HOUR_S = 3600.0
+MAX_GONE = 64
 WEEK_S = 7 * 24 * HOUR_S
 BEGAN_S = 500.0
 GONE = a_gpu(0, lost=True)
@@ -68,6 +69,19 @@ def test_of_too_many_the_oldest_leave(holdings: tuple[Holding, ...] | None) -> N
 def test_of_too_many_one_that_is_held_stays() -> None:
     gone = {gpu.uuid: gpu for gpu in (a_gpu(index, lost=True) for index in range(MAX_GONE + 1))}
     assert list(Departures().due(gone, (HELD,), BEGAN_S)) == []
+
+
+def test_of_a_few_none_leaves_at_once() -> None:
+    gone = {gpu.uuid: gpu for gpu in (a_gpu(0, lost=True), a_gpu(1, lost=True))}
+    assert list(Departures().due(gone, (), BEGAN_S)) == []
+
+
+def test_of_too_many_each_leaves_once() -> None:
+    gone = {gpu.uuid: gpu for gpu in (a_gpu(index, lost=True) for index in range(MAX_GONE + 1))}
+    departures = Departures()
+    assert len(list(departures.due(gone, (HELD,), BEGAN_S))) == 0
+    found = [uuid for uuid, _ in departures.due(gone, (), BEGAN_S + WEEK_S)]
+    assert sorted(found) == sorted(gone)
 
 
 def test_a_forgotten_gpu_is_listed_again_once_it_responds() -> None:
