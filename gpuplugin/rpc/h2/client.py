@@ -311,8 +311,8 @@ class ClientConnection:
 
     def _end(self, call: ClientCall, error: CallFailed | None) -> None:
         del self._calls[call.stream_id]
+        self._outbox.forget(call.stream_id)
         if call.rest:  # the server responded before it had the whole request
-            self._outbox.forget(call.stream_id)
             self._outbox.put(frames.numbers(frames.RST_STREAM, call.stream_id, ErrorCode.CANCEL))
         call.ended, call.error = True, error
         if not call.streaming:

@@ -247,6 +247,26 @@ def test_frames_may_come_in_any_split(sizes: list[int]) -> None:
     assert pack(SETTINGS, ACK, 0) in sent
 
 
+@pytest.mark.parametrize("how", ["cancelled", "reset", "answered"])
+def test_a_call_that_ended_sends_no_more_of_its_request(how: str) -> None:
+    connection = ClientConnection(100)
+    connection.receive(setting({4: 100_000}))
+    connection.output()
+    call = connection.start(ECHO_M, bytes(80_000))
+    connection.output()
+    assert call.rest, "the connection's window holds it back"
+    if how == "cancelled":
+        connection.cancel(call)
+    elif how == "reset":
+        connection.receive(pack(RST, 0, call.stream_id, u32(0)))
+    else:
+        connection.receive(_response(call.stream_id, Encoder()))
+    reset = b"" if how == "reset" else pack(RST, 0, call.stream_id, u32(8))
+    assert connection.output() == reset
+    connection.receive(pack(WINDOW, 0, 0, u32(100_000)))
+    assert connection.output() == b""
+
+
 def test_what_is_left_when_the_server_is_going_away() -> None:
     """The calls that it began are ended by it, later ones have failed, no more can be made."""
     encoder, connection = Encoder(), ClientConnection(100)
