@@ -173,18 +173,6 @@ def test_several_streams_at_once(served: Served) -> None:
             assert client.finish(stream).messages == [b"hello"]
 
 
-def test_a_stream_id_is_used_once(fast: Served) -> None:
-    with fast.raw() as client:
-        stream = 0
-        for _ in range(3):  # headers that were seen before go a shorter way
-            stream = client.stream()
-            request = client.headers(stream, REQUEST)
-            client.send(request, pack(DATA, END_STREAM, stream, HELLO))
-            assert client.finish(stream).messages == [b"hello"]
-        client.send(client.headers(stream, REQUEST), pack(DATA, END_STREAM, stream, HELLO))
-        assert client.goaway() == STREAM_CLOSED
-
-
 def test_trailers_of_a_request_end_it(served: Served) -> None:
     with served.raw() as client:
         stream = client.stream()
