@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gpuplugin.core.departures import MAX_GONE
+from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.http.series import MAX_SERIES
 from gpuplugin.daemon.serving.cdi import CdiWriter
-from hal import GpuLost, HalError, Probe, RecoveryAction, XidError
+from hal import DriverUnavailable, GpuLost, HalError, Probe, RecoveryAction, XidError
 from sim.kubelet import Amount
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import RESOURCE
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from hal import Gpu
     from sim.kubelet import Kubelet, NodeView
     from tests.component.conftest import MakeHardware, StartPlugin
+    from tests.component.running import Hardware, PluginProcess
 
 REPLICAS = 10
 
@@ -261,3 +264,76 @@ def test_xids_and_gpus_that_nobody_knows_share_a_series(
     eventually(lambda: plugin.metric("gpuplugin_xid_events_total") == 1_200)
     assert len(plugin.samples("gpuplugin_xid_events_total")) == 4
     assert plugin.metric("gpuplugin_xid_events_total", xid="other") == 1_200
+
+
+def is_listed(plugin: PluginProcess, uuid: str) -> bool:
+    return plugin.metric("gpuplugin_gpu_health", uuid=uuid) == 1
+
+
+def test_gpus_that_are_replaced_over_and_over_do_not_pile_up(
+    hardware: Hardware, start_plugin: StartPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuplugin.core.departures.MAX_GONE", 3)
+    plugin = start_plugin(hardware.backend)
+    eventually(lambda: plugin.metric("gpuplugin_gpu_health", state="Healthy") == 8)
+    for _ in range(10):
+        new = hardware.replace(0)
+        eventually(partial(is_listed, plugin, new))
+    eventually(lambda: plugin.metric("gpuplugin_devices", resource=RESOURCE) == (8 + 3) * REPLICAS)
+    assert plugin.metric("gpuplugin_devices", resource=RESOURCE, health="Healthy") == 80
+
+
+def test_a_gpu_that_is_partitioned_over_and_over_leaves_nothing_behind(
+    make_hardware: MakeHardware, start_plugin: StartPlugin
+) -> None:
+    hardware = make_hardware(1)
+    plugin = start_plugin(hardware.backend, flags={"--mig-strategy": "mixed"})
+    first = series_after(hardware, plugin, rounds=2)
+    assert series_after(hardware, plugin, rounds=10) == first
+
+
+def series_after(hardware: Hardware, plugin: PluginProcess, rounds: int) -> int:
+    """The number of series of GPUs after as many rounds of partitions."""
+    small, large = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
+    for _ in range(rounds):
+        hardware.repartition(0, ["1g.10gb"] * 7)
+        eventually(
+            lambda: plugin.metric("gpuplugin_devices", resource=small, health="Healthy") == 7
+        )
+        hardware.repartition(0, ["3g.40gb"] * 2)
+        eventually(
+            lambda: plugin.metric("gpuplugin_devices", resource=large, health="Healthy") == 2
+        )
+    families = (
+        "gpuplugin_gpu_health",
+        "gpuplugin_devices",
+        "gpuplugin_gpu_health_transitions_total",
+    )
+    return sum(len(plugin.samples(name)) for name in families)
+
+
+def test_a_driver_that_cannot_be_opened_for_long_is_tried_seldom_and_taken_at_once(
+    kubelet: Kubelet,
+    driver: PickyDriver,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An hour in a second: the pauses are a thousandth of what they are."""
+    pauses_s: list[float] = []
+
+    class Shortened(Backoff):
+        def next_s(self) -> float:
+            pauses_s.append(super().next_s())
+            return pauses_s[-1] / 1000
+
+    monkeypatch.setattr("gpuplugin.core.watch.Backoff", Shortened)
+    driver.on_open = DriverUnavailable("nvmlInit failed", "load the driver")
+    plugin = start_plugin(driver)
+    eventually(lambda: sum(pauses_s) > 3600)
+    assert driver.opens < 400
+    assert max(pauses_s) <= 30
+    assert plugin.get("/health").status == 200
+    assert plugin.get("/ready").status == 503
+    assert plugin.metric("gpuplugin_task_restarts_total") == 0
+    driver.on_open = None
+    wait_for(kubelet, 30)
