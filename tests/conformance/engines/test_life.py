@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import select
 import socket
 import stat
 import subprocess
@@ -155,6 +156,24 @@ def test_stopping_does_not_wait_for_a_handler_that_hangs(tmp_path: Path) -> None
         stopping.join(20)
         assert not stopping.is_alive()
     release.set()
+
+
+def test_the_keeper_rests_after_it_was_woken(fast: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[None] = []
+    poll = select.poll
+
+    def counted() -> select.poll:
+        turns.append(None)
+        return poll()
+
+    assert isinstance(fast.server, engine_fast.FastServer)
+    with fast.raw() as client:
+        monkeypatch.setattr(select, "poll", counted)
+        fast.server.poke()
+        eventually(lambda: bool(turns))
+        for _ in range(300):
+            client.call(ECHO, b"beside")
+        assert len(turns) < 30
 
 
 HANGS = """

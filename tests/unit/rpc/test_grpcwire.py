@@ -23,6 +23,10 @@ def test_the_codes_are_those_of_grpc() -> None:
     assert {name: int(code) for name, code in RpcCode.__members__.items()} == grpcs
 
 
+def test_an_error_reads_as_its_message() -> None:
+    assert str(RpcError(RpcCode.NOT_FOUND, "no such device")) == "no such device"
+
+
 @given(st.integers(0, 16), st.text(max_size=100))
 def test_a_status_is_read_as_it_was_written(code: int, text: str) -> None:
     expected = (code, text.encode("utf-8", "replace").decode())
