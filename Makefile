@@ -26,7 +26,7 @@ fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes
 	$(PIP) -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.fuzz_h2 600
 
-mutants: $(VENV)/.dev ## Test the tests: change core and the RPC engine at random (25 min); MUTANTS='--seed 7'
+mutants: $(VENV)/.dev ## Test the tests: change core and the RPC engine at random (40 min); MUTANTS='--seed 7'
 	$(BIN)/python -m tools.mutants $(MUTANTS)
 
 guard: $(VENV)/.dev ## Has it become slower or larger? Prints every figure with its limit
