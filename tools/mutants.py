@@ -4,10 +4,9 @@
 CI: a mutant takes seconds. Survivors that no test can catch are in `equivalent_mutants.toml`, by
 function and changed line; they are not counted.
 
-No library: mutmut has no samples, forks in one process, which the RPC tests' threads do not stand,
-and leaves constants of modules and classes alone; cosmic-ray changes the files of the working tree
-in place, has no samples either, and half of its 7,000 changes here are of one arithmetic operator
-to each other one, annotations included.
+No library, because none draws a sample: mutmut 3 changes functions alone, not the constants of
+modules and classes; cosmic-ray 8 changes the files of the working tree in place, and half of its
+7,000 changes here put each other arithmetic operator in the place of one.
 """
 
 from __future__ import annotations
