@@ -38,7 +38,8 @@ MAX_PROBLEMS = 20
 """More warnings or errors of one configuration are counted, not listed."""
 
 _NULL_DEVICE = os.makedev(1, 3)
-_MEMORY_BYTES = 256 * 1024 * 1024
+_MEMORY_BYTES = 40 * 1024 * 1024
+"""Enough for some 200 KiB of YAML; the daemon and its reader together stay below 128 MiB."""
 _LEAST_MEMORY_BYTES = 16 * 1024 * 1024
 _SPARED_BYTES = 8 * 1024 * 1024
 _PR_SET_PDEATHSIG = 1
@@ -251,8 +252,11 @@ def limit_memory(cgroup: Path) -> None:
         limit, now = (int((cgroup / f"memory.{one}").read_text()) for one in ("max", "current"))
         budget = min(budget, max(_LEAST_MEMORY_BYTES, limit - now - _SPARED_BYTES))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + budget
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + budget, hard))
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _lift_memory_limit() -> None:

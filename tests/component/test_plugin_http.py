@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import select
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -186,6 +187,40 @@ def test_a_new_connection_takes_the_place_of_an_old_one(lone_plugin: PluginProce
 
         eventually(lambda: closed() >= len(silent) - MAX_CONNECTIONS)
         assert closed() < len(silent), "those that there is room for stay"
+
+
+def test_clients_that_wait_for_a_page_do_not_push_out_one_that_still_sends() -> None:
+    asked, made = threading.Semaphore(0), threading.Event()
+
+    def page() -> str:
+        asked.release()
+        made.wait(DEADLINE_S)
+        return ""
+
+    server = HttpServer("127.0.0.1:0", StatusBoard(), CollectorRegistry(), page)
+
+    def connected(request: bytes) -> socket.socket:
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 5))
+        client.sendall(request)
+        return client
+
+    def has_ended(client: socket.socket) -> bool:
+        return bool(select.select([client], [], [], 0)[0])
+
+    try:
+        with ExitStack() as stack:
+            first = connected(b"GET / HTTP/1.1\r\n\r\n")
+            assert asked.acquire(timeout=DEADLINE_S)
+            probe = connected(b"GET /health HTTP/1.1\r\n")
+            for _ in range(MAX_CONNECTIONS - 1):
+                connected(b"GET / HTTP/1.1\r\n\r\n")
+            eventually(lambda: has_ended(first) or has_ended(probe))
+            probe.sendall(b"\r\n")
+            assert probe.recv(100).startswith(b"HTTP/1.1 200 ")
+            made.set()
+    finally:
+        made.set()
+        server.close()
 
 
 def test_a_client_that_sends_nothing_does_not_hold_up_others(lone_plugin: PluginProcess) -> None:

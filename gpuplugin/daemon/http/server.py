@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.status import StatusBoard, StatusReport
 
 MAX_CONNECTIONS = 32
-"""One more takes the place of the oldest one, of those that still send their request if any do."""
+"""One more takes the place of the oldest one, of those that still send their request if many do."""
 MAX_HEADERS_BYTES = 16 * 1024
 """The request line and all headers of a request."""
 EXCHANGE_TIMEOUT_S = 10.0
@@ -56,6 +56,8 @@ _WAITING_CONNECTIONS = 128
 """Connections that the kernel keeps until they are accepted."""
 _ACCEPTED_AT_ONCE = 4
 """Of a flood of connections; each is read from before it is one of the oldest."""
+_SPARED_SENDERS = 2 * _ACCEPTED_AT_ONCE
+"""So many that still send do not give way to those that wait: a probe of /health just came."""
 _RECEIVE_BUFFER_BYTES = MAX_HEADERS_BYTES
 """The kernel's; without it one connection could hold some hundred KiB."""
 
@@ -178,8 +180,8 @@ class HttpServer:
     def _make_room(self) -> None:
         """Break a connection off if there is one too many."""
         if len(self._open) >= MAX_CONNECTIONS:
-            oldest = next(iter(self._open))
-            victim = next((task for task, complete in self._open.items() if not complete), oldest)
+            senders = [task for task, complete in self._open.items() if not complete]
+            victim = senders[0] if len(senders) > _SPARED_SENDERS else next(iter(self._open))
             del self._open[victim]
             victim.cancel()
 

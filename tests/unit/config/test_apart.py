@@ -176,7 +176,7 @@ def test_a_file_that_takes_too_much_memory_is_refused(way: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("limit", "now", "budget_mib"),
-    [("max", "1", 256), (str(2**30), "1", 256), (str(2**26), str(2**25), 24), ("1", "1", 16)],
+    [("max", "1", 40), (str(2**30), "1", 40), (str(2**26), str(2**25), 24), ("1", "1", 16)],
 )
 def test_a_reader_leaves_its_container_room(
     tmp_path: Path, limit: str, now: str, budget_mib: int
@@ -192,6 +192,21 @@ def test_a_reader_leaves_its_container_room(
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert abs(int(found.stdout) - budget_mib) <= 1
+
+
+def test_a_limit_of_addresses_that_the_daemon_has_is_kept(tmp_path: Path) -> None:
+    script = (
+        "import resource\nfrom pathlib import Path\nfrom gpuplugin.config.loaded import *\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "limit = pages * resource.getpagesize() + 2**23\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        f"limit_memory(Path({str(tmp_path)!r}))\n"
+        "assert resource.getrlimit(resource.RLIMIT_AS) == (limit, limit)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_modules_of_the_working_directory_are_not_read(
