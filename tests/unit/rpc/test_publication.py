@@ -124,6 +124,17 @@ def test_ending_the_streams_wakes_those_that_are_open_and_no_later_one() -> None
     assert not later.closed
 
 
+def test_ending_the_newest_stream_ends_no_other_one() -> None:
+    publication, wakers = Publication(), (Waker(), Waker())
+    publication.end_newest()
+    older, newest = map(publication.subscribe, wakers)
+    publication.end_newest()
+
+    assert (older.closed, newest.closed) == (False, True)
+    assert [waker.calls for waker in wakers] == [0, 1]
+    assert publication.open_streams == 1
+
+
 def test_a_subscriber_may_close_while_it_is_woken() -> None:
     publication = Publication()
     closers: list[Callable[[], None]] = []
