@@ -52,6 +52,7 @@ def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
     assert ET.parse(svg).getroot().tag == f"{NAME}svg"  # noqa: S314 - our own
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared(tmp_path: Path) -> None:
     files = {}
     for name, ratio in (("before", 1.05), ("after", 1.5)):
@@ -87,6 +88,7 @@ def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:
     assert found["CPU of a call"].p50.value > 0
 
 
+@pytest.mark.slow
 def test_an_end_from_outside_takes_plugins_along(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     plugin = f"sleepy=sh -c 'echo $$ >{mark}.new && mv {mark}.new {mark}; exec sleep 600'"
@@ -116,6 +118,7 @@ def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_profile(tmp_path: Path) -> None:
     svg = tmp_path / "call.svg"
     done = bench("--profile", str(svg), "--calls", "50")

@@ -108,7 +108,13 @@ def start_plugin(node: Node, request: pytest.FixtureRequest) -> Iterator[StartPl
     ("text", "scenario", "expected"),
     [
         pytest.param(PLAIN, "default", {"nvidia.com/gpu": 80}, id="plain"),
-        pytest.param(RENAMED, "default", {"nvidia.com/gpu.shared": 32}, id="renamed"),
+        pytest.param(
+            RENAMED,
+            "default",
+            {"nvidia.com/gpu.shared": 32},
+            id="renamed",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             MIXED,
             "mig",
@@ -122,7 +128,7 @@ def start_plugin(node: Node, request: pytest.FixtureRequest) -> Iterator[StartPl
         ),
         pytest.param(
             PER_DEVICE, "default", {"nvidia.com/gpu": 10, "nvidia.com/gpu.small": 10},
-            id="per device",
+            id="per device", marks=pytest.mark.slow,
         ),
         pytest.param(FLAGS, "default", {"nvidia.com/gpu": 8}, id="many flags"),
     ],

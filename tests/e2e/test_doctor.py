@@ -183,6 +183,7 @@ def test_ask_20_a_kubelet_in_another_folder_is_found(tmp_path: Path, root: str) 
     assert f"GPUPLUGIN_KUBELET_DIR=/{root} " in do(checks["kubelet-folder"])
 
 
+@pytest.mark.slow
 def test_warnings_alone_are_status_1(node: Node) -> None:
     kubelet, plugin = node_with_plugin(node, "--mig-strategy", "mixed")
     with kubelet, plugin:

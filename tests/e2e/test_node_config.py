@@ -70,6 +70,7 @@ def test_the_label_chooses_and_is_followed(cluster: Cluster) -> None:
         assert plugin.stop() == 0, plugin.output
 
 
+@pytest.mark.slow
 def test_an_unknown_name_changes_nothing_until_it_is_there(cluster: Cluster) -> None:
     cluster.api.label("two")
     with cluster.plugin() as plugin:

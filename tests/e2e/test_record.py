@@ -81,6 +81,7 @@ def test_a_recorded_node_is_the_same_node(scenario: Path, tmp_path: Path) -> Non
         assert line in again
 
 
+@pytest.mark.slow
 def test_a_scrubbed_node_is_alike_and_nobody_in_particular(scenario: Path, tmp_path: Path) -> None:
     recorded = tmp_path / "recorded.yaml"
     text = record(scenario, recorded, "--scrub")

@@ -116,6 +116,7 @@ def test_a_trace_that_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None
     assert line.startswith("gpuplugin: /nowhere.csv:")
 
 
+@pytest.mark.slow
 def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     made = gpuplugin("sim", "run", "noisy-neighbour", "--until", "65s", "--html", str(page))

@@ -28,6 +28,7 @@ def test_it_is_built_once_into_the_cache(library: Path, tmp_path: Path) -> None:
     assert built.stat().st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.slow
 def test_several_may_build_it_at_once(library: Path, tmp_path: Path) -> None:
     cache = surroundings(XDG_CACHE_HOME=str(tmp_path))
     with ThreadPoolExecutor(4) as pool:
