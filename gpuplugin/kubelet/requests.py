@@ -19,8 +19,11 @@ MAX_CONTAINERS = 1000
 """Of one request; the kubelet asks for one at a time."""
 MAX_IDS = 100_000
 """Of one request; a list that the kubelet takes has fewer devices."""
-_COUNTED_BYTES = 256 * 1024
-"""Shorter requests have few ids, and are not slowed down by counting them."""
+_LEAST_ID_BYTES = 2
+_ID_TAGS = (b"\x0a", b"\x12")
+"""The bytes that an id begins with: fields 1 and 2 of a container (see the .proto file)."""
+
+_MANY_BYTES = MAX_IDS * _LEAST_ID_BYTES
 
 _M = TypeVar("_M", bound=Message)
 
@@ -49,11 +52,13 @@ def registration_status(data: bytes) -> tuple[bool, str]:
 
 def _check_counts(data: bytes) -> None:
     """Count before anything is made of it: parsed, an empty message takes a hundred bytes."""
+    # Far faster than counting ids, and never below their number.
+    at_most = sum(data.count(tag) for tag in _ID_TAGS) if len(data) > _MANY_BYTES else 0
     ids = 0
     for containers, (begin, end) in enumerate(parts(data), 1):
         if containers > MAX_CONTAINERS:
             raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"more than {MAX_CONTAINERS} containers")
-        if len(data) > _COUNTED_BYTES:
+        if at_most > MAX_IDS:
             ids += sum(1 for _ in islice(parts(data, begin, end), MAX_IDS + 1 - ids))
             if ids > MAX_IDS:
                 raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"more than {MAX_IDS} device ids")
