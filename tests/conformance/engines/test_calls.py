@@ -254,10 +254,11 @@ def test_headers_larger_than_the_limit(fast: Served) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["0n", "0S", "0H"])
-def test_a_deadline_that_has_passed(served: Served, timeout: str) -> None:
-    answer = call(served, HELLO, grpc_timeout=timeout)
+def test_a_deadline_that_has_passed(fast: Served, timeout: str) -> None:
+    """Not the library's: its timer may be later than a handler that is quick, on a busy machine."""
+    answer = call(fast, HELLO, grpc_timeout=timeout)
     assert answer["grpc-status"] == DEADLINE
-    assert served.requests == []
+    assert fast.requests == []
 
 
 @pytest.mark.parametrize("timeout", ["1H", "10M", "60S", "60000m", "99999999u", "99999999n"])
