@@ -157,6 +157,8 @@ def test_without_processes_nothing_says_that_their_pods_are_known_again(
     plugin = start_plugin(hardware.backend, flags=flags(work, host_proc=str(tmp_path)))
     kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == 80, 20)
     kubelet.run_pod(simple_pod("hungry-0", {RESOURCE: 1}))
+    # Before the first reading nothing is visible: the process must have been seen.
+    eventually(lambda: value(plugin, "gpuplugin_pod_memory_bytes", pod=""))
     eventually(lambda: value(plugin, "gpuplugin_visible", what="pods") == 0)
     hardware.driver_down()
     eventually(lambda: value(plugin, "gpuplugin_visible", what="processes") == 0)
