@@ -69,11 +69,11 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.cli: $(VENV)/.venv pyproject.toml constraints.txt
-	$(PIP) -e '.[cli]'
+$(VENV)/.cli: $(VENV)/.venv pyproject.toml distributions/sim/pyproject.toml constraints.txt
+	$(PIP) -e . -e './distributions/sim[cli]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
-	$(PIP) -e '.[dev]'
+$(VENV)/.dev: $(VENV)/.venv pyproject.toml distributions/sim/pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]' -e './distributions/sim[report]'
 	$(PIP) --no-deps $(TOOLS)
 	@touch $@ $(VENV)/.cli

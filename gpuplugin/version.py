@@ -1,4 +1,4 @@
-"""The version of the package, as in pyproject.toml.
+"""The version of both distributions, which their builds read from here.
 
 Asking the installed metadata for it would cost every start 4 MiB and 10 ms.
 """

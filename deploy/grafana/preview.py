@@ -1,7 +1,7 @@
 """Draws the dashboard's queries over a Prometheus server without Grafana, as one HTML page.
 
 For the picture in docs/metrics.md: `python deploy/grafana/preview.py --prometheus URL --out FILE`.
-Needs plotly (`pip install 'gpuplugin[report]'`). Stat panels are left out.
+Needs plotly (`pip install 'gpuplugin-sim[report]'`). Stat panels are left out.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import load
+from gpuplugin.cli.text import SimulatorMissing, needs_simulator
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.plans import driver_root, inventory_plan
 from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
@@ -33,7 +34,8 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
     `host` is where the host's root is mounted.
 
     Raises:
-        BackendError: the scenario cannot be used, or the control socket cannot be made.
+        BackendError: the scenario cannot be used, the simulator is not installed, or the control
+            socket cannot be made.
     """
     with ExitStack() as stack:
         if settings.daemon.backend == "nvml":
@@ -53,11 +55,14 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
 
 
 def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backend:
-    from sim.node.node import SimulatedNode
-    from sim.node.realtime import RealTimeNode, SimBackend
-    from sim.node.scenario import ScenarioError, load_scenario
-    from sim.node.serve import CannotServe, served
-
+    try:
+        with needs_simulator("the backend sim"):
+            from sim.node.node import SimulatedNode
+            from sim.node.realtime import RealTimeNode, SimBackend
+            from sim.node.scenario import ScenarioError, load_scenario
+            from sim.node.serve import CannotServe, served
+    except SimulatorMissing as error:
+        raise BackendError(str(error)) from error
     try:
         node = RealTimeNode(SimulatedNode(load_scenario(settings.daemon.scenario)))
     except ScenarioError as error:

@@ -38,10 +38,15 @@ def _run(given: Sequence[str]) -> int:
     with _without_collector():
         from importlib import import_module
 
-        from gpuplugin.cli.parser import build_parser
+        from gpuplugin.cli.parser import build_parser, module_of
+        from gpuplugin.cli.text import SimulatorMissing, fail, needs_simulator
 
-        parsed = build_parser(*(given[:2] or [""])).parse_args(given)
-        module = import_module(f"gpuplugin.cli.{parsed.module}")
+        try:
+            parsed = build_parser(*(given[:2] or [""])).parse_args(given)
+            with needs_simulator(f"gpuplugin {given[0]}"):
+                module = import_module(module_of(parsed))
+        except SimulatorMissing as error:
+            return fail(error)
     try:
         status: int = getattr(module, parsed.function)(parsed)
     except BrokenPipeError:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.cli.options import add_options
+from gpuplugin.cli.text import needs_simulator
 from gpuplugin.config.values import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
@@ -47,6 +48,12 @@ def build_parser(
             case _:
                 _COMMANDS[name](commands)
     return parser
+
+
+def module_of(parsed: argparse.Namespace) -> str:
+    """The full name of a command's module; without a dot the parser says one beside it."""
+    name: str = parsed.module
+    return name if "." in name else f"gpuplugin.cli.{name}"
 
 
 def _add_run(commands: Commands) -> None:
@@ -103,7 +110,7 @@ def _add_health(commands: Commands) -> None:
 
 def _add_demo(commands: Commands) -> None:
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
-    demo.set_defaults(module="demo", function="demo")
+    demo.set_defaults(module="sim.cli.demo", function="demo")
     demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     demo.add_argument(
         "--pace", type=float, default=1.0, metavar="X", help="play X times as fast (default 1)"
@@ -135,7 +142,7 @@ def _add_doctor(commands: Commands) -> None:
 
 def _add_record(commands: Commands) -> None:
     record = commands.add_parser("record", help="write this node's GPUs and load as a scenario")
-    record.set_defaults(module="record", function="record")
+    record.set_defaults(module="sim.cli.record", function="record")
     add_options(record, sections=("flags",), names=_DEVICES_NAMES)
     record.add_argument(
         "--for", dest="length", default="10s", metavar="DURATION", help="how long (default 10s)"
@@ -159,20 +166,28 @@ def _add_bench(commands: Commands, *, options: bool) -> None:
         epilog="exit status: 0 measured, 1 could not measure, missed a target with --strict, or "
         "became worse with --compare, 2 wrong usage",
     )
-    bench.set_defaults(module="bench", function="bench", wrong_usage=bench.error)
+    bench.set_defaults(module="benchmarks.cli", function="bench", wrong_usage=bench.error)
     if options:
-        import_module("gpuplugin.cli.bench").add_options(bench)
+        with needs_simulator("gpuplugin bench"):
+            options_of = import_module("benchmarks.cli")
+        options_of.add_options(bench)
 
 
 def _add_sim(commands: Commands, wanted: str | None = None) -> None:
-    """Options of a simulation command are beside it, and loaded for that command alone."""
+    """Options of a simulation command are beside it, and loaded for that command alone.
+
+    Raises:
+        SimulatorMissing: they are in a distribution that is not installed.
+    """
     sim = commands.add_parser("sim", help="simulated nodes, shared GPUs and the kubelet stand-in")
     if wanted == "":
         return
     sim_commands = sim.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, function) in _SIM_COMMANDS.items():
         if wanted == name or wanted not in _SIM_COMMANDS:
-            getattr(import_module(f"gpuplugin.cli.{module}"), function)(sim_commands)
+            with needs_simulator("gpuplugin sim"):
+                beside = import_module(f"sim.cli.{module}")
+            getattr(beside, function)(sim_commands)
 
 
 def add_kubelet_dir(parser: argparse.ArgumentParser) -> None:
@@ -193,16 +208,16 @@ _COMMANDS = {
 }
 
 _SIM_COMMANDS = {
-    "kubelet": ("simkubelet", "add_kubelet"),
-    "pod": ("simkubelet", "add_pod"),
-    "up": ("simup", "add"),
-    "scenario": ("simrun", "add_scenario"),
-    "replay": ("simreplay", "add"),
-    "node": ("simkubelet", "add_node"),
-    "env": ("simnode", "add_env"),
-    "smi": ("simsmi", "add"),
-    "inject": ("siminject", "add"),
-    "share": ("simshare", "add"),
-    "run": ("simrun", "add_run"),
+    "kubelet": ("kubelet", "add_kubelet"),
+    "pod": ("kubelet", "add_pod"),
+    "up": ("up", "add"),
+    "scenario": ("run", "add_scenario"),
+    "replay": ("replay", "add"),
+    "node": ("kubelet", "add_node"),
+    "env": ("node", "add_env"),
+    "smi": ("smi", "add"),
+    "inject": ("inject", "add"),
+    "share": ("share", "add"),
+    "run": ("run", "add_run"),
 }
-"""The module of each simulation command, and its function that adds the options."""
+"""The module in `sim.cli` of each simulation command, and its function that adds the options."""

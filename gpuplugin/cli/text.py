@@ -1,4 +1,4 @@
-"""Text for terminals and pipes: tables, sizes, a progress bar."""
+"""Text for terminals and pipes: tables, sizes, a progress bar, what is not installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from gpuplugin.version import VERSION
 from hal.types import GIB
 
 if TYPE_CHECKING:
@@ -24,6 +25,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def fail(error: Exception | str) -> int:
     print(f"gpuplugin: {error}", file=sys.stderr)
     return 1
+
+
+class SimulatorMissing(Exception):
+    """What is wanted is in the distribution gpuplugin-sim, which is not installed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} needs the simulator, which is not installed: "
+            f"pip install gpuplugin-sim=={VERSION}, or use the image whose tag ends in -sim"
+        )
+
+
+@contextmanager
+def needs_simulator(what: str) -> Iterator[None]:
+    """Imports from the simulator; `what` is the command or option that needs them.
+
+    Raises:
+        SimulatorMissing: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"benchmarks", "sim"}:
+            raise SimulatorMissing(what) from error
+        raise
 
 
 def gib(size_bytes: int) -> str:

@@ -1,7 +1,7 @@
 """Faults: their kinds, as a scenario spells them, at a time or by rate.
 
 A kind is declared here, as a model in `GpuFault` or `NodeFault`; the type checker then names every
-`match` that has to handle it (`sim.gpu.gpu`, `sim.node.injection`, `gpuplugin.cli.siminject`).
+`match` that has to handle it (`sim.gpu.gpu`, `sim.node.injection`, `sim.cli.inject`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from gpuplugin.cli.parser import build_parser
-from gpuplugin.cli.siminject import describe, what_of
+from sim.cli.inject import describe, what_of
 from sim.gpu.faults import FAULT, GpuFault, NodeFault
 
 OPTIONS = {

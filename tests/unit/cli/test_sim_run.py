@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.cli import simrun
 from gpuplugin.cli.main import main
-from gpuplugin.cli.simreport import FEW, MOST_ROWS, as_text
-from gpuplugin.cli.simrun import busy_moment_s, span_s
+from sim.cli import run as simrun
+from sim.cli.report import FEW, MOST_ROWS, as_text
+from sim.cli.run import busy_moment_s, span_s
 from sim.node.scenario import parse_scenario
 from sim.study.report import report_of
 from tests.unit.sim.outcomes import gpu, outcome, record
@@ -77,7 +77,8 @@ def test_without_plotly_the_extra_is_named_before_the_run(
     page = tmp_path / "page.html"
     assert main(["sim", "run", "homelab", "--html", str(page)]) == 1
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "gpuplugin: --html needs plotly: pip install 'gpuplugin[report]'\n")
+    said = "gpuplugin: --html needs plotly: pip install 'gpuplugin-sim[report]'\n"
+    assert (out, err) == ("", said)
     assert not page.exists()
 
 

@@ -51,10 +51,6 @@ def test_it_starts_what_the_daemonset_starts() -> None:
     assert image_environment(FINAL, {"PATH": "/bin"})["PATH"] == "/app/bin:/bin"
 
 
-def test_the_program_has_the_version_of_the_package() -> None:
-    assert PROJECT["version"] == VERSION
-
-
 def test_the_manifest_names_the_version_that_is_built() -> None:
     containers = [*pod_spec()["initContainers"], *pod_spec()["containers"]]
     assert {one["image"] for one in containers} == {f"gpuplugin:{VERSION}"}

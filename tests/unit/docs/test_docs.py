@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from gpuplugin.cli.main import main
-from gpuplugin.cli.parser import build_parser
+from gpuplugin.cli.parser import build_parser, module_of
 from gpuplugin.config.document import parse_document
 from gpuplugin.config.load import load_settings
 from sim.gpu.profiles import model_names
@@ -48,7 +48,7 @@ def _commands(program: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "command"), _commands("gpuplugin"))
 def test_commands_of_the_program_exist_with_their_options(page: str, command: str) -> None:
     parsed = build_parser().parse_args(shlex.split(command)[1:])
-    assert callable(getattr(import_module(f"gpuplugin.cli.{parsed.module}"), parsed.function))
+    assert callable(getattr(import_module(module_of(parsed)), parsed.function))
 
 
 @pytest.mark.parametrize(("page", "command"), _commands("make"))

@@ -35,7 +35,7 @@ def add_env(commands: Commands) -> None:
         help="print what lets NVML programs see the node, or run one",
         epilog="exit status: that of COMMAND; 1 if it cannot be run",
     )
-    env.set_defaults(module="simnode", function="env")
+    env.set_defaults(module="sim.cli.node", function="env")
     add_kubelet_dir(env)
     env.add_argument(
         "--mount",

@@ -58,7 +58,7 @@ _KINDS = {
 
 def add(commands: Commands) -> None:
     inject = commands.add_parser("inject", help="inject a fault into a simulated GPU or node")
-    inject.set_defaults(module="siminject", function="inject", wrong_usage=inject.error)
+    inject.set_defaults(module="sim.cli.inject", function="inject", wrong_usage=inject.error)
     where = inject.add_mutually_exclusive_group(required=True)
     where.add_argument("--kubelet-dir", metavar="DIR", help="folder that the node serves")
     where.add_argument("--control", metavar="SOCKET", help="the node's control socket itself")

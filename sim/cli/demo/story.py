@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from gpuplugin.cli.demo.stage import RESOURCE, Stage, StageError
 from gpuplugin.core.sharing import uuid_of
+from sim.cli.demo.stage import RESOURCE, Stage, StageError
 from sim.kubelet import Phase, simple_pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuplugin.cli.demo.stage import Facts
+    from sim.cli.demo.stage import Facts
     from sim.kubelet import NodeView
 
 DEVICES = 80

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     replay = commands.add_parser("replay", help="replay a cluster's trace on a fleet that shares")
-    replay.set_defaults(module="simreplay", function="replay")
+    replay.set_defaults(module="sim.cli.replay", function="replay")
     replay.add_argument("--pods", required=True, metavar="CSV", help="pods of the openb trace")
     replay.add_argument("--nodes", required=True, metavar="CSV", help="machines of the openb trace")
     replay.add_argument(

@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
         prefix_chars="\0",
         add_help=False,
     )
-    smi.set_defaults(module="simsmi", function="smi")
+    smi.set_defaults(module="sim.cli.smi", function="smi")
     smi.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENTS")
 
 

@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gpuplugin.cli.demo.stage import RESOURCE, Stage
-from gpuplugin.cli.demo.story import View
 from gpuplugin.core.sharing import replica_id, replica_of, uuid_of
+from sim.cli.demo.stage import RESOURCE, Stage
+from sim.cli.demo.story import View
 from sim.kubelet import Phase
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from gpuplugin.cli.demo.stage import Facts
+    from sim.cli.demo.stage import Facts
     from sim.kubelet import NodeView
 
 FREE, TAKEN, UNHEALTHY = "·", "■", "x"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options, given_options
-from gpuplugin.cli.simreport import as_text
 from gpuplugin.cli.text import fail, progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.node import ConfigurationMisfit
+from sim.cli.report import as_text
 from sim.gpu.workloads import TraceError
 from sim.node.scenario import Scenario, ScenarioError, load_scenario, scenario_names
 from sim.study.report import report_of
@@ -50,7 +50,7 @@ _NAMES = (
 
 def add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run a scenario in virtual time and report")
-    run.set_defaults(module="simrun", function="run")
+    run.set_defaults(module="sim.cli.run", function="run")
     run.add_argument("scenario", metavar="SCENARIO", help="a shipped scenario's name, or a file")
     run.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's own")
     run.add_argument(
@@ -75,12 +75,12 @@ def add_scenario(commands: Commands) -> None:
     scenario = commands.add_parser("scenario", help="scenarios of simulated nodes")
     scenario_commands = scenario.add_subparsers(metavar="COMMAND", required=True)
     scenarios = scenario_commands.add_parser("list", help="list the shipped ones")
-    scenarios.set_defaults(module="simrun", function="scenario_list")
+    scenarios.set_defaults(module="sim.cli.run", function="scenario_list")
     check = scenario_commands.add_parser("check", help="check a file, or a shipped one by name")
-    check.set_defaults(module="simrun", function="scenario_check")
+    check.set_defaults(module="sim.cli.run", function="scenario_check")
     check.add_argument("scenario", metavar="FILE|NAME")
     schema = scenario_commands.add_parser("schema", help="print the JSON schema of scenarios")
-    schema.set_defaults(module="simrun", function="scenario_schema")
+    schema.set_defaults(module="sim.cli.run", function="scenario_schema")
 
 
 class CannotRun(Exception):
@@ -187,7 +187,7 @@ def _check_files(parsed: argparse.Namespace) -> None:
     if len({Path(path).resolve() for path in wanted}) < len(wanted):
         raise CannotRun("--events, --report and --html must be different files")
     if parsed.html is not None and find_spec("plotly") is None:
-        raise CannotRun("--html needs plotly: pip install 'gpuplugin[report]'")
+        raise CannotRun("--html needs plotly: pip install 'gpuplugin-sim[report]'")
     for path in wanted:
         with _writing(path, "a"):
             pass

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     up = commands.add_parser(
         "up", help="run a whole simulated node: GPUs, kubelet, pods and the plugin"
     )
-    up.set_defaults(module="simup", function="up")
+    up.set_defaults(module="sim.cli.up", function="up")
     up.add_argument(
         "scenario",
         nargs="?",

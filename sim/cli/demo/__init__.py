@@ -10,8 +10,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.demo.stage import Facts, Stage, StageError
-from gpuplugin.cli.demo.story import View, tell
+from sim.cli.demo.stage import Facts, Stage, StageError
+from sim.cli.demo.story import View, tell
 
 if TYPE_CHECKING:
     import argparse
@@ -52,8 +52,8 @@ def _view(facts: Facts, stage: Stage, parsed: argparse.Namespace) -> View:
     if parsed.plain or not (sys.stdout.isatty() or parsed.picture):
         return PlainView()
     try:
-        from gpuplugin.cli.demo.live import LiveView
+        from sim.cli.demo.live import LiveView
     except ModuleNotFoundError:
-        print("For the live view: pip install 'gpuplugin[cli]'. Plain lines meanwhile.")
+        print("For the live view: pip install 'gpuplugin-sim[cli]'. Plain lines meanwhile.")
         return PlainView()
     return LiveView(facts, stage, parsed.picture)

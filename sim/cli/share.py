@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
         description="Simulate equal clients on one GPU, each of which works, rests and begins "
         "anew, and print what sharing costs them.",
     )
-    share.set_defaults(module="simshare", function="share", wrong_usage=share.error)
+    share.set_defaults(module="sim.cli.share", function="share", wrong_usage=share.error)
     share.add_argument("--model", required=True, help="GPU model, as scenarios call it")
     share.add_argument("--clients", required=True, type=int, metavar="N", help="how many")
     share.add_argument(

@@ -31,7 +31,7 @@ DEFAULT_LIMIT = "nvidia.com/gpu=1"
 
 def add_kubelet(commands: Commands) -> None:
     kubelet = commands.add_parser("kubelet", help="run the kubelet stand-in")
-    kubelet.set_defaults(module="simkubelet", function="kubelet")
+    kubelet.set_defaults(module="sim.cli.kubelet", function="kubelet")
     add_kubelet_dir(kubelet)
     kubelet.add_argument(
         "--pod",
@@ -54,7 +54,7 @@ def add_pod(commands: Commands) -> None:
     pod = commands.add_parser("pod", help="pods of a running kubelet stand-in")
     pod_commands = pod.add_subparsers(metavar="COMMAND", required=True)
     create = pod_commands.add_parser("create", help="create a pod and wait until it is decided")
-    create.set_defaults(module="simkubelet", function="pod_create")
+    create.set_defaults(module="sim.cli.kubelet", function="pod_create")
     create.add_argument("name", metavar="NAME")
     create.add_argument(
         "--limit",
@@ -67,10 +67,10 @@ def add_pod(commands: Commands) -> None:
         "--static", action="store_true", help="go to the kubelet past the scheduler"
     )
     delete = pod_commands.add_parser("delete", help="delete a pod")
-    delete.set_defaults(module="simkubelet", function="pod_delete")
+    delete.set_defaults(module="sim.cli.kubelet", function="pod_delete")
     delete.add_argument("name", metavar="NAME")
     listing = pod_commands.add_parser("list", help="list pods")
-    listing.set_defaults(module="simkubelet", function="pod_list")
+    listing.set_defaults(module="sim.cli.kubelet", function="pod_list")
     _add_remote(create, delete, listing)
 
 
@@ -78,7 +78,7 @@ def add_node(commands: Commands) -> None:
     node = commands.add_parser("node", help="a simulated node, and what a kubelet sees of it")
     node_commands = node.add_subparsers(metavar="COMMAND", required=True)
     show = node_commands.add_parser("show", help="capacity and allocatable")
-    show.set_defaults(module="simkubelet", function="node_show")
+    show.set_defaults(module="sim.cli.kubelet", function="node_show")
     show.add_argument(
         "--wait", metavar="RESOURCE=N", help="wait until that many devices are allocatable"
     )
@@ -86,9 +86,9 @@ def add_node(commands: Commands) -> None:
         "--timeout", type=float, default=30.0, metavar="S", help="for --wait (default 30)"
     )
     restart = node_commands.add_parser("restart", help="restart the kubelet stand-in")
-    restart.set_defaults(module="simkubelet", function="node_restart")
+    restart.set_defaults(module="sim.cli.kubelet", function="node_restart")
     serve = node_commands.add_parser("serve", help="run a simulated node without a plugin")
-    serve.set_defaults(module="simnode", function="serve")
+    serve.set_defaults(module="sim.cli.node", function="serve")
     add_kubelet_dir(serve)
     serve.add_argument(
         "--scenario", default="default", metavar="FILE|NAME", help="default: default"
