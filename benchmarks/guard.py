@@ -89,6 +89,13 @@ def _allocate_counts() -> Iterator[Guarded]:
         yield at_most(name, needed[replicas], 250, "instructions")
         yield at_most(f"{name}: allocated", peak_bytes(call), 4096, "bytes")
         yield at_most(f"{name}: kept", kept_bytes(call, CALLS), 8192, "bytes")
+    ids = _ids(MANY)[:: MANY - 1][:GPUS]
+    for name, request in (
+        (f"{GPUS} devices", allocate_request(ids)),
+        ("4 containers", b"".join(allocate_request([one]) for one in ids[:4])),
+    ):
+        call = _call(MANY, "Allocate", request)
+        yield at_most(f"Allocate, {name}, with metrics", instructions(call), 700, "instructions")
     growth = needed[MANY] / needed[FEW]
     yield at_most("Allocate: many devices against few", growth, 1.1, "x")
 

@@ -126,8 +126,7 @@ def inject(resource: str, devices: Sequence[Device], plan: InjectionPlan) -> Inj
                 names = (*ids, *(f"imex/{channel}" for channel in channels))
                 mounts = [Mount(f"{DEVICE_MOUNT_ROOT}/{name}", "/dev/null") for name in names]
             case "cdi-annotations":
-                value = ",".join(_cdi_names(ids, plan))
-                annotations = ((_annotation_key(resource, ids, plan), value),)
+                annotations = (annotation(resource, ids, plan),)
             case "cdi-cri":
                 cdi_devices = _cdi_names(ids, plan)
             case _:
@@ -162,10 +161,14 @@ def _cdi_names(ids: Sequence[str], plan: InjectionPlan) -> tuple[str, ...]:
     )
 
 
-def _annotation_key(resource: str, ids: Sequence[str], plan: InjectionPlan) -> str:
-    """A key that two resources of one container do not share, the same for the same request."""
+def annotation(resource: str, ids: Sequence[str], plan: InjectionPlan) -> tuple[str, str]:
+    """The annotation with the CDI names of devices, by the runtime's ids of these.
+
+    Its key is the same for the same request, and two resources of one container do not share it.
+    """
     unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{resource}?{','.join(ids)}")
-    return f"{plan.cdi_annotation_prefix}{CDI_ANNOTATION_NAME}{unique}"
+    key = f"{plan.cdi_annotation_prefix}{CDI_ANNOTATION_NAME}{unique}"
+    return key, ",".join(_cdi_names(ids, plan))
 
 
 def _nodes(devices: Sequence[Device], plan: InjectionPlan) -> Iterable[DeviceNode]:

@@ -108,6 +108,10 @@ class DevicePlugin:
         if lone is not None:  # so the request is short
             self._recent.append((time.time(), request, ""))
             return lone
+        joined = snapshot.allocate.response(request)
+        if joined is not None:
+            self._remember(request, "")
+            return joined
         containers = allocate_containers(request)
         try:
             response = b"".join(
@@ -127,7 +131,16 @@ class DevicePlugin:
     def preferred_allocation(self, request: bytes) -> bytes:
         """GetPreferredAllocation: one choice per container; never fails on a readable request."""
         snapshot = self.snapshot
-        return preferred_response(request, partial(self._prefer, snapshot))
+        try:
+            joined = snapshot.preferred.response(request)
+        except Exception:  # as in `_prefer`, which answers now
+            log.exception("a preferred allocation cannot be joined")
+            joined = None
+        if joined is None:
+            return preferred_response(request, partial(self._prefer, snapshot))
+        response, method = joined
+        self._on_choice(method)
+        return response
 
     def _prefer(
         self, snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest

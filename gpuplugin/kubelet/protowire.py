@@ -18,7 +18,7 @@ _LENGTH_BITS = 32
 
 def number(field: int, value: int) -> bytes:
     """A field of an integer or boolean, from 0 on; nothing for 0, which is the default."""
-    return bytes([field << 3]) + _varint(value) if value else b""
+    return bytes([field << 3]) + varint(value) if value else b""
 
 
 def text(field: int, value: str) -> bytes:
@@ -28,7 +28,7 @@ def text(field: int, value: str) -> bytes:
 
 def message(field: int, content: bytes) -> bytes:
     """A field of a message, or an item of a list; field numbers are below 16."""
-    return bytes([field << 3 | _LENGTH_DELIMITED]) + _varint(len(content)) + content
+    return bytes([field << 3 | _LENGTH_DELIMITED]) + varint(len(content)) + content
 
 
 def entry(field: int, key: str, value: str) -> bytes:
@@ -36,15 +36,23 @@ def entry(field: int, key: str, value: str) -> bytes:
     return message(field, message(1, key.encode()) + message(2, value.encode()))
 
 
-def _varint(value: int) -> bytes:
-    if value < _ONE_BYTE:
-        return bytes([value])
+def varint(value: int) -> bytes:
+    """A number from 0 on, seven bits in each byte, the lowest first."""
+    if value < len(_VARINTS):
+        return _VARINTS[value]
+    if value < _ONE_BYTE * _ONE_BYTE:
+        return bytes((value & 0x7F | _ONE_BYTE, value >> 7))
     parts = bytearray()
     while value >= _ONE_BYTE:
         parts.append(value & 0x7F | _ONE_BYTE)
         value >>= 7
     parts.append(value)
     return bytes(parts)
+
+
+_VARINTS: tuple[bytes, ...] = tuple(bytes([value]) for value in range(_ONE_BYTE))
+_VARINTS = tuple(map(varint, range(1024)))
+"""The lengths of nearly all that is serialised in a call."""
 
 
 def parts(data: bytes, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.injection import InjectionPlan, inject
 from gpuplugin.core.preference import PreferenceIndex
-from gpuplugin.kubelet.protowire import entry, message, number, text
+from gpuplugin.kubelet.answers import AllocateAnswers, PreferredAnswers, container_response
+from gpuplugin.kubelet.protowire import message, number, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from gpuplugin.core.injection import Injection
     from gpuplugin.core.inventory import Device, Resource
     from gpuplugin.core.preference import PolicyName
     from hal import Link
@@ -39,9 +39,6 @@ class ServingPlan:
 
 
 _PLAIN = ServingPlan()
-
-_SHORT_BYTES = 125
-"""A device id so long has lengths of one byte around it: field 1 of field 1 of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +65,8 @@ class ResourceSnapshot:
     parts: tuple[ListPart, ...]
     lone_responses: Mapping[bytes, bytes]
     preference: PreferenceIndex
+    allocate: AllocateAnswers
+    preferred: PreferredAnswers
 
     def device_list(self, is_healthy: IsHealthy) -> bytes:
         """A serialised ListAndWatchResponse; `is_healthy` is called once per GPU or MIG device."""
@@ -81,6 +80,10 @@ class ResourceSnapshot:
         return _allocate_response(self.resource, devices, self.plan.injection)
 
 
+def _allocate_response(resource: Resource, devices: Sequence[Device], plan: InjectionPlan) -> bytes:
+    return message(1, container_response(inject(resource.name, devices, plan)))
+
+
 def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnapshot:
     """Serialise a resource; that its list fits is checked by `check_list_size`."""
     parts = tuple(
@@ -88,53 +91,17 @@ def snapshot_of(resource: Resource, plan: ServingPlan = _PLAIN) -> ResourceSnaps
         for (gpu_uuid, mig_uuid), group in groupby(resource.devices, key=lambda device: device.unit)
         for devices in (tuple(group),)
     )
-    # Replicas of a device are the same to a container, so they share one response.
-    by_uuid = {
-        device.uuid: _allocate_response(resource, [device], plan.injection)
-        for device in {device.uuid: device for device in resource.devices}.values()
-    }
+    preference = PreferenceIndex.of(resource, plan.links)
+    allocate = AllocateAnswers.of(resource, plan.injection, plan.policy)
     return ResourceSnapshot(
         resource=resource,
         plan=plan,
         devices=MappingProxyType({device.id: device for device in resource.devices}),
         parts=parts,
-        lone_responses=MappingProxyType(
-            {_lone_request(device.id): by_uuid[device.uuid] for device in resource.devices}
-        ),
-        preference=PreferenceIndex.of(resource, plan.links),
-    )
-
-
-def _lone_request(device_id: str) -> bytes:
-    """As the kubelet writes it: one container with one device."""
-    encoded = device_id.encode()
-    if len(encoded) <= _SHORT_BYTES:
-        return b"\x0a%c\x0a%c%b" % (len(encoded) + 2, len(encoded), encoded)
-    return message(1, message(1, encoded))
-
-
-def _allocate_response(
-    resource: Resource, devices: Sequence[Device], injection: InjectionPlan
-) -> bytes:
-    return message(1, _container(inject(resource.name, devices, injection)))
-
-
-def _container(injection: Injection) -> bytes:
-    """A ContainerAllocateResponse; maps in the order of their keys."""
-    return b"".join(
-        (
-            *(entry(1, *one) for one in sorted(dict(injection.envs).items())),
-            *(
-                message(2, text(1, one.container_path) + text(2, one.host_path) + number(3, 1))
-                for one in injection.mounts
-            ),
-            *(
-                message(3, text(1, one.container_path) + text(2, one.host_path) + text(3, "rw"))
-                for one in injection.nodes
-            ),
-            *(entry(4, *one) for one in sorted(dict(injection.annotations).items())),
-            *(message(5, text(1, name)) for name in injection.cdi_devices),
-        )
+        lone_responses=allocate.lone,
+        preference=preference,
+        allocate=allocate,
+        preferred=PreferredAnswers.of(plan.policy, preference),
     )
 
 

@@ -8,7 +8,23 @@ not enough.
 """
 
 from gpuplugin.core.preference.index import PreferenceIndex
-from gpuplugin.core.preference.linked import Choice
-from gpuplugin.core.preference.policies import PolicyName, needs_distinct_gpus, prefer
+from gpuplugin.core.preference.linked import Choice, ChoiceMethod, best_of
+from gpuplugin.core.preference.policies import (
+    PolicyName,
+    free_of_gpus,
+    needs_distinct_gpus,
+    prefer,
+    take_free,
+)
 
-__all__ = ["Choice", "PolicyName", "PreferenceIndex", "needs_distinct_gpus", "prefer"]
+__all__ = [
+    "Choice",
+    "ChoiceMethod",
+    "PolicyName",
+    "PreferenceIndex",
+    "best_of",
+    "free_of_gpus",
+    "needs_distinct_gpus",
+    "prefer",
+    "take_free",
+]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gpuplugin.core.preference.index import PreferenceIndex
+    from gpuplugin.core.preference.index import GpuSets, PreferenceIndex
 
 _STARTS = 4
 """Sets that a greedy choice compares. On random links between ten free GPUs, which are harder than
@@ -61,8 +61,13 @@ def from_table(index: PreferenceIndex, available: Sequence[str], size: int) -> C
         return None
     if size <= 0:
         return Choice((), "exact")
-    best = free if size >= free.bit_count() else sets.best(0, free, size)
+    best = best_of(sets, free, size)
     return Choice(tuple(compress(lone, map(best.__and__, lone.values()))), "exact")
+
+
+def best_of(sets: GpuSets, free: int, size: int) -> int:
+    """The best set of so many of the `free` GPUs, all of them if there are not more."""
+    return free if size >= free.bit_count() else sets.best(0, free, size)
 
 
 def choose_linked(

@@ -6,8 +6,8 @@ Whole GPUs go by their links whatever the policy, as with NVIDIA's plugin: see `
 
 from __future__ import annotations
 
-import heapq
 from functools import cache
+from heapq import heapify, heappop, heapreplace
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, assert_never
 
@@ -15,14 +15,11 @@ from gpuplugin.core.preference.linked import Choice, choose_linked, from_table
 from gpuplugin.core.sharing import is_replica_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from gpuplugin.core.preference.index import PreferenceIndex
 
 PolicyName: TypeAlias = Literal["distributed", "packed", "spread", "spread-strict"]
-
-Turn: TypeAlias = tuple[int, ...]
-"""Sorts the GPUs: the lowest is the next to be taken from."""
 
 _MOST = 3 / 4
 """From this part of the devices on, most of them are available.
@@ -31,15 +28,27 @@ Both ways of marking 8000 ids take as long there: 0.7 ms.
 """
 
 
-class _Policy(NamedTuple):
-    """`turn` is the turn of a GPU from its allocated devices, those that `must_include` has of it,
-    and those that this call took from it.
+_FIELD_BITS = 20
+"""More than a count of devices needs (`MAX_IDS`), and the number of a GPU."""
+_GPU_MASK = (1 << _FIELD_BITS) - 1
 
-    A device counts as allocated if it is not available for this choice, so unhealthy ones and
-    those in `must_include` do, and what the call takes does.
+
+def _turn(first: int, second: int = 0, third: int = 0) -> int:
+    """A number that sorts GPUs as three counts would; the last bits are for the GPU's number."""
+    return ((first << _FIELD_BITS | second) << _FIELD_BITS | third) << _FIELD_BITS
+
+
+class _Policy(NamedTuple):
+    """What counts in the turn of a GPU, the lowest of which is the next to be taken from.
+
+    A device counts as `allocated` if it is not available for this choice, so unhealthy ones and
+    those in `must_include` do, and as `included` if `must_include` has it; each one that the call
+    takes adds `taken`.
     """
 
-    turn: Callable[[int, int, int], Turn]
+    allocated: int
+    included: int
+    taken: int
     distinct_gpus: bool = False
     """True if Allocate refuses two replicas of one GPU."""
 
@@ -49,22 +58,16 @@ def _policy(name: PolicyName) -> _Policy:
     match name:
         case "distributed":
             # Even out the node, not the request: one container may get two devices of an idle GPU.
-            return _Policy(lambda allocated, _included, taken: (allocated, taken))
+            return _Policy(allocated=_turn(1), included=0, taken=_turn(1, 1))
         case "packed":
             # The allocated devices count, not the free ones: of two idle GPUs the smaller is not
             # preferred.
-            return _Policy(lambda allocated, _included, _taken: (-allocated,))
-        case "spread":
-            return _Policy(_spread)
-        case "spread-strict":
-            return _Policy(_spread, distinct_gpus=True)
+            return _Policy(allocated=-_turn(1), included=0, taken=-_turn(1))
+        case "spread" | "spread-strict":
+            # The GPU of which the request has the fewest; level ones as in `distributed`.
+            return _Policy(_turn(0, 1), _turn(1), _turn(1, 1, 1), name == "spread-strict")
         case _:
             assert_never(name)
-
-
-def _spread(allocated: int, included: int, taken: int) -> Turn:
-    """The GPU of which the request has the fewest devices; level ones as in `distributed`."""
-    return included + taken, allocated, taken
 
 
 def needs_distinct_gpus(policy: PolicyName) -> bool:
@@ -83,45 +86,82 @@ def prefer(
         return choice
     if index.whole_gpus and not any(map(is_replica_id, available)):
         return choose_linked(index, available, must_include, size)
-    return Choice(_take(_policy(policy).turn, index, available, must_include, size), "plain")
+    return Choice(_take(policy, index, available, must_include, size), "plain")
 
 
 def _take(
-    turn_of: Callable[[int, int, int], Turn],
+    policy: PolicyName,
     index: PreferenceIndex,
     available: Sequence[str],
     must_include: Sequence[str],
     size: int,
 ) -> tuple[str, ...]:
-    """Fill a request one device at a time, each from the GPU whose turn it is.
-
-    GPUs that are level go by their index, devices of a GPU by their replica number. The cost is
-    linear in the number of available ids, and a heap operation for each device that is taken.
-    """
     chosen = list(dict.fromkeys(must_include))
     missing = size - len(chosen)
     if missing <= 0:
         return tuple(chosen)
     free, included = _marked(index, available, chosen)
-    start = index.gpu_start
-    left = [free.count(1, start[gpu], start[gpu + 1]) for gpu in range(len(index.gpu_size))]
-    used = [index.gpu_size[gpu] - count for gpu, count in enumerate(left)]
-    taken = [0] * len(left)
-    heap = [(turn_of(used[gpu], included[gpu], 0), gpu) for gpu, count in enumerate(left) if count]
-    heapq.heapify(heap)
-    while heap and missing > 0:
-        gpu = heap[0][1]
+    taken = take_free(policy, index, free, free_of_gpus(index, free), missing, included)
+    return (*chosen, *(index.ids[rank] for rank in taken))
+
+
+def take_free(
+    policy: PolicyName,
+    index: PreferenceIndex,
+    free: bytearray,
+    left: list[int],
+    missing: int,
+    included: Sequence[int] | None = None,
+) -> list[int]:
+    """Take devices one at a time, each from the GPU whose turn it is; returns their ranks.
+
+    `free` is 1 for each device that may be taken, and `left` the number of these on each GPU; both
+    are used up. `included` are the devices of each GPU that the request has already.
+
+    GPUs that are level go by their index, devices of a GPU by their replica number. The cost is
+    a number for each GPU, and a heap operation for each device that is taken.
+    """
+    rules = _policy(policy)
+    taken, start = rules.taken, index.gpu_start
+    if not included and tuple(left) == index.gpu_size:
+        heap = list(range(len(left)))  # nothing is allocated, so that the turns are level
+    else:
+        heap = _turns(rules, index, left, included or repeat(0))
+    chosen: list[int] = []
+    for _ in range(missing if heap else 0):
+        turn = heap[0]
+        gpu = turn & _GPU_MASK
         rank = free.find(1, start[gpu])
         free[rank] = 0
-        chosen.append(index.ids[rank])
-        missing -= 1
-        taken[gpu] += 1
-        if taken[gpu] < left[gpu]:
-            turn = turn_of(used[gpu] + taken[gpu], included[gpu], taken[gpu])
-            heapq.heapreplace(heap, (turn, gpu))
+        chosen.append(rank)
+        left[gpu] = count = left[gpu] - 1
+        if count:
+            heapreplace(heap, turn + taken)
         else:
-            heapq.heappop(heap)
-    return tuple(chosen)
+            heappop(heap)
+            if not heap:
+                break
+    return chosen
+
+
+def _turns(
+    rules: _Policy, index: PreferenceIndex, left: Sequence[int], included: Iterable[int]
+) -> list[int]:
+    """A heap of the turns of the GPUs that have free devices."""
+    heap = [
+        (size - count) * rules.allocated + held * rules.included + gpu
+        for gpu, size, count, held in zip(
+            range(len(left)), index.gpu_size, left, included, strict=False
+        )
+        if count
+    ]
+    heapify(heap)
+    return heap
+
+
+def free_of_gpus(index: PreferenceIndex, free: bytearray) -> list[int]:
+    """How many devices of each GPU are free."""
+    return list(map(free.count, repeat(1), index.gpu_start, index.gpu_start[1:]))
 
 
 def _marked(

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.core.injection import DeviceNode, Injection, Mount
+from gpuplugin.kubelet.answers import container_response
 from gpuplugin.kubelet.deviceplugin import OPTIONS
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2
 from gpuplugin.kubelet.protowire import message, number, text
 from gpuplugin.kubelet.registration import registration_service
-from gpuplugin.kubelet.snapshot import _container
 from gpuplugin.rpc import RpcCode, RpcError
 
 TEXTS = st.text(max_size=300)
@@ -44,8 +44,8 @@ def test_a_containers_answer(given_: Injection) -> None:
         annotations=dict(given_.annotations),
         cdi_devices=[pb.CDIDevice(name=name) for name in given_.cdi_devices],
     )
-    assert pb.ContainerAllocateResponse.FromString(_container(given_)) == expected
-    assert len(_container(given_)) == expected.ByteSize()
+    assert pb.ContainerAllocateResponse.FromString(container_response(given_)) == expected
+    assert len(container_response(given_)) == expected.ByteSize()
 
 
 @given(st.integers(0, 2**63 - 1))
