@@ -1,9 +1,13 @@
-"""YAML (or JSON) as data with the line of every value, so that an error can say where it is."""
+"""YAML (or JSON) as data with the line of every value, so that an error can say where it is.
+
+Scalars mean what they mean to NVIDIA's plugin, which reads with sigs.k8s.io/yaml (go-yaml 2).
+"""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import yaml
@@ -11,6 +15,7 @@ from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
 from gpuplugin.config.loaded import ConfigError, Problem
+from gpuplugin.config.values import hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,26 +27,24 @@ MAX_VALUES = 100_000
 """Values of a document, with aliases written out; a large configuration has some thousands."""
 MAX_DEPTH = 100
 
-
-class YamlError(Exception):
-    """The text is not YAML: `problem` in words, and the `line` (from 1) where it is known."""
-
-    def __init__(self, problem: str, line: int | None = None) -> None:
-        super().__init__(problem if line is None else f"line {line}: {problem}")
-        self.problem = problem
-        self.line = line
+_TAG = "tag:yaml.org,2002:"
+_OCTAL = re.compile(r"[-+]?0[0-7]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_LEAST, _MOST = -(2**63), 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """The data of a file; `lines` gives the line (from 1) of every key and list entry.
 
-    `blank` is true for a file with nothing in it but comments.
+    `texts` gives the first line of each text block (`|`). `blank` is true for a file with nothing
+    in it but comments.
     """
 
     name: str
     data: Mapping[str, object]
     lines: Mapping[KeyPath, int]
+    texts: Mapping[KeyPath, int] = field(default_factory=dict)
     blank: bool = False
 
     def where(self, path: KeyPath) -> str:
@@ -52,116 +55,167 @@ class Document:
         return self.name
 
 
-def parse_document(text: str, name: str) -> Document:
-    """Read a document; an empty one is valid and has no keys.
+def parse_document(text: str, name: str, before: int = 0) -> Document:
+    """Read the only document; an empty one is valid and has no keys.
 
     Raises:
-        ConfigError: not YAML, a repeated key, or something else than a mapping at the top.
+        ConfigError: as `parse_documents`, or there are several.
     """
-    lines: dict[KeyPath, int] = {}
-    data: object = None
+    documents = parse_documents(text, name, before)
+    if len(documents) > 1:
+        where = documents[1].where(next(iter(documents[1].lines), ()))
+        problem = "a second document begins here: there can be one only; remove the '---' before it"
+        raise ConfigError([Problem(where, "", problem)])
+    return documents[0] if documents else Document(name, {}, {}, blank=True)
+
+
+def parse_documents(text: str, name: str, before: int = 0) -> tuple[Document, ...]:
+    """Read all documents but empty ones; `before` are the lines of the file before the text.
+
+    Raises:
+        ConfigError: not YAML, a repeated key, or something else than mappings at the top.
+    """
+    line: int | None = None
     try:
-        with _loader(text) as loader:
-            if (node := loader.get_single_node()) is not None:
-                # The lines first: they refuse what would take for ever to make data of.
-                _collect_lines(node, (), [], lines, iter(range(MAX_VALUES)))
-                data = loader.construct_document(node)
-    except YamlError as error:
-        where = name if error.line is None else f"{name}:{error.line}"
-        raise ConfigError([Problem(where, "", error.problem)]) from error
-    blank, data = data is None, {} if data is None else data
-    if not isinstance(data, dict):
-        problem = "must be a mapping of keys such as version and sharing"
-        raise ConfigError([Problem(f"{name}:1", "", problem)])
-    return Document(name, cast("Mapping[str, object]", data), lines, blank)
+        return tuple(_documents(_Loader(text), name, before))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line if error.problem_mark else None
+        problem = (error.problem or "not valid YAML") + hint(text.splitlines(), line or 0)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        problem = f"the character #x{error.character:04x} is not allowed"
+    except yaml.YAMLError as error:
+        problem = f"not valid YAML: {error}"
+    except RecursionError:
+        problem = "nested too deeply"
+    where = name if line is None else f"{name}:{before + line + 1}"
+    raise ConfigError([Problem(where, "", problem)])
 
 
-def read_yaml(text: str) -> object:
-    """The data of one document; None if it is empty.
-
-    Raises:
-        YamlError: not YAML, or more than one document.
-    """
-    with _loader(text) as loader:
-        data: object = loader.get_single_data()
-        return data
-
-
-def read_yaml_documents(text: str) -> tuple[object, ...]:
-    """The data of all documents; None for each that is empty.
-
-    Raises:
-        YamlError: not YAML.
-    """
-    documents: list[object] = []
-    with _loader(text) as loader:
-        while loader.check_node():
-            documents.append(loader.construct_document(loader.get_node()))
-    return tuple(documents)
+def _documents(loader: _Loader, name: str, before: int) -> Iterator[Document]:
+    while loader.check_node():
+        node = loader.get_node()
+        if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "null":
+            continue
+        if not isinstance(node, yaml.MappingNode):
+            raise _wrong(node, "must be a mapping of keys such as version and sharing")
+        # The lines first: they refuse what would take for ever to make data of.
+        collected = _Lines(before)
+        collected.add(node, (), [])
+        data = cast("dict[str, object]", loader.construct_document(node))
+        yield Document(name, data, collected.lines, collected.texts)
 
 
-def _collect_lines(
-    node: yaml.Node,
-    path: KeyPath,
-    parents: list[yaml.Node],
-    lines: dict[KeyPath, int],
-    left: Iterator[int],
-) -> None:
-    """Note the line of every value below `node`; an alias stands for all that it names.
+class _Lines:
+    """The lines of all values below a node; an alias stands for all that it names."""
 
-    Raises:
-        YamlError: a key that is given twice, what aliases make endless, or so large or deep that
-            reading it would fail.
-    """
-    if any(node is parent for parent in parents):
-        raise _wrong(node, "a value contains itself")
-    if next(left, None) is None:
-        raise _wrong(node, "too many values; does it use YAML aliases within aliases?")
-    if len(parents) > MAX_DEPTH:
-        raise _wrong(node, "nested too deeply")
-    inner: list[tuple[KeyPath, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.MappingNode):
+    def __init__(self, before: int) -> None:
+        self.lines: dict[KeyPath, int] = {}
+        self.texts: dict[KeyPath, int] = {}
+        self._before = before
+        self._left = iter(range(MAX_VALUES))
+
+    def add(self, node: yaml.Node, path: KeyPath, parents: list[yaml.Node]) -> None:
+        """Note what is below `node`, which is at `path`.
+
+        Raises:
+            ConstructorError: a key that is given twice, what aliases make endless, or so large or
+                deep that reading it would fail.
+        """
+        if any(node is parent for parent in parents):
+            raise _wrong(node, "a value contains itself")
+        if next(self._left, None) is None:
+            raise _wrong(node, "too many values; does it use YAML aliases within aliases?")
+        if len(parents) > MAX_DEPTH:
+            raise _wrong(node, "nested too deeply")
+        if isinstance(node, yaml.ScalarNode) and node.style == "|":
+            self.texts[path] = self._before + node.start_mark.line + 2
+        for key, place, value in _inner(node):
+            here = (*path, key)
+            if here in self.lines:
+                raise _wrong(place, f"the key {key!r} is given twice")
+            self.lines[here] = self._before + place.start_mark.line + 1
+            self.add(value, here, [*parents, node])
+
+
+def _inner(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
+    """Key, its node and value of a mapping, whose keys are texts from here on; or of a list."""
+    if isinstance(node, yaml.SequenceNode):
+        yield from ((position, one, one) for position, one in enumerate(node.value))
+    elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _wrong(key, "a key must be a word")
-            inner.append(((*path, key.value), key, value))
-    elif isinstance(node, yaml.SequenceNode):
-        inner.extend(((*path, position), one, one) for position, one in enumerate(node.value))
-    for here, place, value in inner:
-        if here in lines:
-            raise _wrong(place, f"the key {here[-1]!r} is given twice")
-        lines[here] = place.start_mark.line + 1
-        _collect_lines(value, here, [*parents, node], lines, left)
+            if key.tag != _TAG + "merge":
+                key.tag = _TAG + "str"
+            yield key.value, key, value
 
 
-def _wrong(node: yaml.Node, problem: str) -> YamlError:
-    return YamlError(problem, node.start_mark.line + 1)
+def _wrong(node: yaml.Node | None, problem: str) -> ConstructorError:
+    mark = node.start_mark if node else None
+    return ConstructorError(problem=problem, problem_mark=mark)
+
+
+def _words() -> Iterator[tuple[str, object]]:
+    for words, value in (("y yes true on", True), ("n no false off", False), ("null", None)):
+        for word in words.split():
+            yield from ((one, value) for one in (word, word.capitalize(), word.upper()))
+    for words, number in ((".inf +.inf", math.inf), ("-.inf", -math.inf), (".nan", math.nan)):
+        for word in words.split():
+            spellings = (word, word.replace("i", "I"), word.replace("nan", "NaN"), word.upper())
+            yield from ((one, number) for one in spellings)
+    yield from (("", None), ("~", None))
+
+
+_WORDS = dict(_words())
+
+
+def scalar(text: str) -> object:
+    """What a plain scalar stands for: text, if it is no word and no number of go-yaml 2.
+
+    There is no base 60, and a date is text. A leading 0 is octal, or decimal if there is an 8 or 9.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if text[0] not in "+-.0123456789" or not text.isascii():
+        return text
+    plain = text if text[0] == "." else text.replace("_", "")
+    try:
+        number = int(plain, 8 if _OCTAL.fullmatch(plain) else 0)
+    except ValueError:
+        number = _MOST + 1
+    if _LEAST <= number <= _MOST:
+        return number
+    value = float(plain) if _FLOAT.fullmatch(plain) else math.inf
+    return text if math.isinf(value) else value
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with one error for every value that is not of its tag."""
+    """The safe loader with go-yaml's scalars, and one error for what is not of its tag."""
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: object) -> str:
+        if kind is yaml.ScalarNode and value is not None and cast("tuple[bool, bool]", implicit)[0]:
+            return _TAG + ("merge" if value == "<<" else _TAGS[type(scalar(value))])
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return tag
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        kind = node.tag.removeprefix(_TAG)
         try:
-            return super().construct_object(node, deep)
+            if kind not in _KINDS or not isinstance(node, yaml.ScalarNode):
+                return super().construct_object(node, deep)
+            value = scalar(node.value)
+            if isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "bool"):
+                return float(cast("float", value)) if kind == "float" else value
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            kind = node.tag.rpartition(":")[2]
-            raise ConstructorError(
-                problem=f"not a valid {kind}", problem_mark=node.start_mark
-            ) from error
+            raise _wrong(node, f"not a valid {kind}") from error
+        raise _wrong(node, f"not a valid {kind}")
 
 
-@contextmanager
-def _loader(text: str) -> Iterator[_Loader]:
-    try:
-        yield _Loader(text)
-    except yaml.MarkedYAMLError as error:
-        line = None if error.problem_mark is None else error.problem_mark.line + 1
-        raise YamlError(error.problem or "not valid YAML", line) from error
-    except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise YamlError(f"the character #x{error.character:04x} is not allowed", line) from error
-    except yaml.YAMLError as error:
-        raise YamlError(f"not valid YAML: {error}") from error
-    except RecursionError as error:
-        raise YamlError("nested too deeply") from error
+_TAGS = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "null": type(None),
+}

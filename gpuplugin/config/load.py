@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,97 +25,89 @@ from gpuplugin.config.loaded import (
     listed,
     read_file,
 )
-from gpuplugin.config.options import OPTIONS, Kind, is_list, keys, section_of
+from gpuplugin.config.options import OPTIONS, Kind
+from gpuplugin.config.plans import inventory_plan
+from gpuplugin.config.problems import MAPPING, dotted, keys, message, models_of, nearest
 from gpuplugin.config.settings import Settings
-from gpuplugin.config.values import BOOLEANS, XID_WORDS, parse_xids, shortened, unfit
+from gpuplugin.config.values import BOOLEANS, XID_WORDS, hint, parse_xids, unfit
+from gpuplugin.config.wrappers import EXTENSION, why_none
+from gpuplugin.core.inventory import entries_without_effect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
-    from pydantic_core import ErrorDetails
 
     from gpuplugin.config.options import Option
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
 _DEFAULT_NAME = "the built-in default.yaml"
 _STRATEGY = ("flags", "plugin", "deviceListStrategy")
-_TEXTS = {
-    "missing": "is required",
-    "bool_type": "must be true or false",
-    "int_type": "must be a whole number",
-    "string_type": "must be text",
-    "list_type": "must be a list",
-    "model_type": "must be a mapping of keys",
-    "literal_error": "must be {expected}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "too_short": "must not be empty",
-    "string_too_short": "must not be empty",
-}
-"""The texts of pydantic's errors, by their type."""
+_ENTRIES = ("sharing", "timeSlicing", "resources")
 
 
 def load_settings(
     flags: Mapping[Option, str],
     environment: Mapping[str, str],
     config_file: str | None,
-    default: Document | None = None,
+    document: Document | None = None,
 ) -> Loaded:
     """The settings in force.
 
-    `flags` holds the options given on the command line with their text; `config_file` is None or
-    empty for `default`, which is the built-in file if it is not given.
+    `flags` holds the options given on the command line with their text. Without a `config_file`
+    (None or empty) the file's layer is `document`; without that, too, the built-in default.
 
     Raises:
         ConfigError: with all problems, each naming its key and place.
     """
     warnings: list[Problem] = []
-    document = _read(Path(config_file)) if config_file else None
+    if config_file:
+        document = read_document(Path(config_file))
     blank = document is not None and document.blank
     if document is None or blank:
-        document = default or _read(_DEFAULT, _DEFAULT_NAME)
-    if blank:
+        name = document.name if document else ""
+        document = read_document(_DEFAULT, _DEFAULT_NAME)
         text = f"is empty: {document.name} is used; write {{}} to share nothing"
-        warnings.append(Problem(str(config_file), "", text))
+        warnings += [Problem(name, "", text)] if blank else []
     file = _FileLayer(document)
     layers = (
         _text_layer((one, one.flags[0], text) for one, text in flags.items()),
         _text_layer(_variables(environment, warnings)),
         file,
     )
-    settings = _checked(layers)
+    warnings = [*listed(file.unknown), *warnings]
+    if (problem := why_none(document)) is not None:
+        raise ConfigError([problem], warnings)
+    settings = _checked(layers, warnings)
     if settings.daemon.strict_config and file.unknown:
         raise ConfigError(file.unknown)
     if not settings.flags.plugin.device_list_strategy:
         # NVIDIA's plugin accepts it, too, but it is rarely intended.
         text = "is empty: containers get no device"
-        warnings.insert(0, Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text))
+        warnings.append(Problem(_where(_STRATEGY, layers), dotted(_STRATEGY), text))
+    for position, text in entries_without_effect(inventory_plan(settings)):
+        path = (*_ENTRIES, position)
+        warnings.append(Problem(_where(path, layers), dotted(path), text))
     effective = settings.model_dump(mode="json", by_alias=True, exclude_computed_fields=True)
     return Loaded(
         cast("Settings", record(settings)),
         document.name if blank else config_file or document.name,
         config_file or None,
-        (*listed(file.unknown), *warnings),
+        tuple(warnings),
         blank,
         effective,
         yaml.safe_dump(effective, sort_keys=False),
     )
 
 
-def _read(path: Path, name: str = "") -> Document:
+def read_document(path: Path, name: str = "") -> Document:
+    """The document of a file; raises ConfigError."""
     try:
         text = read_file(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
     return parse_document(text, name or str(path))
-
-
-def dotted(path: KeyPath) -> str:
-    """`sharing.timeSlicing.resources[0].replicas`."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return shortened(text.removeprefix("."))
 
 
 def record(value: object) -> object:
@@ -199,24 +191,31 @@ class _FileLayer(_Layer):
         fields = _keys(model, path)
         in_list = bool(path) and isinstance(path[-1], int)
         spelling = {} if in_list else {name.lower(): name for name in fields}
-        # YAML has numbers and booleans as keys; they become text, as in JSON.
-        texts = {str(key): value for key, value in data.items()}
         found: dict[str, object] = {}
-        for key, value in texts.items():
+        for key, value in data.items():
             name = spelling.get(key.lower(), key)
-            if name in texts:  # an exact key wins over one in another case beside it
+            if name in data:  # an exact key wins over one in another case beside it
                 name = key
             here, there = (*path, name), (*written, key)
             if name not in fields:
-                where = self._document.where(there)
-                hint = _unknown(here) if len(self.unknown) < MAX_PROBLEMS else ""
-                self.unknown.append(Problem(where, dotted(here), hint))
+                if path or not key.startswith(EXTENSION):
+                    self._note_unknown(here, there)
                 continue
             info = fields[name]
-            kept = self._value(value, section_of(info), here, there, many=is_list(info))
+            section = next(models_of(info.annotation), None)
+            many = get_origin(info.annotation) is list
+            kept = self._value(value, section, here, there, many=many)
             if kept is not None or type(None) in get_args(info.annotation):
                 found[name] = kept
         return found
+
+    def _note_unknown(self, path: KeyPath, written: KeyPath) -> None:
+        text = "is not a known key and has no effect"
+        if len(self.unknown) < MAX_PROBLEMS:
+            text += nearest(
+                path, [".".join(one) for one, _ in keys(Settings) if one[0] != "daemon"]
+            )
+        self.unknown.append(Problem(self._document.where(written), dotted(path), text))
 
     def _value(
         self,
@@ -239,7 +238,7 @@ class _FileLayer(_Layer):
         if isinstance(value, dict):
             return self._section(value, model, path, written)
         # Noted here, too: a flag or variable for a key of the section would hide it.
-        text = str(unfit(value, _TEXTS["model_type"]))
+        text = f"{unfit(value, MAPPING)}{hint([value]) if isinstance(value, str) else ''}"
         self.misplaced.append(Problem(self.places[path], dotted(path), text))
         return value
 
@@ -250,18 +249,7 @@ def _keys(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
     return fields if path else {name: one for name, one in fields.items() if name != "daemon"}
 
 
-def _unknown(path: KeyPath) -> str:
-    import difflib  # a file that is right needs it not
-
-    names = [str(part) for part in path if not isinstance(part, int)]
-    known = [".".join(path) for path, _ in keys() if path[0] != "daemon"]
-    same_name = [one for one in known if one.rpartition(".")[2].lower() == names[-1].lower()]
-    nearest = same_name or difflib.get_close_matches(".".join(names), known, n=1, cutoff=0.7)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"is not a known key and has no effect{hint}"
-
-
-def _checked(layers: tuple[_Layer, _Layer, _FileLayer]) -> Settings:
+def _checked(layers: tuple[_Layer, _Layer, _FileLayer], warnings: Sequence[Problem]) -> Settings:
     problems = layers[-1].misplaced
     try:
         sources = tuple(InitSettingsSource(Settings, layer.values) for layer in layers)
@@ -270,19 +258,11 @@ def _checked(layers: tuple[_Layer, _Layer, _FileLayer]) -> Settings:
         for one in error.errors(include_url=False):
             # Of a default that is wrong, pydantic has the attribute's name.
             path = tuple(to_camel(key) if isinstance(key, str) else key for key in one["loc"])
-            problems.append(Problem(_where(path, layers), dotted(path), _text(one)))
+            problems.append(Problem(_where(path, layers), dotted(path), message(one)))
         settings = None
     if settings is None or problems:
-        raise ConfigError(tuple(dict.fromkeys(problems)))
+        raise ConfigError(tuple(dict.fromkeys(problems)), warnings)
     return settings
-
-
-def _text(error: ErrorDetails) -> str:
-    context = error.get("ctx", {})
-    if "error" in context:
-        return str(context["error"])
-    text = _TEXTS.get(error["type"], error["msg"]).format(**context)
-    return text if error["type"] == "missing" else str(unfit(error["input"], text))
 
 
 def _where(path: KeyPath, layers: Iterable[_Layer]) -> str:

@@ -64,18 +64,25 @@ class Problem:
 
 def listed(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     """The problems, or the first of very many and the number of the others."""
-    if len(problems) <= MAX_PROBLEMS:
+    if len(problems) <= MAX_PROBLEMS + 1:
         return tuple(problems)
     more = Problem("", "", f"and {len(problems) - MAX_PROBLEMS} more like these")
     return (*problems[:MAX_PROBLEMS], more)
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; `problems` has everything that is wrong with it."""
+    """The configuration cannot be used; `problems` has everything that is wrong with it.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = listed(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+    `warnings` are what would be told of it anyway, which is often the cause.
+    """
+
+    def __init__(self, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> None:
+        self.problems, self.warnings = listed(problems), listed(warnings)
+        super().__init__(self.problems, self.warnings)
+
+    def __str__(self) -> str:
+        warnings = (f"warning: {one}" for one in self.warnings)
+        return "\n".join((*map(str, self.problems), *warnings))
 
 
 def read_file(path: Path) -> bytes:
@@ -125,8 +132,8 @@ class Loaded:
     effective_yaml: str = ""
 
 
-_Answer: TypeAlias = Loaded | tuple[Problem, ...] | int
-"""A child's answer: the loaded configuration, problems, or an exit status."""
+_Answer: TypeAlias = Loaded | ConfigError | int
+"""A child's answer: the loaded configuration, what is wrong with it, or an exit status."""
 
 
 class Reading:
@@ -173,7 +180,7 @@ class Reading:
             return read
         if isinstance(read, int):
             raise SystemExit(read)
-        raise ConfigError(read)
+        raise read
 
     def _received(self) -> bytes:
         """All bytes that the child writes."""
@@ -228,15 +235,15 @@ def answer(answers: int, load: Callable[[], Loaded]) -> None:
     try:
         read = load()
     except ConfigError as error:
-        read = error.problems
+        read = error
     except SystemExit as error:
         read = error.code if isinstance(error.code, int) else 1
         sys.stdout.flush()
     except MemoryError:
         _lift_memory_limit()
-        read = _failed("its reader needs more memory than it may take; is it that large?").problems
+        read = _failed("its reader needs more memory than it may take; is it that large?")
     except Exception as error:  # noqa: BLE001 - whatever it is, the daemon reports it
-        read = _failed(f"{type(error).__name__}: {error}").problems
+        read = _failed(f"{type(error).__name__}: {error}")
     with suppress(BrokenPipeError), os.fdopen(answers, "wb") as stream:
         pickle.dump(read, stream)
 

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
-from pydantic import BaseModel
-
+from gpuplugin.config.problems import keys
 from gpuplugin.config.settings import SET_BY, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pydantic.fields import FieldInfo
 
 CONFIG_FILE_FLAG = "--config-file"
 CONFIG_FILE_VARIABLE = "CONFIG_FILE"
@@ -42,32 +39,8 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
-def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of a section, or of the entries of a list of them."""
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
-
-
-def is_list(field: FieldInfo) -> bool:
-    """True for a list, of sections or of values."""
-    return get_origin(field.annotation) is list
-
-
-def keys(
-    model: type[BaseModel] = Settings, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Every key and section, by its path in the file's spelling."""
-    for field in model.model_fields.values():
-        here = (*path, field.alias or "")
-        yield here, field
-        if (inner := section_of(field)) is not None:
-            yield from keys(inner, here)
-
-
 def _options() -> Iterator[Option]:
-    for path, field in keys():
+    for path, field in keys(Settings):
         if isinstance(field.json_schema_extra, dict):
             names = str(field.json_schema_extra[SET_BY]).split()
             flags = tuple(name for name in names if name.startswith("--"))

@@ -26,6 +26,7 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|us|µs|ns|s)", re.ASCI
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_NO_BLANK = re.compile(r"\s*(?:- +)*([A-Za-z_][\w.-]*:)(?!//)[^\s:]")
 _DEVICE_REFERENCE = re.compile(
     rf"\d+|\d+:\d+|GPU-{_UUID}|MIG-{_UUID}|MIG-GPU-{_UUID}/\d+/\d+", re.ASCII
 )
@@ -43,6 +44,15 @@ def shortened(text: str) -> str:
     """A text as an error shows it: nobody reads a thousand characters of a wrong value."""
     half = _MOST_SHOWN // 2
     return text if len(text) <= _MOST_SHOWN else f"{text[:half]}...{text[-half:]}"
+
+
+def hint(lines: list[str], wrong: int = 0) -> str:
+    """The usual cause of what is wrong in one of the lines, if it is seen there; or nothing."""
+    near = lines[max(0, wrong - 1) : wrong + 1]
+    if any("{{" in one for one in near):
+        return "; a template has to be rendered first, for example with 'helm template'"
+    key = next(filter(None, map(_NO_BLANK.match, near)), None)
+    return f"; write a blank after the colon of {key[1]!r}" if key else ""
 
 
 def parse_duration_s(text: str) -> float:

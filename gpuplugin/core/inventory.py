@@ -13,7 +13,7 @@ from gpuplugin.core.sharing import GpuFilter, NamePattern, TimeSlicing, first_ma
 from hal import ComputeMode, GpuState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gpuplugin.core.sharing import SharedResource
     from hal import Gpu, MigDevice
@@ -298,6 +298,52 @@ def _described(entry: SharedResource) -> str:
     if entry.selection.ids is not None:
         return f"devices {', '.join(sorted(entry.selection.ids))}"
     return f"the first {entry.selection.count}"
+
+
+def entries_without_effect(plan: Plan) -> Iterator[tuple[int, str]]:
+    """Positions of sharing entries that share nothing (or less) on any node, each with why."""
+    entries = plan.sharing.resources
+    for position, entry in enumerate(entries):
+        if problem := _never_matches(entry, plan):
+            yield position, problem
+            continue
+        later = [
+            (place, one)
+            for place, one in enumerate(entries[position + 1 :], position + 1)
+            if one.name == entry.name
+        ]
+        for place, other in reversed(later):
+            if other.selection.everything and entry.selection.everything:
+                whose = f"entry [{place}] is for all devices of {entry.name}, too, and is later"
+                yield position, f"has no effect: {whose}"
+                break
+            both = (other.selection.ids or frozenset()) & (entry.selection.ids or frozenset())
+            if both:
+                names = ", ".join(sorted(both))
+                yield position, f"does not get {names}: entry [{place}] names it, too, and is later"
+
+
+def _never_matches(entry: SharedResource, plan: Plan) -> str:
+    """Why an entry can match no device of any node, or nothing."""
+    mig_names = {one.name for one in plan.mig_names}
+    is_mig = entry.name.startswith(MIG_RESOURCE_PREFIX) or entry.name in mig_names
+    if is_mig and plan.mig_strategy != "mixed":
+        return (
+            f"has no effect: {entry.name} is there with MIG strategy mixed, and it is "
+            f"{plan.mig_strategy}"
+        )
+    gpu_names = {GPU_RESOURCE, *(one.name for one in plan.gpu_names)}
+    if not is_mig and entry.name not in gpu_names:
+        known = ", ".join(sorted(gpu_names | mig_names))
+        return f"has no effect: no device is called {entry.name}; the configuration names {known}"
+    ids = entry.selection.ids or frozenset()
+    if plan.mig_strategy == "none" and ids and all(_is_mig_name(one) for one in ids):
+        return "has no effect: it lists MIG devices only, and the MIG strategy is none"
+    return ""
+
+
+def _is_mig_name(name: str) -> bool:
+    return ":" in name or name.startswith("MIG-")
 
 
 def _replicas(device: Device, count: int) -> Iterable[Device]:

@@ -111,7 +111,7 @@ def kubelet(parsed: argparse.Namespace) -> int:
     """Run the stand-in in the foreground, one line per fact, until a signal."""
     try:
         pods = _pods(parsed)
-    except (ManifestError, OSError) as error:
+    except (ManifestError, OSError, UnicodeDecodeError) as error:
         return fail(error)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -193,7 +193,7 @@ def _pods(parsed: argparse.Namespace) -> list[Pod]:
         resource, _, count = limit.rpartition(":")
         pods.append(simple_pod(name, parse_limits([f"{resource}={count}"])))
     for file in parsed.pods:
-        pods.extend(pods_from_yaml(Path(file).read_text("utf-8")))
+        pods.extend(pods_from_yaml(Path(file).read_text("utf-8"), file))
     return pods
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gpuplugin.config.document import YamlError, read_yaml_documents
+from gpuplugin.config.document import parse_documents
+from gpuplugin.config.loaded import ConfigError, Problem
+from gpuplugin.config.problems import checked, misspelt
 from gpuplugin.linesocket import ControlError, ask
 from sim.kubelet.pods import Container, Pod
 from sim.lineserver import LineServer
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gpuplugin.config.document import Document
     from sim.kubelet.kubelet import Kubelet
     from sim.kubelet.pods import NodeView, PodView
 
@@ -60,13 +63,12 @@ class _Manifest(_Loose):
     spec: _Spec
 
 
-def pods_from_yaml(text: str) -> tuple[Pod, ...]:
+def pods_from_yaml(text: str, name: str = "the manifest") -> tuple[Pod, ...]:
     """The pods of a (multi-document) YAML text; raises `ManifestError` for anything else."""
     try:
-        documents = [one for one in read_yaml_documents(text) if one is not None]
-        return tuple(_pod(_Manifest.model_validate(document)) for document in documents)
-    except (YamlError, ValidationError) as error:
-        raise ManifestError(f"not a Pod manifest: {error}") from error
+        return tuple(_pod(document) for document in parse_documents(text, name))
+    except ConfigError as error:
+        raise ManifestError(f"not a Pod manifest:\n{error}") from error
 
 
 def parse_limits(texts: list[str]) -> Mapping[str, int]:
@@ -81,9 +83,19 @@ def parse_limits(texts: list[str]) -> Mapping[str, int]:
     return MappingProxyType(limits)
 
 
-def _pod(manifest: _Manifest) -> Pod:
-    if manifest.kind != "Pod":
-        raise ManifestError(f"only Pods can be run, found kind {manifest.kind!r}")
+def _pod(document: Document) -> Pod:
+    kind = document.data.get("kind")
+    if kind != "Pod":
+        where = document.where(("kind",))
+        problem = f"only Pods can be run, found kind {kind!r}; make a Pod of its template"
+        raise ConfigError([Problem(where, "", problem if kind else "is no Pod: kind is missing")])
+    wrong = tuple(misspelt(document, _Manifest))
+    try:
+        manifest = checked(document, _Manifest)
+    except ConfigError as error:
+        raise ConfigError((*error.problems, *wrong)) from None
+    if wrong:
+        raise ConfigError(wrong)
     return Pod(
         name=manifest.metadata.name,
         namespace=manifest.metadata.namespace,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from gpuplugin.config.document import YamlError, read_yaml
+from gpuplugin.config.document import parse_document
+from gpuplugin.config.loaded import ConfigError, Problem
+from gpuplugin.config.problems import checked, dotted
 from hal import ComputeMode, LinkKind
 from hal.nvml.kernelfiles import canonical_bus_id
-from sim.gpu.faults import Failures, Repartition, ScenarioModel, TimedFault, XidFault, problems
+from sim.gpu.faults import Failures, Repartition, ScenarioModel, TimedFault, XidFault
 from sim.gpu.nvlinks import MOST_NVLINKS
 from sim.gpu.profiles import (
     CannotPartition,
@@ -23,11 +26,13 @@ from sim.gpu.profiles import (
 from sim.gpu.workloads import MemoryUse, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pydantic import GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import CoreSchema
+
+    from gpuplugin.config.document import KeyPath
 
 
 class RecordedMig(ScenarioModel):
@@ -208,7 +213,7 @@ class Scenario(ScenarioModel):
 
 
 class ScenarioError(Exception):
-    """The scenario cannot be used; the text names the file and every wrong key."""
+    """The scenario cannot be used; the text names the file and every wrong key with its line."""
 
 
 def scenario_names() -> tuple[str, ...]:
@@ -224,8 +229,11 @@ def load_scenario(name_or_path: str) -> Scenario:
     try:
         text = Path(name_or_path).read_text("utf-8")
     except (OSError, ValueError) as error:
+        near = get_close_matches(name_or_path, scenario_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
         raise ScenarioError(
-            f"scenario {name_or_path}: {error}; shipped scenarios: {', '.join(scenario_names())}"
+            f"scenario {name_or_path}: {error}{hint}; shipped scenarios: "
+            f"{', '.join(scenario_names())}"
         ) from error
     return parse_scenario(text, name_or_path)
 
@@ -233,32 +241,45 @@ def load_scenario(name_or_path: str) -> Scenario:
 def parse_scenario(text: str, name: str) -> Scenario:
     """A scenario from YAML text; raises `ScenarioError` with every key that is wrong."""
     try:
-        scenario = Scenario.model_validate(read_yaml(text))
-    except YamlError as error:
-        raise ScenarioError(f"scenario {name} is not YAML: {error}") from error
-    except ValidationError as error:
-        raise ScenarioError(f"scenario {name}: {problems(error)}") from None
-    try:
-        _check_gpus(scenario)
-        _check_identities(scenario)
-        _check_references(scenario)
-    except ScenarioError as error:
-        raise ScenarioError(f"scenario {name}: {error}") from None
+        document = parse_document(text, name)
+        scenario = checked(document, Scenario)
+    except ConfigError as error:
+        raise ScenarioError(f"scenario {name} cannot be used:\n{error}") from None
+    problems = [
+        Problem(document.where(path), dotted(path), problem) for path, problem in _misfits(scenario)
+    ]
+    if problems:
+        raise ScenarioError(f"scenario {name} cannot be used:\n{ConfigError(problems)}")
     return scenario
 
 
-def _check_gpus(scenario: Scenario) -> None:
-    for group in scenario.gpus:
+_Misfits: TypeAlias = "Iterator[tuple[KeyPath, str]]"
+"""What does not fit together, by the paths of keys."""
+
+
+def _misfits(scenario: Scenario) -> _Misfits:
+    gpus = list(_gpu_misfits(scenario))
+    yield from gpus
+    yield from _identity_misfits(scenario)
+    yield from _link_misfits(scenario)
+    if not gpus:
+        yield from _tenant_misfits(scenario)
+        yield from _fault_misfits(scenario)
+
+
+def _gpu_misfits(scenario: Scenario) -> _Misfits:
+    for position, group in enumerate(scenario.gpus):
         if group.model not in model_names():
-            raise ScenarioError(f"gpus: {UnknownModel(group.model)}")
-        _check_mig("gpus", group, group.mig or ())
+            yield ("gpus", position, "model"), str(UnknownModel(group.model))
+        else:
+            yield from _mig_misfits(("gpus", position, "mig"), group, group.mig or ())
 
 
-def _check_identities(scenario: Scenario) -> None:
+def _identity_misfits(scenario: Scenario) -> _Misfits:
     names = [group.name for group in scenario.pods]
     for position, name in enumerate(names):
         if name in names[:position]:
-            raise ScenarioError(f"pods[{position}].name: another group is named {name!r}, too")
+            yield ("pods", position, "name"), f"another group is named {name!r}, too"
     known = [group.recorded for group in scenario.gpus if group.recorded is not None]
     for key, values in (
         ("uuid", [one.uuid for one in known] + [mig.uuid for one in known for mig in one.mig]),
@@ -267,71 +288,71 @@ def _check_identities(scenario: Scenario) -> None:
         given = [value for value in values if value is not None]
         twice = sorted({value for value in given if given.count(value) > 1})
         if twice:
-            raise ScenarioError(f"gpus: recorded.{key} {twice[0]} is there twice")
+            yield ("gpus",), f"recorded.{key} {twice[0]} is there twice"
 
 
-def _check_references(scenario: Scenario) -> None:
-    groups = [group for group in scenario.gpus for _ in range(group.count)]
-    _check_links(scenario)
-    most_mig = [len(group.mig or ()) for group in groups]
+def _tenant_misfits(scenario: Scenario) -> _Misfits:
+    groups = _by_index(scenario)
     for position, tenant in enumerate(scenario.tenants):
-        where = f"tenants[{position}]"
-        _check_index(where, tenant.gpu, len(groups))
-        _check_mig_index(where, tenant, groups[tenant.gpu])
+        path: KeyPath = ("tenants", position)
+        if tenant.gpu >= len(groups):
+            yield (*path, "gpu"), _no_gpu(tenant.gpu, len(groups))
+        elif tenant.workload is not None:
+            devices = groups[tenant.gpu].mig
+            if tenant.mig is None and devices is not None:
+                yield (*path, "mig"), f"GPU {tenant.gpu} is in MIG mode: name the MIG device"
+            if tenant.mig is not None and tenant.mig >= len(devices or ()):
+                count = f"GPU {tenant.gpu} has {len(devices or ())} MIG devices"
+                yield (*path, "mig"), f"{tenant.mig}, but {count}, counted from 0"
+
+
+def _fault_misfits(scenario: Scenario) -> _Misfits:
+    groups = _by_index(scenario)
+    most_mig = [len(group.mig or ()) for group in groups]
+    hit: list[tuple[int, TimedFault, int]] = []
     for position, fault in enumerate(scenario.faults):
-        where = f"faults[{position}]"
         for index in fault.indices(len(groups)):
-            _check_index(where, index, len(groups))
+            if index >= len(groups):
+                yield ("faults", position, "gpu"), _no_gpu(index, len(groups))
+                continue
+            hit.append((position, fault, index))
             if isinstance(fault.what, Repartition):
                 mig = fault.what.mig or ()
-                _check_mig(f"{where}.what.mig", groups[index], mig)
+                yield from _mig_misfits(("faults", position, "what", "mig"), groups[index], mig)
                 most_mig[index] = max(most_mig[index], len(mig))
-    for position, fault in enumerate(scenario.faults):
+    for position, fault, index in hit:
         wanted = fault.what.mig if isinstance(fault.what, XidFault) else None
-        for index in fault.indices(len(groups)):
-            if wanted is not None and wanted >= most_mig[index]:
-                raise ScenarioError(
-                    f"faults[{position}].what.mig: {wanted}, but GPU {index} never has more "
-                    f"than {most_mig[index]} MIG devices, counted from 0"
-                )
+        if wanted is not None and wanted >= most_mig[index]:
+            most = f"GPU {index} never has more than {most_mig[index]} MIG devices"
+            yield ("faults", position, "what", "mig"), f"{wanted}, but {most}, counted from 0"
 
 
-def _check_links(scenario: Scenario) -> None:
+def _link_misfits(scenario: Scenario) -> _Misfits:
     nvlinks = [0] * scenario.gpu_count
     for position, link in enumerate(scenario.links):
         for index in link.gpus:
-            _check_index(f"links[{position}]", index, len(nvlinks))
+            if index >= len(nvlinks):
+                yield ("links", position, "gpus"), _no_gpu(index, len(nvlinks))
+                continue
             nvlinks[index] += link.nvlinks
             if nvlinks[index] > MOST_NVLINKS:
-                raise ScenarioError(
-                    f"links[{position}].nvlinks: GPU {index} has {nvlinks[index]} NVLinks with "
-                    f"those before, of at most {MOST_NVLINKS}"
-                )
+                count = f"GPU {index} has {nvlinks[index]} NVLinks with those before"
+                yield ("links", position, "nvlinks"), f"{count}, of at most {MOST_NVLINKS}"
 
 
-def _check_index(where: str, index: int, count: int) -> None:
-    if index >= count:
-        raise ScenarioError(f"{where}.gpu: {index}, but the node has GPUs 0 to {count - 1}")
-
-
-def _check_mig_index(where: str, tenant: Tenant, group: GpuGroup) -> None:
-    if tenant.workload is None:
-        return
-    devices = group.mig
-    if tenant.mig is None and devices is not None:
-        raise ScenarioError(f"{where}.mig: GPU {tenant.gpu} is in MIG mode: name the MIG device")
-    if tenant.mig is not None and tenant.mig >= len(devices or ()):
-        raise ScenarioError(
-            f"{where}.mig: {tenant.mig}, but GPU {tenant.gpu} has {len(devices or ())} MIG "
-            "devices, counted from 0"
-        )
-
-
-def _check_mig(where: str, group: GpuGroup, wanted: Sequence[str]) -> None:
+def _mig_misfits(path: KeyPath, group: GpuGroup, wanted: Sequence[str]) -> _Misfits:
     try:
         check_partition(group.model, load_profile(group.model), wanted)
     except CannotPartition as error:
-        raise ScenarioError(f"{where}: {error}") from error
+        yield path, str(error)
+
+
+def _by_index(scenario: Scenario) -> list[GpuGroup]:
+    return [group for group in scenario.gpus for _ in range(group.count)]
+
+
+def _no_gpu(index: int, count: int) -> str:
+    return f"{index}, but the node has GPUs 0 to {count - 1}"
 
 
 def _folder() -> resources.abc.Traversable:

@@ -721,7 +721,10 @@ def test_devices(files: Files, written: str, selection: Selection) -> None:
     got = files.entry(f"{{name: gpu, devices: {written}, replicas: 2}}")
 
     assert sharing_plan(got.settings).resources[0].selection == selection
-    assert got.warnings == ()
+    only_mig = selection.ids is not None and not selection.ids & {"0", f"GPU-{UUID}"}
+    assert [one.message for one in got.warnings] == only_mig * [
+        "has no effect: it lists MIG devices only, and the MIG strategy is none"
+    ]
 
 
 @pytest.mark.parametrize("written", WRONG_DEVICES)
@@ -983,6 +986,6 @@ def test_very_many_errors_are_counted(files: Files) -> None:
 
 
 def test_a_long_key_or_value_is_shown_in_part(files: Files) -> None:
-    (warning,) = files.load("k" * 1000 + ": 1").warnings
+    (warning,) = files.load("flags: {}\n" + "k" * 1000 + ": 1").warnings
     assert len(warning.key) < 500
     assert len(str(files.problem("flags: {migStrategy: " + "x" * 100_000 + "}"))) < 1000

@@ -602,13 +602,13 @@ def replica_counts(found: Loaded) -> dict[str, int]:
             id="spelling",
         ),
         pytest.param(
-            "sharring: {}\n",
-            "f.yaml:1: sharring: is not a known key and has no effect; did you mean sharing?",
+            "flags: {}\nsharring: {}\n",
+            "f.yaml:2: sharring: is not a known key and has no effect; did you mean sharing?",
             id="typing error",
         ),
         pytest.param(
-            "renameByDefault: true\n",
-            "f.yaml:1: renameByDefault: is not a known key and has no effect; "
+            "version: v1\nrenameByDefault: true\n",
+            "f.yaml:2: renameByDefault: is not a known key and has no effect; "
             "did you mean sharing.timeSlicing.renameByDefault?",
             id="wrong place",
         ),
@@ -625,17 +625,19 @@ def replica_counts(found: Loaded) -> dict[str, int]:
             id="in a list",
         ),
         pytest.param(
-            "xyzzy: 1\n",
-            "f.yaml:1: xyzzy: is not a known key and has no effect",
+            "version: v1\nxyzzy: 1\n",
+            "f.yaml:2: xyzzy: is not a known key and has no effect",
             id="nothing like it",
         ),
         pytest.param(
-            "daemon: {logLevel: debug}\n",
-            "f.yaml:1: daemon: is not a known key and has no effect",
+            "version: v1\ndaemon: {logLevel: debug}\n",
+            "f.yaml:2: daemon: is not a known key and has no effect",
             id="not for the file",
         ),
         pytest.param(
-            "1: one\n", "f.yaml:1: 1: is not a known key and has no effect", id="a number as key"
+            "gpus: {}\n1: one\n",
+            "f.yaml:2: 1: is not a known key and has no effect",
+            id="a number as key",
         ),
     ],
 )
@@ -653,7 +655,7 @@ def test_a_key_that_is_a_boolean_is_no_list_position(load: Load) -> None:
 
 
 def test_the_options_of_the_daemon_cannot_be_set_in_the_file(load: Load) -> None:
-    assert load("daemon: {logLevel: debug}").settings.daemon.log_level == "info"
+    assert load("version: v1\ndaemon: {logLevel: debug}").settings.daemon.log_level == "info"
 
 
 def test_the_default_of_one_reading_is_not_that_of_another(load: Load) -> None:

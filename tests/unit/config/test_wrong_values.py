@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.config.document import Document
-from gpuplugin.config.load import dotted, load_settings
+from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError
+from gpuplugin.config.problems import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

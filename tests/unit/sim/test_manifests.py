@@ -85,7 +85,6 @@ def test_only_devices_matter_among_the_limits(limits: str, expected: dict[str, i
         pytest.param(with_limits("{a.com/x: '" + "9" * 5000 + "'}"), id="more than can be read"),
         pytest.param(with_limits("{a.com/x: 0x" + "f" * 5000 + "}"), id="more than can be told"),
         pytest.param(with_limits("{a.com/x: [1]}"), id="a list as amount"),
-        pytest.param(POD + "x: 2001-99-99\n", id="impossible date"),
         pytest.param(POD + "x: !!bool maybe\n", id="no boolean behind its tag"),
         pytest.param("x: " + "[" * 3000, id="too deep"),
     ],
