@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.config import file_schema
 from gpuplugin.cli.parser import build_parser
 from gpuplugin.daemon.http.exposition import empty_family
 from gpuplugin.daemon.http.metrics import Metrics
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
+CONFIG_SCHEMA = ROOT / "docs/config.schema.json"
 CHART_SCHEMA = ROOT / "deploy/helm/gpuplugin/values.schema.json"
 PAGES = (
     ROOT / "docs/commands.md",
@@ -151,6 +154,7 @@ def with_tables(text: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(with_tables(page.read_text()))
+    CONFIG_SCHEMA.write_text(json.dumps(file_schema(), indent=2) + "\n")
     CHART_SCHEMA.write_text(chart_schema(CHART_SCHEMA.read_text()))
 
 

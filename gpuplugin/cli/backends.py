@@ -95,13 +95,18 @@ def list_gpus(parsed: argparse.Namespace) -> Listed:
     """
     try:
         settings = load(parsed).settings
-        with make_backend(settings, control=False) as backend:
-            backend.open()
-            try:
-                gpus = backend.gpus()
-            finally:
-                backend.close()
+        gpus = read_gpus(settings)
         inventory = build_inventory(gpus, inventory_plan(settings))
     except (ConfigError, BackendError, HalError, InventoryError) as error:
         raise CannotList(str(error)) from error
     return Listed(settings, gpus, inventory)
+
+
+def read_gpus(settings: Settings) -> tuple[Gpu, ...]:
+    """The GPUs of this machine; raises `BackendError` or `HalError`."""
+    with make_backend(settings, control=False) as backend:
+        backend.open()
+        try:
+            return tuple(backend.gpus())
+        finally:
+            backend.close()

@@ -74,9 +74,24 @@ def _add_config(commands: Commands) -> None:
     config_commands = config.add_subparsers(metavar="COMMAND", required=True)
     check = config_commands.add_parser("check", help="check a file and print what it means")
     check.set_defaults(module="config", function="check")
-    check.add_argument("file", metavar="FILE")
+    check.add_argument(
+        "file",
+        metavar="FILE|-",
+        help="a configuration, or a ConfigMap, ClusterPolicy or values file with some; -: standard "
+        "input",
+    )
     check.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--strict", action="store_true", help="an unknown key is an error")
+    check.add_argument(
+        "--explain", action="store_true",
+        help="print what each GPU would be advertised as, and which key makes it so",
+    )  # fmt: skip
+    check.add_argument(
+        "--scenario", metavar="FILE|NAME",
+        help="explain the GPUs of this scenario, not of this machine",
+    )  # fmt: skip
+    schema = config_commands.add_parser("schema", help="print the JSON schema, for editors")
+    schema.set_defaults(module="config", function="schema")
 
 
 def _add_cdi(commands: Commands) -> None:

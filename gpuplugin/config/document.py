@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -30,7 +31,6 @@ MAX_DEPTH = 100
 _TAG = "tag:yaml.org,2002:"
 _OCTAL = re.compile(r"[-+]?0[0-7]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_LEAST, _MOST = -(2**63), 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +180,8 @@ def scalar(text: str) -> object:
     if text[0] not in "+-.0123456789" or not text.isascii():
         return text
     plain = text if text[0] == "." else text.replace("_", "")
-    try:
-        number = int(plain, 8 if _OCTAL.fullmatch(plain) else 0)
-    except ValueError:
-        number = _MOST + 1
-    if _LEAST <= number <= _MOST:
-        return number
+    with suppress(ValueError):
+        return int(plain, 8 if _OCTAL.fullmatch(plain) else 0)
     value = float(plain) if _FLOAT.fullmatch(plain) else math.inf
     return text if math.isinf(value) else value
 

@@ -150,7 +150,7 @@ _WRITTEN_SECONDS = PlainSerializer(_written_seconds)
 _DURATION = _schema("duration", "string", "number")
 
 Integer: TypeAlias = Annotated[int, BeforeValidator(_integral)]
-Count: TypeAlias = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=MAX_REPLICAS)]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_REPLICAS), BeforeValidator(_integral)]
 Seconds: TypeAlias = Annotated[float, _duration(0), _WRITTEN_SECONDS, _DURATION]
 SecondsOrInfinite: TypeAlias = Annotated[
     float, _duration(0, infinite=True), _WRITTEN_SECONDS, _DURATION

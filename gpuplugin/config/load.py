@@ -30,7 +30,7 @@ from gpuplugin.config.plans import inventory_plan
 from gpuplugin.config.problems import MAPPING, dotted, keys, message, models_of, nearest
 from gpuplugin.config.settings import Settings
 from gpuplugin.config.values import BOOLEANS, XID_WORDS, hint, parse_xids, unfit
-from gpuplugin.config.wrappers import EXTENSION, why_none
+from gpuplugin.config.wrappers import EXTENSION, contains_one, why_none
 from gpuplugin.core.inventory import entries_without_effect
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def load_settings(
     )
     warnings = [*listed(file.unknown), *warnings]
     if (problem := why_none(document)) is not None:
-        raise ConfigError([problem], warnings)
+        # The keys of something else are no mistakes.
+        raise ConfigError([problem], () if contains_one(document) else warnings)
     settings = _checked(layers, warnings)
     if settings.daemon.strict_config and file.unknown:
         raise ConfigError(file.unknown)
@@ -102,12 +103,16 @@ def load_settings(
 
 def read_document(path: Path, name: str = "") -> Document:
     """The document of a file; raises ConfigError."""
+    return parse_document(read_text(path), name or str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; raises ConfigError."""
     try:
-        text = read_file(path).decode("utf-8")
+        return read_file(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
-    return parse_document(text, name or str(path))
 
 
 def record(value: object) -> object:

@@ -57,27 +57,36 @@ def entry(document: Document, path: KeyPath, text: str) -> Document:
         raise ConfigError(problems) from None
 
 
+def contains_one(document: Document) -> bool:
+    """True for an object of Kubernetes, and for what has configurations within."""
+    return _is_object(document) or bool(entries(document))
+
+
+def _is_object(document: Document) -> bool:
+    return isinstance(document.data.get("kind"), str) and "apiVersion" in document.data
+
+
 def why_none(document: Document) -> Problem | None:
     """Why a document is no configuration but something else, if it is so."""
     names = [key for key in document.data if not key.startswith(EXTENSION)]
     kind = document.data.get("kind")
-    is_object = "apiVersion" in document.data and isinstance(kind, str)
     within = [f"{dotted(path)}{_line(document, path)}" for path in entries(document)]
-    if not (is_object or within or (document.data and _unknown(names))):
+    is_known = any(name.lower() in TOP_KEYS for name in names)
+    if not contains_one(document) and (is_known or not document.data):
         return None
     if within:
-        what = f"this is a {kind}" if is_object else "this is no configuration, it contains one"
+        what = (
+            f"this is a {kind}"
+            if _is_object(document)
+            else "this is no configuration, it contains one"
+        )
         text = f"{what}; the configuration is under {', '.join(within)}: use that text alone"
-    elif is_object:
+    elif _is_object(document):
         text = f"this is a {kind}, and has no configuration in it"
     else:
         some = ", ".join(names[:5]) or "none"
         text = f"no key of a configuration ({', '.join(TOP_KEYS)}) is at the top; found {some}"
     return Problem(document.name, "", text)
-
-
-def _unknown(names: list[str]) -> bool:
-    return not any(name.lower() in TOP_KEYS for name in names)
 
 
 def _line(document: Document, path: KeyPath) -> str:

@@ -124,12 +124,16 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What will be advertised, not expanded yet: whole devices with their replicas, by name."""
+    """What will be advertised, not expanded yet: whole devices with their replicas, by name.
+
+    `entries` has the positions of the entries that share devices, by the devices' UUIDs.
+    """
 
     resources: Mapping[str, tuple[tuple[Device, int], ...]]
     fail_requests_greater_than_one: bool
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    entries: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def build_inventory(gpus: Iterable[Gpu], plan: Plan) -> Inventory:
@@ -147,8 +151,14 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
     admitted = [gpu for gpu in present if plan.gpu_filter.admits(gpu)]
     notes = list(plan.gpu_filter.notes(present)) if present else []
     advertised: dict[str, list[tuple[Device, int]]] = {}
+    entries: dict[str, int] = {}
     for name, devices in _unshared(admitted, plan, notes).items():
-        for target, device, replicas in _share(name, devices, plan.sharing, notes):
+        for device, position in _entries(name, devices, plan.sharing, notes):
+            target, replicas = name, 1
+            if position is not None:
+                entry = plan.sharing.resources[position]
+                target, replicas = plan.sharing.advertised_name(entry), entry.replicas
+                entries[device.uuid] = position
             advertised.setdefault(target, []).append((device, replicas))
     return Planned(
         resources=MappingProxyType(
@@ -160,6 +170,7 @@ def plan_devices(gpus: Iterable[Gpu], plan: Plan) -> Planned:
         fail_requests_greater_than_one=plan.sharing.fail_requests_greater_than_one,
         notes=tuple(notes),
         warnings=tuple(_warnings(admitted, advertised.values())),
+        entries=MappingProxyType(entries),
     )
 
 
@@ -255,36 +266,36 @@ def mig_resource_name(profile: str) -> str | None:
     return MIG_RESOURCE_PREFIX + profile.replace("+", ".")
 
 
-def _share(
+def _entries(
     name: str, devices: Sequence[Device], sharing: TimeSlicing, notes: list[str]
-) -> Iterable[tuple[str, Device, int]]:
-    """The devices of one resource with the names under which they are advertised, and replicas.
+) -> Iterable[tuple[Device, int | None]]:
+    """The devices of one resource, each with the position of the entry that shares it, if any.
 
     A device is shared by one entry at most: one that names it wins over one that counts, which
     wins over one that means all; among equals the later one.
     """
     left = list(devices)
-    for entry in _by_precedence(sharing.resources, name):
+    for position, entry in _by_precedence(sharing.resources, name):
         chosen = _choose(entry, left)
         if not chosen and not entry.selection.everything:
             notes.append(f"sharing of {name}: no device is left for {_described(entry)}")
-        target = sharing.advertised_name(entry)
         for device in chosen:
             left.remove(device)
-            yield target, device, entry.replicas
-    yield from ((name, device, 1) for device in left)
+            yield device, position
+    yield from ((device, None) for device in left)
 
 
-def _by_precedence(entries: Iterable[SharedResource], name: str) -> list[SharedResource]:
-    mine = [entry for entry in entries if entry.name == name]
-    mine.reverse()
-
+def _by_precedence(
+    entries: Iterable[SharedResource], name: str
+) -> list[tuple[int, SharedResource]]:
     def rank(entry: SharedResource) -> int:
         if entry.selection.ids is not None:
             return 0
         return 2 if entry.selection.everything else 1
 
-    return sorted(mine, key=rank)
+    mine = [(position, entry) for position, entry in enumerate(entries) if entry.name == name]
+    mine.reverse()
+    return sorted(mine, key=lambda one: rank(one[1]))
 
 
 def _choose(entry: SharedResource, left: Sequence[Device]) -> list[Device]:

@@ -63,7 +63,11 @@ class GpuFilter:
     def admits(self, gpu: Gpu) -> bool:
         if self.include and not any(_names(term, gpu) for term in self.include):
             return False
-        return not any(_names(term, gpu) for term in self.exclude)
+        return self.excluded_by(gpu) is None
+
+    def excluded_by(self, gpu: Gpu) -> str | None:
+        """The first term that excludes it."""
+        return next((term for term in self.exclude if _names(term, gpu)), None)
 
     def notes(self, gpus: Sequence[Gpu]) -> Iterator[str]:
         """What the user may have meant otherwise, given all GPUs of a node that has some."""

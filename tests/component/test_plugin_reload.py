@@ -447,6 +447,8 @@ BAD = (
     ("a: [", "config.yaml:"),
     (shared("many"), "sharing.timeSlicing.resources[0].replicas"),
     ("version: v2\n", "version: must be 'v1'"),
+    (f"any: |-\n  {shared(4)}", "the configuration is under any (line 1)"),
+    ("replicaCount: 3\n", "no key of a configuration"),
     (shared(70_000), "replicas to at most 6"),
     ("", "is empty; write {} to share nothing"),
     ("# later\n", "is empty; write {} to share nothing"),
@@ -492,6 +494,7 @@ def test_what_is_no_file_holds_up_nothing(
     make_hardware: MakeHardware, follow: Follow, kind: str, tmp_path: Path
 ) -> None:
     plugin = follow(make_hardware(8).backend, shared(10))
+    eventually(lambda: plugin.devices() == 80)
     fresh = tmp_path / "fresh"
     match kind:
         case "pipe":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from importlib import import_module
@@ -15,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+from gpuplugin.cli.config import file_schema
 from gpuplugin.cli.main import main
 from gpuplugin.cli.parser import build_parser, module_of
 from gpuplugin.config.document import parse_document
@@ -37,7 +39,7 @@ def _blocks(page: Path, language: str) -> list[str]:
 
 def _commands(program: str) -> list[tuple[str, str]]:
     return [
-        (page.name, line.removeprefix("$ ").split("  #")[0])
+        (page.name, re.split(r"  #| > | \| ", line.removeprefix("$ "))[0])
         for page in PAGES
         for block in _blocks(page, "console")
         for line in block.splitlines()
@@ -117,6 +119,18 @@ def test_generated_tables_are_up_to_date(page: Path) -> None:
 def test_the_schema_of_the_chart_is_up_to_date() -> None:
     text = docs.CHART_SCHEMA.read_text()
     assert chart_schema(text) == text
+
+
+def test_the_schema_of_the_configuration_is_up_to_date() -> None:
+    assert json.loads(docs.CONFIG_SCHEMA.read_text()) == file_schema()
+
+
+def test_examples_name_the_schema_for_editors() -> None:
+    for example in (ROOT / "gpuplugin/config/default.yaml", ROOT / "README.md"):
+        (schema,) = re.findall(
+            r"^# yaml-language-server: \$schema=(\S+)$", example.read_text(), re.MULTILINE
+        )
+        assert (example.parent / schema).resolve() == docs.CONFIG_SCHEMA
 
 
 def test_every_table_is_on_a_page() -> None:

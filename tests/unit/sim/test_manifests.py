@@ -99,6 +99,25 @@ def test_another_kind_is_named() -> None:
         pods_from_yaml(POD.replace("kind: Pod", "kind: Job"))
 
 
+def test_every_problem_has_its_line_and_the_nearest_key() -> None:
+    text = (
+        "kind: Pod\nmetadata: {nmae: p}\nspec:\n  containers:\n  - name: c\n    resources:\n"
+        "      limit: {nvidia.com/gpu: 1}\n"
+    )
+    with pytest.raises(ManifestError) as caught:
+        pods_from_yaml(f"# one\n{text}", "pods.yaml")
+
+    assert str(caught.value).splitlines()[1:] == [
+        "pods.yaml:3: metadata.name: is required",
+        "pods.yaml:3: metadata.nmae: is not a known key; did you mean name?",
+        "pods.yaml:8: spec.containers[0].resources.limit: is not a known key; did you mean limits?",
+    ]
+
+
+def test_keys_of_a_pod_that_are_not_looked_at_are_no_mistakes() -> None:
+    assert pods_from_yaml(POD.replace("spec:", "spec:\n  initContainers: []\n  nodeName: n", 1))
+
+
 @settings(max_examples=200)
 @given(
     st.recursive(

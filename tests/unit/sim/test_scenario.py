@@ -181,6 +181,37 @@ def test_all_wrong_keys_are_told_at_once() -> None:
     assert all(key in str(caught.value) for key in ("gpus[0].count", "seed", "other"))
 
 
+def test_every_problem_has_its_line_and_the_nearest_key() -> None:
+    text = (
+        "gpus:\n- {model: t4, cuont: 2}\ntenants:\n- name: a\n  gpu: 0\n  utilisation: 0.3\n"
+        "faults:\n- at_s: 1\n  gpu: 0\n  what:\n    kind: xid\n    xidd: 79\n"
+    )
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(text, "mine")
+
+    assert str(caught.value).splitlines()[1:] == [
+        "mine:2: gpus[0].cuont: is not a known key; did you mean gpus.count?",
+        "mine:6: tenants[0].utilisation: is not a known key; did you mean tenants.utilization?",
+        "mine:10: faults[0].what.xid: is required",
+        "mine:12: faults[0].what.xidd: is not a known key; did you mean faults.what.xid?",
+    ]
+
+
+def test_all_that_does_not_fit_together_is_told_at_once_with_its_line() -> None:
+    text = GPUS + (
+        "tenants:\n- {name: a, gpu: 2}\n- {name: b, gpu: 3}\n"
+        "faults:\n- {at_s: 1, gpu: 7, what: {kind: lost}}\n"
+    )
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(text, "mine")
+
+    assert str(caught.value).splitlines()[1:] == [
+        "mine:3: tenants[0].gpu: 2, but the node has GPUs 0 to 1",
+        "mine:4: tenants[1].gpu: 3, but the node has GPUs 0 to 1",
+        "mine:6: faults[0].gpu: 7, but the node has GPUs 0 to 1",
+    ]
+
+
 @pytest.mark.parametrize("name", ["no-such-scenario", "/", "/dev/null/x"])
 def test_a_scenario_that_is_not_there_is_told_with_those_that_are(name: str) -> None:
     with pytest.raises(ScenarioError, match="homelab") as caught:
