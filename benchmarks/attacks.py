@@ -11,6 +11,9 @@ import random
 import signal
 import socket
 import struct
+import subprocess
+import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.daemon.serving.sockets import KubeletDirs
-from gpuplugin.linesocket import ControlError
 from gpuplugin.rpc.client import CallFailed, Connection, Method
 from sim.node.control import control_socket, inject
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 ALLOCATE = Method.of("/v1beta1.DevicePlugin/Allocate")
 WATCH = Method.of("/v1beta1.DevicePlugin/ListAndWatch")
 TIMEOUT_S = 10.0
+SECOND_PLUGIN = "plugin: a second one"
+SECOND_S = 4.0
+"""What lives for less than the two seconds between two looks may go unseen."""
 GOOD = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 10}]}}\n"
 """The configuration that the plugin of a siege has; an attack on the file writes it again."""
 
@@ -45,7 +50,11 @@ class Target:
 
     @property
     def device_socket(self) -> Path:
-        return next(self._folder.glob("gpuplugin-nvidia*.sock"))
+        """Raises `FileNotFoundError` while the plugin has none."""
+        found = next(self._folder.glob("gpuplugin-nvidia*.sock"), None)
+        if found is None:
+            raise FileNotFoundError(f"no device socket in {self._folder}")
+        return found
 
     @property
     def control_socket(self) -> Path:
@@ -155,22 +164,101 @@ def nested_questions(target: Target) -> None:
             peer.send(b"[" * 200_000)
 
 
-def bad_files(target: Target) -> None:
-    """Configuration files that are none, that are empty, endless or full of nonsense."""
-    large = GOOD + "".join(f"k{number}: 1\n" for number in range(90_000))
-    nines = GOOD.replace("10", "9" * 1_000)
-    for text in ("", None, nines, "sparse", large):
+def odd_requests(target: Target) -> None:
+    """Requests of other methods, targets and versions, with bodies, or that are no HTTP."""
+    chance = random.Random(2)
+    methods = (
+        b"GET",
+        b"HEAD",
+        b"POST",
+        b"PUT",
+        b"DELETE",
+        b"TRACE",
+        b"CONNECT",
+        b"PRI",
+        b"get",
+        b"",
+    )
+    paths = (b"/health", b"/metrics", b"/", b"*", b"//", b"/%00", b"http://x/", b"/" + b"a" * 9_000)
+    versions = (b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9", b"", b"\xff")
+    bodies = (
+        b"\r\n",
+        b"Content-Length: 99999999999\r\n\r\n" + b"x" * 1_000,
+        b"Content-Length: -1\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nffffffff\r\n" + b"x" * 1_000,
+        b"\0" * 500,
+    )
+    end_s = time.monotonic() + target.for_s
+    while time.monotonic() < end_s:
+        line = b" ".join((chance.choice(methods), chance.choice(paths), chance.choice(versions)))
+        with suppress(OSError), _http_peer(target) as peer:
+            peer.sendall(line + b"\r\n" + chance.choice(bodies))
+            peer.recv(1_000)
+
+
+def scrapes(target: Target) -> None:
+    """Eight clients that ask for the metrics and the page without a pause, and read everything."""
+
+    def scrape(path: bytes) -> None:
+        while time.monotonic() < end_s:
+            with suppress(OSError), _http_peer(target) as peer:
+                peer.sendall(b"GET %s HTTP/1.1\r\n\r\n" % path)
+                while peer.recv(65_536):
+                    pass
+
+    end_s = time.monotonic() + target.for_s
+    paths = (b"/metrics", b"/", b"/ready", b"/health") * 2
+    threads = [threading.Thread(target=scrape, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def empty_file(target: Target) -> None:
+    """A configuration file that was emptied."""
+    _bad_file(target, lambda path: path.write_text(""))
+
+
+def fifo_file(target: Target) -> None:
+    """A FIFO in place of the configuration file: nothing ever comes of it."""
+    _bad_file(target, os.mkfifo)
+
+
+def digits_file(target: Target) -> None:
+    """A number of replicas with 1,000 digits."""
+    _bad_file(target, lambda path: path.write_text(GOOD.replace("10", "9" * 1_000)))
+
+
+def sparse_file(target: Target) -> None:
+    """A file of 1 GiB that takes no room on the disk."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            stream.truncate(1024**3)
+
+    _bad_file(target, write)
+
+
+def keys_file(target: Target) -> None:
+    """90,000 unknown keys."""
+    text = GOOD + "".join(f"k{number}: 1\n" for number in range(90_000))
+    _bad_file(target, lambda path: path.write_text(text))
+
+
+def deep_file(target: Target) -> None:
+    """Lists that are nested without end."""
+    _bad_file(target, lambda path: path.write_text("[" * 500_000))
+
+
+def _bad_file(target: Target, write: Callable[[Path], object]) -> None:
+    """Put a file in place of the configuration and have it read, again and again; then mend it."""
+    for _ in range(3):
         fresh = target.config_file.with_suffix(".new")
-        if text is None:
-            os.mkfifo(fresh)
-        elif text == "sparse":
-            with fresh.open("wb") as stream:
-                stream.truncate(1024**3)
-        else:
-            fresh.write_text(text)
+        write(fresh)
         fresh.replace(target.config_file)
         os.kill(target.pid, signal.SIGHUP)
-        time.sleep(target.for_s / 5)
+        time.sleep(target.for_s / 3)
     target.config_file.unlink()
     target.config_file.write_text(GOOD)
     os.kill(target.pid, signal.SIGHUP)
@@ -181,9 +269,56 @@ def fault_storm(target: Target) -> None:
     end_s = time.monotonic() + target.for_s
     while time.monotonic() < end_s:
         for gpu in range(8):
-            with suppress(ControlError):
-                inject(control_socket(target.kubelet_dir), str(gpu), {"kind": "xid", "xid": 13})
+            _inject(target, gpu, {"kind": "xid", "xid": 13})
         time.sleep(0.08)
+
+
+def hanging_driver(target: Target) -> None:
+    """The calls about one GPU do not return, then those about any."""
+    _inject(target, 7, {"kind": "hang", "for_s": target.for_s / 2})
+    time.sleep(target.for_s / 2)
+    _inject(target, None, {"kind": "driver-hang", "for_s": target.for_s / 2})
+    time.sleep(target.for_s / 2)
+
+
+def lying_driver(target: Target) -> None:
+    """UUIDs of garbage, sensors that are all bits set, and every fifth other call fails."""
+    for_s = target.for_s * 0.9
+    lies: tuple[Mapping[str, object], ...] = (
+        {"calls": ["description", "memory"], "code": "UNKNOWN", "every": 5},
+        {"calls": ["sensors", "processes"], "value": 0xFFFFFFFF},
+        {"calls": ["nvmlDeviceGetUUID"], "value": "hex:" + "ff " * 80},
+    )
+    for lie in lies:
+        _inject(target, 7, {"kind": "returns", "for_s": for_s, **lie})
+    time.sleep(target.for_s)
+
+
+def endless_count(target: Target) -> None:
+    """The driver counts 4,294,967,295 GPUs."""
+    lie = {"calls": ["nvmlDeviceGetCount"], "value": 0xFFFFFFFF, "for_s": target.for_s * 0.9}
+    _inject(target, None, {"kind": "driver-returns", **lie})
+    time.sleep(target.for_s)
+
+
+def replaced_gpus(target: Target) -> None:
+    """A GPU is replaced by another one, ten times a second: always other UUIDs."""
+    end_s = time.monotonic() + target.for_s
+    while time.monotonic() < end_s:
+        _inject(target, 7, {"kind": "replace"})
+        time.sleep(0.1)
+
+
+def second_plugin(target: Target) -> None:
+    """Another plugin serves the same kubelet, as during an upgrade, and ends again."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "gpuplugin", "run", "--backend", "sim", "--kubelet-dir",
+         target.kubelet_dir, "--listen-address", "127.0.0.1:0", "--config-file",
+         target.config_file],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as other:  # fmt: skip
+        time.sleep(max(target.for_s, SECOND_S))
+        other.send_signal(signal.SIGTERM)
 
 
 ATTACKS: Mapping[str, Callable[[Target], None]] = {
@@ -191,6 +326,8 @@ ATTACKS: Mapping[str, Callable[[Target], None]] = {
     "HTTP: large headers": large_headers,
     "HTTP: slow requests": slow_requests,
     "HTTP: unread pages": unread_pages,
+    "HTTP: odd requests": odd_requests,
+    "HTTP: scrapes": scrapes,
     "RPC: unfinished requests": unfinished_requests,
     "RPC: garbage": garbage,
     "RPC: empty containers": empty_containers,
@@ -198,8 +335,18 @@ ATTACKS: Mapping[str, Callable[[Target], None]] = {
     "RPC: many streams": many_streams,
     "RPC: many connections": many_connections,
     "control: nested questions": nested_questions,
-    "file: bad files": bad_files,
+    "file: empty": empty_file,
+    "file: FIFO": fifo_file,
+    "file: 1,000 digits": digits_file,
+    "file: sparse, 1 GiB": sparse_file,
+    "file: 90,000 keys": keys_file,
+    "file: nested": deep_file,
     "driver: storm of Xids": fault_storm,
+    "driver: hangs": hanging_driver,
+    "driver: lies": lying_driver,
+    "driver: endless count": endless_count,
+    "driver: replaced GPUs": replaced_gpus,
+    SECOND_PLUGIN: second_plugin,
 }
 
 
@@ -237,6 +384,14 @@ def _many_http(target: Target, count: int) -> Iterator[Iterator[socket.socket]]:
 
         yield connect()
         time.sleep(max(0.0, end_s - time.monotonic()))
+
+
+def _inject(target: Target, gpu: int | None, fault: Mapping[str, object]) -> None:
+    inject(control_socket(target.kubelet_dir), None if gpu is None else str(gpu), fault)
+
+
+def _http_peer(target: Target) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", target.port), timeout=TIMEOUT_S)
 
 
 def _device_peer(target: Target) -> socket.socket:

@@ -1,8 +1,8 @@
 """A rehearsal: attacks on the plugin beside a kubelet stand-in that allocates 20 times a second.
 
 The plugin is a process of its own on a simulated node of eight GPUs, with a limit of memory; each
-attack is another process. `python -m benchmarks.siege` takes about two minutes, and ends with 1 if
-the plugin did not hold what `Verdict` asks for.
+attack is another process. `python -m benchmarks.siege` takes about four minutes, and ends with 1 if
+the plugin did not hold the limits below. Attacks on GPUs take the last one; pods get the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import http
 import http.client
+import json
 import multiprocessing
+import os
 import re
 import resource
 import shutil
@@ -21,30 +23,40 @@ import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.attacks import ALLOCATE, ATTACKS, GOOD, TIMEOUT_S, WATCH, Target
+from benchmarks.attacks import ALLOCATE, ATTACKS, GOOD, SECOND_PLUGIN, TIMEOUT_S, WATCH, Target
 from benchmarks.devices import allocate_request
 from benchmarks.machine import resident_mib
 from benchmarks.servers import ENGINES
+from gpuplugin.rpc import RpcCode
 from gpuplugin.rpc.client import CallFailed, Connection, ConnectionFailed
 from sim.kubelet import Kubelet
 from sim.node.control import control_socket, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.context import SpawnProcess
 
+RESTARTS = "kubelet: restarts"
+CUTTING = (SECOND_PLUGIN, RESTARTS)
+"""After these a kubelet connects anew: the call that waits for that counts as slow, not failed."""
+ROUNDS = (*ATTACKS, RESTARTS)
 RESOURCE = "nvidia.com/gpu"
 GPUS, REPLICAS = 8, 10
 ALLOCATE_EVERY_S = 0.05
 HEALTH_EVERY_S = 0.25
+RESTART_EVERY_S = 0.5
 SAMPLE_S = 0.02
 DEADLINE_S = 30.0
 ADDRESS_SPACE_BYTES = 1024 * 1024 * 1024
 """A hard limit for the plugin: most of it is reserved by threads, and never used."""
 STACK_BYTES = 2 * 1024 * 1024
+
+_ENDED = (RpcCode.CANCELLED, RpcCode.UNAVAILABLE)
+"""What a server that stops responds with; the call was not handled."""
 
 MAX_ALLOCATE_MS = 500.0
 MAX_HEALTH_MS = 1000.0
@@ -62,6 +74,7 @@ class Verdict:
     health_ms: float
     rss_mib: float
     descriptors: int
+    """Open at most; they are back at their number of before within `DEADLINE_S`."""
     problem: str
     """Why it did not hold; empty if it did."""
 
@@ -70,22 +83,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each attack (default 8)")
     parser.add_argument("--engine", choices=ENGINES, default="fast")
-    parser.add_argument("--attack", action="append", choices=ATTACKS, help="only this one")
+    parser.add_argument("--attack", action="append", choices=ROUNDS, help="only this one")
+    parser.add_argument("--json", action="store_true", help="one JSON object per attack")
     options = parser.parse_args()
-    print(
-        f"{'attack':26} {'calls':>6} {'failed':>6} {'slowest ms':>10} {'health ms':>9} "
-        f"{'RSS MiB':>8} {'fds':>4}  verdict"
-    )
-    verdicts = []
-    for one in siege(options.attack or list(ATTACKS), options.seconds, options.engine):
-        verdicts.append(one)
+    if not options.json:
+        cores, load = os.cpu_count(), os.getloadavg()[0]
+        print(f"{options.engine}, {options.seconds:g} s each, {cores} cores, load {load:.1f}")
         print(
-            f"{one.attack:26} {one.calls:6} {one.failed:6} {one.allocate_ms:10.1f} "
-            f"{one.health_ms:9.1f} {one.rss_mib:8.1f} {one.descriptors:4}  "
-            f"{one.problem or 'held'}",
-            flush=True,
+            f"{'attack':26} {'calls':>6} {'failed':>6} {'slowest ms':>10} {'health ms':>9} "
+            f"{'RSS MiB':>8} {'fds':>4}  verdict"
         )
-    return 1 if any(one.problem for one in verdicts) else 0
+    held = True
+    for one in siege(options.attack or ROUNDS, options.seconds, options.engine):
+        held = held and not one.problem
+        print(json.dumps(asdict(one)) if options.json else _row(one), flush=True)
+    return 0 if held else 1
+
+
+def _row(one: Verdict) -> str:
+    return (
+        f"{one.attack:26} {one.calls:6} {one.failed:6} {one.allocate_ms:10.1f} "
+        f"{one.health_ms:9.1f} {one.rss_mib:8.1f} {one.descriptors:4}  {one.problem or 'held'}"
+    )
 
 
 def siege(attacks: Sequence[str], for_s: float, engine: str) -> Iterator[Verdict]:
@@ -94,8 +113,9 @@ def siege(attacks: Sequence[str], for_s: float, engine: str) -> Iterator[Verdict
         with _plugin(folder, for_s, engine) as target, Kubelet(folder) as kubelet:
             _wait(kubelet)
             caller = _Caller(target)
+            at_rest = _settled_descriptors(target)
             for name in attacks:
-                yield _attacked(name, target, caller, kubelet)
+                yield _attacked(name, target, caller, kubelet, at_rest)
             caller.close()
     finally:
         shutil.rmtree(folder)
@@ -115,7 +135,9 @@ def _plugin(folder: Path, for_s: float, engine: str) -> Iterator[Target]:
         plugin = subprocess.Popen(
             [sys.executable, "-m", "gpuplugin", "run", "--backend", "sim", "--kubelet-dir", folder,
              "--listen-address", "127.0.0.1:0", "--config-file", config, "--rpc-engine", engine],
-            stdout=stream, stderr=subprocess.STDOUT, preexec_fn=limit,  # noqa: PLW1509 - no threads yet
+            stdout=stream, stderr=subprocess.STDOUT,
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},  # as in the image
+            preexec_fn=limit,  # noqa: PLW1509 - no threads yet
         )  # fmt: skip
     try:
         yield Target(plugin.pid, _port(log), folder, config, for_s)
@@ -135,34 +157,46 @@ def _port(log: Path) -> int:
     raise TimeoutError(f"the plugin serves no HTTP:\n{log.read_text()}")
 
 
-def _attacked(name: str, target: Target, caller: _Caller, kubelet: Kubelet) -> Verdict:
+def _attacked(
+    name: str, target: Target, caller: _Caller, kubelet: Kubelet, at_rest: int
+) -> Verdict:
     """Run one attack, and see what becomes of the plugin."""
     caller.reset()
     health = _Health(target)
-    attacker = multiprocessing.get_context("spawn").Process(
-        target=_attack, args=(name, target), daemon=True
-    )
+    attacker: threading.Thread | SpawnProcess
+    if name == RESTARTS:
+        attacker = threading.Thread(target=_restart, args=(kubelet, target.for_s))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        attacker = spawn.Process(target=_attack, args=(name, target))
     attacker.start()
     rss_mib, descriptors = 0.0, 0
     deadline_s = time.monotonic() + target.for_s + DEADLINE_S
     while attacker.is_alive() and time.monotonic() < deadline_s:
         rss_mib = max(rss_mib, resident_mib([target.pid]))
-        with suppress(OSError):
-            descriptors = max(descriptors, len(list(Path(f"/proc/{target.pid}/fd").iterdir())))
+        descriptors = max(descriptors, _descriptors(target))
         time.sleep(SAMPLE_S)
-    attacker.kill()
+    attacked = not attacker.is_alive()
+    if not isinstance(attacker, threading.Thread):
+        attacker.kill()
+        attacker.join()
+        attacked = attacked and attacker.exitcode == 0
     attacker.join()
     health.stop()
+    whole = _is_whole(kubelet)
+    left = _settled_descriptors(target, at_rest)
     problems = [
+        (not attacked, "the attack did not end by itself without an error"),
         (not caller.calls, "no call came back"),
         (caller.failed > 0, f"{caller.failed} calls failed: {caller.error}"),
+        (caller.cut > 0 and name not in CUTTING, f"the connection was cut {caller.cut} times"),
         (caller.slowest_ms > MAX_ALLOCATE_MS, f"Allocate took {caller.slowest_ms:.0f} ms"),
         (health.failed > 0, f"/health failed {health.failed} times"),
         (health.slowest_ms > MAX_HEALTH_MS, f"/health took {health.slowest_ms:.0f} ms"),
         (rss_mib > MAX_RSS_MIB, f"{rss_mib:.0f} MiB resident"),
-        (not _is_whole(kubelet), "the kubelet does not have its devices"),
+        (not whole, "the kubelet does not have its devices"),
+        (left > at_rest, f"{left} descriptors are open afterwards, {at_rest} were before"),
     ]
-    problem = "; ".join(text for wrong, text in problems if wrong)
     return Verdict(
         name,
         caller.calls,
@@ -171,12 +205,35 @@ def _attacked(name: str, target: Target, caller: _Caller, kubelet: Kubelet) -> V
         health.slowest_ms,
         rss_mib,
         descriptors,
-        problem,
+        "; ".join(text for wrong, text in problems if wrong),
     )
 
 
 def _attack(name: str, target: Target) -> None:
     ATTACKS[name](target)
+
+
+def _restart(kubelet: Kubelet, for_s: float) -> None:
+    end_s = time.monotonic() + for_s
+    while time.monotonic() < end_s:
+        kubelet.restart()
+        time.sleep(RESTART_EVERY_S)
+
+
+def _descriptors(target: Target) -> int:
+    with suppress(OSError):
+        return len(list(Path(f"/proc/{target.pid}/fd").iterdir()))
+    return 0
+
+
+def _settled_descriptors(target: Target, at_most: int = 0) -> int:
+    """The fewest that are open during a second, or the first number that is not over `at_most`."""
+    deadline_s = time.monotonic() + (DEADLINE_S if at_most else 1.0)
+    fewest = _descriptors(target)
+    while fewest > at_most and time.monotonic() < deadline_s:
+        time.sleep(SAMPLE_S)
+        fewest = min(fewest, _descriptors(target))
+    return fewest
 
 
 class _Repeated(threading.Thread):
@@ -191,7 +248,7 @@ class _Repeated(threading.Thread):
         self.start()
 
     def reset(self) -> None:
-        self.calls = self.failed = 0
+        self.calls = self.failed = self.cut = 0
         self._slowest_ms = 0.0
         self._began_ns = 0
         self.error = ""
@@ -237,7 +294,7 @@ class _Caller(_Repeated):
 
     def __init__(self, target: Target) -> None:
         self._plugin = target
-        uuids = [gpu.uuid for gpu in status(control_socket(target.kubelet_dir))]
+        uuids = [gpu.uuid for gpu in status(control_socket(target.kubelet_dir))][:-1]
         self._requests = [allocate_request([f"{uuid}::{REPLICAS - 1}"]) for uuid in uuids]
         self._connection = self._connected()
         super().__init__(ALLOCATE_EVERY_S, self._allocate)
@@ -247,17 +304,30 @@ class _Caller(_Repeated):
         self._connection.close()
 
     def _connected(self) -> Connection:
-        connection = Connection(self._plugin.device_socket, TIMEOUT_S)
-        connection.start(WATCH, b"", streaming=True)
-        return connection
+        """Connect as soon as there is a socket: a new one follows a plugin that was replaced."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                connection = Connection(self._plugin.device_socket, TIMEOUT_S)
+                connection.start(WATCH, b"", streaming=True)
+            except (ConnectionFailed, FileNotFoundError):
+                if time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(SAMPLE_S)
+            else:
+                return connection
 
     def _allocate(self) -> None:
+        request = self._requests[self.calls % len(self._requests)]
         try:
-            self._connection.call(ALLOCATE, self._requests[self.calls % len(self._requests)])
-        except ConnectionFailed:
+            self._connection.call(ALLOCATE, request)
+        except CallFailed as error:
+            if error.code not in _ENDED:
+                raise
+            self.cut += 1
             self._connection.close()
             self._connection = self._connected()
-            raise
+            self._connection.call(ALLOCATE, request)
 
 
 def _is_whole(kubelet: Kubelet) -> bool:
@@ -269,8 +339,9 @@ def _is_whole(kubelet: Kubelet) -> bool:
 
 
 def _wait(kubelet: Kubelet) -> None:
-    devices = GPUS * REPLICAS
-    kubelet.wait_until(lambda node: node.allocatable(RESOURCE) == devices, DEADLINE_S)
+    """Until it has the devices of all GPUs that are not attacked: the last one may recover yet."""
+    devices = (GPUS - 1) * REPLICAS
+    kubelet.wait_until(lambda node: node.allocatable(RESOURCE) >= devices, DEADLINE_S)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ that cross it, the errors it raises and the Xid catalogue are exported here.
 from hal.backend import Backend
 from hal.errors import (
     DriverNotFound,
+    DriverReplaced,
     DriverUnavailable,
     GpuLost,
     HalError,
@@ -46,6 +47,7 @@ __all__ = [
     "ComputeMode",
     "ComputeProcess",
     "DriverNotFound",
+    "DriverReplaced",
     "DriverUnavailable",
     "EccError",
     "Event",

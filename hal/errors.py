@@ -30,6 +30,10 @@ class DriverUnavailable(HalError):
     """The library is there, but the driver behind it does not respond (not loaded, reloading)."""
 
 
+class DriverReplaced(DriverUnavailable):
+    """The driver was updated; this process keeps the older library, only a new one can go on."""
+
+
 class GpuLost(HalError):
     """The GPU no longer responds: it fell off the bus or needs a reset."""
 

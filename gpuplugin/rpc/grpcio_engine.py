@@ -27,12 +27,23 @@ if TYPE_CHECKING:
     from gpuplugin.rpc.services import Subscription
 
 _WORKERS = 48
-"""Threads for calls; every open stream holds one, so there are more than streams."""
+"""Threads for calls; every open stream holds one, so there are more than streams.
+
+All are started before the first call: if one cannot be started later, the library stops serving.
+"""
+_START_S = 10.0
+
+_MAX_CONNECTIONS = 64
+_IDLE_MS = 10_000
+"""A connection without a call is closed after this time, so the kubelet finds room again."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
+    ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
+    ("grpc.max_connection_idle_ms", _IDLE_MS),
+    ("grpc.server_handshake_timeout_ms", _IDLE_MS),
 )
 
 for _name in ("grpc._server", "grpc._utilities"):
@@ -46,7 +57,7 @@ log = logging.getLogger(__name__)
 class GrpcioEngine:
     def serve(self, socket_path: Path, services: Sequence[Service]) -> GrpcioServer:
         check_socket_path(socket_path)
-        pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rpc")
+        pool = _started(ThreadPoolExecutor(_WORKERS, thread_name_prefix="rpc"), socket_path)
         server = grpc.server(pool, options=_OPTIONS)
         for service in services:
             server.add_generic_rpc_handlers((_generic_handler(service),))
@@ -57,6 +68,20 @@ class GrpcioEngine:
             raise SocketError(f"cannot listen on {socket_path}: {error}") from error
         server.start()
         return GrpcioServer(server, pool)
+
+
+def _started(pool: ThreadPoolExecutor, socket_path: Path) -> ThreadPoolExecutor:
+    """Start all threads of the pool: it starts one only while no other one is idle."""
+    all_run = threading.Barrier(_WORKERS + 1)
+    try:
+        for _ in range(_WORKERS):
+            pool.submit(all_run.wait, _START_S)
+        all_run.wait(_START_S)
+    except (RuntimeError, threading.BrokenBarrierError) as error:
+        all_run.abort()
+        pool.shutdown(wait=False)
+        raise SocketError(f"no threads to serve {socket_path}: {error}") from error
+    return pool
 
 
 class GrpcioServer:

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hal.errors import DriverNotFound, DriverUnavailable, HalError, NotSupported
-from hal.nvml.api import NvmlError
+from hal.errors import (
+    DriverNotFound,
+    DriverReplaced,
+    DriverUnavailable,
+    HalError,
+    NotSupported,
+)
+from hal.nvml.api import Code, NvmlError
 from hal.nvml.failures import hal_error, open_error
 from hal.nvml.inventory import Inventory
 from hal.nvml.kernelfiles import KernelFolders, read_epoch
-from hal.nvml.library import load_library
+from hal.nvml.library import LibraryFile, load_library
 from hal.nvml.readings import (
     Readiness,
     ShutdownLimits,
@@ -81,6 +87,7 @@ class NvmlBackend:
         self._rescan_s = rescan_s
         self._clock = clock
         self._inventory = Inventory(KernelFolders(sysfs_root, procfs_root), clock)
+        self._file: LibraryFile | None = None
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._watcher: Watcher | None = None
@@ -98,6 +105,7 @@ class NvmlBackend:
             try:
                 api.init()
             except NvmlError as err:
+                self._check_library(err)
                 raise open_error(err) from err
             try:
                 self._session = self._connect(api, library)
@@ -247,7 +255,19 @@ class NvmlBackend:
         # Imported late: it costs tens of milliseconds, and a simulated node needs none of it.
         from hal.nvml.binding import pynvml_api
 
+        if self._file is None:
+            with contextlib.suppress(OSError):
+                self._file = LibraryFile.at(library) if library else LibraryFile.loaded()
         return pynvml_api(), library
+
+    def _check_library(self, err: NvmlError) -> None:
+        """Raises `DriverReplaced` if the library of this process is the reason for `err`."""
+        if err.code == Code.LIB_RM_VERSION_MISMATCH and self._file and self._file.was_replaced():
+            raise DriverReplaced(
+                f"Connecting to the driver failed: {err}; {self._file.path} was replaced since it "
+                "was loaded",
+                "Restart this program: a process cannot load the library anew",
+            ) from err
 
     def _connect(self, api: NvmlApi, library: Path | None) -> _Session:
         self._inventory.connected()

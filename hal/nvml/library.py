@@ -6,13 +6,15 @@ What is called in the library once it is loaded is in `hal.nvml.api`, not here.
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hal.errors import DriverNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 LIBRARY: Final = "libnvidia-ml.so.1"
 
@@ -39,6 +41,47 @@ REMEDY: Final = (
     "--driver-root (NVIDIA_DRIVER_ROOT) is its path on the host, --driver-root-ctr-path "
     "(DRIVER_ROOT_CTR_PATH) is where that path is mounted in this container"
 )
+
+
+_MAPS: Final = Path("/proc/self/maps")
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryFile:
+    """The file that the library was loaded from: a process keeps it until it ends."""
+
+    path: Path
+    _device: int
+    _inode: int
+
+    @classmethod
+    def at(cls, path: Path) -> LibraryFile:
+        """Raises `OSError` if there is no such file."""
+        found = path.stat()
+        return cls(path, found.st_dev, found.st_ino)
+
+    @classmethod
+    def loaded(cls) -> LibraryFile | None:
+        """The file that the loader found by itself; None if that cannot be told."""
+        with suppress(OSError):
+            for line in _MAPS.read_text().splitlines():
+                _, _, path = line.partition("/")
+                if LIBRARY.removesuffix(".1") in path.rpartition("/")[2]:
+                    return cls.at(Path("/" + path))
+        return None
+
+    def was_replaced(self) -> bool:
+        """True if it was removed, or another one is in its place.
+
+        A file that is mounted by itself, as container runtimes do it, has no name left then.
+        """
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return not now.st_nlink or (now.st_dev, now.st_ino) != (self._device, self._inode)
 
 
 def _dlopen(name: str) -> None:

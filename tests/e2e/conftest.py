@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 DEADLINE_S = 20.0
 RESOURCE = "nvidia.com/gpu"
@@ -36,12 +36,17 @@ def eventually(condition: Callable[[], object], what: str, timeout_s: float = DE
 
 
 class Process:
-    """A `gpuplugin` command that runs in the background; its output is read as it comes."""
+    """A `gpuplugin` command that runs in the background; its output is read as it comes.
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    `under` is a program that runs it, with its arguments.
+    """
+
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gpuplugin", *arguments],
+            [*under, sys.executable, "-m", "gpuplugin", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -97,8 +102,10 @@ class Process:
 class Plugin(Process):
     """`gpuplugin run`."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
-        super().__init__("run", "--listen-address", "127.0.0.1:0", *arguments, env=env)
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
+        super().__init__("run", "--listen-address", "127.0.0.1:0", *arguments, env=env, under=under)
 
     @property
     def port(self) -> int:

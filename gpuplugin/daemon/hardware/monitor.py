@@ -19,7 +19,7 @@ from gpuplugin.core.watch import Watch, WatchFailed, judge_probes
 from gpuplugin.daemon.calls import HalLane, HalThread
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import Fatal
-from hal import HalError, HalHung
+from hal import DriverReplaced, HalError, HalHung
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -64,7 +64,10 @@ class Monitor:
         self._update_required = asyncio.Event()
 
     async def run(self) -> None:
-        """Open, watch, reopen; raises `Fatal` if the first open fails with failOnInitError."""
+        """Open, watch, reopen; raises `Fatal` if this process cannot open the driver any more.
+
+        With failOnInitError also if the first open fails.
+        """
         try:
             await self._run()
         except Exception as error:
@@ -120,7 +123,8 @@ class Monitor:
 
     def _open_failed(self, error: HalError) -> None:
         self._metrics.monitor_failures.labels(stage="open").inc()
-        if self._fail_on_init_error and not self._watch.opened_before:
+        never_opened = self._fail_on_init_error and not self._watch.opened_before
+        if never_opened or isinstance(error, DriverReplaced):
             raise Fatal(str(error))
         if self._status.set("monitor", str(error), ok=False):
             text = f"the driver cannot be opened, trying again: {error}"

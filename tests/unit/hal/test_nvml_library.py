@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hal.errors import DriverNotFound
-from hal.nvml.library import LIBRARY, LIBRARY_DIRS, load_library
+from hal.nvml.library import LIBRARY, LIBRARY_DIRS, LibraryFile, load_library
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -148,3 +148,33 @@ def run_python(code: str, argument: Path) -> subprocess.CompletedProcess[str]:
         timeout=30,
         check=False,
     )
+
+
+def test_a_library_is_replaced_once_another_file_has_its_name(tmp_path: Path) -> None:
+    path = place(tmp_path, "lib64", "old")
+    loaded = LibraryFile.at(path)
+    assert not loaded.was_replaced()
+    path.write_text("longer than it was, but the same file")
+    assert not loaded.was_replaced()
+    path.rename(path.with_suffix(".old"))  # which keeps its inode in use, as a process does
+    assert loaded.was_replaced()
+    place(tmp_path, "lib64", "new")
+    assert loaded.was_replaced()
+
+
+def test_a_mounted_file_is_replaced_once_it_has_no_name_on_the_host(tmp_path: Path) -> None:
+    path = place(tmp_path, "lib64")
+    with path.open() as stream:
+        # Like a mount of the file, this path leads to it whatever becomes of its name.
+        loaded = LibraryFile.at(Path(f"/proc/self/fd/{stream.fileno()}"))
+        assert not loaded.was_replaced()
+        path.unlink()
+        assert loaded.was_replaced()
+
+
+def test_a_library_that_is_not_loaded_has_no_file() -> None:
+    script = "from hal.nvml.library import LibraryFile; print(LibraryFile.loaded())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout == "None\n"
