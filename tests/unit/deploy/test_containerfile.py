@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import subprocess
 import sys
-import tomllib
-from typing import TYPE_CHECKING
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -15,40 +16,96 @@ from gpuplugin.version import VERSION
 from tests.e2e.containerfile import FILE, ROOT, image_environment, stages, steps
 from tests.unit.deploy.manifests import plugin_container, pod_spec
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 TEXT = FILE.read_text()
-BUILD, FINAL = stages(TEXT)
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+STAGES = stages(TEXT)
+BASE = STAGES["base"]
+BUILDS = {"plugin": "build", "sim": "build-sim"}
+"""The stage that makes /app, by the target that gets it."""
 
 
 def _rest(word: str) -> list[str]:
-    return [step.rest for step in FINAL if step.word == word]
+    return [step.rest for step in BASE if step.word == word]
 
 
-def test_every_stage_is_on_the_base_of_the_argument() -> None:
+def test_every_stage_is_on_the_base_of_the_argument_or_on_another_stage() -> None:
     assert steps(TEXT)[0].word == "ARG"
-    assert steps(TEXT)[0].rest.startswith("PYTHON_IMAGE=")
-    assert BUILD[0].rest == "${PYTHON_IMAGE} AS build"
-    assert FINAL[0].rest == "${PYTHON_IMAGE}"
-    assert not re.search(r"@sha256:[0-9a-f]", TEXT), "a digest here would be out of date"
+    froms = {name: stage[0].words[0] for name, stage in STAGES.items()}
+    assert froms == {
+        "build": "${PYTHON_IMAGE}",
+        "build-sim": "build",
+        "base": "${PYTHON_IMAGE}",
+        "sim": "base",
+        "plugin": "base",
+    }
+    assert list(STAGES)[-1] == "plugin", "what is built if no target is given"
+
+
+def test_the_base_is_named_by_tag_and_by_the_digest_of_its_index() -> None:
+    """The tag tells Renovate what to look for; the digest is what is built."""
+    (argument,) = [step.rest for step in steps(TEXT) if step.rest.startswith("PYTHON_IMAGE=")]
+    assert re.fullmatch(
+        r"PYTHON_IMAGE=docker\.io/library/python:\d+\.\d+-slim@sha256:[0-9a-f]{64}", argument
+    )
+
+
+def test_an_image_differs_by_what_is_copied_from_its_build() -> None:
+    for target, build in BUILDS.items():
+        copied = [step.rest for step in STAGES[target] if step.word == "COPY"]
+        assert copied == [f"--from={build} /app /app"]
+        assert {step.word for step in STAGES[target]} <= {"FROM", "COPY", "LABEL"}
+
+
+def test_production_is_built_without_the_simulator() -> None:
+    copied = {
+        name for step in STAGES["build"] if step.word == "COPY" for name in step.rest.split()[:-1]
+    }
+    assert not {"benchmarks", "distributions", "sim"} & copied
 
 
 def test_the_image_runs_as_the_user_of_the_daemonset_without_a_shell() -> None:
     context = plugin_container()["securityContext"]
     assert _rest("USER") == [f"{context['runAsUser']}:{context['runAsGroup']}"]
-    after = FINAL[[step.word for step in FINAL].index("USER") :]
-    assert not {"RUN", "COPY"} & {step.word for step in after}, "files are root's"
+    assert "--chown" not in TEXT, "files are root's: COPY makes them so whatever USER says"
     for word in ("ENTRYPOINT", "CMD", "RUN"):
-        (step,) = [step for step in FINAL if step.word == word]
+        (step,) = [step for step in BASE if step.word == word]
         assert step.is_exec_form, word
 
 
 def test_it_starts_what_the_daemonset_starts() -> None:
-    words = [word for step in FINAL if step.word in {"ENTRYPOINT", "CMD"} for word in step.words]
+    words = [word for step in BASE if step.word in {"ENTRYPOINT", "CMD"} for word in step.words]
     assert words == plugin_container()["command"]
-    assert image_environment(FINAL, {"PATH": "/bin"})["PATH"] == "/app/bin:/bin"
+    assert image_environment(BASE, {"PATH": "/bin"})["PATH"] == "/app/bin:/bin"
+
+
+def health_check() -> list[str]:
+    (rest,) = _rest("HEALTHCHECK")
+    found: list[str] = json.loads(rest.partition(" CMD ")[2])
+    return found
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_health_check_asks_for_health(status: int, healthy: bool) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *_arguments: object) -> None:  # noqa: A002 - its name
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        program, option, script = health_check()
+        port = plugin_container()["ports"][0]["containerPort"]
+        assert f":{port}/" in script
+        done = subprocess.run(
+            [sys.executable, option, script.replace(str(port), str(server.server_port))],
+            capture_output=True,
+            check=False,
+        )
+        thread.join()
+    assert (program, done.returncode == 0) == ("python3", healthy)
 
 
 def test_the_manifest_names_the_version_that_is_built() -> None:
@@ -63,79 +120,33 @@ def test_it_says_where_it_comes_from(name: str) -> None:
     assert f"{name.upper()}=unknown" in _rest("ARG")
 
 
-def test_extras_are_those_of_the_package() -> None:
-    (extras,) = [step.rest for step in BUILD if step.rest.startswith("EXTRAS=")]
-    assert extras.removeprefix("EXTRAS=").split(",") == ["kubernetes"]
-    assert {"kubernetes", "cli"} <= PROJECT["optional-dependencies"].keys()
-
-
-def test_what_is_installed_is_pinned_and_never_compiled() -> None:
-    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
-    installs = [step.rest for step in BUILD if re.search(r"\binstall\b", step.rest)]
-    assert len(installs) == 2
+def test_what_is_installed_has_hashes_and_is_never_compiled() -> None:
+    installs = [
+        part
+        for build in BUILDS.values()
+        for step in STAGES[build]
+        for part in re.findall(r"pip (?:--python \S+ )?install [^&]+", step.rest)
+    ]
+    assert len(installs) == 5
     for install in installs:
-        assert "-c constraints.txt --only-binary :all:" in install
-    assert {"hatchling", "cyclonedx-bom"} <= pinned
+        own = re.search(r"--no-index --no-deps .*/build/dist/gpuplugin(_sim)?-\*\.whl", install)
+        pinned = re.search(
+            r"--require-hashes --only-binary :all: .*-r deploy/requirements/\w+\.txt", install
+        )
+        assert bool(own) != bool(pinned), install
 
 
 def test_the_context_has_what_is_copied_and_nothing_that_is_made() -> None:
     rules = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line.removeprefix("!") for line in rules if line.startswith("!")}
-    copied = {name for step in BUILD if step.word == "COPY" for name in step.rest.split()[:-1]}
+    copied = {
+        name
+        for build in BUILDS.values()
+        for step in STAGES[build]
+        if step.word == "COPY"
+        for name in step.rest.split()[:-1]
+    }
     assert allowed == copied
     assert all((ROOT / name).exists() for name in copied)
     assert "*" in rules
     assert any(fnmatch.fnmatch("gpuplugin/__pycache__", rule) for rule in rules[1:])
-
-
-def test_without_an_engine_make_says_which_are_known(tmp_path: Path) -> None:
-    done = _build(tmp_path)
-    assert done.returncode == 1
-    assert "podman, docker (with its daemon) or buildah is needed" in done.stderr
-
-
-def test_the_first_engine_that_answers_builds(tmp_path: Path) -> None:
-    _engine(tmp_path, "docker", "exit 1")
-    _engine(tmp_path, "buildah", '[ "$1" = version ] || printf "%s|" "$@"')
-    done = _build(tmp_path, PYTHON_IMAGE="example.com/python@sha256:0", SOURCE="a b")
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()[-1].split("|")
-    assert words[0] == "build"
-    assert {"SOURCE=a b", "PYTHON_IMAGE=example.com/python@sha256:0"} <= set(words)
-    assert {f"VERSION={VERSION}", f"gpuplugin:{VERSION}"} <= set(words)
-
-
-def _engine(folder: Path, name: str, script: str) -> None:
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-
-
-def _build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script with no engine on the PATH but those in `folder`."""
-    for name in ("dirname", "git", "sed"):
-        found = subprocess.run(["which", name], capture_output=True, text=True, check=True)
-        (folder / name).symlink_to(found.stdout.strip())
-    return subprocess.run(
-        ["/bin/sh", str(ROOT / "deploy/build-image")],
-        env={"PATH": str(folder)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_wheels_exist_for_the_machines_that_the_page_names(machine: str, tmp_path: Path) -> None:
-    names = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["kubernetes"]
-    python = re.findall(r"PYTHON_IMAGE=\S+python:([0-9.]+)-slim", TEXT)[-1]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--target"]
-    command += [str(tmp_path), "--only-binary", ":all:", "-c", str(ROOT / "constraints.txt")]
-    command += ["--implementation", "cp", "--python-version", python]
-    for glibc in ("2_17", "2_28"):
-        command += ["--platform", f"manylinux_{glibc}_{machine}"]
-    command += ["--platform", f"manylinux2014_{machine}"]
-    done = subprocess.run([*command, *names], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
