@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from gpuplugin.config.options import OPTIONS
 from gpuplugin.config.settings import Settings
+from sim.node.scenario import scenario_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,28 @@ def chart_schema(text: str) -> str:
         option = by_name.get(_CHART_NAMES.get(name, name))
         if option is not None:
             schema["properties"][name] = _of_chart(schemas[".".join(option.path)])
+    scenario = {"anyOf": [{"enum": scenario_names()}, {"type": "string", "pattern": "^/."}]}
+    schema["properties"]["simulated"]["properties"]["scenario"] = scenario
     return json.dumps(schema, indent=2) + "\n"
+
+
+def config_keys() -> str:
+    """Every key of the file for the chart, which checks those of a ConfigMap that it makes.
+
+    By the path in lower case, as the plugin compares them: `value`, or the keys that are below it.
+    """
+    below: dict[str, list[str]] = {}
+    known: dict[str, str] = {}
+    for key in keys():
+        names = key.path.replace("[]", "").split(".")
+        if names[0] == "daemon":
+            continue
+        for depth, name in enumerate(names):
+            here = below.setdefault(".".join(names[:depth]), [])
+            here += [] if name in here else [name]
+        known[key.path.replace("[]", "").lower()] = "value"
+    known |= {path.lower(): ", ".join(names) for path, names in below.items()}
+    return json.dumps(known, indent=2, sort_keys=True) + "\n"
 
 
 def _is_in_chart(option: Option) -> bool:

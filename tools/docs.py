@@ -16,7 +16,7 @@ from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.series import Counted, Histogram, Scraped
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.verdict import table_of
-from tools.configuration import chart_schema, file_table, option_table
+from tools.configuration import chart_schema, config_keys, file_table, option_table
 from tools.published import comparison_table
 from tools.simdocs import (
     call_table,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CONFIG_SCHEMA = ROOT / "docs/config.schema.json"
 CHART_SCHEMA = ROOT / "deploy/helm/gpuplugin/values.schema.json"
+CHART_KEYS = ROOT / "deploy/helm/gpuplugin/files/config-keys.json"
 PAGES = (
     ROOT / "docs/commands.md",
     ROOT / "docs/configuration.md",
@@ -156,6 +157,7 @@ def main() -> None:
         page.write_text(with_tables(page.read_text()))
     CONFIG_SCHEMA.write_text(json.dumps(file_schema(), indent=2) + "\n")
     CHART_SCHEMA.write_text(chart_schema(CHART_SCHEMA.read_text()))
+    CHART_KEYS.write_text(config_keys())
 
 
 if __name__ == "__main__":

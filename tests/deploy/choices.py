@@ -20,6 +20,7 @@ class Choice:
 
     components: tuple[str, ...]
     values: str
+    """Without a cluster to ask, the chart makes the RuntimeClass: see `NO_CLASS`."""
 
 
 CDI = "deviceListStrategy: cdi-cri\n"
@@ -52,24 +53,14 @@ config:
 """
 
 
-def _replicas(count: int) -> str:
-    return f"""\
-config:
-  map:
-    config.yaml: |
-      version: v1
-      sharing:
-        timeSlicing:
-          renameByDefault: false
-          failRequestsGreaterThanOne: true
-          resources: [{{name: nvidia.com/gpu, replicas: {count}}}]
-"""
+NO_CLASS = "runtimeClass: {create: false}\n"
+"""As kustomize does without the component runtime-class."""
 
 
-CHOICES = {
+_CHOICES = {
     "base": Choice((), ""),
     **{
-        f"replicas-{count}": Choice((f"replicas-{count}",), _replicas(count))
+        f"replicas-{count}": Choice((f"replicas-{count}",), f"replicas: {count}\n")
         for count in (4, 10, 20)
     },
     "simulated": Choice(("simulated",), "simulated: {enabled: true}\n"),
@@ -77,7 +68,22 @@ CHOICES = {
     "classic": Choice(("classic-registration",), "registration: classic\n"),
     "pod-metrics": Choice(("pod-metrics",), "metrics: {pods: true}\n"),
     "cdi": Choice(("cdi",), CDI),
-    "runtime-class-exists": Choice(("runtime-class-exists",), "runtimeClass: {create: false}\n"),
+    "runtime-class": Choice(("runtime-class",), "runtimeClass: {create: true}\n"),
+    "selinux": Choice(("selinux",), "selinux: {enabled: true}\n"),
+    "openshift": Choice(("openshift",), "openshift: {enabled: true}\n"),
+    "observability": Choice(("observability",), "observability: {enabled: true}\n"),
+    "kube-prometheus-stack": Choice(
+        ("monitoring", "kube-prometheus-stack"),
+        "metrics: {podMonitor: true, alerts: true, dashboard: true, "
+        "labels: {release: kube-prometheus-stack}}\n",
+    ),
+    "pod-metrics-k0s": Choice(
+        ("pod-metrics-k0s",), "kubeletDir: /var/lib/k0s/kubelet\nmetrics: {pods: true}\n"
+    ),
+    "pod-metrics-microk8s": Choice(
+        ("pod-metrics-microk8s",),
+        "kubeletDir: /var/snap/microk8s/common/var/lib/kubelet\nmetrics: {pods: true}\n",
+    ),
     "privileged": Choice(("cdi", "privileged-driver"), f"{CDI}runtimeClassName: null\n"),
     "node-reports": Choice(("node-reports",), "nodeReports: {enabled: true}\n"),
     "per-node-config": Choice(("per-node-config",), PER_NODE),
@@ -106,6 +112,13 @@ nodeReports: {{enabled: true}}
 metrics: {{pods: true, podMonitor: true, alerts: true, dashboard: true}}
 """,
     ),
+}
+
+CHOICES = {
+    name: choice
+    if "runtimeClass:" in choice.values
+    else Choice(choice.components, choice.values + NO_CLASS)
+    for name, choice in _CHOICES.items()
 }
 
 RENDERED: dict[str, Callable[[], list[Object]]] = {

@@ -22,6 +22,8 @@ class Rights:
     root: bool = False
     privileged: bool = False
     host_pid: bool = False
+    selinux: bool = False
+    """Without SELinux's rules: spc_t."""
     writable: frozenset[str] = field(default_factory=frozenset)
     """Paths of the host, without the folder of the plugin's own."""
     readable: frozenset[str] = field(default_factory=frozenset)
@@ -45,6 +47,7 @@ def rights_of(found: Iterable[Object]) -> Rights:
         root=security["runAsUser"] == 0,
         privileged=security.get("privileged", False),
         host_pid=pod.get("hostPID", False),
+        selinux=pod["securityContext"].get("seLinuxOptions") == {"type": "spc_t"},
         writable=frozenset(
             path for path, only in mounted.items() if not only and not path.endswith(OWN_FOLDER)
         ),

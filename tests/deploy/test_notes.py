@@ -54,8 +54,15 @@ def _group(version: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _cluster(nodes: list[dict[str, str]], namespace: dict[str, str]) -> Iterator[str]:
-    """Address of an API server with nodes and a namespace of these labels, and nothing else."""
+def _cluster(
+    nodes: list[dict[str, str]],
+    namespace: dict[str, str],
+    class_made_by: dict[str, str] | None = None,
+) -> Iterator[str]:
+    """Address of an API server with nodes and a namespace of these labels.
+
+    There is a RuntimeClass nvidia if `class_made_by` gives its annotations, and nothing else.
+    """
     made = [
         {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"n{number}", "labels": labels}}
         for number, labels in enumerate(nodes)
@@ -80,6 +87,17 @@ def _cluster(nodes: list[dict[str, str]], namespace: dict[str, str]) -> Iterator
             "items": [],
         },
     }
+    if class_made_by is not None:
+        answers["/apis/node.k8s.io/v1/runtimeclasses/nvidia"] = {
+            "apiVersion": "node.k8s.io/v1",
+            "kind": "RuntimeClass",
+            "metadata": {
+                "name": "nvidia",
+                "annotations": class_made_by,
+                "labels": {"app.kubernetes.io/managed-by": "Helm"},
+            },
+            "handler": "nvidia",
+        }
     missing = {"kind": "Status", "apiVersion": "v1", "reason": "NotFound", "code": 404}
 
     class Handler(BaseHTTPRequestHandler):
@@ -107,6 +125,11 @@ def _cluster(nodes: list[dict[str, str]], namespace: dict[str, str]) -> Iterator
 
 
 def _notes(address: str, home: Path, *more: str) -> str:
+    return _installed(address, home, *more).partition("\nNOTES:\n")[2]
+
+
+def _installed(address: str, home: Path, *more: str) -> str:
+    """What an installation would make, and the notes behind it."""
     words = ["install", PLUGIN, str(CHART), "--namespace", NAMESPACE, "--dry-run=server"]
     words += ["--disable-openapi-validation", "--kube-apiserver", address, *more]
     done = subprocess.run(
@@ -117,7 +140,7 @@ def _notes(address: str, home: Path, *more: str) -> str:
         check=True,
         env={"PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": os.devnull},
     )
-    return done.stdout.partition("\nNOTES:\n")[2]
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -148,3 +171,30 @@ def test_a_namespace_that_refuses_the_pods_is_told(labels: dict[str, str], tmp_p
 def test_without_affinity_nothing_is_counted(tmp_path: Path) -> None:
     with _cluster([{}], PRIVILEGED) as address:
         assert "default affinity wants" not in _notes(address, tmp_path, "--set", "affinity=null")
+
+
+BY_OTHERS = {"meta.helm.sh/release-name": "gpu-operator"}
+BY_THIS = {"meta.helm.sh/release-name": PLUGIN, "meta.helm.sh/release-namespace": NAMESPACE}
+
+
+@pytest.mark.parametrize(
+    ("made_by", "create", "makes"),
+    [
+        (None, "null", True),
+        ({}, "null", False),
+        (BY_OTHERS, "null", False),
+        (BY_THIS, "null", True),
+        (None, "false", False),
+    ],
+)
+def test_a_runtime_class_of_others_is_used_and_left_alone(
+    made_by: dict[str, str] | None, create: str, makes: bool, tmp_path: Path
+) -> None:
+    """k3s, RKE2 and the GPU operator make one; an uninstall would take it from them."""
+    with _cluster([{"node-type": "gpu"}], PRIVILEGED, made_by) as address:
+        given = [] if create == "null" else ["--set", f"runtimeClass.create={create}"]
+        manifest, _, notes = _installed(address, tmp_path, *given).partition("\nNOTES:\n")
+    assert ("kind: RuntimeClass" in manifest) == makes
+    assert "runtimeClassName: nvidia" in manifest
+    assert ("stays after an uninstall" in notes) == makes
+    assert ("of the cluster is used" in notes) != makes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -26,22 +27,35 @@ from tests.deploy.rendering import (
 )
 
 NONE = Rights()
+POD_METRICS = Rights(
+    root=True,
+    host_pid=True,
+    readable=frozenset({"/var/lib/kubelet/pod-resources", "/var/log/pods"}),
+)
 ROOT_ALONE = Rights(root=True)
 CDI = Rights(root=True, writable=frozenset({"/var/run/cdi"}), readable=frozenset({"/"}))
 REPORTS = {"patch nodes/status", "create events in default", "patch events in default"}
 LABELS = {"get nodes", "list nodes", "watch nodes"}
 COST = {
     "root-without-capabilities": ROOT_ALONE,
-    "pod-metrics": Rights(
-        root=True,
-        host_pid=True,
-        readable=frozenset({"/var/lib/kubelet/pod-resources", "/var/log/pods"}),
+    "pod-metrics": POD_METRICS,
+    "observability": POD_METRICS,
+    "pod-metrics-k0s": replace(
+        POD_METRICS, readable=frozenset({"/var/lib/k0s/kubelet/pod-resources", "/var/log/pods"})
+    ),
+    "pod-metrics-microk8s": replace(
+        POD_METRICS,
+        readable=frozenset(
+            {"/var/snap/microk8s/common/var/lib/kubelet/pod-resources", "/var/log/pods"}
+        ),
     ),
     "cdi": CDI,
     "classic-registration": Rights(
         root=True, writable=frozenset({"/var/lib/kubelet/device-plugins"})
     ),
     "privileged-driver": Rights(privileged=True),
+    "selinux": Rights(selinux=True),
+    "openshift": Rights(selinux=True),
     "node-reports": Rights(token=True, api=frozenset(REPORTS)),
     "per-node-config": Rights(token=True, api=frozenset(LABELS)),
 }
@@ -78,6 +92,7 @@ def test_all_costs_are_in_the_page_on_security() -> None:
         words = {
             "UID 0": cost.root,
             "privileged": cost.privileged,
+            "spc_t": cost.selinux,
             "hostPID": cost.host_pid,
             "token": cost.token,
         }
@@ -104,7 +119,8 @@ def test_rules_without_exception(name: str) -> None:
     assert security["runAsUser"] == security["runAsGroup"]
     assert security["runAsUser"] in {0, 65534}
     assert security["runAsNonRoot"] is (security["runAsUser"] == 65534)
-    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
+    own = {"seLinuxOptions": {"type": "spc_t"}} if rights_of(found).selinux else {}
+    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}} | own
     assert not {"hostNetwork", "hostIPC", "shareProcessNamespace"} & pod.keys()
     assert pod["priorityClassName"] == "system-node-critical"
     assert pod["enableServiceLinks"] is False
@@ -175,8 +191,8 @@ def test_names_that_are_referred_to_exist(name: str) -> None:
     }
     assert mounted == volumes, "every volume is mounted, every mount has one"
     classes = [one["metadata"]["name"] for one in of_kind(found, "RuntimeClass")]
-    used = [pod["runtimeClassName"]] if "runtimeClassName" in pod else []
-    assert classes == ([] if name.endswith("runtime-class-exists") else used)
+    made = name.endswith("runtime-class") or name == "overlay talos"
+    assert classes == ([pod["runtimeClassName"]] if made else [])
     labels = the(found, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
     selectors = [
         the(found, "DaemonSet")["spec"]["selector"]["matchLabels"],

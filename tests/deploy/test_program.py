@@ -182,7 +182,7 @@ def test_the_proof_prints_the_uuid_and_stays(name: str) -> None:
 
 
 def test_workloads_tolerate_the_taint_and_use_the_class_that_is_made() -> None:
-    made = the(built(KUSTOMIZE / "base"), "RuntimeClass")["metadata"]["name"]
+    made = the(built_with("runtime-class"), "RuntimeClass")["metadata"]["name"]
     (pod,) = built(WORKLOADS / "one-pod")
     deployment = the(built(WORKLOADS / "time-slicing"), "Deployment")
     for spec in (pod["spec"], deployment["spec"]["template"]["spec"]):

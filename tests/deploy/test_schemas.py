@@ -14,6 +14,7 @@ from tests.deploy.rendering import DEPLOY, built, names
 
 VERSIONS = ("1.31", "1.37")
 OPERATOR = "monitoring.coreos.com/v1"
+OPENSHIFT = "security.openshift.io/v1"
 WORKLOADS = DEPLOY / "workloads"
 EVERYTHING = RENDERED | {
     f"workload {name}": partial(built, WORKLOADS / name) for name in names(WORKLOADS)
@@ -24,8 +25,8 @@ EVERYTHING = RENDERED | {
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_every_object_is_valid(name: str, version: str) -> None:
     for one in EVERYTHING[name]():
-        if one["apiVersion"] == OPERATOR:
-            jsonschema.validate(one, OPERATORS[one["kind"]])
+        if one["apiVersion"] in {OPERATOR, OPENSHIFT}:
+            jsonschema.validate(one, OTHERS[one["kind"]])
         else:
             _validate(_frozen(one), version)
 
@@ -109,7 +110,33 @@ _RULE = _object(
     {"expr": _TEXT},
     **{"alert": _TEXT, "record": _TEXT, "for": _TEXT, "labels": _LABELS, "annotations": _LABELS},
 )
-OPERATORS = {
+_FLAG = {"type": "boolean"}
+_WORDS = {"type": "array", "items": _TEXT}
+_WHO = _object({"type": {"enum": ["RunAsAny"]}})
+_SCC_FLAGS = (
+    "allowHostDirVolumePlugin", "allowHostIPC", "allowHostNetwork", "allowHostPID",
+    "allowHostPorts", "allowPrivilegedContainer", "allowPrivilegeEscalation",
+)  # fmt: skip
+_SCC_LISTS = (
+    "allowedCapabilities", "defaultAddCapabilities", "requiredDropCapabilities",
+    "seccompProfiles", "volumes",
+)  # fmt: skip
+_SCC_WHO = ("runAsUser", "seLinuxContext", "fsGroup", "supplementalGroups")
+OTHERS = {
+    "SecurityContextConstraints": _object(
+        {
+            "apiVersion": {"const": OPENSHIFT},
+            "kind": {"const": "SecurityContextConstraints"},
+            "metadata": _object({"name": _TEXT, "labels": _LABELS}),
+            "users": _WORDS,
+            "groups": _WORDS,
+            "priority": {"type": ["integer", "null"]},
+            "readOnlyRootFilesystem": _FLAG,
+            **dict.fromkeys(_SCC_FLAGS, _FLAG),
+            **dict.fromkeys(_SCC_LISTS, _WORDS),
+            **dict.fromkeys(_SCC_WHO, _WHO),
+        }
+    ),
     "PodMonitor": _monitor("PodMonitor", "podMetricsEndpoints"),
     "ServiceMonitor": _monitor("ServiceMonitor", "endpoints"),
     "PrometheusRule": _whole(
@@ -127,5 +154,5 @@ OPERATORS = {
         ),
     ),
 }
-"""The part of the Prometheus operator's objects that is used here, by its documentation: the
-schemas of Kubernetes do not have them."""
+"""The part of the objects of the Prometheus operator and of OpenShift that is used here, by their
+documentation: the schemas of Kubernetes do not have them."""

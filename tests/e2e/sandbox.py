@@ -21,7 +21,12 @@ import pytest
 
 from tests.e2e.conftest import DEADLINE_S
 from tests.e2e.containerfile import FILE, Stage, image_environment, stages
-from tests.unit.deploy.manifests import base_manifest, plugin_container, pod_spec
+from tests.unit.deploy.manifests import (
+    base_manifest,
+    plugin_container,
+    plugin_environment,
+    pod_spec,
+)
 from tools.requirements import write
 
 if TYPE_CHECKING:
@@ -185,7 +190,7 @@ class Sandbox:
             option = "--ro-bind" if mount.get("readOnly") else "--bind"
             words += [option, str(self._sources[mount["name"]]), mount["mountPath"]]
         environment = image_environment(stages(FILE.read_text())["base"], {"PATH": BASE_PATH})
-        environment |= {one["name"]: one["value"] for one in container["env"]}
+        environment |= plugin_environment()
         for name, value in environment.items():
             words += ["--setenv", name, value]
         return [*words, "--chdir", "/", "--", *command]

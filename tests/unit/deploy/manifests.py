@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BASE = Path(__file__).parents[3] / "deploy" / "kustomize" / "base"
 PLUGIN = "nvidia-device-plugin"
+NODE = "one"
+"""The node on which the pods of the tests are, for variables that ask for it."""
 
 
 def base_manifests() -> list[dict[str, Any]]:
@@ -45,6 +47,17 @@ def plugin_container() -> dict[str, Any]:
     return found
 
 
+def plugin_environment() -> dict[str, str]:
+    """Variables of the plugin, on the node of the tests."""
+    nodes = {"spec.nodeName": NODE}
+    return {
+        one["name"]: one["value"]
+        if "value" in one
+        else nodes[one["valueFrom"]["fieldRef"]["fieldPath"]]
+        for one in plugin_container()["env"]
+    }
+
+
 def shipped_settings(folder: Path) -> Settings:
     """Settings of the plugin under the shipped command, environment and configuration.
 
@@ -56,8 +69,7 @@ def shipped_settings(folder: Path) -> Settings:
         (folder / name).write_text(text)
     words = [word.replace(mount["mountPath"], str(folder)) for word in container["args"]]
     parsed = build_parser().parse_args([*container["command"][1:], *words])
-    environment = {one["name"]: one["value"] for one in container.get("env", ())}
-    return load_settings(given_options(parsed), environment, parsed.config_file).settings
+    return load_settings(given_options(parsed), plugin_environment(), parsed.config_file).settings
 
 
 def can_be_scheduled(labels: Mapping[str, str]) -> bool:

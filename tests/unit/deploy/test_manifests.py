@@ -16,6 +16,7 @@ from gpuplugin.config.options import CONFIG_FILE_FLAG, OPTIONS
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from tests.unit.deploy.manifests import (
     BASE,
+    NODE,
     PLUGIN,
     base_manifest,
     base_manifests,
@@ -125,10 +126,11 @@ def test_pod_security_lets_the_host_path_pass() -> None:
 
 
 def test_the_driver_comes_with_the_runtime_class() -> None:
-    runtime_class = base_manifest("RuntimeClass")
+    text = (BASE.parent / "components/runtime-class/runtimeclass.yaml").read_text()
+    runtime_class = yaml.safe_load(text)
     assert runtime_class["metadata"]["name"] == pod_spec()["runtimeClassName"]
     assert runtime_class["handler"] == "nvidia"
-    given = {one["name"]: one["value"] for one in plugin_container()["env"]}
+    given = {one["name"]: one.get("value", "") for one in plugin_container()["env"]}
     assert given["NVIDIA_VISIBLE_DEVICES"] == "all"
     assert "utility" in given["NVIDIA_DRIVER_CAPABILITIES"]
 
@@ -143,6 +145,7 @@ def test_the_program_knows_every_flag_and_variable() -> None:
 
 def test_what_the_settings_come_to(tmp_path: Path) -> None:
     settings = shipped_settings(tmp_path)
+    assert settings.daemon.node_name == NODE
     assert settings.daemon.backend == "nvml"
     assert settings.daemon.way_of_registration == "watcher"
     assert settings.daemon.log_format == "json"

@@ -25,7 +25,7 @@ from sim.gpu.profiles import model_names
 from sim.gpu.workloads import Workload
 from sim.node.scenario import Scenario, parse_scenario
 from tools import docs
-from tools.configuration import chart_schema
+from tools.configuration import chart_schema, config_keys
 
 ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -131,6 +131,10 @@ def test_examples_name_the_schema_for_editors() -> None:
             r"^# yaml-language-server: \$schema=(\S+)$", example.read_text(), re.MULTILINE
         )
         assert (example.parent / schema).resolve() == docs.CONFIG_SCHEMA
+
+
+def test_the_keys_that_the_chart_knows_are_up_to_date() -> None:
+    assert docs.CHART_KEYS.read_text() == config_keys()
 
 
 def test_every_table_is_on_a_page() -> None:

@@ -34,7 +34,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "gpuplugin.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{ include "gpuplugin.selectorLabels" . }}
+{{- end }}
+
+{{- define "gpuplugin.image" -}}
+{{- $image := .Values.image }}
+{{- $tag := default (printf "%s%s" .Chart.AppVersion (ternary "-sim" "" .Values.simulated.enabled)) $image.tag }}
+{{- if $image.digest }}
+{{- printf "%s%s@%s" $image.repository (ternary (printf ":%s" $image.tag) "" (ne $image.tag "")) $image.digest }}
+{{- else }}
+{{- printf "%s:%s" $image.repository $tag }}
+{{- end }}
 {{- end }}
 
 {{- define "gpuplugin.serviceAccount" -}}
@@ -45,6 +56,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "gpuplugin.configMap" -}}
 {{- if and .Values.config.name .Values.config.map }}
 {{- fail "config.name and config.map: give one of them" }}
+{{- end }}
+{{- if and .Values.replicas (or .Values.config.name .Values.config.map) }}
+{{- fail "replicas and config: give one of them, since the file says replicas, too" }}
 {{- end }}
 {{- default (printf "%s-config" (include "gpuplugin.fullname" .)) .Values.config.name }}
 {{- end }}
@@ -84,15 +98,37 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "gpuplugin.isPrivileged" -}}
-{{- if not (or .Values.simulated.enabled .Values.runtimeClassName) }}
-{{- if not (include "gpuplugin.usesCdi" .) }}
-{{- fail "runtimeClassName is empty, so the driver comes from the host: that takes a cdi-* deviceListStrategy" }}
-{{- end }}true
+{{- if not (or .Values.simulated.enabled .Values.runtimeClassName) }}true{{ end }}
+{{- end }}
+
+{{- /* "true" or nothing: asked for, or none there but one that this release made. */ -}}
+{{- define "gpuplugin.makesRuntimeClass" -}}
+{{- $name := include "gpuplugin.runtimeClassName" . }}
+{{- $create := .Values.runtimeClass.create }}
+{{- if and $name (kindIs "bool" $create) }}
+{{- if $create }}true{{ end }}
+{{- else if $name }}
+{{- $there := lookup "node.k8s.io/v1" "RuntimeClass" "" $name }}
+{{- $made := dig "metadata" "annotations" dict $there }}
+{{- $own := printf "%s/%s" .Release.Namespace .Release.Name }}
+{{- if or (not $there) (eq $own (printf "%s/%s" (get $made "meta.helm.sh/release-namespace") (get $made "meta.helm.sh/release-name"))) }}true{{ end }}
 {{- end }}
 {{- end }}
 
+{{- define "gpuplugin.podMetrics" -}}
+{{- if or .Values.metrics.pods .Values.observability.enabled }}true{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.podSecurityContext" -}}
+{{- $context := deepCopy .Values.podSecurityContext }}
+{{- if or .Values.selinux.enabled .Values.openshift.enabled }}
+{{- $context = mergeOverwrite (dict "seLinuxOptions" (dict "type" "spc_t")) $context }}
+{{- end }}
+{{- toYaml $context }}
+{{- end }}
+
 {{- define "gpuplugin.isRoot" -}}
-{{- if or .Values.metrics.pods (include "gpuplugin.usesCdi" .) (eq .Values.registration "classic") }}true{{ end }}
+{{- if or (include "gpuplugin.podMetrics" .) (include "gpuplugin.usesCdi" .) (eq .Values.registration "classic") }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.securityContext" -}}
@@ -136,7 +172,7 @@ capabilities:
   (list "DP_ENABLE_HEALTHCHECKS" .Values.fatalXids)
   (list "GPUPLUGIN_LOG_LEVEL" .Values.logLevel)
   (list "GPUPLUGIN_METRICS_INTERVAL" .Values.metrics.interval)
-  (list "GPUPLUGIN_POD_METRICS" (ternary "true" nil .Values.metrics.pods))
+  (list "GPUPLUGIN_POD_METRICS" (include "gpuplugin.podMetrics" . | default nil))
   (list "GPUPLUGIN_REGISTRATION" (ternary "classic" nil (eq .Values.registration "classic")))
   (list "GPUPLUGIN_BACKEND" (ternary "sim" nil .Values.simulated.enabled))
   (list "GPUPLUGIN_SCENARIO" (ternary .Values.simulated.scenario nil .Values.simulated.enabled))
