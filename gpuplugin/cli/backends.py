@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from hal import Backend, Gpu
 
 
+_LOOKS_OF_A_SURVEY = 12
+"""Everything is read once a minute, where GPUs are looked at every 5 s."""
+
+
 class BackendError(Exception):
     """The backend cannot be made; the text says why."""
 
@@ -49,6 +53,7 @@ def make_backend(settings: Settings, *, control: bool, host: Path = Path("/")) -
                 procfs_root=settings.daemon.procfs_root,
                 # The daemon lists the GPUs itself, as often as it is configured to.
                 rescan_s=math.inf,
+                survey_s=_LOOKS_OF_A_SURVEY * settings.health.probe_interval,
             )
         else:
             yield _simulated(settings, stack, control=control)

@@ -38,7 +38,8 @@ UNSETTLED_S = 5.0
 
 LEAST_HANG_S = 1.0
 """What takes less is a slow driver, or a busy machine."""
-EVENT_WAIT_S = 5.0
+EVENT_WAIT_S = 15.0
+"""How long a wait for events lasts if there is none."""
 
 SOON_S = 0.1
 """The earliest update after another one, if an event requires it."""

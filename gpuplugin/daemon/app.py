@@ -13,6 +13,7 @@ from gpuplugin.daemon.cluster.holdings import HoldingsWatch
 from gpuplugin.daemon.cluster.nodeconfig import COMPONENT as LABEL_COMPONENT
 from gpuplugin.daemon.cluster.nodereports import make_reporter
 from gpuplugin.daemon.control import ControlServer
+from gpuplugin.daemon.files import FileWatch
 from gpuplugin.daemon.hardware.monitor import Monitor
 from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.healthlog import HealthLog
@@ -37,9 +38,14 @@ if TYPE_CHECKING:
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.cluster.nodeconfig import NodeChoice
     from gpuplugin.daemon.cluster.nodereports import NodeReporter
+    from gpuplugin.daemon.hardware.sampler import Sampler
     from hal import Backend
 
-HEARTBEAT_S = 2.0
+HEARTBEAT_S = 5.0
+"""As often as GPUs are looked at, so that both take one wake-up."""
+
+USAGE_WAIT_S = 1.0
+"""How long a scrape waits for a reading; one that takes longer is for the next scrape."""
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +98,7 @@ class Daemon:
         self._reloader: Reloader | None = None
         self._holdings: HoldingsWatch | None = None
         self._http: HttpServer | None = None
+        self._sampler: Sampler | None = None
 
     @property
     def port(self) -> int | None:
@@ -117,12 +124,17 @@ class Daemon:
         registry = make_registry(self.metrics, lambda: node.view)
         try:
             http = self._http = HttpServer(
-                settings.daemon.listen_address, self.status, registry, lambda: self._page(node)
+                settings.daemon.listen_address,
+                self.status,
+                registry,
+                lambda: self._page(node),
+                self._read_usage,
             )
         except HttpError as error:
             raise Fatal(str(error)) from error
+        files = FileWatch()
         try:
-            await self._serve(node, reporter)
+            await self._serve(node, reporter, files)
         except ExceptionGroup as group:
             fatal, others = group.split(Fatal)
             if fatal is None or others is not None:
@@ -131,6 +143,7 @@ class Daemon:
         finally:
             self._http = None
             http.close()
+            files.close()
             node.close()
 
     def _page(self, node: Node) -> str:
@@ -138,6 +151,11 @@ class Daemon:
         return page_html(
             page_view(self._version, self.status.readiness(), node.view, node.plugins, self._loaded)
         )
+
+    def _read_usage(self) -> None:
+        """In a thread of the HTTP port: metrics and page show what was read within the period."""
+        if (sampler := self._sampler) is not None:
+            sampler.ask(USAGE_WAIT_S)
 
     def _unforeseen(self, _loop: asyncio.AbstractEventLoop, what: dict[str, object]) -> None:
         """A callback or an unawaited task failed: nothing else would report it."""
@@ -150,7 +168,7 @@ class Daemon:
             extra={"event": "unforeseen"},
         )
 
-    async def _serve(self, node: Node, reporter: NodeReporter | None) -> None:
+    async def _serve(self, node: Node, reporter: NodeReporter | None, files: FileWatch) -> None:
         settings = self._loaded.settings
         status, metrics, choice = self.status, self.metrics, self._choice
         dirs = KubeletDirs(settings.daemon.kubelet_dir, settings.daemon.kubelet_socket)
@@ -178,9 +196,10 @@ class Daemon:
             engine=make_engine(settings.daemon.rpc_engine),
             status=status,
             metrics=metrics,
+            files=files,
         )
         endpoints = Endpoints(node, context)
-        sampler = make_sampler(settings, self._backend, queries, node)
+        sampler = self._sampler = make_sampler(settings, self._backend, queries, node)
         self._reloader = Reloader(
             self._loaded,
             self._load,
@@ -188,8 +207,9 @@ class Daemon:
             status,
             metrics,
             choice.folder if choice else None,
+            files,
         )
-        control = ControlServer(folder, node, status)
+        control = ControlServer(folder, node, status, files)
         async with asyncio.TaskGroup() as tasks:
             supervisors: dict[str, asyncio.Task[None]] = {}
             for name, task in (

@@ -18,13 +18,14 @@ from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket
-from gpuplugin.daemon.tasks import wait_period
+from gpuplugin.daemon.tasks import wait_period, wait_period_or
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gpuplugin.daemon.files import FileWatch
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.status import StatusBoard
 
@@ -47,7 +48,9 @@ class _Taken(OSError):
 class ControlServer:
     """Serves a socket in `folder`; one that is removed is created again."""
 
-    def __init__(self, folder: Path, node: Node, status: StatusBoard) -> None:
+    def __init__(self, folder: Path, node: Node, status: StatusBoard, files: FileWatch) -> None:
+        self._files = files
+        self._turn = asyncio.Event()
         self._path = folder / SOCKET_NAME
         self._node = node
         self._status = status
@@ -81,8 +84,11 @@ class ControlServer:
                 made = identity(self._path)
                 await server.start_serving()
                 self._problem = ""
-                while identity(self._path) == made:
-                    await wait_period(POLL_S)
+                while True:
+                    look_s = self._files.follow([self._path.parent], self._turn)
+                    if identity(self._path) != made:
+                        break
+                    await wait_period_or(self._turn, look_s)
         finally:
             # Raises nothing: an error would take the place of the cancellation of this task.
             if made is None or identity(self._path) == made:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gpuplugin.config.loaded import Loaded
+    from gpuplugin.daemon.files import FileWatch
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import StatusBoard
 
@@ -42,7 +43,7 @@ class Reloader:
 
     `load` reads all layers anew and raises `ConfigError`; `adopt` puts settings in force and
     raises `ConfigurationMisfit` if the node cannot have them. In `folder` are files to choose from:
-    one that is added or removed is a change, too.
+    one that is added or removed is a change, too. Without `files` it looks every `POLL_S`.
     """
 
     def __init__(
@@ -53,8 +54,11 @@ class Reloader:
         status: StatusBoard,
         metrics: Metrics,
         folder: Path | None = None,
+        files: FileWatch | None = None,
     ) -> None:
         self._folder = folder
+        self._files = files
+        self._look_s = POLL_S
         self._in_force = first
         self._load = load
         self._adopt = adopt
@@ -79,7 +83,7 @@ class Reloader:
         try:
             seen = moving = await self._catch_up()
             while True:
-                requested = await self._pause()
+                requested = await self._pause(moves=moving != seen)
                 now = await self._fingerprint()
                 if requested or (now != seen and now == moving):
                     seen = now
@@ -93,15 +97,20 @@ class Reloader:
 
         A while after the start, which needs the processor for the kubelet.
         """
-        requested = await self._pause()
+        requested = await self._pause(moves=True)
         seen = await self._fingerprint()
         if requested or seen is not None:
             await self._reload(only_if_other=not requested)
         return seen
 
-    async def _pause(self) -> bool:
-        """Wait for the next check; True if it was requested."""
-        await wait_period_or(self._turn, POLL_S)
+    async def _pause(self, *, moves: bool) -> bool:
+        """Wait for the next look, a whole `POLL_S` if the file moves; True if it was requested."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + (POLL_S if moves else self._look_s)
+        while not self._requested and loop.time() < due_s:
+            await wait_period_or(self._turn, POLL_S if moves else self._look_s)
+            if not moves:
+                break
         requested, self._requested = self._requested, False
         return requested
 
@@ -116,6 +125,11 @@ class Reloader:
 
     def _look(self, path: str | None) -> bytes | None:
         """In a thread: the file may be on a network."""
+        folders = [self._folder] if self._folder else []
+        if path:
+            folders += [Path(path).parent, Path(path).resolve().parent]
+        if self._files is not None:
+            self._look_s = self._files.follow(folders, self._turn)  # before the look
         digest = hashlib.blake2b()
         try:
             if self._folder:

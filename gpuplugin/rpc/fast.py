@@ -39,7 +39,7 @@ MAX_WAITING_BYTES = 1024 * 1024
 STALL_S = 20.0
 """A peer that reads nothing, or does not finish what it began to send, is disconnected."""
 CHECK_S = 1.0
-"""How often the keeper checks what only time changes."""
+"""How often the keeper checks what only time changes, while there is such."""
 
 _PIECE_BYTES = 64 * 1024
 _TURN_BYTES = 256 * 1024
@@ -156,14 +156,24 @@ class _Link:
             while data := self.peer.recv(_PIECE_BYTES):
                 self.last_read_s = time.monotonic()
                 self._locked(_FOREVER_S, self._connection.receive, data)
-                if self.calls.streams and self.calls.next_deadline_s < math.inf:
-                    self._server.poke()
+                if self._connection.acted or self.unsent:
+                    self._have_checked()
                 if self.unsent:
                     self._wait_for_reader()
         except OSError:
             log.debug("a client broke its connection off")
         finally:
             self.close()
+
+    def _have_checked(self) -> None:
+        """Wake the keeper if it would not look at this connection in time."""
+        timed = self.timed and not self._server.checks
+        if timed or self.calls.next_deadline_s < math.inf:
+            self._server.poke()
+
+    @property
+    def timed(self) -> bool:
+        return bool(self.unsent) or self._connection.timed
 
     def _wait_for_reader(self) -> None:
         """Read no more while the peer reads nothing itself, or its responses would pile up here."""
@@ -179,6 +189,7 @@ class _Link:
     def _wake(self, stream: Stream) -> None:
         self._woken.append(stream)
         self._locked(0.0, self._pull)
+        self._have_checked()
 
     def _pull(self) -> None:
         while self._woken:
@@ -227,6 +238,8 @@ class FastServer:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # Not in `stop`: a connection whose handler does not return may ring it long after.
         weakref.finalize(self, os.close, self._bell).atexit = False
+        self.checks = False
+        """True while the keeper comes back within `CHECK_S` anyway."""
         self._keeper = threading.Thread(target=self._keep, name="rpc-keeper", daemon=True)
         self._keeper.start()
 
@@ -248,7 +261,7 @@ class FastServer:
 
     def _keep(self) -> None:
         while self.stop_by_s == math.inf:
-            self._turn(CHECK_S)
+            self._turn(math.inf)
         self._listener.close()
         while self.links and time.monotonic() < self.stop_by_s + _CLOSE_S:
             self._turn(_LOCK_S)
@@ -267,12 +280,16 @@ class FastServer:
         ready.register(self._bell, select.POLLIN)
         if self.stop_by_s == math.inf:
             ready.register(self._listener, select.POLLIN)
-        due_s = time.monotonic() + at_most_s
-        for link in self.links.copy():
+        links, now_s = self.links.copy(), time.monotonic()
+        self.checks = False  # first: what is timed from now on wakes this
+        self.checks = any(link.timed for link in links)
+        due_s = now_s + (min(CHECK_S, at_most_s) if self.checks else at_most_s)
+        for link in links:
             due_s = min(due_s, link.calls.next_deadline_s)
             if link.unsent:
                 ready.register(link.descriptor, select.POLLOUT)
-        for descriptor, _ in ready.poll(max(0.0, (due_s - time.monotonic()) * 1000)):
+        wait_ms = None if due_s == math.inf else max(0.0, (due_s - now_s) * 1000)
+        for descriptor, _ in ready.poll(wait_ms):
             if descriptor == self._bell:
                 os.eventfd_read(self._bell)
             elif descriptor == self._listener.fileno():

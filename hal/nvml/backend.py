@@ -34,9 +34,10 @@ from hal.nvml.readings import (
     read_probe,
     read_telemetry,
 )
+from hal.nvml.surveys import Surveys
 from hal.nvml.timeslice import set_time_slice
 from hal.nvml.values import Values
-from hal.nvml.watch import Watcher
+from hal.nvml.watch import WAIT_S, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -74,11 +75,13 @@ class NvmlBackend:
         sysfs_root: Path = Path("/sys"),
         procfs_root: Path = Path("/proc"),
         rescan_s: float = 5.0,
+        survey_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`api` None loads the library on `open`; `wait_events` scans for GPUs every `rescan_s`.
 
         It also reports what other scans found, so a caller that lists the GPUs needs no rescan.
+        For `survey_s` after everything was read and found well, `gpus` and `probe` ask little.
         """
         self._driver_root = driver_root
         self._given_api = api
@@ -88,6 +91,7 @@ class NvmlBackend:
         self._clock = clock
         self._inventory = Inventory(KernelFolders(sysfs_root, procfs_root), clock)
         self._file: LibraryFile | None = None
+        self._surveys = Surveys(self._inventory, procfs_root, survey_s, clock)
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._watcher: Watcher | None = None
@@ -100,7 +104,7 @@ class NvmlBackend:
         with self._lock:
             if self._session is not None:
                 return
-            self._finish()
+            self._finish(WAIT_S + _CLOSE_TIMEOUT_S)
             api, library = self._load()
             try:
                 api.init()
@@ -128,22 +132,27 @@ class NvmlBackend:
         with self._lock:
             session, self._session = self._session, None
             watcher, self._watcher = self._watcher, None
-            if watcher is not None:
-                watcher.close(_CLOSE_TIMEOUT_S)
+            waits = watcher is not None and not watcher.close(_CLOSE_TIMEOUT_S) and watcher.waits
             if session is not None:
                 self._unfinished.append((session.api, watcher))
-            self._finish()
-            if self._unfinished and session is not None:
+            self._finish(0.0)
+            if self._unfinished and session is not None and not waits:
                 _log.warning("a call to NVML does not return; it stays initialised until it does")
 
-    def _finish(self) -> None:
+    def _finish(self, timeout_s: float) -> None:
         """Shut down what no call is in any more: under one, that can crash the process.
 
+        A wait for events cannot be interrupted, so the next `open` waits for its end, and who ends
+        with the process waits for nothing.
         NVML counts its users, and sees a driver that was loaded anew after the last shutdown only.
         """
         if self._inventory.calls.in_progress:
             return
-        left = [one for one in self._unfinished if one[1] is not None and not one[1].close(0.0)]
+        left = [
+            one
+            for one in self._unfinished
+            if one[1] is not None and not one[1].close(timeout_s, anyway=True)
+        ]
         for api, _ in (one for one in self._unfinished if one not in left):
             try:
                 api.shutdown()
@@ -155,6 +164,7 @@ class NvmlBackend:
         return self._inventory.calls.lasting_s(thread)
 
     def give_up(self, thread: int) -> bool:
+        self._surveys.suspect()
         return self._inventory.calls.give_up(thread)
 
     @property
@@ -162,7 +172,12 @@ class NvmlBackend:
         return self._open_session().driver_version
 
     def gpus(self) -> tuple[Gpu, ...]:
-        return self._inventory.scan(self._open_session().api).gpus
+        api = self._open_session().api
+        snapshot = self._surveys.still_good(api)
+        if snapshot is None:
+            snapshot = self._inventory.scan(api)
+            self._surveys.surveyed(snapshot)
+        return snapshot.gpus
 
     def wait_events(self, timeout_s: float) -> Sequence[Event]:
         """Raises `HalError` if the driver cannot be watched now; try again after a pause."""
@@ -173,7 +188,18 @@ class NvmlBackend:
             if watcher is not None:
                 watcher.close(0.0)
             watcher = self._watcher = self._new_watcher(api)
-        return watcher.wait(timeout_s)
+        try:
+            events = watcher.wait(timeout_s)
+        except HalError:
+            self._surveys.suspect()
+            raise
+        finally:
+            if watcher is not self._watcher:  # it was closed, without waiting for this
+                with self._lock:
+                    self._finish(0.0)
+        if events:
+            self._surveys.suspect()
+        return events
 
     def probe(self, uuid: str) -> Probe:
         session = self._open_session()
@@ -181,6 +207,8 @@ class NvmlBackend:
         gpu = self._inventory.identify(api, uuid)
         with self._inventory.calls.about(gpu.index):
             epoch = read_epoch(gpu, session.driver_version, self._sysfs_root, self._procfs_root)
+            if (same := self._surveys.pulse(api, uuid, epoch, session.limits)) is not None:
+                return same
             probe = read_probe(
                 api,
                 lambda: self._inventory.handle(api, uuid),
@@ -189,6 +217,7 @@ class NvmlBackend:
                 session.readiness,
             )
         self._inventory.warn_of_unknown(uuid, probe.unknown)
+        self._surveys.probed(uuid, probe)
         return probe
 
     def telemetry(self, uuid: str) -> Telemetry:
@@ -197,6 +226,7 @@ class NvmlBackend:
             with self._about(api, uuid):
                 reading = read_telemetry(api, self._inventory.handle(api, uuid))
         except NvmlError as err:
+            self._surveys.suspect()
             raise hal_error(err, "Reading the telemetry", uuid) from err
         self._inventory.warn_of_unknown(uuid, reading.unknown)
         return reading
@@ -271,6 +301,7 @@ class NvmlBackend:
 
     def _connect(self, api: NvmlApi, library: Path | None) -> _Session:
         self._inventory.connected()
+        self._surveys.begin()
         values = Values()
         version = values.read("", api.driver_version)
         for failure in values.failures:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from hal.types import Gpu
 
 GPUS: Final = "driver/nvidia/gpus"
 MIG_MINORS: Final = "driver/nvidia-caps/mig-minors"
+MIG_CAPABILITIES: Final = "driver/nvidia/capabilities"
 _BUS_ID: Final = re.compile(
     r"(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})\.(?P<function>[0-7])",
     re.IGNORECASE,
@@ -75,6 +77,24 @@ def read_mig_minors(procfs_root: Path) -> Mapping[tuple[int, int, int | None], i
             gpu, gi, ci, minor = found.groups()
             minors[int(gpu), int(gi), None if ci is None else int(ci)] = int(minor)
     return minors
+
+
+def mig_instances(procfs_root: Path, gpu_minors: Iterable[int | None]) -> tuple[str, ...]:
+    """The GPU instances that there are now, and compute instances in them; empty if not shown."""
+    found: list[str] = []
+    for minor in gpu_minors:
+        folder = f"{procfs_root}/{MIG_CAPABILITIES}/gpu{minor}/mig"
+        for instance in _names(folder):
+            found.append(f"{minor}/{instance}")
+            found += [f"{minor}/{instance}/{one}" for one in _names(f"{folder}/{instance}")]
+    return tuple(found)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 - at each look, and paths are slow
+    except OSError:
+        return []
 
 
 def mig_device_nodes(

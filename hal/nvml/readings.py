@@ -87,7 +87,7 @@ def read_probe(
         action = RecoveryAction.RESET if reset else RecoveryAction.UNKNOWN
         return Probe.unreachable(epoch, action, call_failure(err))
     values = Values()
-    action_number = values.read(None, api.field, handle, Field.RECOVERY_ACTION)
+    action = read_action(api, handle, values)
     rows = values.read(None, api.remapped_rows, handle)
     ecc = values.bounded(None, _is_count, api.volatile_ecc, handle, EccKind.UNCORRECTED)
     hot = limits.reached(handle, values)
@@ -95,7 +95,7 @@ def read_probe(
     confidential_ready = readiness.confidential(values)
     return Probe(
         reachable=True,
-        recovery_action=_action(action_number),
+        recovery_action=action,
         row_remap_pending=rows is not None and rows.pending,
         row_remap_failed=rows is not None and rows.failure,
         uncorrectable_ecc=ecc,
@@ -193,16 +193,21 @@ class ShutdownLimits:
 
     def reached(self, handle: Handle, values: Values) -> bool:
         """Whether the die is as hot as that; where that is unknown, it is not."""
+        left_c = self.left_c(handle, values)
+        return left_c is not None and left_c <= 0
+
+    def left_c(self, handle: Handle, values: Values) -> int | None:
+        """By how many degrees the die is cooler than that, read now; None if it is unknown."""
         api = self._api
         if limit_c := self._temperature_limit_c(handle, values):
             temperature_c = values.bounded(None, _is_temperature, api.temperature_c, handle)
-            return temperature_c is not None and temperature_c >= limit_c
+            return None if temperature_c is None else limit_c - temperature_c
         margin_limit_c = self._margin_limit_c(handle, values)
         if margin_limit_c is None or margin_limit_c >= 0:
             # Slowing down begins at a margin of 0: a limit there would call every hot GPU dead.
-            return False
+            return None
         margin_c = values.bounded(None, _is_temperature, api.temperature_margin_c, handle)
-        return margin_c is not None and margin_c <= margin_limit_c
+        return None if margin_c is None else margin_c - margin_limit_c
 
     def _temperature_limit_c(self, handle: Handle, values: Values) -> int:
         if handle in self._margins_c:
@@ -230,7 +235,8 @@ def _signed(number: int) -> int:
     return number - 2**32 if number >= 2**31 else number
 
 
-def _action(number: int | None) -> RecoveryAction:
+def read_action(api: NvmlApi, handle: Handle, values: Values) -> RecoveryAction:
+    number = values.read(None, api.field, handle, Field.RECOVERY_ACTION)
     if number is None:
         return RecoveryAction.UNKNOWN
     # An action of a newer driver: not UNKNOWN, with which the GPU counts as usable.

@@ -28,8 +28,11 @@ _log = logging.getLogger(__name__)
 
 _WANTED: Final = EventType.XID | EventType.DOUBLE_BIT_ECC | EventType.SINGLE_BIT_ECC
 
-_SLICE_MS: Final = 500
-"""The longest wait inside NVML: it cannot be interrupted, so this bounds how long a stop takes."""
+WAIT_S: Final = 5.0
+"""The longest wait inside NVML: it cannot be interrupted, so this bounds how soon the driver can be
+opened again, and a GPU that appeared is listened to."""
+
+_STEP_S: Final = 0.01
 
 _MAX_BATCH: Final = 1024
 """The most events that one call returns, so that a storm of them cannot hold the caller."""
@@ -51,6 +54,8 @@ class Watcher:
         self._clock = clock
         self._closing = threading.Event()
         self._busy = threading.Lock()
+        self.waits = False
+        """True while nothing is done but to wait for the driver to report an event."""
         self.thread = 0
         """The identifier of the thread that is in `wait`, or was in it last."""
         self._responding: frozenset[str] | None = None
@@ -83,11 +88,16 @@ class Watcher:
                 if self._closing.is_set():
                     self._drop_set()  # whoever closed it did not wait for this call
 
-    def close(self, timeout_s: float) -> bool:
-        """Make `wait` return and free the event set; False if it is stuck in the driver."""
+    def close(self, timeout_s: float, *, anyway: bool = False) -> bool:
+        """Make `wait` return and free the event set; False if it does not return in time.
+
+        A wait for events inside NVML is waited for only with `anyway`.
+        """
         self._closing.set()
-        if not self._busy.acquire(timeout=timeout_s):
-            return False
+        deadline_s = time.monotonic() + timeout_s
+        while not self._busy.acquire(timeout=min(_STEP_S, max(0.0, deadline_s - time.monotonic()))):
+            if time.monotonic() >= deadline_s or (self.waits and not anyway):
+                return False
         try:
             self._drop_set()
         finally:
@@ -100,8 +110,9 @@ class Watcher:
             if self._scan_due() and (events := self._changes()):
                 return events
             left_ms = max(0, round((deadline - self._clock()) * 1000))
-            events = self._take(min(left_ms, _SLICE_MS))
-            if events or left_ms <= _SLICE_MS:
+            slice_ms = min(left_ms, round(WAIT_S * 1000))
+            events = self._take(slice_ms)
+            if events or left_ms <= slice_ms:
                 return events
         return []
 
@@ -123,7 +134,7 @@ class Watcher:
         events: list[Event] = []
         while len(events) < _MAX_BATCH:
             try:
-                data = self._api.event_wait(self._set, 0 if events else timeout_ms)
+                data = self._wait_in_driver(self._set, 0 if events else timeout_ms)
             except NvmlError as err:
                 if err.code == Code.TIMEOUT:
                     break
@@ -138,6 +149,13 @@ class Watcher:
                 break
             events.extend(self._events(data))
         return events
+
+    def _wait_in_driver(self, events: EventSet, timeout_ms: int) -> EventData:
+        self.waits = timeout_ms > 0 and not self._closing.is_set()
+        try:
+            return self._api.event_wait(events, timeout_ms)
+        finally:
+            self.waits = False
 
     def _changes(self) -> list[Event]:
         """GPUs that appeared or disappeared since the last scan; the event set follows."""

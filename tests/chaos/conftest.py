@@ -21,7 +21,7 @@ _SHORTER = {
     "gpuplugin.core.watch.OPEN_DEADLINE_S": 0.5,
     "gpuplugin.core.watch.CALL_DEADLINE_S": 0.5,
     "gpuplugin.core.watch.LEAST_HANG_S": 0.5,
-    "hal.nvml.watch._SLICE_MS": 50,
+    "hal.nvml.watch.WAIT_S": 0.05,
     "hal.nvml.backend._CLOSE_TIMEOUT_S": 0.3,
     "gpuplugin.core.watch.CLOSE_DEADLINE_S": 0.5,
 }

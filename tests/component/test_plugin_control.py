@@ -182,8 +182,8 @@ def test_without_a_plugin_the_command_says_where_it_looked(kubelet_dir: Path) ->
 def test_another_user_is_refused_even_where_the_files_mode_lets_it_in(
     hardware: Hardware, start_plugin: StartPlugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A mode that was changed is put right at the next look.
-    monkeypatch.setattr("gpuplugin.daemon.control.POLL_S", 3600.0)
+    # A mode that was changed is put right as soon as inotify tells of it.
+    monkeypatch.setattr("gpuplugin.daemon.files._WATCHED", 0x400)
     path = control(start_plugin(hardware.backend, "watcher"))
     for folder in (path.parent, *path.parent.parents[:2]):
         folder.chmod(0o755)

@@ -315,6 +315,22 @@ def test_two_plugins_at_once_end_at_eighty_when_the_old_one_stops(
     assert kubelet.run_pod(simple_pod("after", {RESOURCE: 1})).phase is Phase.RUNNING
 
 
+def test_a_second_plugin_that_comes_and_goes_between_two_looks_leaves_eighty(
+    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin, registration: str
+) -> None:
+    """The kubelet knew it instead of ours, and has no plugin of the resource from its end on."""
+    plugin = start_plugin(hardware.backend, registration)
+    wait_for_eighty(kubelet)
+    (ours,) = plugin.sockets()
+    other = ours.with_name(f"{ours.name[: -len('00000000.sock')]}00000000.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(other))
+    other.unlink()
+    eventually(lambda: ours not in plugin.sockets() and plugin.sockets())
+    wait_for_eighty(kubelet)
+    assert plugin.metric("gpuplugin_socket_renewals_total", reason="other-plugin-left") == 1
+
+
 @pytest.mark.parametrize("ways", [("watcher", "classic"), ("classic", "watcher")])
 def test_the_way_of_registration_may_change_with_a_restart(
     kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin, ways: tuple[str, str]

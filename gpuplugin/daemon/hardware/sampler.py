@@ -1,14 +1,16 @@
-"""Reads at a period what GPUs do and which pods use them, for metrics and the status page.
+"""Reads what GPUs do and which pods use them, when somebody asks for metrics or the status page.
 
-Event loop only; the blocking reads are in threads. What is made of a reading is in `core.usage`,
-how it is exported in `http.exposition`. Nothing here decides on health.
+Event loop only, but for `ask`; the blocking reads are in threads. What is made of a reading is in
+`core.usage`, how it is exported in `http.exposition`. Nothing here decides on health.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,6 @@ from gpuplugin.daemon.cluster.pods import (
     PodResourcesUnavailable,
 )
 from gpuplugin.daemon.logs import log_fact
-from gpuplugin.daemon.tasks import wait_period
 from hal import HalError, NotSupported
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _GPU_DEADLINE_S = 2.0
 _HOST_DEADLINE_S = 5.0
+_FRESH_SHARE = 0.9
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +61,43 @@ class Sampler:
         self._identities = identities
         self._host_thread = HalThread("usage")
         self._reported: dict[str, str] = {}
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Event()
+        self._waiting: list[threading.Event] = []
+
+    def ask(self, wait_s: float) -> None:
+        """From another thread: have it read unless that was done within the period; then wait.
+
+        Not for longer than `wait_s`: what hangs keeps nobody waiting, and is read for the next one.
+        """
+        if not self._period_s or self._fresh(time.monotonic()):
+            return
+        with suppress(RuntimeError):  # the loop has ended
+            done = threading.Event()
+            self._loop.call_soon_threadsafe(self._wanted, done)
+            done.wait(wait_s)
+
+    def _wanted(self, done: threading.Event) -> None:
+        self._waiting.append(done)
+        self._turn.set()
+
+    def _fresh(self, now_s: float) -> bool:
+        """True for a reading that a scrape at the end of each period gets anew."""
+        reading = self._node.view.reading
+        return reading is not None and now_s - reading.at_s < _FRESH_SHARE * self._period_s
 
     async def run(self) -> None:
-        """Read at the end of each period: the kubelet is served first. With period 0, never."""
+        """Read whenever it is asked for; with period 0, never."""
         try:
             while True:
-                if not self._period_s:
-                    await asyncio.Event().wait()
-                await wait_period(self._period_s)
-                if self._queries.open and self._node.view.gpus:
-                    self._node.used(await self._read(time.monotonic()))
+                await self._turn.wait()
+                self._turn.clear()
+                now_s = time.monotonic()
+                if self._queries.open and self._node.view.gpus and not self._fresh(now_s):
+                    self._node.used(await self._read(now_s))
+                waiting, self._waiting = self._waiting, []
+                for done in waiting:
+                    done.set()
         finally:
             self._host_thread.close()
 

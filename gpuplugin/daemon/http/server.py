@@ -89,7 +89,10 @@ class _Response(NamedTuple):
 
 
 class HttpServer:
-    """Serves from the moment it is made until `close`; `page` makes the HTML of `/`."""
+    """Serves from the moment it is made until `close`; `page` makes the HTML of `/`.
+
+    `fresh` is called before a page or metrics are made, in their thread: it may take a moment.
+    """
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class HttpServer:
         status: StatusBoard,
         registry: CollectorRegistry,
         page: Callable[[], str],
+        fresh: Callable[[], None] = lambda: None,
     ) -> None:
         host, _, port = address.rpartition(":")
         if not port.isdecimal() or int(port) > MAX_PORT:
@@ -111,6 +115,7 @@ class HttpServer:
         self._status = status
         self._registry = registry
         self._page = page
+        self._fresh = fresh
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="http-page")
         self._open: dict[asyncio.Task[None], bool] = {}
         """The tasks of connections, the oldest first, and whether a request has come as a whole."""
@@ -213,9 +218,11 @@ class HttpServer:
         return await asyncio.get_running_loop().run_in_executor(self._pages, make, asked)
 
     def _html(self, _asked: _Request) -> _Response:
+        self._fresh()
         return _Response(HTTPStatus.OK, _PAGE_HEADERS, self._page().encode())
 
     def _metrics(self, asked: _Request) -> _Response:
+        self._fresh()
         encode, content_type = choose_encoder(asked.headers.get("accept", ""))
         names = parse_qs(asked.query).get("name[]")
         body = encode(self._registry.restricted_registry(names) if names else self._registry)

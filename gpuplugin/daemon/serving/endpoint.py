@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.serving.sockets import (
+    OtherPlugin,
     identity,
     new_socket_path,
-    others_serve,
     remove_leftovers,
     remove_socket,
 )
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from gpuplugin.daemon.files import FileWatch
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.serving.sockets import Identity, KubeletDirs
@@ -56,6 +57,8 @@ _STABLE_AFTER_S = 5.0
 _EMPTY_LIST_S = 0.5
 """Time for an empty list to reach the kubelet before the resource's socket is removed."""
 
+_OWN_NAMES = 16
+
 _OTHER_LEFT = "other-plugin-left"
 _STREAM_LOST = "stream-lost"
 _NOT_CONNECTED = "kubelet-did-not-connect"
@@ -72,36 +75,7 @@ class ServingContext:
     engine: Engine
     status: StatusBoard
     metrics: Metrics
-
-
-class _OtherPlugin:
-    """Whether another plugin serves the resource too, as during a rolling update.
-
-    The kubelet knows plugins by resource alone. If the one that stops was the registered one, the
-    kubelet has none from then on, while the stream of the other one stays open.
-    """
-
-    def __init__(self, dirs: KubeletDirs, resource: str, own: Path) -> None:
-        self._folders = (dirs.plugin_watcher, dirs.device_plugins)
-        self._resource = resource
-        self._own = own
-        self._seen_at_s = math.inf
-        self.present = False
-
-    def check(self) -> None:
-        self.present = others_serve(self._folders, self._resource, self._own)
-        if self.present:
-            self._seen_at_s = time.monotonic()
-
-    @property
-    def is_leaving(self) -> bool:
-        """True if there was one at the last check but one, and is none now."""
-        return not self.present and self._seen_at_s < math.inf
-
-    @property
-    def has_left(self) -> bool:
-        """True if there was one, and is none for longer than it takes to renew its socket."""
-        return time.monotonic() - self._seen_at_s > STREAM_GRACE_S
+    files: FileWatch
 
 
 @dataclass(slots=True)
@@ -140,6 +114,8 @@ class Endpoint:
         self._component = f"kubelet:{self._resource}"
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Event()
+        self._names: deque[str] = deque(maxlen=_OWN_NAMES)
+        """Of the last sockets, this one's included."""
         plugin.devices.on_streams = self._streams_changed_in_thread
         self._set_status(self._waiting_text(), ok=context.registration == "none")
 
@@ -151,6 +127,7 @@ class Endpoint:
                 kubelet = self._kubelet()
                 folder = self._context.dirs.of(self._context.registration)
                 path = new_socket_path(folder, self._resource)
+                self._names.append(path.name)
                 socket = _Socket(path, self._plugin.devices.opened_streams, pause_s)
                 reason = await self._serve_one_socket(socket)
                 good = socket.watched_s > _STABLE_AFTER_S or reason == _OTHER_LEFT
@@ -224,7 +201,7 @@ class Endpoint:
             services.append(
                 registration_service(
                     self._resource,
-                    lambda: self._soon(socket.known),
+                    lambda: self._soon(lambda: self._known(socket)),
                     lambda accepted, error: self._soon(
                         lambda: self._registered(socket, accepted=accepted, error=error)
                     ),
@@ -240,8 +217,11 @@ class Endpoint:
                 return "socket-removed"
             kubelet = self._kubelet()
             if kubelet is None:
-                self._set_status(f"waiting for {self._context.dirs.kubelet_socket}", ok=False)
-                await asyncio.sleep(POLL_S)
+                path = self._context.dirs.kubelet_socket
+                self._set_status(f"waiting for {path}", ok=False)
+                self._context.files.follow([path.parent], self._turn)
+                if self._kubelet() is None:
+                    await wait_period_or(self._turn, POLL_S * 8)
                 continue
             if await self._register(socket):
                 socket.known()
@@ -277,12 +257,17 @@ class Endpoint:
         """
         devices = self._plugin.devices
         self._context.metrics.kubelet_restarts.labels(self._resource)
-        other = _OtherPlugin(self._context.dirs, self._resource, socket.path)
+        other = OtherPlugin(
+            self._context.dirs, self._resource, socket.path, self._names, STREAM_GRACE_S
+        )
         alone_since_s = time.monotonic()
         was_open = False
         seen = socket.opened_before
         ended = devices.opened_streams - devices.open_streams
+
+        folders = {socket.path.parent, *other.folders, self._context.dirs.kubelet_socket.parent}
         while True:
+            look_s = self._context.files.follow(folders, self._turn, other.noticed)
             is_open = devices.open_streams > 0
             if (now_ended := devices.opened_streams - devices.open_streams) > ended:
                 self._context.metrics.kubelet_restarts.labels(self._resource).inc(now_ended - ended)
@@ -291,11 +276,7 @@ class Endpoint:
             other.check()
             # A stream that began and ended between two checks counts as a connection, too.
             opened, seen = devices.opened_streams > seen, devices.opened_streams
-            if is_open or opened:
-                others = "; so it does with another plugin's" if other.present else ""
-                self._set_status(f"the kubelet watches the device list{others}", ok=True)
-            if connected and not is_open:
-                self._set_status("the kubelet's stream has ended", ok=False)
+            self._show(is_open=is_open, opened=opened, connected=connected, other=other)
             if is_open or was_open or opened:
                 alone_since_s = time.monotonic()
             was_open = is_open
@@ -309,13 +290,23 @@ class Endpoint:
                 return _OTHER_LEFT  # the kubelet had that one, and has none now
             if not connected and socket.known_for_s > CONNECT_GRACE_S + socket.patience_s:
                 return _NOT_CONNECTED
-            # While a kubelet watches, nothing is urgent.
-            pause_s = POLL_S * (8 if is_open else 1)
+            # While a kubelet watches, and before one knows the socket, nothing is urgent.
+            if not (is_open or (not connected and socket.known_since_s is None)):
+                look_s = POLL_S
+            elif other.seen:
+                look_s = POLL_S * 8
             checked_s = time.monotonic()
-            await wait_period_or(self._turn, pause_s)
+            await wait_period_or(self._turn, look_s)
             socket.watched_s += time.monotonic() - checked_s if is_open else 0.0
 
-    def _outdated(self, socket: _Socket, kubelet: Identity | None, other: _OtherPlugin) -> str:
+    def _show(self, *, is_open: bool, opened: bool, connected: bool, other: OtherPlugin) -> None:
+        if is_open or opened:
+            others = "; so it does with another plugin's" if other.present else ""
+            self._set_status(f"the kubelet watches the device list{others}", ok=True)
+        if connected and not is_open:
+            self._set_status("the kubelet's stream has ended", ok=False)
+
+    def _outdated(self, socket: _Socket, kubelet: Identity | None, other: OtherPlugin) -> str:
         """Why the socket must be renewed whatever its streams do; "" if it need not be."""
         if socket.removed:
             return "socket-removed"
@@ -326,6 +317,10 @@ class Endpoint:
         if other.has_left:
             return _OTHER_LEFT
         return ""
+
+    def _known(self, socket: _Socket) -> None:
+        socket.known()
+        self._turn.set()
 
     def _streams_changed_in_thread(self) -> None:
         self._soon(self._turn.set)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
 Identity: TypeAlias = tuple[int, int, int]
 """Device, inode and change time (ns) of a file: a file that was made anew differs."""
@@ -105,8 +107,6 @@ def _stem(resource: str) -> str:
 
 def plugin_sockets(folder: Path, resource: str | None = None) -> list[Path]:
     """This plugin's sockets in a folder; those of one resource, if one is named."""
-    stem = _PREFIX if resource is None else _stem(resource)
-    length = None if resource is None else len(stem) + 2 * _TOKEN_BYTES + len(_SUFFIX)
     try:
         names = os.listdir(folder)  # noqa: PTH208 - read every second, and paths are slow
     except OSError:
@@ -114,9 +114,15 @@ def plugin_sockets(folder: Path, resource: str | None = None) -> list[Path]:
     return [
         path
         for name in sorted(names)
-        if name.startswith(stem) and name.endswith(_SUFFIX) and length in (None, len(name))
+        if is_socket_name(name, resource)
         if _is_socket(path := folder / name)
     ]
+
+
+def is_socket_name(name: str, resource: str | None) -> bool:
+    stem = _PREFIX if resource is None else _stem(resource)
+    length = None if resource is None else len(stem) + 2 * _TOKEN_BYTES + len(_SUFFIX)
+    return name.startswith(stem) and name.endswith(_SUFFIX) and length in (None, len(name))
 
 
 def _is_socket(path: Path) -> bool:
@@ -152,3 +158,48 @@ def identity(path: Path) -> Identity | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+class OtherPlugin:
+    """Whether another plugin serves the resource too, as during a rolling update.
+
+    The kubelet knows plugins by resource alone. If the one that stops was the registered one, the
+    kubelet has none from then on, while the stream of the other one stays open.
+    """
+
+    def __init__(
+        self, dirs: KubeletDirs, resource: str, own: Path, own_names: Container[str], grace_s: float
+    ) -> None:
+        """`own_names` has old sockets of this plugin, too: changes of them are still told of."""
+        self._own_names = own_names
+        self._grace_s = grace_s
+        self.folders = (dirs.plugin_watcher, dirs.device_plugins)
+        self._resource = resource
+        self._own = own
+        self._seen_at_s = math.inf
+        self.present = False
+
+    def noticed(self, name: str) -> None:
+        """Something happened to this file; a socket may be gone already."""
+        if name not in self._own_names and is_socket_name(name, self._resource):
+            self._seen_at_s = time.monotonic()
+
+    def check(self) -> None:
+        self.present = others_serve(self.folders, self._resource, self._own)
+        if self.present:
+            self._seen_at_s = time.monotonic()
+
+    @property
+    def seen(self) -> bool:
+        """True if there is one, or was one until now: its end changes no folder."""
+        return self._seen_at_s < math.inf
+
+    @property
+    def is_leaving(self) -> bool:
+        """True if there was one at the last check but one, and is none now."""
+        return not self.present and self._seen_at_s < math.inf
+
+    @property
+    def has_left(self) -> bool:
+        """True if there was one, and is none for longer than it takes to renew its socket."""
+        return time.monotonic() - self._seen_at_s > self._grace_s

@@ -61,6 +61,8 @@ class ServerConnection:
         self._idle_frames_left = MAX_IDLE_FRAMES
         self._counted_since_s = self._held_since_s = self._clock_s()
         self._draining = self._failed = False
+        self.acted = True
+        """False if all that was received last were whole calls, whose responses are complete."""
 
     @property
     def ended(self) -> bool:
@@ -71,18 +73,27 @@ class ServerConnection:
     def unfinished(self) -> bool:
         """True if the peer has begun something (a frame, a request) and not ended it."""
         begun = bool(self._rest) or self._only is not None
-        return begun or any(one.body is not None for one in self._calls.streams.values())
+        return begun or any(one.body is not None for one in tuple(self._calls.streams.values()))
+
+    @property
+    def timed(self) -> bool:
+        """True if `check_time` may have to do anything, but for deadlines; else it can rest."""
+        if self._rest or self._only is not None or self._outbox.unsent:
+            return True
+        return any(one.body is not None for one in tuple(self._calls.streams.values()))
 
     def receive(self, data: bytes) -> None:
         """Take what the peer sent, calling handlers for requests that are complete."""
         if self._failed:
             return
         data = self._rest + data
+        self.acted = False
         try:
             at = self._greet(data) if self._preface else 0
             while at < len(data) and (end := self._whole_call(data, at) or self._frame(data, at)):
                 at = end
             self._rest = data[at:]
+            self.acted = self.acted or at < len(data) or self._outbox.unsent
         except H2Error as error:
             text = str(error)
             self._outbox.put(frames.numbers(frames.GOAWAY, 0, self._last_id, error.code, text=text))
@@ -97,7 +108,7 @@ class ServerConnection:
     def check_time(self) -> None:
         """End calls whose deadline has passed, and free a list that only the reserve holds back.
 
-        To be called about every second, and at the next deadline.
+        To be called about every second while this is `timed`, and at the next deadline.
         """
         now_s = self._clock_s()
         if not self._outbox.held_back:
@@ -153,6 +164,7 @@ class ServerConnection:
 
     def _frame(self, data: bytes, at: int) -> int:
         """Act on one frame; returns where the next begins, or 0 if this one is not whole yet."""
+        self.acted = True
         found = frames.first(data, at)
         if found is None:
             return 0

@@ -67,6 +67,11 @@ class Outbox(Window):
         self._waiting.pop(stream_id, None)
 
     @property
+    def unsent(self) -> bool:
+        """True if a message waits, or the rest of one."""
+        return bool(self._waiting)
+
+    @property
     def held_back(self) -> bool:
         """True if a list waits for nothing but the reserve."""
         lists = [one for one in self._waiting.values() if one.is_list and one.window > 0]

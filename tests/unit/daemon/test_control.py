@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from gpuplugin.daemon.control import SOCKET_NAME, ControlServer
+from gpuplugin.daemon.files import FileWatch
 from gpuplugin.daemon.status import StatusBoard
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ def test_cancelled_at_any_moment_it_leaves_no_socket(turns: int) -> None:
     """An open one would be reported as this test's warning, and warnings are errors."""
 
     async def main(folder: Path) -> None:
-        task = asyncio.create_task(ControlServer(folder, NO_NODE, StatusBoard()).run())
+        files = FileWatch()
+        task = asyncio.create_task(ControlServer(folder, NO_NODE, StatusBoard(), files).run())
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        files.close()
 
     with TemporaryDirectory(prefix="gp") as name:
         asyncio.run(main(Path(name)))

@@ -38,7 +38,7 @@ class Watch:
         self._polls: asyncio.Queue[None] = asyncio.Queue()
         self._paused = asyncio.Event()
 
-        async def pause(_reloader: Reloader) -> bool:
+        async def pause(_reloader: Reloader, *, moves: bool) -> bool:
             self._paused.set()
             await self._polls.get()
             return False

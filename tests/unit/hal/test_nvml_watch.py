@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hal.errors import DriverUnavailable, HalError
+from hal.nvml import watch
 from hal.nvml.api import NO_INSTANCE, Code, EventData, EventType, Handle, Memory
 from hal.nvml.backend import NvmlBackend
 from hal.types import EccError, Event, GpuAppeared, GpuDisappeared, XidError
@@ -111,11 +113,12 @@ def test_a_gpu_without_events_is_warned_of_once_and_still_listed(
     assert [gpu.uuid for gpu in backend.gpus()] == ["GPU-old", "GPU-a"]
 
 
-def test_no_wait_inside_the_driver_is_longer_than_half_a_second() -> None:
+def test_a_long_wait_is_several_inside_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WAIT_S", 0.1)
     nvml = FakeNvml(FakeGpu("GPU-a"))
-    assert opened(nvml).wait_events(0.6) == []
-    assert max(nvml.timeouts_ms) <= 500
-    assert sum(nvml.timeouts_ms) >= 550
+    assert opened(nvml).wait_events(0.25) == []
+    assert max(nvml.timeouts_ms) == 100
+    assert sum(nvml.timeouts_ms) >= 200
 
 
 def test_a_gpu_that_is_lost_and_back_between_two_rescans_is_told_of() -> None:
@@ -270,7 +273,10 @@ def test_the_gpus_are_compared_only_now_and_then() -> None:
 
 
 @pytest.mark.parametrize("gpus", [(), (FakeGpu("GPU-a"),)])
-def test_closing_ends_a_wait_in_another_thread(gpus: tuple[FakeGpu, ...]) -> None:
+def test_closing_ends_a_wait_in_another_thread(
+    monkeypatch: pytest.MonkeyPatch, gpus: tuple[FakeGpu, ...]
+) -> None:
+    monkeypatch.setattr(watch, "WAIT_S", 0.5)
     nvml = FakeNvml(*gpus)
     backend = opened(nvml)
     started = threading.Event()
@@ -287,7 +293,9 @@ def test_closing_ends_a_wait_in_another_thread(gpus: tuple[FakeGpu, ...]) -> Non
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     assert (nvml.waiting if gpus else started).wait(DEADLINE_S)
+    began_s = time.monotonic()
     backend.close()
+    assert time.monotonic() - began_s < 0.4, "it is not waited for"
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert returned == [[]]
