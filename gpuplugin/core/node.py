@@ -18,6 +18,7 @@ from gpuplugin.core.holdings import withheld
 from gpuplugin.core.inventory import Inventory, InventoryError, Plan, expand, plan_devices
 from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.core.pacing import list_due_s
+from gpuplugin.core.xidlog import log_of, logged
 from hal import GpuState, XidError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.preference import PolicyName
     from gpuplugin.core.usage import Holding, Reading
+    from gpuplugin.core.xidlog import XidLog
     from hal import CallFailure, Event, Gpu, Link, Probe
 
 
@@ -68,6 +70,7 @@ class NodeView:
     board: HealthBoard = field(default_factory=HealthBoard)
     inventory: Inventory = field(default_factory=Inventory)
     history: HealthHistory = field(default_factory=HealthHistory)
+    xids: XidLog = field(default_factory=lambda: MappingProxyType({}))
     misfit: str = ""
     """Why the configuration does not suit the GPUs, empty if it does: all is Unhealthy then."""
     specs_problem: str = ""
@@ -382,9 +385,13 @@ class NodeModel:
         del self._gpus[uuid]
         listed = tuple(self._gpus.values())
         board = self.view.board.without(uuid)
-        history = self.view.history.of(board)
         self.view = replace(
-            self.view, gpus=listed, indices=_indices(listed), board=board, history=history
+            self.view,
+            gpus=listed,
+            indices=_indices(listed),
+            board=board,
+            history=self.view.history.of(board),
+            xids=log_of(self.view.xids, self._gpus),
         )
         self._rebuild(now_s)
 
@@ -399,7 +406,11 @@ class NodeModel:
     ) -> HealthBoard:
         policy = self.plan.health
         for event in events:
-            fatal = isinstance(event, XidError) and policy.xids.is_fatal(event.xid)
+            fatal = False
+            if isinstance(event, XidError):
+                fatal = policy.xids.is_fatal(event.xid)
+                if event.uuid in self._gpus:
+                    self.view = replace(self.view, xids=logged(self.view.xids, event, now_s))
             self._effects.append(EventReceived(event, fatal))
             board = board.with_event(event, now_s, policy)
         return board

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from gpuplugin.core.usage import TenantUse
-    from gpuplugin.daemon.http.pageview import CallView, PageView, UnitView
+    from gpuplugin.daemon.http.pageview import CallView, PageView, SpanView, Tone, UnitView
 
 REFRESH_S = 5
 _GIB = 1024**3
@@ -21,8 +21,6 @@ _MOST_DOTS = 200
 
 def page_html(view: PageView) -> str:
     title = f"gpuplugin on {view.node}" if view.node else "gpuplugin"
-    sick = sum(unit.state != "Healthy" for unit in view.units)
-    mark = "Ready" if view.ready else "Not ready"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -30,14 +28,14 @@ def page_html(view: PageView) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="refresh" content="{REFRESH_S}">
 <link rel="icon" href="data:,">
-<title>{escape(mark)} &middot; {escape(title)}</title>
+<title>{escape(view.summary)} &middot; {escape(title)}</title>
 <style>{_style()}</style>
 </head>
 <body>
 <header>
 <h1>{escape(title)}</h1>
-<span class="badge {"good" if view.ready else "bad"}">{mark}</span>
-<span class="soft">{len(view.units)} devices{f", {sick} not healthy" if sick else ""} &middot;
+{_badge(view.tone, view.summary)}
+<span class="soft">{escape(view.counts)} &middot;
 version {escape(view.version)} &middot; backend {escape(view.backend)}</span>
 </header>
 <main>
@@ -55,6 +53,10 @@ version {escape(view.version)} &middot; backend {escape(view.backend)}</span>
 """
 
 
+_MARKS: Mapping[Tone, str] = {"good": "&#10003;", "warn": "&#9650;", "bad": "&#10007;"}
+"""Shapes beside the colours: a tick, a triangle and a cross."""
+_TONES: Mapping[str, Tone] = {"Healthy": "good", "Recovering": "warn"}
+_HEIGHTS: Mapping[Tone, int] = {"good": 3, "warn": 6, "bad": 10}
 _NOTHING = '<p class="soft">No GPU is advertised.</p>'
 
 
@@ -64,23 +66,44 @@ def _style() -> str:
 
 def _components(view: PageView) -> str:
     rows = "".join(
-        f'<div><i class="dot {"good" if component.ok else "bad"}"></i><b>{escape(name)}</b> '
-        f'{escape(component.text)} <span class="soft">{_age(view.now_s - component.since_s)}</span>'
-        "</div>"
+        f"<div>{_mark(ok=component.ok)} <b>{escape(name)}</b> {escape(component.text)} "
+        f'<span class="soft">{_age(view.now_s - component.since_s)}</span></div>'
         for name, component in sorted(view.components.items())
     )
     return f'<section class="parts">{rows}</section>'
 
 
+def _mark(*, ok: bool) -> str:
+    tone: Tone = "good" if ok else "bad"
+    return f'<span class="{tone}">{_MARKS[tone]}</span>'
+
+
+def _badge(tone: Tone, text: str) -> str:
+    return f'<span class="badge {tone}">{_MARKS[tone]} {escape(text)}</span>'
+
+
 def _unit(unit: UnitView) -> str:
-    tone = {"Healthy": "good", "Recovering": "warn"}.get(unit.state, "bad")
+    tone = _TONES.get(unit.state, "bad")
     reason = f'<p class="reason {tone}">{escape(unit.reason)}</p>' if unit.reason else ""
-    return f"""<article>
-<h2>GPU {escape(unit.index)} <span class="soft">{escape(unit.product)}</span>
-<span class="badge {tone}">{escape(unit.state)}</span></h2>
+    action = f"<p><b>What to do:</b> {escape(unit.action)}</p>" if unit.action else ""
+    replaced = ", replaced by another one" if unit.gone else ""
+    return f"""<article{' class="gone"' if unit.gone else ""}>
+<h2>GPU {escape(unit.index)}{replaced} <span class="soft">{escape(unit.product)}</span>
+{_badge(tone, unit.state)}</h2>
 <p class="soft uuid">{escape(unit.uuid)}</p>
-{reason}{_gauges(unit)}{_replicas(unit)}{_tenants(unit)}{_history(unit)}
+{reason}{action}{_gauges(unit)}{_replicas(unit)}{_tenants(unit)}{_xids(unit)}{_history(unit)}
 </article>"""
+
+
+def _xids(unit: UnitView) -> str:
+    if not unit.xids:
+        return ""
+    items = "".join(
+        f"<li>Xid {one.code} {escape(one.meaning)}: "
+        f"{'once' if one.count == 1 else f'{one.count} times'}, last {_age(one.age_s)} ago</li>"
+        for one in unit.xids
+    )
+    return f'<ul class="soft">{items}</ul>'
 
 
 def _gauges(unit: UnitView) -> str:
@@ -94,7 +117,9 @@ def _gauges(unit: UnitView) -> str:
         f"{unit.temperature_c:.0f} &deg;C" if unit.temperature_c is not None else "",
         f"{unit.power_w:.0f} W" if unit.power_w is not None else "",
         f"{unit.clock_mhz} MHz" if unit.clock_mhz is not None else "",
-        f"throttled: {escape(unit.throttled)}" if unit.throttled else "",
+        f'<span class="warn">{_MARKS["warn"]} throttled: {escape(unit.throttled)}</span>'
+        if unit.throttled
+        else "",
     ]
     line = " &middot; ".join(fact for fact in facts if fact)
     return "".join(gauges) + (f'<p class="soft">{line}</p>' if line else "")
@@ -111,13 +136,15 @@ def _bar(name: str, share: float, text: str) -> str:
 
 def _replicas(unit: UnitView) -> str:
     held = "?" if unit.allocated is None else unit.allocated
-    text = f'<p class="soft">{held} of {unit.replicas} replicas are held</p>'
+    usable = "" if unit.usable else ", the others are not given out"
+    text = f'<p class="soft">{held} of {unit.replicas} replicas are held{usable}</p>'
     if unit.replicas > _MOST_DOTS or unit.allocated is None:
         return text
+    free = "free" if unit.usable else "unusable"
     dots = "".join(
         f'<i class="held" title="{number}: {escape(unit.holders[number])}"></i>'
         if number in unit.holders
-        else f'<i title="{number}: free"></i>'
+        else f'<i class="{free}" title="{number}: {free}"></i>'
         for number in range(unit.replicas)
     )
     return f'<div class="replicas">{dots}</div>{text}'
@@ -150,18 +177,23 @@ def _tenant(tenant: TenantUse) -> str:
 
 
 def _history(unit: UnitView) -> str:
-    tones = {"Healthy": "good", "Recovering": "warn"}
-    rects = "".join(
-        f'<rect class="{tones.get(span.state, "bad")}" x="{100 * span.begin:.2f}" y="0" '
-        f'width="{max(0.3, 100 * (span.end - span.begin)):.2f}" height="8"><title>'
-        f"{escape(f'{span.state} {span.reason}')}</title></rect>"
-        for span in unit.history
-    )
+    """Bars until now; a state that is worse is higher, too."""
+    rects = "".join(map(_span, unit.history))
     return (
-        '<svg class="history" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" '
+        '<svg class="history" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" '
         f'aria-label="health until now">{rects}</svg>'
         f'<p class="soft axis"><span>{_age(unit.history_s)} ago</span>'
         "<span>health</span><span>now</span></p>"
+    )
+
+
+def _span(span: SpanView) -> str:
+    tone = _TONES.get(span.state, "bad")
+    height = _HEIGHTS[tone]
+    return (
+        f'<rect class="{tone}" x="{100 * span.begin:.2f}" y="{10 - height}" '
+        f'width="{max(0.3, 100 * (span.end - span.begin)):.2f}" height="{height}"><title>'
+        f"{escape(f'{span.state} {span.reason}')}</title></rect>"
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from google.protobuf.message import DecodeError
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from hal import ThrottleReason
+from hal import GpuState, ThrottleReason, lookup_xid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,28 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.status import Component, StatusReport
     from gpuplugin.kubelet.deviceplugin import DevicePlugin, RecentCall
     from hal import Gpu, Telemetry
+
+_ADVICE = {
+    "reset-gpu": "Reset the GPU (nvidia-smi --gpu-reset)",
+    "reset": "Reset the GPU (nvidia-smi --gpu-reset)",
+    "reset-or-reboot": "Reset the GPU, or reboot the node",
+    "reboot": "Reboot the node",
+    "reboot-node": "Reboot the node",
+    "drain-and-reset": "Let its pods end, then reset the GPU",
+    "drain-p2p": "Let the pods end that use it together with other GPUs, then reset it",
+    "ecc-workflow": "Let its pods end, then reset the GPU",
+    "nvlink-workflow": "Check NVLink and the fabric manager, then reset the GPU",
+    "contact-support": "Have the GPU checked by its vendor",
+    "see-dmesg": "See the driver's messages in dmesg",
+    "none": "",
+    "unknown": "",
+    "unspecified": "See the driver's messages in dmesg",
+}
+"""Actions whose names say too little; docs/runbook.md has the steps."""
+
+_DELETE_PODS = "Delete the pods that still hold it"
+
+Tone: TypeAlias = Literal["good", "warn", "bad"]
 
 HISTORY_S = 3600.0
 MOST_CALLS = 20
@@ -38,6 +61,16 @@ class SpanView:
 
 
 @dataclass(frozen=True, slots=True)
+class XidView:
+    """An Xid that was reported `count` times, `age_s` ago for the last time."""
+
+    code: int
+    meaning: str
+    count: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class UnitView:
     """A GPU, or a MIG device of one, that is advertised."""
 
@@ -46,6 +79,12 @@ class UnitView:
     product: str
     state: str
     reason: str
+    action: str
+    """What to do about it, empty if nothing is to be done."""
+    usable: bool
+    """False if the kubelet gives none of its replicas to a pod."""
+    gone: bool
+    """True if another GPU has its place now."""
     replicas: int
     holders: Mapping[int, str]
     """The pod of each replica, by its number."""
@@ -61,6 +100,7 @@ class UnitView:
     power_w: float | None = None
     clock_mhz: int | None = None
     throttled: str = ""
+    xids: Sequence[XidView] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +115,8 @@ class CallView:
 
 @dataclass(frozen=True, slots=True)
 class PageView:
+    """All that the page and `gpuplugin top` show; `units` are in the order of `_urgency`."""
+
     version: str
     node: str
     backend: str
@@ -86,6 +128,53 @@ class PageView:
     unseen: Mapping[str, str]
     configuration: str
     source: str
+
+    @property
+    def listed(self) -> Sequence[UnitView]:
+        """Those that are there, or should be."""
+        return [unit for unit in self.units if not unit.gone]
+
+    @property
+    def usable(self) -> int:
+        return sum(unit.usable for unit in self.listed)
+
+    @property
+    def summary(self) -> str:
+        """How the node is doing in a few words."""
+        if not self.ready:
+            return "Not ready"
+        if not self.listed:
+            return "Ready, no GPU"
+        if self.usable == len(self.listed):
+            return "Ready"
+        usable = f"{self.usable} of {len(self.listed)}" if self.usable else "none is"
+        return f"Ready, {usable} usable"
+
+    @property
+    def tone(self) -> Tone:
+        if not self.ready or not self.usable:
+            return "bad"
+        return "good" if self.usable == len(self.listed) else "warn"
+
+    @property
+    def counts(self) -> str:
+        """How many GPUs and replicas there are, and how many of those are held."""
+        listed = self.listed
+        migs = sum(":" in unit.index for unit in listed)
+        kinds = [_number(len(listed) - migs, "GPU") if len(listed) > migs or not migs else ""]
+        kinds += [_number(migs, "MIG device") if migs else ""]
+        sick = sum(unit.state != "Healthy" for unit in listed)
+        kinds += [f"{sick} not healthy" if sick else ""]
+        gone = len(self.units) - len(listed)
+        kinds += [f"{gone} replaced" if gone else ""]
+        held = [unit.allocated for unit in listed if unit.allocated is not None]
+        replicas = _number(sum(unit.replicas for unit in listed), "replica")
+        replicas += f", {sum(held)} held" if held else ""
+        return f"{', '.join(filter(None, kinds))} \N{MIDDLE DOT} {replicas}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def page_view(
@@ -100,12 +189,12 @@ def page_view(
     settings = loaded.settings
     return PageView(
         version=version,
-        node=settings.daemon.node_name,
+        node=settings.daemon.node_name or socket.gethostname(),
         backend=settings.daemon.backend,
         ready=status.ok,
         components=status.components,
         now_s=status.now_s,
-        units=list(_units(node, reading, status.now_s)),
+        units=sorted(_units(node, reading, status.now_s), key=_urgency),
         calls=_calls(plugins),
         unseen={} if reading is None else reading.unseen,
         configuration=loaded.effective_yaml,
@@ -115,6 +204,7 @@ def page_view(
 
 def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[UnitView]:
     health = node.board.units
+    present = {gpu.index for gpu in node.gpus if gpu.state is GpuState.OK}
     counts: dict[str, int] = {}
     for resource in node.inventory.resources:
         for (gpu_uuid, mig_uuid), count in resource.units.items():
@@ -125,6 +215,9 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
             if uuid not in counts or uuid not in health:
                 continue
             state, fault = health[uuid].state.value, health[uuid].fault
+            withheld = node.withheld.get(uuid, "")
+            gone = gpu.state is GpuState.LOST and gpu.index in present
+            action = advice(fault.action) if fault and state == "Unhealthy" else ""
             changes = [one for one in node.history.changes if one.uuid == uuid]
             history_s, history = spans(changes, now_s)
             # A GPU or MIG device that is newer than the reading has no usage yet.
@@ -141,7 +234,10 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
                 uuid=uuid,
                 product=product,
                 state=state,
-                reason=fault.reason if fault else "",
+                reason=fault.reason if fault else withheld or node.misfit,
+                action=_DELETE_PODS if gone else action,
+                usable=node.healthy(gpu.uuid, uuid if uuid != gpu.uuid else None),
+                gone=gone,
                 replicas=counts[uuid],
                 holders={one.replica or 0: f"{one.pod.namespace}/{one.pod.name}" for one in uses},
                 allocated=used.allocated if used else None,
@@ -155,7 +251,22 @@ def _units(node: NodeView, reading: Reading | None, now_s: float) -> Iterable[Un
                 power_w=telemetry.power_w if telemetry else None,
                 clock_mhz=telemetry.sm_clock_mhz if telemetry else None,
                 throttled=_throttled(telemetry),
+                xids=[
+                    XidView(one.code, lookup_xid(one.code).meaning, one.count, now_s - one.last_s)
+                    for one in node.xids.get(uuid, ())
+                ],
             )
+
+
+def _urgency(unit: UnitView) -> tuple[bool, bool, list[int]]:
+    """What needs a person first; GPUs that were replaced last."""
+    return unit.gone, unit.usable, [int(number) for number in unit.index.split(":")]
+
+
+def advice(action: str) -> str:
+    """An action of the health machine as a sentence's beginning."""
+    words = action.replace("-", " ")
+    return _ADVICE.get(action, words[:1].upper() + words[1:])
 
 
 def spans(changes: Sequence[HealthChange], now_s: float) -> tuple[float, list[SpanView]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -20,10 +21,12 @@ from gpuplugin.daemon.http.pageview import (
     PageView,
     SpanView,
     UnitView,
+    XidView,
     page_view,
     spans,
 )
 from gpuplugin.daemon.status import Component, StatusReport
+from hal import GpuState, XidError
 from tests.unit.builders import PLAIN, gpus
 
 GIB = 1024**3
@@ -52,6 +55,9 @@ UNIT = UnitView(
     product="NVIDIA X",
     state="Healthy",
     reason="",
+    action="",
+    usable=True,
+    gone=False,
     replicas=10,
     holders={3: "ml/trainer"},
     allocated=1,
@@ -130,6 +136,91 @@ def test_it_says_what_is_wrong() -> None:
     text = words(view)
     for part in ("Not ready", "1 not healthy", "Xid 79", "no device b", "3 min", "hostPID"):
         assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("ready", "usable", "summary", "tone"),
+    [
+        (True, [True, True], "Ready", "good"),
+        (True, [True, False], "Ready, 1 of 2 usable", "warn"),
+        (True, [False, False], "Ready, none is usable", "bad"),
+        (True, [], "Ready, no GPU", "bad"),
+        (False, [True], "Not ready", "bad"),
+    ],
+)
+def test_the_badge_says_whether_pods_can_have_gpus(
+    ready: bool, usable: list[bool], summary: str, tone: str
+) -> None:
+    units = [replace(UNIT, index=str(index), usable=one) for index, one in enumerate(usable)]
+    view = replace(VIEW, ready=ready, units=units)
+    assert (view.summary, view.tone) == (summary, tone)
+    assert summary in words(view)
+
+
+def test_gpus_and_replicas_are_counted_apart() -> None:
+    units = [replace(UNIT, allocated=3), replace(UNIT, replicas=4, allocated=None)]
+    assert "2 GPUs · 14 replicas, 3 held" in words(replace(VIEW, units=units))
+    assert "1 GPU · 10 replicas, 1 held" in words(VIEW)
+    mig = [replace(UNIT, index=f"0:{number}", replicas=1) for number in range(3)]
+    assert "1 GPU, 3 MIG devices · 13 replicas" in words(replace(VIEW, units=[UNIT, *mig]))
+
+
+def test_what_to_do_about_a_sick_gpu_and_which_replicas_nobody_gets() -> None:
+    sick = replace(
+        UNIT, state="Unhealthy", reason="GPU lost", action="Reboot the node", usable=False
+    )
+    html = page_html(replace(VIEW, units=[sick]))
+    assert "What to do: Reboot the node" in words(replace(VIEW, units=[sick]))
+    assert "1 of 10 replicas are held, the others are not given out" in words(
+        replace(VIEW, units=[sick])
+    )
+    assert html.count('<i class="unusable"') == 9
+    assert html.count('<i class="free"') == 0
+
+
+def test_harmless_xids_and_throttling_are_shown() -> None:
+    unit = replace(UNIT, throttled="thermal", xids=[XidView(31, "MMU fault", 4, 130.0)])
+    text = words(replace(VIEW, units=[unit]))
+    assert "Xid 31 MMU fault: 4 times, last 2 min ago" in text
+    assert "throttled: thermal" in text
+
+
+def test_every_state_has_a_shape_of_its_own() -> None:
+    marks = {
+        words(replace(VIEW, units=[replace(UNIT, state=state)])).partition(f" {state}")[0][-1]
+        for state in ("Healthy", "Recovering", "Unhealthy")
+    }
+    assert marks == {"✓", "▲", "✗"}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it, of `#rgb` or `#rrggbb`."""
+    digits = colour.removeprefix("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    parts = (int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4))
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("text", "back"),
+    [
+        *(("ink", tone) for tone in ("good", "warn", "bad")),
+        *((tone, back) for tone in ("good", "warn", "bad") for back in ("card", "back")),
+        *((text, back) for text in ("text", "soft") for back in ("card", "back")),
+    ],
+)
+def test_texts_stand_out_from_their_background(theme: str, text: str, back: str) -> None:
+    """At least 4.5 to 1, the AA level of WCAG 2 for text."""
+    style = re.search(r"<style>(.*?)</style>", page_html(VIEW), re.DOTALL)
+    assert style
+    light, dark = re.findall(r":root \{([^}]*)\}", style[1])
+    colours = dict(re.findall(r"--(\w+): (#\w+)", light))
+    if theme == "dark":
+        colours |= dict(re.findall(r"--(\w+): (#\w+)", dark))
+    one, other = sorted((luminance(colours[text]), luminance(colours[back])))
+    assert (other + 0.05) / (one + 0.05) >= 4.5
 
 
 def test_what_is_not_known_is_not_made_up() -> None:
@@ -213,3 +304,33 @@ def test_a_gpu_that_is_newer_than_the_reading_is_shown_without_its_use() -> None
     view = page_view("1", StatusReport(True, {}, 2.0), model.view, {}, load_settings({}, {}, None))
     assert [(unit.index, unit.allocated) for unit in view.units] == [("0", None), ("1", None)]
     assert "GPU 1" in words(view)
+
+
+def test_sick_gpus_come_first_and_replaced_ones_last() -> None:
+    """A GPU that another one replaced has its index; both are listed until it is forgotten."""
+    model = NodeModel(PLAIN)
+    old = gpus(3)
+    model.updated(old, {}, 1.0)
+    new = replace(old[2], uuid="GPU-new")
+    model.updated((*old[:2], new, replace(old[2], state=GpuState.LOST)), {}, 2.0)
+    events = [XidError(old[1].uuid, 79), XidError(old[0].uuid, 13), XidError(old[0].uuid, 13)]
+    model.events_received(events, 3.0)
+    settings = load_settings({}, {}, None)
+    view = page_view("1", StatusReport(True, {}, 63.0), model.view, {}, settings)
+    assert [(one.uuid, one.state, one.usable, one.gone) for one in view.units] == [
+        (old[1].uuid, "Unhealthy", False, False),
+        (old[0].uuid, "Healthy", True, False),
+        ("GPU-new", "Healthy", True, False),
+        (old[2].uuid, "Unhealthy", False, True),
+    ]
+    assert view.summary == "Ready, 2 of 3 usable"
+    assert "3 GPUs, 1 not healthy, 1 replaced" in words(view)
+    assert view.units[0].action == "Reboot the node"
+    assert "Xid 13 Graphics Engine Exception: 2 times, last 60 s ago" in words(view)
+    assert "GPU 2, replaced by another one" in words(view)
+
+
+def test_without_a_configured_name_the_node_has_that_of_its_host() -> None:
+    model = NodeModel(PLAIN)
+    view = page_view("1", StatusReport(True, {}, 1.0), model.view, {}, load_settings({}, {}, None))
+    assert view.node == socket.gethostname()
