@@ -106,13 +106,13 @@ def _ask(parsed: argparse.Namespace, request: Mapping[str, object]) -> Mapping[s
     """The daemon's response; None if there is none, after printing why."""
     try:
         dirs = KubeletDirs(load(parsed).settings.daemon.kubelet_dir)
-        return _ask_daemon(dirs, request)
+        return ask_daemon(dirs, request)
     except (ConfigError, ControlError) as error:
         print(f"gpuplugin: {error}", file=sys.stderr)
         return None
 
 
-def _ask_daemon(dirs: KubeletDirs, request: Mapping[str, object]) -> Mapping[str, object]:
+def ask_daemon(dirs: KubeletDirs, request: Mapping[str, object]) -> Mapping[str, object]:
     """Ask at the socket of either way of registration; one may be left of a killed daemon.
 
     Raises:

@@ -123,6 +123,25 @@ def _add_health(commands: Commands) -> None:
     add_options(forget, sections=(), names=("--kubelet-dir",))
 
 
+def _add_top(commands: Commands) -> None:
+    top = commands.add_parser(
+        "top",
+        help="watch GPUs, replicas and pods of a node in the terminal",
+        description="A live view of the node that the running plugin serves: GPUs with their "
+        "health, load and replicas, pods with their shares, and the last Allocate calls.",
+        epilog="keys: Ctrl-C ends it. For a simulated node, name its folder: "
+        "gpuplugin top --kubelet-dir DIR",
+    )
+    top.set_defaults(module="top", function="top")
+    add_options(top, sections=(), names=("--kubelet-dir",))
+    top.add_argument(
+        "--interval", type=float, default=2.0, metavar="S",
+        help="seconds between two looks (default 2)",
+    )  # fmt: skip
+    top.add_argument("--once", action="store_true", help="print one view, and end")
+    top.add_argument("--json", action="store_true", help="print one view as JSON, and end")
+
+
 def _add_demo(commands: Commands) -> None:
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
     demo.set_defaults(module="sim.cli.demo", function="demo")
@@ -217,6 +236,7 @@ _COMMANDS = {
     "config": _add_config,
     "cdi": _add_cdi,
     "health": _add_health,
+    "top": _add_top,
     "doctor": _add_doctor,
     "record": _add_record,
     "demo": _add_demo,

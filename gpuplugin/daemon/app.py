@@ -20,7 +20,7 @@ from gpuplugin.daemon.healthlog import HealthLog
 from gpuplugin.daemon.http.exposition import make_registry
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.page import page_html
-from gpuplugin.daemon.http.pageview import page_view
+from gpuplugin.daemon.http.pageview import PageView, page_view
 from gpuplugin.daemon.http.server import HttpError, HttpServer
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.node import Node
@@ -127,7 +127,7 @@ class Daemon:
                 settings.daemon.listen_address,
                 self.status,
                 registry,
-                lambda: self._page(node),
+                lambda: page_html(self._page(node)),
                 self._read_usage,
             )
         except HttpError as error:
@@ -146,14 +146,18 @@ class Daemon:
             files.close()
             node.close()
 
-    def _page(self, node: Node) -> str:
-        """The status page, in a thread: from values that never change."""
-        return page_html(
-            page_view(self._version, self.status.readiness(), node.view, node.plugins, self._loaded)
+    def _page(self, node: Node) -> PageView:
+        """What the status page shows, in a thread: from values that never change."""
+        return page_view(
+            self._version, self.status.readiness(), node.view, node.plugins, self._loaded
         )
 
+    def _page_now(self, node: Node) -> PageView:
+        self._read_usage()
+        return self._page(node)
+
     def _read_usage(self) -> None:
-        """In a thread of the HTTP port: metrics and page show what was read within the period."""
+        """In a thread of who asks: metrics and page show what was read within the period."""
         if (sampler := self._sampler) is not None:
             sampler.ask(USAGE_WAIT_S)
 
@@ -209,7 +213,7 @@ class Daemon:
             choice.folder if choice else None,
             files,
         )
-        control = ControlServer(folder, node, status, files)
+        control = ControlServer(folder, node, status, files, lambda: self._page_now(node))
         async with asyncio.TaskGroup() as tasks:
             supervisors: dict[str, asyncio.Task[None]] = {}
             for name, task in (

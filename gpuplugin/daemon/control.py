@@ -1,4 +1,4 @@
-"""The daemon's local socket: reports the health of GPUs and daemon, and clears a GPU's fault.
+"""The daemon's local socket: reports health and what the page shows, and clears a GPU's fault.
 
 Only root and the daemon's own user may use it. What clearing means is in `core.health`.
 """
@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import time
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.departures import CannotForget
@@ -22,10 +23,11 @@ from gpuplugin.daemon.tasks import wait_period, wait_period_or
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from gpuplugin.daemon.files import FileWatch
+    from gpuplugin.daemon.http.pageview import PageView
     from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.status import StatusBoard
 
@@ -48,9 +50,18 @@ class _Taken(OSError):
 class ControlServer:
     """Serves a socket in `folder`; one that is removed is created again."""
 
-    def __init__(self, folder: Path, node: Node, status: StatusBoard, files: FileWatch) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        node: Node,
+        status: StatusBoard,
+        files: FileWatch,
+        page: Callable[[], PageView],
+    ) -> None:
+        """`page` is called in a thread."""
         self._files = files
         self._turn = asyncio.Event()
+        self._page = page
         self._path = folder / SOCKET_NAME
         self._node = node
         self._status = status
@@ -105,14 +116,14 @@ class ControlServer:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 line = await reader.readline()
-                writer.write(encode(self._response(line, _caller_uid(writer))))
+                writer.write(encode(await self._response(line, _caller_uid(writer))))
                 await writer.drain()
         except (OSError, ValueError, TimeoutError) as error:
             log.debug("control: %s", error, extra={"event": "control-dropped"})
         finally:
             writer.close()
 
-    def _response(self, line: bytes, caller_uid: int) -> Mapping[str, object]:
+    async def _response(self, line: bytes, caller_uid: int) -> Mapping[str, object]:
         own_uid = os.geteuid()
         if caller_uid not in (0, own_uid):
             return {"error": f"user {caller_uid} may not: only root and user {own_uid} may"}
@@ -122,9 +133,24 @@ class ControlServer:
                 return self._clear(str(request["clear"]), caller_uid)
             if "forget" in request:
                 return self._forget(str(request["forget"]), caller_uid)
+            if "page" in request:
+                return await asyncio.to_thread(self._page_as_json)
         except ControlError as error:
             return {"error": str(error)}
         return self._report()
+
+    def _page_as_json(self) -> Mapping[str, object]:
+        page = self._page()
+        return {
+            "node": page.node,
+            "summary": page.summary,
+            "tone": page.tone,
+            "counts": page.counts,
+            "problems": {name: one.text for name, one in page.components.items() if not one.ok},
+            "units": [asdict(replace(one, holders=dict(one.holders))) for one in page.units],
+            "calls": [asdict(one) for one in page.calls],
+            "unseen": dict(page.unseen),
+        }
 
     def _report(self) -> Mapping[str, object]:
         now_s = time.monotonic()

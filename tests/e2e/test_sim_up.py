@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import signal
+import subprocess
+import sys
+import termios
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.browser import browse, complaints
-from tests.e2e.conftest import Node, Process, eventually, get, gpuplugin, http_port
+from tests.e2e.conftest import DEADLINE_S, Node, Process, eventually, get, gpuplugin, http_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,12 +53,49 @@ def test_a_node_with_pods_at_work_and_a_page_that_names_them(node: Node, tmp_pat
         eventually(lambda: "Xid 79" in get(port, "/")[1], "the fault on the page")
         pods = json.loads(gpuplugin("sim", "pod", "list", *node.at, "--json").stdout)["pods"]
         assert {pod["name"] for pod in pods} >= names
+        top = json.loads(gpuplugin("top", *node.at, "--json").stdout)
+        assert [(one["index"], one["state"]) for one in top["units"]] == [
+            ("1", "Unhealthy"),
+            ("0", "Healthy"),
+        ]
+        assert top["units"][0]["action"] == "Reboot the node"
+        assert top["summary"] == "Ready, 1 of 2 usable"
+        assert on_terminal(24, 80, "top", *node.at, "--interval", "0.2") == 0
         page = browse(f"http://127.0.0.1:{port}/", tmp_path / "profile", "--window-size=390,900")
         assert up.stop() == 0, up.output
     text = re.sub(r"<[^>]+>", " ", page.stdout)
     for part in ("GPU 0", "GPU 1", "default/hungry-0", "over", "Unhealthy", "of 10 replicas"):
         assert part in text, part
     assert complaints(page) == []
+
+
+def on_terminal(lines: int, columns: int, *arguments: str) -> int:
+    """Run `gpuplugin top` on a terminal until it has drawn a second time; its exit status."""
+    main, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (lines, columns))
+    with subprocess.Popen(
+        [sys.executable, "-m", "gpuplugin", *arguments], stdin=terminal, stdout=terminal,
+        stderr=terminal, start_new_session=True, env={**os.environ, "TERM": "xterm"},
+    ) as top:  # fmt: skip
+        os.close(terminal)
+        drawn = b""
+        while drawn.count(b"gpuplugin on ") < 2:
+            drawn += os.read(main, 65_536)
+        top.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the other side is closed
+            while os.read(main, 65_536):
+                pass
+        os.close(main)
+        status = top.wait(DEADLINE_S)
+    for text in ("GPU 1: Xid 79", "Reboot the node", "default/hungry-0"):
+        assert text.encode() in drawn, text
+    return status
+
+
+def test_top_without_a_plugin_says_where_it_looked(node: Node) -> None:
+    result = gpuplugin("top", *node.at)
+    assert result.returncode == 1
+    assert "no plugin runs here" in result.stderr
 
 
 def test_a_scenario_that_cannot_be_used_is_told(node: Node) -> None:

@@ -15,10 +15,15 @@ from gpuplugin.daemon.files import FileWatch
 from gpuplugin.daemon.status import StatusBoard
 
 if TYPE_CHECKING:
+    from gpuplugin.daemon.http.pageview import PageView
     from gpuplugin.daemon.node import Node
 
 NO_NODE = cast("Node", None)
 """Nobody asks anything here."""
+
+
+def no_page() -> PageView:
+    raise AssertionError("nobody asks for the page")
 
 
 @pytest.mark.parametrize("turns", range(8))
@@ -27,7 +32,8 @@ def test_cancelled_at_any_moment_it_leaves_no_socket(turns: int) -> None:
 
     async def main(folder: Path) -> None:
         files = FileWatch()
-        task = asyncio.create_task(ControlServer(folder, NO_NODE, StatusBoard(), files).run())
+        control = ControlServer(folder, NO_NODE, StatusBoard(), files, no_page)
+        task = asyncio.create_task(control.run())
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
