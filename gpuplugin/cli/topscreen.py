@@ -48,7 +48,8 @@ def screen(page: Page, width: int, height: int | None) -> RenderableType:
     room = _Room(math.inf if height is None else height - 1)
     problems = room.first([_problem(*one) for one in page.problems.items()], 0, lambda _one: 1)
     units = room.first(page.units, 1, lambda unit: 2 if unit.reason else 1)
-    parts: list[RenderableType] = [heading, *problems, _units(units, width), *_reasons(units)]
+    parts: list[RenderableType] = [heading, *problems]
+    parts += [_units(units, width), *_reasons(units)] if units else []
     if len(units) < len(page.units):
         parts.append(Text(f"and {len(page.units) - len(units)} more", "dim"))
     pods = [tenant for unit in page.units for tenant in unit.tenants]
