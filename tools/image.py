@@ -57,13 +57,13 @@ def _found(pattern: str, path: Path) -> str:
     return found[1]
 
 
-def engine() -> str:
-    """The first engine that answers.
+def engine(names: Sequence[str] = ENGINES) -> str:
+    """The first engine of these that answers.
 
     Raises:
         CannotBuild: there is none.
     """
-    for name in ENGINES:
+    for name in names:
         try:
             done = subprocess.run([name, "version"], capture_output=True, check=False)
         except OSError:
