@@ -32,7 +32,8 @@ def project(folder: str = ".") -> dict[str, list[str]]:
 def wanted() -> dict[str, list[str]]:
     """Requirements of each file by its name."""
     plugin, simulator = project(), project("distributions/sim")
-    installed = plugin[""] + plugin["kubernetes"]
+    # `cli` is for `gpuplugin top` in a pod.
+    installed = plugin[""] + plugin["kubernetes"] + plugin["cli"]
     return {
         "build": ["hatchling", "cyclonedx-bom"],
         "plugin": installed,

@@ -184,7 +184,7 @@ def test_the_image_for_production_is_without_the_simulator(
     images: dict[str, Path], node: Node, tmp_path: Path
 ) -> None:
     (packages,) = images["plugin"].glob("app/lib/*/site-packages")
-    assert not {"benchmarks", "rich", "sim", "simpy"} & {one.name for one in packages.iterdir()}
+    assert not {"benchmarks", "sim", "simpy"} & {one.name for one in packages.iterdir()}
     assert {"gpuplugin", "hal", "lightkube"} <= {one.name for one in packages.iterdir()}
     config, own = tmp_path / "config", tmp_path / "own"
     config.mkdir()

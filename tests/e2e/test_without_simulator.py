@@ -19,7 +19,7 @@ from importlib.abc import MetaPathFinder
 
 class Absent(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in {"benchmarks", "plotly", "rich", "sim", "simpy"}:
+        if name.partition(".")[0] in {"benchmarks", "plotly", "sim", "simpy"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
