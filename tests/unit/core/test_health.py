@@ -624,3 +624,31 @@ def test_a_reset_that_was_seen_while_healthy_is_none_for_a_later_fault() -> None
 def test_the_quiet_period_doubles_thirty_two_times_at_most(faults: int, doublings: int) -> None:
     policy = HealthPolicy(quiet_period_s=1.0, quiet_period_cap_s=1e300)
     assert quiet_period_s(Health(0.0, faults=faults), policy) == 2.0**doublings
+
+
+@pytest.mark.parametrize(
+    ("checked", "ready", "state"),
+    [
+        (True, False, U),
+        (True, True, H),
+        (True, None, H),
+        (False, False, H),
+    ],
+)
+def test_a_gpu_that_accepts_no_confidential_work_yet_is_unhealthy(
+    checked: bool, ready: bool | None, state: HealthState
+) -> None:
+    policy = replace(POLICY, confidential_check=checked)
+    health = on_probe(Health(0.0), replace(OK, confidential_ready=ready), 1.0, policy)
+    assert health.state is state
+
+
+def test_errors_that_were_counted_without_an_event_are_told_by_their_number() -> None:
+    health = after((0, counting(3)), (1, counting(5)))
+    assert fault_in(health).reason == "2 more uncorrectable ECC errors"
+
+
+def test_a_contained_error_of_a_gpu_without_faults_counts_as_none() -> None:
+    """The fault that it takes back may have been forgotten meanwhile."""
+    health = see(replace(see(Health(0.0), DOUBLE_BIT, 1.0), faults=0), xid(94), 2.0)
+    assert (health.state, health.faults) == (H, 0)

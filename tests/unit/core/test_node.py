@@ -526,3 +526,11 @@ def test_indices_of_the_configuration_and_what_they_meant() -> None:
     assert "index 0 of the configuration" in text
     assert moved(before, before) == ()
     assert moved({}, now) == ()
+
+
+def test_a_note_is_told_once_for_as_long_as_it_holds() -> None:
+    nowhere = GpuFilter(exclude=("7",))
+    node = Runner(replace(PLAIN, inventory=replace(PLAIN.inventory, gpu_filter=nowhere)))
+    for found in (gpus(2), gpus(2), gpus(3)):
+        node.update(found)
+        assert node.problems().count("inventory-note") == 1

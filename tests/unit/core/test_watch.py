@@ -196,3 +196,18 @@ class TestProbes:
 
     def test_a_node_without_gpus(self) -> None:
         assert judge_probes({}, HealthBoard()).by_uuid == {}
+
+
+def test_failing_waits_are_tried_again_every_five_seconds_at_most() -> None:
+    watch = Watch(WatchPlan(probe_interval_s=5.0, blind_after_s=1000.0))
+    watch.opened(100.0)
+    pauses_s = [watch.events_failed(ERROR, 100.0 + turn) for turn in range(20)]
+    assert pauses_s[0] == 0.1
+    assert max(pauses_s) == 5.0
+
+
+def test_what_was_repeated_was_good_at_its_last_turn() -> None:
+    watch = opened(100.0)
+    watch.events.repeated(117.0, EVENT_WAIT_S)
+    with pytest.raises(WatchFailed, match=r"failed for 10\.0 s"):
+        watch.events_failed(ERROR, 125.0)
