@@ -19,6 +19,7 @@ from gpuplugin.rpc import Service, SocketError
 from gpuplugin.rpc import fast as engine_fast
 from gpuplugin.rpc.fast import MAX_CONNECTIONS, FastEngine
 from gpuplugin.rpc.h2.calls import ServerCalls, Stream
+from gpuplugin.rpc.services import MAX_SOCKET_PATH_BYTES
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ECHO, ENGINES, WATCH, serving
 from tests.conformance.engines.rawh2 import (
@@ -38,6 +39,15 @@ if TYPE_CHECKING:
     from tests.conformance.engines.conftest import Served
 
 HELLO = grpc_message(b"hello")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_path_that_no_socket_can_have_is_told_with_its_length(
+    engine: str, tmp_path: Path
+) -> None:
+    path = tmp_path / ("s" * (MAX_SOCKET_PATH_BYTES + 1 - len(f"{tmp_path}/")))
+    with pytest.raises(SocketError, match="is 108 bytes long, the limit is 107"):
+        ENGINES[engine]().serve(path, [])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
