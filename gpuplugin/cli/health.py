@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from gpuplugin.cli.options import load
-from gpuplugin.cli.text import table
+from gpuplugin.cli.text import WATCH_S, table, watched
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.daemon.serving.sockets import KubeletDirs
@@ -17,6 +17,7 @@ from gpuplugin.linesocket import ControlError, ask
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
+    from pathlib import Path
 
 ANSWER_TIMEOUT_S = 10.0
 
@@ -57,25 +58,28 @@ class _Cleared(_Answer):
 
 def show(parsed: argparse.Namespace) -> int:
     """Print the state of every GPU and MIG device; 1 if one is not healthy or no daemon answers."""
+    return watched(lambda: _shown(parsed), WATCH_S if parsed.watch else 0)
+
+
+def _shown(parsed: argparse.Namespace) -> tuple[int, str]:
     answer = _ask(parsed, {"report": True})
     if answer is None:
-        return 1
+        return 1, ""
     report = _Report.model_validate(answer)
-    if parsed.json:
-        print(report.model_dump_json(indent=2))
-    else:
-        if report.blind:
-            print(f"The GPUs cannot be watched: {report.blind}\n")
-        rows = [
-            (unit.index, unit.uuid, unit.state, f"{unit.for_s:.0f} s", unit.why)
-            for unit in report.units
-        ]
-        print("\n".join(table(("GPU", "UUID", "STATE", "FOR", "REASON"), rows)))
-        for unit in report.units:
-            if unit.unknown:
-                print(f"\nGPU {unit.index} does not tell: {'; '.join(unit.unknown)}")
     all_healthy = all(unit.state == "Healthy" for unit in report.units)
-    return 0 if all_healthy and not report.blind else 1
+    status = 0 if all_healthy and not report.blind else 1
+    if parsed.json:
+        return status, report.model_dump_json(indent=2)
+    lines = [f"The GPUs cannot be watched: {report.blind}", ""] if report.blind else []
+    rows = [
+        (unit.index, unit.uuid, unit.state, f"{unit.for_s:.0f} s", unit.why)
+        for unit in report.units
+    ]
+    lines += table(("GPU", "UUID", "STATE", "FOR", "REASON"), rows)
+    for unit in report.units:
+        if unit.unknown:
+            lines += ["", f"GPU {unit.index} does not tell: {'; '.join(unit.unknown)}"]
+    return status, "\n".join(lines)
 
 
 def clear(parsed: argparse.Namespace) -> int:
@@ -112,6 +116,17 @@ def _ask(parsed: argparse.Namespace, request: Mapping[str, object]) -> Mapping[s
         return None
 
 
+def _is_there(place: Path) -> bool:
+    """Raises ControlError if this user may not see it."""
+    try:
+        return place.exists()
+    except PermissionError:
+        raise ControlError(
+            f"this user may not look into {place.parent}: run it as root or as the plugin's user, "
+            "for example with kubectl exec in the plugin's pod"
+        ) from None
+
+
 def ask_daemon(dirs: KubeletDirs, request: Mapping[str, object]) -> Mapping[str, object]:
     """Ask at the socket of either way of registration; one may be left of a killed daemon.
 
@@ -119,7 +134,7 @@ def ask_daemon(dirs: KubeletDirs, request: Mapping[str, object]) -> Mapping[str,
         ControlError: no daemon is there, or it refuses.
     """
     places = [folder / SOCKET_NAME for folder in (dirs.plugin_watcher, dirs.device_plugins)]
-    found = [place for place in places if place.exists()]
+    found = [place for place in places if _is_there(place)]
     if not found:
         raise ControlError(
             f"no plugin runs here: there is neither {places[0]} nor {places[1]}; name the folder "

@@ -111,6 +111,7 @@ def _add_health(commands: Commands) -> None:
     health = commands.add_parser("health", help="health of the GPUs, as the running plugin sees it")
     health.set_defaults(module="health", function="show")
     health.add_argument("--json", action="store_true", help="print JSON")
+    add_watch(health, "2 s")
     add_options(health, sections=(), names=("--kubelet-dir",))
     health_commands = health.add_subparsers(metavar="COMMAND")
     clear = health_commands.add_parser("clear", help="clear a fault by hand")
@@ -172,6 +173,7 @@ def _add_doctor(commands: Commands) -> None:
         help="how long the driver may take to answer (default 10)",
     )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    add_watch(doctor, "10 s")
 
 
 def _add_record(commands: Commands) -> None:
@@ -222,6 +224,10 @@ def _add_sim(commands: Commands, wanted: str | None = None) -> None:
             with needs_simulator("gpuplugin sim"):
                 beside = import_module(f"sim.cli.{module}")
             getattr(beside, function)(sim_commands)
+
+
+def add_watch(parser: argparse.ArgumentParser, period: str) -> None:
+    parser.add_argument("--watch", action="store_true", help=f"again every {period}, until Ctrl-C")
 
 
 def add_kubelet_dir(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -54,6 +56,33 @@ def needs_simulator(what: str) -> Iterator[None]:
 
 def gib(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.1f} GiB"
+
+
+def terminal() -> tuple[int | None, bool]:
+    """The width of the terminal (None: there is none, so nothing is wrapped), and colour or not."""
+    if not sys.stdout.isatty():
+        return None, False
+    colour = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return shutil.get_terminal_size().columns, colour
+
+
+WATCH_S = 2.0
+
+
+def watched(show: Callable[[], tuple[int, str]], every_s: float) -> int:
+    """Print what `show` returns, and its status; again and again until Ctrl-C if `every_s`."""
+    while True:
+        status, text = show()
+        if every_s and sys.stdout.isatty():
+            print("\x1b[H\x1b[2J\x1b[3J", end="")
+        if text:
+            print(text, flush=True)
+        if not every_s:
+            return status
+        try:
+            time.sleep(every_s)
+        except KeyboardInterrupt:
+            return status
 
 
 AFTER_S = 1.0

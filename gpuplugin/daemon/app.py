@@ -213,7 +213,9 @@ class Daemon:
             choice.folder if choice else None,
             files,
         )
-        control = ControlServer(folder, node, status, files, lambda: self._page_now(node))
+        control = ControlServer(
+            folder, node, status, files, lambda: self._page_now(node), self._about
+        )
         async with asyncio.TaskGroup() as tasks:
             supervisors: dict[str, asyncio.Task[None]] = {}
             for name, task in (
@@ -234,6 +236,11 @@ class Daemon:
                 metrics.task_restarts.labels(task=name)  # seen from the first restart on
                 supervisor = supervise(name, task, status, metrics)
                 supervisors[name] = tasks.create_task(supervisor, name=f"supervisor of {name}")
+
+    def _about(self) -> dict[str, object]:
+        """What the control socket tells the doctor, so that it judges this node and no other."""
+        loaded = self._loaded
+        return {"config": loaded.effective, "config_source": loaded.source}
 
     def _show_label(self, text: str, ok: bool) -> None:
         if self.status.set(LABEL_COMPONENT, text, ok=ok):

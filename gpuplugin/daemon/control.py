@@ -48,7 +48,10 @@ class _Taken(OSError):
 
 
 class ControlServer:
-    """Serves a socket in `folder`; one that is removed is created again."""
+    """Serves a socket in `folder`; one that is removed is created again.
+
+    `about` gives what its report says of the daemon's configuration.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class ControlServer:
         status: StatusBoard,
         files: FileWatch,
         page: Callable[[], PageView],
+        about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         """`page` is called in a thread."""
         self._files = files
@@ -65,6 +69,7 @@ class ControlServer:
         self._path = folder / SOCKET_NAME
         self._node = node
         self._status = status
+        self._about = about
         self._problem = ""
 
     async def run(self) -> None:
@@ -156,11 +161,17 @@ class ControlServer:
         now_s = time.monotonic()
         view = self._node.view
         board = view.board
+        healthy = view.healthy_devices()
         return {
             "pid": os.getpid(),
             "uid": os.geteuid(),
+            **self._about(),
             "blind": board.blind,
             "parts": self._status.readiness().as_json()["parts"],
+            "resources": {
+                resource.name: {"devices": len(resource.devices), "healthy": healthy[resource.name]}
+                for resource in view.inventory.resources
+            },
             "units": [
                 {
                     "uuid": uuid,

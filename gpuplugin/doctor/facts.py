@@ -139,7 +139,8 @@ class KubeletFacts:
     """The kubelet's folder and sockets.
 
     `elsewhere` are other folders with a kubelet's socket, `configured_root` is --root-dir of a
-    running kubelet. `registered` counts devices by resource in the kubelet's checkpoint.
+    running kubelet. `device_plugins` is not below that: the kubelet has it at one place, whatever
+    its --root-dir. `registered` counts devices by resource in the kubelet's checkpoint.
     `hidden` means that the folder exists and this user may not read it.
     """
 
@@ -185,12 +186,17 @@ class UnitFact:
 class PluginFacts:
     """The running plugin, which answered at `source`; if that is empty, `problem` says why.
 
-    `control` is its control socket, if there is one.
+    `control` is its control socket, if there is one. Over HTTP it is not known which kubelet's
+    folder it serves, nor `config` (the whole configuration in force, as a file spells it, `daemon`
+    included) and `devices` (by resource: all, and those that are healthy).
     """
 
     source: str = ""
     problem: str = ""
     control: SocketFact | None = None
+    config: dict[str, object] | None = None
+    config_source: str = ""
+    devices: dict[str, tuple[int, int]] = field(default_factory=dict)
     uid: int | None = None
     parts: tuple[PartFact, ...] = ()
     units: tuple[UnitFact, ...] = ()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options, given_options
@@ -21,7 +22,7 @@ from sim.kubelet.control import serve_kubelet_control
 from sim.node.node import SimulatedNode
 from sim.node.podwork import PodWork, scenario_work
 from sim.node.realtime import RealTimeNode, SimBackend
-from sim.node.scenario import ScenarioError, load_scenario
+from sim.node.scenario import ScenarioError, load_scenario, scenario_names
 from sim.node.serve import CannotServe, served
 from sim.virtual.settings import load_for
 
@@ -94,6 +95,11 @@ def up(parsed: argparse.Namespace) -> int:
         return fail(error)
 
 
+def _absolute(scenario: str) -> str:
+    """The scenario as others find it, too: the doctor lists the same GPUs."""
+    return scenario if scenario in scenario_names() else str(Path(scenario).absolute())
+
+
 def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
     """The scenario's configuration or the user's; the host's files are the node's own."""
     flags = given_options(parsed)
@@ -101,6 +107,7 @@ def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
     host = f"{parsed.kubelet_dir}/host"
     flags |= {
         by_flag["--backend"]: "sim",
+        by_flag["--scenario"]: _absolute(parsed.scenario),
         by_flag["--kubelet-dir"]: parsed.kubelet_dir,
         by_flag["--host-proc"]: f"{host}/proc",
         by_flag["--pod-logs"]: f"{host}/pod-logs",

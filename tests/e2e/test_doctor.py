@@ -85,6 +85,30 @@ def test_a_sick_gpu_is_told_with_its_cure(node: Node) -> None:
         assert status == 3
         assert "GPU 0 is Unhealthy" in what(checks["gpu-health"])
         assert "reboot" in do(checks["gpu-health"])
+        assert checks["registered"]["severity"] == "skip"
+        assert "restart the plugin's pod" not in json.dumps(checks)
+
+
+def test_the_plugin_of_the_folder_is_asked_which_node_it_is(node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("sharing: {timeSlicing: {resources: [{name: gpu, replicas: 7}]}}\n")
+    kubelet, plugin = node_with_plugin(node, "--config-file", str(file))
+    with kubelet, plugin:
+        node.wait_allocatable(7)
+        result = gpuplugin("doctor", *node.at, "--json")
+        answer = json.loads(result.stdout)
+        checks = {one["check"]: one for one in answer["checks"]}
+        assert answer["asked"].startswith(f"{node.dir}/plugins_registry/gpuplugin/.gpuplugin-")
+        assert checks["advertised"]["text"] == f"{RESOURCE}: 7"
+        assert str(file) in checks["configuration"]["text"]
+        assert {name for name, one in checks.items() if one["severity"] == "fail"} == set()
+        assert "simulated" in checks["runtime"]["text"]
+        header, *_ = gpuplugin("doctor", *node.at).stdout.splitlines()
+        assert header == f"asked: {answer['asked']}; GPUs: sim; kubelet: {node.dir}"
+        (tmp_path / "other").mkdir()
+        other = ("--kubelet-dir", str(tmp_path / "other"), "--backend", "sim")
+        result = gpuplugin("doctor", *other, "--listen-address", f"127.0.0.1:{plugin.port}")
+        assert result.stdout.startswith("asked: no plugin (no control socket below")
 
 
 def hanging(tmp_path: Path, what: str, gpu: str = "") -> str:

@@ -22,7 +22,10 @@ def kubelet_folder(facts: Facts) -> Verdict:
     """--kubelet-dir is the kubelet's folder (k0s, microk8s, others have their own)."""
     kubelet = facts.kubelet
     do = "Set GPUPLUGIN_KUBELET_DIR={0} (--kubelet-dir), and mount {0} into the plugin's container"
-    if kubelet.configured_root and kubelet.configured_root != kubelet.root:
+    if _connected(facts):
+        return well(f"{kubelet.root}: the kubelet is connected to the plugin there")
+    classic = facts.settings.daemon.way_of_registration == "classic"
+    if kubelet.configured_root not in ("", kubelet.root) and not (classic or facts.simulated):
         return failed(
             f"the kubelet here uses {kubelet.configured_root}, the plugin {kubelet.root}",
             "the kubelet's --root-dir",
@@ -33,7 +36,12 @@ def kubelet_folder(facts: Facts) -> Verdict:
         hint = do.format(other) if other else "Start the kubelet, or name its folder: --kubelet-dir"
         seen = f"; there is a kubelet in {other}" if other else ""
         return failed(f"no kubelet folder at {kubelet.root}{seen}", kubelet.root, hint)
-    if kubelet.elsewhere and kubelet.socket.state is SocketState.MISSING and not kubelet.hidden:
+    if (
+        kubelet.elsewhere
+        and kubelet.configured_root != kubelet.root
+        and kubelet.socket.state is SocketState.MISSING
+        and not kubelet.hidden
+    ):
         other = kubelet.elsewhere[0]
         return failed(
             f"no kubelet socket below {kubelet.root}, but there is one below {other}",
@@ -43,11 +51,19 @@ def kubelet_folder(facts: Facts) -> Verdict:
     return well(f"{kubelet.root} is there")
 
 
+def _connected(facts: Facts) -> bool:
+    """True if the kubelet has a stream open to each resource of the running plugin."""
+    parts = [part for part in facts.plugin.parts if part.name.startswith("kubelet:")]
+    return bool(parts) and all(part.ok for part in parts)
+
+
 def kubelet_socket(facts: Facts) -> Verdict:
     """The kubelet answers at device-plugins/kubelet.sock."""
     kubelet = facts.kubelet
     socket = kubelet.socket
     classic = facts.settings.daemon.way_of_registration == "classic"
+    if _connected(facts) and not classic and socket.state is not SocketState.ANSWERS:
+        return skipped(f"{socket.path} {socket.state.value}, and the watcher needs none")
     start = "Start the kubelet ('systemctl status kubelet'), and see its log"
     match socket.state:
         case SocketState.ANSWERS:
@@ -213,6 +229,9 @@ _LABELS = "feature.node.kubernetes.io/pci-{}_10de.present"
 def plugin_runs(facts: Facts) -> Verdict:
     """A plugin runs; if not, which labels its DaemonSet may need."""
     plugin = facts.plugin
+    if plugin.source.startswith("http"):
+        folder = facts.kubelet.root
+        return well(f"one answers at {plugin.source}; it may serve another folder than {folder}")
     if plugin.source:
         return well(f"it answers at {plugin.source}")
     if any(socket.live for socket in facts.kubelet.own_sockets):
@@ -284,6 +303,11 @@ def registered(facts: Facts) -> Verdict:
         for part in plugin.parts
         if part.name.startswith("kubelet:") and part.ok
     }
+    # The checkpoint has healthy devices alone: a restart would lose the fault, and help nothing.
+    unhealthy = {name for name, (_, healthy) in plugin.devices.items() if not healthy}
+    if served and served <= unhealthy:
+        names = ", ".join(sorted(served))
+        return skipped(f"no device of {names} is Healthy: see gpu-health and plugin-ready")
     problems = [
         fail(
             f"the kubelet has no device of {resource}, which the plugin serves",
@@ -291,7 +315,7 @@ def registered(facts: Facts) -> Verdict:
             "If pods fail, restart the plugin's pod: another plugin may have taken the resource "
             "along when it left",
         )
-        for resource in sorted(served)
+        for resource in sorted(served - unhealthy)
         if not notes.get(resource)
     ]
     known = ", ".join(f"{name}: {count}" for name, count in sorted(notes.items()) if count)

@@ -15,12 +15,15 @@ CDI = frozenset({"cdi-cri", "cdi-annotations"})
 BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
 """Device list strategies that containerd or CRI-O carries out, and those of NVIDIA's runtime."""
 
+SIMULATED = "the node is simulated: its containers have no runtime"
 _CONFIGURE = "'nvidia-ctk runtime configure --runtime={}' and restart {} (on k3s: restart k3s)"
 _TALOS_DEFAULT = "deploy/talos/default-runtime-until-1.13.yaml, or default-runtime-1.14.yaml"
 
 
 def runtime(facts: Facts) -> Verdict:
     """The container runtime has NVIDIA's runtime, where it is needed."""
+    if facts.simulated:
+        return skipped(SIMULATED)
     runtimes = facts.runtime
     problems = [
         fail(f"{one.path} cannot be read: {one.problem}", one.path, "Correct it")
@@ -71,6 +74,8 @@ def nvidia_handlers(config: RuntimeConfig) -> list[str]:
 
 def list_strategy(facts: Facts) -> Verdict:
     """The runtime accepts the device list strategy."""
+    if facts.simulated:
+        return skipped(SIMULATED)
     strategies = facts.settings.flags.plugin.device_list_strategy
     toolkit = facts.runtime.toolkit
     where = toolkit.path if toolkit else facts.config.source
@@ -146,6 +151,8 @@ def _plain(folder: str) -> str:
 
 def cdi_specs(facts: Facts) -> Verdict:
     """The plugin's CDI specs are written and name existing files."""
+    if facts.simulated:
+        return skipped(SIMULATED)
     strategies = set(facts.settings.flags.plugin.device_list_strategy)
     folder = str(facts.settings.daemon.cdi_root)
     problems = [
@@ -167,7 +174,7 @@ def cdi_specs(facts: Facts) -> Verdict:
             "The driver changed: restart the plugin, which writes the specs again",
         )
         for spec in ours
-        if spec.missing and not facts.simulated
+        if spec.missing
     ]
     gpus = [spec for spec in ours if spec.kind == f"{CDI_VENDOR}/gpu"]
     if not gpus and facts.plugin.source:
@@ -195,6 +202,8 @@ def cdi_specs(facts: Facts) -> Verdict:
 
 def cgroup_driver(facts: Facts) -> Verdict:
     """'systemctl daemon-reload' does not take GPUs from running containers."""
+    if facts.simulated:
+        return skipped(SIMULATED)
     systemd = any(config.systemd_cgroup for config in facts.runtime.configs)
     systemd |= facts.kubelet.cgroup_driver == "systemd"
     plugin = facts.settings.flags.plugin
@@ -202,7 +211,7 @@ def cgroup_driver(facts: Facts) -> Verdict:
         return skipped("no sign of the systemd cgroup driver")
     if CDI & set(plugin.device_list_strategy) or plugin.pass_device_specs:
         return well("the runtime knows the device nodes, so systemd keeps them")
-    if facts.driver.char_links or facts.simulated:
+    if facts.driver.char_links:
         return well("/dev/char has links to the device nodes")
     return warned(
         "with the systemd cgroup driver, 'systemctl daemon-reload' takes GPUs from running "

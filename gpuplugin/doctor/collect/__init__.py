@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.doctor.collect.driver import collect_driver
 from gpuplugin.doctor.collect.kubelet import collect_kubelet
-from gpuplugin.doctor.collect.plugin import collect_plugin
 from gpuplugin.doctor.collect.runtime import collect_runtime
 from gpuplugin.doctor.collect.talos import collect_talos
-from gpuplugin.doctor.facts import ConfigFacts, Facts
+from gpuplugin.doctor.facts import ConfigFacts, DriverFacts, Facts, RuntimeFacts
 
 if TYPE_CHECKING:
     from gpuplugin.doctor.collect.host import HostRoot
-    from gpuplugin.doctor.facts import HardwareFacts
+    from gpuplugin.doctor.facts import HardwareFacts, PluginFacts
 
 CONFIG_PLACES = (
     "/etc/gpuplugin/config.yaml",
@@ -28,24 +27,32 @@ CONFIG_PLACES = (
 
 
 def collect(
-    host: HostRoot, config: ConfigFacts, hardware: HardwareFacts, plugin_uid: int | None
+    host: HostRoot,
+    config: ConfigFacts,
+    hardware: HardwareFacts,
+    plugin: PluginFacts,
+    plugin_uid: int | None,
 ) -> Facts:
-    """Everything that the checks need.
+    """Everything that the checks need. Of the host of a simulated node only its kubelet's folder.
 
     `plugin_uid` is the user that the plugin runs as; None means the user of the running plugin,
     or that of this process if no plugin runs.
     """
     settings = config.settings
     kubelet_root = str(settings.daemon.kubelet_dir)
-    plugin = collect_plugin(host, kubelet_root, settings.daemon.listen_address)
+    simulated = hardware.backend == "sim"
     uid = plugin_uid if plugin_uid is not None else plugin.uid
     return Facts(
         config=config,
         hardware=hardware,
-        driver=collect_driver(host, settings.flags.nvidia_driver_root),
+        driver=DriverFacts()
+        if simulated
+        else collect_driver(host, settings.flags.nvidia_driver_root),
         kubelet=collect_kubelet(host, kubelet_root, settings.daemon.kubelet_socket),
         plugin=plugin,
-        runtime=collect_runtime(host, str(settings.daemon.cdi_root)),
-        talos=collect_talos(host, settings.flags.plugin.nvidia_ctk_path),
+        runtime=RuntimeFacts()
+        if simulated
+        else collect_runtime(host, str(settings.daemon.cdi_root)),
+        talos=None if simulated else collect_talos(host, settings.flags.plugin.nvidia_ctk_path),
         plugin_uid=os.geteuid() if uid is None else uid,
     )

@@ -33,7 +33,10 @@ _KUBELET = "kubelet.sock"
 
 def collect_kubelet(host: HostRoot, root: str, other_socket: str | None) -> KubeletFacts:
     root = root.rstrip("/") or "/"
+    configured_root = _configured_root(host)
     plugins, registry = f"{root}/device-plugins", f"{root}/plugins_registry"
+    if root == configured_root and not host.exists(f"{plugins}/{_KUBELET}"):
+        plugins = f"{KNOWN_ROOTS[0]}/device-plugins"
     own_folder = f"{registry}/gpuplugin"
     socket = collect_socket(host, other_socket or f"{plugins}/{_KUBELET}", grpc=True)
     return KubeletFacts(
@@ -42,14 +45,14 @@ def collect_kubelet(host: HostRoot, root: str, other_socket: str | None) -> Kube
         device_plugins=host.fact(plugins),
         registry=host.fact(registry),
         own_folder=host.fact(own_folder),
-        hidden=any(host.hides(one) for one in (root, plugins, registry)),
+        hidden=is_hidden(host, root),
         socket=socket,
         elsewhere=tuple(
             one
             for one in KNOWN_ROOTS
             if host.at(one) != host.at(root) and host.exists(f"{one}/device-plugins/{_KUBELET}")
         ),
-        configured_root=_configured_root(host),
+        configured_root=configured_root,
         own_sockets=(
             *_sockets(host, own_folder, "gpuplugin-*.sock"),
             *_sockets(host, plugins, "gpuplugin-*.sock"),
@@ -62,6 +65,12 @@ def collect_kubelet(host: HostRoot, root: str, other_socket: str | None) -> Kube
         registered=_registered(host, f"{plugins}/kubelet_internal_checkpoint"),
         cgroup_driver=_cgroup_driver(host, root),
     )
+
+
+def is_hidden(host: HostRoot, root: str) -> bool:
+    """True if this user may not see all that a plugin puts below a kubelet's folder."""
+    folders = ("", "/device-plugins", "/plugins_registry", "/plugins_registry/gpuplugin")
+    return any(host.hides(f"{root}{folder}") for folder in folders)
 
 
 def control_sockets(host: HostRoot, root: str) -> tuple[SocketFact, ...]:

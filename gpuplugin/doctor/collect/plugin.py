@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, TypeAdapter
 
-from gpuplugin.doctor.collect.kubelet import control_sockets
+from gpuplugin.doctor.collect.kubelet import control_sockets, is_hidden
 from gpuplugin.doctor.facts import PluginFacts
 from gpuplugin.linesocket import ControlError, ask
 
@@ -24,13 +24,25 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "[::]": "[::1]"}  # noqa: 
 _FACTS = TypeAdapter(PluginFacts)
 
 
+class _Resource(BaseModel):
+    devices: int
+    healthy: int
+
+
 class _Report(BaseModel):
     parts: dict[str, dict[str, object]]
     units: list[dict[str, object]] = []
     uid: int | None = None
+    config: dict[str, object] | None = None
+    config_source: str = ""
+    resources: dict[str, _Resource] = {}
 
 
 def collect_plugin(host: HostRoot, kubelet_root: str, listen_address: str) -> PluginFacts:
+    """Ask at the control socket of this kubelet's folder.
+
+    Over HTTP only where that may not be read: what answers there may serve another folder.
+    """
     problems: list[str] = []
     sockets = control_sockets(host, kubelet_root)
     for socket in sockets:
@@ -41,6 +53,8 @@ def collect_plugin(host: HostRoot, kubelet_root: str, listen_address: str) -> Pl
             problems.append(str(error).partition("\n")[0])
     if not sockets:
         problems.append(f"no control socket below {kubelet_root}")
+        if not is_hidden(host, kubelet_root):
+            return PluginFacts(problem=problems[0])
     address, _, port = listen_address.rpartition(":")
     url = f"http://{_LOOPBACK.get(address, address)}:{port}/health"
     control = sockets[0] if sockets else None
@@ -67,6 +81,9 @@ def _facts(response: object, source: str, control: SocketFact | None) -> PluginF
             "uid": report.uid,
             "parts": parts,
             "units": report.units,
+            "config": report.config,
+            "config_source": report.config_source,
+            "devices": {name: (one.devices, one.healthy) for name, one in report.resources.items()},
         }
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,14 @@ from gpuplugin.doctor.facts import (
     SocketState,
     UnitFact,
 )
-from gpuplugin.doctor.verdict import EXIT_STATUS, Severity, diagnose, worst
+from gpuplugin.doctor.verdict import (
+    EXIT_STATUS,
+    Severity,
+    as_json,
+    as_text,
+    diagnose,
+    worst,
+)
 from hal import (
     CallFailure,
     ComputeMode,
@@ -82,6 +90,11 @@ def hardware(**changes: Any) -> Callable[[Facts], Facts]:
 
 def kubelet(**changes: Any) -> Callable[[Facts], Facts]:
     return lambda facts: replace(facts, kubelet=replace(facts.kubelet, **changes))
+
+
+def unconnected(**changes: Any) -> Callable[[Facts], Facts]:
+    """Something of the kubelet, and no plugin that it is connected to."""
+    return lambda facts: replace(kubelet(**changes)(facts), plugin=PluginFacts(problem="none"))
 
 
 def plugin(**changes: Any) -> Callable[[Facts], Facts]:
@@ -403,22 +416,22 @@ DENIED = SocketFact("/x", SocketState.DENIED)
         ),
         (
             "kubelet-folder",
-            kubelet(folder=None, elsewhere=("/var/lib/k0s/kubelet",)),
+            unconnected(folder=None, elsewhere=("/var/lib/k0s/kubelet",)),
             FAIL,
             "no kubelet folder at /var/lib/kubelet; there is a kubelet in /var/lib/k0s/kubelet",
             "GPUPLUGIN_KUBELET_DIR=/var/lib/k0s/kubelet",
         ),
-        ("kubelet-folder", kubelet(folder=None), FAIL, "no kubelet folder", "--kubelet-dir"),
+        ("kubelet-folder", unconnected(folder=None), FAIL, "no kubelet folder", "--kubelet-dir"),
         (
             "kubelet-folder",
-            kubelet(configured_root="/data/kubelet"),
+            unconnected(configured_root="/data/kubelet"),
             FAIL,
             "uses /data/kubelet",
             "GPUPLUGIN_KUBELET_DIR=/data/kubelet",
         ),
         (
             "kubelet-folder",
-            kubelet(
+            unconnected(
                 socket=SocketFact("/x", SocketState.MISSING), elsewhere=("/var/lib/k0s/kubelet",)
             ),
             FAIL,
@@ -427,21 +440,21 @@ DENIED = SocketFact("/x", SocketState.DENIED)
         ),
         (
             "kubelet-socket",
-            kubelet(socket=SocketFact("/x", SocketState.MISSING)),
+            unconnected(socket=SocketFact("/x", SocketState.MISSING)),
             FAIL,
             "does not exist",
             "Start the kubelet",
         ),
         (
             "kubelet-socket",
-            kubelet(socket=SocketFact("/x", SocketState.REFUSED)),
+            unconnected(socket=SocketFact("/x", SocketState.REFUSED)),
             FAIL,
             "no process listens on it",
             "Start the kubelet",
         ),
         (
             "kubelet-socket",
-            kubelet(socket=SocketFact("/x", SocketState.SILENT)),
+            unconnected(socket=SocketFact("/x", SocketState.SILENT)),
             FAIL,
             "does not answer",
             "hangs",
@@ -811,7 +824,9 @@ def test_ask_20_a_change_that_was_refused_is_found() -> None:
 
 
 def test_ask_20_another_kubelet_folder_is_found_and_named() -> None:
-    facts = kubelet(folder=None, elsewhere=("/var/snap/microk8s/common/var/lib/kubelet",))(well())
+    facts = unconnected(folder=None, elsewhere=("/var/snap/microk8s/common/var/lib/kubelet",))(
+        well()
+    )
     (problem,) = verdict("kubelet-folder", facts).problems
     assert "--kubelet-dir" in problem.do
 
@@ -826,3 +841,83 @@ def test_a_runtime_of_several_files_may_have_its_default_elsewhere() -> None:
 def test_every_action_for_a_code_of_nvml_has_a_cure() -> None:
     actions = {call_failure(NvmlError(code, "")).action for code in Code}
     assert actions - {"see-dmesg"} <= CURES.keys()
+
+
+# What does no harm
+
+
+def test_unhealthy_devices_are_not_in_the_checkpoint_and_no_reason_to_restart_the_plugin() -> None:
+    facts = kubelet(registered=MappingProxyType({"nvidia.com/gpu": 0}))(well())
+    sick = plugin(devices={"nvidia.com/gpu": (20, 0)})(facts)
+    assert verdict("registered", sick).skipped
+    assert "no device of nvidia.com/gpu is Healthy" in verdict("registered", sick).text
+    some = plugin(devices={"nvidia.com/gpu": (20, 3)})(facts)
+    assert verdict("registered", some).severity is FAIL
+
+
+@pytest.mark.parametrize("way", ["watcher", "classic"])
+def test_a_kubelet_with_a_root_dir_of_its_own_and_an_open_stream_is_well(way: str) -> None:
+    """It has device-plugins in /var/lib/kubelet all the same, and the rest in its --root-dir."""
+    root = "/data/kubelet" if way == "watcher" else ROOT
+    facts = kubelet(
+        configured_root="/data/kubelet",
+        root=root,
+        socket=SocketFact(f"{ROOT}/device-plugins/kubelet.sock", SocketState.ANSWERS),
+        elsewhere=(ROOT,) if way == "watcher" else (),
+    )(config(GPUPLUGIN_REGISTRATION=way)(well()))
+    for name in ("kubelet-folder", "kubelet-socket"):
+        assert verdict(name, facts).problems == (), name
+    without = plugin(source="", parts=())(facts)
+    for name in ("kubelet-folder", "kubelet-socket"):
+        assert verdict(name, without).problems == (), name
+
+
+def test_a_missing_socket_is_well_where_the_watcher_has_an_open_stream() -> None:
+    facts = kubelet(socket=SocketFact("/x", SocketState.MISSING))(well())
+    assert verdict("kubelet-socket", facts).skipped
+    classic = config(GPUPLUGIN_REGISTRATION="classic")(facts)
+    assert verdict("kubelet-socket", classic).severity is FAIL
+
+
+def test_the_host_of_a_simulated_node_is_not_checked() -> None:
+    facts = hardware(backend="sim")(both(containerd(handlers=MappingProxyType({})))(well()))
+    for name in ("runtime", "list-strategy", "cdi-specs", "cgroup-driver", "nvml-library"):
+        assert verdict(name, facts).skipped, name
+    other = kubelet(configured_root="/data/kubelet")(facts)
+    assert verdict("kubelet-folder", other).problems == ()
+
+
+# One cause, told once
+
+
+def test_failures_of_one_cause_are_told_once() -> None:
+    facts = unconnected(
+        folder=None, registry=None, own_folder=None, socket=SocketFact("/x", SocketState.MISSING)
+    )(well())
+    findings = {one.check: one for one in diagnose(facts, CHECKS)}
+    assert findings["kubelet-folder"].cause == ""
+    assert findings["kubelet-socket"].cause == "kubelet-folder"
+    text = as_text(tuple(findings.values()))
+    assert text.count("\nFAIL: ") == 1 + (findings["plugin-runs"].verdict.severity is FAIL)
+    assert "(follows from kubelet-folder)" in text
+    assert "failed (1 of them because of another)" in text
+    assert '"follows_from": "kubelet-folder"' in as_json(tuple(findings.values()))
+
+
+def test_problems_with_one_cure_are_told_together() -> None:
+    lost = [GpuFacts(replace(a_gpu(index), state=GpuState.LOST)) for index in range(3)]
+    text = as_text(diagnose(hardware(gpus=tuple(lost))(well(3)), CHECKS))
+    (told,) = [part for part in text.split("\n\n") if "(check gpu-health)" in part]
+    assert told.count("also:  GPU ") == 2
+    assert told.count("do: ") == 1
+
+
+def test_text_is_wrapped_by_words_and_coloured_on_a_terminal() -> None:
+    findings = diagnose(unconnected(folder=None)(well()), CHECKS)
+    lines = as_text(findings, "asked: " + "somebody " * 20, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    words = as_text(findings, "asked: " + "somebody " * 20).split()
+    assert "\n".join(lines).split() == words
+    coloured = as_text(findings, "", 80, colour=True)
+    assert "\x1b[31mfail\x1b[0m  kubelet-folder" in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == as_text(findings, "", 80)

@@ -8,7 +8,9 @@ import shutil
 import socket
 import tempfile
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from gpuplugin.doctor.collect.driver import collect_driver
 from gpuplugin.doctor.collect.host import HostRoot, collect_socket
 from gpuplugin.doctor.collect.kubelet import collect_kubelet
+from gpuplugin.doctor.collect.plugin import collect_plugin
 from gpuplugin.doctor.collect.runtime import collect_runtime
 from gpuplugin.doctor.facts import PciGpu, SocketState
 
@@ -302,6 +305,43 @@ def test_cdi_specs_with_what_they_name_and_is_not_there(host: Host) -> None:
 def test_a_containerd_that_serves_no_kubelet_does_not_count(host: Host) -> None:
     host.write("/etc/containerd/config.toml", 'disabled_plugins = ["cri"]\n')
     assert collect_runtime(host.root, "/var/run/cdi").configs == ()
+
+
+def test_a_root_dir_moves_the_registry_and_not_the_device_plugins(host: Host) -> None:
+    host.write("/proc/7/cmdline", "/usr/bin/kubelet\0--root-dir=/data/k\0")
+    host.make_folder("/data/k/plugins_registry")
+    host.write(
+        f"{ROOT}/device-plugins/kubelet_internal_checkpoint",
+        '{"Data": {"RegisteredDevices": {"nvidia.com/gpu": ["a"]}}}',
+    )
+    facts = collect_kubelet(host.root, "/data/k", None)
+    assert facts.socket.path == f"{ROOT}/device-plugins/kubelet.sock"
+    assert facts.registry is not None
+    assert facts.registered == {"nvidia.com/gpu": 1}
+
+
+def test_what_answers_on_the_port_is_not_asked_about_another_folder(host: Host) -> None:
+    host.make_folder(f"{ROOT}/plugins_registry")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        facts = collect_plugin(host.root, ROOT, f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert facts.source == ""
+    assert facts.problem == f"no control socket below {ROOT}"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """A plugin's /health."""
+
+    def do_GET(self) -> None:
+        body = b'{"parts": {"monitor": {"ok": true, "text": "", "for_s": 1, "ok_ago_s": 0}}}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
