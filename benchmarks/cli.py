@@ -6,6 +6,7 @@ import argparse
 import shlex
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,7 @@ from benchmarks.results import CannotRead, as_json, read_run
 from benchmarks.run import Failed, Wanted, misses, run
 from benchmarks.servers import ENGINES
 from benchmarks.show import as_comparison, as_table, compare_runs
+from gpuplugin.cli.text import output_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,20 +104,18 @@ def bench(parsed: argparse.Namespace) -> int:
 
 
 def _measure(wanted: Wanted, parsed: argparse.Namespace) -> int:
-    # A file that cannot be written is an error before the minutes that it takes, not after.
-    for name in (parsed.json, parsed.plot):
-        if name:
-            Path(name).touch()
     progress = _Progress()
-    try:
-        found = run(wanted, progress.show)
-    finally:
-        progress.end()
-    print("\n".join(as_table(found, everything=parsed.all)))
-    if parsed.json:
-        Path(parsed.json).write_text(as_json(found), "utf-8")
-    if parsed.plot:
-        Path(parsed.plot).write_text(as_svg(found), "utf-8")
+    with ExitStack() as stack:
+        # A file that cannot be written is an error before the minutes that it takes, not after.
+        writers = ((parsed.json, as_json), (parsed.plot, as_svg))
+        files = [(stack.enter_context(output_file(name)), made) for name, made in writers if name]
+        try:
+            found = run(wanted, progress.show)
+        finally:
+            progress.end()
+        print("\n".join(as_table(found, everything=parsed.all)))
+        for stream, made in files:
+            stream.write(made(found))
     return 1 if parsed.strict and misses(found) else 0
 
 
@@ -129,7 +129,8 @@ def _profile(wanted: Wanted, file: Path) -> int:
     from benchmarks.profile import profiled
 
     picture, lines = profiled(wanted.engines[0], wanted.calls or (2000 if wanted.quick else 10_000))
-    file.write_text(picture, "utf-8")
+    with output_file(file) as stream:
+        stream.write(picture)
     print("\n".join(lines))
     return 0
 

@@ -6,10 +6,12 @@ Whole plugins are started by `plugins`.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.devices import Topology, plugin_for
@@ -134,6 +136,20 @@ def _read_exactly(client: socket.socket, count: int) -> bool:
 
 
 @contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started in the block leave Ctrl-C to this one, which ends them.
+
+    They would print a traceback each.
+    """
+    resource_tracker.ensure_running()  # its start lets Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def serving(path: Path, what: Serves) -> Iterator[int]:
     """The process id of a server that listens at `path` until the block ends.
 
@@ -144,7 +160,8 @@ def serving(path: Path, what: Serves) -> Iterator[int]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_run, args=(what, path, theirs), daemon=True)
-    process.start()
+    with deaf_to_ctrl_c():
+        process.start()
     theirs.close()
     try:
         if not ours.poll(START_TIMEOUT_S):

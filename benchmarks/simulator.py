@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from benchmarks.servers import deaf_to_ctrl_c
 from sim.node.scenario import load_scenario
 from sim.study.fleet import Replay
 from sim.study.openb import FleetNode, FleetPod, read_nodes, read_pods
@@ -156,7 +157,9 @@ def in_own_process(call: Callable[..., OneRun], *arguments: object) -> OneRun:
     """Run it elsewhere: its peak of memory is its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(call, *arguments).result()
+        with deaf_to_ctrl_c():
+            answer = pool.submit(call, *arguments)
+        return answer.result()
 
 
 def _peak_mib() -> float:

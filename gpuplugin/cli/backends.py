@@ -13,7 +13,7 @@ from gpuplugin.cli.text import SimulatorMissing, needs_simulator
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.plans import driver_root, inventory_plan
 from gpuplugin.core.inventory import Inventory, InventoryError, build_inventory
-from hal import HalError
+from hal import DriverNotFound, HalError
 
 if TYPE_CHECKING:
     import argparse
@@ -103,8 +103,23 @@ def list_gpus(parsed: argparse.Namespace) -> Listed:
         gpus = read_gpus(settings)
         inventory = build_inventory(gpus, inventory_plan(settings))
     except (ConfigError, BackendError, HalError, InventoryError) as error:
-        raise CannotList(str(error)) from error
+        raise CannotList(told(error)) from error
     return Listed(settings, gpus, inventory)
+
+
+def told(error: Exception) -> str:
+    """An error as a person reads it on a terminal: the main thing first, details below."""
+    if not isinstance(error, DriverNotFound):
+        return str(error)
+    return "\n".join(
+        (
+            f"there is no NVIDIA driver on this machine: {error.library} was not found",
+            "  without a GPU: add '--backend sim' for simulated GPUs",
+            f"  with a GPU:    {error.remedy}",
+            "  searched:",
+            *(f"    {place}" for place in error.searched),
+        )
+    )
 
 
 def read_gpus(settings: Settings) -> tuple[Gpu, ...]:

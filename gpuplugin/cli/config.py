@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gpuplugin.cli.backends import BackendError, read_gpus
+from gpuplugin.cli.backends import BackendError, read_gpus, told
 from gpuplugin.cli.text import fail
 from gpuplugin.config.document import parse_document, parse_documents
 from gpuplugin.config.load import load_settings, read_text
@@ -142,7 +142,7 @@ def _explained(one: _Checked) -> list[dict[str, object]] | str:
     try:
         gpus = explain(read_gpus(settings), inventory_plan(settings))
     except (BackendError, HalError, InventoryError) as error:
-        return str(error)
+        return told(error)
     return [
         {
             **asdict(gpu),

@@ -57,6 +57,9 @@ def remove_cdi(parsed: argparse.Namespace) -> int:
         removed = remove_specs(Path(parsed.cdi_root))
     except OSError as error:
         return _fail(error)
+    if parsed.json:
+        print(json.dumps({"removed": [str(path) for path in removed]}, indent=2))
+        return 0
     for path in removed:
         print(f"removed {path}")
     return 0

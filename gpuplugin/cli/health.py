@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,9 @@ def clear(parsed: argparse.Namespace) -> int:
     if answer is None:
         return 1
     outcome = _Cleared.model_validate(answer)
+    if parsed.json:
+        print(outcome.model_dump_json(indent=2))
+        return 1 if outcome.refused else 0
     for uuid in outcome.cleared:
         print(f"{uuid}: cleared")
     for text in outcome.refused:
@@ -102,7 +106,7 @@ def forget(parsed: argparse.Namespace) -> int:
     answer = _ask(parsed, {"forget": parsed.uuid})
     if answer is None:
         return 1
-    print(f"{parsed.uuid}: forgotten")
+    print(json.dumps(answer, indent=2) if parsed.json else f"{parsed.uuid}: forgotten")
     return 0
 
 

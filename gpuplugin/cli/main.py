@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -35,6 +36,21 @@ def _on_early_signals() -> None:
 
 
 def _run(given: Sequence[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        from gpuplugin.cli.completion import complete
+
+        complete()
+    try:
+        return _command(given)
+    except BrokenPipeError:
+        # The reader of the output has closed it, as `head` does.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(given: Sequence[str]) -> int:
     with _without_collector():
         from importlib import import_module
 
@@ -47,14 +63,7 @@ def _run(given: Sequence[str]) -> int:
                 module = import_module(module_of(parsed))
         except SimulatorMissing as error:
             return fail(error)
-    try:
-        status: int = getattr(module, parsed.function)(parsed)
-    except BrokenPipeError:
-        # The reader of the output has closed it, as `head` does.
-        sys.stderr.close()
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    status: int = getattr(module, parsed.function)(parsed)
     return status
 
 

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from gpuplugin.config.options import Option
 
 _PREFIX = "option:"
+_TITLES = {
+    "flags": "how devices reach containers",
+    "imex": "IMEX channels",
+    "health": "health of GPUs",
+    "gpus": "which GPUs",
+    "daemon": "this process",
+}
 
 
 def add_options(
@@ -32,9 +39,13 @@ def add_options(
         default=os.environ.get(CONFIG_FILE_VARIABLE),
         help=f"configuration in NVIDIA's format [${CONFIG_FILE_VARIABLE}]",
     )
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for option in OPTIONS:
-        if sections is None or option.path[0] in sections or option.flags[0] in names:
-            _add(parser, option)
+        section = option.path[0]
+        if sections is None or section in sections or option.flags[0] in names:
+            if section not in groups:
+                groups[section] = parser.add_argument_group(_TITLES[section])
+            _add(groups[section], option)
 
 
 def given_options(parsed: argparse.Namespace) -> dict[Option, str]:
@@ -60,10 +71,11 @@ def load(parsed: argparse.Namespace) -> Loaded:
     return load_settings(given_options(parsed), os.environ, parsed.config_file)
 
 
-def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+def _add(parser: argparse._ArgumentGroup, option: Option) -> None:
     from gpuplugin.config.options import Kind
 
-    text = f"{option.help} [${option.variables[0]}]".replace("%", "%%")
+    default = f" (default {option.default})" if option.default else ""
+    text = f"{option.help}{default} [${option.variables[0]}]".replace("%", "%%")
     if option.kind is Kind.BOOL:
         parser.add_argument(
             *option.flags, dest=_destination(option), nargs="?", const="true",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuplugin.cli.options import add_options
 from gpuplugin.cli.text import needs_simulator
+from gpuplugin.cli.usage import Parser, TopParser, add_examples
 from gpuplugin.config.values import DEFAULT_CDI_ROOT
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
+    import argparse
+
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")
@@ -31,12 +33,13 @@ def build_parser(
     The options of all other commands would cost the daemon time and memory. With an unknown
     `command` (or none: `""`) the options of `bench` and `sim` are left out, too.
     """
-    parser = argparse.ArgumentParser(
+    parser = TopParser(
         prog="gpuplugin",
         description="A Kubernetes GPU device plugin with time slicing, and a simulated GPU node.",
     )
     parser.add_argument("--version", action="version", version=f"gpuplugin {VERSION}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    found: Any = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    commands: Commands = found
     names = (*_COMMANDS, "bench", "sim")
     is_known = command is None or command in names
     for name in (command,) if command in names else names:
@@ -47,6 +50,7 @@ def build_parser(
                 _add_sim(commands, subcommand if is_known else "")
             case _:
                 _COMMANDS[name](commands)
+    add_examples(parser)
     return parser
 
 
@@ -105,6 +109,7 @@ def _add_cdi(commands: Commands) -> None:
     remove.add_argument(
         "--cdi-root", default=DEFAULT_CDI_ROOT, metavar="DIR", help=f"default {DEFAULT_CDI_ROOT}"
     )
+    remove.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_health(commands: Commands) -> None:
@@ -117,10 +122,12 @@ def _add_health(commands: Commands) -> None:
     clear = health_commands.add_parser("clear", help="clear a fault by hand")
     clear.set_defaults(module="health", function="clear")
     clear.add_argument("unit", metavar="UUID|INDEX|all", help="a GPU or MIG device")
+    clear.add_argument("--json", action="store_true", help="print JSON")
     add_options(clear, sections=(), names=("--kubelet-dir",))
     forget = health_commands.add_parser("forget", help="stop listing a GPU that is gone for good")
     forget.set_defaults(module="health", function="forget")
     forget.add_argument("uuid", metavar="UUID", help="a GPU that does not respond")
+    forget.add_argument("--json", action="store_true", help="print JSON")
     add_options(forget, sections=(), names=("--kubelet-dir",))
 
 
@@ -151,6 +158,17 @@ def _add_demo(commands: Commands) -> None:
         "--pace", type=float, default=1.0, metavar="X", help="play X times as fast (default 1)"
     )
     demo.add_argument("--picture", metavar="FILE", help="save the screen with the lost GPU as SVG")
+
+
+def _add_completion(commands: Commands) -> None:
+    completion = commands.add_parser(
+        "completion",
+        help="print what lets a shell complete commands",
+        description='For bash: eval "$(gpuplugin completion bash)" in ~/.bashrc. Needs the '
+        "extra cli (pip install 'gpuplugin[cli]').",
+    )
+    completion.set_defaults(module="completion", function="completion")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"))
 
 
 def _add_doctor(commands: Commands) -> None:
@@ -246,6 +264,7 @@ _COMMANDS = {
     "doctor": _add_doctor,
     "record": _add_record,
     "demo": _add_demo,
+    "completion": _add_completion,
 }
 
 _SIM_COMMANDS = {

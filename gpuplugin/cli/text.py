@@ -7,7 +7,8 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from gpuplugin.version import VERSION
 from hal.types import GIB
@@ -83,6 +84,34 @@ def watched(show: Callable[[], tuple[int, str]], every_s: float) -> int:
             time.sleep(every_s)
         except KeyboardInterrupt:
             return status
+
+
+@contextmanager
+def output_file(path: str | Path) -> Iterator[TextIO]:
+    """A file to write that is there when all of it is, and not at all if that fails.
+
+    A pipe or device is written as it is.
+
+    Raises:
+        OSError: it cannot be written; at once, if its folder cannot.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        with target.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        return
+    target = target.resolve()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("x", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        part.replace(target)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 AFTER_S = 1.0

@@ -37,6 +37,7 @@ class Option:
     kind: Kind
     help: str
     choices: tuple[str, ...] = ()
+    default: str = ""
 
 
 def _options() -> Iterator[Option]:
@@ -49,7 +50,19 @@ def _options() -> Iterator[Option]:
             usual = prefix + flags[0].removeprefix("--").replace("-", "_").upper()
             kind, choices = _kind(field.annotation)
             text = field.description or ""
-            yield Option(flags, variables or (usual,), path, kind, text, choices)
+            default = _written(field.default, kind)
+            yield Option(flags, variables or (usual,), path, kind, text, choices, default)
+
+
+def _written(value: object, kind: Kind) -> str:
+    """A default as a flag spells it; empty if there is none."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if kind is Kind.BOOL:
+        return str(value).lower()
+    if kind is Kind.DURATION:
+        return f"{value:g}s"
+    return "" if value is None else str(value)
 
 
 def _kind(annotation: object) -> tuple[Kind, tuple[str, ...]]:

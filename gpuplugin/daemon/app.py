@@ -56,13 +56,15 @@ async def run(
     backend: Backend,
     version: str,
     choice: NodeChoice | None = None,
+    on_http: Callable[[int], object] = lambda _port: None,
 ) -> int:
     """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration anew.
 
     `load` reads the configuration as it was read for `loaded`; `choice` is what chooses it, if
-    there are several. The exit status is 0 after a signal, 1 after a fatal failure.
+    there are several. `on_http` is called with the port once the HTTP server listens. The exit
+    status is 0 after a signal, 1 after a fatal failure.
     """
-    daemon = Daemon(loaded, load, backend, version, choice)
+    daemon = Daemon(loaded, load, backend, version, choice, on_http)
     work = asyncio.create_task(daemon.run(), name="daemon")
     stopped_by = _on_signals(work, daemon.reload)
     try:
@@ -87,8 +89,10 @@ class Daemon:
         backend: Backend,
         version: str,
         choice: NodeChoice | None = None,
+        on_http: Callable[[int], object] = lambda _port: None,
     ) -> None:
         self._choice = choice
+        self._on_http = on_http
         self._loaded = loaded
         self._load = load
         self._backend = backend
@@ -132,6 +136,7 @@ class Daemon:
             )
         except HttpError as error:
             raise Fatal(str(error)) from error
+        self._on_http(http.port)
         files = FileWatch()
         try:
             await self._serve(node, reporter, files)

@@ -105,6 +105,7 @@ def add(commands: Commands) -> None:
         choices=("ready", "not-ready"),
         help="whether GPUs accept work in confidential computing",
     )
+    inject.add_argument("--json", action="store_true", help="print JSON")
     inject.add_argument("--code", metavar="NAME|N", help="with --returns and --fabric: this code")
     inject.add_argument(
         "--value",
@@ -144,6 +145,9 @@ def inject(parsed: argparse.Namespace) -> int:
         return fail(f"this cannot be injected: {problems(error)}")
     except ControlError as error:
         return fail(error)
+    if parsed.json:
+        print(injected.model_dump_json(indent=2))
+        return 0
     for gpu in injected.gpus:
         successor = f", {gpu.replaced_by} is in its place" if gpu.replaced_by else ""
         print(f"GPU {gpu.index} ({gpu.uuid}): {text}{successor}")

@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.parser import add_kubelet_dir
-from gpuplugin.cli.text import fail, table
+from gpuplugin.cli.parser import add_kubelet_dir, add_watch
+from gpuplugin.cli.text import WATCH_S, fail, table, watched
 from gpuplugin.linesocket import ControlError
+from sim.cli.folder import Taken, owned
 from sim.kubelet import Kubelet, Pod, simple_pod
 from sim.kubelet.control import (
     DECISION_TIMEOUT_S,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gpuplugin.cli.parser import Commands
+    from sim.kubelet import KubeletEvent
+
 DEFAULT_LIMIT = "nvidia.com/gpu=1"
 
 
@@ -48,6 +51,7 @@ def add_kubelet(commands: Commands) -> None:
         help="Kubernetes Pod manifests to run; may be repeated",
     )
     kubelet.add_argument("--seed", type=int, default=0, help="order of device ids (default 0)")
+    kubelet.add_argument("--json", action="store_true", help="print each event as a line of JSON")
 
 
 def add_pod(commands: Commands) -> None:
@@ -85,6 +89,7 @@ def add_node(commands: Commands) -> None:
     show.add_argument(
         "--timeout", type=float, default=30.0, metavar="S", help="for --wait (default 30)"
     )
+    add_watch(show, "2 s")
     restart = node_commands.add_parser("restart", help="restart the kubelet stand-in")
     restart.set_defaults(module="sim.cli.kubelet", function="node_restart")
     serve = node_commands.add_parser("serve", help="run a simulated node without a plugin")
@@ -113,23 +118,31 @@ def kubelet(parsed: argparse.Namespace) -> int:
         pods = _pods(parsed)
     except (ManifestError, OSError, UnicodeDecodeError) as error:
         return fail(error)
+    tell = _tell_json if parsed.json else _tell
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with Kubelet(
-            Path(parsed.kubelet_dir),
-            seed=parsed.seed,
-            listener=lambda event: print(f"{event.kind:12} {event.text}", flush=True),
-        ) as running:
+        with (
+            owned(Path(parsed.kubelet_dir)),
+            Kubelet(Path(parsed.kubelet_dir), seed=parsed.seed, listener=tell) as running,
+        ):
             control = serve_kubelet_control(running)
             for pod in pods:
                 running.create_pod(pod)
             stop.wait()
             control.close()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, Taken, ValueError) as error:
         return fail(error)
     return 0
+
+
+def _tell(event: KubeletEvent) -> None:
+    print(f"{event.kind:12} {event.text}", flush=True)
+
+
+def _tell_json(event: KubeletEvent) -> None:
+    print(json.dumps({"kind": event.kind, "text": event.text}), flush=True)
 
 
 def pod_create(parsed: argparse.Namespace) -> int:
@@ -154,15 +167,24 @@ def pod_list(parsed: argparse.Namespace) -> int:
 
 def node_show(parsed: argparse.Namespace) -> int:
     """Show capacity and allocatable, once they are as `--wait` says."""
-    if not parsed.wait:
-        return 0 if _request(parsed, _node_table, command="view") else 1
-    try:
-        ((resource, count),) = parse_limits([parsed.wait]).items()
-    except ManifestError as error:
-        return fail(error)
-    options = {"resource": resource, "count": count, "timeout_s": parsed.timeout}
-    node = _request(parsed, _node_table, parsed.timeout + 5, command="wait", **options)
-    return 0 if node else 1
+    request: dict[str, object] = {"command": "view"}
+    if parsed.wait:
+        try:
+            ((resource, count),) = parse_limits([parsed.wait]).items()
+        except ManifestError as error:
+            return fail(error)
+        request = {"resource": resource, "count": count, "timeout_s": parsed.timeout}
+        request["command"] = "wait"
+        if _ask(parsed, parsed.timeout + 5, request) is None:
+            return 1
+    return watched(lambda: _node(parsed), WATCH_S if parsed.watch else 0)
+
+
+def _node(parsed: argparse.Namespace) -> tuple[int, str]:
+    node = _ask(parsed, DECISION_TIMEOUT_S, {"command": "view"})
+    if node is None:
+        return 1, ""
+    return 0, json.dumps(node, indent=2) if parsed.json else "\n".join(_node_table(node))
 
 
 def node_restart(parsed: argparse.Namespace) -> int:
@@ -173,17 +195,23 @@ def node_restart(parsed: argparse.Namespace) -> int:
 def _request(
     parsed: argparse.Namespace,
     lines: Callable[[Mapping[str, object]], list[str]],
-    respond_within_s: float = DECISION_TIMEOUT_S,
     **request: object,
 ) -> Mapping[str, object] | None:
     """Send a request and print the response; None if it failed."""
+    response = _ask(parsed, DECISION_TIMEOUT_S, request)
+    if response is not None:
+        print(json.dumps(response, indent=2) if parsed.json else "\n".join(lines(response)))
+    return response
+
+
+def _ask(
+    parsed: argparse.Namespace, respond_within_s: float, request: Mapping[str, object]
+) -> Mapping[str, object] | None:
     try:
-        response = ask_kubelet(Path(parsed.kubelet_dir), respond_within_s, **request)
+        return ask_kubelet(Path(parsed.kubelet_dir), respond_within_s, **request)
     except ControlError as error:
         fail(error)
         return None
-    print(json.dumps(response, indent=2) if parsed.json else "\n".join(lines(response)))
-    return response
 
 
 def _pods(parsed: argparse.Namespace) -> list[Pod]:

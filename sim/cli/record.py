@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, TextIO
 
-from gpuplugin.cli.backends import BackendError, make_backend
+from gpuplugin.cli.backends import BackendError, make_backend, told
 from gpuplugin.cli.options import load
+from gpuplugin.cli.text import fail, output_file
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from hal import HalError
@@ -17,27 +18,29 @@ from sim.study.recording import as_yaml
 
 if TYPE_CHECKING:
     import argparse
+    from contextlib import AbstractContextManager
 
 
 def record(parsed: argparse.Namespace) -> int:
-    """Record and write the file; 1 if that cannot be done."""
+    """Record and write the file, also what was recorded until Ctrl-C; 1 if that cannot be done."""
     try:
         for_s, interval_s = (
             _seconds("--for", parsed.length),
             _seconds("--interval", parsed.interval),
         )
         settings = load(parsed).settings
-        with make_backend(settings, control=False) as backend:
-            backend.open()
-            try:
-                recording = observe(backend, for_s, interval_s)
-            finally:
-                backend.close()
-        text = as_yaml(recording, parsed.name, scrub=parsed.scrub)
-        _write(text, parsed.output)
+        with _output(parsed.output) as stream:
+            with make_backend(settings, control=False) as backend:
+                backend.open()
+                try:
+                    recording = observe(backend, for_s, interval_s)
+                finally:
+                    backend.close()
+            stream.write(as_yaml(recording, parsed.name, scrub=parsed.scrub))
     except (ConfigError, BackendError, HalError, ScenarioError, ValueError, OSError) as error:
-        print(f"gpuplugin: {error}", file=sys.stderr)
-        return 1
+        return fail(told(error))
+    if stream is not sys.stdout:
+        print(f"wrote {parsed.output}, {recording.length_s:.0f} s", file=sys.stderr)
     return 0
 
 
@@ -51,9 +54,5 @@ def _seconds(flag: str, text: str) -> float:
     return seconds
 
 
-def _write(text: str, output: str | None) -> None:
-    if output is None or output == "-":
-        sys.stdout.write(text)
-        return
-    Path(output).write_text(text, encoding="utf-8")
-    print(f"wrote {output}", file=sys.stderr)
+def _output(path: str | None) -> AbstractContextManager[TextIO]:
+    return nullcontext(sys.stdout) if path in (None, "-") else output_file(str(path))

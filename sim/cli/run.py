@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.options import add_options, given_options
-from gpuplugin.cli.text import fail, progress_bar, table
+from gpuplugin.cli.text import fail, output_file, progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.node import ConfigurationMisfit
@@ -27,12 +27,11 @@ from sim.virtual.settings import load_for
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import TextIO
 
     from gpuplugin.cli.parser import Commands
     from gpuplugin.config.settings import Settings
-    from sim.study.runreport import RunReport
     from sim.virtual.run import Outcome
 
 
@@ -79,6 +78,8 @@ def add_scenario(commands: Commands) -> None:
     check = scenario_commands.add_parser("check", help="check a file, or a shipped one by name")
     check.set_defaults(module="sim.cli.run", function="scenario_check")
     check.add_argument("scenario", metavar="FILE|NAME")
+    for one in (scenarios, check):
+        one.add_argument("--json", action="store_true", help="print JSON")
     schema = scenario_commands.add_parser("schema", help="print the JSON schema of scenarios")
     schema.set_defaults(module="sim.cli.run", function="scenario_schema")
 
@@ -98,9 +99,13 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def scenario_list(_parsed: argparse.Namespace) -> int:
-    rows = [(name, " ".join(load_scenario(name).description.split())) for name in scenario_names()]
-    print("\n".join(table(("SCENARIO", "WHAT IT IS ABOUT"), rows)))
+def scenario_list(parsed: argparse.Namespace) -> int:
+    found = [load_scenario(name) for name in scenario_names()]
+    rows = [(one.name, " ".join(one.description.split())) for one in found]
+    if parsed.json:
+        print(json.dumps([{"name": name, "description": text} for name, text in rows], indent=2))
+    else:
+        print("\n".join(table(("SCENARIO", "WHAT IT IS ABOUT"), rows)))
     return 0
 
 
@@ -110,13 +115,19 @@ def scenario_check(parsed: argparse.Namespace) -> int:
         scenario = load_scenario(parsed.scenario)
     except ScenarioError as error:
         return fail(error)
-    pods = sum(group.count for group in scenario.pods if group.arrivals_per_hour is None)
     streams = sum(group.arrivals_per_hour is not None for group in scenario.pods)
-    print(
-        f"{scenario.name}: {scenario.gpu_count} GPUs, {len(scenario.tenants)} tenants, {pods} pods "
-        f"and {streams} streams of pods, {len(scenario.faults)} timed faults, "
-        f"{len(scenario.failures)} kinds of failures"
-    )
+    counts = {
+        "GPUs": scenario.gpu_count,
+        "tenants": len(scenario.tenants),
+        "pods": sum(one.count for one in scenario.pods if one.arrivals_per_hour is None),
+        "streams of pods": streams,
+        "timed faults": len(scenario.faults),
+        "kinds of failures": len(scenario.failures),
+    }
+    if parsed.json:
+        print(json.dumps({"name": scenario.name, **counts}, indent=2))
+    else:
+        print(f"{scenario.name}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     return 0
 
 
@@ -157,18 +168,24 @@ def _run(parsed: argparse.Namespace) -> None:
     loaded = load_for(scenario, given_options(parsed), os.environ, parsed.config_file)
     for warning in loaded.warnings:
         print(f"gpuplugin: {warning}", file=sys.stderr)
-    _check_files(parsed)
     if parsed.slices_at is None:
         window_at_s = busy_moment_s(scenario, until_s)
     else:
         window_at_s = _duration("--slices-at", parsed.slices_at)
         if window_at_s + WINDOW_S > until_s:
             raise CannotRun(f"--slices-at: {parsed.slices_at} is not within --until {parsed.until}")
-    started_s = time.monotonic()
-    outcome = _simulate(parsed, scenario, loaded.settings, until_s, window_at_s)
-    took_s = time.monotonic() - started_s
-    report = report_of(outcome)
-    _write_files(parsed, outcome, report, scenario.description)
+    with ExitStack() as stack:
+        files = _files(parsed, stack)
+        started_s = time.monotonic()
+        outcome = _simulate(parsed, scenario, loaded.settings, until_s, window_at_s, files)
+        took_s = time.monotonic() - started_s
+        report = report_of(outcome)
+        if "report" in files:
+            files["report"].write(report.model_dump_json(indent=2) + "\n")
+        if "html" in files:
+            from sim.study.html import page_of
+
+            files["html"].write(page_of(outcome, report, scenario.description))
     if not parsed.quiet:
         print("\n".join(as_text(report)))
         print(f"{duration(until_s)} of model time took {took_s:.1f} s.", file=sys.stderr)
@@ -181,16 +198,15 @@ def _duration(flag: str, text: str) -> float:
         raise CannotRun(f"{flag}: {error}") from error
 
 
-def _check_files(parsed: argparse.Namespace) -> None:
-    """Say what cannot be written before a long run, not after it."""
-    wanted = [path for path in (parsed.events, parsed.report, parsed.html) if path is not None]
-    if len({Path(path).resolve() for path in wanted}) < len(wanted):
+def _files(parsed: argparse.Namespace, stack: ExitStack) -> dict[str, TextIO]:
+    """The files to write. What cannot be written is told before a long run, not after it."""
+    names = ("events", "report", "html")
+    wanted = {name: vars(parsed)[name] for name in names if vars(parsed)[name] is not None}
+    if len({Path(path).resolve() for path in wanted.values()}) < len(wanted):
         raise CannotRun("--events, --report and --html must be different files")
     if parsed.html is not None and find_spec("plotly") is None:
         raise CannotRun("--html needs plotly: pip install 'gpuplugin-sim[report]'")
-    for path in wanted:
-        with _writing(path, "a"):
-            pass
+    return {name: stack.enter_context(_writing(path)) for name, path in wanted.items()}
 
 
 def _simulate(
@@ -199,38 +215,23 @@ def _simulate(
     settings: Settings,
     until_s: float,
     window_at_s: float,
+    files: Mapping[str, TextIO],
 ) -> Outcome:
-    with ExitStack() as stack:
-        if parsed.events is None:
-            run = VirtualRun(scenario, settings, until_s, window_at_s=window_at_s)
-        else:
-            stream = stack.enter_context(_writing(parsed.events))
-            run = VirtualRun(
-                scenario, settings, until_s, lambda line: stream.write(f"{line}\n"), window_at_s
-            )
-        tell = stack.enter_context(progress_bar(scenario.name, shown=not parsed.quiet))
+    def log(line: str) -> None:
+        if stream is not None:
+            stream.write(f"{line}\n")
+
+    stream = files.get("events")
+    run = VirtualRun(scenario, settings, until_s, log, window_at_s)
+    with progress_bar(scenario.name, shown=not parsed.quiet) as tell:
         return run.run(tell)
 
 
-def _write_files(
-    parsed: argparse.Namespace, outcome: Outcome, report: RunReport, description: str
-) -> None:
-    if parsed.report is not None:
-        with _writing(parsed.report) as stream:
-            stream.write(report.model_dump_json(indent=2) + "\n")
-    if parsed.html is not None:
-        from sim.study.html import page_of
-
-        page = page_of(outcome, report, description)
-        with _writing(parsed.html) as stream:
-            stream.write(page)
-
-
 @contextmanager
-def _writing(path: str, mode: str = "w") -> Iterator[TextIO]:
+def _writing(path: str) -> Iterator[TextIO]:
     """A file to write to; what goes wrong with it, in the end too, is a `CannotRun`."""
     try:
-        with Path(path).open(mode, encoding="utf-8", newline="\n") as stream:
-            yield stream  # type: ignore[misc]  # a text mode, which the checker cannot see
+        with output_file(path) as stream:
+            yield stream
     except OSError as error:
         raise CannotRun(f"{path} cannot be written: {error.strerror or error}") from error

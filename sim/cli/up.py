@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
+from sim.cli.folder import Taken, owned
 from sim.kubelet import Kubelet
 from sim.kubelet.control import serve_kubelet_control
 from sim.node.node import SimulatedNode
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
 
     from gpuplugin.cli.parser import Commands
     from gpuplugin.config.loaded import Loaded
+    from gpuplugin.config.settings import DaemonSettings
     from sim.node.scenario import Scenario
 
 log = logging.getLogger("gpuplugin")
+
+_EVERYWHERE = ("", "0.0.0.0", "[::]")  # noqa: S104 - to be replaced by what a browser understands
 
 
 _SECTIONS = ("flags", "gpus", "health", "imex")
@@ -74,6 +79,7 @@ def up(parsed: argparse.Namespace) -> int:
         log.warning("%s", warning, extra={"event": "config-warning"})
     try:
         with ExitStack() as stack:
+            stack.enter_context(owned(daemon.kubelet_dir))
             node = RealTimeNode(SimulatedNode(scenario))
             stack.callback(node.stop)
             stack.enter_context(served(node, daemon.kubelet_dir))
@@ -83,16 +89,35 @@ def up(parsed: argparse.Namespace) -> int:
             work = PodWork(kubelet, node, host, scenario_work(scenario), scenario)
             work.start()
             stack.callback(work.stop)
-            print(
-                f"node {scenario.name} with {scenario.gpu_count} GPUs at {daemon.kubelet_dir}; "
-                f"look at http://{daemon.listen_address}/",
-                flush=True,
-            )
             return asyncio.run(
-                run_daemon(loaded, lambda: _load(parsed, scenario), SimBackend(node), VERSION)
+                run_daemon(
+                    loaded,
+                    lambda: _load(parsed, scenario),
+                    SimBackend(node),
+                    VERSION,
+                    on_http=lambda port: _announce(scenario, daemon, port),
+                )
             )
-    except (CannotServe, OSError, RuntimeError) as error:
+    except (CannotServe, OSError, RuntimeError, Taken) as error:
         return fail(error)
+
+
+def _announce(scenario: Scenario, daemon: DaemonSettings, port: int) -> None:
+    """Where the node is, once its page can be looked at, and what to do with it."""
+    host = daemon.listen_address.rpartition(":")[0]
+    at = f"--kubelet-dir {shlex.quote(str(daemon.kubelet_dir))}"
+    print(
+        f"node {scenario.name} with {scenario.gpu_count} GPUs at {daemon.kubelet_dir}; "
+        f"look at http://{'127.0.0.1' if host in _EVERYWHERE else host}:{port}/\n"
+        "in another terminal:\n"
+        f"  gpuplugin sim node show {at}\n"
+        f"  gpuplugin sim pod create trainer {at}\n"
+        f"  gpuplugin sim inject {at} --gpu 0 --xid 79\n"
+        f"  gpuplugin health {at} --watch\n"
+        f"  gpuplugin doctor {at}\n"
+        "Ctrl-C ends it.",
+        flush=True,
+    )
 
 
 def _absolute(scenario: str) -> str:

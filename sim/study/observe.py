@@ -93,13 +93,17 @@ class _Observer:
         samples: list[Sample] = []
         events: list[tuple[float, Event]] = []
         ends_s = self._start_s + for_s
-        while True:
-            samples.append(self._sample(gpus))
-            next_s = min(self._clock() + interval_s, ends_s)
-            while (left_s := next_s - self._clock()) > 0:
-                events.extend(self._wait(left_s))
-            if self._clock() >= ends_s:
-                break
+        try:
+            while not samples or self._clock() < ends_s:
+                samples.append(self._sample(gpus))
+                next_s = min(self._clock() + interval_s, ends_s)
+                while (left_s := next_s - self._clock()) > 0:
+                    events.extend(self._wait(left_s))
+        except KeyboardInterrupt:
+            if not samples:
+                raise
+            for_s = self._clock() - self._start_s
+            self._notes[f"the recording was ended by hand after {for_s:.0f} s"] = None
         return Recording(
             driver_version=backend.driver_version,
             length_s=for_s,
@@ -147,5 +151,9 @@ class _Observer:
 def observe(
     backend: Backend, for_s: float, interval_s: float, clock: Callable[[], float] = time.monotonic
 ) -> Recording:
-    """Observe an open backend; raises `HalError` only if the GPUs cannot be listed at all."""
+    """Observe an open backend, until Ctrl-C at most.
+
+    Raises:
+        HalError: the GPUs cannot be listed at all; anything else that fails is a note.
+    """
     return _Observer(backend, clock).record(for_s, interval_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +152,21 @@ def test_what_cannot_be_done_is_told(arguments: list[str], status: int, text: st
     assert done.returncode == status
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    command = [sys.executable, "-m", "gpuplugin", "bench", "allocate", "--quick"]
+    process = subprocess.Popen(
+        [*command, "--json", str(file)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "one call after the other" in line:  # servers run, in processes of their own
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, words = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in words
+    assert list(tmp_path.iterdir()) == []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.cli.main import main
 from gpuplugin.version import VERSION
-from tests.e2e.conftest import Node, Plugin, gpuplugin
+from tests.e2e.conftest import Node, Plugin, Process, eventually, gpuplugin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,7 +188,76 @@ def test_without_a_driver_the_plugin_ends_where_it_was_asked_to(node: Node, flag
 def test_devices_without_a_driver() -> None:
     result = gpuplugin("devices")
     assert result.returncode == 1
-    assert "libnvidia-ml.so.1 was not found" in result.stderr
+    first, *details = result.stderr.splitlines()
+    assert first == (
+        "gpuplugin: there is no NVIDIA driver on this machine: libnvidia-ml.so.1 was not found"
+    )
+    assert "--backend sim" in details[0]
+    assert "    /usr/lib64/libnvidia-ml.so.1" in details
+
+
+def test_a_second_stand_in_does_not_take_over_the_folder(node: Node) -> None:
+    with node.start_kubelet() as kubelet:
+        for command in (("sim", "kubelet"), ("sim", "up", "homelab")):
+            result = gpuplugin(*command, *node.at)
+            assert result.returncode == 1
+            assert result.stderr == (
+                f"gpuplugin: {node.dir} is in use by the kubelet stand-in of process "
+                f"{kubelet.pid}: stop that, or choose another --kubelet-dir\n"
+            )
+        assert kubelet.running
+        assert gpuplugin("sim", "node", "show", *node.at).returncode == 0
+        kubelet.signal(signal.SIGKILL)
+        kubelet.exit_status()
+    with node.start_kubelet():  # a lock ends with its process
+        pass
+
+
+def test_a_manifest_that_is_no_pod_is_told(node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "deployment.yaml"
+    file.write_text("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n")
+    result = gpuplugin("sim", "kubelet", *node.at, "--pods", str(file))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"{file}:2: only Pods can be run, found kind 'Deployment'" in result.stderr
+
+
+def test_a_folder_that_a_user_may_not_see_is_told(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = node.dir / "plugins_registry"
+    hidden.mkdir()
+    main(["health", *node.at])  # what it needs is loaded before
+    capsys.readouterr()
+    user = os.geteuid()
+    node.dir.chmod(0o755)
+    hidden.chmod(0)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        assert main(["health", *node.at]) == 1
+    finally:
+        os.seteuid(user)
+        hidden.chmod(0o755)
+    assert f"this user may not look into {hidden}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"), [(("sim", "node", "show"), "RESOURCE"), (("health",), "UUID")]
+)
+def test_a_screen_is_watched_until_ctrl_c(node: Node, words: tuple[str, ...], shown: str) -> None:
+    with node.start_kubelet(), Plugin("--backend", "sim", *node.at):
+        node.wait_allocatable(80)
+        with Process(*words, *node.at, "--watch") as watching:
+            eventually(lambda: watching.output.count(shown) > 1, "it is shown again")
+            watching.signal(signal.SIGINT)
+            assert watching.exit_status() == 0, watching.output
+
+
+def test_a_picture_that_cannot_be_saved_is_told_at_once() -> None:
+    result = gpuplugin("demo", "--picture", "/nowhere/demo.svg")
+    assert result.returncode == 1
+    assert result.stderr.startswith("gpuplugin: /nowhere/demo.svg cannot be written: /nowhere is")
 
 
 def test_the_demo_plays_and_all_is_as_it_should_be() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.conftest import gpuplugin
+from tests.e2e.conftest import Process, eventually, gpuplugin
 from tests.e2e.test_commands import needs_no_driver
 
 if TYPE_CHECKING:
@@ -118,6 +120,30 @@ def test_what_cannot_be_recorded_is_told(arguments: tuple[str, ...], words: str)
 
 
 @needs_no_driver
+def test_ctrl_c_keeps_what_was_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "node.yaml"
+    to_file = ("-o", str(file), "--interval", "100ms", "--for", "1h")
+    with Process("record", "--backend", "sim", "--scenario", "homelab", *to_file) as recording:
+        eventually(lambda: list(tmp_path.iterdir()), "it records")
+        time.sleep(1)
+        recording.signal(signal.SIGINT)
+        assert recording.exit_status() == 0, recording.output
+    assert f"wrote {file}" in recording.output
+    assert [one.name for one in tmp_path.iterdir()] == [file.name]
+    assert "ended by hand after" in file.read_text()
+    assert gpuplugin("sim", "scenario", "check", str(file)).returncode == 0
+
+
+def test_nothing_is_left_of_a_recording_that_fails(tmp_path: Path) -> None:
+    scenario = tmp_path / "wrong.yaml"
+    scenario.write_text("gpus: []\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    result = gpuplugin("record", "--backend", "sim", "--scenario", str(scenario), "-o", f"{out}/x")
+    assert result.returncode == 1
+    assert list(out.iterdir()) == []
+
+
 def test_without_a_driver_it_says_so() -> None:
     result = gpuplugin("record", *SHORT)
     assert result.returncode == 1

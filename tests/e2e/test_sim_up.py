@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from gpuplugin.cli.parser import build_parser
 from tests.e2e.browser import browse, complaints
 from tests.e2e.conftest import DEADLINE_S, Node, Process, eventually, get, gpuplugin, http_port
 
@@ -102,3 +104,21 @@ def test_a_scenario_that_cannot_be_used_is_told(node: Node) -> None:
     result = gpuplugin("sim", "up", "no-such-scenario", *node.at)
     assert result.returncode == 1
     assert "shipped scenarios: default" in result.stderr
+
+
+def test_the_page_is_announced_when_it_is_there_and_not_before(node: Node) -> None:
+    with Process("sim", "up", "homelab", *node.at, "--listen-address", "127.0.0.1:0") as up:
+        up.says("Ctrl-C ends it.")
+        page = re.search(r"look at http://127\.0\.0\.1:(\d+)/", up.output)
+        assert page
+        assert get(int(page[1]), "/")[0] == 200
+        commands = [line.strip() for line in up.lines if line.startswith("  gpuplugin ")]
+        assert len(commands) == 5
+        for command in commands:
+            assert build_parser().parse_args(shlex.split(command)[1:]).function
+        assert gpuplugin(*shlex.split(commands[0])[1:]).returncode == 0
+        taken = ("--listen-address", f"127.0.0.1:{page[1]}")
+        result = gpuplugin("sim", "up", "homelab", "--kubelet-dir", str(node.dir / "x"), *taken)
+        assert result.returncode == 1
+        assert "look at" not in result.stdout
+        assert "cannot listen on" in result.stdout + result.stderr

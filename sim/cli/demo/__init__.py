@@ -6,10 +6,13 @@ socket, and HTTP. The chapters are in `story`, the view for a terminal in `live`
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuplugin.cli.text import fail
 from sim.cli.demo.stage import Facts, Stage, StageError
 from sim.cli.demo.story import View, tell
 
@@ -37,6 +40,10 @@ def demo(parsed: argparse.Namespace) -> int:
     if parsed.pace <= 0:
         print("gpuplugin: --pace must be above 0", file=sys.stderr)
         return 2
+    # A picture that cannot be saved is told now, not at the end.
+    folder = Path(parsed.picture or ".").absolute().parent
+    if not os.access(folder, os.W_OK):
+        return fail(f"{parsed.picture} cannot be written: {folder} is no folder that you may use")
     facts = Facts()
     try:
         with Stage(facts) as stage, _view(facts, stage, parsed) as view:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from io import StringIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from gpuplugin.cli.text import output_file
 from gpuplugin.core.sharing import replica_id, replica_of, uuid_of
 from sim.cli.demo.stage import RESOURCE, Stage
 from sim.cli.demo.story import View
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 FREE, TAKEN, UNHEALTHY = "·", "■", "x"
 _PHASE_STYLES = {Phase.RUNNING: "green", Phase.FAILED: "red", Phase.PENDING: "yellow"}
 _POD_STYLES = ("cyan", "magenta", "green", "yellow", "blue")
-_PODS_SHOWN = 12
-_PICTURE_COLUMNS = 120
+_PICTURE = (120, 32)
+"""Columns and rows."""
+_WIDE = 100
+"""Columns from which on there is room for UUIDs, and blanks between replicas."""
+_MOST_PODS, _MOST_CHECKS = 12, 9
+_BORDERS = 2
 
 
 class LiveView(View):
@@ -42,9 +46,10 @@ class LiveView(View):
         self._stage = stage
         self._title = "gpuplugin"
         self._text = ""
+        self._console = Console(highlight=False)
         self._live = Live(
-            console=Console(highlight=False),
-            get_renderable=self._render,
+            console=self._console,
+            get_renderable=self._on_screen,
             refresh_per_second=8,
             vertical_overflow="crop",
         )
@@ -61,25 +66,39 @@ class LiveView(View):
 
     def height(self) -> None:
         if self._picture:
-            paper = Console(record=True, width=_PICTURE_COLUMNS, file=StringIO(), highlight=False)
-            paper.print(self._render())
+            columns, rows = _PICTURE
+            paper = Console(record=True, width=columns, file=StringIO(), highlight=False)
+            paper.print(self._render(columns, rows))
             # Without rich's web fonts: the picture must not fetch anything when it is looked at.
             svg = re.sub(
                 r"@font-face \{.*?\}", "", paper.export_svg(title="gpuplugin demo"), flags=re.DOTALL
             )
-            Path(self._picture).write_text(svg)
+            with output_file(self._picture) as stream:
+                stream.write(svg)
 
-    def _render(self) -> RenderableType:
+    def _on_screen(self) -> RenderableType:
+        return self._render(self._console.width, self._console.height - 1)
+
+    def _render(self, columns: int, rows: int) -> RenderableType:
+        """The whole screen; lists that do not fit show their last lines."""
         node = self._stage.kubelet.view()
+        heading = self._heading(node, columns)
+        left = rows - heading.height - 1  # the legend
+        gpus = len(self._stage.gpu_indices) + 1 + _BORDERS
+        pods = min(_MOST_PODS, (left - 2 * _BORDERS) * 3 // 5)
+        checks = min(_MOST_CHECKS, left - 2 * _BORDERS - pods)
+        calls = self._facts.recent[-max(1, left - gpus - _BORDERS) :]
+        recent = Text("\n".join(calls), no_wrap=True, overflow="ellipsis")
         body = Table.grid(expand=True, padding=(0, 1))
-        body.add_column(ratio=3)
-        body.add_column(ratio=2)
-        recent = Text("\n".join(self._facts.recent), no_wrap=True, overflow="ellipsis")
-        calls = Panel(recent, title="what the kubelet sees")
-        body.add_row(Group(self._gpus(node), calls), Group(_pods(node), self._checks()))
-        return Group(self._heading(node), body)
+        body.add_column(ratio=3 if columns >= _WIDE else 1)
+        body.add_column(ratio=2 if columns >= _WIDE else 1)
+        body.add_row(
+            Group(self._gpus(node, wide=columns >= _WIDE), Panel(recent, title="kubelet's calls")),
+            Group(_pods(node, pods), self._checks(checks)),
+        )
+        return Group(heading.panel, body, _LEGEND)
 
-    def _heading(self, node: NodeView) -> Panel:
+    def _heading(self, node: NodeView, columns: int) -> _Heading:
         allocatable, capacity = node.allocatable(RESOURCE), node.capacity(RESOURCE)
         amount = Text.assemble(
             f"{RESOURCE}  allocatable ",
@@ -87,39 +106,56 @@ class LiveView(View):
             f" of {capacity}   ",
             (f"{self._facts.elapsed_s:4.0f} s", "dim"),
         )
-        return Panel(
-            Text(self._text), title=Text(self._title, "bold"), subtitle=amount, padding=(0, 1)
-        )
+        text = Text(self._text)
+        height = max(1, len(text.wrap(self._console, columns - 4))) + _BORDERS
+        panel = Panel(text, title=Text(self._title, "bold"), subtitle=amount, padding=(0, 1))
+        return _Heading(panel, height)
 
-    def _gpus(self, node: NodeView) -> Panel:
+    def _gpus(self, node: NodeView, *, wide: bool) -> Panel:
         holders = _holders(node)
         devices = node.devices.get(RESOURCE, {})
         table = Table(box=None, padding=(0, 1), header_style="dim")
-        for column in ("GPU", "UUID", "REPLICAS", "HEALTH"):
-            table.add_column(column)
+        for column in ("GPU", *(["UUID"] if wide else ()), "REPLICAS", "HEALTH"):
+            table.add_column(column, no_wrap=True)
         for uuid, index in self._stage.gpu_indices.items():
             ids = sorted(one for one in devices if uuid_of(one) == uuid)
-            cells = Text(" ").join(_cell(one, devices[one], holders) for one in ids)
-            table.add_row(str(index), uuid[:12], cells, _health(devices[one] for one in ids))
-        legend = f"{FREE} free  {TAKEN} in use  {UNHEALTHY} unhealthy"
-        return Panel(table, title="GPUs x replicas", subtitle=Text(legend, "dim"))
+            cells = Text(" " if wide else "").join(_cell(one, devices[one], holders) for one in ids)
+            health = _health(devices[one] for one in ids)
+            table.add_row(str(index), *([uuid[:12]] if wide else ()), cells, health)
+        return Panel(table, title="GPUs and their replicas")
 
-    def _checks(self) -> Panel:
-        lines = Text()
-        for check in self._facts.checks[-9:]:
+    def _checks(self, most: int) -> Panel:
+        lines = Text(no_wrap=True, overflow="ellipsis")
+        for check in self._facts.checks[-most:]:
             lines.append("✓ " if check.passed else "✗ ", "green" if check.passed else "bold red")
             lines.append(f"{check.text}\n")
+        lines.rstrip()
         return Panel(lines, title="checked")
 
 
-def _pods(node: NodeView) -> Panel:
+class _Heading(NamedTuple):
+    panel: Panel
+    height: int
+
+
+_LEGEND = Text.assemble(
+    *(" ", FREE, " free   ", (TAKEN, "cyan"), " held, in the colour of its pod   "),
+    *((TAKEN, "bold red"), " held, Unhealthy   ", (UNHEALTHY, "red"), " Unhealthy"),
+)
+
+
+def _pods(node: NodeView, most: int) -> Panel:
     table = Table(box=None, padding=(0, 1), show_header=False)
-    for view in list(node.pods.values())[-_PODS_SHOWN:]:
+    table.add_column(no_wrap=True, min_width=9)
+    table.add_column(no_wrap=True, min_width=7)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for position, view in list(enumerate(node.pods.values()))[-most:]:
         status = view.status
         ids = [one for grant in status.grants for one in grant.device_ids]
         held = ", ".join(replica_id(uuid_of(one)[:12], replica_of(one)) for one in ids)
         phase = Text(status.phase.value, _PHASE_STYLES[status.phase])
-        table.add_row(Text(view.pod.name), phase, Text(held or status.reason, no_wrap=True))
+        name = Text(view.pod.name, _POD_STYLES[position % len(_POD_STYLES)] if held else "")
+        table.add_row(name, phase, Text(held or status.reason))
     return Panel(table, title="pods")
 
 
