@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import argparse
 
 _PROGRAM = "gpuplugin"
-_MISSING = "completion needs argcomplete: pip install 'gpuplugin[cli]'"
+_MISSING = "completion needs argcomplete: pip install 'gpuplugin[completion]'"
 
 
 def completion(parsed: argparse.Namespace) -> int:

@@ -165,7 +165,7 @@ def _add_completion(commands: Commands) -> None:
         "completion",
         help="print what lets a shell complete commands",
         description='For bash: eval "$(gpuplugin completion bash)" in ~/.bashrc. Needs the '
-        "extra cli (pip install 'gpuplugin[cli]').",
+        "extra completion (pip install 'gpuplugin[completion]').",
     )
     completion.set_defaults(module="completion", function="completion")
     completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"))
