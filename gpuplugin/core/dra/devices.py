@@ -1,0 +1,250 @@
+"""What a node offers by DRA: one device for each GPU or MIG device, with its shares and taints.
+
+Rules of the API are in the comments where they apply; they are those of resource.k8s.io/v1 as
+Kubernetes 1.36 checks them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from gpuplugin.core.faults import Cause, Fault
+    from gpuplugin.core.healthboard import HealthBoard
+    from gpuplugin.core.inventory import Device, Planned
+    from hal import Gpu
+
+JsonObject: TypeAlias = "dict[str, object]"
+Effect: TypeAlias = Literal["NoSchedule", "NoExecute"]
+
+SHARES, MEMORY = "shares", "memory"
+STANDARD = "resource.kubernetes.io/"
+"""The prefix of attributes that all drivers share; a bare name is the driver's own."""
+MIB = 1024**2
+
+_MAX_TEXT = 64
+_ARCHITECTURES = {
+    (5, 0): "Maxwell", (5, 2): "Maxwell", (5, 3): "Maxwell",
+    (6, 0): "Pascal", (6, 1): "Pascal", (6, 2): "Pascal",
+    (7, 0): "Volta", (7, 2): "Volta", (7, 5): "Turing",
+    (8, 0): "Ampere", (8, 6): "Ampere", (8, 7): "Ampere", (8, 9): "Ada Lovelace",
+    (9, 0): "Hopper", (10, 0): "Blackwell", (10, 3): "Blackwell", (11, 0): "Blackwell",
+    (12, 0): "Blackwell", (12, 1): "Blackwell",
+}  # fmt: skip
+"""By CUDA compute capability: docs.nvidia.com/cuda, "Compute Capabilities"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A semantic version, as attributes of that type want it."""
+
+    text: str
+
+
+Attribute: TypeAlias = str | int | Version
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """Why the scheduler must not give a device out; `key` has the domain of the driver."""
+
+    key: str
+    value: str
+    effect: Effect
+
+    def as_json(self) -> JsonObject:
+        return {"key": self.key, "value": self.value, "effect": self.effect}
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A device of a ResourceSlice: a GPU or MIG device, exclusive or with shares.
+
+    `resource` is the extended resource that the configuration names it by; a DeviceClass selects
+    by it. `memory_bytes` is None where it is not known.
+    """
+
+    name: str
+    unit: tuple[str, str | None]
+    resource: str
+    replicas: int
+    memory_bytes: int | None
+    attributes: Mapping[str, Attribute] = field(default_factory=lambda: MappingProxyType({}))
+    taints: tuple[Taint, ...] = ()
+    one_share_each: bool = False
+    """True if a request may have one share only."""
+
+    @property
+    def uuid(self) -> str:
+        return self.unit[1] or self.unit[0]
+
+    @property
+    def shared(self) -> bool:
+        return self.replicas > 1
+
+    def as_json(self) -> JsonObject:
+        """The device as the API has it."""
+        device: JsonObject = {
+            "name": self.name,
+            "attributes": {name: _attribute(value) for name, value in self.attributes.items()},
+            "capacity": dict(self._capacity()),
+        }
+        if self.shared:
+            device["allowMultipleAllocations"] = True
+        if self.taints:
+            device["taints"] = [taint.as_json() for taint in self.taints]
+        return device
+
+    def _capacity(self) -> Iterator[tuple[str, JsonObject]]:
+        """A device that is not shared may have no policy: the API refuses one for N = 1."""
+        if self.memory_bytes is not None:
+            memory: JsonObject = {"value": str(self.memory_bytes)}
+            if self.shared:
+                # Without the default of 0 the first pod would be charged all of it.
+                memory["requestPolicy"] = {"default": "0", "validRange": {"min": "0"}}
+                if self.memory_bytes > MIB:
+                    memory["requestPolicy"] = {
+                        "default": "0",
+                        "validRange": {"min": "0", "step": "1Mi"},
+                    }
+            yield MEMORY, memory
+        if self.shared:
+            most = 1 if self.one_share_each else self.replicas
+            valid = {"min": "1", "max": str(most), "step": "1"}
+            policy = {"default": "1", "validRange": valid}
+            yield SHARES, {"value": str(self.replicas), "requestPolicy": policy}
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """How devices are offered: the driver's name, and what the machine adds to their attributes.
+
+    `pcie_roots` are those of GPUs by UUID (`pci0000:64`), where they are known. A GPU that is lost
+    gets the taint effect NoExecute if `evict_lost`: pods that use it are deleted.
+    """
+
+    driver: str
+    driver_version: str = ""
+    pcie_roots: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    evict_lost: bool = False
+
+
+def offers(
+    planned: Planned, gpus: Iterable[Gpu], board: HealthBoard, offering: Offering
+) -> tuple[Offer, ...]:
+    """What a node offers, by GPU index: the resources of the plan, with taints for their faults."""
+    by_uuid = {gpu.uuid: gpu for gpu in gpus}
+    found = [
+        (device, replicas, resource)
+        for resource, devices in planned.resources.items()
+        for device, replicas in devices
+    ]
+    found.sort(key=lambda one: one[0].order)
+    names = device_names(device.uuid for device, _, _ in found)
+    return tuple(
+        Offer(
+            names[device.uuid],
+            device.unit,
+            resource,
+            replicas,
+            device.mig.memory_bytes if device.mig else by_uuid[device.gpu_uuid].memory_bytes,
+            MappingProxyType(
+                dict(_attributes(device, by_uuid[device.gpu_uuid], resource, offering))
+            ),
+            tuple(_taints(device, board, offering)),
+            planned.fail_requests_greater_than_one,
+        )
+        for device, replicas, resource in found
+    )
+
+
+def device_names(uuids: Iterable[str]) -> dict[str, str]:
+    """A DNS label for each UUID that stays the same over reboots: `gpu-` or `mig-` and its digits.
+
+    Twelve digits, or all where two of a node begin alike.
+    """
+    digits = {uuid: re.sub(r"[^0-9a-z]", "", uuid.lower())[3:] for uuid in uuids}
+    short = [text[:12] for text in digits.values()]
+    return {
+        uuid: ("mig-" if uuid.startswith("MIG-") else "gpu-")
+        + (text[:12] if short.count(text[:12]) == 1 else text[:59])
+        for uuid, text in digits.items()
+    }
+
+
+def semantic_version(version: str) -> Version | None:
+    """A driver's version with three parts and no leading zeros: 580.65.06 is 580.65.6.
+
+    None for a text that is no version: the API would refuse the whole slice.
+    """
+    parts = version.split(".")
+    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    return Version(".".join(str(int(part)) for part in (*parts, "0", "0")[:3]))
+
+
+def _attributes(
+    device: Device, gpu: Gpu, resource: str, offering: Offering
+) -> Iterator[tuple[str, Attribute]]:
+    """At most 32 together with the capacities; a text has at most 64 bytes."""
+    yield "type", "gpu" if device.mig is None else "mig"
+    yield "uuid", device.uuid
+    yield "resource", resource
+    if device.mig is not None:
+        yield "profile", device.mig.profile
+        yield "parentUUID", gpu.uuid
+    if gpu.product:
+        yield "productName", gpu.product
+    if gpu.compute_capability is not None:
+        major, minor = gpu.compute_capability
+        yield "cudaComputeCapability", Version(f"{major}.{minor}.0")
+        if architecture := _ARCHITECTURES.get((major, minor)):
+            yield "architecture", architecture
+    if version := semantic_version(offering.driver_version):
+        yield "driverVersion", version
+    if gpu.pci_bus_id:
+        domain, _, rest = gpu.pci_bus_id.lower().partition(":")
+        yield f"{STANDARD}pciBusID", f"{domain[-4:]}:{rest}"
+    if root := offering.pcie_roots.get(gpu.uuid):
+        yield f"{STANDARD}pcieRoot", root
+    if gpu.numa_node is not None:
+        yield f"{STANDARD}numaNode", gpu.numa_node
+
+
+def _attribute(value: Attribute) -> JsonObject:
+    match value:
+        case Version(text=text):
+            return {"version": text}
+        case int():
+            return {"int": value}
+        case str():
+            return {"string": value.encode()[:_MAX_TEXT].decode(errors="ignore")}
+
+
+def _taints(device: Device, board: HealthBoard, offering: Offering) -> Iterator[Taint]:
+    """One key for each kind of fault, so that one of them never hides another."""
+    if board.blind:
+        yield Taint(f"{offering.driver}/unwatched", "true", "NoSchedule")
+    seen: set[Cause] = set()
+    for uuid in filter(None, device.unit):
+        health = board.units.get(uuid)
+        if health is None or health.healthy:
+            continue
+        for fault in (health.fault, health.obstacle):
+            if fault is not None and fault.cause not in seen:
+                seen.add(fault.cause)
+                yield _taint(fault, offering)
+        if not seen:
+            yield Taint(f"{offering.driver}/recovering", "true", "NoSchedule")
+
+
+def _taint(fault: Fault, offering: Offering) -> Taint:
+    value = str(fault.xid) if fault.xid is not None else "true"
+    lost = fault.cause.value in ("lost", "unreachable")
+    effect: Effect = "NoExecute" if lost and offering.evict_lost else "NoSchedule"
+    return Taint(f"{offering.driver}/{fault.cause.value}", value, effect)

@@ -1,0 +1,189 @@
+"""Claims: nothing is given out twice, and what was prepared is remembered."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuplugin.core.dra.claims import (
+    BrokenCheckpoint,
+    ClaimError,
+    ClaimRef,
+    Claims,
+    ClaimState,
+    Result,
+    decoded,
+    encoded,
+    results_of,
+)
+from gpuplugin.core.dra.devices import Offer
+
+DRIVER = "gpu.gpuplugin.dev"
+OFFERS = {
+    name: Offer(name, (f"GPU-{name}", None), "nvidia.com/gpu", replicas, None)
+    for name, replicas in (("gpu-a", 4), ("gpu-b", 1))
+}
+
+
+def ref(number: int, uid: str = "") -> ClaimRef:
+    return ClaimRef("default", f"claim-{number}", uid or f"uid-{number}")
+
+
+def shares(count: int, device: str = "gpu-a") -> Result:
+    return Result("gpu", "node-1", device, "share", count)
+
+
+WHOLE = Result("gpu", "node-1", "gpu-b")
+
+
+def test_a_claim_begins_is_done_and_ends() -> None:
+    claims = Claims("boot").started(ref(1), [shares(2)], OFFERS)
+    assert claims.by_uid["uid-1"].state is ClaimState.STARTED
+    assert not claims.is_prepared("uid-1")
+    claims = claims.prepared("uid-1", {"gpu-a": ("vendor/class=one",)})
+    assert claims.is_prepared("uid-1")
+    (held,) = claims.by_uid["uid-1"].devices
+    assert (held.uuid, held.cdi_ids) == ("GPU-gpu-a", ("vendor/class=one",))
+    assert claims.taken() == {"gpu-a": 2}
+    assert claims.without("uid-1").without("uid-1").by_uid == {}
+
+
+def test_an_exclusive_device_is_given_out_once() -> None:
+    claims = Claims("boot").started(ref(1), [WHOLE], OFFERS)
+    with pytest.raises(ClaimError, match="claim default/claim-1 has all of it"):
+        claims.started(ref(2), [WHOLE], OFFERS)
+    assert claims.started(ref(1), [WHOLE], OFFERS).by_uid == claims.by_uid
+    claims.without("uid-1").started(ref(2), [WHOLE], OFFERS)
+
+
+def test_a_gpu_whose_shares_are_out_is_not_given_out_whole() -> None:
+    claims = Claims("boot").started(ref(1), [shares(1)], OFFERS)
+    with pytest.raises(ClaimError, match="1 shares are out"):
+        claims.started(ref(2), [Result("gpu", "node-1", "gpu-a")], OFFERS)
+
+
+def test_a_claim_of_the_same_name_waits_for_the_old_one() -> None:
+    claims = Claims("boot").started(ref(1), [shares(1)], OFFERS)
+    with pytest.raises(ClaimError, match="still prepared under the UID uid-1"):
+        claims.started(ref(1, "uid-new"), [shares(1)], OFFERS)
+
+
+def test_a_device_that_is_not_here_is_told() -> None:
+    with pytest.raises(ClaimError, match="no device gpu-z"):
+        Claims("boot").started(ref(1), [shares(1, "gpu-z")], OFFERS)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.booleans(), st.lists(st.integers(1, 3), max_size=3)),
+        max_size=20,
+    )
+)
+def test_no_more_shares_are_out_than_there_are(
+    steps: list[tuple[int, bool, list[int]]],
+) -> None:
+    """Against a plain count of what each claim holds."""
+    claims, held = Claims("boot"), dict[int, int]()
+    for number, begins, counts in steps:
+        if not begins:
+            claims = claims.without(f"uid-{number}")
+            held.pop(number, None)
+            continue
+        others = sum(count for one, count in held.items() if one != number)
+        try:
+            claims = claims.started(ref(number), map(shares, counts), OFFERS)
+        except ClaimError:
+            assert others + sum(counts) > 4
+        else:
+            held[number] = sum(counts)
+            assert others + sum(counts) <= 4
+        assert claims.taken().get("gpu-a", 0) == sum(held.values())
+
+
+def test_another_boot_leaves_names_and_nothing_that_is_set_up() -> None:
+    claims = Claims("one").started(ref(1), [shares(1)], OFFERS).prepared("uid-1", {})
+    assert claims.rebooted("one") is claims
+    after = claims.rebooted("two")
+    assert (after.boot_id, after.is_prepared("uid-1")) == ("two", False)
+    assert after.taken() == {"gpu-a": 1}
+
+
+def test_the_file_gives_back_what_was_written_and_passes_over_what_it_does_not_know() -> None:
+    claims = Claims("boot").started(ref(1), [shares(2)], OFFERS).started(ref(2), [WHOLE], OFFERS)
+    claims = claims.prepared("uid-1", {"gpu-a": ("vendor/class=one",)})
+    assert decoded(encoded(claims)) == claims
+    content = json.loads(encoded(claims))
+    content["later"] = content["claims"][0]["later"] = {"new": [1]}
+    assert decoded(json.dumps(content)) == claims
+
+
+DEVICE = {"request": "r", "pool": "p", "device": "d", "uuid": "u"}
+
+
+def with_claim(**changed: object) -> str:
+    claim = {"namespace": "n", "name": "n", "uid": "u", "state": "started"} | changed
+    return json.dumps({"version": 1, "claims": [claim]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", '{"version": 2}', "[" * 100_000),
+        '{"version": 1, "claims": [{}]}',
+        with_claim(state="odd"),
+        with_claim(devices=[{"request": "r"}]),
+        with_claim(devices=[DEVICE | {"shares": "x"}]),
+    ],
+)
+def test_a_broken_file_is_told_in_one_way(text: str) -> None:
+    with pytest.raises(BrokenCheckpoint):
+        decoded(text)
+
+
+def test_a_claim_without_devices_is_read() -> None:
+    assert decoded(with_claim()).by_uid["u"].devices == ()
+    assert len(decoded(with_claim(devices=[DEVICE])).by_uid["u"].devices) == 1
+
+
+@given(st.text(max_size=200))
+def test_nothing_else_is_raised_whatever_the_file_has(text: str) -> None:
+    try:
+        decoded(text)
+    except BrokenCheckpoint:
+        return
+
+
+def claim_object(uid: str, results: list[dict[str, object]] | None) -> dict[str, object]:
+    status = {} if results is None else {"allocation": {"devices": {"results": results}}}
+    return {"metadata": {"namespace": "default", "name": "c", "uid": uid}, "status": status}
+
+
+def test_the_results_of_this_driver_are_read() -> None:
+    results: list[dict[str, object]] = [
+        {
+            "request": "gpu/small", "driver": DRIVER, "pool": "node-1", "device": "gpu-a",
+            "shareID": "s-1", "consumedCapacity": {"shares": "3", "memory": "0"},
+        },
+        {"request": "nic", "driver": "other.example.com", "pool": "p", "device": "eth0"},
+        {"request": "whole", "driver": DRIVER, "pool": "node-1", "device": "gpu-b"},
+    ]  # fmt: skip
+    shared, whole = results_of(claim_object("u", results), "u", DRIVER)
+    assert shared == Result("gpu/small", "node-1", "gpu-a", "s-1", 3)
+    assert shared.base_request == "gpu"
+    assert whole == Result("whole", "node-1", "gpu-b")
+
+
+@pytest.mark.parametrize(
+    ("claim", "error"),
+    [
+        (claim_object("other", []), "has the UID other now, u is gone"),
+        (claim_object("u", None), "is not allocated"),
+        ({}, "u is gone"),
+    ],
+)
+def test_a_claim_that_cannot_be_meant_is_refused(claim: dict[str, object], error: str) -> None:
+    with pytest.raises(ClaimError, match=error):
+        results_of(claim, "u", DRIVER)

@@ -1,0 +1,203 @@
+"""Slices: what is written, seen by an API server that applies it and by a scheduler that reads."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuplugin.core.dra.devices import JsonObject, Offer, Taint
+from gpuplugin.core.dra.slices import (
+    DEVICES_PER_SLICE,
+    Create,
+    Delete,
+    Pool,
+    Stored,
+    Update,
+    Write,
+    dropped_gates,
+    in_order,
+    kept_shared,
+    stored_replicas,
+    writes,
+)
+
+POOL = Pool("gpu.gpuplugin.dev", "node-1")
+SICK = (Taint("gpu.gpuplugin.dev/xid", "79", "NoSchedule"),)
+
+
+def offer(number: int, replicas: int = 10, taints: tuple[Taint, ...] = ()) -> Offer:
+    return Offer(
+        f"gpu-{number}", (f"GPU-{number}", None), "nvidia.com/gpu", replicas, 80 * 1024**3,
+        {"uuid": f"GPU-{number}"}, taints,
+    )  # fmt: skip
+
+
+def pool(stored: Stored) -> dict[str, int]:
+    found = stored.spec["pool"]
+    assert isinstance(found, dict)
+    return found
+
+
+@dataclass
+class Server:
+    """The slices of an API server, and every state on the way that a scheduler could have seen."""
+
+    slices: dict[str, Stored] = field(default_factory=dict)
+    version: int = 0
+
+    def apply(self, made: tuple[Write, ...]) -> None:
+        for write in made:
+            self.version += 1
+            match write:
+                case Create(name=name, spec=spec):
+                    assert name not in self.slices
+                    self._store(name, f"uid-{self.version}", spec)
+                case Update(stored=stored, spec=spec):
+                    assert self.slices[stored.name].resource_version == stored.resource_version
+                    self._store(stored.name, stored.uid, spec)
+                case Delete(stored=stored):
+                    del self.slices[stored.name]
+            self.check()
+
+    def _store(self, name: str, uid: str, spec: JsonObject) -> None:
+        spec = copy.deepcopy(spec)
+        for device in self.devices_of(spec):
+            for taint in device.get("taints", []):
+                taint.setdefault("timeAdded", f"at-{self.version}")
+        self.slices[name] = Stored(name, uid, str(self.version), spec)
+
+    @staticmethod
+    def devices_of(spec: JsonObject) -> list[dict[str, list[dict[str, object]]]]:
+        devices = spec["devices"]
+        assert isinstance(devices, list)
+        return devices
+
+    def check(self) -> None:
+        """What a scheduler allocates from at any moment has no device twice, and is whole."""
+        names = self.seen()
+        assert len(names) == len(set(names))
+
+    def seen(self) -> list[object]:
+        """Devices that a scheduler sees: those of the newest generation, once it is complete."""
+        stored = sorted(self.slices.values(), key=lambda one: one.name)
+        newest = max((pool(one)["generation"] for one in stored), default=0)
+        chosen = [one for one in stored if pool(one)["generation"] == newest]
+        if not chosen or len(chosen) != pool(chosen[0])["resourceSliceCount"]:
+            return []
+        return [device["name"] for one in chosen for device in self.devices_of(one.spec)]
+
+    def publish(self, offers: tuple[Offer, ...]) -> tuple[Write, ...]:
+        made = writes(offers, POOL, self.slices.values())
+        self.apply(made)
+        return made
+
+
+def test_the_first_publication_and_then_nothing() -> None:
+    server = Server()
+    made = server.publish((offer(0), offer(1)))
+    assert [type(write) for write in made] == [Create]
+    assert server.seen() == ["gpu-0", "gpu-1"]
+    assert server.publish((offer(0), offer(1))) == ()
+
+
+def test_a_node_without_gpus_has_an_empty_slice() -> None:
+    server = Server()
+    server.publish(())
+    (stored,) = server.slices.values()
+    assert stored.spec["devices"] == []
+    assert server.publish(()) == ()
+
+
+def test_a_fault_is_an_update_in_place_and_keeps_the_times_of_other_taints() -> None:
+    server = Server()
+    server.publish((offer(0, taints=SICK), offer(1)))
+    (before,) = server.slices.values()
+    (update,) = server.publish((offer(0, taints=SICK), offer(1, taints=SICK)))
+    assert isinstance(update, Update)
+    assert update.spec["pool"] == before.spec["pool"]
+    first, second = server.devices_of(next(iter(server.slices.values())).spec)
+    assert first["taints"][0]["timeAdded"] == "at-1"
+    assert second["taints"][0]["timeAdded"] == "at-2"
+
+
+def test_slices_that_were_wiped_are_restored() -> None:
+    server = Server()
+    offers = tuple(map(offer, range(DEVICES_PER_SLICE + 1)))
+    server.publish(offers)
+    for wiped in (*server.slices, None):
+        if wiped is None:
+            server.slices.clear()
+        else:
+            del server.slices[wiped]
+        server.publish(offers)
+        assert server.seen() == [one.name for one in offers]
+
+
+@given(
+    states=st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 149), st.integers(1, 3), st.booleans()),
+            max_size=140,
+            unique_by=lambda one: one[0],
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_whatever_changes_the_server_has_it_in_one_turn(
+    states: list[list[tuple[int, int, bool]]],
+) -> None:
+    server = Server()
+    for state in states:
+        offers = tuple(
+            offer(number, replicas, SICK if sick else ()) for number, replicas, sick in state
+        )
+        server.publish(offers)
+        assert server.seen() == [one.name for one in offers]
+        assert server.publish(offers) == ()
+        for stored in server.slices.values():
+            assert len(server.devices_of(stored.spec)) <= DEVICES_PER_SLICE
+        assert stored_replicas(server.slices.values()) == {one.name: one.replicas for one in offers}
+
+
+def test_the_order_follows_the_policy() -> None:
+    offers = tuple(map(offer, range(4)))
+    taken = {"gpu-1": 3, "gpu-2": 7}
+    packed = [one.name for one in in_order(offers, taken, "packed")]
+    distributed = [one.name for one in in_order(offers, taken, "distributed")]
+    assert packed == ["gpu-2", "gpu-1", "gpu-0", "gpu-3"]
+    assert distributed == ["gpu-0", "gpu-3", "gpu-1", "gpu-2"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "now", "taken", "expected"),
+    [(1, 10, 3, 10), (1, 10, 0, 1), (1, 0, 0, 1), (4, 10, 9, 4), (10, 1, 1, 10), (1, 1, 1, 1)],
+)
+def test_sharing_is_never_turned_off_while_shares_are_out(
+    wanted: int, now: int, taken: int, expected: int
+) -> None:
+    assert kept_shared(replace(offer(0), replicas=wanted), now, taken) == expected
+
+
+def test_what_a_server_dropped_names_the_gate() -> None:
+    server = Server()
+    server.publish((offer(0, taints=SICK),))
+    (stored,) = server.slices.values()
+    sent = copy.deepcopy(stored.spec)
+    (device,) = server.devices_of(stored.spec)
+    assert dropped_gates(sent, stored.spec) == frozenset()
+    del device["taints"]
+    assert dropped_gates(sent, stored.spec) == {"DRADeviceTaints"}
+    del device["allowMultipleAllocations"]
+    assert dropped_gates(sent, stored.spec) == {"DRADeviceTaints", "DRAConsumableCapacity"}
+
+
+def test_names_of_slices_fit_whatever_the_node_is_called() -> None:
+    long = Pool("gpu.gpuplugin.dev", "n" * 250)
+    assert len(long.slice_name(3)) <= 253
+    assert long.slice_name(3) != long.slice_name(4)
+    assert POOL.slice_name(0) == "node-1-gpu.gpuplugin.dev-0"
