@@ -1,0 +1,347 @@
+"""Claims of a DRA driver over its gRPC services: prepared, undone, remembered after crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.core.dra.claims import ClaimError, ClaimRef, Claims, decoded
+from gpuplugin.core.dra.devices import Offer, Taint
+from gpuplugin.daemon.dra.claimstore import FILE, ClaimStore
+from gpuplugin.daemon.dra.claimwork import CDI_KIND, CDI_VENDOR, ClaimKeeper
+from gpuplugin.kubelet.draplugin import DraPlugin, health_message
+from gpuplugin.kubelet.proto import dra_pb2 as pb
+from gpuplugin.rpc.client import CallFailed, Connection, Method
+from tests.conformance.engines.conftest import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from gpuplugin.core.dra.claims import HeldDevice
+    from gpuplugin.core.dra.devices import JsonObject
+
+DRIVER = "gpu.gpuplugin.dev"
+PACKAGE = "k8s.io.kubelet.pkg.apis.dra"
+PREPARE = Method.of(f"/{PACKAGE}.v1.DRAPlugin/NodePrepareResources")
+PREPARE_BETA = Method.of(f"/{PACKAGE}.v1beta1.DRAPlugin/NodePrepareResources")
+UNPREPARE = Method.of(f"/{PACKAGE}.v1.DRAPlugin/NodeUnprepareResources")
+HEALTH = Method.of("/v1alpha1.DRAResourceHealth/NodeWatchResources")
+TIMEOUT_S = 10.0
+OFFERS = {
+    name: Offer(name, (f"GPU-{name}", None), "nvidia.com/gpu", replicas, None)
+    for name, replicas in (("gpu-shared", 10), ("gpu-whole", 1))
+}
+
+
+class Cluster:
+    """ResourceClaims as the API server has them."""
+
+    def __init__(self) -> None:
+        self.claims: dict[str, JsonObject] = {}
+
+    def allocate(self, uid: str, device: str = "gpu-shared", shares: int = 1) -> pb.Claim:
+        result: dict[str, object] = {
+            "request": "gpu", "driver": DRIVER, "pool": "node-1", "device": device,
+        }  # fmt: skip
+        if device == "gpu-shared":
+            result |= {"shareID": f"share-{uid}", "consumedCapacity": {"shares": str(shares)}}
+        self.claims[uid] = {
+            "metadata": {"namespace": "default", "name": uid, "uid": uid},
+            "status": {"allocation": {"devices": {"results": [result]}}},
+        }
+        return pb.Claim(namespace="default", name=uid, uid=uid)
+
+    def read(self, ref: ClaimRef) -> JsonObject:
+        try:
+            return self.claims[ref.name]
+        except KeyError:
+            raise ClaimError(f"claim {ref.namespace}/{ref.name} does not exist") from None
+
+
+class Driver:
+    """What a plugin's process has: files in two folders, and nothing else that stays."""
+
+    def __init__(self, folder: Path, cluster: Cluster, boot_id: str = "boot") -> None:
+        self.specs = folder / "cdi"
+        self.folder = folder / "plugin"
+        self.keeper = ClaimKeeper(
+            DRIVER,
+            ClaimStore(self.folder, boot_id, lambda: Claims(boot_id)),
+            self.specs,
+            lambda: OFFERS,
+            cluster.read,
+            edits,
+        )
+
+    def spec(self, uid: str) -> Path:
+        return self.specs / f"{CDI_VENDOR}-claim-{uid}.json"
+
+    @property
+    def remembered(self) -> Claims:
+        return decoded((self.folder / FILE).read_text())
+
+
+def edits(devices: Sequence[HeldDevice]) -> Mapping[str, JsonObject]:
+    return {one.result.device: {"deviceNodes": [{"path": "/dev/nvidia0"}]} for one in devices}
+
+
+def named(claim: pb.Claim) -> ClaimRef:
+    return ClaimRef(claim.namespace, claim.name, claim.uid)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def driver(tmp_path: Path, cluster: Cluster) -> Driver:
+    return Driver(tmp_path, cluster)
+
+
+@contextmanager
+def serving(driver: Driver, engine: str = "fast") -> Iterator[Connection]:
+    """A connection to the driver's services."""
+    with TemporaryDirectory(prefix="gp") as folder:
+        plugin = DraPlugin(driver.keeper)
+        server = ENGINES[engine]().serve(Path(folder) / "dra.sock", plugin.services())
+        try:
+            with Connection(Path(folder) / "dra.sock", TIMEOUT_S) as connection:
+                yield connection
+        finally:
+            plugin.health.end_streams()
+            server.stop(1)
+
+
+def prepared(
+    connection: Connection, *claims: pb.Claim, method: Method = PREPARE
+) -> dict[str, pb.NodePrepareResourceResponse]:
+    request = pb.NodePrepareResourcesRequest(claims=claims).SerializeToString()
+    return dict(pb.NodePrepareResourcesResponse.FromString(connection.call(method, request)).claims)
+
+
+def undone(connection: Connection, *claims: pb.Claim) -> dict[str, str]:
+    request = pb.NodeUnprepareResourcesRequest(claims=claims).SerializeToString()
+    response = pb.NodeUnprepareResourcesResponse.FromString(connection.call(UNPREPARE, request))
+    return {uid: one.error for uid, one in response.claims.items()}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", [PREPARE, PREPARE_BETA])
+def test_a_claim_is_prepared_and_undone(
+    driver: Driver, cluster: Cluster, engine: str, method: Method
+) -> None:
+    claim = cluster.allocate("u-1", shares=2)
+    with serving(driver, engine) as connection:
+        (device,) = prepared(connection, claim, method=method)["u-1"].devices
+        assert device == pb.Device(
+            request_names=["gpu"], pool_name="node-1", device_name="gpu-shared",
+            cdi_device_ids=[f"{CDI_KIND}=u-1-gpu-shared"], share_id="share-u-1",
+        )  # fmt: skip
+        spec = json.loads(driver.spec("u-1").read_text())
+        assert spec["kind"] == CDI_KIND
+        assert spec["devices"] == [
+            {
+                "name": "u-1-gpu-shared",
+                "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia0"}]},
+            }
+        ]
+        assert driver.remembered.taken() == {"gpu-shared": 2}
+        again = prepared(connection, claim)["u-1"].devices
+        assert list(again) == [device]
+        assert undone(connection, claim) == {"u-1": ""}
+        assert not driver.spec("u-1").exists()
+        assert driver.remembered.by_uid == {}
+        assert undone(connection, claim) == {"u-1": ""}, "one that is not known is no mistake"
+
+
+def test_every_claim_of_a_call_has_an_answer_of_its_own(driver: Driver, cluster: Cluster) -> None:
+    good = cluster.allocate("good")
+    gone = pb.Claim(namespace="default", name="gone", uid="gone")
+    odd = pb.Claim(namespace="default", name="odd", uid="../../odd")
+    with serving(driver) as connection:
+        assert prepared(connection) == {}
+        responses = prepared(connection, good, gone, odd)
+    assert len(responses["good"].devices) == 1
+    assert "default/gone does not exist" in responses["gone"].error
+    assert "is no UID" in responses["../../odd"].error
+
+
+def test_what_is_no_request_is_refused(driver: Driver) -> None:
+    with serving(driver) as connection, pytest.raises(CallFailed, match="INVALID_ARGUMENT"):
+        connection.call(PREPARE, b"\xff\xff")
+
+
+def test_claims_of_different_pods_wait_for_nobody(driver: Driver, cluster: Cluster) -> None:
+    """One whose claim cannot be read yet holds up nobody else."""
+    waiting, reading = threading.Event(), threading.Event()
+    slow, quick = cluster.allocate("slow"), cluster.allocate("quick")
+
+    def read(ref: ClaimRef) -> JsonObject:
+        if ref.uid == "slow":
+            reading.set()
+            assert waiting.wait(TIMEOUT_S)
+        return cluster.read(ref)
+
+    keeper = ClaimKeeper(
+        DRIVER, ClaimStore(driver.folder, "boot", lambda: Claims("boot")), driver.specs,
+        lambda: OFFERS, read, edits,
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        held_up = pool.submit(keeper.prepare, named(slow))
+        assert reading.wait(TIMEOUT_S)
+        assert len(keeper.prepare(named(quick))) == 1
+        waiting.set()
+        assert len(held_up.result(TIMEOUT_S)) == 1
+
+
+def test_of_many_at_once_no_more_get_shares_than_there_are(
+    driver: Driver, cluster: Cluster
+) -> None:
+    claims = [cluster.allocate(f"u-{number}") for number in range(30)]
+
+    def prepare(claim: pb.Claim) -> bool:
+        try:
+            driver.keeper.prepare(named(claim))
+        except ClaimError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        granted = sum(pool.map(prepare, claims))
+    assert granted == 10
+    assert driver.remembered.taken() == {"gpu-shared": 10}
+    assert len(list(driver.specs.iterdir())) == 10
+
+
+def test_two_instances_share_what_they_know(tmp_path: Path, cluster: Cluster) -> None:
+    """As during an upgrade: the new one knows what the old one prepared, and the reverse."""
+    old, new = Driver(tmp_path, cluster), Driver(tmp_path, cluster)
+    first, second = cluster.allocate("u-1", "gpu-whole"), cluster.allocate("u-2", "gpu-whole")
+    old.keeper.prepare(named(first))
+    with pytest.raises(ClaimError, match="has all of it"):
+        new.keeper.prepare(named(second))
+    new.keeper.unprepare(named(first))
+    old.keeper.prepare(named(second))
+    assert set(new.remembered.by_uid) == {"u-2"}
+
+
+def test_a_restart_writes_specs_that_are_missing(tmp_path: Path, cluster: Cluster) -> None:
+    claim = cluster.allocate("u-1")
+    driver = Driver(tmp_path, cluster)
+    driver.keeper.prepare(named(claim))
+    driver.spec("u-1").unlink()
+    Driver(tmp_path, cluster).keeper.restore()
+    assert driver.spec("u-1").exists()
+
+
+def test_after_a_reboot_prepare_does_its_work_again(tmp_path: Path, cluster: Cluster) -> None:
+    claim = cluster.allocate("u-1", "gpu-whole")
+    driver = Driver(tmp_path, cluster, "one")
+    driver.keeper.prepare(named(claim))
+    driver.spec("u-1").unlink()
+    rebooted = Driver(tmp_path, cluster, "two")
+    rebooted.keeper.restore()
+    assert not driver.spec("u-1").exists(), "its pod has not been started again"
+    rebooted.keeper.prepare(named(claim))
+    assert driver.spec("u-1").exists()
+    assert rebooted.remembered.boot_id == "two"
+
+
+@pytest.mark.parametrize("broken", ["", "{", '{"version": 9}', "\0\xff", "[" * 100_000])
+def test_a_broken_file_is_no_reason_to_end(tmp_path: Path, cluster: Cluster, broken: str) -> None:
+    driver = Driver(tmp_path, cluster)
+    driver.keeper.prepare(named(cluster.allocate("u-1")))
+    (driver.folder / FILE).write_bytes(broken.encode("latin-1"))
+    after = Driver(tmp_path, cluster)
+    assert len(after.keeper.prepare(named(cluster.allocate("u-2")))) == 1
+    assert set(after.remembered.by_uid) == {"u-2"}
+
+
+STEPS = ("open", "os.rename", "os.remove")
+CRASHED, DONE = 9, 0
+
+
+def crash_at(step: int, folder: Path, work: ClaimKeeper, claim: pb.Claim, *, undo: bool) -> int:
+    """Do the work in a process that is gone before its `step`-th step on files; its exit status."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = step
+
+    def before(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event in STEPS and str(arguments[0]).startswith(str(folder)):
+            left -= 1
+            if left < 0:
+                os._exit(CRASHED)
+
+    sys.addaudithook(before)
+    (work.unprepare if undo else work.prepare)(named(claim))
+    os._exit(DONE)
+
+
+@pytest.mark.parametrize("then", ["prepare", "unprepare"])
+@pytest.mark.parametrize("during", ["prepare", "unprepare"])
+def test_a_crash_between_any_two_steps_leaves_nothing_behind(
+    tmp_path: Path, cluster: Cluster, during: str, then: str
+) -> None:
+    claim, other = cluster.allocate("u-1", "gpu-whole"), cluster.allocate("u-2", "gpu-whole")
+    status, step = CRASHED, 0
+    while status == CRASHED:
+        folder = tmp_path / str(step)
+        driver = Driver(folder, cluster)
+        if during == "unprepare":
+            driver.keeper.prepare(named(claim))
+        status = crash_at(step, folder, driver.keeper, claim, undo=during == "unprepare")
+        after = Driver(folder, cluster)
+        after.keeper.restore()
+        if then == "prepare":
+            assert len(after.keeper.prepare(named(claim))) == 1
+            assert after.spec("u-1").exists()
+            with pytest.raises(ClaimError, match="has all of it"):
+                after.keeper.prepare(named(other))
+        after.keeper.unprepare(named(claim))
+        assert not after.spec("u-1").exists()
+        assert len(after.keeper.prepare(named(other))) == 1
+        assert set(after.remembered.by_uid) == {"u-2"}
+        step += 1
+    assert status == DONE
+    assert step > 5, "there were fewer steps than the work has"
+
+
+def test_the_health_stream_sends_every_device_to_each_watcher(
+    driver: Driver,
+) -> None:
+    sick = Offer(
+        "gpu-sick", ("GPU-sick", None), "nvidia.com/gpu", 4, None,
+        taints=(Taint(f"{DRIVER}/xid", "79", "NoSchedule"),),
+    )  # fmt: skip
+    message = health_message([OFFERS["gpu-whole"], sick], "node-1", 1_700_000_000)
+    devices = pb.NodeWatchResourcesResponse.FromString(message).devices
+    assert [(one.device.device_name, one.health, one.message) for one in devices] == [
+        ("gpu-whole", pb.HEALTHY, ""),
+        ("gpu-sick", pb.UNHEALTHY, "xid 79"),
+    ]
+    assert {one.device.pool_name for one in devices} == {"node-1"}
+    assert {one.health_check_timeout_seconds for one in devices} == {30}
+    with TemporaryDirectory(prefix="gp") as folder:
+        plugin = DraPlugin(driver.keeper)
+        server = ENGINES["fast"]().serve(Path(folder) / "dra.sock", plugin.services())
+        plugin.health.publish(message)
+        try:
+            with Connection(Path(folder) / "dra.sock", TIMEOUT_S) as connection:
+                call = connection.start(HEALTH, b"", streaming=True)
+                assert connection.next_response(call) == message
+        finally:
+            plugin.health.end_streams()
+            server.stop(1)
