@@ -1,0 +1,220 @@
+"""Keeps the ResourceSlices of this node at the API server as the node's devices are.
+
+Slices are followed all the time: the kubelet deletes them when it starts, and nobody else puts
+them back. What to write is decided in `core.dra.slices`. Imported only where DRA is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+from lightkube import AsyncClient
+from lightkube.generic_resource import create_global_resource
+from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
+from lightkube.resources.core_v1 import Node
+
+from gpuplugin.core.dra.slices import Create, Delete, Stored, Update, dropped_gates, writes
+from gpuplugin.core.pacing import Backoff
+from gpuplugin.daemon.logs import log_fact
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightkube import SingleConfig
+    from lightkube.generic_resource import GenericGlobalResource
+    from lightkube.operators import BinaryOperator, SequenceOperator
+
+    from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.dra.slices import Pool, Write
+    from gpuplugin.daemon.status import StatusBoard
+
+COMPONENT: Final = "slices"
+SHARES_GATE, TAINTS_GATE = "DRAConsumableCapacity", "DRADeviceTaints"
+REQUEST_TIMEOUT_S = 10.0
+WATCH_S = 300
+"""After this the server ends a watch, and another one begins."""
+
+ResourceSlice = create_global_resource("resource.k8s.io", "v1", "ResourceSlice", "resourceslices")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was written: the version of the devices, and the feature gates that are off."""
+
+    version: int
+    dropped: frozenset[str]
+
+
+class SlicePublisher:
+    """Publishes the devices that `offer` was last given; all of it on one event loop."""
+
+    def __init__(self, pool: Pool, config: SingleConfig, status: StatusBoard) -> None:
+        self._pool = pool
+        self._config = config
+        self._status = status
+        self._offers: tuple[Offer, ...] = ()
+        self._version = 0
+        self._turn = asyncio.Event()
+        self._stored: dict[str, Stored] = {}
+        self._dropped: frozenset[str] = frozenset()
+        self._backoff = Backoff(0.1, 30.0)
+        self.writes_total = 0
+        self.published: Published | None = None
+        status.set(COMPONENT, "nothing was published yet", ok=False)
+
+    def offer(self, offers: Sequence[Offer]) -> None:
+        """Publish these devices, in this order."""
+        self._offers = tuple(offers)
+        self._version += 1
+        self._turn.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled; slices stay when this ends: pods keep what they have."""
+        while True:
+            try:
+                await self._follow()
+            except* (httpx2.HTTPError, OSError) as group:
+                reason = _reason(group)
+                if self._status.set(COMPONENT, f"not published: {reason}", ok=False):
+                    text = f"ResourceSlices cannot be published, trying again: {reason}"
+                    log_fact(log, logging.WARNING, "slices-failed", text)
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _follow(self) -> None:
+        """With one connection: list, then write whatever is not as it should be."""
+        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=WATCH_S + REQUEST_TIMEOUT_S)
+        async with AsyncClient(self._config, timeout=timeout) as client:
+            owner = await self._owner(client)
+            listing = client.list(ResourceSlice, fields=self._mine())
+            found = [_stored(one) async for one in listing]
+            self._stored = {one.name: one for one in found}
+            self._dropped = frozenset()
+            self._turn.set()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch(client, listing.resourceVersion))
+                tasks.create_task(self._publish(client, owner))
+
+    def _mine(self) -> dict[str, str | BinaryOperator | SequenceOperator]:
+        return {"spec.nodeName": self._pool.node, "spec.driver": self._pool.driver}
+
+    async def _owner(self, client: AsyncClient) -> OwnerReference:
+        """Slices go with their node."""
+        node = await client.get(Node, self._pool.node)
+        uid = (node.metadata.uid if node.metadata else None) or ""
+        return OwnerReference(
+            apiVersion="v1", kind="Node", name=self._pool.node, uid=uid, controller=True
+        )
+
+    async def _watch(self, client: AsyncClient, version: str) -> None:
+        async for operation, one in client.watch(
+            ResourceSlice, fields=self._mine(), server_timeout=WATCH_S, resource_version=version
+        ):
+            seen = _stored(one)
+            known = self._stored.get(seen.name)
+            if operation == "DELETED":
+                if known is not None and known.uid == seen.uid:
+                    del self._stored[seen.name]
+                    self._turn.set()
+            elif known is None or _newer(seen, known):
+                self._stored[seen.name] = seen
+                self._turn.set()
+
+    async def _publish(self, client: AsyncClient, owner: OwnerReference) -> None:
+        while True:
+            await self._turn.wait()
+            self._turn.clear()
+            if not self._version:
+                continue
+            version = self._version
+            for write in writes(self._possible(), self._pool, self._stored.values()):
+                await self._write(client, owner, write)
+            if self._turn.is_set():
+                continue
+            self._backoff.reset()
+            self.published = Published(version, self._dropped)
+            self._tell()
+
+    def _possible(self) -> list[Offer]:
+        """What this API server can express: a GPU is never offered whole in place of shares."""
+        return [
+            offer
+            for offer in self._offers
+            if not (offer.shared and SHARES_GATE in self._dropped)
+            and not (offer.taints and TAINTS_GATE in self._dropped)
+        ]
+
+    async def _write(self, client: AsyncClient, owner: OwnerReference, write: Write) -> None:
+        self.writes_total += 1
+        match write:
+            case Create(name=name, spec=spec):
+                metadata = ObjectMeta(name=name, ownerReferences=[owner])
+                made = await client.create(ResourceSlice(metadata=metadata, spec=spec))
+                self._keep(_stored(made), spec)
+            case Update(stored=stored, spec=spec):
+                metadata = ObjectMeta(
+                    name=stored.name,
+                    resourceVersion=stored.resource_version,
+                    ownerReferences=[owner],
+                )
+                made = await client.replace(ResourceSlice(metadata=metadata, spec=spec))
+                self._keep(_stored(made), spec)
+            case Delete(stored=stored):
+                try:
+                    await client.delete(ResourceSlice, stored.name)
+                except httpx2.HTTPStatusError as error:
+                    if error.response.status_code != httpx2.codes.NOT_FOUND:
+                        raise
+                self._stored.pop(stored.name, None)
+
+    def _keep(self, stored: Stored, sent: JsonObject) -> None:
+        """What the server made of a slice: fields of features that are off are not there."""
+        self._stored[stored.name] = stored
+        dropped = dropped_gates(sent, stored.spec)
+        if not dropped <= self._dropped:
+            self._dropped |= dropped
+            self._turn.set()
+
+    def _tell(self) -> None:
+        count = sum(len(_devices(one.spec)) for one in self._stored.values())
+        text = f"{count} devices in {len(self._stored)} slices"
+        missing = len(self._offers) - len(self._possible())
+        if self._dropped:
+            gates = " and ".join(sorted(self._dropped))
+            text += f"; {missing} are left out: switch on the feature gate {gates}"
+        if self._status.set(COMPONENT, text, ok=not self._dropped):
+            level = logging.WARNING if self._dropped else logging.INFO
+            log_fact(log, level, "slices-published", f"published {text}")
+
+
+def _stored(one: GenericGlobalResource) -> Stored:
+    metadata = one.metadata or ObjectMeta()
+    spec: JsonObject = dict(one.get("spec") or {})
+    return Stored(metadata.name or "", metadata.uid or "", metadata.resourceVersion or "", spec)
+
+
+def _newer(seen: Stored, known: Stored) -> bool:
+    """Whether a watch shows something newer than an own write that came back sooner."""
+    if seen.uid != known.uid:
+        return True
+    try:
+        return int(seen.resource_version) > int(known.resource_version)
+    except ValueError:
+        return seen.resource_version != known.resource_version
+
+
+def _devices(spec: JsonObject) -> list[object]:
+    devices = spec.get("devices")
+    return devices if isinstance(devices, list) else []
+
+
+def _reason(group: BaseExceptionGroup[Exception]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__
