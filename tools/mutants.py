@@ -70,6 +70,7 @@ _SMALL = 16
 """Larger numbers are limits and times, of which a test need not notice one more or less."""
 _NOT_MUTATED = {"annotation", "returns", "decorator_list", "type_comment", "ctx"}
 """Fields of nodes that do nothing at run time, or that say only how a class is made."""
+_LIMITS = ("_BYTES", "_MS", "_S")
 _BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LINES = (ast.stmt, ast.ExceptHandler, ast.match_case)
@@ -149,6 +150,8 @@ def _places(node: ast.AST, line: ast.AST, function: str) -> Iterator[_Place]:
         for index, child in enumerate(value) if isinstance(value, list) else ((None, value),):
             if not isinstance(child, ast.AST) or _is_for_readers(child):
                 continue
+            if not function and _is_limit(child):
+                continue
             its_line = child if isinstance(child, _LINES) else line
             yield _Place(child, node, field, index, its_line, function)
             name = getattr(child, "name", "") if isinstance(child, _SCOPES) else ""
@@ -164,6 +167,14 @@ def _is_for_readers(node: ast.AST) -> bool:
             return True
         case ast.Import() | ast.ImportFrom():
             return True
+    return False
+
+
+def _is_limit(node: ast.AST) -> bool:
+    """True for a constant of a module that is a time or a size: how much, not whether."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name.endswith(_LIMITS)
     return False
 
 

@@ -53,6 +53,22 @@ def assert_answers(client: RawClient) -> None:
     assert (answer["grpc-status"], answer.messages) == ("0", [b"still there"])
 
 
+def test_a_client_that_has_said_nothing_is_greeted(served: Served) -> None:
+    with served.raw(greet=False) as client:
+        assert client.socket.recv(9)[3] == SETTINGS
+
+
+def test_a_request_in_thousands_of_pieces_is_no_flood(served: Served) -> None:
+    """Frames without data are counted, those with some are not."""
+    body = grpc_message(bytes(3_000))
+    with served.raw() as client:
+        stream = client.stream()
+        pieces = [pack(DATA, 0, stream, body[at : at + 1]) for at in range(len(body))]
+        client.send(client.headers(stream, REQUEST), *pieces, pack(DATA, END_STREAM, stream, b""))
+        answer = client.finish(stream)
+        assert (answer["grpc-status"], answer.messages) == ("0", [bytes(3_000)])
+
+
 def test_settings_are_acknowledged_and_a_greeting_comes_first(served: Served) -> None:
     with served.raw({4: 100_000, 99: 7}) as client:
         client.read_until(lambda: any(one.kind == SETTINGS and one.flags for one in client.others))

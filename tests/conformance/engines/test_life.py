@@ -50,6 +50,24 @@ def test_a_path_that_no_socket_can_have_is_told_with_its_length(
         ENGINES[engine]().serve(path, [])
 
 
+def test_no_thread_is_left_of_a_server_that_cannot_have_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def start_ten(thread: threading.Thread) -> None:
+        if len(started) == 10:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_ten)
+    with pytest.raises(SocketError, match="can't start new thread"):
+        ENGINES["grpcio"]().serve(tmp_path / "s.sock", [])
+    assert len(started) == 10
+    eventually(lambda: not any(thread.is_alive() for thread in started))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_socket_is_there_while_it_is_served(engine: str, tmp_path: Path) -> None:
     path = tmp_path / "s.sock"

@@ -13,6 +13,7 @@ import pytest
 from hpack import Encoder
 
 from gpuplugin.rpc.client import CallFailed, unary_call, unary_call_async
+from gpuplugin.rpc.h2.client import ClientConnection, Method
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import BOOM, ECHO, FAIL, REPEAT
 from tests.conformance.engines.rawh2 import (
@@ -276,3 +277,32 @@ def test_grpcio_is_not_loaded() -> None:
     code = "import sys, gpuplugin.rpc.client, gpuplugin.rpc.fast; "
     code += "assert 'grpc' not in sys.modules and 'google' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_more_is_granted_to_the_server_than_it_has_sent() -> None:
+    connection = ClientConnection(max_response_bytes=20_000)
+    call = connection.start(Method.of(ECHO), b"", streaming=True)
+    connection.output()
+    encoder = Encoder()
+    connection.receive(pack(SETTINGS, 0, 0, b""))
+    connection.receive(pack(HEADERS, END_HEADERS, 1, encoder.encode([(":status", "200")])))
+    sent_bytes = 0
+    granted_bytes = {0: 0, 1: 0}
+    for _ in range(40):
+        message = grpc_message(bytes(15_000))
+        connection.receive(pack(DATA, 0, 1, message))
+        sent_bytes += len(message)
+        for kind, stream, payload in frames_of(connection.output()):
+            if kind == WINDOW:
+                granted_bytes[stream] += int.from_bytes(payload, "big")
+        assert max(granted_bytes.values()) <= sent_bytes
+    assert min(granted_bytes.values()) > sent_bytes // 2
+    assert len(call.responses) == 40
+
+
+def frames_of(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Kind, stream and payload of each frame."""
+    while data:
+        size = int.from_bytes(data[:3], "big")
+        yield data[3], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]
+        data = data[9 + size :]
