@@ -129,13 +129,13 @@ def test_a_host_takes_all_its_gpus_along() -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("failures: [{what: {kind: xid, xid: 79}}]", "failures.0.mtbf_h"),
-        ("failures: [{what: {kind: nonsense}, mtbf_h: 1}]", "failures.0.what"),
-        ("failures: [{what: {kind: driver-down}, mtbf_h: 1}]", "failures.0.what"),
-        ("failures: [{what: {kind: lost}, mtbf_h: 1, scope: rack}]", "failures.0.scope"),
+        ("failures: [{what: {kind: xid, xid: 79}}]", "failures[0].mtbf_h"),
+        ("failures: [{what: {kind: nonsense}, mtbf_h: 1}]", "failures[0].what"),
+        ("failures: [{what: {kind: driver-down}, mtbf_h: 1}]", "failures[0].what"),
+        ("failures: [{what: {kind: lost}, mtbf_h: 1, scope: rack}]", "failures[0].scope"),
         ("pods: [{name: a, arrivals_per_hour: 3, workload: {kind: closed-loop, busy_ms: 1}}]",
          "lifetime_s"),
-        ("pods: [{name: a}]", "pods.0.workload"),
+        ("pods: [{name: a}]", "pods[0].workload"),
         ("tenants: [{name: a, gpu: 0, start_s: 3}]", "need a workload"),
         ("tenants: [{name: a, gpu: 0, mig: 0, workload: {kind: closed-loop, busy_ms: 1}}]",
          "tenants[0].mig"),
