@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _GROUPS = {
     "On a node": ("run", "doctor", "health", "top", "devices"),
@@ -41,6 +41,7 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cdi show": ("docs/configuration.md", ("cdi show --backend sim",)),
     "cdi remove": ("docs/configuration.md", ("cdi remove --cdi-root /var/run/cdi",)),
     "health": ("docs/health.md", ("health", "health --kubelet-dir /tmp/node --watch")),
+    "top": ("docs/operations.md", ("top", "top --kubelet-dir /tmp/node")),
     "health clear": ("docs/health.md", ("health clear 3", "health clear all")),
     "health forget": (
         "docs/health.md",
@@ -165,11 +166,21 @@ def add_examples(parser: argparse.ArgumentParser, path: str = "") -> None:
     parser.epilog = "\n".join([*lines, f"more: {pages}"])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     if len(parser._actions) > _MOST_IN_USAGE:  # noqa: SLF001
-        parser.usage = "%(prog)s [OPTION ...]   (--help lists them)"
+        parser.usage = " ".join(("%(prog)s [OPTION ...]", *_needed(parser)))
     for action in parser._actions:  # noqa: SLF001
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for name, inner in action.choices.items():
                 add_examples(inner, f"{path} {name}".strip())
+
+
+def _needed(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """What stands in a line of usage beside the options that may be left out."""
+    for action in parser._actions:  # noqa: SLF001
+        name = str(action.metavar or action.dest)
+        if action.option_strings and action.required:
+            yield f"{action.option_strings[0]} {name}"
+        elif not action.option_strings:
+            yield f"[{name}]" if action.nargs in ("?", "*") else name
 
 
 def examples() -> list[str]:

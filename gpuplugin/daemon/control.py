@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 SOCKET_NAME = ".gpuplugin-control.sock"
 """Hidden, so that the kubelet's plugin watcher passes it over."""
 
+_ANOTHER = (
+    "another plugin serves {}, and answers there; the kubelet takes each resource from the newer "
+    "one: end one of the two, or give it a --kubelet-dir of its own"
+)
 POLL_S = 2.0
 _RETRY_S = 30.0
 _REQUEST_TIMEOUT_S = 5.0
@@ -86,7 +90,7 @@ class ControlServer:
         """Serve until the socket is no longer there; another plugin's is left to it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         while listened_on(self._path):
-            self._log_problem(_Taken(f"another plugin serves {self._path}, and answers there"))
+            self._log_problem(_Taken(_ANOTHER.format(self._path)))
             await wait_period(POLL_S)
         self._path.unlink(missing_ok=True)
         # It does not listen yet: a cancellation meanwhile would leave the socket behind.

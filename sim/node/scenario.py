@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from gpuplugin.config.document import parse_document
+from gpuplugin.config.document import Document, parse_document
 from gpuplugin.config.loaded import ConfigError, Problem
 from gpuplugin.config.problems import checked, dotted
 from hal import ComputeMode, LinkKind
@@ -248,9 +249,24 @@ def parse_scenario(text: str, name: str) -> Scenario:
     problems = [
         Problem(document.where(path), dotted(path), problem) for path, problem in _misfits(scenario)
     ]
+    problems += _wrong_config(scenario, document)
     if problems:
         raise ScenarioError(f"scenario {name} cannot be used:\n{ConfigError(problems)}")
     return scenario
+
+
+def _wrong_config(scenario: Scenario, document: Document) -> tuple[Problem, ...]:
+    """What is wrong with the plugin's configuration in the scenario."""
+    if scenario.config is None:
+        return ()
+    from gpuplugin.config.load import load_settings  # few scenarios have one
+
+    lines = {path[1:]: line for path, line in document.lines.items() if path[0] == "config"}
+    try:
+        load_settings({}, {}, None, Document(document.name, scenario.config, lines))
+    except ConfigError as error:
+        return tuple(replace(one, key=f"config.{one.key}") for one in error.problems)
+    return ()
 
 
 _Misfits: TypeAlias = "Iterator[tuple[KeyPath, str]]"

@@ -154,6 +154,7 @@ def test_what_cannot_be_done_is_told(arguments: list[str], status: int, text: st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     command = [sys.executable, "-m", "gpuplugin", "bench", "allocate", "--quick"]

@@ -126,7 +126,7 @@ def test_a_file_of_the_users_takes_the_place_of_the_scenarios_configuration(
 @pytest.mark.parametrize(
     ("config", "code", "said"),
     [
-        ("{flags: {migStrategy: some}}", 1, "config of the scenario own/one: flags.migStrategy"),
+        ("{flags: {migStrategy: some}}", 1, ": config.flags.migStrategy: must be"),
         ("{flags: {migStrategi: none}}", 0, "config of the scenario own/one: flags.migStrategi"),
     ],
 )

@@ -84,6 +84,32 @@ def test_a_wrong_word_is_told_with_the_commands_own_usage(
     assert said in text
 
 
+NO_JSON = {
+    "run": "logs, with --log-format json",
+    "config schema": "is JSON",
+    "cdi show": "is JSON",
+    "record": "writes a scenario",
+    "demo": "a screen",
+    "completion": "for shells",
+    "sim up": "logs, with --log-format json",
+    "sim scenario schema": "is JSON",
+    "sim node serve": "reports nothing",
+    "sim env": "for shells",
+    "sim smi": "has the options of nvidia-smi",
+    "sim run": "--report writes JSON",
+}
+
+
+def test_every_command_that_reports_does_so_in_json_too() -> None:
+    groups = {path for path in ALL if any(other.startswith(f"{path} ") for other in ALL)}
+    without = {
+        path
+        for path, parser in ALL.items()
+        if path and path not in groups and "--json" not in parser._option_string_actions
+    }
+    assert without == set(NO_JSON)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_printed_for_shells(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0

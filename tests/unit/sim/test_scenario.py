@@ -212,6 +212,15 @@ def test_all_that_does_not_fit_together_is_told_at_once_with_its_line() -> None:
     ]
 
 
+def test_the_plugins_configuration_in_it_is_checked_with_its_lines() -> None:
+    text = GPUS + "config:\n  sharing:\n    timeSlicing:\n      resources:\n      - {name: gpu}\n"
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(text, "mine")
+
+    (problem,) = str(caught.value).splitlines()[1:]
+    assert problem == "mine:6: config.sharing.timeSlicing.resources[0].replicas: is required"
+
+
 @pytest.mark.parametrize("name", ["no-such-scenario", "/", "/dev/null/x"])
 def test_a_scenario_that_is_not_there_is_told_with_those_that_are(name: str) -> None:
     with pytest.raises(ScenarioError, match="homelab") as caught:
