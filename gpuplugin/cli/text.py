@@ -72,18 +72,21 @@ WATCH_S = 2.0
 
 def watched(show: Callable[[], tuple[int, str]], every_s: float) -> int:
     """Print what `show` returns, and its status; again and again until Ctrl-C if `every_s`."""
-    while True:
-        status, text = show()
-        if every_s and sys.stdout.isatty():
-            print("\x1b[H\x1b[2J\x1b[3J", end="")
-        if text:
-            print(text, flush=True)
-        if not every_s:
-            return status
-        try:
+    status = 0
+    try:
+        while True:
+            status, text = show()
+            if every_s and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J\x1b[3J", end="")
+            if text:
+                print(text, flush=True)
+            if not every_s:
+                return status
             time.sleep(every_s)
-        except KeyboardInterrupt:
-            return status
+    except KeyboardInterrupt:
+        if not every_s:
+            raise
+        return status
 
 
 @contextmanager

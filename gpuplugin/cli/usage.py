@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -110,14 +110,27 @@ _MOST_IN_USAGE = 20
 class Parser(argparse.ArgumentParser):
     """Tells wrong words with the usage of the command that they were given to."""
 
+    _given: tuple[str, ...] = ()
+
     def parse_known_args(  # type: ignore[override]  # typeshed has overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
+        self._given = tuple(args or ())
         parsed, rest = super().parse_known_args(args, namespace)
         if rest:
             known = list(self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(rest)}{_near(rest[0], known)}")
         return parsed, rest
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage; a required option may be there, and misspelt."""
+        if message.startswith("the following arguments are required"):
+            known = list(self._option_string_actions)
+            words = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+            for word in words:
+                if not any(one.startswith(word) for one in known):
+                    message += f"; {word} is unknown{_near(word, known)}"
+        super().error(message)
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         known = [str(choice) for choice in action.choices or ()]
@@ -157,6 +170,18 @@ def _near(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Fills each line of a description by itself, and leaves indented ones as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            line
+            if line.startswith("  ")
+            else super(_Formatter, self)._fill_text(line, width, indent)
+            for line in text.splitlines()
+        )
+
+
 def add_examples(parser: argparse.ArgumentParser, path: str = "") -> None:
     """Put examples and links below the help of a parser and of its commands."""
     pages, examples = _EXAMPLES.get(path, ("docs/commands.md", ()))
@@ -164,7 +189,7 @@ def add_examples(parser: argparse.ArgumentParser, path: str = "") -> None:
     if examples:
         lines += ["examples:", *(f"  gpuplugin {example}" for example in examples), ""]
     parser.epilog = "\n".join([*lines, f"more: {pages}"])
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = _Formatter
     if len(parser._actions) > _MOST_IN_USAGE:  # noqa: SLF001
         parser.usage = " ".join(("%(prog)s [OPTION ...]", *_needed(parser)))
     for action in parser._actions:  # noqa: SLF001

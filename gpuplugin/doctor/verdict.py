@@ -152,7 +152,11 @@ def as_text(
         if width is None:
             return [text]
         return textwrap.wrap(
-            text, max(width, indent + 20), subsequent_indent=" " * indent, break_on_hyphens=False
+            text,
+            max(width, indent + 20),
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+            break_long_words=False,
         ) or [""]
 
     def painted(lines: list[str], severity: Severity, length: int) -> list[str]:

@@ -62,6 +62,13 @@ def test_options_tell_their_defaults_and_are_grouped() -> None:
         assert f"({default})" in text
 
 
+def test_the_help_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for path, parser in ALL.items():
+        longest = max(parser.format_help().splitlines(), key=len)
+        assert len(longest) <= 80 or "  gpuplugin " in longest or "|" in longest, (path, longest)
+
+
 @pytest.mark.parametrize(
     ("arguments", "usage", "said"),
     [
@@ -70,6 +77,7 @@ def test_options_tell_their_defaults_and_are_grouped() -> None:
         (("sim", "kubelt"), "usage: gpuplugin sim", "did you mean kubelet?"),
         (("config", "check", "a", "--jsn"), "usage: gpuplugin config check", "mean --json?"),
         (("sim", "node", "show", "--wat"), "usage: gpuplugin sim node show", "--kubelet-dir"),
+        (("sim", "up", "--kubelet-dr", "x"), "usage: gpuplugin sim up", "mean --kubelet-dir?"),
         (("health", "--colour"), "usage: gpuplugin health", "unrecognized arguments: --colour"),
     ],
 )

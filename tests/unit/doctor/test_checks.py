@@ -914,10 +914,12 @@ def test_problems_with_one_cure_are_told_together() -> None:
 
 def test_text_is_wrapped_by_words_and_coloured_on_a_terminal() -> None:
     findings = diagnose(unconnected(folder=None)(well()), CHECKS)
-    lines = as_text(findings, "asked: " + "somebody " * 20, 80).splitlines()
-    assert max(map(len, lines)) <= 80
-    words = as_text(findings, "asked: " + "somebody " * 20).split()
-    assert "\n".join(lines).split() == words
+    header = "asked: " + "somebody " * 20
+    words = as_text(findings, header).split()
+    for width in (30, 60, 80):
+        lines = as_text(findings, header, width).splitlines()
+        assert "\n".join(lines).split() == words
+        assert width < 80 or max(map(len, lines)) <= width
     coloured = as_text(findings, "", 80, colour=True)
     assert "\x1b[31mfail\x1b[0m  kubelet-folder" in coloured
     assert re.sub(r"\x1b\[\d+m", "", coloured) == as_text(findings, "", 80)
