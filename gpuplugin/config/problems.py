@@ -87,14 +87,15 @@ def nearest(path: KeyPath, known: Sequence[str]) -> str:
 def message(error: ErrorDetails) -> str:
     """What pydantic found, in our words."""
     context, value = error.get("ctx", {}), error["input"]
+    template = hint([value]) if isinstance(value, str) and "{{" in value else ""
     if "error" in context:
-        return str(context["error"])
+        return f"{context['error']}{template}"
     text = _TEXTS.get(error["type"], "").format(**context)
     text = text or error["msg"].replace("Input should", "must")
     if error["type"] in _SAID_WITHOUT_VALUE:
         return text
     cause = hint([value]) if text == MAPPING and isinstance(value, str) else ""
-    return f"{unfit(value, text)}{cause}"
+    return f"{unfit(value, text)}{cause or template}"
 
 
 def checked(document: Document, model: type[M]) -> M:

@@ -51,6 +51,8 @@ def hint(lines: list[str], wrong: int = 0) -> str:
     near = lines[max(0, wrong - 1) : wrong + 1]
     if any("{{" in one for one in near):
         return "; a template has to be rendered first, for example with 'helm template'"
+    if any(one[: len(one) - len(one.lstrip())].count("\t") for one in near):
+        return "; indent with blanks, not with tabs"
     key = next(filter(None, map(_NO_BLANK.match, near)), None)
     return f"; write a blank after the colon of {key[1]!r}" if key else ""
 

@@ -59,6 +59,10 @@ REFUSED: dict[str, list[str]] = {
     ],
     "two-documents.yaml": ["8: a second document begins here: there can be one only"],
     "unrendered-template.yaml": ["6: a key must be a word; a template has to be rendered first"],
+    "quoted-template.yaml": [
+        f"6: {ENTRY}[0].replicas: must be a whole number, found '{{{{ .Values.replicas }}}}'; a t"
+    ],
+    "tabs.yaml": ["3: found character '\\t' that cannot start any token; indent with blanks, not"],
     "no-blank-after-colon.yaml": ["6: mapping values are not allowed here; write a blank after"],
     "too-many-replicas.yaml": [
         f"6: {ENTRY}[0].replicas: must be at most 100000, found 99999999999999999999"
