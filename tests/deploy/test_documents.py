@@ -42,7 +42,8 @@ from tests.deploy.rendering import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CHART / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 PLACEHOLDERS = {"NODE", "POD", "PLUGIN-POD", "FILE"}
 OWN_OVERLAY = "deploy/kustomize/overlays/mine"
 """The one that the page tells its reader to write; a test writes it, too."""

@@ -198,6 +198,7 @@ def test_replicas_are_a_plain_value(count: int, sharing: bool) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        ("config: {default: mine}", "there are no files to choose from"),
         ("replicas: 0", "replicas"),
         ("replicas: 100001", "replicas"),
         ("replicas: '4'", "replicas"),

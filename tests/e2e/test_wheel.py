@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from email.parser import Parser
@@ -192,3 +193,17 @@ def test_both_together_simulate(wheels: dict[str, Path], tmp_path: Path) -> None
     listed = own.run("gpuplugin", "devices", "--backend", "sim", "--scenario", "homelab", "--json")
     assert listed.returncode == 0, listed.stderr
     assert json.loads(listed.stdout)
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_the_first_alone_and_builds(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path), "-t"]
+    subprocess.run([*build, "sdist"], cwd=ROOT, check=True, capture_output=True)
+    (packed,) = tmp_path.iterdir()
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / packed.name.removesuffix(".tar.gz")
+    kept = {"gpuplugin", "hal", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert {one.name for one in folder.iterdir()} == kept | {"PKG-INFO", ".gitignore"}
+    subprocess.run([*build, "wheel"], cwd=folder, check=True, capture_output=True)
+    assert (tmp_path / f"gpuplugin-{VERSION}-py3-none-any.whl").is_file()

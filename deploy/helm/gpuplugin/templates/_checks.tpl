@@ -31,6 +31,9 @@
 {{- $wrong = append $wrong (printf "devicePlugin.containers.main.env: move %s to extraEnv" .name) }}
 {{- end }}
 {{- end }}
+{{- if and .Values.config.default (not .Values.config.map) (not .Values.config.name) }}
+{{- $wrong = append $wrong (printf "config.default is %s, and there are no files to choose from: give config.map or config.name" .Values.config.default) }}
+{{- end }}
 {{- $fallback := .Values.config.fallbackStrategies }}
 {{- if and $fallback (ne (join "," $fallback) "named,single") }}
 {{- $wrong = append $wrong "config.fallbackStrategies is always [named, single] here: delete it, and set config.default" }}
