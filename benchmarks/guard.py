@@ -35,7 +35,7 @@ DAEMON = (
 NOT_AT_THE_START = frozenset(
     {
         "argparse", "benchmarks", "grpc", "httpx2", "jsonschema", "lightkube", "plotly", "pydantic",
-        "pydantic_core", "pydantic_settings", "rich", "sim", "simpy", "yaml",
+        "prometheus_client", "pydantic_core", "pydantic_settings", "rich", "sim", "simpy", "yaml",
     }
 )  # fmt: skip
 

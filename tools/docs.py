@@ -58,9 +58,10 @@ def metrics_table() -> str:
     for metric in (*vars(metrics).values(), *vars(Metrics).values()):
         if isinstance(metric, Counted | Histogram | Scraped):
             family = empty_family(metric)
-            name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = () if isinstance(metric, Histogram) else metric.label_names
-            rows.append(f"| `{name}` | {family.type} | {_labels(labels)} | {metric.text} |")
+            rows.append(
+                f"| `{family.sample_name}` | {family.kind} | {_labels(labels)} | {metric.text} |"
+            )
     return "\n".join(rows)
 
 

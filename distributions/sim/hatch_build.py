@@ -13,7 +13,8 @@ class Dependencies(MetadataHookInterface):
     """The simulator uses the inside of gpuplugin, so only the same version will do."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        metadata["dependencies"] = [f"gpuplugin=={metadata['version']}", "simpy>=4.1.1"]
+        own = f"gpuplugin=={metadata['version']}"
+        metadata["dependencies"] = [own, "prometheus-client>=0.22", "simpy>=4.1.1"]
 
 
 class Packages(BuildHookInterface[Any]):

@@ -16,16 +16,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.loaded import Loaded
 
-_LIBRARIES = {
-    ("--backend", "GPUPLUGIN_BACKEND"): {"nvml": "hal.nvml.binding"},
-    ("--rpc-engine", "GPUPLUGIN_RPC_ENGINE"): {
-        "fast": "gpuplugin.rpc.fast",
-        "grpcio": "gpuplugin.rpc.grpcio_engine",
-    },
-}
-"""What is loaded when it is chosen by a flag or variable; the first is the default."""
-
-_NEEDED_BY_BOTH = ("asyncio", "json", "tempfile", "urllib.parse")
+_NEEDED_BY_BOTH = ("json", "urllib.parse")
 """What the daemon and the child both load: it is loaded once, before the fork."""
 
 
@@ -35,26 +26,26 @@ def prepare(arguments: Sequence[str]) -> Callable[[], int]:
     The returned function runs until a signal; it returns 0 then, 1 if the daemon could not start.
     It raises SystemExit with 2 for wrong arguments.
     """
+    _import_asyncio()
     for name in _NEEDED_BY_BOTH:
         import_module(name)
     reading = Reading(__name__, arguments)
     from gpuplugin.cli.rundaemon import run
 
-    for (flag, variable), libraries in _LIBRARIES.items():
-        chosen = _chosen(arguments, flag) or os.environ.get(variable) or next(iter(libraries))
-        if chosen in libraries:
-            import_module(libraries[chosen])
     return partial(run, arguments, reading)
 
 
-def _chosen(arguments: Sequence[str], flag: str) -> str:
-    """The value of a flag, unchecked; empty if it is not given."""
-    for position, word in enumerate(arguments):
-        if word == flag:
-            return "".join(arguments[position + 1 : position + 2])
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return ""
+def _import_asyncio() -> None:
+    """Without TLS, which asyncio can do without and the daemon has no use for: 4 MiB of OpenSSL.
+
+    Who talks to the API server has it without asyncio.
+    """
+    if "asyncio" not in sys.modules and "ssl" not in sys.modules:
+        sys.modules["ssl"] = None  # type: ignore[assignment] # an import of it fails
+        try:
+            import_module("asyncio")
+        finally:
+            del sys.modules["ssl"]
 
 
 def read(answers: int) -> None:

@@ -7,6 +7,7 @@ import faulthandler
 import logging
 import sys
 import threading
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError, make_backend
@@ -18,6 +19,13 @@ from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_LIBRARIES = {
+    "nvml": "hal.nvml.binding",
+    "fast": "gpuplugin.rpc.fast",
+    "grpcio": "gpuplugin.rpc.grpcio_engine",
+}
+"""What a backend or RPC engine needs, beside what every daemon has loaded."""
 
 log = logging.getLogger("gpuplugin")
 
@@ -42,6 +50,10 @@ def run(arguments: Sequence[str], reading: Reading) -> int:
         print(f"gpuplugin: the configuration cannot be used:\n{error}", file=sys.stderr)
         return 1
     settings = loaded.settings
+    # Before anything serves: nothing is imported in a thread, or while one serves.
+    for name in (settings.daemon.backend, settings.daemon.rpc_engine):
+        if name in _LIBRARIES:
+            import_module(_LIBRARIES[name])
     log.info(
         "gpuplugin %s, configuration from %s",
         VERSION,

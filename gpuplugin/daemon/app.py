@@ -17,7 +17,7 @@ from gpuplugin.daemon.files import FileWatch
 from gpuplugin.daemon.hardware.monitor import Monitor
 from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.healthlog import HealthLog
-from gpuplugin.daemon.http.exposition import make_registry
+from gpuplugin.daemon.http.exposition import families
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.page import page_html
 from gpuplugin.daemon.http.pageview import PageView, page_view
@@ -125,12 +125,11 @@ class Daemon:
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
         node = Node(plan, self.status, self.metrics, health_log)
-        registry = make_registry(self.metrics, lambda: node.view)
         try:
             http = self._http = HttpServer(
                 settings.daemon.listen_address,
                 self.status,
-                registry,
+                lambda: families(self.metrics, node.view),
                 lambda: page_html(self._page(node)),
                 self._read_usage,
             )

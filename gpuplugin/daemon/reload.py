@@ -7,7 +7,6 @@ file is none. SIGHUP reads the file at once, changed or not.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import time
@@ -115,7 +114,7 @@ class Reloader:
         return requested
 
     async def _fingerprint(self) -> bytes | None:
-        """A fingerprint of the file and of the folder's names; None without a readable file."""
+        """The content of the file and the folder's names; None without a readable file."""
         if self._in_force.file is None and self._folder is None:
             return None
         try:
@@ -130,16 +129,16 @@ class Reloader:
             folders += [Path(path).parent, Path(path).resolve().parent]
         if self._files is not None:
             self._look_s = self._files.follow(folders, self._turn)  # before the look
-        digest = hashlib.blake2b()
+        found = []
         try:
             if self._folder:
-                digest.update("\0".join(sorted(os.listdir(self._folder))).encode())  # noqa: PTH208
-            digest.update(read_file(Path(path)) if path else b"")
+                found += [name.encode() for name in sorted(os.listdir(self._folder))]  # noqa: PTH208
+            found.append(read_file(Path(path)) if path else b"")
         except OSError:
             return None
         except ConfigError as error:  # it is there, and reading it says what is wrong with it
-            digest.update(str(error).encode())
-        return digest.digest()
+            found.append(str(error).encode())
+        return b"\0".join(found)
 
     async def _reload(self, *, only_if_other: bool = False) -> None:
         try:

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
@@ -197,7 +196,7 @@ def test_clients_that_wait_for_a_page_do_not_push_out_one_that_still_sends() -> 
         made.wait(DEADLINE_S)
         return ""
 
-    server = HttpServer("127.0.0.1:0", StatusBoard(), CollectorRegistry(), page)
+    server = HttpServer("127.0.0.1:0", StatusBoard(), tuple, page)
 
     def connected(request: bytes) -> socket.socket:
         client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 5))
@@ -233,7 +232,7 @@ def test_a_loop_that_does_not_turn_is_neither_alive_nor_ready() -> None:
     status.set("monitor", "fine", ok=True)
     assert status.liveness().ok
     status._beat_s -= StatusBoard.LOOP_DEAD_AFTER_S + 1
-    server = HttpServer("127.0.0.1:0", status, CollectorRegistry(), str)
+    server = HttpServer("127.0.0.1:0", status, tuple, str)
     try:
         answer = http_get("127.0.0.1", server.port, "/health")
         assert answer.status == 503
@@ -263,7 +262,7 @@ def test_a_port_in_use_is_named_and_ends_the_start(
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", "127.0.0.1:http", "", ":99999"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(HttpError, match="--listen-address"):
-        HttpServer(address, StatusBoard(), CollectorRegistry(), str)
+        HttpServer(address, StatusBoard(), tuple, str)
 
 
 def test_ipv6_is_served_where_there_is_any() -> None:
@@ -272,7 +271,7 @@ def test_ipv6_is_served_where_there_is_any() -> None:
             pass
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    server = HttpServer("[::1]:0", StatusBoard(), CollectorRegistry(), str)
+    server = HttpServer("[::1]:0", StatusBoard(), tuple, str)
     try:
         assert http_get("::1", server.port, "/metrics").status == 200
     finally:
@@ -280,10 +279,10 @@ def test_ipv6_is_served_where_there_is_any() -> None:
 
 
 def test_the_port_is_free_after_the_end() -> None:
-    server = HttpServer("127.0.0.1:0", StatusBoard(), CollectorRegistry(), str)
+    server = HttpServer("127.0.0.1:0", StatusBoard(), tuple, str)
     port = server.port
     server.close()
-    again = HttpServer(f"127.0.0.1:{port}", StatusBoard(), CollectorRegistry(), str)
+    again = HttpServer(f"127.0.0.1:{port}", StatusBoard(), tuple, str)
     try:
         assert eventually(lambda: http_get("127.0.0.1", port, "/metrics").status) == 200
     finally:

@@ -8,31 +8,18 @@ for no hardware.
 from __future__ import annotations
 
 import time
-from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
 from gpuplugin.core.health import HealthState
 from gpuplugin.core.usage import SOURCES
+from gpuplugin.daemon.http.process import process_families, python_families
 from gpuplugin.daemon.http.series import Counted, Counter, Histogram, Scraped
+from gpuplugin.daemon.http.textformat import Family
 from gpuplugin.rpc.callstats import BOUNDS_S
 from hal import ThrottleReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from prometheus_client.core import Metric
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gpuplugin.core.node import NodeView
     from gpuplugin.core.usage import Reading, TenantUse, UnitUse, Usage
@@ -44,98 +31,66 @@ Add: TypeAlias = "Callable[[Scraped, tuple[object, ...], float | None], None]"
 _MHZ = 1_000_000
 
 
-def make_registry(metrics: Metrics, view: Callable[[], NodeView]) -> CollectorRegistry:
-    """Everything that the daemon exports; `view` is called once for each scrape."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    registry.register(_Exposition(metrics, view))
-    return registry
+def families(metrics: Metrics, view: NodeView) -> Iterator[Family]:
+    """Everything that the daemon exports."""
+    yield from process_families()
+    yield from python_families()
+    build = Family("gpuplugin_build", "Version of the plugin.", "info")
+    build.add(1, metrics.build)
+    yield build
+    for metric in vars(metrics).values():
+        if isinstance(metric, Counted):
+            family = empty_family(metric)
+            for labels, value in metric.samples():
+                family.add(value, _named(metric, labels))
+            yield family
+        elif isinstance(metric, Histogram):
+            family = empty_family(metric)
+            counts, sum_s = metric.counts()
+            family.add_histogram(metric.bounds_s, counts, sum_s)
+            yield family
+    yield from _calls(metrics)
+    yield from _scraped(metrics, view, time.monotonic())
 
 
-def empty_family(metric: Counted | Histogram | Scraped) -> Metric:
+def empty_family(metric: Counted | Histogram | Scraped) -> Family:
     match metric:
         case Histogram():
-            return HistogramMetricFamily(metric.name, metric.text)
-        case Scraped(kind="histogram"):
-            return HistogramMetricFamily(metric.name, metric.text, labels=metric.label_names)
-        case Counter() | Scraped(kind="counter"):
-            return CounterMetricFamily(metric.name, metric.text, labels=metric.label_names)
+            return Family(metric.name, metric.text, "histogram")
+        case Scraped():
+            return Family(metric.name, metric.text, metric.kind)
+        case Counter():
+            return Family(metric.name, metric.text, "counter")
         case _:
-            return GaugeMetricFamily(metric.name, metric.text, labels=metric.label_names)
-
-
-class _Exposition(Collector):
-    def __init__(self, metrics: Metrics, view: Callable[[], NodeView]) -> None:
-        self._metrics = metrics
-        self._view = view
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: no name is used twice."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        metrics = self._metrics
-        yield InfoMetricFamily("gpuplugin_build", "Version of the plugin.", metrics.build)
-        for metric in vars(metrics).values():
-            if isinstance(metric, Counted):
-                family = empty_family(metric)
-                for labels, value in metric.samples():
-                    family.add_sample(_sample_name(family), _named(metric, labels), value)
-                yield family
-            elif isinstance(metric, Histogram):
-                yield _histogram(metric)
-        yield from _calls(metrics)
-        yield from _scraped(metrics, self._view(), time.monotonic())
-
-
-def _sample_name(family: Metric) -> str:
-    return f"{family.name}_total" if family.type == "counter" else family.name
+            return Family(metric.name, metric.text)
 
 
 def _named(metric: Counted | Scraped, labels: Sequence[str]) -> dict[str, str]:
     return dict(zip(metric.label_names, labels, strict=True))
 
 
-def _histogram(histogram: Histogram) -> Metric:
-    counts, sum_s = histogram.counts()
-    family = HistogramMetricFamily(histogram.name, histogram.text)
-    family.add_metric([], _buckets(histogram.bounds_s, counts), sum_s)
-    return family
-
-
-def _calls(metrics: Metrics) -> Iterator[Metric]:
-    duration, in_flight = metrics.rpc_duration, metrics.rpc_in_flight
-    seconds = HistogramMetricFamily(duration.name, duration.text, labels=duration.label_names)
-    running = GaugeMetricFamily(in_flight.name, in_flight.text, labels=in_flight.label_names)
+def _calls(metrics: Metrics) -> Iterator[Family]:
+    seconds, running = empty_family(metrics.rpc_duration), empty_family(metrics.rpc_in_flight)
     for resource, stats in list(metrics.calls.items()):
         for calls in stats.calls():
-            labels = [resource, calls.method, calls.code]
-            seconds.add_metric(labels, _buckets(BOUNDS_S, calls.by_bucket), calls.seconds)
+            labels = _named(metrics.rpc_duration, (resource, calls.method, calls.code))
+            seconds.add_histogram(BOUNDS_S, calls.by_bucket, calls.seconds, **labels)
         for method, count in stats.running().items():
-            running.add_metric([resource, method], count)
+            running.add(count, _named(metrics.rpc_in_flight, (resource, method)))
     yield seconds
     yield running
 
 
-def _buckets(bounds_s: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Upper bounds with the counts of all that was within, as Prometheus adds them up."""
-    names = (*map(repr, bounds_s), "+Inf")
-    return [(le, float(sum_)) for le, sum_ in zip(names, accumulate(counts), strict=True)]
-
-
-def _scraped(metrics: Metrics, view: NodeView, now_s: float) -> Iterator[Metric]:
+def _scraped(metrics: Metrics, view: NodeView, now_s: float) -> Iterator[Family]:
     """What the node's view shows; metrics without a sample are left out."""
-    families: dict[Scraped, Metric] = {}
+    found: dict[Scraped, Family] = {}
 
     def add(metric: Scraped, labels: tuple[object, ...], value: float | None) -> None:
         if value is not None:
-            family = families.get(metric)
+            family = found.get(metric)
             if family is None:
-                family = families[metric] = empty_family(metric)
-            texts = _named(metric, [str(label) for label in labels])
-            family.add_sample(_sample_name(family), texts, float(value))
+                family = found[metric] = empty_family(metric)
+            family.add(value, _named(metric, [str(label) for label in labels]))
 
     _add_node(metrics, view, now_s, add)
     reading = view.reading_at(now_s)
@@ -143,7 +98,7 @@ def _scraped(metrics: Metrics, view: NodeView, now_s: float) -> Iterator[Metric]
         add(metrics.visible, (what,), reading is not None and what not in reading.unseen)
     if reading is not None:
         _add_reading(metrics, view, reading, now_s, add)
-    return iter(families.values())
+    return iter(found.values())
 
 
 def _add_node(metrics: Metrics, view: NodeView, now_s: float, add: Add) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,14 @@ _GIB = 1024**3
 _STYLE = Path(__file__).with_name("page.css")
 _MOST_DOTS = 200
 """Replicas that are drawn one by one; of more only the count is shown."""
+
+
+_ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
+
+
+def escape(text: str) -> str:
+    """As `html.escape`, whose module has all names of HTML's characters: half a MiB."""
+    return text.translate(_ESCAPED)
 
 
 def page_html(view: PageView) -> str:

@@ -22,16 +22,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs
 
-from prometheus_client.exposition import choose_encoder, gzip_accepted
-
 from gpuplugin.config.values import MAX_PORT
+from gpuplugin.daemon.http.textformat import chosen_format, encoded, gzip_accepted, only
 from gpuplugin.daemon.logs import log_fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from prometheus_client import CollectorRegistry
-
+    from gpuplugin.daemon.http.textformat import Family
     from gpuplugin.daemon.status import StatusBoard, StatusReport
 
 MAX_CONNECTIONS = 32
@@ -98,7 +96,7 @@ class HttpServer:
         self,
         address: str,
         status: StatusBoard,
-        registry: CollectorRegistry,
+        metrics: Callable[[], Iterable[Family]],
         page: Callable[[], str],
         fresh: Callable[[], None] = lambda: None,
     ) -> None:
@@ -113,7 +111,7 @@ class HttpServer:
             ) from error
         self.port: int = self._listener.getsockname()[1]
         self._status = status
-        self._registry = registry
+        self._families = metrics
         self._page = page
         self._fresh = fresh
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="http-page")
@@ -223,9 +221,9 @@ class HttpServer:
 
     def _metrics(self, asked: _Request) -> _Response:
         self._fresh()
-        encode, content_type = choose_encoder(asked.headers.get("accept", ""))
-        names = parse_qs(asked.query).get("name[]")
-        body = encode(self._registry.restricted_registry(names) if names else self._registry)
+        content_type = chosen_format(asked.headers.get("accept", ""))
+        families, names = self._families(), parse_qs(asked.query).get("name[]")
+        body = encoded(only(families, names) if names else families, content_type)
         headers = [("Content-Type", content_type)]
         if gzip_accepted(asked.headers.get("accept-encoding", "")):
             body = gzip.compress(body)

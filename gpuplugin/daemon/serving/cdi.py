@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,10 +86,9 @@ def _write_if_changed(path: Path, spec: Mapping[str, object]) -> bool:
 def _write_whole(path: Path, text: str) -> None:
     """Write so that a reader sees the old file or the new one; a failure leaves nothing behind."""
     # Runtimes read every file in the folder that ends in .json: the temporary one must not.
-    descriptor, name = tempfile.mkstemp(prefix=f".{CDI_VENDOR}-", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.parent / f".{CDI_VENDOR}-{os.urandom(8).hex()}"
     try:
-        with os.fdopen(descriptor, "w") as stream:
+        with temporary.open("x") as stream:
             stream.write(text)
             os.fchmod(stream.fileno(), _MODE)
         temporary.replace(path)

@@ -6,15 +6,15 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from gpuplugin.core.usage import Holding, PodName, Reading, Seen, Work, usage_of
-from gpuplugin.daemon.http.exposition import make_registry
+from gpuplugin.daemon.http.exposition import families
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.http.series import Scraped
+from gpuplugin.daemon.http.textformat import TEXT, encoded
 from hal import ComputeProcess, Gpu, Telemetry, ThrottleReason
 from tests.unit.builders import EMPTY_VIEW
 
@@ -72,14 +72,12 @@ class Churn:
     def __init__(self) -> None:
         self.reading: Reading | None = None
         self.metrics = Metrics()
-        self.registry = make_registry(
-            self.metrics, lambda: replace(EMPTY_VIEW, reading=self.reading)
-        )
 
     def families(self) -> list[Metric]:
         """Those that are made from the node's view."""
         ours = {metric.name for metric in SCRAPED}
-        text = generate_latest(self.registry).decode()
+        made = families(self.metrics, replace(EMPTY_VIEW, reading=self.reading))
+        text = encoded(made, TEXT).decode()
         return [one for one in text_string_to_metric_families(text) if one.name in ours]
 
     def text(self) -> str:
