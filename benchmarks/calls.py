@@ -7,13 +7,13 @@ import selectors
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import grpc
 
+from benchmarks.client import TimedClient
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
-from gpuplugin.rpc.client import Connection, Method
+from gpuplugin.rpc.client import Method
 from gpuplugin.rpc.services import grpc_target
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from random import Random
 
-    from gpuplugin.rpc.client import ClientCall
+    from gpuplugin.rpc.client import ClientCall, Connection
 
 ClientName: TypeAlias = Literal["raw", "grpcio"]
 
@@ -33,26 +33,42 @@ def device_plugin_method(name: str) -> Method:
     return Method.of(f"/{SERVICE_NAME}/{name}")
 
 
-@contextmanager
-def caller(client: ClientName, path: Path, method: str) -> Iterator[Callable[[bytes], bytes]]:
-    """A method of the server at a socket, as a function of a serialised request.
+class Caller(Protocol):
+    """A method of a server; both raise `CallFailed` for an error status."""
 
-    `raw` is the project's client, which costs little beside most servers; grpcio's costs more than
-    they do.
+    def __call__(self, request: bytes) -> bytes: ...
+    def timed(self, request: bytes) -> float:
+        """Microseconds of a call."""
+
+
+@contextmanager
+def caller(client: ClientName, path: Path, method: str) -> Iterator[Caller]:
+    """A method of the server at a socket.
+
+    `raw` costs the same with every server, and little; grpcio's client costs more than most
+    servers do.
 
     Raises:
         ConnectionFailed: nothing listens there (`raw`).
     """
     if client == "raw":
-        with Connection(path, TIMEOUT_S) as connection:
-            yield partial(connection.call, device_plugin_method(method))
+        with TimedClient(path, device_plugin_method(method), TIMEOUT_S) as timed:
+            yield timed
         return
     options = (("grpc.max_receive_message_length", -1),)
     with grpc.insecure_channel(grpc_target(path), options=options) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
-            f"/{SERVICE_NAME}/{method}"
-        )
-        yield lambda request: call(request, timeout=TIMEOUT_S)
+        yield _GrpcioCaller(channel.unary_unary(f"/{SERVICE_NAME}/{method}"))
+
+
+class _GrpcioCaller:
+    def __init__(self, call: grpc.UnaryUnaryMultiCallable[bytes, bytes]) -> None:
+        self._call = call
+
+    def __call__(self, request: bytes) -> bytes:
+        return self._call(request, timeout=TIMEOUT_S)
+
+    def timed(self, request: bytes) -> float:
+        return one_by_one(lambda: self(request), 1)[0]
 
 
 @dataclass(frozen=True, slots=True)

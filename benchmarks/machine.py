@@ -32,13 +32,16 @@ _CPU_CLOCK = 2
 PROC = Path("/proc")
 
 
-def this_machine() -> Machine:
+def this_machine(load_before: float | None = None) -> Machine:
+    """The machine, and its load before a run (None: now) and now."""
+    load = os.getloadavg()[0]
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         kernel=platform.release(),
         python=platform.python_version(),
         libraries={name: _version(name) for name in _LIBRARIES},
+        load=(load if load_before is None else load_before, load),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -46,6 +48,11 @@ class Node:
     backend: Literal["nvml", "sim"]
     environment: dict[str, str]
     folder: Path | None
+
+    @property
+    def kernel(self) -> Path | None:
+        """The files of its kernel."""
+        return None if self.folder is None else kernel_folder(self.folder).absolute()
 
     def control(self, kubelet_dir: Path) -> Path:
         """Where faults are injected for the plugin of this kubelet folder."""
@@ -185,12 +192,18 @@ def spec_from(text: str, private: frozenset[str] = frozenset()) -> PluginSpec:
     """`NAME=COMMAND` as the command line has it.
 
     Raises:
-        ValueError: no name, no command, or quotes that do not close.
+        ValueError: no name, no command, quotes that do not close, or a plugin that would be free
+            to find the kubelet of this machine.
     """
     name, equals, command = text.partition("=")
     words = tuple(shlex.split(command))
     if not (name and equals and words):
         raise ValueError(f"a plugin is NAME=COMMAND, found {text!r}")
+    if name not in private and not any(KUBELET_DIR in word for word in words):
+        raise ValueError(
+            f"{name} would register with the kubelet of this machine: put {KUBELET_DIR} where its "
+            f"command names the kubelet's folder, or give --private-kubelet-dir {name}"
+        )
     return PluginSpec(name, words, private=name in private)
 
 
@@ -218,14 +231,15 @@ def started(spec: PluginSpec, node: Node, replicas: int) -> Iterator[RunningPlug
         kubelet_dir.mkdir()
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(_config(replicas)), "utf-8")
-        command = _command(spec, kubelet_dir, config, folder / "hold")
+        hold = folder / "hold"
+        command = _command(spec, node, kubelet_dir, config, hold)
         log = folder / "log"
         with MeasuringKubelet(kubelet_dir) as kubelet, log.open("wb") as stream:
             started_ns = time.perf_counter_ns()
             try:
                 process = subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if hold.exists() else subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     env={**_environment(), **node.environment},
@@ -234,9 +248,25 @@ def started(spec: PluginSpec, node: Node, replicas: int) -> Iterator[RunningPlug
             except OSError as error:
                 raise DidNotStart(f"plugin {spec.name} cannot be started: {error}") from error
             try:
+                if process.stdin is not None:
+                    started_ns = _let_go(process, hold)
                 yield RunningPlugin(spec, kubelet, process, started_ns, log)
             finally:
                 _end(process)
+
+
+def _let_go(process: subprocess.Popen[bytes], hold: Path) -> int:
+    """Let a program begin whose namespace is ready, which is no part of its start; when."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while not hold.with_name(_READY).exists() and process.poll() is None:
+        if time.monotonic() > deadline_s:
+            raise DidNotStart("the mount namespace of a plugin was not ready in time")
+        time.sleep(_POLL_S)
+    started_ns = time.perf_counter_ns()
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    return started_ns
 
 
 def _environment() -> dict[str, str]:
@@ -244,15 +274,21 @@ def _environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def _command(spec: PluginSpec, kubelet_dir: Path, config: Path, hold: Path) -> list[str]:
+def _command(
+    spec: PluginSpec, node: Node, kubelet_dir: Path, config: Path, hold: Path
+) -> list[str]:
+    """Others than our own are in a mount namespace wherever there can be one."""
     seen = DEFAULT_KUBELET_DIR if spec.private else kubelet_dir
     words = [
         word.replace(KUBELET_DIR, str(seen)).replace(CONFIG, str(config)) for word in spec.command
     ]
-    if not spec.private:
+    if not spec.private and (spec.engine is not None or not isolates()):
         return words
+    if shutil.which(words[0]) is None:  # in the namespace its shell would find that out
+        text = f"plugin {spec.name} cannot be started: there is no program {words[0]}"
+        raise DidNotStart(text)
     hold.mkdir()
-    return with_private_kubelet_dir(words, kubelet_dir, hold)
+    return with_private_kubelet_dir(words, kubelet_dir, hold, kernel=node.kernel)
 
 
 def _config(replicas: int) -> dict[str, object]:
@@ -278,10 +314,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 DEFAULT_KUBELET_DIR = Path("/var/lib/kubelet")
 _UNSHARE = ("unshare", "--mount", "--propagation", "private")
 
+_READY = "ready"
 _SCRIPT = """
 set -eu
-dir=$1 target=$2 hold=$3
-shift 3
+dir=$1 target=$2 hold=$3 kernel=$4 ready=$5
+shift 5
 if [ ! -d "$target" ]; then
     base=$target
     while [ ! -d "$base" ]; do base=$(dirname "$base"); done
@@ -302,10 +339,29 @@ if [ ! -d "$target" ]; then
     mkdir -p "$target"
 fi
 mount --bind "$dir" "$target"
-exec "$@"
+if [ -n "$kernel" ]; then
+    for place in proc/driver sys/bus/pci/devices sys/bus/pci/drivers sys/module; do
+        if [ -e "$kernel/$place" ] && [ -e "/$place" ]; then
+            mount --rbind "$kernel/$place" "/$place" || echo "/$place stays the host's" >&2
+        fi
+    done
+fi
+: >"$ready"
+read -r _ || true
+exec "$@" </dev/null
 """
 """A target that the host lacks is made on a tmpfs over its nearest folder, whose other entries are
 mounted back into it."""
+
+
+@cache
+def isolates() -> bool:
+    """Whether other plugins are run in a private mount namespace here."""
+    try:
+        check_namespaces()
+    except NoNamespace:
+        return False
+    return True
 
 
 class NoNamespace(Exception):
@@ -331,11 +387,18 @@ def check_namespaces() -> None:
 
 
 def with_private_kubelet_dir(
-    command: Sequence[str], folder: Path, hold: Path, target: Path = DEFAULT_KUBELET_DIR
+    command: Sequence[str],
+    folder: Path,
+    hold: Path,
+    target: Path = DEFAULT_KUBELET_DIR,
+    kernel: Path | None = None,
 ) -> list[str]:
     """The command in a mount namespace of its own, where `folder` is at `target`.
 
-    Mounts there end with the last process in it, so the host does not change. `hold` is an empty
-    folder for the script. Needs root, and `unshare` and `mount` of util-linux.
+    So are the files of a node's kernel, if given, in their real places. Mounts there end with the
+    last process in it, so the host does not change. `hold` is an empty folder for the script. It
+    makes a file `ready` beside it, and begins the command when its standard input ends. Needs root,
+    and `unshare` and `mount` of util-linux.
     """
-    return [*_UNSHARE, "sh", "-c", _SCRIPT, "sh", str(folder), str(target), str(hold), *command]
+    places = (folder, target, hold, kernel or "", hold.with_name(_READY))
+    return [*_UNSHARE, "sh", "-c", _SCRIPT, "sh", *map(str, places), *command]

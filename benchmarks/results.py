@@ -173,7 +173,7 @@ def _below(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None and one < other
 
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON: another one cannot be read."""
 
 Statistic: TypeAlias = Literal["p50", "p99", "rate"]
@@ -236,6 +236,8 @@ class Machine:
     kernel: str
     python: str
     libraries: dict[str, str]
+    load: tuple[float, float] = (0.0, 0.0)
+    """Processes that ran or wanted to, in the minute before the run and in its last one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,6 +73,7 @@ def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _
     effort = QUICK if wanted.quick else FULL
     if wanted.calls is not None:
         effort = tiny(wanted.calls)
+    load_before = os.getloadavg()[0]
     date = datetime.now(UTC).isoformat(timespec="seconds")
     figures: list[Measurement] = []
     notes: list[str] = []
@@ -100,7 +102,7 @@ def run(wanted: Wanted, progress: Callable[[str, float], None] = lambda _what, _
         date=date,
         seed=wanted.seed,
         options=tuple(wanted.options),
-        machine=this_machine(),
+        machine=this_machine(load_before),
         notes=tuple(notes),
         figures=tuple(judged(figure) for figure in figures),
     )

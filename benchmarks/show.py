@@ -49,6 +49,7 @@ def _bracketed(text: str) -> str:
 
 
 WIDTH = 100
+_IDLE_LOAD = 0.5
 _CASE, _SUBJECT, _UNIT = 40, 14, 8
 
 
@@ -59,6 +60,7 @@ def as_table(run: Run, *, everything: bool = False) -> list[str]:
     lines = [
         f"{run.date}, {where}, Python {machine.python}, seed {run.seed}",
         ", ".join(f"{name} {text}" for name, text in machine.libraries.items()),
+        f"Load {machine.load[0]:.2f} before the run, {machine.load[1]:.2f} at its end.",
         "Medians and 99th percentiles with 95 % intervals in brackets.",
     ]
     chosen = run.figures if everything else worst_of_families(run.figures)
@@ -70,6 +72,11 @@ def as_table(run: Run, *, everything: bool = False) -> list[str]:
     missed = [figure for figure in run.figures if any(not one.met for one in figure.verdicts)]
     decided = sum(len(figure.verdicts) for figure in run.figures)
     lines.append(f"{decided} targets checked, {len(missed)} figures miss one.")
+    if missed and (load := machine.load[0]) > _IDLE_LOAD:
+        lines.append(
+            f"Warning: the load was {load:.2f} before the run: others use this machine, and a "
+            "target may be missed for that. Measure again when it is idle."
+        )
     return lines
 
 

@@ -1,11 +1,12 @@
 """Allocate: one call after the other, many at once, and the handler without any transport.
 
 The plugin's handlers on an engine, an empty handler on the same, and a bare echo are called in
-turns; so are whole plugins.
+turns; whole plugins are in `benchmarks.whole`.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,11 @@ from benchmarks.calls import (
     kept_busy,
     one_by_one,
 )
-from benchmarks.devices import allocate_request, healthy_ids, plugin_for
-from benchmarks.plugins import simulated_node, started
+from benchmarks.devices import allocate_request, plugin_for
 from benchmarks.servers import Echo, EmptyHandler, Handlers, daemon_like, serving, with_metrics
+from benchmarks.shapes import SHAPES
 from benchmarks.targets import ECHO, EMPTY
+from benchmarks.whole import whole_plugins
 from gpuplugin.kubelet.deviceplugin import SERVICE_NAME
 from gpuplugin.rpc import Service
 from gpuplugin.rpc.client import Connection
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from random import Random
 
+    from benchmarks.calls import Caller
     from benchmarks.results import Measurement, Rounds
     from benchmarks.suites import Context
     from gpuplugin.rpc import EngineName
@@ -41,10 +44,11 @@ WARM_UP_CALLS = 50
 CLIENTS = (1, 4, 16)
 STREAMS = (1, 16)
 BUSY_REPLICAS = 10
+HANDLER_REQUESTS = 10
 
 
 def measure(context: Context) -> list[Measurement]:
-    figures = _handler_alone(context) + _over_sockets(context)
+    figures = _handler_alone(context) + _over_sockets(context) + whole_plugins(context)
     if context.client == "raw":
         figures += _busy(context)
     else:
@@ -57,20 +61,38 @@ def _handler_alone(context: Context) -> list[Measurement]:
     effort, chance = context.effort, context.chance("handler")
     empty = with_metrics(Service(SERVICE_NAME, {"Allocate": lambda _request: b""}, {}), "none")
     ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
-    nothing = partial(_calls, empty.unary["Allocate"], ids, chance, effort.calls)
+    nothing = partial(_called, empty.unary["Allocate"], [allocate_request(ids[:1])], effort.calls)
     subjects = [Subject(EMPTY, nothing)]
     for replicas in effort.replicas:
         plugin = plugin_for(GPUS, replicas)
         ids = list(plugin.snapshot.devices)
         handler = daemon_like(plugin).unary["Allocate"]
-        sample = partial(_calls, handler, ids, chance, effort.calls)
-        subjects.append(Subject(f"handler alone, {GPUS} x {replicas}", sample))
+        for shape in SHAPES[1:]:
+            if len(ids) >= shape.devices * shape.containers:
+                requests = shape.requests(ids, chance, HANDLER_REQUESTS)
+                sample = partial(_called, handler, requests, effort.calls)
+                name = f"handler alone, {shape.name}, {GPUS} x {replicas}"
+                subjects.append(Subject(name, sample))
     found = context.turns(subjects, effort.rounds, "Allocate, the handler alone", chance)
     floors = {EMPTY: found[EMPTY]}
     return [
         context.figure(name, "in process", "us", rounds, None if name == EMPTY else floors)
         for name, rounds in found.items()
     ]
+
+
+def _called(
+    handler: Callable[[bytes], bytes], requests: Sequence[bytes], calls: int
+) -> list[float]:
+    """Microseconds of calls of a handler, which are too short for a clock's reading each."""
+    handler(requests[0])
+    found = []
+    for _ in range(calls):
+        started_ns = time.perf_counter_ns()
+        for request in requests:
+            handler(request)
+        found.append((time.perf_counter_ns() - started_ns) / 1e3 / len(requests))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +114,6 @@ def _over_sockets(context: Context) -> list[Measurement]:
         called = [_echo(context, stack)]
         for engine in context.engines:
             called += _engine(context, stack, engine)
-        called += _whole_plugins(context, stack)
         subjects = [Subject(one.name, one.sample) for one in called]
         what = "Allocate, one call after the other"
         found = context.turns(subjects, context.effort.rounds, what)
@@ -156,23 +177,6 @@ def _engine(context: Context, stack: ExitStack, engine: EngineName) -> list[_Cal
     return called
 
 
-def _whole_plugins(context: Context, stack: ExitStack) -> list[_Called]:
-    """This project's daemon and other plugins, each with the devices that it lists."""
-    called = []
-    node = stack.enter_context(simulated_node(context.folder / "n"))
-    for spec in context.plugins(node):
-        plugin = stack.enter_context(started(spec, node, BUSY_REPLICAS)).first()
-        ids = healthy_ids(plugin.lists[-1].data)
-        if not ids:
-            context.note(f"{spec.name} lists no healthy device: its Allocate is not measured.")
-            continue
-        chance = context.chance(spec.name)
-        sample = _sampler(context, stack, plugin.socket, ids, chance)
-        floors = (f"engine {spec.engine or context.engines[0]}: {EMPTY}", f"a socket: {ECHO}")
-        called.append(_Called("whole plugin", spec.name, sample, floors))
-    return called
-
-
 def _sampler(
     context: Context, stack: ExitStack, path: Path, ids: Sequence[str], chance: Random
 ) -> Callable[[], list[float]]:
@@ -183,13 +187,11 @@ def _sampler(
     return partial(_calls, call, ids, chance, context.effort.calls)
 
 
-def _calls(
-    call: Callable[[bytes], bytes], ids: Sequence[str], chance: Random, calls: int
-) -> list[float]:
+def _calls(call: Caller, ids: Sequence[str], chance: Random, calls: int) -> list[float]:
     """One round: calls for a device of its own, of which the first does not count."""
     request = allocate_request([chance.choice(ids)])
     call(request)
-    return one_by_one(partial(call, request), calls)
+    return [call.timed(request) for _ in range(calls)]
 
 
 def _busy(context: Context) -> list[Measurement]:

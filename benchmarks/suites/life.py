@@ -8,13 +8,16 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import Subject, caller, one_by_one
-from benchmarks.devices import allocate_request, healthy_ids
+from benchmarks.calls import Subject, caller
+from benchmarks.devices import healthy_ids
 from benchmarks.machine import cpu_s, resident_mib
 from benchmarks.plugins import simulated_node, started
 from benchmarks.scrape import scrape
+from benchmarks.shapes import SHAPES, equally_long
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from benchmarks.plugins import Node, PluginSpec, RunningPlugin
     from benchmarks.results import Measurement
     from benchmarks.suites import Context
@@ -96,16 +99,30 @@ def _costs(context: Context, node: Node, spec: PluginSpec) -> list[Measurement]:
         if not ids:
             context.note(f"{spec.name} lists no healthy device: nothing was allocated from it.")
             return figures
-        request = allocate_request([ids[0]])
+        ids, chance = equally_long(ids), context.chance(spec.name)
         with caller(context.client, plugin.socket, "Allocate") as call:
-            before_s = cpu_s(running.pids)
-            one_by_one(partial(call, request), effort.memory_calls)
-        per_call_us = (cpu_s(running.pids) - before_s) / effort.memory_calls * 1e6
+            _cpu_of_calls_us(running, call, SHAPES[0].requests(ids, chance, effort.memory_calls))
+            after_mib = resident_mib(running.pids)
+            for shape in SHAPES[1:]:
+                if len(ids) >= shape.devices * shape.containers:
+                    requests = shape.requests(ids, chance, effort.memory_calls // 4 or 1)
+                    cost_us = _cpu_of_calls_us(running, call, requests)
+                    figures.append(
+                        context.number(f"CPU of a call, {shape.name}", spec.name, "us", cost_us)
+                    )
         case = f"resident, after {effort.memory_calls} calls"
-        after_mib = resident_mib(running.pids)
         floors = {IDLE_MEMORY: [[idle_mib]]}
         after = context.figure(case, spec.name, "MiB", [[after_mib]], floors)
-    return [*figures, after, context.number("CPU of a call", spec.name, "us", per_call_us)]
+    return [*figures, after]
+
+
+def _cpu_of_calls_us(
+    running: RunningPlugin, call: Callable[[bytes], bytes], requests: Sequence[bytes]
+) -> float:
+    before_s = cpu_s(running.pids)
+    for request in requests:
+        call(request)
+    return (cpu_s(running.pids) - before_s) / len(requests) * 1e6
 
 
 def _cpu_percent(running: RunningPlugin, over_s: float) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import Subject, caller, one_by_one
+from benchmarks.calls import Subject, caller
 from benchmarks.devices import TOPOLOGIES, healthy_ids, plugin_for, prefer_request
 from benchmarks.plugins import simulated_node, started
 from benchmarks.servers import RENEW, EmptyHandler, Handlers, serving
@@ -21,10 +21,11 @@ from benchmarks.targets import EMPTY
 from gpuplugin.rpc.client import CallFailed, ConnectionFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from random import Random
 
+    from benchmarks.calls import Caller
     from benchmarks.results import Measurement
     from benchmarks.suites import Context
     from gpuplugin.rpc import EngineName
@@ -37,7 +38,7 @@ CALLS = 4
 """In a round, for each request: they are many, and the longest take milliseconds."""
 FIRST_CALLS = 2
 """The same where a new plugin is made before each, which takes up to 20 ms for 16 GPUs."""
-PEER_REPLICAS = 10
+PEER_REPLICAS = (10, 1000)
 QUIET_S = 0.003
 """After a new plugin was made, so that what is left of making it is no part of its first call."""
 
@@ -111,15 +112,13 @@ def _one_case(context: Context, case: _Case) -> list[Measurement]:
     ]
 
 
-def _caller(
-    stack: ExitStack, context: Context, path: Path, method: str
-) -> Callable[[bytes], bytes]:
+def _caller(stack: ExitStack, context: Context, path: Path, method: str) -> Caller:
     """A method, on a connection of its own until `stack` ends."""
     return stack.enter_context(caller(context.client, path, method))
 
 
 def _calls(
-    call: Callable[[bytes], bytes],
+    call: Caller,
     before: Callable[[bytes], bytes] | None,
     ids: Sequence[str],
     size: int,
@@ -129,44 +128,67 @@ def _calls(
     request = prefer_request(chance.sample(ids, len(ids)), size)
     call(request)  # it does not count
     if before is None:
-        return one_by_one(partial(call, request), CALLS)
+        return [call.timed(request) for _ in range(CALLS)]
     found = []
     for _ in range(FIRST_CALLS):
         before(b"")
         time.sleep(QUIET_S)
-        found += one_by_one(partial(call, request), 1)
+        found.append(call.timed(request))
     return found
 
 
 def _whole_plugins(context: Context) -> list[Measurement]:
     """This project's daemon and other plugins in turns, each with the devices that it lists."""
+    counts = [count for count in context.effort.replicas if count in PEER_REPLICAS]
+    return [figure for count in counts for figure in _whole_plugins_with(context, count)]
+
+
+def _whole_plugins_with(context: Context, replicas: int) -> list[Measurement]:
+    """Every subject has a floor: our engine's empty handler with the same requests."""
     with ExitStack() as stack:
-        node = stack.enter_context(simulated_node(context.folder / "n"))
-        chance = context.chance(context.suite)
-        floors = {}
-        for engine in context.engines:
-            floors[engine] = context.folder / f"{engine}-prefer-floor.sock"
-            stack.enter_context(serving(floors[engine], EmptyHandler(engine)))
-        subjects = []
+        node = stack.enter_context(simulated_node(context.folder / f"n{replicas}"))
+        chance = context.chance(f"{context.suite} {replicas}")
+        path = context.folder / f"prefer-floor-{replicas}.sock"
+        stack.enter_context(serving(path, EmptyHandler(context.engines[-1])))
+        floor = _caller(stack, context, path, "GetPreferredAllocation")
+        subjects, names = [], []
         for spec in context.plugins(node):
-            plugin = stack.enter_context(started(spec, node, PEER_REPLICAS)).first()
+            plugin = stack.enter_context(started(spec, node, replicas)).first()
             ids = healthy_ids(plugin.lists[-1].data)
-            path = floors[spec.engine or context.engines[0]]
-            for name, socket in ((spec.name, plugin.socket), (f"{EMPTY} {spec.name}", path)):
-                call = _caller(stack, context, socket, "GetPreferredAllocation")
-                if ids and _answers(call, ids):
-                    sample = partial(_calls, call, None, ids, min(2, len(ids)), chance)
-                    subjects.append(Subject(name, sample))
-                elif name == spec.name:
-                    context.note(f"{spec.name} does not answer GetPreferredAllocation.")
-        what = "GetPreferredAllocation, whole plugins"
+            call = _caller(stack, context, plugin.socket, "GetPreferredAllocation")
+            if not ids or not _answers(call, ids):
+                context.note(f"{spec.name} does not answer GetPreferredAllocation.")
+                continue
+            for size in SIZES:
+                if size <= len(ids):
+                    names.append((spec.name, size))
+                    for name, one in ((spec.name, call), (f"{EMPTY} {spec.name}", floor)):
+                        sample = partial(_calls, one, None, ids, size, chance)
+                        subjects.append(Subject(f"{name}, {size}", sample))
+        what = f"GetPreferredAllocation, whole plugins, {GPUS} x {replicas}"
         found = context.turns(subjects, context.effort.prefer_rounds, what, chance)
-    case = "whole plugin, request 2"
+    family = f"whole plugin, {GPUS} x {replicas}"
     return [
-        context.figure(case, name, "us", rounds, {EMPTY: found[f"{EMPTY} {name}"]})
-        for name, rounds in found.items()
-        if not name.startswith(EMPTY)
+        context.figure(
+            f"{family}, request {size}",
+            name,
+            "us",
+            found[f"{name}, {size}"],
+            {EMPTY: found[f"{EMPTY} {name}, {size}"], **_beside(found, names, name, size)},
+            family=family,
+        )
+        for name, size in names
     ]
+
+
+def _beside(
+    found: Mapping[str, list[list[float]]], names: Sequence[tuple[str, int]], own: str, size: int
+) -> dict[str, list[list[float]]]:
+    """The same of other plugins, which ours is compared with."""
+    if not own.startswith("gpuplugin"):
+        return {}
+    peers = [name for name, of in names if of == size and not name.startswith("gpuplugin")]
+    return {name: found[f"{name}, {size}"] for name in peers}
 
 
 def _answers(call: Callable[[bytes], bytes], ids: Sequence[str]) -> bool:

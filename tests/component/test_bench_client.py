@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.calls import caller, device_plugin_method, kept_busy
+from benchmarks.client import TimedClient
 from benchmarks.devices import allocate_request, prefer_request, uuid_of
 from benchmarks.servers import RENEW, Echo, EmptyHandler, Handlers, serving
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
@@ -112,6 +113,19 @@ def test_the_floors(folder: Path) -> None:
             with Connection(folder / "echo.sock", 20.0) as connection:
                 for _ in range(3):
                     assert connection.call(method, b"request") == b"response"
+
+
+def test_a_calls_time_is_that_until_its_answer_is_in(path: Path) -> None:
+    with TimedClient(path, REPEAT, 20.0) as client:
+        for size in (0, 1000, 100_000):  # the last one does not fit the windows at first
+            assert client(b"x" * size) == b"x" * size
+        assert client.own_share == 0.0
+        took_us = [client.timed(b"x") for _ in range(50)]
+        assert client.latencies_us == took_us
+        assert all(0 < own < took for own, took in zip(client.own_us, took_us, strict=True))
+        assert 0 < client.own_share < 0.5
+    with TimedClient(path, FAIL, 20.0) as client, pytest.raises(CallFailed, match="no"):
+        client.timed(b"no")
 
 
 def test_a_server_that_does_not_listen(folder: Path) -> None:

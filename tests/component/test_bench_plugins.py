@@ -22,6 +22,7 @@ from benchmarks.plugins import (
     NoNamespace,
     PluginSpec,
     check_namespaces,
+    isolates,
     own_plugin,
     started,
     with_private_kubelet_dir,
@@ -75,6 +76,8 @@ def test_a_foreign_plugin_is_started_registered_and_ended(script: Path, way: str
         assert running.started_ns < plugin.registered_ns
         assert running.started_ns < plugin.lists[0].at_ns
         assert running.pids == [running.process.pid]
+        own = Path("/proc/self/ns/mnt").readlink()
+        assert (Path(f"/proc/{running.process.pid}/ns/mnt").readlink() != own) == isolates()
         kubelet_dir = running.kubelet.folder
     assert running.process.poll() is not None
     assert not kubelet_dir.exists()

@@ -44,12 +44,14 @@ def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
     assert "ALLOCATE" in done.stdout
     run = read_run(json)
     found = {(one.case, one.subject): one for one in run.figures}
-    for subject in ("tiny", "gpuplugin"):
-        floors = {ratio.floor for ratio in found["whole plugin", subject].ratios}
-        assert floors == {"empty handler", "unix echo"}
+    case = "1 device, 8 x 10, two cores"
+    for subject, expected in (("tiny", {"unix echo"}), ("gpuplugin", {"unix echo", "tiny"})):
+        assert {ratio.floor for ratio in found[case, subject].ratios} == expected
+    assert ("8 devices, 8 x 10, one core", "gpuplugin") in found
+    assert ("8 devices, 8 x 10, one core", "tiny") not in found, "it has two devices"
     assert found["8 x 10", "engine grpcio"].n == 2 * 3
     assert found["8 x 10", "engine grpcio"].verdicts
-    assert not found["whole plugin", "tiny"].verdicts
+    assert not found[case, "tiny"].verdicts
     assert ("8 x 10, 16 x 16 calls/s", "engine grpcio") in found
     assert ET.parse(svg).getroot().tag == f"{NAME}svg"  # noqa: S314 - our own
 
@@ -87,13 +89,14 @@ def test_lists_and_life_of_the_real_plugin(tmp_path: Path) -> None:
     assert 5 < found["resident, idle"].p50.value < 2_000
     assert found["first list, whole plugin"].n == 3 * 3
     assert 4 < found["size of the list, 8 x 10"].p50.value < 6
-    assert found["CPU of a call"].p50.value > 0
+    assert found["CPU of a call, 8 devices"].p50.value > 0
 
 
 @pytest.mark.slow
 def test_an_end_from_outside_takes_plugins_along(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
-    plugin = f"sleepy=sh -c 'echo $$ >{mark}.new && mv {mark}.new {mark}; exec sleep 600'"
+    script = f"echo $$ >{mark}.new && mv {mark}.new {mark}; exec sleep 600"
+    plugin = f"sleepy=sh -c '{script}' {{kubelet_dir}}"
     with Process("bench", "life", "--calls", "1", "--plugin", plugin) as running:
         eventually(mark.exists, "the plugin was started")
         pid = int(mark.read_text())
@@ -115,7 +118,7 @@ def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
         *(f"8 x 10, request {size}" for size in range(1, 9)),
         *(f"8 whole GPUs, nvlink, request {size}" for size in range(1, 9)),
         *(f"16 whole GPUs, pcie, request {size}" for size in (1, 8, 15, 16)),
-        "whole plugin, request 2",
+        "whole plugin, 8 x 10, request 2",
         "production-week, events",
     }
 
@@ -137,13 +140,24 @@ def test_a_profile(tmp_path: Path) -> None:
         (["--engine", "diesel"], 2, "no engine 'diesel'"),
         (["--plugin", "nameless"], 2, "a plugin is NAME=COMMAND"),
         (["--private-kubelet-dir", "x"], 2, "there is no --plugin x="),
-        (["--plugin", "gpuplugin=x"], 2, "a name of its own"),
+        (["--plugin", "gpuplugin=x {kubelet_dir}"], 2, "a name of its own"),
         (["--compare", "/none", "/none"], 1, "/none cannot be read"),
         (["allocate", "--json", "/nowhere/x.json"], 1, "/nowhere/x.json"),
         (
-            ["listing", "--calls", "1", "--plugin", "broken=sh -c 'echo ouch >&2; exit 3'"],
+            [
+                "listing",
+                "--calls",
+                "1",
+                "--plugin",
+                "broken=sh -c 'echo ouch >&2; exit 3' {kubelet_dir}",
+            ],
             1,
             "ouch",
+        ),
+        (
+            ["listing", "--plugin", "free=/opt/plugin"],
+            2,
+            "free would register with the kubelet of this machine",
         ),
     ],
 )

@@ -52,6 +52,8 @@ def test_a_plugin_is_a_name_and_a_command() -> None:
     for wrong in ("nv", "nv=", "=cmd", "nv='open"):
         with pytest.raises(ValueError, match=r"NAME=COMMAND|quotation"):
             spec_from(wrong)
+    with pytest.raises(ValueError, match="the kubelet of this machine"):
+        spec_from("nv=/bin/plugin")
 
 
 def test_our_own_plugin_runs_as_in_production() -> None:

@@ -31,7 +31,7 @@ def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
         (lambda run: run["machine"].update(cores="many"), "machine.cores: Input should be a valid"),
         (lambda run: run.update(figures=3), "figures: "),
         (lambda run: run.update(unheard_of=1), "unheard_of: "),
-        (lambda run: run.update(schema=99), "has schema 99, this program reads 1"),
+        (lambda run: run.update(schema=99), "has schema 99, this program reads 2"),
     ],
 )
 def test_a_broken_file_says_what_is_wrong_where(
