@@ -10,13 +10,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from benchmarks.devices import TOPOLOGIES, allocate_request, plugin_for, prefer_request
+from benchmarks.idle import idle_costs
 from benchmarks.machine import instructions, kept_bytes, loaded_modules, peak_bytes
 from benchmarks.run import Wanted, run
 from benchmarks.servers import daemon_like
 from benchmarks.targets import decided
+from sim.nvml.library import CannotBuild
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 GPUS = 8
 FEW, MANY = 1, 1000
 CALLS = 2000
+IDLE_S = 60.0
 
 DAEMON = (
     "gpuplugin.cli.main",
@@ -59,7 +63,7 @@ def at_most(name: str, value: float, limit: float, unit: str) -> Guarded:
 def main() -> None:
     """Measure and print; the exit status is 1 if a limit is broken."""
     broken = False
-    for one in (*counts(), *times()):
+    for one in chain(counts(), idle(), times()):
         broken = broken or not one.kept
         print(
             f"{'ok  ' if one.kept else 'MORE'}  {one.name:52} {one.value:12.6g} {one.unit:12} "
@@ -141,6 +145,19 @@ def _list_counts() -> Iterator[Guarded]:
 
     needed = instructions(another_gpu_fails)
     yield at_most(f"a new list, {GPUS} x {MANY}", needed, 1000, "instructions")
+
+
+def idle() -> Iterator[Guarded]:
+    """What a plugin with nothing to do costs in the minute in which it reads everything once."""
+    try:
+        found = idle_costs("fast", IDLE_S)
+    except CannotBuild as error:
+        print(f"left out: what an idle plugin costs ({error})")
+        return
+    name = f"idle, {GPUS} GPUs"
+    yield at_most(f"{name}: calls of the driver", found.driver_calls, 300, "in a minute")
+    yield at_most(f"{name}: wake-ups by timers", found.wake_ups, 60, "in a minute")
+    yield at_most(f"{name}: processor", found.cpu_percent, 0.5, "%")
 
 
 def times() -> Iterator[Guarded]:

@@ -84,7 +84,7 @@ def simulated_node(folder: Path, scenario: str = "default") -> Iterator[Node]:
     )
     try:
         _wait_for(folder, process)
-        yield Node("nvml", _nvml_environment(library, folder), folder)
+        yield Node("nvml", nvml_environment(library, folder), folder)
     finally:
         process.terminate()
         try:
@@ -107,7 +107,7 @@ def _wait_for(folder: Path, process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _nvml_environment(library: Path, folder: Path) -> dict[str, str]:
+def nvml_environment(library: Path, folder: Path) -> dict[str, str]:
     """What `gpuplugin sim env` prints."""
     kernel = kernel_folder(folder).absolute()
     others = os.environ.get("LD_LIBRARY_PATH")

@@ -284,7 +284,7 @@ class DaemonSettings(Section):
     rpc_engine: Literal["fast", "grpcio"] = option("fast", "--rpc-engine",
         "what carries the kubelet's calls: this project's own engine, or the grpcio library")
     metrics_interval: PeriodOrNever = option(15.0, "--metrics-interval",
-        "how often what GPUs do and who uses them is read for /metrics, for example 5s; 0: never")
+        "how old what /metrics shows of GPUs and their users may be, for example 5s; 0: nothing")
     pod_metrics: bool = option(True, "--pod-metrics",
         "read from the kubelet which pod holds which replica, and find the pods of processes")
     host_proc: Folder = option(Path("/proc"), "--host-proc",

@@ -116,14 +116,14 @@ def built_library(environment: Mapping[str, str] | None = None) -> Path:
     cached = _cache(environment) / digest / LIBRARY
     if cached.is_file() and os.access(cached, os.R_OK):
         return cached
-    compiler = _compiler(environment)
+    command = compiler(environment)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        return _build(compiler, sources, cached)
+        return _build(command, sources, cached)
     except OSError:
         # A home that cannot be written to; the folder stays for the process.
         private = Path(tempfile.mkdtemp(prefix="gpuplugin-nvml-")) / LIBRARY
-        return _build(compiler, sources, private)
+        return _build(command, sources, private)
 
 
 def _sources() -> dict[str, str]:
@@ -138,7 +138,8 @@ def _cache(environment: Mapping[str, str]) -> Path:
     return base / "gpuplugin"
 
 
-def _compiler(environment: Mapping[str, str]) -> list[str]:
+def compiler(environment: Mapping[str, str]) -> list[str]:
+    """The command of a C compiler; raises `CannotBuild` if there is none."""
     given = shlex.split(environment.get("CC", ""))
     candidates = [given] if given else [[name] for name in _COMPILERS]
     for candidate in candidates:

@@ -160,6 +160,8 @@ class NvmlServer:
         self._abi = 0
         self._accepting = True
         self._closing = False
+        self.calls = 0
+        """How often a function was called by any process."""
         self._thread = threading.Thread(target=self._run, name="sim-nvml", daemon=True)
         self._thread.start()
 
@@ -269,6 +271,7 @@ class NvmlServer:
             self._greet(connection, body)
         elif connection.session and number < len(self._functions) and self._dispatcher:
             function = self._functions[number]
+            self.calls += 1
             connection.pending = self._dispatcher.request(function, body, connection.session)
         else:
             raise NotARequest
