@@ -37,8 +37,8 @@ def wanted() -> dict[str, list[str]]:
     return {
         "build": ["hatchling", "cyclonedx-bom"],
         "plugin": installed,
-        # hatch_build.py names simpy, beside gpuplugin itself.
-        "sim": [*installed, "simpy", *simulator["cli"]],
+        # hatch_build.py names these two, beside gpuplugin itself.
+        "sim": [*installed, "prometheus-client", "simpy", *simulator["cli"]],
     }
 
 
