@@ -118,7 +118,6 @@ def test_a_long_wait_is_several_inside_the_driver(monkeypatch: pytest.MonkeyPatc
     nvml = FakeNvml(FakeGpu("GPU-a"))
     assert opened(nvml).wait_events(0.25) == []
     assert max(nvml.timeouts_ms) == 100
-    assert sum(nvml.timeouts_ms) >= 200
 
 
 def test_a_gpu_that_is_lost_and_back_between_two_rescans_is_told_of() -> None:
