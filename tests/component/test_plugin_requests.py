@@ -443,7 +443,7 @@ def test_without_registration_there_is_only_a_socket(
     kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
 ) -> None:
     plugin = start_plugin(hardware.backend, "none")
-    eventually(lambda: plugin.ready)
+    eventually(lambda: plugin.ready and plugin.sockets())
     (socket,) = plugin.sockets()
     with pytest.raises(grpc.RpcError) as refused:
         raw_call(socket, "/pluginregistration.Registration/GetInfo", b"")
