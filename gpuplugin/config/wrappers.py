@@ -58,8 +58,12 @@ def entry(document: Document, path: KeyPath, text: str) -> Document:
 
 
 def contains_one(document: Document) -> bool:
-    """True for an object of Kubernetes, and for what has configurations within."""
-    return _is_object(document) or bool(entries(document))
+    """True for an object of Kubernetes, and for what has configurations within and is none."""
+    if _is_object(document):
+        return True
+    # Values of a Helm chart have `resources`, too.
+    is_one = any(name.lower() in TOP_KEYS and name != "resources" for name in document.data)
+    return not is_one and bool(entries(document))
 
 
 def _is_object(document: Document) -> bool:
@@ -69,20 +73,18 @@ def _is_object(document: Document) -> bool:
 def why_none(document: Document) -> Problem | None:
     """Why a document is no configuration but something else, if it is so."""
     names = [key for key in document.data if not key.startswith(EXTENSION)]
-    kind = document.data.get("kind")
-    within = [f"{dotted(path)}{_line(document, path)}" for path in entries(document)]
     is_known = any(name.lower() in TOP_KEYS for name in names)
-    if not contains_one(document) and (is_known or not document.data):
+    if contains_one(document):
+        within = [f"{dotted(path)}{_line(document, path)}" for path in entries(document)]
+        text = "this is no configuration, it contains one"
+        if _is_object(document):
+            text = f"this is a {document.data['kind']}"
+        if within:
+            text += f"; the configuration is under {', '.join(within)}: use that text alone"
+        else:
+            text += ", and has no configuration in it"
+    elif is_known or not document.data:
         return None
-    if within:
-        what = (
-            f"this is a {kind}"
-            if _is_object(document)
-            else "this is no configuration, it contains one"
-        )
-        text = f"{what}; the configuration is under {', '.join(within)}: use that text alone"
-    elif _is_object(document):
-        text = f"this is a {kind}, and has no configuration in it"
     else:
         some = ", ".join(names[:5]) or "none"
         text = f"no key of a configuration ({', '.join(TOP_KEYS)}) is at the top; found {some}"

@@ -25,6 +25,7 @@ ACCEPTED: dict[str, tuple[list[int], list[str]]] = {
     "trailing-separator.yaml": ([4], []),
     "odd-scalars.yaml": ([8], []),
     "base-60-devices.yaml": ([2], []),
+    "with-a-note.yaml": ([4], ["1: note: is not a known key and has no effect"]),
     "nothing-but-comments.yaml": ([10], ["is empty: the built-in default.yaml is used"]),
     "snake-case.yaml": (
         [],
