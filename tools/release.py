@@ -43,6 +43,8 @@ CHART = ROOT / "deploy/helm/gpuplugin"
 DISTRIBUTIONS = (ROOT, ROOT / "distributions/sim")
 ENGINES = ("podman", "docker")
 PLATFORMS = ("linux/amd64", "linux/arm64")
+RUNBOOK = "https://github.com/gpuplugin/gpuplugin/blob/main/docs/runbook.md"
+"""As the tree names the runbook's page; a release has it where its source is published."""
 UNKNOWN_DIGEST = "sha256:DIGEST"
 """In the commands that a dry run prints."""
 
@@ -143,6 +145,10 @@ class Release:
             about = yaml.safe_load((copy / "Chart.yaml").read_text())
             if self.source.url:
                 about |= {"home": self.source.url, "sources": [self.source.url]}
+                home = f"{self.source.url.removesuffix('.git')}/blob/main/docs/runbook.md"
+                for name in ("values.yaml", "templates/_helpers.tpl", "files/rules.yaml"):
+                    text = (copy / name).read_text()
+                    (copy / name).write_text(text.replace(RUNBOOK, home))
             (copy / "Chart.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
             self.run(["helm", "package", str(copy), "--destination", str(self.output)], local=True)
         (package,) = self.output.glob("*.tgz")

@@ -103,6 +103,19 @@ def test_observability_is_what_its_parts_are() -> None:
     ]
 
 
+def test_alerts_lead_to_a_runbook_of_ones_own() -> None:
+    choice = "metrics: {alerts: true, runbookUrl: https://wiki.example.com/gpus}"
+    rules = the(chart(choice), "PrometheusRule")["spec"]["groups"]
+    addresses = [
+        rule["annotations"]["runbook_url"]
+        for group in rules
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    assert "https://wiki.example.com/gpus#gpuunhealthy" in addresses
+    assert all(one.startswith("https://wiki.example.com/gpus#") for one in addresses)
+
+
 def test_large_fleets_roll_out_by_percentage() -> None:
     found = chart("updateStrategy: {rollingUpdate: {maxUnavailable: 10%}}")
     strategy = the(found, "DaemonSet")["spec"]["updateStrategy"]

@@ -110,6 +110,12 @@ def check_chart(package: Path) -> None:
     assert (about["version"], about["appVersion"]) == (VERSION, VERSION)
     assert yaml.safe_load(content["values.yaml"])["image"]["repository"] == f"{REGISTRY}/gpuplugin"
     assert "# " in content["values.yaml"], "with its comments"
+    assert (
+        "runbook_url: https://example.com/g/blob/main/docs/runbook.md#"
+        in content["files/rules.yaml"]
+    )
+    runbook = yaml.safe_load(content["values.yaml"])["metrics"]["runbookUrl"]
+    assert runbook == "https://example.com/g/blob/main/docs/runbook.md"
 
 
 def check_sums(folder: Path) -> None:

@@ -201,3 +201,8 @@ httpGet: {path: {{ .path }}, port: metrics}
 - sourceLabels: [__meta_kubernetes_pod_node_name]
   targetLabel: instance
 {{- end }}
+
+{{/* The page of the alerts' runbook, as files/rules.yaml names it. */}}
+{{- define "gpuplugin.runbook" -}}
+https://github.com/gpuplugin/gpuplugin/blob/main/docs/runbook.md
+{{- end }}
