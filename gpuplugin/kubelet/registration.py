@@ -16,7 +16,7 @@ from gpuplugin.rpc import Service
 from gpuplugin.rpc.client import CallFailed, unary_call_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 REGISTER = "/v1beta1.Registration/Register"
@@ -57,7 +57,26 @@ def registration_service(
     working list: the kubelet reports it even when ListAndWatch breaks right after.
     """
     # An empty endpoint means "this socket": in a container the path differs from the host's.
-    info = text(1, PLUGIN_TYPE) + text(2, resource) + message(4, API_VERSION.encode())
+    info = plugin_info(PLUGIN_TYPE, resource, "", (API_VERSION,))
+    return watched_service(info, on_get_info, on_status)
+
+
+def plugin_info(kind: str, name: str, endpoint: str, versions: Iterable[str]) -> bytes:
+    """A PluginInfo: what the kubelet's watcher learns of a plugin behind a socket."""
+    return b"".join(
+        (
+            text(1, kind),
+            text(2, name),
+            text(3, endpoint),
+            *(message(4, version.encode()) for version in versions),
+        )
+    )
+
+
+def watched_service(
+    info: bytes, on_get_info: Callable[[], None], on_status: Callable[[bool, str], None]
+) -> Service:
+    """The service that the kubelet's watcher calls at a socket, whatever kind of plugin it is."""
 
     def get_info(_request: bytes) -> bytes:
         on_get_info()

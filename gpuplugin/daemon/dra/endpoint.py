@@ -1,0 +1,156 @@
+"""The sockets of a DRA driver: one that the kubelet's watcher finds, one for the calls.
+
+Every instance has names of its own, so that two may serve during an upgrade: the kubelet calls the
+one that came last, and the driver's slices stay as long as there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpuplugin.core.pacing import Backoff
+from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket
+from gpuplugin.daemon.tasks import wait_period_or
+from gpuplugin.kubelet.draplugin import HEALTH_VERSION, PLUGIN_TYPE, VERSIONS
+from gpuplugin.kubelet.registration import plugin_info, watched_service
+from gpuplugin.rpc.services import SocketError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpuplugin.daemon.files import FileWatch
+    from gpuplugin.daemon.serving.sockets import Identity
+    from gpuplugin.daemon.status import StatusBoard
+    from gpuplugin.kubelet.draplugin import DraPlugin
+    from gpuplugin.rpc.services import Engine, Server, Service
+
+COMPONENT = "kubelet:dra"
+MAX_PAUSE_S = 5.0
+STOP_GRACE_S = 1.0
+_TOKEN_BYTES = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DraDirs:
+    """The kubelet's folder, the same on the host as here: the kubelet dials the path it is told."""
+
+    root: Path
+
+    @property
+    def registry(self) -> Path:
+        return self.root / "plugins_registry"
+
+    def plugin(self, driver: str) -> Path:
+        """The driver's own folder, which has its sockets for calls and its file of claims."""
+        return self.root / "plugins" / driver
+
+
+class DraEndpoint:
+    """Serves a driver until cancelled; sockets that vanish or are refused get other names."""
+
+    def __init__(
+        self,
+        driver: str,
+        plugin: DraPlugin,
+        dirs: DraDirs,
+        engine: Engine,
+        status: StatusBoard,
+        files: FileWatch,
+    ) -> None:
+        self._driver = driver
+        self._plugin = plugin
+        self._dirs = dirs
+        self._engine = engine
+        self._status = status
+        self._files = files
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Event()
+        self._refusal = ""
+        status.set(COMPONENT, "waiting for the kubelet's plugin watcher", ok=False)
+
+    async def run(self) -> None:
+        backoff = Backoff(0.1, MAX_PAUSE_S)
+        while True:
+            token = os.urandom(_TOKEN_BYTES).hex()
+            registry, folder = self._dirs.registry, self._dirs.plugin(self._driver)
+            calls = folder / f"dra-{token}.sock"
+            found = registry / f"{self._driver}-{token}-reg.sock"
+            try:
+                for place in (registry, folder):
+                    place.mkdir(mode=0o750, parents=True, exist_ok=True)
+                remove_dead(registry, f"{self._driver}-*-reg.sock")
+                remove_dead(folder, "dra-*.sock")
+                reason = await self._serve(calls, found)
+                backoff.reset()
+            except (OSError, SocketError) as error:
+                reason = f"no socket: {error}"
+            pause_s = backoff.next_s()
+            self._status.set(COMPONENT, f"no kubelet: {reason}", ok=False)
+            text = f"renewing the sockets of {self._driver} in {pause_s:g} s: {reason}"
+            log_fact(log, logging.WARNING, "socket-renewal", text)
+            await asyncio.sleep(pause_s)
+
+    async def _serve(self, calls: Path, found: Path) -> str:
+        """Serve both sockets until they have to be renewed; returns why."""
+        info = plugin_info(PLUGIN_TYPE, self._driver, str(calls), (*VERSIONS, HEALTH_VERSION))
+        registration = watched_service(info, lambda: None, self._registered_in_thread)
+        self._refusal = ""
+        servers: list[Server] = []
+        try:
+            # The kubelet may call as soon as it finds the other one.
+            for path, services in ((calls, self._plugin.services()), (found, [registration])):
+                servers.append(await self._started(path, services))
+            log_fact(log, logging.INFO, "serving", f"serving {self._driver} on {calls}")
+            made = [(path, identity(path)) for path in (calls, found)]
+            while not (reason := self._outdated(made)):
+                look_s = self._files.follow([calls.parent, found.parent], self._turn)
+                await wait_period_or(self._turn, look_s)
+            return reason
+        finally:
+            self._plugin.health.end_streams()
+            for server in reversed(servers):
+                await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
+            for path in (found, calls):
+                remove_socket(path)
+
+    async def _started(self, path: Path, services: list[Service]) -> Server:
+        """Start serving in a thread; a cancellation meanwhile leaves no server behind."""
+        starting = asyncio.ensure_future(asyncio.to_thread(self._engine.serve, path, services))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with suppress(OSError, SocketError):  # no server then, and the end of the task counts
+                server = await starting
+                await asyncio.to_thread(server.stop, STOP_GRACE_S)
+            raise
+
+    def _outdated(self, made: list[tuple[Path, Identity | None]]) -> str:
+        if self._refusal:
+            return f"registration-refused: {self._refusal}"
+        return "socket-removed" if any(identity(path) != known for path, known in made) else ""
+
+    def _registered_in_thread(self, accepted: bool, error: str) -> None:
+        self._loop.call_soon_threadsafe(self._registered, accepted, error)
+
+    def _registered(self, accepted: bool, error: str) -> None:
+        if accepted:
+            self._status.set(COMPONENT, "the kubelet registered the driver", ok=True)
+            log_fact(log, logging.INFO, "registered", f"the kubelet registered {self._driver}")
+        else:
+            self._refusal = error or "no reason given"
+            self._turn.set()
+
+
+def remove_dead(folder: Path, pattern: str) -> None:
+    """Remove sockets on which nobody listens: left by an instance that was killed."""
+    for path in folder.glob(pattern):
+        if not listened_on(path):
+            remove_socket(path)

@@ -1,0 +1,180 @@
+"""The sockets of a DRA driver, as the kubelet's plugin watcher finds and uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.daemon.dra.endpoint import COMPONENT, DraDirs, DraEndpoint
+from gpuplugin.daemon.files import FileWatch
+from gpuplugin.daemon.status import StatusBoard
+from gpuplugin.kubelet.draplugin import DraPlugin
+from gpuplugin.kubelet.proto import dra_pb2 as pb
+from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration
+from gpuplugin.rpc.client import Connection, Method
+from tests.conformance.engines.conftest import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from gpuplugin.core.dra.claims import ClaimRef, HeldDevice
+
+DRIVER = "gpu.gpuplugin.dev"
+GET_INFO = Method.of("/pluginregistration.Registration/GetInfo")
+NOTIFY = Method.of("/pluginregistration.Registration/NotifyRegistrationStatus")
+PREPARE = Method.of("/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources")
+DEADLINE_S = 15.0
+
+
+class NoWork:
+    """Claims without devices."""
+
+    def prepare(self, ref: ClaimRef) -> tuple[HeldDevice, ...]:
+        assert ref.uid
+        return ()
+
+    def unprepare(self, ref: ClaimRef) -> None:
+        assert ref.uid
+
+
+@pytest.fixture
+def kubelet_dir() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="gp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def serving(folder: Path, engine: str = "fast") -> AsyncIterator[StatusBoard]:
+    status, files = StatusBoard(), FileWatch()
+    endpoint = DraEndpoint(
+        DRIVER, DraPlugin(NoWork()), DraDirs(folder), ENGINES[engine](), status, files
+    )
+    task = asyncio.create_task(endpoint.run())
+    try:
+        yield status
+        assert not task.done(), "it ended by itself"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        files.close()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come about"
+        await asyncio.sleep(0.01)
+
+
+def found(folder: Path) -> list[Path]:
+    """What a watcher finds."""
+    return sorted((folder / "plugins_registry").glob("*.sock"))
+
+
+async def registered(path: Path, *, error: str = "") -> registration.PluginInfo:
+    """Register as the kubelet does, and return what the plugin said of itself."""
+
+    def register() -> registration.PluginInfo:
+        with Connection(path, DEADLINE_S) as kubelet:
+            info = registration.PluginInfo.FromString(kubelet.call(GET_INFO, b""))
+            outcome = registration.RegistrationStatus(plugin_registered=not error, error=error)
+            kubelet.call(NOTIFY, outcome.SerializeToString())
+            return info
+
+    return await asyncio.to_thread(register)
+
+
+def prepared(endpoint: str) -> set[str]:
+    request = pb.NodePrepareResourcesRequest(claims=[pb.Claim(namespace="n", name="c", uid="u")])
+    with Connection(Path(endpoint), DEADLINE_S) as kubelet:
+        response = kubelet.call(PREPARE, request.SerializeToString())
+    return set(pb.NodePrepareResourcesResponse.FromString(response).claims)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_kubelet_finds_registers_and_calls_it(kubelet_dir: Path, engine: str) -> None:
+    async def main() -> None:
+        async with serving(kubelet_dir, engine) as status:
+            await eventually(lambda: found(kubelet_dir))
+            info = await registered(found(kubelet_dir)[0])
+            assert (info.type, info.name) == ("DRAPlugin", DRIVER)
+            assert list(info.supported_versions) == [
+                "v1.DRAPlugin", "v1beta1.DRAPlugin", "v1alpha1.DRAResourceHealth",
+            ]  # fmt: skip
+            assert await asyncio.to_thread(prepared, info.endpoint) == {"u"}
+            await eventually(lambda: status.readiness().components[COMPONENT].ok)
+
+    asyncio.run(main())
+    assert list(kubelet_dir.rglob("*.sock")) == []
+
+
+def test_two_instances_have_sockets_of_their_own(kubelet_dir: Path) -> None:
+    async def main() -> None:
+        async with serving(kubelet_dir):
+            await eventually(lambda: len(found(kubelet_dir)) == 1)
+            (old,) = found(kubelet_dir)
+            async with serving(kubelet_dir):
+                await eventually(lambda: len(found(kubelet_dir)) == 2)
+                infos = [await registered(path) for path in found(kubelet_dir)]
+                assert len({info.endpoint for info in infos}) == 2
+                for info in infos:
+                    assert await asyncio.to_thread(prepared, info.endpoint) == {"u"}
+            assert found(kubelet_dir) == [old]
+
+    asyncio.run(main())
+
+
+def test_a_socket_that_was_removed_comes_back_under_another_name(kubelet_dir: Path) -> None:
+    async def main() -> None:
+        async with serving(kubelet_dir):
+            await eventually(lambda: found(kubelet_dir))
+            (first,) = found(kubelet_dir)
+            first.unlink()
+            await eventually(lambda: found(kubelet_dir) and first not in found(kubelet_dir))
+            assert (await registered(found(kubelet_dir)[0])).name == DRIVER
+
+    asyncio.run(main())
+
+
+def test_a_refused_registration_is_told_and_tried_again(kubelet_dir: Path) -> None:
+    async def main() -> None:
+        async with serving(kubelet_dir) as status:
+            await eventually(lambda: found(kubelet_dir))
+            (first,) = found(kubelet_dir)
+            await registered(first, error="too old")
+            await eventually(lambda: "too old" in status.readiness().components[COMPONENT].text)
+            await eventually(lambda: found(kubelet_dir) and first not in found(kubelet_dir))
+            await registered(found(kubelet_dir)[0])
+            await eventually(lambda: status.readiness().components[COMPONENT].ok)
+
+    asyncio.run(main())
+
+
+def test_sockets_of_a_plugin_that_was_killed_are_removed(kubelet_dir: Path) -> None:
+    dirs = DraDirs(kubelet_dir)
+    dead = (dirs.registry / f"{DRIVER}-0-reg.sock", dirs.plugin(DRIVER) / "dra-0.sock")
+    for path in dead:
+        path.parent.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path))
+    other = dirs.registry / "other-reg.sock"
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(other))
+
+    async def main() -> None:
+        async with serving(kubelet_dir):
+            await eventually(lambda: not any(map(os.path.exists, dead)))
+            await eventually(lambda: len(found(kubelet_dir)) == 2)
+            assert other in found(kubelet_dir)
+
+    asyncio.run(main())
