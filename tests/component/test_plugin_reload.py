@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from contextlib import ExitStack
 from itertools import permutations
+from textwrap import indent
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
@@ -447,7 +448,7 @@ BAD = (
     ("a: [", "config.yaml:"),
     (shared("many"), "sharing.timeSlicing.resources[0].replicas"),
     ("version: v2\n", "version: must be 'v1'"),
-    (f"any: |-\n  {shared(4)}", "the configuration is under any (line 1)"),
+    ("any: |-\n" + indent(shared(4), "  "), "the configuration is under any (line 1)"),
     ("replicaCount: 3\n", "no key of a configuration"),
     (shared(70_000), "replicas to at most 6"),
     ("", "is empty; write {} to share nothing"),
