@@ -10,6 +10,7 @@ import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 NODE = Path("/tmp/node")
+PORT = 2112
 STATUS = {
     "make demo": 0,
     "make install": 0,
@@ -134,7 +136,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place() -> Iterator[None]:
-    """The folder that the README names, empty before and after."""
+    """The folder that the README names, empty before and after, and its port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError:
+            pytest.skip(f"another process has port {PORT}, which the README names")
     shutil.rmtree(NODE, ignore_errors=True)
     yield
     shutil.rmtree(NODE, ignore_errors=True)
@@ -157,7 +165,7 @@ def test_the_readme_top_to_bottom(clone: Path) -> None:
                 assert terminals[0].run(". .venv/bin/activate")[0] == 0
                 terminals[0].start(command)
                 if " sim up " in command:
-                    assert get(2112, "/")[0] == 200
+                    assert get(PORT, "/")[0] == 200
                     terminals.pop(0).end()
                 continue
             status, said = terminals[-1].run(command)
