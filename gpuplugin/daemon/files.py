@@ -45,9 +45,8 @@ class FileWatch:
         self._loop = asyncio.get_running_loop()
         self._followers: dict[int, dict[asyncio.Event, Callable[[str], object]]] = {}
         self._resting: asyncio.TimerHandle | None = None
-        self._descriptor: int = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._descriptor = _init(self._libc)
         if self._descriptor < 0:
-            # This user has too many already.
             reason = os.strerror(ctypes.get_errno())
             log.info("inotify cannot be used: %s; looking at files instead", reason)
         else:
@@ -105,6 +104,12 @@ class FileWatch:
         self._resting = None
         if self._descriptor >= 0:
             self._loop.add_reader(self._descriptor, self._changed)
+
+
+def _init(libc: ctypes.CDLL) -> int:
+    """The descriptor; -1 if this user has too many."""
+    descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    return descriptor
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, str]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from hal import Telemetry
     from sim.kubelet import Kubelet, Pod
     from tests.component.conftest import StartPlugin
     from tests.component.running import Hardware, PluginProcess
@@ -69,6 +70,28 @@ def truth(hardware: Hardware) -> Mapping[str, tuple[int, float]]:
             for gpu in node.present
             for one in gpu.processes()
         }
+
+
+def test_gpus_are_read_when_somebody_asks_and_not_again_within_the_interval(
+    kubelet: Kubelet,
+    hardware: Hardware,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    telemetry = hardware.backend.telemetry
+
+    def counted(uuid: str) -> Telemetry:
+        read.append(uuid)
+        return telemetry(uuid)
+
+    monkeypatch.setattr(hardware.backend, "telemetry", counted)
+    plugin = start_plugin(hardware.backend, flags={"--metrics-interval": "1h"})
+    eventually(lambda: plugin.ready)
+    assert read == []
+    for _ in range(2):  # the first scrape after the start has them
+        assert len(plugin.samples("gpuplugin_gpu_temperature_celsius")) == 8
+        assert sorted(read) == sorted(hardware.uuids)
 
 
 def test_a_hungry_pod_is_named_with_its_memory_and_share(
