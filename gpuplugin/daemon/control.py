@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.departures import CannotForget
 from gpuplugin.core.health import StillFaulty
 from gpuplugin.core.healthboard import UnknownUnit
+from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket
 from gpuplugin.daemon.tasks import wait_period, wait_period_or
@@ -39,6 +40,7 @@ _ANOTHER = (
     "one: end one of the two, or give it a --kubelet-dir of its own"
 )
 POLL_S = 2.0
+_FIRST_RETRY_S = 0.2
 _RETRY_S = 30.0
 _REQUEST_TIMEOUT_S = 5.0
 _LINE_LIMIT_BYTES = 64 * 1024
@@ -78,13 +80,16 @@ class ControlServer:
 
     async def run(self) -> None:
         """Serve until cancelled; the socket is removed when this returns."""
+        backoff = Backoff(_FIRST_RETRY_S, _RETRY_S)
         while True:
             try:
                 await self._serve()
                 self._problem = ""
+                backoff.reset()
             except OSError as error:
+                # The folder may just be removed: then it is there again with the next try.
                 self._log_problem(error)
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(backoff.next_s())
 
     async def _serve(self) -> None:
         """Serve until the socket is no longer there; another plugin's is left to it."""

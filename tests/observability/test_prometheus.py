@@ -164,6 +164,8 @@ def test_every_expression_of_the_dashboard_has_data(
         ("$cluster", "simulated"),
         ("$node", ".*"),
         ("$gpu", ".*"),
+        ("$namespace", ".*"),
+        ("$pod", ".*"),
         ("$__rate_interval", RATE_WINDOW),
     ):
         expression = expression.replace(variable, value)
