@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.daemon.tasks import Fatal
-from hal import DriverNotFound, DriverUnavailable, XidError
+from hal import DriverNotFound, DriverUnavailable, Event, GpuAppeared, XidError
 from sim.kubelet import Amount, Phase, simple_pod
 from tests.component.fakedriver import FakeDriver, made_up_gpu
 from tests.component.running import RESOURCE, PluginProcess, run_as_loaded, settings_for
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from sim.kubelet import Kubelet
@@ -77,6 +77,32 @@ def test_a_driver_that_cannot_watch_is_never_called_healthy(
     driver.break_waiting(BROKEN)
     plugin = start_plugin(driver)
     eventually(lambda: plugin.metric("gpuplugin_monitor_failures_total", stage="open") >= 1)
+    assert plugin.get("/ready").status == 503
+    assert kubelet.view().allocatable(RESOURCE) == 0
+    driver.break_waiting(None)
+    wait_for(kubelet, 20, 20)
+
+
+class FindsBeforeItWaits(FakeDriver):
+    """As NVML's watcher: what a scan has found is returned at once, whether it can wait or not."""
+
+    def open(self) -> None:
+        super().open()
+        self.found: list[Event] = [GpuAppeared(gpu.uuid) for gpu in self.listed]
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event]:
+        if self.found:
+            return [self.found.pop()]
+        return super().wait_events(timeout_s)
+
+
+def test_a_driver_that_finds_but_cannot_wait_is_never_called_healthy(
+    kubelet: Kubelet, start_plugin: StartPlugin
+) -> None:
+    driver = FindsBeforeItWaits()
+    driver.break_waiting(BROKEN)
+    plugin = start_plugin(driver)
+    eventually(lambda: plugin.metric("gpuplugin_monitor_failures_total", stage="open") >= 2)
     assert plugin.get("/ready").status == 503
     assert kubelet.view().allocatable(RESOURCE) == 0
     driver.break_waiting(None)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.status import StatusBoard
     from hal import Backend, Event, Gpu, Probe
 
+_MOST_DRAINS = 10
+"""Of a driver that never stops to report, waiting works."""
+
 log = logging.getLogger(__name__)
 
 
@@ -104,9 +107,7 @@ class Monitor:
                 await self._queries.call(deadlines.OPEN_DEADLINE_S, self._backend.open)
                 # A driver that lists but cannot watch is not open: never blindly Healthy.
                 if watch.plan.watch_events:
-                    await self._events_lane.call(
-                        deadlines.CALL_DEADLINE_S, self._events.wait_events, 0.0
-                    )
+                    await self._events_lane.call(deadlines.CALL_DEADLINE_S, self._events.drain)
                 # A driver takes longer for the first calls than for those after them.
                 gpus, probes = await self._read(deadlines.CALL_DEADLINE_S)
             except HalError as error:
@@ -257,6 +258,17 @@ class _EventTap:
     def wait_events(self, timeout_s: float) -> None:
         """In a thread: take what the driver reports within `timeout_s`."""
         self._taken.extend(self._backend.wait_events(timeout_s))
+
+    def drain(self) -> None:
+        """In a thread: take what is there, until a wait finds nothing, or fails.
+
+        A call that returns what was found before it waits says nothing of whether it can wait.
+        """
+        for _ in range(_MOST_DRAINS):
+            before = len(self._taken)
+            self.wait_events(0.0)
+            if len(self._taken) == before:
+                return
 
     def taken(self) -> tuple[Event, ...]:
         return tuple(self._taken.popleft() for _ in range(len(self._taken)))
