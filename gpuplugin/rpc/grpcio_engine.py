@@ -33,7 +33,7 @@ All are started before the first call: if one cannot be started later, the libra
 """
 _START_S = 10.0
 
-_MAX_CONNECTIONS = 64
+_MAX_CONNECTIONS = 128
 _IDLE_MS = 10_000
 """A connection without a call is closed after this time, so the kubelet finds room again."""
 

@@ -507,7 +507,7 @@ def test_the_plugin_stops_in_time_while_a_client_reads_nothing(
         lose_one_after_the_other(driver, kubelet)
         plugin.stop()
     assert plugin.sockets() == ()
-    assert not [one for one in threading.enumerate() if one.name.startswith("rpc")]
+    eventually(lambda: not [one for one in threading.enumerate() if one.name.startswith("rpc")])
 
 
 FROZEN_CLIENT = """

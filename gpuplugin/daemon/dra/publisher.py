@@ -173,8 +173,13 @@ class SlicePublisher:
                 self._stored.pop(stored.name, None)
 
     def _keep(self, stored: Stored, sent: JsonObject) -> None:
-        """What the server made of a slice: fields of features that are off are not there."""
-        self._stored[stored.name] = stored
+        """What the server made of a slice: fields of features that are off are not there.
+
+        The watch may have shown what came after it before this response was read.
+        """
+        known = self._stored.get(stored.name)
+        if known is None or _newer(stored, known):
+            self._stored[stored.name] = stored
         dropped = dropped_gates(sent, stored.spec)
         if not dropped <= self._dropped:
             self._dropped |= dropped
