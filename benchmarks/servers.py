@@ -104,7 +104,10 @@ class Echo:
         marker = frames.U32.pack(frames.MOST_31_BITS)
         pieces = self._frames(frames.MOST_31_BITS).split(marker)
         while True:
-            client, _ = listener.accept()
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return  # it was closed: the measurement has ended
             with client:
                 client.sendall(frames.numbers(frames.WINDOW_UPDATE, 0, 1 << 30))
                 expected_bytes = len(ClientConnection(MAX_MESSAGE_BYTES).output())

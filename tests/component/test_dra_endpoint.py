@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import tempfile
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +20,11 @@ from gpuplugin.kubelet.draplugin import DraPlugin
 from gpuplugin.kubelet.proto import dra_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration
 from gpuplugin.rpc.client import Connection, Method
+from tests.component.waiting import DEADLINE_S, becomes_true
 from tests.conformance.engines.conftest import ENGINES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from gpuplugin.core.dra.claims import ClaimRef, HeldDevice
 
@@ -32,7 +32,6 @@ DRIVER = "gpu.gpuplugin.dev"
 GET_INFO = Method.of("/pluginregistration.Registration/GetInfo")
 NOTIFY = Method.of("/pluginregistration.Registration/NotifyRegistrationStatus")
 PREPARE = Method.of("/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources")
-DEADLINE_S = 15.0
 
 
 class NoWork:
@@ -69,13 +68,6 @@ async def serving(folder: Path, engine: str = "fast") -> AsyncIterator[StatusBoa
         files.close()
 
 
-async def eventually(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come about"
-        await asyncio.sleep(0.01)
-
-
 def found(folder: Path) -> list[Path]:
     """What a watcher finds."""
     return sorted((folder / "plugins_registry").glob("*.sock"))
@@ -105,14 +97,14 @@ def prepared(endpoint: str) -> set[str]:
 def test_the_kubelet_finds_registers_and_calls_it(kubelet_dir: Path, engine: str) -> None:
     async def main() -> None:
         async with serving(kubelet_dir, engine) as status:
-            await eventually(lambda: found(kubelet_dir))
+            await becomes_true(lambda: found(kubelet_dir))
             info = await registered(found(kubelet_dir)[0])
             assert (info.type, info.name) == ("DRAPlugin", DRIVER)
             assert list(info.supported_versions) == [
                 "v1.DRAPlugin", "v1beta1.DRAPlugin", "v1alpha1.DRAResourceHealth",
             ]  # fmt: skip
             assert await asyncio.to_thread(prepared, info.endpoint) == {"u"}
-            await eventually(lambda: status.readiness().components[COMPONENT].ok)
+            await becomes_true(lambda: status.readiness().components[COMPONENT].ok)
 
     asyncio.run(main())
     assert list(kubelet_dir.rglob("*.sock")) == []
@@ -121,10 +113,10 @@ def test_the_kubelet_finds_registers_and_calls_it(kubelet_dir: Path, engine: str
 def test_two_instances_have_sockets_of_their_own(kubelet_dir: Path) -> None:
     async def main() -> None:
         async with serving(kubelet_dir):
-            await eventually(lambda: len(found(kubelet_dir)) == 1)
+            await becomes_true(lambda: len(found(kubelet_dir)) == 1)
             (old,) = found(kubelet_dir)
             async with serving(kubelet_dir):
-                await eventually(lambda: len(found(kubelet_dir)) == 2)
+                await becomes_true(lambda: len(found(kubelet_dir)) == 2)
                 infos = [await registered(path) for path in found(kubelet_dir)]
                 assert len({info.endpoint for info in infos}) == 2
                 for info in infos:
@@ -137,10 +129,10 @@ def test_two_instances_have_sockets_of_their_own(kubelet_dir: Path) -> None:
 def test_a_socket_that_was_removed_comes_back_under_another_name(kubelet_dir: Path) -> None:
     async def main() -> None:
         async with serving(kubelet_dir):
-            await eventually(lambda: found(kubelet_dir))
+            await becomes_true(lambda: found(kubelet_dir))
             (first,) = found(kubelet_dir)
             first.unlink()
-            await eventually(lambda: found(kubelet_dir) and first not in found(kubelet_dir))
+            await becomes_true(lambda: found(kubelet_dir) and first not in found(kubelet_dir))
             assert (await registered(found(kubelet_dir)[0])).name == DRIVER
 
     asyncio.run(main())
@@ -149,13 +141,13 @@ def test_a_socket_that_was_removed_comes_back_under_another_name(kubelet_dir: Pa
 def test_a_refused_registration_is_told_and_tried_again(kubelet_dir: Path) -> None:
     async def main() -> None:
         async with serving(kubelet_dir) as status:
-            await eventually(lambda: found(kubelet_dir))
+            await becomes_true(lambda: found(kubelet_dir))
             (first,) = found(kubelet_dir)
             await registered(first, error="too old")
-            await eventually(lambda: "too old" in status.readiness().components[COMPONENT].text)
-            await eventually(lambda: found(kubelet_dir) and first not in found(kubelet_dir))
+            await becomes_true(lambda: "too old" in status.readiness().components[COMPONENT].text)
+            await becomes_true(lambda: found(kubelet_dir) and first not in found(kubelet_dir))
             await registered(found(kubelet_dir)[0])
-            await eventually(lambda: status.readiness().components[COMPONENT].ok)
+            await becomes_true(lambda: status.readiness().components[COMPONENT].ok)
 
     asyncio.run(main())
 
@@ -173,8 +165,8 @@ def test_sockets_of_a_plugin_that_was_killed_are_removed(kubelet_dir: Path) -> N
 
     async def main() -> None:
         async with serving(kubelet_dir):
-            await eventually(lambda: not any(map(os.path.exists, dead)))
-            await eventually(lambda: len(found(kubelet_dir)) == 2)
+            await becomes_true(lambda: not any(map(os.path.exists, dead)))
+            await becomes_true(lambda: len(found(kubelet_dir)) == 2)
             assert other in found(kubelet_dir)
 
     asyncio.run(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,14 +13,14 @@ from gpuplugin.core.dra.slices import Pool
 from gpuplugin.daemon.dra.publisher import SlicePublisher
 from gpuplugin.daemon.status import StatusBoard
 from tests.component.sliceserver import SliceServer
+from tests.component.waiting import becomes_true
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 NODE = "node-1"
 POOL = Pool("gpu.gpuplugin.dev", NODE)
 SICK = (Taint("gpu.gpuplugin.dev/xid", "79", "NoSchedule"),)
-DEADLINE_S = 15.0
 
 
 def offer(number: int, replicas: int = 10, taints: tuple[Taint, ...] = ()) -> Offer:
@@ -50,35 +49,28 @@ async def publishing(server: SliceServer) -> AsyncIterator[tuple[SlicePublisher,
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def eventually(condition: Callable[[], object], timeout_s: float = DEADLINE_S) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come about"
-        await asyncio.sleep(0.01)
-
-
 def names(server: SliceServer) -> list[str]:
     return [device["name"] for device in server.devices()]
 
 
 async def listed(server: SliceServer, *expected: str) -> None:
-    await eventually(lambda: names(server) == list(expected))
+    await becomes_true(lambda: names(server) == list(expected))
 
 
 def test_devices_are_published_and_changes_follow(server: SliceServer) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, status):
             publisher.offer([offer(0), offer(1)])
-            await eventually(lambda: names(server) == ["gpu-0", "gpu-1"])
+            await becomes_true(lambda: names(server) == ["gpu-0", "gpu-1"])
             (one,) = server.slices.values()
             (owner,) = one["metadata"]["ownerReferences"]
             assert (owner["kind"], owner["uid"]) == ("Node", server.node_uid)
             publisher.offer([offer(0), offer(1, taints=SICK)])
-            await eventually(lambda: "taints" in server.devices()[1])
+            await becomes_true(lambda: "taints" in server.devices()[1])
             publisher.offer([offer(1), offer(0)])
-            await eventually(lambda: names(server) == ["gpu-1", "gpu-0"])
+            await becomes_true(lambda: names(server) == ["gpu-1", "gpu-0"])
             assert "taints" not in server.devices()[0]
-            await eventually(lambda: status.readiness().components["slices"].ok)
+            await becomes_true(lambda: status.readiness().components["slices"].ok)
 
     asyncio.run(main())
 
@@ -87,10 +79,10 @@ def test_many_devices_are_in_several_slices(server: SliceServer) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(number) for number in range(130)])
-            await eventually(lambda: len(names(server)) == 130)
+            await becomes_true(lambda: len(names(server)) == 130)
             assert len(server.slices) == 3
             publisher.offer([offer(0)])
-            await eventually(lambda: names(server) == ["gpu-0"])
+            await becomes_true(lambda: names(server) == ["gpu-0"])
             assert len(server.slices) == 1
 
     asyncio.run(main())
@@ -101,10 +93,10 @@ def test_slices_that_the_kubelet_wiped_are_back_at_once(server: SliceServer) -> 
         async with publishing(server) as (publisher, _):
             offers = [offer(number) for number in range(70)]
             publisher.offer(offers)
-            await eventually(lambda: len(names(server)) == 70)
+            await becomes_true(lambda: len(names(server)) == 70)
             for _ in range(3):
                 server.wipe()
-                await eventually(lambda: len(names(server)) == 70)
+                await becomes_true(lambda: len(names(server)) == 70)
 
     asyncio.run(main())
 
@@ -113,14 +105,14 @@ def test_somebody_elses_change_is_undone(server: SliceServer) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(0)])
-            await eventually(lambda: names(server) == ["gpu-0"])
+            await becomes_true(lambda: names(server) == ["gpu-0"])
             (name, one), *_ = server.slices.items()
             stolen = {**one, "spec": {**one["spec"], "devices": []}}
             status, _ = server.answer(
                 "PUT", f"/apis/resource.k8s.io/v1/resourceslices/{name}", stolen
             )
             assert status == 201
-            await eventually(lambda: names(server) == ["gpu-0"])
+            await becomes_true(lambda: names(server) == ["gpu-0"])
 
     asyncio.run(main())
 
@@ -130,7 +122,7 @@ def test_a_watch_that_breaks_is_taken_up_again(server: SliceServer, forget: bool
     async def main() -> None:
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(0)])
-            await eventually(lambda: names(server) == ["gpu-0"])
+            await becomes_true(lambda: names(server) == ["gpu-0"])
             for number in (1, 2):
                 server.break_watches(forget=forget)
                 publisher.offer([offer(number)])
@@ -146,12 +138,12 @@ def test_failures_are_tried_again_and_told(server: SliceServer, code: int) -> No
     async def main() -> None:
         async with publishing(server) as (publisher, status):
             publisher.offer([offer(0)])
-            await eventually(lambda: names(server) == ["gpu-0"])
+            await becomes_true(lambda: names(server) == ["gpu-0"])
             server.failures += [code] * 3
             publisher.offer([offer(1)])
-            await eventually(lambda: names(server) == ["gpu-1"])
+            await becomes_true(lambda: names(server) == ["gpu-1"])
             assert server.failures == []
-            await eventually(lambda: status.readiness().components["slices"].ok)
+            await becomes_true(lambda: status.readiness().components["slices"].ok)
 
     asyncio.run(main())
 
@@ -164,7 +156,7 @@ def test_a_server_that_is_away_is_waited_for(server: SliceServer) -> None:
         publisher = SlicePublisher(POOL, config, status)
         task = asyncio.create_task(publisher.run())
         publisher.offer([offer(0)])
-        await eventually(lambda: "not published" in status.readiness().components["slices"].text)
+        await becomes_true(lambda: "not published" in status.readiness().components["slices"].text)
         task.cancel()
         await asyncio.wait([task])
 
@@ -178,8 +170,8 @@ def test_without_the_gate_for_shares_a_gpu_is_not_offered_whole_instead(
         server.off.add("DRAConsumableCapacity")
         async with publishing(server) as (publisher, status):
             publisher.offer([offer(0), offer(1, replicas=1)])
-            await eventually(lambda: names(server) == ["gpu-1"])
-            await eventually(
+            await becomes_true(lambda: names(server) == ["gpu-1"])
+            await becomes_true(
                 lambda: (
                     "feature gate DRAConsumableCapacity"
                     in status.readiness().components["slices"].text
@@ -195,11 +187,11 @@ def test_without_the_gate_for_taints_a_sick_gpu_leaves_the_slice(server: SliceSe
         server.off.add("DRADeviceTaints")
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(0), offer(1)])
-            await eventually(lambda: names(server) == ["gpu-0", "gpu-1"])
+            await becomes_true(lambda: names(server) == ["gpu-0", "gpu-1"])
             publisher.offer([offer(0, taints=SICK), offer(1)])
-            await eventually(lambda: names(server) == ["gpu-1"])
+            await becomes_true(lambda: names(server) == ["gpu-1"])
             publisher.offer([offer(0), offer(1)])
-            await eventually(lambda: names(server) == ["gpu-0", "gpu-1"])
+            await becomes_true(lambda: names(server) == ["gpu-0", "gpu-1"])
 
     asyncio.run(main())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
@@ -40,3 +41,11 @@ def becomes_a_file(folder: Path) -> bool:
     except IsADirectoryError:
         return False
     return True
+
+
+async def becomes_true(condition: Callable[[], object]) -> None:
+    """As `eventually`, while the loop goes on."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not so after {DEADLINE_S:g} s"
+        await asyncio.sleep(0.01)
