@@ -12,7 +12,8 @@ from gpuplugin.core.dra.devices import Offer, Taint
 from gpuplugin.core.dra.slices import Pool
 from gpuplugin.daemon.dra.publisher import SlicePublisher
 from gpuplugin.daemon.status import StatusBoard
-from tests.component.sliceserver import SliceServer
+from sim.apiserver import SLICES, ApiServer, Key
+from tests.component.cluster import config_of, devices, node, slices, wipe
 from tests.component.waiting import becomes_true
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ def offer(number: int, replicas: int = 10, taints: tuple[Taint, ...] = ()) -> Of
 
 
 @pytest.fixture
-def server() -> Iterator[SliceServer]:
-    with SliceServer(NODE) as server:
+def server() -> Iterator[ApiServer]:
+    with ApiServer([NODE]) as server:
         yield server
 
 
 @asynccontextmanager
-async def publishing(server: SliceServer) -> AsyncIterator[tuple[SlicePublisher, StatusBoard]]:
+async def publishing(server: ApiServer) -> AsyncIterator[tuple[SlicePublisher, StatusBoard]]:
     status = StatusBoard()
-    publisher = SlicePublisher(POOL, server.config, status)
+    publisher = SlicePublisher(POOL, config_of(server), status)
     task = asyncio.create_task(publisher.run())
     try:
         yield publisher, status
@@ -49,76 +50,73 @@ async def publishing(server: SliceServer) -> AsyncIterator[tuple[SlicePublisher,
         await asyncio.gather(task, return_exceptions=True)
 
 
-def names(server: SliceServer) -> list[str]:
-    return [device["name"] for device in server.devices()]
+def names(server: ApiServer) -> list[str]:
+    return [device["name"] for device in devices(server)]
 
 
-async def listed(server: SliceServer, *expected: str) -> None:
+async def listed(server: ApiServer, *expected: str) -> None:
     await becomes_true(lambda: names(server) == list(expected))
 
 
-def test_devices_are_published_and_changes_follow(server: SliceServer) -> None:
+def test_devices_are_published_and_changes_follow(server: ApiServer) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, status):
             publisher.offer([offer(0), offer(1)])
             await becomes_true(lambda: names(server) == ["gpu-0", "gpu-1"])
-            (one,) = server.slices.values()
+            (one,) = slices(server)
             (owner,) = one["metadata"]["ownerReferences"]
-            assert (owner["kind"], owner["uid"]) == ("Node", server.node_uid)
+            assert (owner["kind"], owner["uid"]) == ("Node", node(server, NODE)["metadata"]["uid"])
             publisher.offer([offer(0), offer(1, taints=SICK)])
-            await becomes_true(lambda: "taints" in server.devices()[1])
+            await becomes_true(lambda: "taints" in devices(server)[1])
             publisher.offer([offer(1), offer(0)])
             await becomes_true(lambda: names(server) == ["gpu-1", "gpu-0"])
-            assert "taints" not in server.devices()[0]
+            assert "taints" not in devices(server)[0]
             await becomes_true(lambda: status.readiness().components["slices"].ok)
 
     asyncio.run(main())
 
 
-def test_many_devices_are_in_several_slices(server: SliceServer) -> None:
+def test_many_devices_are_in_several_slices(server: ApiServer) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(number) for number in range(130)])
             await becomes_true(lambda: len(names(server)) == 130)
-            assert len(server.slices) == 3
+            assert len(slices(server)) == 3
             publisher.offer([offer(0)])
             await becomes_true(lambda: names(server) == ["gpu-0"])
-            assert len(server.slices) == 1
+            assert len(slices(server)) == 1
 
     asyncio.run(main())
 
 
-def test_slices_that_the_kubelet_wiped_are_back_at_once(server: SliceServer) -> None:
+def test_slices_that_the_kubelet_wiped_are_back_at_once(server: ApiServer) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, _):
             offers = [offer(number) for number in range(70)]
             publisher.offer(offers)
             await becomes_true(lambda: len(names(server)) == 70)
             for _ in range(3):
-                server.wipe()
+                wipe(server)
                 await becomes_true(lambda: len(names(server)) == 70)
 
     asyncio.run(main())
 
 
-def test_somebody_elses_change_is_undone(server: SliceServer) -> None:
+def test_somebody_elses_change_is_undone(server: ApiServer) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(0)])
             await becomes_true(lambda: names(server) == ["gpu-0"])
-            (name, one), *_ = server.slices.items()
+            (one,) = slices(server)
             stolen = {**one, "spec": {**one["spec"], "devices": []}}
-            status, _ = server.answer(
-                "PUT", f"/apis/resource.k8s.io/v1/resourceslices/{name}", stolen
-            )
-            assert status == 201
+            server.store.replace(Key(SLICES, one["metadata"]["name"]), stolen)
             await becomes_true(lambda: names(server) == ["gpu-0"])
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_a_watch_that_breaks_is_taken_up_again(server: SliceServer, forget: bool) -> None:
+def test_a_watch_that_breaks_is_taken_up_again(server: ApiServer, forget: bool) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(0)])
@@ -127,31 +125,31 @@ def test_a_watch_that_breaks_is_taken_up_again(server: SliceServer, forget: bool
                 server.break_watches(forget=forget)
                 publisher.offer([offer(number)])
                 await listed(server, f"gpu-{number}")
-                server.wipe()
+                wipe(server)
                 await listed(server, f"gpu-{number}")
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("code", [409, 429, 500, 503, 403])
-def test_failures_are_tried_again_and_told(server: SliceServer, code: int) -> None:
+def test_failures_are_tried_again_and_told(server: ApiServer, code: int) -> None:
     async def main() -> None:
         async with publishing(server) as (publisher, status):
             publisher.offer([offer(0)])
             await becomes_true(lambda: names(server) == ["gpu-0"])
-            server.failures += [code] * 3
+            server.fail(code, 3)
             publisher.offer([offer(1)])
             await becomes_true(lambda: names(server) == ["gpu-1"])
-            assert server.failures == []
+            assert server.failures_left == 0
             await becomes_true(lambda: status.readiness().components["slices"].ok)
 
     asyncio.run(main())
 
 
-def test_a_server_that_is_away_is_waited_for(server: SliceServer) -> None:
+def test_a_server_that_is_away_is_waited_for(server: ApiServer) -> None:
     async def main() -> None:
-        with SliceServer(NODE) as gone:
-            config = gone.config
+        with ApiServer([NODE]) as gone:
+            config = config_of(gone)
         status = StatusBoard()
         publisher = SlicePublisher(POOL, config, status)
         task = asyncio.create_task(publisher.run())
@@ -164,10 +162,10 @@ def test_a_server_that_is_away_is_waited_for(server: SliceServer) -> None:
 
 
 def test_without_the_gate_for_shares_a_gpu_is_not_offered_whole_instead(
-    server: SliceServer,
+    server: ApiServer,
 ) -> None:
     async def main() -> None:
-        server.off.add("DRAConsumableCapacity")
+        server.store.off.add("DRAConsumableCapacity")
         async with publishing(server) as (publisher, status):
             publisher.offer([offer(0), offer(1, replicas=1)])
             await becomes_true(lambda: names(server) == ["gpu-1"])
@@ -182,9 +180,9 @@ def test_without_the_gate_for_shares_a_gpu_is_not_offered_whole_instead(
     asyncio.run(main())
 
 
-def test_without_the_gate_for_taints_a_sick_gpu_leaves_the_slice(server: SliceServer) -> None:
+def test_without_the_gate_for_taints_a_sick_gpu_leaves_the_slice(server: ApiServer) -> None:
     async def main() -> None:
-        server.off.add("DRADeviceTaints")
+        server.store.off.add("DRADeviceTaints")
         async with publishing(server) as (publisher, _):
             publisher.offer([offer(0), offer(1)])
             await becomes_true(lambda: names(server) == ["gpu-0", "gpu-1"])
@@ -196,12 +194,12 @@ def test_without_the_gate_for_taints_a_sick_gpu_leaves_the_slice(server: SliceSe
     asyncio.run(main())
 
 
-def test_a_new_plugin_finds_what_the_old_one_left(server: SliceServer) -> None:
+def test_a_new_plugin_finds_what_the_old_one_left(server: ApiServer) -> None:
     async def main() -> None:
         for offers in ([offer(0), offer(1)], [offer(1)]):
             async with publishing(server) as (publisher, _):
                 publisher.offer(offers)
                 await listed(server, *(one.name for one in offers))
-        assert len(server.slices) == 1
+        assert len(slices(server)) == 1
 
     asyncio.run(main())

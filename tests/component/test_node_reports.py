@@ -21,7 +21,9 @@ from gpuplugin.daemon.cluster.kubeapi import KubeApi, NoCluster
 from gpuplugin.daemon.cluster.nodereports import NodeReporter
 from gpuplugin.daemon.http.metrics import Metrics
 from hal import DriverUnavailable
-from tests.component.apiserver import JSON, STRATEGIC, TOKEN, ApiServer
+from sim.apiserver import EVENTS, HANG, JSON, NODES, STRATEGIC, TOKEN, ApiServer, Key, Selection
+from tests.component.cluster import body_of, events, node
+from tests.component.cluster import condition as condition_of
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import run_as_loaded, settings_for
 from tests.component.waiting import DEADLINE_S, eventually
@@ -44,7 +46,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ApiServer(NODE) as server:
+    with ApiServer([NODE]) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
         yield server
 
@@ -113,8 +115,8 @@ def test_an_event_has_the_shape_that_kubectl_describe_node_looks_for(
     assert (request.method, request.path) == ("POST", "/api/v1/namespaces/default/events")
     assert request.headers["content-type"] == JSON
     assert request.headers["authorization"] == f"Bearer {TOKEN}"
-    assert request.query == {"fieldManager": ["gpuplugin"]}
-    body: dict[str, Any] = dict(request.body)
+    assert request.query == {"fieldManager": "gpuplugin"}
+    body: dict[str, Any] = body_of(request)
     name = body["metadata"]["name"]
     assert name.startswith(f"{NODE}.")
     first, last = body.pop("firstTimestamp"), body.pop("lastTimestamp")
@@ -151,11 +153,11 @@ def test_a_repeated_event_is_counted_up(server: ApiServer, reporter: Running) ->
         reporter.wait_for("event", "sent", times)
     made, counted = [one for one in server.requests if "events" in one.path]
 
-    name = made.body["metadata"]["name"]
+    name = body_of(made)["metadata"]["name"]
     assert (counted.method, counted.path) == ("PATCH", f"{made.path}/{name}")
     assert counted.headers["content-type"] == STRATEGIC
-    assert counted.body.keys() == {"count", "lastTimestamp"}
-    assert [one["count"] for one in server.events.values()] == [2]
+    assert body_of(counted).keys() == {"count", "lastTimestamp"}
+    assert [one["count"] for one in events(server)] == [2]
 
 
 def test_an_event_that_the_server_has_dropped_is_made_again(
@@ -163,11 +165,11 @@ def test_an_event_that_the_server_has_dropped_is_made_again(
 ) -> None:
     reporter.report(SICK, condition=BAD)
     reporter.wait_for("event", "sent")
-    server.events.clear()
+    server.store.delete_all(Selection(EVENTS))
     reporter.report(SICK, condition=BAD)
     reporter.wait_for("event", "sent", 2)
 
-    assert [one["count"] for one in server.events.values()] == [2]
+    assert [one["count"] for one in events(server)] == [2]
 
 
 def test_the_condition_is_merged_into_the_nodes_status(
@@ -181,12 +183,12 @@ def test_the_condition_is_merged_into_the_nodes_status(
     for one in (look, request):
         assert (one.method, one.path) == ("PATCH", f"/api/v1/nodes/{NODE}/status")
         assert one.headers["content-type"] == STRATEGIC
-        assert one.query == {"fieldManager": ["gpuplugin"]}
-    (sent,) = request.body["status"]["conditions"]
+        assert one.query == {"fieldManager": "gpuplugin"}
+    (sent,) = body_of(request)["status"]["conditions"]
     assert request.body == {"status": {"conditions": [sent]}}
     assert TIME.fullmatch(sent["lastHeartbeatTime"])
     assert TIME.fullmatch(sent["lastTransitionTime"])
-    assert server.condition == {
+    assert condition_of(server, NODE) == {
         "type": "GPUHealthy",
         "status": "False",
         "reason": "GPUsNotHealthy",
@@ -194,9 +196,9 @@ def test_the_condition_is_merged_into_the_nodes_status(
         "lastHeartbeatTime": sent["lastHeartbeatTime"],
         "lastTransitionTime": sent["lastTransitionTime"],
     }
-    assert len(server.node["status"]["conditions"]) == 2
-    (ready, _) = server.node["status"]["conditions"]
-    assert sent["lastTransitionTime"] != ready["lastTransitionTime"]
+    assert len(node(server, NODE)["status"]["conditions"]) == 2
+    (ready, _) = node(server, NODE)["status"]["conditions"]
+    assert ready["type"] == "Ready"
 
 
 @pytest.mark.parametrize(("condition", "kept"), [(BAD, True), (GOOD, False)])
@@ -204,20 +206,22 @@ def test_a_condition_that_was_there_before_keeps_its_transition_time(
     server: ApiServer, reporter: Running, condition: Condition, *, kept: bool
 ) -> None:
     then = "2026-01-02T03:04:05Z"
-    server.node["status"]["conditions"].append(
-        {
-            "type": "GPUHealthy",
-            "status": "False",
-            "lastTransitionTime": then,
-            "lastHeartbeatTime": then,
-        }
+    before = {
+        "type": "GPUHealthy",
+        "status": "False",
+        "lastTransitionTime": then,
+        "lastHeartbeatTime": then,
+    }
+    server.store.patch(
+        Key(NODES, NODE), {"status": {"conditions": [before]}}, strategic=True, status=True
     )
     reporter.report(condition=condition)
     reporter.wait_for("condition", "sent")
 
-    assert server.condition is not None
-    assert (server.condition["lastTransitionTime"] == then) is kept
-    assert server.condition["lastHeartbeatTime"] != then
+    after = condition_of(server, NODE)
+    assert after is not None
+    assert (after["lastTransitionTime"] == then) is kept
+    assert after["lastHeartbeatTime"] != then
 
 
 def busy(server: ApiServer) -> None:
@@ -245,7 +249,7 @@ def nonsense(server: ApiServer) -> None:
 
 
 def hangs(server: ApiServer) -> None:
-    server.fail(None)
+    server.fail(HANG)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +267,8 @@ def test_a_server_in_trouble_is_asked_again(
 
         failed = reporter.count("event", "failed") + reporter.count("condition", "failed")
         assert failed == 3
-    assert [one["count"] for one in server.events.values()] == [1]
-    assert server.condition is not None
+    assert [one["count"] for one in events(server)] == [1]
+    assert condition_of(server, NODE) is not None
 
 
 @pytest.mark.parametrize(
@@ -329,7 +333,7 @@ def test_what_the_server_will_never_take_is_not_sent_again(
     reporter.report(WELL, condition=GOOD)
     reporter.wait_for("event", "sent")
 
-    assert [one["reason"] for one in server.events.values()] == ["GPUHealthy"]
+    assert [one["reason"] for one in events(server)] == ["GPUHealthy"]
 
 
 def test_a_token_that_changes_is_read_again(
@@ -386,7 +390,7 @@ def test_a_fault_and_its_end_reach_the_cluster(
 ) -> None:
     start_plugin(hardware.backend, "none", ON)
     eventually(lambda: in_status(server, "True"))
-    assert server.events == {}, "that a GPU is listed is no event"
+    assert events(server) == [], "that a GPU is listed is no event"
     hardware.xid(3, 79)
     condition = eventually(lambda: in_status(server, "False"))
     assert condition["reason"] == "GPUsNotHealthy"
@@ -394,8 +398,8 @@ def test_a_fault_and_its_end_reach_the_cluster(
     hardware.recover(3)
     eventually(lambda: in_status(server, "True"))
     reasons = ["GPUUnhealthy", "GPURecovering", "GPUHealthy"]
-    eventually(lambda: [one["reason"] for one in server.events.values()] == reasons)
-    for event in server.events.values():
+    eventually(lambda: [one["reason"] for one in events(server)] == reasons)
+    for event in events(server):
         assert hardware.uuids[3] in event["message"]
 
 
@@ -414,7 +418,7 @@ def test_a_monitor_that_is_blind_makes_the_condition_unknown(
 
 def in_status(server: ApiServer, status: str) -> dict[str, Any] | None:
     """The condition, once it has this status."""
-    condition = server.condition
+    condition = condition_of(server, NODE)
     return condition if condition and condition["status"] == status else None
 
 

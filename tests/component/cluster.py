@@ -1,0 +1,73 @@
+"""What tests ask of a simulated API server: its nodes, events and slices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightkube import KubeConfig
+
+from sim.apiserver import EVENTS, NODES, SLICES, TOKEN, Key, Selection
+
+if TYPE_CHECKING:
+    from lightkube import SingleConfig
+
+    from sim.apiserver import ApiServer, Request
+
+
+def config_of(server: ApiServer) -> SingleConfig:
+    """A client's configuration that leads to the server."""
+    content = {
+        "current-context": "here",
+        "clusters": [{"name": "one", "cluster": {"server": server.url}}],
+        "users": [{"name": "me", "user": {"token": TOKEN}}],
+        "contexts": [{"name": "here", "context": {"cluster": "one", "user": "me"}}],
+    }
+    config = KubeConfig.from_dict(content).get()
+    assert config is not None
+    return config
+
+
+def body_of(request: Request) -> dict[str, Any]:
+    """The body of a request, which is an object."""
+    assert request.body is not None
+    return request.body
+
+
+def node(server: ApiServer, name: str) -> dict[str, Any]:
+    return server.store.get(Key(NODES, name))
+
+
+def condition(server: ApiServer, name: str) -> dict[str, Any] | None:
+    """The condition GPUHealthy of a node."""
+    conditions = node(server, name)["status"]["conditions"]
+    return next((one for one in conditions if one["type"] == "GPUHealthy"), None)
+
+
+def events(server: ApiServer) -> list[dict[str, Any]]:
+    """Events in the order in which they were first sent."""
+    names = [
+        body_of(request)["metadata"]["name"]
+        for request in server.requests
+        if request.right[:2] == ("create", "events")
+    ]
+    found: list[dict[str, Any]] = server.store.select(Selection(EVENTS))[1]
+    return sorted(found, key=lambda one: names.index(one["metadata"]["name"]))
+
+
+def slices(server: ApiServer) -> list[dict[str, Any]]:
+    return server.store.select(Selection(SLICES))[1]
+
+
+def devices(server: ApiServer) -> list[dict[str, Any]]:
+    """Devices of the newest generation, in the order of a scheduler, if it is complete."""
+    specs = [one["spec"] for one in slices(server)]
+    newest = max((spec["pool"]["generation"] for spec in specs), default=0)
+    chosen = [spec for spec in specs if spec["pool"]["generation"] == newest]
+    if not chosen or len(chosen) != chosen[0]["pool"]["resourceSliceCount"]:
+        return []
+    return [device for spec in chosen for device in spec["devices"]]
+
+
+def wipe(server: ApiServer) -> None:
+    """Delete all slices, as a kubelet does with those of its node when it starts."""
+    server.store.delete_all(Selection(SLICES))
