@@ -11,6 +11,7 @@ from gpuplugin.cli.text import gib, table
 from hal import TimeSliceLevel
 from sim.gpu.profiles import UnknownModel
 from sim.gpu.scheduler import NS_PER_MS
+from sim.gpu.schedulers import usual_mps_share
 from sim.study.share import Mechanism, SharePlan, WrongPlan
 from sim.study.share import share as share_out
 
@@ -62,6 +63,11 @@ def add(commands: Commands) -> None:
         help="length of time slices as nvidia-smi compute-policy sets it; only that of default was "
         "ever measured",
     )
+    slows = (
+        "with MPS, by how much of its time alone a client slows each other one down: 1 + the "
+        "shares of the others is the slowdown (default 0.59 times the occupancy)"
+    )
+    share.add_argument("--mps-share", type=float, metavar="0..1", help=slows)
     share.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     share.add_argument("--json", action="store_true", help="print JSON")
 
@@ -78,6 +84,7 @@ def share(parsed: argparse.Namespace) -> int:
             mechanism=Mechanism(parsed.mechanism),
             level=TimeSliceLevel[parsed.level.upper()] if parsed.level else None,
             seed=parsed.seed,
+            mps_share=parsed.mps_share,
         )
     except (WrongPlan, UnknownModel) as error:
         parsed.wrong_usage(str(error))
@@ -158,6 +165,13 @@ def _headline(plan: SharePlan) -> str:
 
 def _notes(plan: SharePlan, result: ShareResult) -> list[str]:
     notes = []
+    if plan.mechanism is Mechanism.TIME_SLICING and not plan.profile.slices_measured:
+        notes.append(
+            f"Slices and switches were never measured on {plan.model}: they are those of an A100 "
+            "and of RTX 30 to 50."
+        )
+    if plan.mechanism is Mechanism.MPS and plan.clients > 1:
+        notes.append(_mps_note(plan))
     if plan.level not in {None, TimeSliceLevel.DEFAULT}:
         notes.append("The length of the slice is assumed: NVIDIA publishes none for this level.")
     division = result.division
@@ -173,6 +187,17 @@ def _notes(plan: SharePlan, result: ShareResult) -> list[str]:
             )
         notes.append("Utilisation and switching are means over these devices.")
     return notes
+
+
+def _mps_note(plan: SharePlan) -> str:
+    if plan.mps_share is not None:
+        return f"MPS: each client adds {plan.mps_share:g} to the slowdown of each other one."
+    share = usual_mps_share(plan.occupancy)
+    return (
+        f"The MPS share is assumed: {share:.2g} for an occupancy of {plan.occupancy:g}. It was "
+        "measured at 0.43 and 0.75 where workloads fill the GPU. Set --mps-share to the slowdown "
+        "of two of your clients, less 1."
+    )
 
 
 def _out_of_memory(result: ShareResult) -> list[str]:

@@ -293,15 +293,23 @@ class SimulatedGpu:
         return self.physics.energy_j if known else None
 
     def processes(self) -> tuple[ComputeProcess, ...]:
-        """Tenants as the driver lists them; constant loads share a saturated GPU evenly."""
-        demand = sum(tenant.utilization for _, tenant in self.tenants)
-        scale = 1 / demand if demand > 1 else 1.0
+        """Tenants as the driver lists them.
+
+        Shares of a GPU whose tenants take turns add up to its utilisation at most: a constant load,
+        which nothing slows down, is told with what is possible beside the others.
+        """
+        whole = self.tenancies.get(self.identity.uuid)
+        side_by_side = whole is not None and whole.shares_faults
+        told = sum(tenant.utilization for _, tenant in self.tenants)
+        if whole is not None:
+            told += sum(map(whole.sm_share, whole.tenants))
+        scale = self.load / told if told > self.load and not side_by_side else 1.0
         constant = (
             ComputeProcess(
                 pid,
                 tenant.name,
                 int(tenant.memory_gib * GIB),
-                tenant.utilization * scale,
+                min(1.0, tenant.utilization * scale),
                 graphics=tenant.graphics,
             )
             for pid, tenant in self.tenants
@@ -311,7 +319,7 @@ class SimulatedGpu:
                 pid,
                 tenant.spec.name,
                 tenancy.memory.held_bytes.get(tenant.context, 0),
-                tenancy.sm_share(pid),
+                tenancy.sm_share(pid) * (scale if tenancy is whole else 1.0),
                 None if uuid == self.identity.uuid else uuid,
             )
             for uuid, tenancy in self.tenancies.items()

@@ -119,7 +119,10 @@ class MigProfile(_Facts):
 
 
 class TimeSlice(_Facts):
-    """Measured costs of time slicing on this model; None: see `sim.gpu.scheduler`."""
+    """Measured costs of time slicing on this model; None: see `sim.gpu.scheduler`.
+
+    Their source is `sources["time_slice"]` of the profile, which is there if anything was measured.
+    """
 
     slice_us: float | None = None
     switch_base_us: float | None = None
@@ -157,6 +160,11 @@ class Profile(_Facts):
     def has_fabric(self) -> bool:
         """True if it registers with an NVLink fabric: with NVLink, from Hopper on."""
         return self.nvlink is not None and self.compute_capability >= _FIRST_WITH_FABRIC
+
+    @property
+    def slices_measured(self) -> bool:
+        """True if somebody published how this model, or its scheduler, slices time."""
+        return "time_slice" in self.sources
 
     @property
     def has_levels(self) -> bool:

@@ -111,10 +111,13 @@ class Scheduler(Protocol):
 
     def on_gpu(self, context: ContextId) -> bool: ...
 
-    def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
+    def submit(
+        self, context: ContextId, work_ns: int, occupancy: float, mps_share: float | None = None
+    ) -> None:
         """Give a context work now: `work_ns` (at least 1) alone on the GPU at full speed.
 
         `occupancy` (0 to 1) is how much of the GPU's registers, shared memory or SMs it fills.
+        `mps_share` (0 to 1) counts with MPS alone: see `sim.gpu.schedulers.Mps`.
         """
 
     def cancel(self, context: ContextId) -> None:
@@ -164,12 +167,14 @@ class GpuCompute:
         self._alarm = 0
         self._ppm = PPM
 
-    def run(self, context: ContextId, work_ns: int, occupancy: float) -> simpy.Event:
+    def run(
+        self, context: ContextId, work_ns: int, occupancy: float, mps_share: float | None = None
+    ) -> simpy.Event:
         """An event for the end of the work; it fails with `ContextGone` where that is cancelled."""
         if context in self._working:
             raise ValueError(f"context {context} has work already")
         self.catch_up()
-        self.scheduler.submit(context, work_ns, occupancy)
+        self.scheduler.submit(context, work_ns, occupancy, mps_share)
         event = self._working[context] = self._env.event()
         self._settle()
         return event

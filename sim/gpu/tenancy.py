@@ -114,12 +114,16 @@ class TenantRecord:
 
 @dataclass(frozen=True, slots=True)
 class TenantSpec:
-    """A tenant as it is started; `occupancy` (0 to 1) is how much of the GPU its kernels fill."""
+    """A tenant as it is started; `occupancy` (0 to 1) is how much of the GPU its kernels fill.
+
+    `mps_share` is by how much they slow each other tenant down under MPS; None: the usual one.
+    """
 
     name: str
     workload: Workload
     memory: MemoryUse
     occupancy: float
+    mps_share: float | None = None
 
 
 @dataclass(slots=True)
@@ -152,9 +156,10 @@ class _Bench:
     tenant: Tenant
 
     def work(self, work_ns: int) -> simpy.Event:
-        wanted, share = self.tenant.spec.occupancy, self.tenancy.compute_share
-        here_ns = round(work_ns * max(1.0, wanted / share))
-        return self.tenancy.compute.run(self.tenant.context, here_ns, min(1.0, wanted / share))
+        spec, share = self.tenant.spec, self.tenancy.compute_share
+        here_ns = round(work_ns * max(1.0, spec.occupancy / share))
+        occupancy = min(1.0, spec.occupancy / share)
+        return self.tenancy.compute.run(self.tenant.context, here_ns, occupancy, spec.mps_share)
 
     def served(self, since_ns: int, work_ns: int) -> None:
         record = self.tenant.record

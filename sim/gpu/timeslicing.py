@@ -72,7 +72,9 @@ class Slicing:
         running = self.state.running
         return running is not None and running.context == context
 
-    def submit(self, context: ContextId, work_ns: int, occupancy: float) -> None:
+    def submit(
+        self, context: ContextId, work_ns: int, occupancy: float, mps_share: float | None = None
+    ) -> None:
         if work_ns < 1:
             raise ValueError(f"work of {work_ns} ns: at least 1 ns")
         state = self.state

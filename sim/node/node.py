@@ -261,7 +261,7 @@ class SimulatedNode:
             gpu.tenants.append((next(self._pids), tenant))
             return
         memory = tenant.memory or MemoryUse(start_gib=tenant.memory_gib)
-        spec = TenantSpec(tenant.name, tenant.workload, memory, tenant.occupancy)
+        spec = TenantSpec(tenant.name, tenant.workload, memory, tenant.occupancy, tenant.mps_share)
         self.env.process(self._start_later(tenant, spec))
 
     def _start_later(

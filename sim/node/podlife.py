@@ -151,4 +151,4 @@ def container_life(
 
 
 def tenant_spec(group: Pods, name: str) -> TenantSpec:
-    return TenantSpec(name, group.workload, group.memory, group.occupancy)
+    return TenantSpec(name, group.workload, group.memory, group.occupancy, group.mps_share)

@@ -104,7 +104,9 @@ class Tenant(ScenarioModel):
 
     With a `workload` its kernels compete for the GPU; `occupancy` (0 to 1) is how much of it they
     fill. Without one it is a constant load (`utilization`, 0 to 1) that nothing slows down; with
-    `graphics` its context is one for graphics (Vulkan, X) and not for computing.
+    `graphics` its context is one for graphics (Vulkan, X) and not for computing. Under MPS each
+    other tenant takes longer by `mps_share` (0 to 1) of its time alone; without it, 0.59 times the
+    occupancy.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Tenant(ScenarioModel):
     start_s: Annotated[float, Field(ge=0)] = 0.0
     workload: Workload | None = None
     occupancy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    mps_share: Annotated[float, Field(ge=0, le=1)] | None = None
     memory: MemoryUse | None = None
     utilization: Annotated[float, Field(ge=0, le=1)] = 0.5
     memory_gib: Annotated[float, Field(ge=0)] = 1.0
@@ -149,6 +152,7 @@ class Pods(ScenarioModel):
     restart: bool = True
     workload: Workload
     occupancy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    mps_share: Annotated[float, Field(ge=0, le=1)] | None = None
     memory: MemoryUse = MemoryUse()
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from sim.gpu.profiles import (
     slice_parameters,
 )
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId, GpuCompute, Usage
-from sim.gpu.schedulers import SMALLEST_SHARE, Exclusive, Mps
+from sim.gpu.schedulers import Exclusive, Mps, usual_mps_share
 from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES, Memory, OutOfMemory
 from sim.gpu.timeslicing import TimeSlicing
 from sim.study.report import percentile
@@ -59,8 +59,10 @@ class SharePlan:
     """`clients` equal closed loops: `busy_ms` of GPU work (alone), then `idle_ms` off the GPU.
 
     `idle_ms` is a mean: see `share`. `occupancy` (0 to 1) is how much of the GPU the work fills,
-    `memory_gib` what each client holds beside its context. `level` None is the default one. Raises
-    `UnknownModel`, and `WrongPlan` for values out of range or that the model does not have.
+    `memory_gib` what each client holds beside its context. With MPS each client slows each other
+    one down by `mps_share` (0 to 1) of its time alone; None: the usual one for the occupancy.
+    `level` None is the default one. Raises `UnknownModel`, and `WrongPlan` for values out of range
+    or that the model does not have.
     """
 
     model: str
@@ -72,6 +74,7 @@ class SharePlan:
     mechanism: Mechanism = Mechanism.TIME_SLICING
     level: TimeSliceLevel | None = None
     seed: int = 0
+    mps_share: float | None = None
 
     def __post_init__(self) -> None:
         _check_range("clients", self.clients, 1, MOST_CLIENTS)
@@ -79,6 +82,13 @@ class SharePlan:
         _check_range("idle-ms", self.idle_ms, 0, LONGEST_MS)
         _check_range("occupancy", self.occupancy, 0, 1)
         _check_range("memory-gib", self.memory_gib, 0, 1024)
+        if self.mps_share is not None:
+            _check_range("mps-share", self.mps_share, 0, 1)
+            if self.mechanism is not Mechanism.MPS:
+                raise WrongPlan(
+                    f"--mps-share has no meaning with {self.mechanism}: leave it out, or share by "
+                    f"{Mechanism.MPS}"
+                )
         profile = self.profile
         if self.mechanism is Mechanism.MIG and not profile.mig:
             models = ", ".join(name for name in model_names() if load_profile(name).mig)
@@ -295,7 +305,7 @@ class _Run:
         yield env.timeout(offset_ns)
         while True:
             submitted_ns = env.now
-            yield gpu.run(ContextId(client), part.work_ns, part.occupancy)
+            yield gpu.run(ContextId(client), part.work_ns, part.occupancy, self._plan.mps_share)
             if env.now >= begin_ns:
                 self._latencies_ns.append(int(env.now - submitted_ns))
             if idle_ns:
@@ -345,7 +355,8 @@ def _window(plan: SharePlan, division: Division) -> tuple[int, int]:
     switch_ns = parameters.switch_ns(part.occupancy, part.occupancy)
     busy_ns, round_ns = sharers * work_ns, 0
     if plan.mechanism is Mechanism.MPS:
-        busy_ns = max(work_ns, math.ceil(busy_ns * max(SMALLEST_SHARE, part.occupancy)))
+        share = usual_mps_share(part.occupancy) if plan.mps_share is None else plan.mps_share
+        busy_ns = math.ceil(work_ns * (1 + share * (sharers - 1)))
     elif plan.mechanism is not Mechanism.EXCLUSIVE and sharers > 1:
         # Who has work at once goes on in its slice; who has it later pays a switch for each.
         switches = max(work_ns / parameters.slice_ns, 1 if plan.idle_ns else 0)

@@ -49,6 +49,7 @@ def test_its_json_has_these_keys() -> None:
         "mechanism": "time-slicing",
         "level": None,
         "seed": 0,
+        "mps_share": None,
     }
     assert figures["slowdown_mean"] == pytest.approx(3.33, rel=0.03)
     assert figures["gpu_utilization"] + figures["switch_loss"] == pytest.approx(1)
@@ -77,7 +78,11 @@ def test_where_nobody_fits_json_has_null() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--mechanism", "mps", "--occupancy", "0.3"), "takes no longer than alone; nothing goes"),
+        (("--mechanism", "mps", "--mps-share", "0"), "takes no longer than alone; nothing goes"),
+        (
+            ("--mechanism", "mps", "--mps-share", "0.43"),
+            "takes 1.86 times as long as alone; nothing",
+        ),
         (("--mechanism", "exclusive"), "takes 3.0 times as long as alone; nothing goes"),
         (("--mechanism", "mig", "--occupancy", "0.2"), "3 devices of 2g.20gb, one for each client"),
         (("--level", "long"), "The length of the slice is assumed"),

@@ -24,6 +24,7 @@ from sim.gpu.faults import (
     XidFault,
 )
 from sim.gpu.profiles import model_names
+from sim.gpu.workloads import DutyCycle
 from sim.node.injection import CannotInject
 from sim.node.node import SimulatedNode
 from sim.node.scenario import GpuGroup, Scenario, Tenant
@@ -101,6 +102,31 @@ def test_tenants_of_a_saturated_gpu_share_it_by_demand() -> None:
     assert [process.sm_share for process in b.processes()] == pytest.approx([0.25])
     assert a.telemetry(0).utilization == 1
     assert c.telemetry(0).utilization == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.05, 1), st.booleans()), min_size=1, max_size=4))
+def test_shares_of_tenants_that_take_turns_add_up_to_the_utilisation(
+    wanted: list[tuple[float, bool]],
+) -> None:
+    """Constant loads beside workloads, too."""
+    scenario = Scenario(
+        gpus=[GpuGroup(model="l4")],
+        tenants=[
+            Tenant(name=f"t{number}", gpu=0, workload=DutyCycle(period_ms=50, share=share))
+            if works
+            else Tenant(name=f"t{number}", gpu=0, utilization=share)
+            for number, (share, works) in enumerate(wanted)
+        ],
+    )
+    node = SimulatedNode(scenario)
+    (gpu,) = node.gpus.values()
+    node.advance(5)
+    utilization = gpu.telemetry(5).utilization
+    shares = sum(process.sm_share or 0 for process in gpu.processes())
+    assert utilization is not None
+    # A switch is no work of anybody, and counts for no one.
+    assert shares == pytest.approx(utilization)
 
 
 def test_pids_differ_over_the_whole_node() -> None:

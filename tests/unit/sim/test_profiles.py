@@ -88,7 +88,15 @@ def test_slices_are_sane_and_have_a_source(profile: Profile) -> None:
     parameters = slice_parameters(profile)
     assert 500_000 <= parameters.slice_ns <= 5_000_000
     assert 10_000 < parameters.switch_ns(0, 0) <= parameters.switch_ns(1, 1) < 1_000_000
-    assert ("time_slice" in profile.sources) == (profile.time_slice != TimeSlice())
+    if profile.time_slice != TimeSlice():
+        assert profile.slices_measured
+
+
+def test_only_models_that_somebody_measured_are_called_measured() -> None:
+    measured = {name for name in model_names() if load_profile(name).slices_measured}
+    assert measured == {
+        *("a100-sxm4-80gb", "gb10", "jetson-orin-nano-8gb", "rtx3090", "rtx4090", "rtx5090", "t4")
+    }
 
 
 def test_consumer_and_desktop_blackwell() -> None:

@@ -87,23 +87,27 @@ def test_clients_that_are_idle_cost_nothing(clients: int, busy_ms: float, seed: 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 20), BUSY_MS, st.floats(0, 50), st.floats(0, 1))
-def test_mps_has_no_slowdown_while_the_clients_fit_beside_each_other(
-    clients: int, busy_ms: float, idle_ms: float, fill: float
+def test_mps_costs_less_the_more_the_clients_rest(
+    clients: int, busy_ms: float, idle_ms: float, mps_share: float
 ) -> None:
-    occupancy = max(0.01, fill / clients)
-    plan = SharePlan(A100, clients, busy_ms, idle_ms, occupancy, mechanism=Mechanism.MPS)
+    plan = SharePlan(A100, clients, busy_ms, idle_ms, mechanism=Mechanism.MPS, mps_share=mps_share)
     result = share(plan)
-    assert mean(result) == pytest.approx(1, abs=1e-5)
+    assert 1 - 1e-5 <= mean(result) <= 1 + mps_share * (clients - 1) + 1e-5
     assert result.switch_loss == 0
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(1, 20), BUSY_MS, st.floats(0.1, 1))
-def test_mps_slows_everybody_down_alike_where_they_do_not_fit(
-    clients: int, busy_ms: float, occupancy: float
+@given(st.integers(1, 20), BUSY_MS, st.floats(0, 1))
+def test_with_mps_each_busy_client_adds_its_share_to_the_time_of_the_others(
+    clients: int, busy_ms: float, mps_share: float
 ) -> None:
-    plan = SharePlan(A100, clients, busy_ms, occupancy=occupancy, mechanism=Mechanism.MPS)
-    assert mean(share(plan)) == pytest.approx(max(1, clients * occupancy), rel=0.001)
+    plan = SharePlan(A100, clients, busy_ms, mechanism=Mechanism.MPS, mps_share=mps_share)
+    assert mean(share(plan)) == pytest.approx(1 + mps_share * (clients - 1), rel=0.001)
+
+
+def test_an_mps_share_that_was_not_measured_goes_by_the_occupancy() -> None:
+    plan = SharePlan(A100, 3, 10, occupancy=0.5, mechanism=Mechanism.MPS)
+    assert mean(share(plan)) == pytest.approx(1 + 2 * 0.59 * 0.5, rel=0.001)
 
 
 @settings(max_examples=20, deadline=None)
@@ -253,7 +257,7 @@ def test_longer_slices_lose_less_to_switches(level: TimeSliceLevel) -> None:
 def test_a_profile_may_have_slice_parameters_of_its_own() -> None:
     assert slice_parameters(load_profile(A100)) == SliceParameters()
     gb10 = load_profile("gb10")
-    assert slice_parameters(gb10) == SliceParameters(DEFAULT_SLICE_NS, 76_500, 0)
+    assert slice_parameters(gb10) == SliceParameters(DEFAULT_SLICE_NS, 70_000, 106_000)
     slower = gb10.time_slice.model_copy(update={"slice_us": 1024.0})
     tegra = gb10.model_copy(update={"time_slice": slower})
     assert slice_parameters(tegra).slice_ns == 1_024_000

@@ -40,9 +40,10 @@ class Gpu:
         memory: MemoryUse | None = None,
         workload: ClosedLoop = BUSY,
         occupancy: float = 1.0,
+        mps_share: float | None = None,
     ) -> Tenant:
         pid = 100 + len(self.facts) * 100 + len(self.tenancy.tenants)
-        spec = TenantSpec(name, workload, memory or MemoryUse(context_mib=0), occupancy)
+        spec = TenantSpec(name, workload, memory or MemoryUse(context_mib=0), occupancy, mps_share)
         return self.tenancy.start(pid, spec, Random(1))
 
     def until(self, seconds: float) -> None:
@@ -122,7 +123,7 @@ def test_a_fault_of_an_application_ends_the_one_that_runs() -> None:
 
 def test_under_mps_everybody_is_on_the_gpu() -> None:
     gpu = Gpu(mps=True)
-    tenants = [gpu.start(f"t{number}", occupancy=0.25) for number in range(4)]
+    tenants = [gpu.start(f"t{number}", mps_share=0.0) for number in range(4)]
     gpu.until(1.0001)
     assert [len(tenant.record.latency_ns) for tenant in tenants] == [100] * 4
     gpu.tenancy.kill_all("xid 31")
