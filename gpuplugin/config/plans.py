@@ -11,6 +11,7 @@ from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.injection import InjectionPlan, imex_channel_node
 from gpuplugin.core.inventory import Plan
 from gpuplugin.core.sharing import GpuFilter, NamePattern, SharedResource, TimeSlicing
+from hal import TimeSliceLevel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -47,6 +48,7 @@ def sharing_plan(settings: Settings) -> TimeSlicing:
         ),
         rename_by_default=section.rename_by_default,
         fail_requests_greater_than_one=section.fail_requests_greater_than_one,
+        interval=TimeSliceLevel[section.interval.upper()] if section.interval else None,
     )
 
 

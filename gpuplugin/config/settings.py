@@ -184,6 +184,8 @@ class TimeSlicingSettings(Section):
     rename_by_default: bool = key(False, "advertise what is shared as `<name>.shared`")
     fail_requests_greater_than_one: bool = key(False,
         "refuse a container that asks for more than one replica")
+    interval: Literal["Default", "Short", "Medium", "Long"] | None = key(None,
+        "the length of time slices on GPUs that are shared; without it nothing is set")
     resources: Annotated[list[SharedEntry], Field(min_length=1)]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hal import Gpu
+    from hal import Gpu, TimeSliceLevel
 
 SEPARATOR = "::"
 
@@ -130,6 +130,8 @@ class TimeSlicing:
     resources: tuple[SharedResource, ...] = ()
     rename_by_default: bool = False
     fail_requests_greater_than_one: bool = False
+    interval: TimeSliceLevel | None = None
+    """The length of the time slices of GPUs that are shared; None leaves it as it is."""
 
     def advertised_name(self, entry: SharedResource) -> str:
         """The name under which the kubelet sees what `entry` shares."""

@@ -16,6 +16,7 @@ from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.files import FileWatch
 from gpuplugin.daemon.hardware.monitor import Monitor
 from gpuplugin.daemon.hardware.sampler import make_sampler
+from gpuplugin.daemon.hardware.timeslices import TimeSlicer
 from gpuplugin.daemon.healthlog import HealthLog
 from gpuplugin.daemon.http.exposition import families
 from gpuplugin.daemon.http.metrics import Metrics
@@ -188,6 +189,12 @@ class Daemon:
         queries = HalQueries(self._backend)
         folder = dirs.of(settings.daemon.way_of_registration)
         self._holdings = holdings = HoldingsWatch(node, settings, folder)
+        slicer = TimeSlicer(self._backend, queries, node, status)
+
+        async def prepare() -> None:
+            await self._prepare(node)
+            slicer.reopened()
+
         monitor = Monitor(
             self._backend,
             queries,
@@ -196,7 +203,8 @@ class Daemon:
             metrics,
             plan=lambda: watch_plan(self._loaded.settings),
             fail_on_init_error=settings.flags.fail_on_init_error,
-            on_open=lambda: self._prepare(node),
+            on_open=prepare,
+            on_end=slicer.stop,
         )
         context = ServingContext(
             dirs=dirs,
@@ -229,6 +237,7 @@ class Daemon:
                 ("reload", self._reloader.run),
                 ("control", control.run),
                 ("sampler", sampler.run),
+                ("time-slices", slicer.run),
                 ("holdings", holdings.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
                 *(

@@ -27,7 +27,7 @@ from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from gpuplugin.core.node import Effect, NodePlan, NodeView
     from gpuplugin.core.usage import Holding, Reading
@@ -58,6 +58,8 @@ class Node:
         self._specs_writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.resources_changed = asyncio.Event()
+        self.followers: list[Callable[[], object]] = []
+        """Called when devices or their health have changed."""
         status.set("inventory", "no GPU was listed yet", ok=False)
 
     @property
@@ -149,6 +151,8 @@ class Node:
             self._metrics.forget_resource(name)
         if applied.added or applied.removed:
             self.resources_changed.set()
+        for follower in self.followers:
+            follower()
 
     async def _keep_specs(self) -> None:
         """Write what is wanted last; what was wanted before it does not count any more."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PROGRAM: Final = "nvidia-smi"
 _DIRS: Final = ("usr/bin", "bin", "opt/bin", "usr/local/bin")
 _TIMEOUT_S: Final = 30.0
-_REMEDY: Final = "Time-slice levels need a Turing to Blackwell GPU without MIG, and root"
+_REMEDY: Final = "Time-slice levels need a Turing to Blackwell GPU without MIG, and CAP_SYS_ADMIN"
 
 
 def find_nvidia_smi(driver_root: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from gpuplugin.core.pacing import Backoff
 from sim.kubelet import Kubelet
+from tests.component.following import Followed
 from tests.component.running import Hardware, PluginProcess, settings_for
 from tests.component.waiting import eventually
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from hal import Backend
+    from tests.component.following import Follow
 
 BOTH_WAYS = ("watcher", "classic")
 
@@ -144,6 +146,30 @@ def start_plugin(kubelet_dir: Path) -> Iterator[StartPlugin]:
             }
             settings = settings_for(kubelet_dir, given, config_file=config_file)
             plugin = PluginProcess(settings, backend)
+            stack.callback(plugin.stop)
+            plugin.start()
+            return plugin
+
+        yield start
+
+
+@pytest.fixture
+def follow(kubelet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Follow]:
+    """Starts plugins that follow a file, and look often."""
+    monkeypatch.setattr("gpuplugin.daemon.reload.POLL_S", 0.05)
+    with ExitStack() as stack:
+
+        def start(backend: Backend, text: str, registration: str = "watcher") -> Followed:
+            file = kubelet_dir / "config.yaml"
+            file.write_text(text)
+            flags = {
+                "--kubelet-dir": str(kubelet_dir),
+                "--listen-address": "127.0.0.1:0",
+                "--backend": "sim",
+                "--registration": registration,
+                "--health-probe-interval": "40ms",
+            }
+            plugin = Followed(file, flags, backend)
             stack.callback(plugin.stop)
             plugin.start()
             return plugin

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from contextlib import ExitStack
 from itertools import permutations
 from textwrap import indent
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
-from gpuplugin.config.load import load_settings
-from gpuplugin.config.options import OPTIONS
-from gpuplugin.daemon.app import Daemon
-from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from hal import Link, LinkKind
 from sim.kubelet.pods import Phase, simple_pod
 from tests.component.fakedriver import FakeDriver
-from tests.component.running import RESOURCE, PluginProcess, allocate_request, status_of
+from tests.component.running import RESOURCE, allocate_request, status_of
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from gpuplugin.config.loaded import Loaded
-    from hal import Backend
     from sim.kubelet import Kubelet
     from tests.component.conftest import MakeHardware
+    from tests.component.following import Follow
     from tests.component.running import Hardware
 
 MODEL = "h100-sxm5-80gb"
@@ -41,7 +35,6 @@ MIG = {
     ]
 }
 """The shipped scenario `mig`."""
-BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 
 
 def shared(
@@ -58,106 +51,6 @@ def shared(
 def mig(strategy: str, sharing: str = "") -> str:
     text = f"flags: {{migStrategy: {strategy}}}\n"
     return f"{text}sharing: {{timeSlicing: {{resources: [{sharing}]}}}}\n" if sharing else text
-
-
-class Followed(PluginProcess):
-    """A plugin that follows its file."""
-
-    def __init__(self, file: Path, flags: Mapping[str, str], backend: Backend) -> None:
-        self.file = file
-        given = {BY_FLAG[flag]: text for flag, text in flags.items()}
-
-        def load() -> Loaded:
-            return load_settings(given, {}, str(file))
-
-        loaded = load()
-        super().__init__(loaded.settings, backend)
-        self._daemon = Daemon(loaded, load, backend, "test")
-
-    def rewrite(self, text: str) -> None:
-        """Change the file and wait until it is in force."""
-        before = self.metric("gpuplugin_config_reloads_total", result="accepted")
-        self._swap(text)
-        eventually(
-            lambda: self.metric("gpuplugin_config_reloads_total", result="accepted") > before
-        )
-
-    def spoil(self, text: str | None) -> str:
-        """Change the file (None: remove it) and wait until that is refused; returns the words."""
-        before = self.metric("gpuplugin_config_reloads_total", result="refused")
-        if text is None:
-            self.file.unlink()
-        else:
-            self._swap(text)
-        eventually(lambda: self.metric("gpuplugin_config_reloads_total", result="refused") > before)
-        assert self.metric("gpuplugin_config_last_reload_successful") == 0
-        return self.part("config")
-
-    def part(self, name: str) -> str:
-        """The text of a part of /ready."""
-        return str(self.get("/ready").parts[name]["text"])
-
-    def updates(self, resource: str = RESOURCE) -> float:
-        """Lists of a resource that were published."""
-        return self.metric("gpuplugin_list_updates_total", resource=resource)
-
-    def devices(self, resource: str = RESOURCE) -> float:
-        """Healthy devices of a resource."""
-        return self.metric("gpuplugin_devices", resource=resource, health="Healthy")
-
-    def prefer(self, available: Sequence[str], size: int) -> list[str]:
-        """What GetPreferredAllocation answers for one container."""
-        request = dp.PreferredAllocationRequest(
-            container_requests=[
-                dp.ContainerPreferredAllocationRequest(
-                    available_deviceIDs=available, allocation_size=size
-                )
-            ]
-        )
-        answer = dp.PreferredAllocationResponse.FromString(
-            self.call("GetPreferredAllocation", request.SerializeToString())
-        )
-        (container,) = answer.container_responses
-        return list(container.deviceIDs)
-
-    def _swap(self, text: str) -> None:
-        """In one step, so that no half of it is ever read."""
-        fresh = self.file.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(self.file)
-
-
-class Follow(Protocol):
-    """Starts a plugin with a file of this text."""
-
-    def __call__(self, backend: Backend, text: str, registration: str = "watcher") -> Followed: ...
-
-
-@pytest.fixture(autouse=True)
-def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpuplugin.daemon.reload.POLL_S", 0.05)
-
-
-@pytest.fixture
-def follow(kubelet_dir: Path) -> Iterator[Follow]:
-    with ExitStack() as stack:
-
-        def start(backend: Backend, text: str, registration: str = "watcher") -> Followed:
-            file = kubelet_dir / "config.yaml"
-            file.write_text(text)
-            flags = {
-                "--kubelet-dir": str(kubelet_dir),
-                "--listen-address": "127.0.0.1:0",
-                "--backend": "sim",
-                "--registration": registration,
-                "--health-probe-interval": "40ms",
-            }
-            plugin = Followed(file, flags, backend)
-            stack.callback(plugin.stop)
-            plugin.start()
-            return plugin
-
-        yield start
 
 
 def wait(kubelet: Kubelet, amounts: Mapping[str, int]) -> None:

@@ -68,6 +68,7 @@ _CHOICES = {
     "classic": Choice(("classic-registration",), "registration: classic\n"),
     "pod-metrics": Choice(("pod-metrics",), "metrics: {pods: true}\n"),
     "cdi": Choice(("cdi",), CDI),
+    "set-time-slices": Choice(("set-time-slices",), "setTimeSlices: {enabled: true}\n"),
     "runtime-class": Choice(("runtime-class",), "runtimeClass: {create: true}\n"),
     "selinux": Choice(("selinux",), "selinux: {enabled: true}\n"),
     "openshift": Choice(("openshift",), "openshift: {enabled: true}\n"),

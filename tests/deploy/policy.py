@@ -21,6 +21,7 @@ class Rights:
 
     root: bool = False
     privileged: bool = False
+    sys_admin: bool = False
     host_pid: bool = False
     selinux: bool = False
     """Without SELinux's rules: spc_t."""
@@ -46,6 +47,7 @@ def rights_of(found: Iterable[Object]) -> Rights:
     return Rights(
         root=security["runAsUser"] == 0,
         privileged=security.get("privileged", False),
+        sys_admin=(security.get("capabilities") or {}).get("add") == ["SYS_ADMIN"],
         host_pid=pod.get("hostPID", False),
         selinux=pod["securityContext"].get("seLinuxOptions") == {"type": "spc_t"},
         writable=frozenset(

@@ -54,6 +54,7 @@ COST = {
         root=True, writable=frozenset({"/var/lib/kubelet/device-plugins"})
     ),
     "privileged-driver": Rights(privileged=True),
+    "set-time-slices": Rights(root=True, sys_admin=True),
     "selinux": Rights(selinux=True),
     "openshift": Rights(selinux=True),
     "node-reports": Rights(token=True, api=frozenset(REPORTS)),
@@ -92,6 +93,7 @@ def test_all_costs_are_in_the_page_on_security() -> None:
         words = {
             "UID 0": cost.root,
             "privileged": cost.privileged,
+            "CAP_SYS_ADMIN": cost.sys_admin,
             "spc_t": cost.selinux,
             "hostPID": cost.host_pid,
             "token": cost.token,
@@ -111,11 +113,12 @@ def test_rules_without_exception(name: str) -> None:
     found = RENDERED[name]()
     pod, container = pod_of(found), plugin_of(found)
     security = container["securityContext"]
-    privileged = rights_of(found).privileged
+    privileged, sys_admin = rights_of(found).privileged, rights_of(found).sys_admin
 
     assert security["readOnlyRootFilesystem"] is True
-    assert security["allowPrivilegeEscalation"] is privileged
-    assert security.get("capabilities") == (None if privileged else {"drop": ["ALL"]})
+    assert security["allowPrivilegeEscalation"] is (privileged or sys_admin)
+    added = {"add": ["SYS_ADMIN"]} if sys_admin else {}
+    assert security.get("capabilities") == (None if privileged else {"drop": ["ALL"], **added})
     assert security["runAsUser"] == security["runAsGroup"]
     assert security["runAsUser"] in {0, 65534}
     assert security["runAsNonRoot"] is (security["runAsUser"] == 65534)

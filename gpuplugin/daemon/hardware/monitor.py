@@ -38,7 +38,10 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Keeps the node's state up to date; `on_open` is awaited before GPUs are published."""
+    """Keeps the node's state up to date.
+
+    `on_open` is awaited before GPUs are published, `on_end` before the driver is closed for good.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Monitor:
         plan: Callable[[], WatchPlan],
         fail_on_init_error: bool,
         on_open: Callable[[], Awaitable[None]],
+        on_end: Callable[[], Awaitable[None]],
     ) -> None:
         self._backend = backend
         self._node = node
@@ -60,6 +64,7 @@ class Monitor:
         self._watch = Watch(plan())
         self._fail_on_init_error = fail_on_init_error
         self._on_open = on_open
+        self._on_end = on_end
         self._events_lane = HalLane("hal-events", backend)
         self._queries = queries
         self._events = _EventTap(backend)
@@ -78,6 +83,7 @@ class Monitor:
             raise
         finally:
             try:
+                await self._on_end()
                 await self._close()
             finally:
                 self._events_lane.close()

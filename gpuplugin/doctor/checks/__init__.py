@@ -33,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     Check("compute-mode", configuration.compute_mode),
     Check("time-slicing-with-mps", configuration.time_slicing_with_mps),
     Check("sharing-promises", configuration.sharing_promises),
+    Check("time-slices", configuration.time_slices),
     Check("kubelet-folder", kubelet.kubelet_folder),
     Check("kubelet-socket", kubelet.kubelet_socket, ("kubelet-folder",)),
     Check("plugin-folder", kubelet.plugin_folder, ("kubelet-folder",)),

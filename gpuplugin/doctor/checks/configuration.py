@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from gpuplugin.config.plans import inventory_plan
 from gpuplugin.core.inventory import InventoryError, plan_devices
 from gpuplugin.core.listsize import ListTooLarge, check_list_size
-from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn
+from gpuplugin.core.timeslices import NOT_SET
+from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, warned, well
 from hal import ComputeMode, GpuState, RecoveryAction
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from gpuplugin.doctor.verdict import Problem
 
 _MIG_DRIVER, _IMEX_DRIVER = 450, 535
+TIME_SLICES = "time-slices"
+"""The component of the running plugin that sets them."""
 _MPS_PROGRAMS = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
 
 
@@ -263,3 +266,22 @@ def sharing_promises(facts: Facts) -> Verdict:
             )
         )
     return found(problems, "requests for more than one replica are refused")
+
+
+def time_slices(facts: Facts) -> Verdict:
+    """Time slices have the length that the configuration, or a claim, wants for them."""
+    section = facts.settings.sharing.time_slicing
+    part = facts.plugin.part(TIME_SLICES)
+    if part is None:
+        if section is None or section.interval is None:
+            return skipped("no length is configured")
+        return skipped(f"{section.interval} is configured; no running plugin tells what is set")
+    if NOT_SET not in part.text:
+        return well(part.text)
+    return warned(
+        f"time slices have not the length that is wanted: {part.text}",
+        facts.plugin.source,
+        "The driver's nvidia-smi sets it, with CAP_SYS_ADMIN, on GPUs from Turing to Blackwell "
+        "without MIG: add the component set-time-slices (setTimeSlices.enabled of the chart), or "
+        "remove sharing.timeSlicing.interval",
+    )

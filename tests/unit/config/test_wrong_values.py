@@ -58,6 +58,7 @@ WHOLE: dict[str, Any] = {
         "timeSlicing": {
             "renameByDefault": True,
             "failRequestsGreaterThanOne": True,
+            "interval": "Medium",
             "resources": [
                 {"name": "nvidia.com/a", "rename": "nvidia.com/b", "devices": 2, "replicas": 3},
                 {"name": "nvidia.com/c", "rename": None, "devices": ["0", "1:2"], "replicas": 4},
@@ -138,6 +139,7 @@ WRONG: Mapping[Path, Wrong] = {
     **at(("health",), "quietPeriodCap flapMemory", (0, "0s", -1, "x", True, float("inf"))),
     **at(("health",), "ignoreXids fatalXids", NO_XIDS),
     **at(("gpus",), "exclude", NO_TERM),
+    **at(("sharing", "timeSlicing"), "interval", (*NO_WORD, "long", "SHORT")),
     ("gpus", "include", 1): (*NO_TERM, None),
 }
 """What each key refuses, `mps` by what is written for it at all."""

@@ -68,6 +68,9 @@ if TYPE_CHECKING:
 
 FAIL, WARN, OK, SKIPPED = Severity.FAIL, Severity.WARN, Severity.OK, Severity.SKIPPED
 NO_PLUGIN = PluginFacts(problem="no control socket")
+TIME_SLICES_NOT_SET = PartFact(
+    "time-slices", True, "Long on GPU 0; not set on GPU 1 to Long: no root", 1.0, 0.0
+)
 
 
 def test_a_sound_node_is_well_in_every_respect() -> None:
@@ -244,6 +247,13 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             WARN,
             "a value of GPU 0 is unknown: nvmlDeviceGetName: Unknown Error (999)",
             "dmesg",
+        ),
+        (
+            "time-slices",
+            plugin(parts=(TIME_SLICES_NOT_SET,)),
+            WARN,
+            "Long on GPU 0; not set on GPU 1 to Long: no root",
+            "nvidia-smi",
         ),
         (
             "gpu-health",

@@ -128,7 +128,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "gpuplugin.isRoot" -}}
-{{- if or (include "gpuplugin.podMetrics" .) (include "gpuplugin.usesCdi" .) (eq .Values.registration "classic") }}true{{ end }}
+{{- if or (include "gpuplugin.podMetrics" .) (include "gpuplugin.usesCdi" .) .Values.setTimeSlices.enabled (eq .Values.registration "classic") }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.securityContext" -}}
@@ -141,9 +141,12 @@ readOnlyRootFilesystem: true
 privileged: true
 allowPrivilegeEscalation: true
 {{- else }}
-allowPrivilegeEscalation: false
+allowPrivilegeEscalation: {{ .Values.setTimeSlices.enabled }}
 capabilities:
   drop: ["ALL"]
+  {{- if .Values.setTimeSlices.enabled }}
+  add: ["SYS_ADMIN"]
+  {{- end }}
 {{- end }}
 {{- end }}
 
