@@ -14,7 +14,9 @@ from gpuplugin.cli.backends import BackendError, make_backend
 from gpuplugin.config.loaded import ConfigError, Loaded, Reading
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.cluster.nodeconfig import node_choice
+from gpuplugin.daemon.frontdoor import load_front_door
 from gpuplugin.daemon.logs import set_up_logging
+from gpuplugin.daemon.tasks import Fatal
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
@@ -54,6 +56,11 @@ def run(arguments: Sequence[str], reading: Reading) -> int:
     for name in (settings.daemon.backend, settings.daemon.rpc_engine):
         if name in _LIBRARIES:
             import_module(_LIBRARIES[name])
+    try:
+        load_front_door(settings)
+    except Fatal as fatal:
+        log.error("%s", fatal, extra={"event": "fatal"})  # noqa: TRY400 - the text says it all
+        return 1
     log.info(
         "gpuplugin %s, configuration from %s",
         VERSION,

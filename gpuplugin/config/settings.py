@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -38,7 +39,12 @@ from gpuplugin.config.forms import (
     SecondsOrInfinite,
     Xids,
 )
-from gpuplugin.config.values import DEFAULT_CDI_ROOT, node_name
+from gpuplugin.config.values import (
+    DEFAULT_CDI_ROOT,
+    DEFAULT_DRIVER_NAME,
+    driver_name,
+    node_name,
+)
 from gpuplugin.core.injection import DeviceIdStrategy, DeviceListStrategy
 from gpuplugin.core.inventory import MigStrategy
 from gpuplugin.core.preference import PolicyName
@@ -99,6 +105,7 @@ def _no_mps(value: object) -> None:
 
 _Discovery: TypeAlias = Annotated[Literal["auto", "nvml"], BeforeValidator(_no_tegra)]
 _Registration: TypeAlias = Literal["watcher", "classic", "none"]
+_Allocation: TypeAlias = Literal["device-plugin", "dra"]
 _Version: TypeAlias = Annotated[Literal["v1"], BeforeValidator(_no_version)]
 _NO_EFFECT = "read, and of no effect here"
 
@@ -226,6 +233,8 @@ class Health(Section):
         "how often GPUs are listed and probed, for example 5s; 0: only while one is not Healthy")
     blind_after: Period = option(10.0, "--health-blind-after",
         "GPUs that cannot be watched for this long count as Unhealthy, for example 10s")
+    evict_lost: bool = option(False, "--health-evict-lost",
+        "with --allocation dra, delete pods that use a GPU which is lost: taint effect NoExecute")
     fabric_check: bool = option(True, "--health-fabric-check",
         "a GPU whose NVLink fabric is not completed is Unhealthy; false in shared NVSwitch mode")
     confidential_check: bool = option(True, "--health-confidential-check",
@@ -275,10 +284,15 @@ class DaemonSettings(Section):
         "read, and of no effect: flags of NVIDIA's own CDI generator")
     cdi_disable_hooks: OneOrMore[str] = option([], "--cdi-disable-hooks CDI_DISABLE_HOOKS",
         "CDI hooks to leave out of specs, or all")
+    allocation: _Allocation = option("device-plugin", "--allocation",
+        "how GPUs are given to pods: by the device-plugin API, or by Dynamic Resource Allocation")
+    dra_driver_name: Annotated[str, AfterValidator(driver_name)] = option(DEFAULT_DRIVER_NAME,
+        "--dra-driver-name",
+        "with --allocation dra, the driver's name in ResourceSlices, DeviceClasses and claims")
     kubernetes_reports: bool = option(False, "--kubernetes-reports",
         "report GPUs' health to the API server: Events and the node condition GPUHealthy")
     node_name: Annotated[str, Field(validate_default=True)] = option("", "--node-name NODE_NAME",
-        "this node's name in Kubernetes; needed for --kubernetes-reports")
+        "this node's name in Kubernetes; needed for --kubernetes-reports and --allocation dra")
     config_map_dir: str = option("", "--config-map-dir",
         "folder of configurations; the node's label nvidia.com/device-plugin.config chooses")
     default_config: str = option("", "--default-config DEFAULT_CONFIG",
@@ -308,13 +322,21 @@ class DaemonSettings(Section):
 
     @field_validator("node_name")
     @classmethod
-    def _reports_need_it(cls, value: str, info: ValidationInfo) -> str:
-        """Nothing else uses the name, so a wrong one does no harm without reports."""
-        if not info.data.get("kubernetes_reports"):
+    def _needed_for_the_api(cls, value: str, info: ValidationInfo) -> str:
+        """Nothing else uses the name, so a wrong one does no harm without these."""
+        wanted_by = [
+            option
+            for option, wanted in (
+                ("--kubernetes-reports", info.data.get("kubernetes_reports")),
+                ("--allocation dra", info.data.get("allocation") == "dra"),
+            )
+            if wanted
+        ]
+        if not wanted_by:
             return value
         if not value:
             raise ValueError(
-                "is required by --kubernetes-reports: set NODE_NAME in the container's env with "
+                f"is required by {wanted_by[0]}: set NODE_NAME in the container's env with "
                 "valueFrom: {fieldRef: {fieldPath: spec.nodeName}}, or give --node-name"
             )
         return node_name(value)

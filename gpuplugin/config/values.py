@@ -12,7 +12,9 @@ RESOURCE_PREFIX = "nvidia.com/"
 MAX_RESOURCE_NAME = 63
 MAX_PORT = 65535
 MAX_NODE_NAME = 253
+MAX_DRIVER_NAME = 63
 DEFAULT_CDI_ROOT = "/var/run/cdi"
+DEFAULT_DRIVER_NAME = "gpu.gpuplugin.dev"
 XID_WORDS = frozenset({"all", "xids"})
 """Words for every Xid; `all` includes the checks of every other kind."""
 
@@ -104,6 +106,15 @@ def _is_host(text: str) -> bool:
 def node_name(text: str) -> str:
     if len(text) > MAX_NODE_NAME or not _SUBDOMAIN.fullmatch(text):
         raise unfit(text, "must be the name of a node as kubectl get nodes has it")
+    return text
+
+
+def driver_name(text: str) -> str:
+    """The name of a DRA driver, as resource.k8s.io wants it."""
+    if not _SUBDOMAIN.fullmatch(text):
+        raise unfit(text, f"must be lower-case letters, digits, '-' and '.': {DEFAULT_DRIVER_NAME}")
+    if len(text) > MAX_DRIVER_NAME:
+        raise ValueError(f"is {len(text)} characters long, the limit is {MAX_DRIVER_NAME}")
     return text
 
 

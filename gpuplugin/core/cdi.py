@@ -74,10 +74,38 @@ def cdi_specs(
     }
     edits = {"gpu": _common_edits(plan, host)}
     return {
-        spec_file_name(kind): _spec(kind, devices, edits.get(kind, {}))
+        spec_file_name(kind): _spec(f"{CDI_VENDOR}/{kind}", devices, edits.get(kind, {}))
         for kind, by_name in nodes.items()
         if (devices := [_device(name, paths, plan) for name, paths in by_name.items() if paths])
     }
+
+
+def claim_spec(
+    kind: str,
+    nodes: Mapping[str, tuple[str, ...]],
+    plan: InjectionPlan,
+    host: CdiHost,
+    annotations: Mapping[str, str],
+) -> dict[str, object]:
+    """The spec of a claim: its devices by their CDI names, each with its device nodes.
+
+    What else the plan gives to containers (IMEX channels, features) comes with every device.
+    """
+    edits = _common_edits(plan, host)
+    features = dict(host.feature_nodes)
+    more = (
+        *(imex_channel_node(one) for one in plan.imex_channels),
+        *(node for one in plan.features for node in features.get(one, ())),
+    )
+    every = (*plan.control_nodes, *more)
+    if every:
+        edits["deviceNodes"] = _nodes(every, plan)
+    edits["env"] = [
+        "NVIDIA_VISIBLE_DEVICES=void",
+        *(f"NVIDIA_{feature.upper()}=enabled" for feature in plan.features),
+    ]
+    devices = [_device(name, paths, plan) for name, paths in nodes.items()]
+    return {**_spec(kind, devices, edits), "annotations": dict(annotations)}
 
 
 def _gpu_nodes(inventory: Inventory, plan: InjectionPlan) -> dict[str, tuple[str, ...]]:
@@ -124,7 +152,7 @@ def _spec(
 ) -> dict[str, object]:
     spec: dict[str, object] = {
         "cdiVersion": CDI_VERSION,
-        "kind": f"{CDI_VENDOR}/{kind}",
+        "kind": kind,
         "devices": devices,
     }
     if edits:

@@ -97,6 +97,12 @@ class Health:
         return self.state is HealthState.HEALTHY
 
     @property
+    def kinds(self) -> tuple[tuple[Cause, int | None], ...]:
+        """Cause and Xid of what is wrong with it."""
+        found = (self.fault, self.obstacle)
+        return tuple((one.cause, one.xid) for one in found if one is not None)
+
+    @property
     def needs_reset(self) -> bool:
         """True if only a reset, a reboot or a person can end the fault."""
         return self.fault is not None and self.fault.cure is Cure.RESET

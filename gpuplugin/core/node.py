@@ -24,6 +24,7 @@ from hal import GpuState, XidError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from gpuplugin.core.dra.devices import DraPlan
     from gpuplugin.core.health import HealthPolicy
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.core.preference import PolicyName
@@ -48,6 +49,7 @@ class NodePlan:
     """Everything that a configuration means for the node.
 
     `specs` writes the CDI specs, None where there is nothing to write; the model never calls it.
+    `dra` is for Dynamic Resource Allocation, None with the device-plugin API.
     """
 
     inventory: Plan
@@ -55,6 +57,7 @@ class NodePlan:
     policy: PolicyName
     health: HealthPolicy
     specs: SpecsWriter | None = None
+    dra: DraPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,12 +439,13 @@ class NodeModel:
         self._effects.append(Publish())
 
     def _content(self) -> tuple[object, ...]:
-        """What the lists follow from: equal content makes equal lists."""
+        """What lists and ResourceSlices follow from: equal content makes equal ones."""
         view = self.view
         healthy = [
             view.healthy(*unit) for resource in view.inventory.resources for unit in resource.units
         ]
-        return (view.inventory, *healthy)
+        faults = [health.kinds for health in view.board.units.values() if not health.healthy]
+        return (view.inventory, view.board.blind, *healthy, *faults)
 
     def _taken(self) -> tuple[Effect, ...]:
         effects, self._effects = tuple(self._effects), []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.node import ConfigurationMisfit
@@ -14,6 +15,7 @@ from gpuplugin.daemon.cluster.nodeconfig import COMPONENT as LABEL_COMPONENT
 from gpuplugin.daemon.cluster.nodereports import make_reporter
 from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.files import FileWatch
+from gpuplugin.daemon.frontdoor import make_front_door
 from gpuplugin.daemon.hardware.monitor import Monitor
 from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.hardware.timeslices import TimeSlicer
@@ -27,11 +29,9 @@ from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.node import Node
 from gpuplugin.daemon.plans import node_plan, remove_unwanted_specs, warn_of_exposure, watch_plan
 from gpuplugin.daemon.reload import Reloader
-from gpuplugin.daemon.serving.endpoint import Endpoints, ServingContext
 from gpuplugin.daemon.serving.sockets import KubeletDirs, remove_leftovers
 from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.daemon.tasks import Fatal, supervise, wait_period
-from gpuplugin.rpc import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.daemon.cluster.nodeconfig import NodeChoice
     from gpuplugin.daemon.cluster.nodereports import NodeReporter
+    from gpuplugin.daemon.frontdoor import FrontDoor
     from gpuplugin.daemon.hardware.sampler import Sampler
     from hal import Backend
 
@@ -125,21 +126,29 @@ class Daemon:
             plan = await asyncio.to_thread(node_plan, settings)
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
-        node = Node(plan, self.status, self.metrics, health_log)
+        with closing(FileWatch()) as files:
+            door = make_front_door(
+                settings, self.status, self.metrics, files, lambda: self._backend.driver_version
+            )
+            with closing(Node(plan, self.status, health_log, door.publish)) as node:
+                await self._run(node, door, reporter, files)
+
+    async def _run(
+        self, node: Node, door: FrontDoor, reporter: NodeReporter | None, files: FileWatch
+    ) -> None:
         try:
             http = self._http = HttpServer(
-                settings.daemon.listen_address,
+                self._loaded.settings.daemon.listen_address,
                 self.status,
                 lambda: families(self.metrics, node.view),
-                lambda: page_html(self._page(node)),
+                lambda: page_html(self._page(node, door)),
                 self._read_usage,
             )
         except HttpError as error:
             raise Fatal(str(error)) from error
         self._on_http(http.port)
-        files = FileWatch()
         try:
-            await self._serve(node, reporter, files)
+            await self._serve(node, door, reporter, files)
         except ExceptionGroup as group:
             fatal, others = group.split(Fatal)
             if fatal is None or others is not None:
@@ -148,18 +157,16 @@ class Daemon:
         finally:
             self._http = None
             http.close()
-            files.close()
-            node.close()
 
-    def _page(self, node: Node) -> PageView:
+    def _page(self, node: Node, door: FrontDoor) -> PageView:
         """What the status page shows, in a thread: from values that never change."""
         return page_view(
-            self._version, self.status.readiness(), node.view, node.plugins, self._loaded
+            self._version, self.status.readiness(), node.view, door.plugins, self._loaded
         )
 
-    def _page_now(self, node: Node) -> PageView:
+    def _page_now(self, node: Node, door: FrontDoor) -> PageView:
         self._read_usage()
-        return self._page(node)
+        return self._page(node, door)
 
     def _read_usage(self) -> None:
         """In a thread of who asks: metrics and page show what was read within the period."""
@@ -177,7 +184,9 @@ class Daemon:
             extra={"event": "unforeseen"},
         )
 
-    async def _serve(self, node: Node, reporter: NodeReporter | None, files: FileWatch) -> None:
+    async def _serve(
+        self, node: Node, door: FrontDoor, reporter: NodeReporter | None, files: FileWatch
+    ) -> None:
         settings = self._loaded.settings
         status, metrics, choice = self.status, self.metrics, self._choice
         dirs = KubeletDirs(settings.daemon.kubelet_dir, settings.daemon.kubelet_socket)
@@ -206,15 +215,6 @@ class Daemon:
             on_open=prepare,
             on_end=slicer.stop,
         )
-        context = ServingContext(
-            dirs=dirs,
-            registration=settings.daemon.way_of_registration,
-            engine=make_engine(settings.daemon.rpc_engine),
-            status=status,
-            metrics=metrics,
-            files=files,
-        )
-        endpoints = Endpoints(node, context)
         sampler = self._sampler = make_sampler(settings, self._backend, queries, node)
         self._reloader = Reloader(
             self._loaded,
@@ -226,14 +226,14 @@ class Daemon:
             files,
         )
         control = ControlServer(
-            folder, node, status, files, lambda: self._page_now(node), self._about
+            folder, node, status, files, lambda: self._page_now(node, door), self._about
         )
         async with asyncio.TaskGroup() as tasks:
             supervisors: dict[str, asyncio.Task[None]] = {}
             for name, task in (
                 ("heartbeat", lambda: _heartbeat(status, supervisors)),
                 ("monitor", monitor.run),
-                ("endpoints", endpoints.run),
+                ("endpoints", door.run),
                 ("reload", self._reloader.run),
                 ("control", control.run),
                 ("sampler", sampler.run),

@@ -23,7 +23,6 @@ from gpuplugin.core.node import (
 )
 from gpuplugin.daemon.calls import HalThread
 from gpuplugin.daemon.logs import log_fact
-from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError
 
 if TYPE_CHECKING:
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.node import Effect, NodePlan, NodeView
     from gpuplugin.core.usage import Holding, Reading
     from gpuplugin.daemon.healthlog import HealthLog
-    from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import StatusBoard
-    from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from hal import Event, Gpu, Link, Probe
 
 _SPECS_DEADLINE_S = 20.0
@@ -43,21 +40,23 @@ log = logging.getLogger(__name__)
 
 
 class Node:
-    """The node's model, with the device plugins that follow it."""
+    """The node's model; `publish` gives its newest view to who serves it."""
 
     def __init__(
-        self, plan: NodePlan, status: StatusBoard, metrics: Metrics, health_log: HealthLog
+        self,
+        plan: NodePlan,
+        status: StatusBoard,
+        health_log: HealthLog,
+        publish: Callable[[NodeView], None],
     ) -> None:
         self._model = NodeModel(plan)
         self._status = status
-        self._metrics = metrics
         self._health_log = health_log
-        self._plugins = DevicePlugins(metrics.choices_of)
+        self._publish = publish
         self._specs_thread = HalThread("cdi")
         self._specs_wanted: WriteSpecs | None = None
         self._specs_writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.resources_changed = asyncio.Event()
         self.followers: list[Callable[[], object]] = []
         """Called when devices or their health have changed."""
         status.set("inventory", "no GPU was listed yet", ok=False)
@@ -65,10 +64,6 @@ class Node:
     @property
     def view(self) -> NodeView:
         return self._model.view
-
-    @property
-    def plugins(self) -> Mapping[str, DevicePlugin]:
-        return self._plugins.by_resource
 
     def updated(
         self, gpus: Iterable[Gpu], probes: Mapping[str, Probe], events: Iterable[Event] = ()
@@ -118,7 +113,9 @@ class Node:
         for effect in effects:
             match effect:
                 case Publish():
-                    self._publish()
+                    self._publish(self.view)
+                    for follower in self.followers:
+                        follower()
                 case WakeAt(at_s=at_s):
                     loop = asyncio.get_running_loop()
                     delay_s = max(0.0, at_s - time.monotonic())
@@ -140,19 +137,6 @@ class Node:
     def _wake(self) -> None:
         self._timer = None
         self._run(self._model.timer(time.monotonic()))
-
-    def _publish(self) -> None:
-        applied = self._plugins.apply(self.view)
-        for name in applied.lists:
-            self._metrics.list_updates.labels(resource=name).inc()
-            size_bytes = self._plugins.by_resource[name].devices.size_bytes
-            self._metrics.list_bytes.labels(resource=name).set(size_bytes)
-        for name in applied.removed:
-            self._metrics.forget_resource(name)
-        if applied.added or applied.removed:
-            self.resources_changed.set()
-        for follower in self.followers:
-            follower()
 
     async def _keep_specs(self) -> None:
         """Write what is wanted last; what was wanted before it does not count any more."""

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
+from gpuplugin.core.dra.devices import DraPlan
 from gpuplugin.core.injection import imex_channel_node
 from gpuplugin.core.node import ConfigurationMisfit, NodePlan
 from gpuplugin.core.watch import WatchPlan
-from gpuplugin.daemon.serving.cdi import cdi_writer, present_features, remove_specs
+from gpuplugin.daemon.serving.cdi import cdi_host, cdi_writer, present_features, remove_specs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gpuplugin.config.settings import Settings
+
+_PCIE_ROOT = re.compile(r"pci[0-9a-f]{4}:[0-9a-f]{2}(?=/)")
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +36,31 @@ def node_plan(settings: Settings) -> NodePlan:
         if settings.imex.required:
             raise ConfigurationMisfit(f"{text}; start the IMEX service, or unset imex.required")
         log.warning("%s: it is left out", text, extra={"event": "imex-missing"})
+    dra = None
+    if settings.daemon.allocation == "dra":
+        plan = replace(plan, strategies=frozenset())  # each claim has a spec of its own
+        roots = pcie_roots(settings.daemon.sysfs_root)
+        dra = DraPlan(cdi_host(settings, plan), roots, settings.health.evict_lost)
     return NodePlan(
         inventory=inventory_plan(settings),
         injection=plan,
         policy=settings.flags.plugin.shared_devices_allocation_policy,
         health=health_policy(settings),
         specs=cdi_writer(settings, plan) if plan.uses_cdi else None,
+        dra=dra,
     )
+
+
+def pcie_roots(sysfs_root: Path) -> Mapping[str, str]:
+    """The PCIe root complex of each PCI device by its bus id, as sysfs has them; or none."""
+    roots: dict[str, str] = {}
+    try:
+        for link in (sysfs_root / "bus/pci/devices").iterdir():
+            if found := _PCIE_ROOT.search(str(link.readlink())):
+                roots[link.name] = found[0]
+    except OSError as error:
+        log.debug("PCIe roots are not known: %s", error, extra={"event": "pcie-roots"})
+    return MappingProxyType(roots)
 
 
 def watch_plan(settings: Settings) -> WatchPlan:
@@ -47,6 +73,8 @@ def watch_plan(settings: Settings) -> WatchPlan:
 
 def warn_of_exposure(settings: Settings) -> None:
     """Warn once of what the envvar strategy leaves open."""
+    if settings.daemon.allocation == "dra":
+        return
     if "envvar" in settings.flags.plugin.device_list_strategy:
         log.warning(
             "device list strategy envvar: a container that requests no GPU may still see all of "
@@ -58,6 +86,8 @@ def warn_of_exposure(settings: Settings) -> None:
 
 def remove_unwanted_specs(settings: Settings) -> None:
     """Without CDI, specs of an earlier configuration go; if they cannot, they do no harm."""
+    if settings.daemon.allocation == "dra":
+        return  # pods that were started by the device plugin may still need them
     if {"cdi-cri", "cdi-annotations"} & set(settings.flags.plugin.device_list_strategy):
         return
     try:

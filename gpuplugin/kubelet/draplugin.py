@@ -7,7 +7,9 @@ tried again only a minute later.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, TypeVar
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 PLUGIN_TYPE = "DRAPlugin"
 VERSIONS = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 """As a plugin names them when it registers: the kubelet takes the first that it knows."""
+WAIT_S = 40.0
+"""How long a call may take; the kubelet waits for 45 s."""
 HEALTH_VERSION = "v1alpha1.DRAResourceHealth"
 HEALTH_TIMEOUT_S = 30
 """A device of which nothing was heard for so long is Unknown to the kubelet."""
@@ -33,6 +37,9 @@ HEALTH_TIMEOUT_S = 30
 _PACKAGE = "k8s.io.kubelet.pkg.apis.dra"
 _MAX_MESSAGE = 1024
 _M = TypeVar("_M", bound=Message)
+_R = TypeVar("_R")
+Operation: TypeAlias = Literal["prepare", "unprepare"]
+Outcome: TypeAlias = Literal["ok", "failed"]
 
 log = logging.getLogger(__name__)
 
@@ -40,55 +47,81 @@ log = logging.getLogger(__name__)
 class ClaimWork(Protocol):
     """What is done for a claim; called in any thread, several at a time."""
 
-    def prepare(self, ref: ClaimRef) -> Sequence[HeldDevice]:
-        """The devices of a claim, ready for containers; raises `ClaimError`."""
+    def prepare(self, ref: ClaimRef, deadline_s: float) -> Sequence[HeldDevice]:
+        """The devices of a claim, ready for containers; raises `ClaimError`.
+
+        What will pass may be waited for until the deadline (monotonic).
+        """
 
     def unprepare(self, ref: ClaimRef) -> None:
         """Undo it; nothing for a claim that is not known. Raises `ClaimError`."""
 
 
 class DraPlugin:
-    """Handlers of one driver; `health` is what the health stream sends."""
+    """Handlers of one driver; `health` is what the health stream sends.
 
-    def __init__(self, work: ClaimWork) -> None:
+    `done` is called in any thread with the operation and its result, for each claim.
+    """
+
+    def __init__(
+        self, work: ClaimWork, done: Callable[[Operation, Outcome], None] = lambda _what, _how: None
+    ) -> None:
         self._work = work
+        self._done = done
         self.health = Publication()
 
     def services(self) -> list[Service]:
         calls = {"NodePrepareResources": self.prepare, "NodeUnprepareResources": self.unprepare}
         return [
-            *(Service(f"{_PACKAGE}.{version}", calls, {}) for version in VERSIONS),
+            *(
+                Service(f"{_PACKAGE}.{version}", calls, {}, frozenset(calls))
+                for version in VERSIONS
+            ),
             Service(HEALTH_VERSION, {}, {"NodeWatchResources": self.watch}),
         ]
 
     def prepare(self, request: bytes) -> bytes:
         """Every claim has an entry in the response, with its devices or its error."""
         response = pb.NodePrepareResourcesResponse()
+        deadline_s = time.monotonic() + WAIT_S
         for claim in _parsed(pb.NodePrepareResourcesRequest, request).claims:
             result = response.claims[claim.uid]
-            try:
-                result.devices.extend(map(_device, self._work.prepare(_ref(claim))))
-            except ClaimError as error:
-                result.error = str(error)
-            except Exception as error:
-                # The other claims of the call are still to be answered.
-                log.exception("claim %s/%s cannot be prepared", claim.namespace, claim.name)
-                result.error = f"{type(error).__name__}: {error}"
+            work = partial(self._work.prepare, deadline_s=deadline_s)
+            held, result.error = self._attempt("prepare", work, claim)
+            result.devices.extend(map(_device, held or ()))
         return response.SerializeToString()
 
     def unprepare(self, request: bytes) -> bytes:
         """As `prepare`; an entry without an error says that nothing is left of the claim."""
         response = pb.NodeUnprepareResourcesResponse()
         for claim in _parsed(pb.NodeUnprepareResourcesRequest, request).claims:
-            result = response.claims[claim.uid]
-            try:
-                self._work.unprepare(_ref(claim))
-            except ClaimError as error:
-                result.error = str(error)
-            except Exception as error:
-                log.exception("claim %s/%s cannot be unprepared", claim.namespace, claim.name)
-                result.error = f"{type(error).__name__}: {error}"
+            _, response.claims[claim.uid].error = self._attempt(
+                "unprepare", self._work.unprepare, claim
+            )
         return response.SerializeToString()
+
+    def _attempt(
+        self, operation: Operation, work: Callable[[ClaimRef], _R], claim: pb.Claim
+    ) -> tuple[_R | None, str]:
+        """What comes of the work for a claim, and its error; others of the call go on."""
+        ref = ClaimRef(claim.namespace, claim.name, claim.uid)
+        try:
+            result, error = work(ref), ""
+        except ClaimError as failure:
+            result, error = None, str(failure)
+            log.warning(
+                "cannot %s claim %s/%s: %s",
+                operation,
+                ref.namespace,
+                ref.name,
+                error,
+                extra={"event": f"claim-{operation}-failed", "uid": ref.uid},
+            )
+        except Exception as failure:
+            log.exception("cannot %s claim %s/%s", operation, ref.namespace, ref.name)
+            result, error = None, f"{type(failure).__name__}: {failure}"
+        self._done(operation, "failed" if error else "ok")
+        return result, error
 
     def watch(self, wake: Callable[[], None]) -> Subscription:
         return self.health.subscribe(wake)
@@ -116,10 +149,6 @@ def health_message(offers: Iterable[Offer], pool: str, now_s: int) -> bytes:
 def _told(key: str, value: str) -> str:
     what = key.rpartition("/")[2]
     return what if value == "true" else f"{what} {value}"
-
-
-def _ref(claim: pb.Claim) -> ClaimRef:
-    return ClaimRef(claim.namespace, claim.name, claim.uid)
 
 
 def _device(held: HeldDevice) -> pb.Device:

@@ -1,7 +1,7 @@
 """The fast engine: a thread per connection that reads, calls the handler and responds in place.
 
-Right for a few local clients, and for handlers that respond from memory. HTTP/2 and gRPC are in
-`h2`; here are sockets, threads and time.
+Right for a few local clients, and for handlers that respond from memory; those that may wait have
+threads of their own. HTTP/2 and gRPC are in `h2`; here are sockets, threads and time.
 
 A connection is worked on under its lock: by its own thread when the peer sent something, by any
 thread whose `wake` finds the lock free, and by the keeper, a thread that accepts connections, waits
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.rpc.h2.calls import ServerCalls, Stream
 from gpuplugin.rpc.h2.connection import ServerConnection
-from gpuplugin.rpc.services import Service, SocketError, check_socket_path
+from gpuplugin.rpc.services import RpcCode, RpcError, Service, SocketError, check_socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 32
 """One more takes the place of another one: see `FastServer._crowding`."""
+MAX_WAITING_CALLS = 256
+"""Of handlers that may wait, as many as pods of a large node; further ones wait for their turn."""
 MAX_WAITING_BYTES = 1024 * 1024
 """A peer with so many responses that it does not read is not read from."""
 STALL_S = 20.0
@@ -75,7 +77,42 @@ def _joined(services: Sequence[Service]) -> Service:
         "",
         {f"/{of.name}/{name}": call for of in services for name, call in of.unary.items()},
         {f"/{of.name}/{name}": call for of in services for name, call in of.streams.items()},
+        frozenset(f"/{of.name}/{name}" for of in services for name in of.waiting),
     )
+
+
+class _Workers:
+    """Threads for handlers that may wait; daemon threads: one that hangs cannot hold an exit."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._queue: deque[Callable[[], None]] = deque()
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Run a job in a thread, at once or when one of many ends; raises `RpcError`."""
+        with self._lock:
+            if self._running >= MAX_WAITING_CALLS:
+                self._queue.append(job)
+                return
+            self._running += 1
+        try:
+            threading.Thread(
+                target=self._work, args=(job,), name="rpc-waiting", daemon=True
+            ).start()
+        except RuntimeError as error:
+            with self._lock:
+                self._running -= 1
+            raise RpcError(RpcCode.RESOURCE_EXHAUSTED, f"no thread for a call: {error}") from error
+
+    def _work(self, job: Callable[[], None]) -> None:
+        while True:
+            job()
+            with self._lock:
+                if not self._queue:
+                    self._running -= 1
+                    return
+                job = self._queue.popleft()
 
 
 class _Link:
@@ -85,7 +122,9 @@ class _Link:
         self.peer = peer
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.descriptor = peer.fileno()
-        self.calls = ServerCalls(server.service, self._wake, time.monotonic, server.unread_bytes)
+        self.calls = ServerCalls(
+            server.service, self._wake, time.monotonic, server.unread_bytes, server.workers.run
+        )
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.peer_process: int = _CREDENTIALS.unpack(credentials)[0]
         """0 for one of another pid namespace, as the kubelet is for a container."""
@@ -229,6 +268,7 @@ class _Link:
 class FastServer:
     def __init__(self, listener: socket.socket, path: Path, service: Service) -> None:
         self.service = service
+        self.workers = _Workers()
         self.stop_by_s = math.inf
         self._listener = listener
         self._path = path

@@ -75,12 +75,14 @@ class Service:
 
     A unary handler takes the request's bytes and returns the response's, or raises `RpcError`. A
     stream handler is given a callable that wakes the engine when there is something to take (from
-    any thread) and returns the stream's subscription, or raises `RpcError`.
+    any thread) and returns the stream's subscription, or raises `RpcError`. Unary handlers that
+    `waiting` names may wait, for disks or for others: they hold up no other call.
     """
 
     name: str
     unary: Mapping[str, Callable[[bytes], bytes]]
     streams: Mapping[str, Callable[[Callable[[], None]], Subscription]]
+    waiting: frozenset[str] = frozenset()
 
 
 class Server(Protocol):

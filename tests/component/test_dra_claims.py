@@ -14,17 +14,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.core.cdi import CdiHost
 from gpuplugin.core.dra.claims import ClaimError, ClaimRef, Claims, decoded
 from gpuplugin.core.dra.devices import Offer, Taint
+from gpuplugin.core.injection import InjectionPlan
 from gpuplugin.daemon.dra.claimstore import FILE, ClaimStore
-from gpuplugin.daemon.dra.claimwork import CDI_KIND, CDI_VENDOR, ClaimKeeper
+from gpuplugin.daemon.dra.claimwork import (
+    CDI_KIND,
+    CDI_VENDOR,
+    ClaimKeeper,
+    Offered,
+    claims_of_specs,
+)
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
 from gpuplugin.kubelet.proto import dra_pb2 as pb
 from gpuplugin.rpc.client import CallFailed, Connection, Method
+from hal.driverfiles import DriverFiles
 from tests.conformance.engines.conftest import ENGINES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from gpuplugin.core.dra.claims import HeldDevice
     from gpuplugin.core.dra.devices import JsonObject
@@ -36,10 +45,14 @@ PREPARE_BETA = Method.of(f"/{PACKAGE}.v1beta1.DRAPlugin/NodePrepareResources")
 UNPREPARE = Method.of(f"/{PACKAGE}.v1.DRAPlugin/NodeUnprepareResources")
 HEALTH = Method.of("/v1alpha1.DRAResourceHealth/NodeWatchResources")
 TIMEOUT_S = 10.0
+NO_WAIT_S = 0.0
 OFFERS = {
-    name: Offer(name, (f"GPU-{name}", None), "nvidia.com/gpu", replicas, None)
+    name: Offer(
+        name, (f"GPU-{name}", None), "nvidia.com/gpu", replicas, None, nodes=("/dev/nvidia0",)
+    )
     for name, replicas in (("gpu-shared", 10), ("gpu-whole", 1))
 }
+OFFERED = Offered(OFFERS, InjectionPlan(), CdiHost("/", DriverFiles()))
 
 
 class Cluster:
@@ -73,14 +86,17 @@ class Driver:
     def __init__(self, folder: Path, cluster: Cluster, boot_id: str = "boot") -> None:
         self.specs = folder / "cdi"
         self.folder = folder / "plugin"
+        self.offered: Offered | None = OFFERED
         self.keeper = ClaimKeeper(
             DRIVER,
-            ClaimStore(self.folder, boot_id, lambda: Claims(boot_id)),
+            ClaimStore(self.folder, boot_id, lambda: claims_of_specs(self.specs, DRIVER, boot_id)),
             self.specs,
-            lambda: OFFERS,
+            lambda: self.offered,
             cluster.read,
-            edits,
         )
+
+    def prepare(self, claim: pb.Claim) -> Sequence[HeldDevice]:
+        return self.keeper.prepare(named(claim), NO_WAIT_S)
 
     def spec(self, uid: str) -> Path:
         return self.specs / f"{CDI_VENDOR}-claim-{uid}.json"
@@ -88,10 +104,6 @@ class Driver:
     @property
     def remembered(self) -> Claims:
         return decoded((self.folder / FILE).read_text())
-
-
-def edits(devices: Sequence[HeldDevice]) -> Mapping[str, JsonObject]:
-    return {one.result.device: {"deviceNodes": [{"path": "/dev/nvidia0"}]} for one in devices}
 
 
 def named(claim: pb.Claim) -> ClaimRef:
@@ -194,12 +206,12 @@ def test_claims_of_different_pods_wait_for_nobody(driver: Driver, cluster: Clust
 
     keeper = ClaimKeeper(
         DRIVER, ClaimStore(driver.folder, "boot", lambda: Claims("boot")), driver.specs,
-        lambda: OFFERS, read, edits,
+        lambda: OFFERED, read,
     )  # fmt: skip
     with ThreadPoolExecutor(1) as pool:
-        held_up = pool.submit(keeper.prepare, named(slow))
+        held_up = pool.submit(keeper.prepare, named(slow), NO_WAIT_S)
         assert reading.wait(TIMEOUT_S)
-        assert len(keeper.prepare(named(quick))) == 1
+        assert len(keeper.prepare(named(quick), NO_WAIT_S)) == 1
         waiting.set()
         assert len(held_up.result(TIMEOUT_S)) == 1
 
@@ -211,7 +223,7 @@ def test_of_many_at_once_no_more_get_shares_than_there_are(
 
     def prepare(claim: pb.Claim) -> bool:
         try:
-            driver.keeper.prepare(named(claim))
+            driver.prepare(claim)
         except ClaimError:
             return False
         return True
@@ -227,18 +239,18 @@ def test_two_instances_share_what_they_know(tmp_path: Path, cluster: Cluster) ->
     """As during an upgrade: the new one knows what the old one prepared, and the reverse."""
     old, new = Driver(tmp_path, cluster), Driver(tmp_path, cluster)
     first, second = cluster.allocate("u-1", "gpu-whole"), cluster.allocate("u-2", "gpu-whole")
-    old.keeper.prepare(named(first))
+    old.prepare(first)
     with pytest.raises(ClaimError, match="has all of it"):
-        new.keeper.prepare(named(second))
+        new.prepare(second)
     new.keeper.unprepare(named(first))
-    old.keeper.prepare(named(second))
+    old.prepare(second)
     assert set(new.remembered.by_uid) == {"u-2"}
 
 
 def test_a_restart_writes_specs_that_are_missing(tmp_path: Path, cluster: Cluster) -> None:
     claim = cluster.allocate("u-1")
     driver = Driver(tmp_path, cluster)
-    driver.keeper.prepare(named(claim))
+    driver.prepare(claim)
     driver.spec("u-1").unlink()
     Driver(tmp_path, cluster).keeper.restore()
     assert driver.spec("u-1").exists()
@@ -247,24 +259,33 @@ def test_a_restart_writes_specs_that_are_missing(tmp_path: Path, cluster: Cluste
 def test_after_a_reboot_prepare_does_its_work_again(tmp_path: Path, cluster: Cluster) -> None:
     claim = cluster.allocate("u-1", "gpu-whole")
     driver = Driver(tmp_path, cluster, "one")
-    driver.keeper.prepare(named(claim))
+    driver.prepare(claim)
     driver.spec("u-1").unlink()
     rebooted = Driver(tmp_path, cluster, "two")
     rebooted.keeper.restore()
     assert not driver.spec("u-1").exists(), "its pod has not been started again"
-    rebooted.keeper.prepare(named(claim))
+    rebooted.prepare(claim)
     assert driver.spec("u-1").exists()
     assert rebooted.remembered.boot_id == "two"
 
 
 @pytest.mark.parametrize("broken", ["", "{", '{"version": 9}', "\0\xff", "[" * 100_000])
 def test_a_broken_file_is_no_reason_to_end(tmp_path: Path, cluster: Cluster, broken: str) -> None:
+    """Its claims are known by their specs: nothing is given out twice, and Unprepare works."""
     driver = Driver(tmp_path, cluster)
-    driver.keeper.prepare(named(cluster.allocate("u-1")))
+    first = cluster.allocate("u-1", "gpu-whole")
+    held = driver.prepare(first)
+    remembered = driver.remembered
     (driver.folder / FILE).write_bytes(broken.encode("latin-1"))
     after = Driver(tmp_path, cluster)
-    assert len(after.keeper.prepare(named(cluster.allocate("u-2")))) == 1
-    assert set(after.remembered.by_uid) == {"u-2"}
+    with pytest.raises(ClaimError, match="has all of it"):
+        after.prepare(cluster.allocate("u-2", "gpu-whole"))
+    assert after.prepare(first) == held
+    assert len(after.prepare(cluster.allocate("u-3"))) == 1
+    assert after.remembered.without("u-3") == remembered
+    after.keeper.unprepare(named(first))
+    assert set(after.remembered.by_uid) == {"u-3"}
+    assert len(after.prepare(cluster.allocate("u-2", "gpu-whole"))) == 1
 
 
 STEPS = ("open", "os.rename", "os.remove")
@@ -286,7 +307,10 @@ def crash_at(step: int, folder: Path, work: ClaimKeeper, claim: pb.Claim, *, und
                 os._exit(CRASHED)
 
     sys.addaudithook(before)
-    (work.unprepare if undo else work.prepare)(named(claim))
+    if undo:
+        work.unprepare(named(claim))
+    else:
+        work.prepare(named(claim), NO_WAIT_S)
     os._exit(DONE)
 
 
@@ -301,18 +325,18 @@ def test_a_crash_between_any_two_steps_leaves_nothing_behind(
         folder = tmp_path / str(step)
         driver = Driver(folder, cluster)
         if during == "unprepare":
-            driver.keeper.prepare(named(claim))
+            driver.prepare(claim)
         status = crash_at(step, folder, driver.keeper, claim, undo=during == "unprepare")
         after = Driver(folder, cluster)
         after.keeper.restore()
         if then == "prepare":
-            assert len(after.keeper.prepare(named(claim))) == 1
+            assert len(after.prepare(claim)) == 1
             assert after.spec("u-1").exists()
             with pytest.raises(ClaimError, match="has all of it"):
-                after.keeper.prepare(named(other))
+                after.prepare(other)
         after.keeper.unprepare(named(claim))
         assert not after.spec("u-1").exists()
-        assert len(after.keeper.prepare(named(other))) == 1
+        assert len(after.prepare(other)) == 1
         assert set(after.remembered.by_uid) == {"u-2"}
         step += 1
     assert status == DONE

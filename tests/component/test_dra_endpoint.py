@@ -37,8 +37,9 @@ PREPARE = Method.of("/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResour
 class NoWork:
     """Claims without devices."""
 
-    def prepare(self, ref: ClaimRef) -> tuple[HeldDevice, ...]:
+    def prepare(self, ref: ClaimRef, deadline_s: float) -> tuple[HeldDevice, ...]:
         assert ref.uid
+        assert deadline_s > 0
         return ()
 
     def unprepare(self, ref: ClaimRef) -> None:

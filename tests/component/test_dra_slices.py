@@ -11,6 +11,7 @@ import pytest
 from gpuplugin.core.dra.devices import Offer, Taint
 from gpuplugin.core.dra.slices import Pool
 from gpuplugin.daemon.dra.publisher import SlicePublisher
+from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.status import StatusBoard
 from sim.apiserver import SLICES, ApiServer, Key
 from tests.component.cluster import config_of, devices, node, slices, wipe
@@ -40,7 +41,7 @@ def server() -> Iterator[ApiServer]:
 @asynccontextmanager
 async def publishing(server: ApiServer) -> AsyncIterator[tuple[SlicePublisher, StatusBoard]]:
     status = StatusBoard()
-    publisher = SlicePublisher(POOL, config_of(server), status)
+    publisher = SlicePublisher(POOL, config_of(server), status, Metrics("test", "sim"))
     task = asyncio.create_task(publisher.run())
     try:
         yield publisher, status
@@ -151,7 +152,7 @@ def test_a_server_that_is_away_is_waited_for(server: ApiServer) -> None:
         with ApiServer([NODE]) as gone:
             config = config_of(gone)
         status = StatusBoard()
-        publisher = SlicePublisher(POOL, config, status)
+        publisher = SlicePublisher(POOL, config, status, Metrics("test", "sim"))
         task = asyncio.create_task(publisher.run())
         publisher.offer([offer(0)])
         await becomes_true(lambda: "not published" in status.readiness().components["slices"].text)

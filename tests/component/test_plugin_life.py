@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from gpuplugin.core.pacing import Backoff
-from gpuplugin.daemon import app
+from gpuplugin.daemon import frontdoor
 from gpuplugin.daemon.control import SOCKET_NAME
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
@@ -201,7 +201,7 @@ def test_it_stops_while_a_socket_that_cannot_be_made_is_tried(
             task.cancelling()
             for plugin in plugins
             for task in asyncio.all_tasks(plugin._loop)
-            if "Endpoints._serve" in repr(task.get_coro())
+            if "DevicePluginDoor._serve" in repr(task.get_coro())
         )
 
     class Engine(GrpcioEngine):
@@ -210,7 +210,7 @@ def test_it_stops_while_a_socket_that_cannot_be_made_is_tried(
             eventually(told_to_stop)
             raise SocketError("no socket here")
 
-    monkeypatch.setattr(app, "make_engine", lambda _name: Engine())
+    monkeypatch.setattr(frontdoor, "make_engine", lambda _name: Engine())
     plugins.append(start_plugin(hardware.backend))
     assert trying.wait(DEADLINE_S)
     plugins[0].stop()

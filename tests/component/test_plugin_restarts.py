@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from gpuplugin.daemon import app
+from gpuplugin.daemon import frontdoor
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine, GrpcioServer
 from sim.kubelet import Amount, Kubelet, Phase, simple_pod
 from tests.component.running import RESOURCE, run_as_loaded, settings_for
@@ -273,7 +273,7 @@ def test_a_socket_that_is_deleted_before_it_was_looked_at_is_renewed(
             served.append(socket_path)
             return server
 
-    monkeypatch.setattr(app, "make_engine", lambda _name: Engine())
+    monkeypatch.setattr(frontdoor, "make_engine", lambda _name: Engine())
     start_plugin(hardware.backend, registration)
     wait_for_eighty(kubelet)
     assert len(served) == 2

@@ -22,7 +22,14 @@ SHARES = "shares"
 
 
 class ClaimError(Exception):
-    """A claim cannot be prepared now; the text is for the pod's event."""
+    """A claim cannot be prepared; the text is for the pod's event.
+
+    `may_pass` if it is worth waiting for: who fails is asked again only a minute later.
+    """
+
+    def __init__(self, text: str, *, may_pass: bool = False) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 class BrokenCheckpoint(Exception):
@@ -127,6 +134,16 @@ class Claims:
                 found[name] = found.get(name, 0) + max(1, held.result.shares)
         return found
 
+    def shares_out(self) -> dict[str, int]:
+        """Shares that are out, by device name, without devices that are held as a whole."""
+        found: dict[str, int] = {}
+        for claim in self.by_uid.values():
+            for held in claim.devices:
+                if held.result.shares:
+                    name = held.result.device
+                    found[name] = found.get(name, 0) + held.result.shares
+        return found
+
     def rebooted(self, boot_id: str) -> Claims:
         """After another boot nothing is set up: what was prepared has to be done again."""
         if boot_id == self.boot_id:
@@ -154,7 +171,8 @@ class Claims:
         if same is not None:
             raise ClaimError(
                 f"claim {ref.namespace}/{ref.name} is still prepared under the UID {same.uid}: "
-                "its pod was probably deleted by force; this one is tried again"
+                "its pod was probably deleted by force; this one is tried again",
+                may_pass=True,
             )
         asked: dict[str, int] = {}
         for result in results:
@@ -165,7 +183,8 @@ class Claims:
             asked[result.device] = asked.get(result.device, 0) + result.shares
             problem = others.conflict(offer, result, asked[result.device])
             if problem:
-                raise ClaimError(f"device {result.device} ({offer.uuid}): {problem}")
+                text = f"device {result.device} ({offer.uuid}): {problem}"
+                raise ClaimError(text, may_pass=asked[result.device] <= max(offer.replicas, 1))
 
     def conflict(self, offer: Offer, result: Result, asked: int) -> str:
         """Why the device cannot be given out, "" if it can."""
@@ -221,15 +240,15 @@ def results_of(claim: JsonObject, uid: str, driver: str) -> tuple[Result, ...]:
     )
 
 
-def encoded(claims: Claims) -> str:
-    """The claims as the text of a file."""
+def encoded(claims: Claims, indent: int | None = 1) -> str:
+    """The claims as the text of a file, or of one line."""
     return json.dumps(
         {
             "version": 1,
             "bootID": claims.boot_id,
             "claims": [_claim_as_json(claim) for claim in claims.by_uid.values()],
         },
-        indent=1,
+        indent=indent,
     )
 
 

@@ -12,11 +12,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from gpuplugin.core.cdi import CdiHost
     from gpuplugin.core.faults import Cause, Fault
     from gpuplugin.core.healthboard import HealthBoard
-    from gpuplugin.core.inventory import Device, Planned
+    from gpuplugin.core.inventory import Device, Inventory, Resource, Unit
     from hal import Gpu
 
 JsonObject: TypeAlias = "dict[str, object]"
@@ -78,6 +79,8 @@ class Offer:
     taints: tuple[Taint, ...] = ()
     one_share_each: bool = False
     """True if a request may have one share only."""
+    nodes: tuple[str, ...] = ()
+    """Its device nodes; not part of a slice."""
 
     @property
     def uuid(self) -> str:
@@ -121,28 +124,46 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
+class DraPlan:
+    """What a configuration and its machine mean for claims.
+
+    `cdi` is what the host has for their containers; `pcie_roots` are those of PCI devices by bus id
+    (`0000:3b:00.0` -> `pci0000:3a`). A GPU that is lost gets the taint effect NoExecute if
+    `evict_lost`: pods that use it are deleted.
+    """
+
+    cdi: CdiHost
+    pcie_roots: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    evict_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Offering:
     """How devices are offered: the driver's name, and what the machine adds to their attributes.
 
-    `pcie_roots` are those of GPUs by UUID (`pci0000:64`), where they are known. A GPU that is lost
-    gets the taint effect NoExecute if `evict_lost`: pods that use it are deleted.
+    `withheld` are the UUIDs of what is not given out for a reason other than its health.
     """
 
     driver: str
     driver_version: str = ""
     pcie_roots: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     evict_lost: bool = False
+    withheld: Collection[str] = ()
 
 
 def offers(
-    planned: Planned, gpus: Iterable[Gpu], board: HealthBoard, offering: Offering
+    inventory: Inventory, gpus: Iterable[Gpu], board: HealthBoard, offering: Offering
 ) -> tuple[Offer, ...]:
-    """What a node offers, by GPU index: the resources of the plan, with taints for their faults."""
+    """What a node offers, by GPU index: its GPUs and MIG devices, with taints for their faults.
+
+    A GPU that is no longer listed is left out, whatever the inventory says.
+    """
     by_uuid = {gpu.uuid: gpu for gpu in gpus}
     found = [
-        (device, replicas, resource)
-        for resource, devices in planned.resources.items()
-        for device, replicas in devices
+        (device, count, resource)
+        for resource in inventory.resources
+        for device, count in _units(resource)
+        if device.gpu_uuid in by_uuid
     ]
     found.sort(key=lambda one: one[0].order)
     names = device_names(device.uuid for device, _, _ in found)
@@ -150,17 +171,27 @@ def offers(
         Offer(
             names[device.uuid],
             device.unit,
-            resource,
+            resource.name,
             replicas,
             device.mig.memory_bytes if device.mig else by_uuid[device.gpu_uuid].memory_bytes,
             MappingProxyType(
-                dict(_attributes(device, by_uuid[device.gpu_uuid], resource, offering))
+                dict(_attributes(device, by_uuid[device.gpu_uuid], resource.name, offering))
             ),
             tuple(_taints(device, board, offering)),
-            planned.fail_requests_greater_than_one,
+            resource.fail_requests_greater_than_one,
+            device.nodes,
         )
         for device, replicas, resource in found
     )
+
+
+def _units(resource: Resource) -> Iterator[tuple[Device, int]]:
+    """The first device of each GPU or MIG device, and how many there are of it."""
+    seen: set[Unit] = set()
+    for device in resource.devices:
+        if device.unit not in seen:
+            seen.add(device.unit)
+            yield device, resource.units[device.unit]
 
 
 def device_names(uuids: Iterable[str]) -> dict[str, str]:
@@ -209,9 +240,10 @@ def _attributes(
         yield "driverVersion", version
     if gpu.pci_bus_id:
         domain, _, rest = gpu.pci_bus_id.lower().partition(":")
-        yield f"{STANDARD}pciBusID", f"{domain[-4:]}:{rest}"
-    if root := offering.pcie_roots.get(gpu.uuid):
-        yield f"{STANDARD}pcieRoot", root
+        bus_id = f"{domain[-4:]}:{rest}"
+        yield f"{STANDARD}pciBusID", bus_id
+        if root := offering.pcie_roots.get(bus_id):
+            yield f"{STANDARD}pcieRoot", root
     if gpu.numa_node is not None:
         yield f"{STANDARD}numaNode", gpu.numa_node
 
@@ -230,6 +262,8 @@ def _taints(device: Device, board: HealthBoard, offering: Offering) -> Iterator[
     """One key for each kind of fault, so that one of them never hides another."""
     if board.blind:
         yield Taint(f"{offering.driver}/unwatched", "true", "NoSchedule")
+    if device.uuid in offering.withheld:
+        yield Taint(f"{offering.driver}/withheld", "true", "NoSchedule")
     seen: set[Cause] = set()
     for uuid in filter(None, device.unit):
         health = board.units.get(uuid)
@@ -239,8 +273,8 @@ def _taints(device: Device, board: HealthBoard, offering: Offering) -> Iterator[
             if fault is not None and fault.cause not in seen:
                 seen.add(fault.cause)
                 yield _taint(fault, offering)
-        if not seen:
-            yield Taint(f"{offering.driver}/recovering", "true", "NoSchedule")
+    if not seen and not board.blind and not board.healthy(*device.unit):
+        yield Taint(f"{offering.driver}/recovering", "true", "NoSchedule")
 
 
 def _taint(fault: Fault, offering: Offering) -> Taint:

@@ -7,13 +7,16 @@ is an update in place; a change of several slices, or of their number, is a new 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from gpuplugin.core.dra.devices import Offer, Taint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.dra.claims import Claims
+    from gpuplugin.core.dra.devices import JsonObject
 
 DEVICES_PER_SLICE = 64
 """128 without taints; but a fault must not change the layout."""
@@ -86,15 +89,41 @@ def in_order(offers: Iterable[Offer], taken: Mapping[str, int], order: Order) ->
     return tuple(sorted(offers, key=lambda offer: sign * taken.get(offer.name, 0)))
 
 
-def kept_shared(wanted: Offer, stored_replicas: int, taken: int) -> int:
+def kept_shared(wanted: Offer, offered_replicas: int, out: int) -> int:
     """With how many replicas a device may be offered: those that are wanted, with one exception.
 
     A device whose shares are out stays shared: the scheduler (1.36) would give it whole to the next
-    pod, on top of them. `stored_replicas` is what it is offered with now, 0 if it is not.
+    pod, on top of them. `offered_replicas` is what it is offered with now, 0 if that is not known.
     """
-    if wanted.replicas == 1 and stored_replicas > 1 and taken:
-        return stored_replicas
-    return wanted.replicas
+    if wanted.shared or not out:
+        return wanted.replicas
+    return max(offered_replicas, out, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """What is offered, in order; `kept` are names of devices that stay shared for now."""
+
+    offers: tuple[Offer, ...] = ()
+    kept: frozenset[str] = frozenset()
+
+
+def arranged(
+    wanted: Sequence[Offer], claims: Claims, offered: Mapping[str, int], order: Order
+) -> Arranged:
+    """Devices as they may be offered while these claims are prepared, in the order of the policy.
+
+    `offered` are the replicas with which devices are offered now, by name, as far as known.
+    """
+    out = claims.shares_out()
+    possible = tuple(
+        replace(one, replicas=kept_shared(one, offered.get(one.name, 0), out.get(one.name, 0)))
+        for one in wanted
+    )
+    kept = frozenset(
+        now.name for now, one in zip(possible, wanted, strict=True) if now.replicas != one.replicas
+    )
+    return Arranged(in_order(possible, claims.taken(), order), kept)
 
 
 def writes(offers: Sequence[Offer], pool: Pool, stored: Iterable[Stored]) -> tuple[Write, ...]:
@@ -152,6 +181,13 @@ def stored_replicas(stored: Iterable[Stored]) -> dict[str, int]:
                     replicas = int(str(shares["value"]))
             found[str(device["name"])] = replicas
     return found
+
+
+def trial_spec(pool: Pool) -> JsonObject:
+    """A slice that uses whatever an API server may drop; it is not to be stored."""
+    taint = Taint(f"{pool.driver}/trial", "true", "NoSchedule")
+    device = Offer("trial", ("", None), "", 2, None, taints=(taint,))
+    return _spec(pool, 0, 1, [device.as_json()])
 
 
 def _spec(pool: Pool, generation: int, count: int, devices: list[JsonObject]) -> JsonObject:

@@ -50,9 +50,6 @@ class KubeApi:
         self._node = node
         self._timeout_s = timeout_s
         self._config = cluster()
-        for name in ("httpx2", "httpcore2"):
-            # They log each request; the reporter logs the results.
-            logging.getLogger(name).setLevel(logging.WARNING)
 
     def post_event(self, event: NodeEvent) -> None:
         """Create or count up an Event on the node; raises `ReportFailed` if it is not accepted."""
@@ -112,6 +109,9 @@ def cluster() -> SingleConfig:
         ) from error
     if config is None or config.user is None:
         raise NoCluster("the current context of the kubeconfig names no user")
+    for name in ("httpx2", "httpcore2"):
+        # They log each request; who makes them logs the results.
+        logging.getLogger(name).setLevel(logging.WARNING)
     return config
 
 

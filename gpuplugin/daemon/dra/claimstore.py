@@ -10,12 +10,13 @@ import fcntl
 import logging
 import os
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.dra.claims import BrokenCheckpoint, Claims, decoded, encoded
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity
+from gpuplugin.daemon.wholefiles import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ class ClaimStore:
     def __init__(self, folder: Path, boot_id: str, rebuilt: Callable[[], Claims]) -> None:
         self._folder = folder
         self._path = folder / FILE
-        self._boot_id = boot_id
+        self.boot_id = boot_id
         self._rebuilt = rebuilt
         self._mutex = threading.Lock()
         self._read: tuple[Identity | None, Claims] | None = None
@@ -57,7 +58,7 @@ class ClaimStore:
             before = self._load()
             after = made(before)
             if after != before or self._read is None or self._read[0] is None:
-                write_durably(self._path, encoded(after))
+                write_whole(self._path, encoded(after), durably=True)
                 self._read = identity(self._path), after
             return after
 
@@ -85,35 +86,6 @@ class ClaimStore:
             log_fact(log, logging.ERROR, "claims-broken", text)
             claims = self._rebuilt()
             newest = None
-        claims = claims.rebooted(self._boot_id)
+        claims = claims.rebooted(self.boot_id)
         self._read = newest, claims
         return claims
-
-
-def write_durably(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write so that after a crash of the machine there is the old file or the new one, whole.
-
-    Raises `OSError`; the old file is there then, and nothing else.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), mode)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that names that were made or removed in a folder stay so."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,33 +2,63 @@
 
 The order is: "started" on the disk, the spec on the disk, "prepared" on the disk, the response.
 After a crash in between the kubelet calls again, and either call finishes or undoes what was begun.
+What will pass is waited for inside the call: a pod whose claim fails is tried again a minute later.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from gpuplugin.core.cdi import CDI_VERSION
-from gpuplugin.core.dra.claims import ClaimError, ClaimState, results_of
-from gpuplugin.daemon.dra.claimstore import sync_folder, write_durably
+from gpuplugin.core.cdi import claim_spec
+from gpuplugin.core.dra.claims import (
+    BrokenCheckpoint,
+    ClaimError,
+    Claims,
+    ClaimState,
+    decoded,
+    encoded,
+    results_of,
+)
+from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.serving.cdi import SPEC_MODE
+from gpuplugin.daemon.wholefiles import sync_folder, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from gpuplugin.core.dra.claims import Claim, ClaimRef, Claims, HeldDevice
+    from gpuplugin.core.cdi import CdiHost
+    from gpuplugin.core.dra.claims import Claim, ClaimRef, HeldDevice
     from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.daemon.dra.claimstore import ClaimStore
 
 CDI_VENDOR = "gpuplugin.dev"
 """Not that of the device plugin, which removes the specs of its own that it does not want."""
 CDI_KIND = f"{CDI_VENDOR}/claim"
-_MODE = 0o644
+DRIVER_NOTE, CLAIM_NOTE = f"{CDI_VENDOR}/driver", f"{CDI_VENDOR}/claim"
+"""Annotations of a spec: whose it is, and its claim as the file of claims has it."""
+RETRY_S = 0.5
+
 _UID = re.compile(r"[0-9A-Za-z][-0-9A-Za-z]{0,63}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What claims may have at this moment, by device name, and what their containers get."""
+
+    offers: Mapping[str, Offer]
+    injection: InjectionPlan
+    host: CdiHost
 
 
 class ReadClaim(Protocol):
@@ -39,8 +69,7 @@ class ReadClaim(Protocol):
 class ClaimKeeper:
     """Prepares and unprepares claims; calls for different claims run at the same time.
 
-    `edits` are the CDI edits for each device of a claim, by its name: the device nodes of its GPU,
-    the driver's files.
+    `offered` is asked for what there is; None as long as no GPU was listed.
     """
 
     def __init__(
@@ -48,33 +77,28 @@ class ClaimKeeper:
         driver: str,
         store: ClaimStore,
         cdi_folder: Path,
-        offers: Callable[[], Mapping[str, Offer]],
+        offered: Callable[[], Offered | None],
         read_claim: ReadClaim,
-        edits: Callable[[Sequence[HeldDevice]], Mapping[str, JsonObject]],
     ) -> None:
         self._driver = driver
         self._store = store
         self._cdi_folder = cdi_folder
-        self._offers = offers
+        self._offered = offered
         self._read_claim = read_claim
-        self._edits = edits
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
         self._locks_lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._stopped = False
 
-    def prepare(self, ref: ClaimRef) -> Sequence[HeldDevice]:
+    def prepare(self, ref: ClaimRef, deadline_s: float) -> Sequence[HeldDevice]:
         """See `ClaimWork`; the same devices again for a claim that is prepared."""
         self._spec_path(ref.uid)  # raises for what is no UID
-        with self._claim_lock(ref.uid):
-            known = self._claims().by_uid.get(ref.uid)
-            if known is not None and known.state is ClaimState.PREPARED:
-                self._write_spec(known)
-                return known.devices
-            results = results_of(self._read_claim(ref), ref.uid, self._driver)
-            offers = self._offers()
-            claims = self._change(lambda now: now.started(ref, results, offers))
-            ids = self._write_spec(claims.by_uid[ref.uid])
-            claims = self._change(lambda now: now.prepared(ref.uid, ids))
-            return claims.by_uid[ref.uid].devices
+        while True:
+            try:
+                return self._prepare(ref)
+            except ClaimError as error:
+                if not error.may_pass or not self._wait(deadline_s):
+                    raise
 
     def unprepare(self, ref: ClaimRef) -> None:
         """See `ClaimWork`."""
@@ -82,12 +106,57 @@ class ClaimKeeper:
             if ref.uid in self._claims().by_uid:
                 self._remove_spec(ref.uid)
                 self._change(lambda now: now.without(ref.uid))
+        self.retry()
 
     def restore(self) -> None:
-        """After a start: write specs that are missing; no Prepare comes for pods that run."""
-        for claim in self._claims().by_uid.values():
-            if claim.state is ClaimState.PREPARED:
-                self._write_spec(claim)
+        """Write specs that are missing: no Prepare comes for pods that run. Raises `ClaimError`."""
+        for uid, claim in self._claims().by_uid.items():
+            if claim.state is ClaimState.PREPARED and not self._spec_path(uid).exists():
+                with self._claim_lock(uid):
+                    now = self._claims().by_uid.get(uid)
+                    if now is not None and now.state is ClaimState.PREPARED:
+                        self._write_spec(now)
+                        text = f"the CDI spec of claim {_named(now.ref)} was not there: written"
+                        log_fact(log, logging.WARNING, "claim-spec-restored", text)
+
+    def retry(self) -> None:
+        """Something has changed: who waits tries again."""
+        with self._turn:
+            self._turn.notify_all()
+
+    def stop(self) -> None:
+        """Nobody waits any more."""
+        with self._turn:
+            self._stopped = True
+            self._turn.notify_all()
+
+    def _wait(self, deadline_s: float) -> bool:
+        """Wait for what may change, which others may bring about; False if it is too late."""
+        with self._turn:
+            left_s = deadline_s - time.monotonic()
+            if left_s > 0 and not self._stopped:
+                self._turn.wait(min(RETRY_S, left_s))
+            return left_s > 0 and not self._stopped
+
+    def _prepare(self, ref: ClaimRef) -> Sequence[HeldDevice]:
+        with self._claim_lock(ref.uid):
+            known = self._claims().by_uid.get(ref.uid)
+            if known is not None and known.state is ClaimState.PREPARED:
+                if not self._spec_path(ref.uid).exists():
+                    self._write_spec(known)
+                return known.devices
+            results = results_of(self._read_claim(ref), ref.uid, self._driver)
+            offers = self._offered_now().offers
+            claims = self._change(lambda now: now.started(ref, results, offers))
+            ids = self._write_spec(claims.by_uid[ref.uid])
+            claims = self._change(lambda now: now.prepared(ref.uid, ids))
+            return claims.by_uid[ref.uid].devices
+
+    def _offered_now(self) -> Offered:
+        offered = self._offered()
+        if offered is None:
+            raise ClaimError("the plugin has not listed this node's GPUs yet", may_pass=True)
+        return offered
 
     def _claims(self) -> Claims:
         try:
@@ -102,31 +171,26 @@ class ClaimKeeper:
             raise ClaimError(f"the file of claims cannot be written: {error}") from error
 
     def _write_spec(self, claim: Claim) -> Mapping[str, tuple[str, ...]]:
-        """Write the CDI spec of a claim if it is not there; the ids of its devices by name."""
-        names = {
-            held.result.device: f"{claim.ref.uid}-{held.result.device}" for held in claim.devices
+        """Write the CDI spec of a claim; the ids of its devices by name."""
+        offered = self._offered_now()
+        uid = claim.ref.uid
+        names = {held.result.device: f"{uid}-{held.result.device}" for held in claim.devices}
+        ids = {device: (f"{CDI_KIND}={name}",) for device, name in names.items()}
+        if not names:
+            return ids
+        nodes = {
+            names[held.result.device]: _nodes_of(held, offered.offers) for held in claim.devices
         }
-        edits = self._edits(claim.devices)
-        spec = {
-            "cdiVersion": CDI_VERSION,
-            "kind": CDI_KIND,
-            "devices": [
-                {"name": name, "containerEdits": edits[device]} for device, name in names.items()
-            ],
-        }
-        text = json.dumps(spec, indent=2) + "\n"
-        path = self._spec_path(claim.ref.uid)
+        record = Claims(self._store.boot_id, {uid: claim}).prepared(uid, ids)
+        notes = {DRIVER_NOTE: self._driver, CLAIM_NOTE: encoded(record, indent=None)}
+        spec = claim_spec(CDI_KIND, nodes, offered.injection, offered.host, notes)
+        path = self._spec_path(uid)
         try:
-            present = path.read_text("utf-8") == text
-        except (OSError, UnicodeDecodeError):
-            present = False
-        if not present and names:
-            try:
-                self._cdi_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-                write_durably(path, text, _MODE)
-            except OSError as error:
-                raise ClaimError(f"the CDI spec {path} cannot be written: {error}") from error
-        return {device: (f"{CDI_KIND}={name}",) for device, name in names.items()}
+            self._cdi_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            write_whole(path, json.dumps(spec, indent=2) + "\n", SPEC_MODE, durably=True)
+        except OSError as error:
+            raise ClaimError(f"the CDI spec {path} cannot be written: {error}") from error
+        return ids
 
     def _remove_spec(self, uid: str) -> None:
         path = self._spec_path(uid)
@@ -142,7 +206,7 @@ class ClaimKeeper:
         """The kubelet's word for a name of a file: nothing else of the machine may be meant."""
         if not _UID.fullmatch(uid):
             raise ClaimError(f"{uid!r} is no UID of a claim")
-        return self._cdi_folder / f"{CDI_VENDOR}-claim-{uid}.json"
+        return self._cdi_folder / spec_name(uid)
 
     @contextmanager
     def _claim_lock(self, uid: str) -> Iterator[None]:
@@ -160,3 +224,38 @@ class ClaimKeeper:
                     del self._locks[uid]
                 else:
                     self._locks[uid] = lock, users - 1
+
+
+def spec_name(uid: str) -> str:
+    return f"{CDI_VENDOR}-claim-{uid}.json"
+
+
+def claims_of_specs(folder: Path, driver: str, boot_id: str) -> Claims:
+    """The claims of a driver that the CDI specs in a folder are for: where their file is lost."""
+    found: dict[str, Claim] = {}
+    for path in sorted(folder.glob(spec_name("*"))):
+        try:
+            notes = json.loads(path.read_text("utf-8"))["annotations"]
+            if notes[DRIVER_NOTE] == driver:
+                found |= decoded(notes[CLAIM_NOTE]).rebooted(boot_id).by_uid
+        except (OSError, ValueError, LookupError, TypeError, BrokenCheckpoint) as error:
+            text = f"whose claim the CDI spec {path} is for cannot be told: {error}"
+            log_fact(log, logging.WARNING, "claim-spec-unknown", text)
+    if found:
+        names = ", ".join(_named(claim.ref) for claim in found.values())
+        log_fact(log, logging.WARNING, "claims-rebuilt", f"claims found by their specs: {names}")
+    return Claims(boot_id, found)
+
+
+def _nodes_of(held: HeldDevice, offers: Mapping[str, Offer]) -> tuple[str, ...]:
+    offer = offers.get(held.result.device)
+    if offer is None or offer.uuid != held.uuid or not offer.nodes:
+        raise ClaimError(
+            f"device {held.result.device} ({held.uuid}) has no device node on this node now",
+            may_pass=True,
+        )
+    return offer.nodes
+
+
+def _named(ref: ClaimRef) -> str:
+    return f"{ref.namespace}/{ref.name}"

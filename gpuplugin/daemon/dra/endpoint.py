@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.logs import log_fact
-from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket
+from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket, start_server
 from gpuplugin.daemon.tasks import wait_period_or
 from gpuplugin.kubelet.draplugin import HEALTH_VERSION, PLUGIN_TYPE, VERSIONS
 from gpuplugin.kubelet.registration import plugin_info, watched_service
 from gpuplugin.rpc.services import SocketError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from gpuplugin.daemon.files import FileWatch
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 COMPONENT = "kubelet:dra"
 MAX_PAUSE_S = 5.0
-STOP_GRACE_S = 1.0
+STOP_GRACE_S = 5.0
+"""For calls that run: of an instance that is replaced none fails."""
 _TOKEN_BYTES = 4
 
 log = logging.getLogger(__name__)
@@ -64,13 +66,18 @@ class DraEndpoint:
         engine: Engine,
         status: StatusBoard,
         files: FileWatch,
+        found: Callable[[], object] = lambda: None,
+        wrap: Callable[[Service], Service] = lambda service: service,
     ) -> None:
+        """`found` is called on the loop when a kubelet finds the driver; `wrap` measures calls."""
         self._driver = driver
         self._plugin = plugin
         self._dirs = dirs
         self._engine = engine
         self._status = status
         self._files = files
+        self._found = found
+        self._wrap = wrap
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Event()
         self._refusal = ""
@@ -101,13 +108,18 @@ class DraEndpoint:
     async def _serve(self, calls: Path, found: Path) -> str:
         """Serve both sockets until they have to be renewed; returns why."""
         info = plugin_info(PLUGIN_TYPE, self._driver, str(calls), (*VERSIONS, HEALTH_VERSION))
-        registration = watched_service(info, lambda: None, self._registered_in_thread)
+        registration = watched_service(
+            info, lambda: self._soon(self._found), self._registered_in_thread
+        )
         self._refusal = ""
         servers: list[Server] = []
         try:
             # The kubelet may call as soon as it finds the other one.
-            for path, services in ((calls, self._plugin.services()), (found, [registration])):
-                servers.append(await self._started(path, services))
+            for path, services in (
+                (calls, [*map(self._wrap, self._plugin.services())]),
+                (found, [registration]),
+            ):
+                servers.append(await start_server(self._engine, path, services))
             log_fact(log, logging.INFO, "serving", f"serving {self._driver} on {calls}")
             made = [(path, identity(path)) for path in (calls, found)]
             while not (reason := self._outdated(made)):
@@ -121,24 +133,17 @@ class DraEndpoint:
             for path in (found, calls):
                 remove_socket(path)
 
-    async def _started(self, path: Path, services: list[Service]) -> Server:
-        """Start serving in a thread; a cancellation meanwhile leaves no server behind."""
-        starting = asyncio.ensure_future(asyncio.to_thread(self._engine.serve, path, services))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            with suppress(OSError, SocketError):  # no server then, and the end of the task counts
-                server = await starting
-                await asyncio.to_thread(server.stop, STOP_GRACE_S)
-            raise
-
     def _outdated(self, made: list[tuple[Path, Identity | None]]) -> str:
         if self._refusal:
             return f"registration-refused: {self._refusal}"
         return "socket-removed" if any(identity(path) != known for path, known in made) else ""
 
     def _registered_in_thread(self, accepted: bool, error: str) -> None:
-        self._loop.call_soon_threadsafe(self._registered, accepted, error)
+        self._soon(self._registered, accepted, error)
+
+    def _soon(self, change: Callable[..., object], *args: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(change, *args)
 
     def _registered(self, accepted: bool, error: str) -> None:
         if accepted:

@@ -17,12 +17,22 @@ from lightkube.generic_resource import create_global_resource
 from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
 from lightkube.resources.core_v1 import Node
 
-from gpuplugin.core.dra.slices import Create, Delete, Stored, Update, dropped_gates, writes
+from gpuplugin.core.dra.slices import (
+    Create,
+    Delete,
+    Stored,
+    Update,
+    dropped_gates,
+    stored_replicas,
+    trial_spec,
+    writes,
+)
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.tasks import wait_period_or
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightkube import SingleConfig
     from lightkube.generic_resource import GenericGlobalResource
@@ -30,11 +40,15 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.dra.devices import JsonObject, Offer
     from gpuplugin.core.dra.slices import Pool, Write
+    from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import StatusBoard
 
 COMPONENT: Final = "slices"
 SHARES_GATE, TAINTS_GATE = "DRAConsumableCapacity", "DRADeviceTaints"
 REQUEST_TIMEOUT_S = 10.0
+FIELD_MANAGER: Final = "gpuplugin"
+LOOK_S = 15.0
+"""How often to look whether a device plugin has left the node."""
 WATCH_S = 300
 """After this the server ends a watch, and another one begins."""
 
@@ -51,20 +65,36 @@ class Published:
     dropped: frozenset[str]
 
 
+class _Anew(Exception):
+    """Slices are to be listed again, with a new connection."""
+
+
 class SlicePublisher:
     """Publishes the devices that `offer` was last given; all of it on one event loop."""
 
-    def __init__(self, pool: Pool, config: SingleConfig, status: StatusBoard) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        config: SingleConfig,
+        status: StatusBoard,
+        metrics: Metrics,
+        listed: Callable[[Mapping[str, int]], object] = lambda _offered: None,
+    ) -> None:
+        """`listed` is given the replicas of what is offered, before anything is written."""
         self._pool = pool
         self._config = config
         self._status = status
+        self._metrics = metrics
+        self._listed = listed
         self._offers: tuple[Offer, ...] = ()
         self._version = 0
         self._turn = asyncio.Event()
         self._stored: dict[str, Stored] = {}
         self._dropped: frozenset[str] = frozenset()
         self._backoff = Backoff(0.1, 30.0)
-        self.writes_total = 0
+        self._anew = asyncio.Event()
+        self._elsewhere: frozenset[str] = frozenset()
+        """Resources that a device plugin offers on this node."""
         self.published: Published | None = None
         status.set(COMPONENT, "nothing was published yet", ok=False)
 
@@ -74,12 +104,19 @@ class SlicePublisher:
         self._version += 1
         self._turn.set()
 
+    def look_again(self) -> None:
+        """List the slices anew: that somebody deleted them may have been missed."""
+        self._anew.set()
+
     async def run(self) -> None:
         """Publish until cancelled; slices stay when this ends: pods keep what they have."""
         while True:
             try:
                 await self._follow()
+            except* _Anew:
+                pass
             except* (httpx2.HTTPError, OSError) as group:
+                self._metrics.dra_slice_writes.labels(result="failed").inc()
                 reason = _reason(group)
                 if self._status.set(COMPONENT, f"not published: {reason}", ok=False):
                     text = f"ResourceSlices cannot be published, trying again: {reason}"
@@ -88,24 +125,52 @@ class SlicePublisher:
 
     async def _follow(self) -> None:
         """With one connection: list, then write whatever is not as it should be."""
-        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=WATCH_S + REQUEST_TIMEOUT_S)
-        async with AsyncClient(self._config, timeout=timeout) as client:
+        async with AsyncClient(
+            self._config, timeout=httpx2.Timeout(REQUEST_TIMEOUT_S), field_manager=FIELD_MANAGER
+        ) as client:
+            self._anew.clear()
             owner = await self._owner(client)
+            self._dropped = await self._missing_gates()
             listing = client.list(ResourceSlice, fields=self._mine())
             found = [_stored(one) async for one in listing]
             self._stored = {one.name: one for one in found}
-            self._dropped = frozenset()
+            self._listed(stored_replicas(found))
             self._turn.set()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch(client, listing.resourceVersion))
                 tasks.create_task(self._publish(client, owner))
+                tasks.create_task(self._until_anew())
+
+    async def _until_anew(self) -> None:
+        """A watch on a broken connection shows nothing; tokens and what the node has change."""
+        await wait_period_or(self._anew, LOOK_S if self._elsewhere else WATCH_S + 10)
+        raise _Anew
+
+    async def _missing_gates(self) -> frozenset[str]:
+        """The feature gates without which a device would be stored as something else.
+
+        Asked without storing anything: an exclusive GPU in place of a shared one would be given
+        out at once.
+        """
+        spec = trial_spec(self._pool)
+        metadata = ObjectMeta(generateName=f"{self._pool.slice_name(0)[:200]}-trial-")
+        async with AsyncClient(
+            self._config, timeout=httpx2.Timeout(REQUEST_TIMEOUT_S), dry_run=True
+        ) as client:
+            made = await client.create(ResourceSlice(metadata=metadata, spec=spec))
+        return dropped_gates(spec, _stored(made).spec)
 
     def _mine(self) -> dict[str, str | BinaryOperator | SequenceOperator]:
         return {"spec.nodeName": self._pool.node, "spec.driver": self._pool.driver}
 
     async def _owner(self, client: AsyncClient) -> OwnerReference:
-        """Slices go with their node."""
+        """Slices go with their node; what a device plugin offers there is not offered again.
+
+        The scheduler takes a resource from the device plugin as long as the node has any of it.
+        """
         node = await client.get(Node, self._pool.node)
+        allocatable = (node.status.allocatable if node.status else None) or {}
+        self._elsewhere = frozenset(name for name, count in allocatable.items() if count != "0")
         uid = (node.metadata.uid if node.metadata else None) or ""
         return OwnerReference(
             apiVersion="v1", kind="Node", name=self._pool.node, uid=uid, controller=True
@@ -145,12 +210,16 @@ class SlicePublisher:
         return [
             offer
             for offer in self._offers
-            if not (offer.shared and SHARES_GATE in self._dropped)
+            if offer.resource not in self._elsewhere
+            and not (offer.shared and SHARES_GATE in self._dropped)
             and not (offer.taints and TAINTS_GATE in self._dropped)
         ]
 
     async def _write(self, client: AsyncClient, owner: OwnerReference, write: Write) -> None:
-        self.writes_total += 1
+        await self._put(client, owner, write)
+        self._metrics.dra_slice_writes.labels(result="ok").inc()
+
+    async def _put(self, client: AsyncClient, owner: OwnerReference, write: Write) -> None:
         match write:
             case Create(name=name, spec=spec):
                 metadata = ObjectMeta(name=name, ownerReferences=[owner])
@@ -187,13 +256,22 @@ class SlicePublisher:
 
     def _tell(self) -> None:
         count = sum(len(_devices(one.spec)) for one in self._stored.values())
-        text = f"{count} devices in {len(self._stored)} slices"
         missing = len(self._offers) - len(self._possible())
+        self._metrics.dra_devices_left_out.set(missing)
+        texts = [f"{count} devices in {len(self._stored)} slices"]
         if self._dropped:
             gates = " and ".join(sorted(self._dropped))
-            text += f"; {missing} are left out: switch on the feature gate {gates}"
-        if self._status.set(COMPONENT, text, ok=not self._dropped):
-            level = logging.WARNING if self._dropped else logging.INFO
+            texts.append(f"switch on the feature gate {gates}")
+        if names := self._elsewhere.intersection(offer.resource for offer in self._offers):
+            texts.append(
+                f"a device plugin offers {', '.join(sorted(names))} on this node: remove it from "
+                "the node, or use --allocation device-plugin; pods of both would share GPUs unseen"
+            )
+        if missing:
+            texts[0] += f", {missing} devices are left out"
+        text, ok = "; ".join(texts), not (names or self._dropped)
+        if self._status.set(COMPONENT, text, ok=ok):
+            level = logging.INFO if ok else logging.WARNING
             log_fact(log, level, "slices-published", f"published {text}")
 
 

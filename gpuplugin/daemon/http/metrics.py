@@ -259,6 +259,34 @@ class Metrics:
             ["kind", "result"],
         )
 
+        self.dra_claims = Counter(
+            "gpuplugin_dra_claims",
+            "Claims that the kubelet had prepared and unprepared, by result.",
+            ["operation", "result"],
+        )
+        self.dra_prepared_claims = Gauge(
+            "gpuplugin_dra_prepared_claims", "Claims that are prepared, or were begun to be."
+        )
+        self.dra_shares_out = Gauge(
+            "gpuplugin_dra_shares_out",
+            "Shares that claims hold, by device; an exclusive device counts as one.",
+            ["device"],
+        )
+        self.dra_slice_writes = Counter(
+            "gpuplugin_dra_slice_writes",
+            "Writes of ResourceSlices to the API server, by result.",
+            ["result"],
+        )
+        self.dra_devices_left_out = Gauge(
+            "gpuplugin_dra_devices_left_out",
+            "Devices that are in no ResourceSlice: a feature gate is off, or a device plugin "
+            "offers the resource on this node.",
+        )
+        self.dra_devices_kept_shared = Gauge(
+            "gpuplugin_dra_devices_kept_shared",
+            "Devices that are configured as exclusive and stay shared until their shares are back.",
+        )
+
     def forget_resource(self, resource: str) -> None:
         """The resource is served no more: its series end."""
         for metric in (

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import driver_root
 from gpuplugin.core.cdi import CdiHost, cdi_specs, hook_programs, spec_file_name
-from gpuplugin.core.injection import CDI_VENDOR
 from gpuplugin.daemon.serving.sockets import identity
+from gpuplugin.daemon.wholefiles import write_whole
 from hal.driverfiles import DriverFiles, find_driver_files
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.inventory import Inventory
     from gpuplugin.daemon.serving.sockets import Identity
 
-_MODE = 0o644
+SPEC_MODE = 0o644
 _FEATURE_NODES = {
     "gdrcopy": ("dev/gdrdrv",),
     "gds": ("dev/nvidia-fs*",),
@@ -60,16 +59,20 @@ class CdiWriter:
 
 
 def cdi_writer(settings: Settings, plan: InjectionPlan) -> CdiWriter:
-    """A writer for this machine; a simulated node has no driver files to mount."""
+    """A writer for this machine."""
+    return CdiWriter(settings.daemon.cdi_root, cdi_host(settings, plan), plan)
+
+
+def cdi_host(settings: Settings, plan: InjectionPlan) -> CdiHost:
+    """What this machine has for specs; a simulated node has no driver files to mount."""
     root = driver_root(settings)
     simulated = settings.daemon.backend == "sim"
-    host = CdiHost(
+    return CdiHost(
         driver_root=settings.flags.nvidia_driver_root,
         driver=DriverFiles() if simulated else find_driver_files(root),
         hook=_hook(settings, root),
         feature_nodes=tuple((one, feature_nodes(root, one)) for one in plan.features),
     )
-    return CdiWriter(settings.daemon.cdi_root, host, plan)
 
 
 def _write_if_changed(path: Path, spec: Mapping[str, object]) -> bool:
@@ -79,22 +82,8 @@ def _write_if_changed(path: Path, spec: Mapping[str, object]) -> bool:
             return False
     except OSError:
         pass  # not there, or not readable: written anew
-    _write_whole(path, text)
+    write_whole(path, text, SPEC_MODE)
     return True
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the new one; a failure leaves nothing behind."""
-    # Runtimes read every file in the folder that ends in .json: the temporary one must not.
-    temporary = path.parent / f".{CDI_VENDOR}-{os.urandom(8).hex()}"
-    try:
-        with temporary.open("x") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), _MODE)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _hook(settings: Settings, root: Path) -> str | None:

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Literal
 
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.serving.sockets import (
+    STOP_GRACE_S,
     OtherPlugin,
     identity,
     new_socket_path,
     remove_leftovers,
     remove_socket,
+    start_server,
 )
-from gpuplugin.daemon.tasks import supervise, wait_period_or
+from gpuplugin.daemon.tasks import wait_period_or
 from gpuplugin.kubelet.registration import RegistrationFailed, register, registration_service
 from gpuplugin.rpc.services import SocketError
 
@@ -33,11 +35,10 @@ if TYPE_CHECKING:
 
     from gpuplugin.daemon.files import FileWatch
     from gpuplugin.daemon.http.metrics import Metrics
-    from gpuplugin.daemon.node import Node
     from gpuplugin.daemon.serving.sockets import Identity, KubeletDirs
     from gpuplugin.daemon.status import StatusBoard
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
-    from gpuplugin.rpc.services import Engine, Server, Service
+    from gpuplugin.rpc.services import Engine, Service
 
 POLL_S = 0.25
 STREAM_GRACE_S = 2.0
@@ -50,12 +51,8 @@ MAX_PAUSE_S = 5.0
 """The longest pause before another socket."""
 
 REGISTER_TIMEOUT_S = 5.0
-STOP_GRACE_S = 1.0
 _STABLE_AFTER_S = 5.0
 """A socket that a kubelet watched for this long was good: its end is no reason to wait longer."""
-
-_EMPTY_LIST_S = 0.5
-"""Time for an empty list to reach the kubelet before the resource's socket is removed."""
 
 _OWN_NAMES = 16
 
@@ -152,7 +149,7 @@ class Endpoint:
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             remove_leftovers(path.parent, self._resource)
-            server = await self._start_server(socket)
+            server = await start_server(self._context.engine, path, self._services(socket))
         except (OSError, SocketError) as error:
             text = f"no socket for {self._resource} in {path.parent}: {error}"
             remedy = "the folder (--kubelet-dir) must be local and writable"
@@ -166,19 +163,6 @@ class Endpoint:
             await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
             remove_socket(path)
             self._context.metrics.streams.labels(self._resource).set(0)
-
-    async def _start_server(self, socket: _Socket) -> Server:
-        """Start serving in a thread; a cancellation meanwhile leaves no server behind."""
-        starting = asyncio.ensure_future(
-            asyncio.to_thread(self._context.engine.serve, socket.path, self._services(socket))
-        )
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            with suppress(OSError, SocketError):  # no server then, and the end of the task counts
-                server = await starting
-                await asyncio.to_thread(server.stop, STOP_GRACE_S)  # which removes the socket
-            raise
 
     async def _serve(self, socket: _Socket) -> str:
         text = f"serving {self._resource} on {socket.path}"
@@ -357,40 +341,3 @@ class Endpoint:
         if self._context.registration == "classic":
             return "waiting for the kubelet to connect"
         return "waiting for the kubelet's plugin watcher"
-
-
-class Endpoints:
-    def __init__(self, node: Node, context: ServingContext) -> None:
-        self._node = node
-        self._context = context
-
-    async def run(self) -> None:
-        """Follow the node's resources until cancelled; sockets are removed when this returns."""
-        running: dict[str, tuple[DevicePlugin, asyncio.Task[None]]] = {}
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                self._node.resources_changed.clear()
-                wanted = dict(self._node.plugins)
-                for name, (plugin, task) in list(running.items()):
-                    if wanted.get(name) is not plugin:
-                        await _stop_serving(plugin, task)
-                        del running[name]
-                        if name not in self._node.plugins:  # it may be back meanwhile
-                            self._context.metrics.forget_resource(name)
-                for name, plugin in wanted.items():
-                    if name not in running:
-                        running[name] = (plugin, tasks.create_task(self._serve(name, plugin)))
-                await self._node.resources_changed.wait()
-
-    async def _serve(self, name: str, plugin: DevicePlugin) -> None:
-        context = self._context
-        endpoint = Endpoint(plugin, context)
-        await supervise(f"endpoint:{name}", endpoint.run, context.status, context.metrics)
-
-
-async def _stop_serving(plugin: DevicePlugin, task: asyncio.Task[None]) -> None:
-    """Stop serving a resource: an empty list first, so that the kubelet forgets its capacity."""
-    plugin.devices.publish(b"")
-    await asyncio.sleep(_EMPTY_LIST_S)
-    task.cancel()
-    await asyncio.wait([task])

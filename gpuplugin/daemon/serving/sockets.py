@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import math
@@ -9,17 +10,23 @@ import os
 import socket
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuplugin.daemon.logs import log_fact
+from gpuplugin.rpc.services import SocketError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Sequence
+
+    from gpuplugin.rpc.services import Engine, Server, Service
 
 Identity: TypeAlias = tuple[int, int, int]
 """Device, inode and change time (ns) of a file: a file that was made anew differs."""
+
+STOP_GRACE_S = 1.0
 
 _PREFIX = "gpuplugin-"
 _TOKEN_BYTES = 4
@@ -138,6 +145,21 @@ def listened_on(path: Path) -> bool:
         client.setblocking(False)
         # Anything but 0 and EAGAIN (a full backlog) means that no process accepts there.
         return client.connect_ex(str(path)) in (0, errno.EAGAIN)
+
+
+async def start_server(engine: Engine, path: Path, services: Sequence[Service]) -> Server:
+    """Start serving in a thread; a cancellation meanwhile leaves no server behind.
+
+    Raises `OSError` and `SocketError`.
+    """
+    starting = asyncio.ensure_future(asyncio.to_thread(engine.serve, path, services))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(OSError, SocketError):  # no server then, and the end of the task counts
+            server = await starting
+            await asyncio.to_thread(server.stop, STOP_GRACE_S)  # which removes the socket
+        raise
 
 
 def remove_socket(path: Path) -> None:

@@ -49,6 +49,12 @@ class Stream(Outgoing):
     """The request as far as it has come; None once its message is complete."""
     lead: bytes = RESPONSE_BLOCK
     """The headers of the response until they are sent."""
+    outcome: bytes | Exception | None = None
+    """What a handler that ran elsewhere made of the request."""
+
+
+def _here(run: Callable[[], None]) -> None:
+    run()
 
 
 class ServerCalls:
@@ -56,7 +62,8 @@ class ServerCalls:
 
     `service` has methods by the whole path of a call. `wake` is called with a stream, from any
     thread, when its subscription has something to take: `pull` it then. `clock_s` is monotonic.
-    `unread_bytes` are those of all connections of the server.
+    `unread_bytes` are those of all connections of the server. `elsewhere` runs a handler that may
+    wait, in another thread.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class ServerCalls:
         wake: Callable[[Stream], None],
         clock_s: Callable[[], float],
         unread_bytes: Callable[[], int] | None = None,
+        elsewhere: Callable[[Callable[[], None]], None] = _here,
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent)
@@ -74,6 +82,7 @@ class ServerCalls:
         """Streams that were reset here lately: the peer may not know yet."""
         self.service = service
         self._wake = wake
+        self._elsewhere = elsewhere
         self.clock_s = clock_s
         self._all_unread_bytes = unread_bytes or (lambda: self.unread_bytes)
         self._initial_window = frames.DEFAULT_WINDOW_BYTES
@@ -100,6 +109,9 @@ class ServerCalls:
 
     def whole(self, stream_id: int, path: str, request: bytes) -> None:
         """A call of a handler came as a whole: the shortest way to a response in one piece."""
+        if path in self.service.waiting:
+            self._guarded(partial(self._start, request), self._open(stream_id, path, ended=True))
+            return
         try:
             response = self.service.unary[path](request)
         except Exception as error:  # noqa: BLE001 - handled and logged there
@@ -115,8 +127,15 @@ class ServerCalls:
             self._guarded(self._take, stream)
 
     def pull(self, stream: Stream) -> None:
-        """Send what a stream's subscription has, unless a message of it is under way."""
-        if stream.subscription is not None and not stream.rest:
+        """Send what a stream's subscription has, unless a message of it is under way.
+
+        Or the response of a handler that ran elsewhere, if the peer still waits for it.
+        """
+        if stream.outcome is not None:
+            outcome, stream.outcome = stream.outcome, None
+            if self.streams.get(stream.stream_id) is stream:
+                self._guarded(partial(self._finish_with, outcome), stream)
+        elif stream.subscription is not None and not stream.rest:
             self._guarded(self._pull, stream)
 
     def expire(self) -> None:
@@ -178,8 +197,29 @@ class ServerCalls:
         if stream.is_list:
             subscribe = self.service.streams[stream.path]
             stream.subscription = subscribe(partial(self._wake, stream))
+        elif stream.path in self.service.waiting:
+            self._start(message, stream)
         else:
             self._respond(stream, self.service.unary[stream.path](message))
+
+    def _start(self, request: bytes, stream: Stream) -> None:
+        """Call a handler elsewhere; what comes of it is pulled."""
+        stream.body = None
+        handler = self.service.unary[stream.path]
+
+        def run() -> None:
+            try:
+                stream.outcome = handler(request)
+            except Exception as error:  # noqa: BLE001 - handled and logged where it is pulled
+                stream.outcome = error
+            self._wake(stream)
+
+        self._elsewhere(run)
+
+    def _finish_with(self, outcome: bytes | Exception, stream: Stream) -> None:
+        if isinstance(outcome, Exception):
+            raise outcome
+        self._respond(stream, outcome)
 
     def _check_incomplete(self, stream: Stream) -> None:
         if stream.ended:

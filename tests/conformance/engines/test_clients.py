@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.component.waiting import eventually
+from gpuplugin.rpc import RpcCode, RpcError, Service
+from gpuplugin.rpc.client import Connection, Method
+from gpuplugin.rpc.fast import FastEngine
+from tests.component.waiting import DEADLINE_S, eventually
 from tests.conformance.engines.clients import CLIENTS, GrpcioClient, Refused
-from tests.conformance.engines.conftest import BOOM, ECHO, FAIL, REPEAT, WATCH
+from tests.conformance.engines.conftest import (
+    BOOM,
+    ECHO,
+    ENGINES,
+    FAIL,
+    REPEAT,
+    WATCH,
+    serving,
+)
 from tests.conformance.engines.rawh2 import grpc_message
 
 if TYPE_CHECKING:
@@ -99,6 +111,58 @@ def test_many_calls_at_a_time_on_one_connection(served: Served) -> None:
     finally:
         client.close()
     assert answers == requests
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_handler_that_waits_holds_up_no_other_call_of_its_connection(engine: str) -> None:
+    """As a kubelet has one connection for all claims, of which one may wait for another one."""
+    given, path = threading.Event(), "/test.Waiting/Work"
+
+    def work(request: bytes) -> bytes:
+        if request == b"give":
+            given.set()
+        elif request != b"fail":
+            assert given.wait(DEADLINE_S)
+        else:
+            raise RpcError(RpcCode.NOT_FOUND, "no such thing")
+        return request
+
+    waiting = Service("test.Waiting", {"Work": work}, {}, frozenset({"Work"}))
+    with serving(ENGINES[engine](), [waiting]) as served, ThreadPoolExecutor(3) as threads:
+        client = GrpcioClient(served.path)
+        try:
+            assert client.call(ECHO, b"connected") == b"connected"
+            held_up = [threads.submit(client.call, path, b"take") for _ in range(2)]
+            assert client.call(ECHO, b"beside") == b"beside"
+            with pytest.raises(Refused, match="no such thing"):
+                client.call(path, b"fail")
+            assert client.call(path, b"give") == b"give"
+            assert [one.result(DEADLINE_S) for one in held_up] == [b"take"] * 2
+        finally:
+            client.close()
+
+
+def test_of_a_handler_that_waits_nobody_is_told_after_the_client_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    entered, released, left = threading.Event(), threading.Event(), threading.Event()
+
+    def work(request: bytes) -> bytes:
+        entered.set()
+        assert released.wait(DEADLINE_S)
+        left.set()
+        return request
+
+    waiting = Service("test.Waiting", {"Work": work}, {}, frozenset({"Work"}))
+    with serving(FastEngine(), [waiting]) as served:
+        with Connection(served.path, DEADLINE_S) as connection:
+            connection.start(Method.of("/test.Waiting/Work"), b"take", streaming=False)
+            assert entered.wait(DEADLINE_S)
+        released.set()
+        assert left.wait(DEADLINE_S)
+        with Connection(served.path, DEADLINE_S) as connection:
+            assert connection.call(Method.of(ECHO), b"next") == b"next"
+    assert not caplog.records
 
 
 _NGHTTP2 = pytest.mark.skipif(

@@ -170,6 +170,8 @@ OWN = (
         "health.probe_interval", 5, (("1", 1), ("2s", 2), (".5h", 1800))),
     Row(("health-blind-after",), ("GPUPLUGIN_HEALTH_BLIND_AFTER",), "health.blindAfter",
         "health.blind_after", 10, (("1m", 60), ("500ms", 0.5), ("3s", 3))),
+    Row(("health-evict-lost",), ("GPUPLUGIN_HEALTH_EVICT_LOST",), "health.evictLost",
+        "health.evict_lost", False, BOOLS),
     Row(("health-fabric-check",), ("GPUPLUGIN_HEALTH_FABRIC_CHECK",), "health.fabricCheck",
         "health.fabric_check", True, BOOLS),
     Row(("health-confidential-check",), ("GPUPLUGIN_HEALTH_CONFIDENTIAL_CHECK",),
@@ -199,6 +201,10 @@ OWN = (
            ("0", False)),
     daemon("cdi-root", "GPUPLUGIN_CDI_ROOT", "cdi_root", Path("/var/run/cdi"), ("/v", Path("/v")),
            ("/c", Path("/c"))),
+    daemon("allocation", "GPUPLUGIN_ALLOCATION", "allocation", "device-plugin", ("dra", "dra"),
+           ("device-plugin", "device-plugin"), needs="--node-name=gpu-1"),
+    daemon("dra-driver-name", "GPUPLUGIN_DRA_DRIVER_NAME", "dra_driver_name", "gpu.gpuplugin.dev",
+           ("gpu.example.com", "gpu.example.com"), ("a", "a")),
     daemon("kubernetes-reports", "GPUPLUGIN_KUBERNETES_REPORTS", "kubernetes_reports", False,
            ("t", True), ("F", False), needs="--node-name=gpu-1"),
     daemon("node-name", "NODE_NAME", "node_name", "", ("a-1.b", "a-1.b"), ("c", "c")),
@@ -391,12 +397,12 @@ def test_the_section_of_feature_discovery_is_read(files: Files) -> None:
 CLOSED = {
     "mig-strategy", "device-id-strategy", "shared-devices-allocation-policy",
     "device-discovery-strategy", "backend", "registration", "log-level", "log-format",
-    "rpc-engine",
+    "rpc-engine", "allocation",
 }  # fmt: skip
 """Options whose text is one of a few words: the empty one is not among them."""
 NEVER_EMPTY = {
     "kubelet-dir", "cdi-root", "sysfs-root", "procfs-root", "listen-address", "host-proc",
-    "pod-logs",
+    "pod-logs", "dra-driver-name",
 }  # fmt: skip
 KIND = {option.flags[0].removeprefix("--"): option.kind for option in OPTIONS}
 
@@ -603,18 +609,25 @@ def test_folders_are_absolute_and_never_empty(
 
 
 REPORTS = "--kubernetes-reports"
+DRA = "--allocation=dra"
 
 
+@pytest.mark.parametrize("option", [REPORTS, DRA])
 @pytest.mark.parametrize(
     ("environment", "where"), [({}, ""), ({"NODE_NAME": ""}, "NODE_NAME")], ids=["unset", "empty"]
 )
-def test_reports_need_the_name_of_the_node(
-    files: Files, environment: dict[str, str], where: str
+def test_reports_and_dra_need_the_name_of_the_node(
+    files: Files, environment: dict[str, str], where: str, option: str
 ) -> None:
-    problem = files.problem("", REPORTS, **environment)
+    problem = files.problem("", option, **environment)
 
     assert (problem.where, problem.key) == (where, "daemon.nodeName")
-    for remedy in (REPORTS, "NODE_NAME", "fieldPath: spec.nodeName", "--node-name"):
+    for remedy in (
+        option.replace("=", " "),
+        "NODE_NAME",
+        "fieldPath: spec.nodeName",
+        "--node-name",
+    ):
         assert remedy in problem.message
 
 
@@ -625,6 +638,12 @@ def test_the_name_of_the_node_is_looked_at_where_it_is_needed(files: Files, name
     assert (problem.where, problem.key) == ("NODE_NAME", "daemon.nodeName")
     assert problem.message.endswith(f"found {name!r}")
     assert files.load("", NODE_NAME=name).settings.daemon.node_name == name
+
+
+@pytest.mark.parametrize("name", ["", "Gpu.example.com", "a/b", "a..b", "-a", "a_b", "a" * 64])
+def test_the_name_of_a_driver_is_a_subdomain(files: Files, name: str) -> None:
+    problem = files.problem("", f"--dra-driver-name={name}")
+    assert (problem.where, problem.key) == ("--dra-driver-name", "daemon.draDriverName")
 
 
 def test_a_folder_of_configurations_needs_the_name_of_the_node(files: Files) -> None:

@@ -236,6 +236,7 @@ def test_an_empty_variable_of_any_option_does_what_its_kind_says(
 CLOSED_STRINGS = {
     "migStrategy", "deviceIDStrategy", "sharedDevicesAllocationPolicy", "kubeletDir", "cdiRoot",
     "listenAddress", "hostProc", "podLogs", "sysfsRoot", "procfsRoot",
+    "draDriverName",
 }  # fmt: skip
 
 

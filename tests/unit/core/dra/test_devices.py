@@ -19,7 +19,7 @@ from gpuplugin.core.dra.devices import (
 )
 from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.healthboard import HealthBoard
-from gpuplugin.core.inventory import GPU_RESOURCE, Plan, plan_devices
+from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
 from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
 from hal import Gpu, GpuDisappeared, MigDevice, XidError
 from tests.unit.builders import GIB, a_gpu, a_probe, gpus, sharing
@@ -40,7 +40,7 @@ def offered(
     board: HealthBoard | None = None,
     offering: Offering = OFFERING,
 ) -> tuple[Offer, ...]:
-    return offers(plan_devices(found, plan), found, board or board_of(found), offering)
+    return offers(build_inventory(found, plan), found, board or board_of(found), offering)
 
 
 def test_a_shared_gpu_has_shares_of_which_a_pod_gets_one() -> None:
@@ -90,7 +90,7 @@ def test_each_gpu_has_its_own_number_and_resource() -> None:
 
 def test_attributes_have_the_names_and_types_that_others_use() -> None:
     gpu = replace(a_gpu(0, numa_node=1), product="NVIDIA L4", compute_capability=(8, 9))
-    offering = replace(OFFERING, pcie_roots={gpu.uuid: "pci0000:64"})
+    offering = replace(OFFERING, pcie_roots={"0000:01:00.0": "pci0000:64"})
     (device,) = [one.as_json() for one in offered((gpu,), sharing(2), offering=offering)]
     assert device["attributes"] == {
         "type": {"string": "gpu"},

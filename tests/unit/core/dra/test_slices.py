@@ -174,13 +174,21 @@ def test_the_order_follows_the_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "now", "taken", "expected"),
-    [(1, 10, 3, 10), (1, 10, 0, 1), (1, 0, 0, 1), (4, 10, 9, 4), (10, 1, 1, 10), (1, 1, 1, 1)],
+    ("wanted", "now", "out", "expected"),
+    [
+        (1, 10, 3, 10),
+        (1, 10, 0, 1),
+        (1, 0, 0, 1),
+        (4, 10, 9, 4),
+        (10, 1, 1, 10),
+        (1, 1, 1, 2),
+        (1, 0, 5, 5),
+    ],
 )
 def test_sharing_is_never_turned_off_while_shares_are_out(
-    wanted: int, now: int, taken: int, expected: int
+    wanted: int, now: int, out: int, expected: int
 ) -> None:
-    assert kept_shared(replace(offer(0), replicas=wanted), now, taken) == expected
+    assert kept_shared(replace(offer(0), replicas=wanted), now, out) == expected
 
 
 def test_what_a_server_dropped_names_the_gate() -> None:

@@ -1,0 +1,258 @@
+"""Dynamic Resource Allocation as the front door: what the node's view means for slices and claims.
+
+Claims are prepared in the kubelet's calls (`claimwork`), slices are published on the event loop
+(`publisher`). This follows the node's view and the file of claims, and hands both what follows.
+Imported only where DRA is wanted: it loads a Kubernetes client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from gpuplugin.core.dra.claims import ClaimError, Claims
+from gpuplugin.core.dra.devices import Offering, offers
+from gpuplugin.core.dra.slices import Arranged, Pool, arranged
+from gpuplugin.daemon.dra.claimapi import ClaimApi
+from gpuplugin.daemon.dra.claimstore import ClaimStore
+from gpuplugin.daemon.dra.claimwork import ClaimKeeper, Offered, claims_of_specs
+from gpuplugin.daemon.dra.endpoint import DraDirs, DraEndpoint
+from gpuplugin.daemon.dra.publisher import SlicePublisher
+from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.tasks import supervise, wait_period, wait_period_or
+from gpuplugin.kubelet.draplugin import DraPlugin, health_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from lightkube import SingleConfig
+
+    from gpuplugin.config.settings import Settings
+    from gpuplugin.core.dra.devices import DraPlan
+    from gpuplugin.core.dra.slices import Order
+    from gpuplugin.core.node import NodeView
+    from gpuplugin.daemon.files import FileWatch
+    from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.status import StatusBoard
+    from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from gpuplugin.rpc import Engine
+
+COMPONENT: Final = "claims"
+ORDER_PAUSE_S = 1.0
+"""Between two orders of the devices that follow shares as they are taken."""
+HEARTBEAT_S = 10.0
+"""The kubelet takes a device of which it heard nothing for 30 s for Unknown."""
+BOOT_ID = "sys/kernel/random/boot_id"
+
+for _name in ("anyio._backends._asyncio", "httpcore2._backends.anyio", "httpcore2._backends.sync"):
+    import_module(_name)  # the client would, when it connects first
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DoorContext:
+    """What the door stands in; `driver_version` is that of the GPUs' driver."""
+
+    settings: Settings
+    cluster: SingleConfig
+    engine: Engine
+    status: StatusBoard
+    metrics: Metrics
+    files: FileWatch
+    driver_version: Callable[[], str]
+    boot_id: str
+
+
+class DraDoor:
+    """Serves the newest view by DRA; see `daemon.frontdoor.FrontDoor`."""
+
+    def __init__(self, context: DoorContext) -> None:
+        self._context = context
+        daemon = context.settings.daemon
+        self._driver = driver = daemon.dra_driver_name
+        self._node_name = daemon.node_name
+        self._cdi_folder = daemon.cdi_root
+        dirs = DraDirs(daemon.kubelet_dir)
+        self._folder = dirs.plugin(driver)
+        self._store = ClaimStore(
+            self._folder,
+            context.boot_id,
+            lambda: claims_of_specs(daemon.cdi_root, driver, context.boot_id),
+        )
+        self._api = ClaimApi(context.cluster)
+        self._keeper = ClaimKeeper(
+            driver, self._store, daemon.cdi_root, lambda: self._offered, self._api.read
+        )
+        self._plugin = DraPlugin(self._keeper, self._count)
+        self._publisher = SlicePublisher(
+            Pool(driver, daemon.node_name),
+            context.cluster,
+            context.status,
+            context.metrics,
+            self._slices_listed,
+        )
+        stats = context.metrics.calls[driver]
+        self._endpoint = DraEndpoint(
+            driver,
+            self._plugin,
+            dirs,
+            context.engine,
+            context.status,
+            context.files,
+            self._publisher.look_again,
+            stats.wrap,
+        )
+        self._turn = asyncio.Event()
+        self._view: NodeView | None = None
+        self._claims = Claims(context.boot_id)
+        self._claims_known = False
+        self._replicas: dict[str, int] = {}
+        """With how many replicas each device was offered last."""
+        self._arranged: Arranged | None = None
+        self._offered: Offered | None = None
+        """Read by the threads of calls."""
+        context.status.set(COMPONENT, "the file of claims was not read yet", ok=False)
+
+    @property
+    def plugins(self) -> Mapping[str, DevicePlugin]:
+        return MappingProxyType({})
+
+    def publish(self, view: NodeView) -> None:
+        self._view = view
+        self._arrange(fresh=False)
+        self._turn.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled; slices and prepared claims stay when this returns."""
+        status, metrics = self._context.status, self._context.metrics
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, task in (
+                    ("dra-claims", self._follow_claims),
+                    ("dra-slices", self._publisher.run),
+                    ("dra-health", self._send_health),
+                    ("dra-endpoint", self._endpoint.run),
+                ):
+                    metrics.task_restarts.labels(task=name)
+                    tasks.create_task(supervise(name, task, status, metrics))
+        finally:
+            self._keeper.stop()
+            self._api.close()
+
+    async def _follow_claims(self) -> None:
+        """Claims change in the threads of calls, and in an instance that serves beside this one."""
+        while True:
+            look_s = self._context.files.follow([self._folder, self._cdi_folder], self._turn)
+            try:
+                self._claims = await asyncio.to_thread(lambda: self._store.claims)
+                self._claims_known = True
+                if self._offered is not None:
+                    await asyncio.to_thread(self._keeper.restore)
+            except (OSError, ClaimError) as error:
+                self._tell(f"claims cannot be followed: {error}", ok=False)
+            else:
+                self._arrange(fresh=True)
+            await asyncio.sleep(ORDER_PAUSE_S)
+            await wait_period_or(self._turn, look_s)
+
+    def _arrange(self, *, fresh: bool) -> None:
+        """Offer what the newest view and claims allow; `fresh` if these were just read.
+
+        Sharing is turned off by fresh ones alone: a share may be out that others do not show.
+        """
+        view = self._view
+        plan = None if view is None else view.plan.dra
+        if view is None or plan is None or not self._claims_known:
+            return
+        if not view.gpus and not view.board.blind:
+            return  # nothing was listed yet
+        wanted = offers(view.inventory, view.gpus, view.board, self._offering(view, plan))
+        if not fresh and any(
+            not one.shared and self._replicas.get(one.name, 0) > 1 for one in wanted
+        ):
+            return
+        now = arranged(wanted, self._claims, self._replicas, _order(view))
+        if view.gpus:
+            by_name = MappingProxyType({offer.name: offer for offer in now.offers})
+            self._offered = Offered(by_name, view.plan.injection, plan.cdi)
+        self._show(view, now)
+        if self._arranged is None or now.offers != self._arranged.offers:
+            self._replicas = {offer.name: offer.replicas for offer in now.offers}
+            self._publisher.offer(now.offers)
+            self._publish_health()
+        self._arranged = now
+        self._keeper.retry()
+
+    def _offering(self, view: NodeView, plan: DraPlan) -> Offering:
+        withheld = set(view.withheld)
+        if view.misfit:
+            resources = view.inventory.resources
+            withheld |= {mig or gpu for one in resources for gpu, mig in one.units}
+        return Offering(
+            self._driver,
+            self._context.driver_version(),
+            plan.pcie_roots,
+            plan.evict_lost,
+            withheld,
+        )
+
+    def _slices_listed(self, offered: Mapping[str, int]) -> None:
+        """What an earlier instance offered is what stays shared; it may be more than is out."""
+        kept = offered.keys() if self._arranged is None else self._arranged.kept
+        for name in kept:
+            self._replicas[name] = max(self._replicas.get(name, 0), offered.get(name, 0))
+        self._arrange(fresh=False)
+
+    def _show(self, view: NodeView, now: Arranged) -> None:
+        metrics, claims = self._context.metrics, self._claims
+        metrics.dra_prepared_claims.set(len(claims.by_uid))
+        metrics.dra_devices_kept_shared.set(len(now.kept))
+        taken = claims.taken()
+        for offer in now.offers:
+            metrics.dra_shares_out.labels(offer.name).set(taken.get(offer.name, 0))
+        text = f"{len(claims.by_uid)} claims hold {sum(taken.values())} devices and shares"
+        kept = [view.index(offer.uuid) for offer in now.offers if offer.name in now.kept]
+        if kept:
+            text += (
+                f"; GPU {', '.join(kept)} stays shared until its shares are back, though the "
+                "configuration has one replica of it: the scheduler would give it out as a whole"
+            )
+        before = self._arranged.kept if self._arranged is not None else frozenset()
+        self._tell(text, ok=True)
+        if now.kept != before:
+            event = "kept-shared" if now.kept else "no-longer-kept-shared"
+            log_fact(log, logging.WARNING if now.kept else logging.INFO, event, text)
+
+    def _tell(self, text: str, *, ok: bool) -> None:
+        if self._context.status.set(COMPONENT, text, ok=ok) and not ok:
+            log_fact(log, logging.ERROR, "claims-failed", text)
+
+    async def _send_health(self) -> None:
+        while True:
+            await wait_period(HEARTBEAT_S)
+            self._publish_health()
+
+    def _publish_health(self) -> None:
+        if self._offered is not None:
+            now_s = int(time.time())
+            message = health_message(self._offered.offers.values(), self._node_name, now_s)
+            self._plugin.health.publish(message)
+
+    def _count(self, operation: str, result: str) -> None:
+        self._context.metrics.dra_claims.labels(operation, result).inc()
+
+
+def _order(view: NodeView) -> Order:
+    return "packed" if view.plan.policy == "packed" else "distributed"
+
+
+def read_boot_id(procfs_root: Path) -> str:
+    """That of this boot of the machine; raises `OSError`."""
+    return (procfs_root / BOOT_ID).read_text().strip()

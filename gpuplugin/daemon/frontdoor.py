@@ -1,0 +1,82 @@
+"""The way by which the node's GPUs are given to pods: one of two, chosen by `--allocation`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, Protocol
+
+from gpuplugin.daemon.serving.endpoint import ServingContext
+from gpuplugin.daemon.serving.frontdoor import DevicePluginDoor
+from gpuplugin.daemon.serving.sockets import KubeletDirs
+from gpuplugin.daemon.tasks import Fatal
+from gpuplugin.rpc import make_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gpuplugin.config.settings import Settings
+    from gpuplugin.core.node import NodeView
+    from gpuplugin.daemon.files import FileWatch
+    from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.status import StatusBoard
+    from gpuplugin.kubelet.deviceplugin import DevicePlugin
+
+_DRA_NEEDS: Final = ("gpuplugin.daemon.dra.frontdoor", "gpuplugin.daemon.cluster.kubeapi")
+
+
+class FrontDoor(Protocol):
+    """Serves the node's newest view to the kubelet and the cluster; for the event loop alone."""
+
+    @property
+    def plugins(self) -> Mapping[str, DevicePlugin]:
+        """The device plugins by resource; none with DRA."""
+
+    def publish(self, view: NodeView) -> None:
+        """Serve this view from now on."""
+
+    async def run(self) -> None:
+        """Serve until cancelled; sockets are removed when this returns."""
+
+
+def load_front_door(settings: Settings) -> None:
+    """Import what the door needs, before anything serves; raises `Fatal` if it is not installed."""
+    if settings.daemon.allocation != "dra":
+        return
+    try:
+        for name in _DRA_NEEDS:
+            import_module(name)
+    except ImportError as error:
+        raise Fatal(
+            "--allocation dra needs a Kubernetes client, which is not installed "
+            f"({error}): pip install 'gpuplugin[kubernetes]'"
+        ) from error
+
+
+def make_front_door(
+    settings: Settings,
+    status: StatusBoard,
+    metrics: Metrics,
+    files: FileWatch,
+    driver_version: Callable[[], str],
+) -> FrontDoor:
+    """The door that the configuration names; raises `Fatal` without what it needs."""
+    daemon = settings.daemon
+    engine = make_engine(daemon.rpc_engine)
+    if daemon.allocation == "device-plugin":
+        dirs = KubeletDirs(daemon.kubelet_dir, daemon.kubelet_socket)
+        registration = daemon.way_of_registration
+        return DevicePluginDoor(ServingContext(dirs, registration, engine, status, metrics, files))
+    load_front_door(settings)
+    from gpuplugin.daemon.cluster.kubeapi import NoCluster, cluster
+    from gpuplugin.daemon.dra.frontdoor import DoorContext, DraDoor, read_boot_id
+
+    try:
+        boot_id = read_boot_id(daemon.procfs_root)
+        config = cluster()
+    except OSError as error:
+        raise Fatal(f"--allocation dra: the boot id cannot be read: {error}") from error
+    except NoCluster as error:
+        raise Fatal(f"--allocation dra: {error}") from error
+    return DraDoor(
+        DoorContext(settings, config, engine, status, metrics, files, driver_version, boot_id)
+    )

@@ -1,0 +1,111 @@
+"""The daemon with `--allocation dra`: over its sockets, and at an API server over HTTP."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gpuplugin.kubelet.proto import dra_pb2 as pb
+from sim.apiserver import ApiServer
+from tests.component.dranode import DRIVER, NODE, DraNode
+from tests.component.running import Hardware
+from tests.component.waiting import eventually
+from tests.conformance.engines.conftest import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GPUS, SHARES = 8, 10
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer([NODE]) as server:
+        yield server
+
+
+@pytest.fixture
+def node(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[DraNode]:
+    folder = Path(tempfile.mkdtemp(prefix="gp"))
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(folder)))
+    yield DraNode(folder, server)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def hardware() -> Iterator[Hardware]:
+    hardware = Hardware(GPUS)
+    yield hardware
+    hardware.stop()
+
+
+def uuids(devices: list[dict[str, Any]]) -> list[str]:
+    return [one["attributes"]["uuid"]["string"] for one in devices]
+
+
+def taints(node: DraNode) -> dict[str, list[str]]:
+    """The taints of each GPU, as `key=value:effect`, by UUID."""
+    return {
+        one["attributes"]["uuid"]["string"]: [
+            f"{taint['key']}={taint['value']}:{taint['effect']}" for taint in one.get("taints", ())
+        ]
+        for one in node.devices()
+    }
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_eight_gpus_with_ten_shares_each_serve_eighty_claims(
+    node: DraNode, hardware: Hardware, engine: str
+) -> None:
+    with node.plugin(hardware.backend, rpc_engine=engine) as plugin:
+        eventually(lambda: len(node.devices()) == GPUS)
+        assert uuids(node.devices()) == list(hardware.uuids)
+        assert {one["capacity"]["shares"]["value"] for one in node.devices()} == {"10"}
+        claims = [node.allocate(one) for one in node.devices() for _ in range(SHARES)]
+        with node.connect() as kubelet, ThreadPoolExecutor(16) as threads:
+            eventually(lambda: plugin.ready)
+            prepared = list(threads.map(kubelet.prepared, claims))
+            assert len({device.cdi_device_ids[0] for device in prepared}) == GPUS * SHARES
+            assert all(device.share_id for device in prepared)
+            spec = node.spec(claims[0])
+            (device,) = spec["devices"]
+            assert device["containerEdits"]["deviceNodes"] == [{"path": "/dev/nvidia0"}]
+            common = [one["path"] for one in spec["containerEdits"]["deviceNodes"]]
+            assert "/dev/nvidiactl" in common
+            eventually(lambda: plugin.metric("gpuplugin_dra_prepared_claims") == 80)
+            labels = {"operation": "prepare", "result": "ok"}
+            assert plugin.metric("gpuplugin_dra_claims_total", **labels) == 80
+            assert kubelet.unprepare(*claims) == dict.fromkeys([one.uid for one in claims], "")
+            assert list(node.specs.iterdir()) == []
+            eventually(lambda: plugin.metric("gpuplugin_dra_prepared_claims") == 0)
+
+
+def test_a_fault_taints_a_gpu_and_its_end_takes_the_taint_away(
+    node: DraNode, hardware: Hardware
+) -> None:
+    with node.plugin(hardware.backend, health_quiet_period="1s") as plugin:
+        eventually(lambda: len(node.devices()) == GPUS)
+        claim = node.allocate(node.device(1))
+        with node.connect() as kubelet, kubelet.health() as stream:
+            eventually(lambda: plugin.ready)
+            assert {one.health for one in stream.next().values()} == {pb.HEALTHY}
+            device = kubelet.prepared(claim).device_name
+            hardware.xid(1, 79)
+            hardware.xid(1, 31)
+            eventually(lambda: f"{DRIVER}/xid=79:NoSchedule" in taints(node)[hardware.uuids[1]])
+            sick = eventually(
+                lambda: next(
+                    (one for one in [stream.next()[device]] if one.health != pb.HEALTHY), None
+                )
+            )
+            assert sick.health == pb.UNHEALTHY
+            assert "xid 79" in sick.message
+            assert "31" not in sick.message
+            assert kubelet.prepared(claim).device_name == device, "it is prepared already"
+            hardware.recover(1)
+            eventually(lambda: taints(node)[hardware.uuids[1]] == [])
