@@ -183,6 +183,7 @@ class Store:
         self._history: deque[Change] = deque(maxlen=HISTORY)
         self._oldest = 0
         self._version = 100
+        self._versions: dict[Resource, int] = {}
         self._changed = threading.Condition(threading.RLock())
 
     def get(self, key: Key) -> JsonObject:
@@ -214,8 +215,8 @@ class Store:
                 body["status"] = {"phase": "Pending"}
             body["metadata"] = metadata | {
                 "name": key.name,
-                "uid": self._uid(),
-                "creationTimestamp": self._time(),
+                "uid": self.new_uid(),
+                "creationTimestamp": self.time(),
                 "generation": 1,
             }
             if key.namespace:
@@ -324,6 +325,19 @@ class Store:
         with self._changed:
             return self._version
 
+    def version_of(self, resource: Resource) -> int:
+        """The version at which an object of this kind last changed."""
+        with self._changed:
+            return self._versions.get(resource, 0)
+
+    def new_uid(self) -> str:
+        with self._changed:
+            return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+
+    def time(self) -> str:
+        """Now, as the API writes it."""
+        return self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
     def _selected(self, selection: Selection) -> Iterator[JsonObject]:
         keys = sorted(
             (key for key in self._objects if key.resource is selection.resource),
@@ -369,7 +383,7 @@ class Store:
         spec = _part(after, "spec")
         for device in _objects(spec.get("devices")):
             for taint in _objects(device.get("taints")):
-                taint.setdefault("timeAdded", self._time())
+                taint.setdefault("timeAdded", self.time())
 
     def _remove(self, key: Key) -> None:
         body = self._objects.pop(key)
@@ -392,6 +406,7 @@ class Store:
         if len(self._history) == HISTORY:
             self._oldest = self._history[0].version
         self._history.append(change)
+        self._versions[change.resource] = change.version
         self._changed.notify_all()
         for listener in self.listeners:
             listener()
@@ -406,12 +421,6 @@ class Store:
         if not isinstance(prefix, str) or not prefix:
             raise ApiProblem(422, "metadata.name: Required value: name or generateName is required")
         return prefix + "".join(self._random.choices(_SUFFIX, k=5))
-
-    def _uid(self) -> str:
-        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
-
-    def _time(self) -> str:
-        return self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _key(resource: Resource, body: JsonObject) -> Key:

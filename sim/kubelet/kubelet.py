@@ -14,21 +14,27 @@ import uuid
 from typing import TYPE_CHECKING, Self
 
 from sim.kubelet.admission import CallFailed, drive
+from sim.kubelet.claims import CLAIMS_FILE, ClaimTiming, DriverMissing, drive_calls
 from sim.kubelet.devices import FILE_NAME
-from sim.kubelet.model import KubeletModel, SaveCheckpoint
+from sim.kubelet.drivers import DriverConnections
+from sim.kubelet.model import KubeletModel, SaveCheckpoint, SaveClaims
 from sim.kubelet.plugins import Connections
 from sim.kubelet.pods import CallRecord, KubeletEvent, NodeView, Phase, Pod, PodStatus
-from sim.kubelet.registration import PluginWatcher
+from sim.kubelet.registration import DRA_PLUGIN, PluginWatcher
 from sim.kubelet.services import PodResources, Services
+from sim.scheduler.claims import ClaimScheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
+    from sim.apiserver import Store
     from sim.kubelet.admission import PluginCall, Response
+    from sim.kubelet.claims import Answers, DeviceHealth, DriverCall, HeldClaim
     from sim.kubelet.devices import Holding, Listed
     from sim.kubelet.plugins import PluginClient
+    from sim.kubelet.registration import Registrant
 
 GRACE_CHECK_S = 1.0
 """How often the sync loop runs without a change: the grace period ends by itself."""
@@ -39,7 +45,8 @@ class Kubelet:
 
     `listener` is called with every fact, from several threads; it must be quick and must not call
     back. `seed` makes the random order of device ids repeatable. `clock` is a monotonic clock in
-    seconds.
+    seconds. With a `store` of the API's objects its pods may have claims, which are allocated from
+    the ResourceSlices of `node`; `timing` is then when it retries and wipes.
     """
 
     def __init__(
@@ -49,16 +56,25 @@ class Kubelet:
         seed: int | str = 0,
         listener: Callable[[KubeletEvent], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        store: Store | None = None,
+        node: str = "",
+        timing: ClaimTiming | None = None,
     ) -> None:
         self.dir = kubelet_dir
+        self._store = store
+        self._claims_file = kubelet_dir / CLAIMS_FILE
         self._device_plugins = kubelet_dir / "device-plugins"
         self._plugins_registry = kubelet_dir / "plugins_registry"
         self._pod_resources = kubelet_dir / "pod-resources"
         self._listener = listener or (lambda _event: None)
         self._clock = clock
         self._changed = threading.Condition(threading.RLock())
-        self._model = KubeletModel(random.Random(seed))
+        scheduler = None if store is None else ClaimScheduler(store, node)
+        timing = timing or ClaimTiming()
+        self._model = KubeletModel(random.Random(seed), scheduler, timing)
         self._connections = Connections(self._record, self._listed, self._stream_ended)
+        self._drivers = DriverConnections(timing.call_deadline_s, self._record, self._healthy)
+        self._workers: list[threading.Thread] = []
         self._running = False
         self._sync_thread: threading.Thread | None = None
         self._services = Services(
@@ -81,16 +97,23 @@ class Kubelet:
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()
         with self._changed:
-            self._model.restarted(self._saved(), self._clock())
+            checkpoint = _read(self._device_plugins / FILE_NAME)
+            self._model.restarted(checkpoint, self._clock(), _read(self._claims_file))
             self._carry_out()
         self._running = True
         self._services.start(self._register_classic, PodResources(self._held, self._allocatable))
         self._watcher = PluginWatcher(
-            self._plugins_registry, self._connect_watched, self._disconnect, self._refuse
+            self._plugins_registry, self._connect_watched, self._removed, self._refuse
         )
         self._watcher.start()
         self._sync_thread = threading.Thread(target=self._sync_loop, name="sync-loop", daemon=True)
         self._sync_thread.start()
+        if self._store is not None:
+            follower = threading.Thread(
+                target=self._follow, args=(self._store,), name="store", daemon=True
+            )
+            self._workers.append(follower)
+            follower.start()
         self._emit("started", f"kubelet serves {self.dir}")
 
     def stop(self) -> None:
@@ -99,15 +122,22 @@ class Kubelet:
             if not self._running:
                 return
             self._running = False
+            self._model.stopped()
             self._changed.notify_all()
+        if self._store is not None:
+            self._store.wake()
         if self._watcher is not None:
             self._watcher.stop()
         self._services.stop()
         self._connections.close_all()
+        self._drivers.close_all()
         if self._watcher is not None:
             self._watcher.join_workers()
         if self._sync_thread is not None:
             self._sync_thread.join()
+        for worker in self._workers:
+            worker.join()
+        self._workers.clear()
         self._emit("stopped", "kubelet stopped")
 
     def restart(self) -> None:
@@ -130,10 +160,19 @@ class Kubelet:
 
         return self.wait_until(decided, timeout_s).pods[pod.key].status
 
-    def delete_pod(self, key: str) -> None:
-        """Remove a pod by `namespace/name` (or by name, in `default`); raises `KeyError`."""
+    def delete_pod(self, key: str, *, force: bool = False) -> None:
+        """Remove a pod by `namespace/name` (or by name, in `default`); raises `KeyError`.
+
+        One with claims is gone once they are unprepared, or at once by force.
+        """
         with self._changed:
-            self._model.delete(key if "/" in key else f"default/{key}")
+            self._model.delete(_full(key), self._clock(), force=force)
+            self._carry_out()
+
+    def renew_sandbox(self, key: str) -> None:
+        """Make the sandbox of a running pod anew; its claims may be prepared again by that."""
+        with self._changed:
+            self._model.renew_sandbox(_full(key), self._clock())
             self._carry_out()
 
     def view(self) -> NodeView:
@@ -157,8 +196,48 @@ class Kubelet:
         with self._changed:
             while self._running:
                 progress = [self._sync(key) for key in self._model.pending]
+                self._model.tick(self._clock())
+                self._carry_out()
+                for key in self._model.due(self._clock()):
+                    self._begin_claim_work(key)
                 if not any(progress):
-                    self._changed.wait(GRACE_CHECK_S)
+                    due_s = self._model.next_due_s - self._clock()
+                    self._changed.wait(max(0.0, min(due_s, GRACE_CHECK_S)))
+
+    def _begin_claim_work(self, key: str) -> None:
+        """In a thread of its own: a driver that hangs holds up only this pod."""
+        steps = self._model.claim_work(key, self._clock)
+        self._workers = [worker for worker in self._workers if worker.is_alive()]
+        worker = threading.Thread(
+            target=self._work, args=(steps,), name=f"claims-{key}", daemon=True
+        )
+        self._workers.append(worker)
+        worker.start()
+
+    def _work(self, steps: Generator[DriverCall, Answers, None]) -> None:
+        with self._changed:
+            drive_calls(steps, self._call_driver)
+            self._carry_out()
+
+    def _call_driver(self, call: DriverCall) -> Answers:
+        """The lock is free while a driver works."""
+        endpoint = self._model.claims.in_charge(call.driver)
+        client = self._drivers.client(endpoint or "")
+        if client is None:
+            raise DriverMissing(call.driver)
+        self._changed.release()
+        try:
+            return client.call(call)
+        finally:
+            self._changed.acquire()
+
+    def _follow(self, store: Store) -> None:
+        """Let pods that wait for devices try again when the objects of the cluster change."""
+        while self._running:
+            version = store.version
+            store.wait(version, GRACE_CHECK_S)
+            with self._changed:
+                self._changed.notify_all()
 
     def _sync(self, key: str) -> bool:
         """Take one pending pod a step further; True if it is pending no more."""
@@ -182,14 +261,40 @@ class Kubelet:
         client = self._connections.dial(request.resource_name, socket)
         self._put_in_charge(client, request.options)
 
-    def _connect_watched(self, resource: str, socket: Path) -> None:
-        client = self._connections.dial(resource, socket)
+    def _connect_watched(self, plugin: Registrant) -> None:
+        if plugin.type == DRA_PLUGIN:
+            self._connect_driver(plugin)
+            return
+        client = self._connections.dial(plugin.name, plugin.endpoint)
         try:
             options = client.options()
         except CallFailed:
             self._connections.give_up(client)
             raise
         self._put_in_charge(client, options)
+
+    def _connect_driver(self, plugin: Registrant) -> None:
+        with self._changed:
+            if not self._running:
+                return
+            self._model.driver_registered(plugin.name, str(plugin.endpoint), self._clock())
+            self._drivers.open(plugin.name, plugin.endpoint, plugin.version)
+            self._changed.notify_all()
+        self._emit("registered", f"{plugin.name} at {plugin.endpoint.name}")
+
+    def _removed(self, plugin: Registrant) -> None:
+        if plugin.type != DRA_PLUGIN:
+            self._disconnect(plugin.name)
+            return
+        with self._changed:
+            self._model.driver_lost(plugin.name, str(plugin.endpoint), self._clock())
+            self._drivers.close(plugin.endpoint)
+            self._changed.notify_all()
+
+    def _healthy(self, driver: str, devices: Sequence[DeviceHealth]) -> None:
+        with self._changed:
+            self._model.claims.health_received(driver, devices, self._clock())
+            self._changed.notify_all()
 
     def _put_in_charge(self, client: PluginClient, options: dp.DevicePluginOptions) -> None:
         with self._changed:
@@ -224,7 +329,7 @@ class Kubelet:
     def _refuse(self, socket: Path, reason: str) -> None:
         self._emit("refused", f"{socket.name}: {reason}")
 
-    def _held(self) -> list[tuple[Pod, tuple[Holding, ...]]]:
+    def _held(self) -> list[tuple[Pod, tuple[Holding, ...], tuple[HeldClaim, ...]]]:
         with self._changed:
             return self._model.held()
 
@@ -235,23 +340,14 @@ class Kubelet:
     def _carry_out(self) -> None:
         """Do what the model asks for, and wake those who wait for a change."""
         for effect in self._model.take_effects():
-            if isinstance(effect, SaveCheckpoint):
-                self._save()
-            else:
-                self._listener(effect)
+            match effect:
+                case SaveCheckpoint():
+                    _save(self._device_plugins / FILE_NAME, self._model.checkpoint())
+                case SaveClaims():
+                    _save(self._claims_file, self._model.claims_checkpoint())
+                case KubeletEvent():
+                    self._listener(effect)
         self._changed.notify_all()
-
-    def _save(self) -> None:
-        path = self._device_plugins / FILE_NAME
-        temporary = path.with_name(f".{FILE_NAME}.tmp")
-        temporary.write_text(self._model.checkpoint())
-        temporary.replace(path)
-
-    def _saved(self) -> bytes | None:
-        try:
-            return (self._device_plugins / FILE_NAME).read_bytes()
-        except FileNotFoundError:
-            return None
 
     def _record(self, call: CallRecord) -> None:
         text = f"{call.method} {call.duration_s * 1e6:.0f} us"
@@ -259,6 +355,23 @@ class Kubelet:
 
     def _emit(self, kind: str, text: str) -> None:
         self._listener(KubeletEvent(kind, text))
+
+
+def _full(key: str) -> str:
+    return key if "/" in key else f"default/{key}"
+
+
+def _save(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _summary(node: NodeView) -> str:

@@ -1,21 +1,39 @@
-"""Calls of an admission as device-plugin messages, and back. No sockets."""
+"""Calls to device plugins and DRA drivers as messages, and back. No sockets."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
+from google.protobuf.message import DecodeError
+
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from sim.kubelet.admission import AllocateCall, PreferCall, PreStartCall
+from gpuplugin.kubelet.proto import dra_pb2 as dra
+from sim.kubelet.admission import AllocateCall, CallFailed, PreferCall, PreStartCall
+from sim.kubelet.claims import (
+    HEALTH_TIMEOUT_S,
+    ClaimAnswer,
+    DeviceHealth,
+    PrepareCall,
+    PreparedDevice,
+)
 from sim.kubelet.devices import Listed
 from sim.kubelet.pods import Grant
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sim.kubelet.admission import PluginCall, Response
+    from sim.kubelet.claims import Answers, DriverCall
+    from sim.kubelet.pods import Health
 
     Request: TypeAlias = (
         pb.PreferredAllocationRequest | pb.AllocateRequest | pb.PreStartContainerRequest
     )
+
+
+_MAX_MESSAGE = 1024
+_HEALTH: Mapping[int, Health] = {dra.HEALTHY: "Healthy", dra.UNHEALTHY: "Unhealthy"}
 
 
 def request_for(call: PluginCall) -> tuple[str, Request]:
@@ -79,4 +97,53 @@ def _grant(call: AllocateCall, granted: pb.ContainerAllocateResponse) -> Grant:
         devices=tuple(device.host_path for device in granted.devices),
         cdi_devices=tuple(device.name for device in granted.cdi_devices),
         raw=granted.SerializeToString(),
+    )
+
+
+def driver_request(
+    call: DriverCall,
+) -> dra.NodePrepareResourcesRequest | dra.NodeUnprepareResourcesRequest:
+    claims = [dra.Claim(namespace=one.namespace, name=one.name, uid=one.uid) for one in call.claims]
+    if isinstance(call, PrepareCall):
+        return dra.NodePrepareResourcesRequest(claims=claims)
+    return dra.NodeUnprepareResourcesRequest(claims=claims)
+
+
+def answers_to(call: DriverCall, data: bytes) -> Answers:
+    """A driver's answers by claim UID; raises `CallFailed`."""
+    try:
+        if isinstance(call, PrepareCall):
+            prepared = dra.NodePrepareResourcesResponse.FromString(data).claims
+            return {
+                uid: ClaimAnswer(one.error, tuple(map(_prepared_device, one.devices)))
+                for uid, one in prepared.items()
+            }
+        undone = dra.NodeUnprepareResourcesResponse.FromString(data).claims
+    except DecodeError as error:
+        raise CallFailed(failure_text("INTERNAL", str(error))) from error
+    return {uid: ClaimAnswer(one.error) for uid, one in undone.items()}
+
+
+def device_health(message: dra.NodeWatchResourcesResponse) -> tuple[DeviceHealth, ...]:
+    return tuple(
+        DeviceHealth(
+            one.device.pool_name,
+            one.device.device_name,
+            _HEALTH.get(one.health, "Unknown"),
+            one.message[:_MAX_MESSAGE],
+            one.health_check_timeout_seconds
+            if one.health_check_timeout_seconds > 0
+            else HEALTH_TIMEOUT_S,
+        )
+        for one in message.devices
+    )
+
+
+def _prepared_device(device: dra.Device) -> PreparedDevice:
+    return PreparedDevice(
+        tuple(device.request_names),
+        device.pool_name,
+        device.device_name,
+        tuple(device.cdi_device_ids),
+        device.share_id,
     )

@@ -52,8 +52,9 @@ GET_INFO_TIMEOUT_S = 1.0
 NOTIFY_TIMEOUT_S = 5.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 122.0
-PLUGIN_TYPE = "DevicePlugin"
+DEVICE_PLUGIN, DRA_PLUGIN = "DevicePlugin", "DRAPlugin"
 API_VERSION = "v1beta1"
+DRA_VERSIONS = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 
 _EXTENDED_RESOURCE = re.compile(
     r"(?!kubernetes\.io/)(?!requests\.)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/"
@@ -69,12 +70,25 @@ def is_extended_resource(name: str) -> bool:
     return _EXTENDED_RESOURCE.fullmatch(name) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Registrant:
+    """What a plugin says of itself: `name` is its resource, or its driver with DRA.
+
+    `version` is the one that the kubelet takes.
+    """
+
+    type: str
+    name: str
+    endpoint: Path
+    version: str
+
+
 @dataclass(slots=True)
 class _Known:
-    """A socket that was seen; `resource` is set once it is registered."""
+    """A socket that was seen; `registered` is set once it is."""
 
     identity: Identity
-    resource: str = ""
+    registered: Registrant | None = None
     busy: bool = False
 
 
@@ -89,15 +103,15 @@ class _Failures:
 class PluginWatcher:
     """A thread that keeps registered plugins and sockets in the folder the same.
 
-    `connect` is called with (resource, plugin socket) and raises `CallFailed`; `removed` with the
-    resource whose socket is gone.
+    `connect` is called with a plugin and raises `CallFailed`; `removed` with one whose socket is
+    gone.
     """
 
     def __init__(
         self,
         folder: Path,
-        connect: Callable[[str, Path], None],
-        removed: Callable[[str], None],
+        connect: Callable[[Registrant], None],
+        removed: Callable[[Registrant], None],
         refused: Callable[[Path, str], None],
     ) -> None:
         self._folder = folder
@@ -135,13 +149,13 @@ class PluginWatcher:
         for path, known in list(self._known.items()):
             if found.get(path) != known.identity:
                 del self._known[path]
-                if known.resource:
-                    self._removed(known.resource)
+                if known.registered is not None:
+                    self._removed(known.registered)
         self._workers = [worker for worker in self._workers if worker.is_alive()]
         for path, identity in found.items():
             known = self._known.setdefault(path, _Known(identity))
             failures = self._failures.setdefault(path, _Failures())
-            if not (known.resource or known.busy) and time.monotonic() >= failures.retry_at_s:
+            if not (known.registered or known.busy) and time.monotonic() >= failures.retry_at_s:
                 self._begin(path, known, failures)
 
     def _begin(self, path: Path, known: _Known, failures: _Failures) -> None:
@@ -157,15 +171,15 @@ class PluginWatcher:
         with grpc.insecure_channel(grpc_target(path)) as channel:
             try:
                 info = _get_info(channel)
-                resource, endpoint = _check(info, path)
-                self._connect(resource, endpoint)
+                registrant = _check(info, path)
+                self._connect(registrant)
             except CallFailed as error:
                 failures.retry_at_s = time.monotonic() + failures.delay_s
                 failures.delay_s = min(failures.delay_s * 2, LAST_RETRY_S)
                 self._refused(path, str(error))
                 _notify(channel, registered=False, error=str(error))
             else:
-                known.resource = resource
+                known.registered = registrant
                 self._failures.pop(path, None)
                 _notify(channel, registered=True, error="")
             finally:
@@ -184,8 +198,18 @@ def _get_info(channel: grpc.Channel) -> pb.PluginInfo:
         raise CallFailed(f"failed to get plugin info: {go_error(error)}") from error
 
 
-def _check(info: pb.PluginInfo, path: Path) -> tuple[str, Path]:
-    if info.type != PLUGIN_TYPE:
+def _check(info: pb.PluginInfo, path: Path) -> Registrant:
+    endpoint = Path(info.endpoint) if info.endpoint else path
+    if info.type == DRA_PLUGIN:
+        # The first of the plugin's own that the kubelet knows.
+        for version in info.supported_versions:
+            if version in DRA_VERSIONS:
+                return Registrant(DRA_PLUGIN, info.name, endpoint, version)
+        raise CallFailed(
+            f"none of services supported by the plugin {list(info.supported_versions)} are "
+            f"supported by the kubelet {list(DRA_VERSIONS)}"
+        )
+    if info.type != DEVICE_PLUGIN:
         raise CallFailed(f"no handler registered for plugin type: {info.type} at socket {path}")
     if API_VERSION not in info.supported_versions:
         raise CallFailed(
@@ -193,7 +217,7 @@ def _check(info: pb.PluginInfo, path: Path) -> tuple[str, Path]:
         )
     if not is_extended_resource(info.name):
         raise CallFailed(f"invalid name of device plugin resource {info.name!r}")
-    return info.name, Path(info.endpoint) if info.endpoint else path
+    return Registrant(DEVICE_PLUGIN, info.name, endpoint, API_VERSION)
 
 
 def _notify(channel: grpc.Channel, *, registered: bool, error: str) -> None:

@@ -16,11 +16,14 @@ from sim.kubelet.registration import API_VERSION, is_extended_resource
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
+    from sim.kubelet.claims import HeldClaim
     from sim.kubelet.devices import Holding
     from sim.kubelet.pods import Pod
 
     Connect = Callable[[dp.RegisterRequest], None]
+    Held: TypeAlias = tuple[Pod, tuple[Holding, ...], tuple[HeldClaim, ...]]
 
 STOP_GRACE_S = 0.2
 
@@ -88,7 +91,7 @@ class PodResources:
 
     def __init__(
         self,
-        read_pods: Callable[[], Iterable[tuple[Pod, tuple[Holding, ...]]]],
+        read_pods: Callable[[], Iterable[Held]],
         read_devices: Callable[[], Mapping[str, Mapping[str, tuple[int, ...]]]],
     ) -> None:
         self._read_pods = read_pods
@@ -103,13 +106,13 @@ class PodResources:
 
     def _list(self, _data: bytes, _context: grpc.ServicerContext) -> bytes:
         return pr.ListPodResourcesResponse(
-            pod_resources=[_pod(pod, held) for pod, held in self._read_pods()]
+            pod_resources=[_pod(*held) for held in self._read_pods()]
         ).SerializeToString()
 
     def _get(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         request = pr.GetPodResourcesRequest.FromString(data)
         key = f"{request.pod_namespace}/{request.pod_name}"
-        found = next((_pod(pod, held) for pod, held in self._read_pods() if pod.key == key), None)
+        found = next((_pod(*held) for held in self._read_pods() if held[0].key == key), None)
         if found is None:
             context.abort(grpc.StatusCode.UNKNOWN, f"pod {key} not found")
         return pr.GetPodResourcesResponse(pod_resources=found).SerializeToString()
@@ -124,7 +127,7 @@ class PodResources:
         ).SerializeToString()
 
 
-def _pod(pod: Pod, held: tuple[Holding, ...]) -> pr.PodResources:
+def _pod(pod: Pod, held: tuple[Holding, ...], claims: tuple[HeldClaim, ...]) -> pr.PodResources:
     return pr.PodResources(
         name=pod.name,
         namespace=pod.namespace,
@@ -137,6 +140,9 @@ def _pod(pod: Pod, held: tuple[Holding, ...]) -> pr.PodResources:
                     if holding.container == container.name
                     for device_id in holding.device_ids
                 ],
+                dynamic_resources=[
+                    _claim(claim) for claim in claims if container.name in claim.containers
+                ],
             )
             for container in pod.containers
         ],
@@ -146,3 +152,25 @@ def _pod(pod: Pod, held: tuple[Holding, ...]) -> pr.PodResources:
 def _device(resource: str, device_id: str, nodes: tuple[int, ...]) -> pr.ContainerDevices:
     topology = pr.TopologyInfo(nodes=[pr.NUMANode(ID=node) for node in nodes]) if nodes else None
     return pr.ContainerDevices(resource_name=resource, device_ids=[device_id], topology=topology)
+
+
+def _claim(claim: HeldClaim) -> pr.DynamicResource:
+    """All devices of a claim: they are not filtered by request, and pile up (kubelet 1.36)."""
+    resources = []
+    for driver, devices in claim.info.devices.items():
+        cdi_devices: list[pr.CDIDevice] = []
+        for one in devices:
+            cdi_devices += (pr.CDIDevice(name=name) for name in one.cdi_devices)
+            resource = pr.ClaimResource(
+                cdi_devices=cdi_devices,
+                driver_name=driver,
+                pool_name=one.pool,
+                device_name=one.device,
+            )
+            if one.share_id:
+                resource.share_id = one.share_id
+            resources.append(resource)
+    ref = claim.info.ref
+    return pr.DynamicResource(
+        claim_name=ref.name, claim_namespace=ref.namespace, claim_resources=resources
+    )

@@ -76,7 +76,7 @@ def test_replicas_carry_the_numa_node_of_their_gpu(
     status = kubelet.run_pod(simple_pod("one", {RESOURCE: 1}))
     (grant,) = status.grants
     (device_id,) = grant.device_ids
-    ((holder, held),) = kubelet._held()
+    ((holder, held, _),) = kubelet._held()
     assert holder.name == "one"
     assert held[0].numa[device_id] == (nodes[device_id.partition("::")[0]],)
 

@@ -49,7 +49,7 @@ def held_devices(kubelet: Kubelet) -> dict[str, tuple[str, ...]]:
     """The devices that running pods hold, as the device manager has it."""
     return {
         pod.key: tuple(one for holding in held for one in holding.device_ids)
-        for pod, held in kubelet._held()
+        for pod, held, _ in kubelet._held()
     }
 
 
