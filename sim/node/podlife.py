@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     Life: TypeAlias = "Generator[Step, Reply, None]"
 
 RECREATE_S = 1.0
-"""A controller makes another pod this soon after one that failed its admission."""
+"""A controller makes another pod this soon after the first one that failed its admission.
+
+The delay is doubled with each one that fails, up to that of a container.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +122,14 @@ def arrivals(group: Pods, random: Random) -> Iterator[Arrival]:
 
 def pod_life(group: Pods, arrival: Arrival, backoff: Backoff) -> Life:
     """A pod of a scenario, from its arrival to its deletion."""
+    delay_s = RECREATE_S
     try:
         while True:
             status = yield Admit(arrival.pod)
             if isinstance(status, PodStatus) and status.phase is Phase.RUNNING:
                 break
-            yield Wait(RECREATE_S)
+            yield Wait(delay_s)
+            delay_s = min(delay_s * 2, max(RECREATE_S, backoff.longest_s))
         yield Live(arrival.lifetime_s)
         device_id = status.grants[0].device_ids[0]
         spec = tenant_spec(group, arrival.pod.name)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sim.kubelet import Phase
+from sim.kubelet.pods import simple_pod
 from sim.node.podlife import Backoff
 from sim.node.podwork import PodWork, scenario_work
 from tests.component.running import RESOURCE
@@ -123,3 +124,24 @@ def test_a_refused_pod_is_made_anew(
         assert started(hardware) == 0
         kubelet.delete_pod("p-0")
         eventually(lambda: not kubelet.view().pods)
+
+
+def test_a_refused_pod_that_was_made_by_hand_is_left_alone(
+    kubelet: Kubelet, make_hardware: MakeHardware, start_plugin: StartPlugin, tmp_path: Path
+) -> None:
+    """Nobody makes another in its place, while the scenario's own are made anew beside it."""
+    group = a_group(devices=2)
+    with at_work(group, kubelet, make_hardware, start_plugin, tmp_path):
+        kubelet.create_pod(simple_pod("q-0", {RESOURCE: 2}))
+        eventually(lambda: len(uids(kubelet)) == 2)
+        first = uids(kubelet)
+        eventually(lambda: first["default/p-0"] not in uids(kubelet).values())
+        left = kubelet.view().pods["default/q-0"]
+        assert (left.pod.uid, left.status.phase) == (first["default/q-0"], Phase.FAILED)
+        kubelet.delete_pod("p-0")
+        kubelet.delete_pod("q-0")
+        eventually(lambda: not kubelet.view().pods)
+
+
+def uids(kubelet: Kubelet) -> dict[str, str]:
+    return {name: view.pod.uid for name, view in kubelet.view().pods.items()}

@@ -14,7 +14,6 @@ from sim.gpu.workloads import ClosedLoop
 from sim.kubelet.pods import Grant, Phase, PodStatus
 from sim.node.podlife import (
     KUBELET_BACKOFF,
-    RECREATE_S,
     Admit,
     Arrival,
     Backoff,
@@ -62,11 +61,11 @@ def test_the_container_runs_on_the_gpu_of_the_first_device_as_its_group_says() -
 
 
 def test_a_refused_pod_is_made_anew_until_it_is_admitted() -> None:
-    life, arrival = a_life(a_group())
+    life, arrival = a_life(a_group(), Backoff(10.0, 60.0, 600.0))
     step: Step = next(life)
-    for _ in range(3):
+    for wait_s in (1, 2, 4, 8, 16, 32, 60, 60):
         assert step == Admit(arrival.pod)
-        assert life.send(REFUSED) == Wait(RECREATE_S)
+        assert life.send(REFUSED) == Wait(wait_s)
         step = life.send(None)
     assert step == Admit(arrival.pod)
     assert isinstance(life.send(RUNNING), Live)
