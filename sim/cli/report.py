@@ -43,7 +43,10 @@ def _tenants(report: RunReport) -> list[str]:
     if len(report.tenants) <= FEW:
         index = {gpu.uuid: gpu.label for gpu in report.gpus}
         header = ("TENANT", "GPU", *_TENANT_COLUMNS)
-        rows = [(one.name, index.get(one.gpu, "MIG"), *_cells(one)) for one in report.tenants]
+        rows = [
+            (one.name, index.get(one.gpu, "MIG") if one.gpu else NOTHING, *_cells(one))
+            for one in report.tenants
+        ]
     else:
         header = ("TENANTS", "COUNT", *_TENANT_COLUMNS)
         rows = [(one.kind, str(one.tenants), *_cells(one)) for one in report.kinds]
@@ -93,7 +96,8 @@ def _totals(report: RunReport) -> list[str]:
     pods = report.pods
     xids = ", ".join(f"{code}: {count}" for code, count in report.xids.items()) or "none"
     hours = number(report.unavailable_replica_hours)
-    lines = [f"Xids: {xids}   restarts: {report.restarts}   unavailable: {hours} replica-hours"]
+    lines = [f"Tenants that got nothing: {len(report.deprived)}"] if report.deprived else []
+    lines += [f"Xids: {xids}   restarts: {report.restarts}   unavailable: {hours} replica-hours"]
     if pods.created:
         lines.append(
             f"Pods: {pods.created}   waited: {pods.waited}   without devices at the end: "

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 _DAY_S = 86_400.0
+_USUAL_LENGTH_S = 600.0
 _DAYS = re.compile(r"(\d+(?:\.\d*)?|\.\d+)d(.*)", re.ASCII)
 
 _NAMES = (
@@ -54,9 +55,9 @@ def add_run(commands: Commands) -> None:
     run.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's own")
     run.add_argument(
         "--until",
-        default="10m",
         metavar="DURATION",
-        help="model time to run, for example 90s, 12h or 7d (default 10m)",
+        help="model time to run, for example 90s, 12h or 7d (default: length_s of the scenario, "
+        "else 10m)",
     )
     run.add_argument("--events", metavar="FILE", help="write the event log, as JSON lines")
     run.add_argument("--report", metavar="FILE", help="write the report as JSON")
@@ -161,8 +162,10 @@ def busy_moment_s(scenario: Scenario, until_s: float) -> float:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    until_s = _duration("--until", parsed.until)
     scenario = load_scenario(parsed.scenario)
+    until_s = scenario.length_s or _USUAL_LENGTH_S
+    if parsed.until is not None:
+        until_s = _duration("--until", parsed.until)
     if parsed.seed is not None:
         scenario = scenario.model_copy(update={"seed": parsed.seed})
     loaded = load_for(scenario, given_options(parsed), os.environ, parsed.config_file)
@@ -173,7 +176,9 @@ def _run(parsed: argparse.Namespace) -> None:
     else:
         window_at_s = _duration("--slices-at", parsed.slices_at)
         if window_at_s + WINDOW_S > until_s:
-            raise CannotRun(f"--slices-at: {parsed.slices_at} is not within --until {parsed.until}")
+            raise CannotRun(
+                f"--slices-at: {parsed.slices_at} is not within the {duration(until_s)} of the run"
+            )
     with ExitStack() as stack:
         files = _files(parsed, stack)
         started_s = time.monotonic()

@@ -97,7 +97,8 @@ class TenantRecord:
     """What came of a tenant.
 
     For every request that was served, in order: `latency_ns` from its coming to its end, and
-    `work_ns`, what it takes alone. `ended` is why it ended, empty while it runs.
+    `work_ns`, what it takes alone. `asked` is how often it had work for the GPU. `ended` is why it
+    ended, empty while it runs.
     """
 
     name: str
@@ -105,6 +106,7 @@ class TenantRecord:
     started_ns: int
     ended_ns: int | None = None
     ended: str = ""
+    asked: int = 0
     latency_ns: array[int] = field(default_factory=lambda: array("q"))
     work_ns: array[int] = field(default_factory=lambda: array("q"))
     ooms: int = 0
@@ -159,6 +161,7 @@ class _Bench:
         spec, share = self.tenant.spec, self.tenancy.compute_share
         here_ns = round(work_ns * max(1.0, spec.occupancy / share))
         occupancy = min(1.0, spec.occupancy / share)
+        self.tenant.record.asked += 1
         return self.tenancy.compute.run(self.tenant.context, here_ns, occupancy, spec.mps_share)
 
     def served(self, since_ns: int, work_ns: int) -> None:

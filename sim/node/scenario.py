@@ -180,6 +180,8 @@ class Scenario(ScenarioModel):
     links: list[RecordedLink] = Field(default_factory=list)
     faults: list[TimedFault] = Field(default_factory=list)
     failures: list[Failures] = Field(default_factory=list)
+    length_s: Annotated[float, Field(gt=0)] | None = None
+    """how long `gpuplugin sim run` runs it without `--until`; 10 minutes without it"""
     config: dict[str, object] | None = None
     """the plugin's configuration in a run in virtual time, in NVIDIA's format; without it the
     built-in default"""

@@ -277,6 +277,7 @@ class Replay:
         return bool(stay.pod.gpus) or gpus[0].version == version
 
 
+MINUTE_S = 60.0
 HOUR_S = 3600.0
 
 
@@ -295,9 +296,11 @@ class Spread(BaseModel):
 class FleetReport(BaseModel):
     """The figures of a replay.
 
-    `slowdown` is time in the fleet against that in the trace, of pods of kind batch that share a
-    GPU; `demand_met` the share of the wanted GPU time that other sharing pods got. `fairness` is
-    Jain's index over what sharing pods got of what they wanted.
+    `pods_of_parts` asked for a part of a GPU and found room; `pods_sharing` of them had a neighbour
+    at some time. `pods_waited` waited for more than a minute. Of pods that asked for a part,
+    `slowdown` is time in the fleet against that in the trace, for those of kind batch;
+    `demand_met` the share of the wanted GPU time that the others got; `fairness` Jain's index over
+    what each got of what it wanted, 0 for one that never found room.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -307,7 +310,9 @@ class FleetReport(BaseModel):
     gpus: int
     span_h: float
     pods: int
+    pods_of_parts: int
     pods_sharing: int
+    pods_waited: int
     pods_never_placed: int
     wait_s: Spread
     slowdown: Spread
@@ -321,20 +326,24 @@ class FleetReport(BaseModel):
 
 def fleet_report(outcome: FleetOutcome) -> FleetReport:
     placed = [stay for stay in outcome.stays if stay.placed_s is not None]
-    sharing = [stay for stay in placed if stay.pod.share]
-    speeds = [_speed(stay) for stay in sharing]
+    parts = [stay for stay in placed if stay.pod.share]
+    waits_s = [(stay.placed_s or 0.0) - stay.pod.created_s for stay in placed]
+    left_out = sum(stay.placed_s is None and bool(stay.pod.share) for stay in outcome.stays)
+    speeds = [*map(_speed, parts), *[0.0] * left_out]
     return FleetReport(
         replicas=outcome.replicas,
         policy=outcome.policy,
         gpus=outcome.gpus,
         span_h=outcome.span_s / HOUR_S,
         pods=len(outcome.stays),
-        pods_sharing=len(sharing),
+        pods_of_parts=len(parts),
+        pods_sharing=sum(stay.neighbours_most > 0 for stay in parts),
+        pods_waited=sum(wait_s > MINUTE_S for wait_s in waits_s),
         pods_never_placed=len(outcome.stays) - len(placed),
-        wait_s=spread([(stay.placed_s or 0.0) - stay.pod.created_s for stay in placed]),
-        slowdown=spread([1 / _speed(stay) for stay in sharing if stay.pod.batch]),
-        demand_met=spread([_speed(stay) for stay in sharing if not stay.pod.batch]),
-        neighbours_most=spread([float(stay.neighbours_most) for stay in sharing]),
+        wait_s=spread(waits_s),
+        slowdown=spread([1 / _speed(stay) for stay in parts if stay.pod.batch]),
+        demand_met=spread([_speed(stay) for stay in parts if not stay.pod.batch]),
+        neighbours_most=spread([float(stay.neighbours_most) for stay in parts]),
         fairness=fairness(speeds),
         gpu_hours_busy=outcome.gpu_busy_s / HOUR_S,
         gpu_hours_switching=outcome.gpu_switching_s / HOUR_S,

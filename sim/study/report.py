@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gpuplugin.core.usage import jain
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S
 from sim.study.runreport import (
+    Deprived,
     GpuReport,
     KindReport,
     PodsReport,
@@ -128,13 +129,14 @@ _PPM = 1_000_000
 def report_of(outcome: Outcome) -> RunReport:
     """What a run showed. Sorts the requests of each tenant and of each kind once."""
     end_ns = round(outcome.until_s * NS_PER_S)
-    tenants = _tenants(outcome.tenants)
+    tenants = _tenants(outcome)
+    deprived = _deprived(outcome, tenants, end_ns)
     reports = [one.report(end_ns) for one in tenants]
     by_place = {
         place: notes.uuid for notes in outcome.gpus for place in (*notes.places, notes.uuid)
     }
     gpus = [
-        _gpu(outcome, notes, label, [one for one in reports if by_place.get(one.gpu) == notes.uuid])
+        _gpu(outcome, notes, label, [one for one in tenants if by_place.get(one.gpu) == notes.uuid])
         for notes, label in zip(outcome.gpus, labels(outcome.gpus), strict=True)
     ]
     gpus.sort(key=lambda gpu: (gpu.index, gpu.label))
@@ -146,11 +148,12 @@ def report_of(outcome: Outcome) -> RunReport:
         until_s=outcome.until_s,
         window_at_s=outcome.window_at_s,
         gpus=gpus,
-        kinds=_kinds(tenants, by_place, end_ns),
+        kinds=_kinds(tenants, by_place, deprived, end_ns),
         tenants=reports,
         utilization=mean(gpu.utilization for gpu in gpus),
         switching_share=share_of(switching_ns, active_ns + switching_ns),
-        fairness=mean(gpu.fairness for gpu in gpus),
+        fairness=_fairness(tenants),
+        deprived=deprived,
         ooms=sum(record.ooms for record in outcome.tenants),
         xids=dict(sorted(outcome.xids.items())),
         restarts=sum(one.restarts for one in reports),
@@ -196,16 +199,37 @@ class _Tenant:
     def busy_ns(self) -> int:
         return sum(record.busy_ns for record in self.records)
 
+    @property
+    def served(self) -> int:
+        return sum(len(record.latency_ns) for record in self.records)
+
+    @property
+    def wanted_to_work(self) -> bool:
+        """Whether it had anything to do, or had no chance to: a pod without devices had not."""
+        return not self.records or any(
+            one.asked or one.ooms or one.latency_ns for one in self.records
+        )
+
+    @property
+    def speed(self) -> float:
+        """As `Service.speed`, 0 where nothing was done."""
+        latency_ns = sum(sum(record.latency_ns) for record in self.records)
+        return sum(sum(one.work_ns) for one in self.records) / latency_ns if latency_ns else 0.0
+
     def report(self, end_ns: int) -> TenantReport:
         service = _service([self], end_ns, _requests([self]))
         return TenantReport(name=self.name, gpu=self.gpu, **dict(service))
 
 
-def _tenants(records: Sequence[TenantRecord]) -> list[_Tenant]:
+def _tenants(outcome: Outcome) -> list[_Tenant]:
+    """Those that ran, and pods that never had devices, which have no records and no GPU."""
     found: dict[tuple[str, str], _Tenant] = {}
-    for record in records:
+    for record in outcome.tenants:
         key = (record.name, record.gpu)
         found.setdefault(key, _Tenant(*key)).records.append(record)
+    for pod in outcome.pods:
+        if pod.placed_ns is None:
+            found.setdefault((pod.name, ""), _Tenant(pod.name, ""))
     return sorted(found.values(), key=lambda one: (_natural(one.name), one.gpu))
 
 
@@ -215,9 +239,39 @@ def _natural(name: str) -> tuple[str, int]:
     return kind_of(name), int(number[0][1:]) if number else -1
 
 
+def _deprived(outcome: Outcome, tenants: Sequence[_Tenant], end_ns: int) -> list[Deprived]:
+    pods = {pod.name: pod for pod in outcome.pods if pod.placed_ns is None}
+    served = {one.name for one in tenants if one.served}
+    found = []
+    for one in tenants:
+        if one.name in served or not one.wanted_to_work:
+            continue
+        if one.records:
+            came_ns = one.records[0].started_ns
+            last = one.records[-1]
+            until_ns = end_ns if last.ended_ns is None else last.ended_ns
+            memory = any(record.ooms for record in one.records)
+            why = "memory" if memory else "fault" if last.ended else "starved"
+        else:
+            came_ns, until_ns = pods[one.name].came_ns, end_ns
+            why = "refused" if pods[one.name].refused else "waited"
+        for_s = (until_ns - came_ns) / NS_PER_S
+        found.append(Deprived(name=one.name, kind=one.kind, why=why, for_s=for_s))
+    return found
+
+
+def _fairness(tenants: Iterable[_Tenant]) -> float | None:
+    """Jain's index over the speeds of tenants; None without two of them that had work."""
+    return fairness([one.speed for one in tenants if one.wanted_to_work])
+
+
 def _kinds(
-    tenants: Sequence[_Tenant], by_place: Mapping[str, str], end_ns: int
+    tenants: Sequence[_Tenant],
+    by_place: Mapping[str, str],
+    deprived: Sequence[Deprived],
+    end_ns: int,
 ) -> list[KindReport]:
+    nothing = Counter(one.kind for one in deprived)
     grouped: dict[str, list[_Tenant]] = {}
     for tenant in tenants:
         grouped.setdefault(tenant.kind, []).append(tenant)
@@ -226,13 +280,16 @@ def _kinds(
     for kind in kinds:
         members = grouped[kind]
         requests = _requests(members)
-        gpus = {by_place.get(one.gpu, one.gpu) for one in members}
+        gpus = {by_place.get(one.gpu, one.gpu) for one in members if one.gpu}
         reports.append(
             KindReport(
                 tenants=len(members),
+                deprived=nothing[kind],
                 gpus=len(gpus),
                 latency_curve=requests.latency_curve,
-                neighbours=_neighbours(kind, tenants, {one.gpu for one in members}, end_ns),
+                neighbours=_neighbours(
+                    kind, tenants, {one.gpu for one in members if one.gpu}, end_ns
+                ),
                 **dict(_service(members, end_ns, requests)),
             )
         )
@@ -292,9 +349,7 @@ def _restarts(records: Sequence[TenantRecord]) -> int:
     return sum(any(end <= record.started_ns for end in ends) for record in records[1:])
 
 
-def _gpu(
-    outcome: Outcome, notes: GpuNotes, label: str, tenants: Sequence[TenantReport]
-) -> GpuReport:
+def _gpu(outcome: Outcome, notes: GpuNotes, label: str, tenants: Sequence[_Tenant]) -> GpuReport:
     samples = notes.samples
     until_ns = outcome.until_s * NS_PER_S
     whole = notes.places <= {notes.uuid} and notes.active_ns > 0
@@ -311,12 +366,12 @@ def _gpu(
             else mean(sample.utilization for sample in samples)
         ),
         switching_share=share_of(notes.switching_ns, notes.active_ns + notes.switching_ns),
-        fairness=fairness([one.speed for one in tenants if one.speed is not None]),
+        fairness=_fairness(tenants),
         memory_bytes=notes.memory_bytes,
         memory_peak_bytes=max((one.memory_used_bytes for one in samples), default=None),
         temperature_max_c=max((one.temperature_c for one in samples), default=None),
         clock_min_share=min((one.clock_ppm / _PPM for one in samples), default=None),
-        ooms=sum(one.ooms for one in tenants),
+        ooms=sum(record.ooms for one in tenants for record in one.records),
         unhealthy_s=notes.unhealthy_ns / NS_PER_S,
         faults=sum(
             change.uuid == notes.uuid and change.state == "Unhealthy" for change in outcome.changes
@@ -326,11 +381,12 @@ def _gpu(
 
 
 def _pods(outcome: Outcome) -> PodsReport:
-    waits = [wait_ns for wait_ns in outcome.pods_waiting_ns if wait_ns > NS_PER_S]
+    waits_ns = [pod.placed_ns - pod.came_ns for pod in outcome.pods if pod.placed_ns is not None]
+    waits = [wait_ns for wait_ns in waits_ns if wait_ns > NS_PER_S]
     return PodsReport(
-        created=outcome.pods_created,
+        created=len(outcome.pods),
         waited=len(waits),
         wait_max_s=max(waits) / NS_PER_S if waits else None,
-        never_started=max(0, outcome.pods_created - len(outcome.pods_waiting_ns)),
-        refused=outcome.pods_refused,
+        never_started=len(outcome.pods) - len(waits_ns),
+        refused=sum(pod.refused for pod in outcome.pods),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -63,12 +65,28 @@ class TenantReport(Service):
     name: str
     """the pod's or tenant's name"""
     gpu: str
-    """UUID of its GPU or MIG device"""
+    """UUID of its GPU or MIG device; empty for a pod that never had one"""
+
+
+class Deprived(Keys):
+    """A tenant that wanted to work and had no request served, or a pod without devices."""
+
+    name: str
+    """the pod's or tenant's name"""
+    kind: str
+    """the name without the number at the end"""
+    why: Literal["waited", "refused", "memory", "fault", "starved"]
+    """`waited`: for devices, to the end; `refused`: its admissions failed; `memory`: what it asked
+    for did not fit; `fault`: it was ended; `starved`: it had work, none of which was done"""
+    for_s: float
+    """seconds from its coming to the end of the run, or of its life"""
 
 
 class KindReport(Service):
     tenants: int
-    """how many there were"""
+    """how many there were, those without devices included"""
+    deprived: int
+    """how many of them got nothing: see `deprived`"""
     gpus: int
     """on how many GPUs they ran"""
     latency_curve: list[tuple[float, float]]
@@ -97,7 +115,8 @@ class GpuReport(Keys):
     switching_share: float | None
     """share of the time with work that was lost to context switches"""
     fairness: float | None
-    """Jain's index over `speed` of the tenants that were served: 1 all alike, 1/n one has it all"""
+    """Jain's index over `speed` of its tenants that had work, 0 where none was done: 1 all alike,
+    1/n one has it all"""
     memory_bytes: int
     """its memory"""
     memory_peak_bytes: int | None
@@ -149,7 +168,9 @@ class RunReport(Keys):
     switching_share: float | None
     """share of the time with work, of all GPUs, that was lost to context switches"""
     fairness: float | None
-    """mean over the GPUs that have one"""
+    """Jain's index over `speed` of all tenants, 0 for each one in `deprived`"""
+    deprived: list[Deprived]
+    """who got nothing, by name"""
     ooms: int
     """allocations that did not fit"""
     xids: dict[int, int]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sim.study.runreport import GpuReport, KindReport, RunReport
+    from sim.study.runreport import Deprived, GpuReport, KindReport, RunReport
 
 
 UNDISTURBED = 1.1
@@ -17,6 +17,9 @@ UNDISTURBED = 1.1
 ENDLESS = 0.05
 """Where half of the requests wait for more than this share of the run, a queue has no end."""
 
+_PARTS = 4
+"""Kinds of tenants that a sentence names, each with what became of it."""
+
 _UNITS = ((86400 * 2, 86400, "days"), (3600 * 3, 3600, "hours"), (180, 60, "minutes"))
 
 
@@ -24,11 +27,11 @@ def as_sentences(report: RunReport) -> list[str]:
     """Three to six sentences or so, in the order in which a person wants to know."""
     return [
         _setup(report),
+        *_deprived(report),
         *_slowdowns(report),
         *_switching(report),
         *_heat(report.gpus),
         _failures(report),
-        *_waiting(report),
     ]
 
 
@@ -70,14 +73,55 @@ def _setup(report: RunReport) -> str:
     # One that was replaced shares its index with its successor, and counts once.
     models = Counter({gpu.index: gpu.product for gpu in report.gpus}.values())
     node = listed([f"{count} x {product}" for product, count in models.items()])
-    who = ", ".join(f"{kind.tenants} x {kind.kind}" for kind in report.kinds[:6])
-    more = f" and {len(report.kinds) - 6} more kinds" if len(report.kinds) > 6 else ""
-    tenants = f" were shared by {counted(len(report.tenants), 'tenant')} ({who}{more})"
+    kinds = Counter(one.kind for one in report.tenants if one.gpu)
+    names = [one.kind for one in report.kinds if kinds[one.kind]]
+    who = ", ".join(f"{kinds[name]} x {name}" for name in names[:6])
+    more = f" and {len(names) - 6} more kinds" if len(names) > 6 else ""
+    tenants = f" were shared by {counted(kinds.total(), 'tenant')} ({who}{more})"
     return (
         f"For {duration(report.until_s)} of model time {node}"
-        f"{tenants if report.tenants else ' ran without tenants that have work'}"
+        f"{tenants if kinds else ' ran without tenants that have work'}"
         f" (scenario {report.scenario}, seed {report.seed})."
     )
+
+
+_WHY = {
+    "waited": "waited for devices",
+    "refused": "failed admission",
+    "memory": "asked for memory that was not free",
+    "fault": "ended by a fault",
+    "starved": "had work, of which none was done",
+}
+
+
+def _deprived(report: RunReport) -> list[str]:
+    """Who got nothing, and who waited: before those who were merely slowed down."""
+    lines = []
+    if report.deprived:
+        grouped: dict[tuple[str, str], list[Deprived]] = {}
+        for one in report.deprived:
+            grouped.setdefault((one.kind, one.why), []).append(one)
+        parts = [_group(report, *key, ones) for key, ones in grouped.items()]
+        shown = [*parts[:_PARTS], *([f"{len(parts) - _PARTS} more"] if len(parts) > _PARTS else [])]
+        of = counted(len({one.name for one in report.tenants}), "tenant")
+        lines.append(f"{len(report.deprived)} of {of} got nothing: {'; '.join(shown)}.")
+    pods = report.pods
+    if pods.waited:
+        lines.append(
+            f"Of {counted(pods.created, 'pod')}, {pods.waited} waited for devices before they ran, "
+            f"at most {duration(pods.wait_max_s or 0)}."
+        )
+    return lines
+
+
+def _group(report: RunReport, kind: str, why: str, ones: Sequence[Deprived]) -> str:
+    for_s = [one.for_s for one in ones]
+    spans = duration(max(for_s)) if len(ones) == 1 else f"up to {duration(max(for_s))}"
+    time = f" for {spans}" if why in ("waited", "starved") else ""
+    if len(ones) == 1:
+        return f"{ones[0].name} {_WHY[why]}{time}"
+    of = next((one.tenants for one in report.kinds if one.kind == kind), len(ones))
+    return f"{len(ones)} of {of} {kind} {_WHY[why]}{time}"
 
 
 def _slowdowns(report: RunReport) -> list[str]:
@@ -136,7 +180,10 @@ def _switching(report: RunReport) -> list[str]:
     if report.switching_share is None:
         return []
     fairness = (
-        f" Fairness (Jain) was {report.fairness:.2f}; 1 is all slowed down alike."
+        f" Fairness (Jain) was {report.fairness:.2f}; 1 is all slowed down alike, and who got "
+        "nothing counts as 0."
+        if report.fairness is not None and report.deprived
+        else f" Fairness (Jain) was {report.fairness:.2f}; 1 is all slowed down alike."
         if report.fairness is not None
         else ""
     )
@@ -187,15 +234,3 @@ def _failures(report: RunReport) -> str:
         f" Containers were restarted {counted(report.restarts, 'time')}." if report.restarts else ""
     )
     return f"{ooms[0].upper()}{ooms[1:]}.{faults}{lost}{restarts}"
-
-
-def _waiting(report: RunReport) -> list[str]:
-    pods = report.pods
-    lines = []
-    if pods.waited:
-        lines.append(f"{pods.waited} waited for devices, at most {duration(pods.wait_max_s or 0)}")
-    if pods.never_started:
-        lines.append(f"{pods.never_started} had none at the end")
-    if pods.refused:
-        lines.append(f"{counted(pods.refused, 'admission')} failed")
-    return [f"Of {counted(pods.created, 'pod')}, {listed(lines)}."] if lines else []

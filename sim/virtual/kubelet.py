@@ -5,6 +5,7 @@ Calls to the plugin are calls of its handlers, with the same bytes as over a soc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, assert_never
 
@@ -106,6 +107,16 @@ class VirtualKubelet:
             raise CallFailed(failure_text(error.code.name, error.message)) from error
 
 
+@dataclass(slots=True)
+class PodNotes:
+    """When a pod came, and when it had its devices (None: never); `refused`: failed admissions."""
+
+    name: str
+    came_ns: int
+    placed_ns: int | None = None
+    refused: int = 0
+
+
 class VirtualPods:
     """Every pod of the scenario, each a process of its own."""
 
@@ -114,10 +125,7 @@ class VirtualPods:
         self._kubelet = kubelet
         self._log = log
         self._room = node.env.event()
-        self.waiting_ns: list[int] = []
-        """How long each pod waited until it had its devices."""
-        self.created = 0
-        self.refused = 0
+        self.notes: list[PodNotes] = []
         for group in node.scenario.pods:
             node.env.process(self._arrive(group))
 
@@ -138,17 +146,18 @@ class VirtualPods:
     def _live(self, group: Pods, arrival: Arrival) -> Events:
         env = self._node.env
         life = pod_life(group, arrival, KUBELET_BACKOFF)
-        arrived_ns, over, admitted = int(env.now), env.event(), False
-        self.created += 1
+        notes = PodNotes(arrival.pod.name, int(env.now))
+        self.notes.append(notes)
+        over, admitted = env.event(), False
         step: Step = next(life)
         while True:
             reply: Reply = None
             is_over = False
             match step:
                 case Admit(pod=pod):
-                    reply = yield from self._admit(pod)
+                    reply = yield from self._admit(pod, notes)
                 case Live(lifetime_s=lifetime_s):
-                    self.waiting_ns.append(int(env.now) - arrived_ns)
+                    notes.placed_ns = int(env.now)
                     admitted = True
                     if lifetime_s is not None:
                         over = env.timeout(max(1, to_ns(lifetime_s)))
@@ -170,7 +179,7 @@ class VirtualPods:
             except StopIteration:
                 return
 
-    def _admit(self, pod: Pod) -> Generator[simpy.Event, object, PodStatus]:
+    def _admit(self, pod: Pod, notes: PodNotes) -> Generator[simpy.Event, object, PodStatus]:
         self._kubelet.create(pod)
         while True:
             status = self._kubelet.sync(pod, self._node.now_s)
@@ -179,7 +188,7 @@ class VirtualPods:
             yield self._room
         facts: dict[str, object] = {"pod": pod.name, "phase": status.phase.value}
         if status.phase is Phase.FAILED:
-            self.refused += 1
+            notes.refused += 1
             self._kubelet.delete(pod)
             self._log("pod", {**facts, "message": status.message})
         else:

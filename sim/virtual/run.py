@@ -11,7 +11,7 @@ from sim.gpu.faults import ThermalShutdown
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.timeslicing import Segment, Slicing
 from sim.node.node import SimulatedNode
-from sim.virtual.kubelet import VirtualKubelet, VirtualPods
+from sim.virtual.kubelet import PodNotes, VirtualKubelet, VirtualPods
 from sim.virtual.plugin import VirtualPlugin
 
 if TYPE_CHECKING:
@@ -87,10 +87,8 @@ class Outcome:
     xids: dict[int, int] = field(default_factory=dict)
     thermal_shutdowns: Counter[str] = field(default_factory=Counter)
     """How often each GPU, by UUID, was at its shutdown temperature."""
-    pods_waiting_ns: list[int] = field(default_factory=list)
-    pods_created: int = 0
-    """Pods that came; those without an entry in `pods_waiting_ns` never got their devices."""
-    pods_refused: int = 0
+    pods: list[PodNotes] = field(default_factory=list)
+    """Pods in the order in which they came."""
     list_updates: int = 0
     unavailable_replica_ns: int = 0
     """Devices that were listed and not healthy, added up over time."""
@@ -260,7 +258,5 @@ class VirtualRun:
                     tenant.record.busy_ns = busy_ns.get(tenant.context, 0)
         outcome.gpus = sorted(self._notes.values(), key=lambda notes: (notes.index, notes.uuid))
         outcome.tenants = self.node.records
-        outcome.pods_waiting_ns = self._pods.waiting_ns
-        outcome.pods_created = self._pods.created
-        outcome.pods_refused = self._pods.refused
+        outcome.pods = self._pods.notes
         outcome.list_updates = self._kubelet.list_updates

@@ -90,7 +90,10 @@ def test_options_of_the_plugin_are_in_force(tmp_path: Path) -> None:
         (("nope",), "scenario nope: .*shipped scenarios: .*noisy-neighbour"),
         (("homelab", "--until", "7x"), "--until: must be a duration such as 90s, 12h or 7d"),
         (("homelab", "--until", "0s"), "--until: must be above 0"),
-        (("homelab", "--slices-at", "11m"), "--slices-at: 11m is not within --until 10m"),
+        (
+            ("homelab", "--slices-at", "11m"),
+            "--slices-at: 11m is not within the 10 minutes of the run",
+        ),
         (("homelab", "--events", "/nowhere/at/all"), "/nowhere/at/all cannot be written: No such"),
         (("homelab", "--html", "/"), "/ cannot be written: Is a directory"),
         (("homelab", "--events", "/tmp/x", "--report", "/tmp/x"), "must be different files"),

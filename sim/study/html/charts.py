@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from sim.gpu.timeslicing import Segment
-    from sim.study.runreport import RunReport
+    from sim.study.runreport import KindReport, RunReport
     from sim.virtual.run import GpuNotes, Outcome
 
 
@@ -175,6 +175,18 @@ def latency(report: RunReport, colours: Colours) -> Chart | None:
         ]
     most_ms = max(kind.latency_curve[-1][1] for kind in shown)
     least_ms = min(min(kind.latency_curve[0][1], kind.alone_ms or math.inf) for kind in shown)
+    nothing = [kind for kind in report.kinds if kind.deprived]
+    traces += [
+        line(
+            [least_ms, most_ms],
+            [0, 0],
+            _nothing(kind),
+            kind.kind,
+            {"color": colours.of(kind.kind), "width": 6},
+        )
+        for kind in nothing
+        if not kind.latency_curve
+    ]
     return Chart(
         "latency",
         "How long requests took",
@@ -187,9 +199,33 @@ def latency(report: RunReport, colours: Colours) -> Chart | None:
             _log_axis(least_ms, most_ms),
             {"title": {"text": "% of requests"}, "range": [0, 101]},
         ),
-        and_left_out(len(shown), len(served), "kinds of tenants", "those with most GPU time"),
-        [(colours.of(kind.kind), kind.kind) for kind in shown],
+        " ".join(
+            filter(
+                None,
+                (
+                    *(f"{kind.kind}: {_nothing(kind)}." for kind in nothing),
+                    and_left_out(
+                        len(shown), len(served), "kinds of tenants", "those with most GPU time"
+                    ),
+                ),
+            )
+        ),
+        [
+            *((colours.of(kind.kind), kind.kind) for kind in shown),
+            *(
+                (colours.of(kind.kind), f"{kind.kind} (no request was done)")
+                for kind in nothing
+                if not kind.latency_curve
+            ),
+        ],
     )
+
+
+def _nothing(kind: KindReport) -> str:
+    """What the curves, which are of requests that were done, cannot show."""
+    if kind.deprived == kind.tenants == 1:
+        return "no request was done, so that it has no curve"
+    return f"{kind.deprived} of {kind.tenants} had no request done, and are in no curve"
 
 
 def slices(outcome: Outcome, labels: Sequence[str], colours: Colours) -> list[Chart]:

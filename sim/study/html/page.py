@@ -17,7 +17,7 @@ from sim.study.report import labels
 from sim.study.sentences import UNDISTURBED, as_sentences, duration, number, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sim.study.runreport import KindReport, RunReport, Spread
     from sim.virtual.run import Outcome
@@ -33,7 +33,8 @@ def tables(report: RunReport, colours: Colours) -> list[str]:
 
 def _kinds(report: RunReport, colours: Colours) -> str:
     header = (
-        *("tenants", "how many", "requests", "requests per second, each", "slowdown"),
+        *("tenants", "how many", "got nothing", "requests", "requests per second, each"),
+        "slowdown",
         *("waited at most: half · 95 % · 99 %", "took at most: half · 95 % · 99 %"),
         *("GPU time, each", "out of memory", "restarts"),
     )
@@ -47,6 +48,7 @@ def _kinds(report: RunReport, colours: Colours) -> str:
 def _cells(kind: KindReport) -> tuple[str, ...]:
     return (
         str(kind.tenants),
+        str(kind.deprived) if kind.deprived else NOTHING,
         f"{kind.served:,}",
         NOTHING if kind.throughput_per_s is None else number(kind.throughput_per_s),
         NOTHING if kind.slowdown is None else f"{number(kind.slowdown)} x",
@@ -197,6 +199,7 @@ def _key_figures(report: RunReport) -> list[tuple[str, str]]:
     if slowest is not None and slowest < UNDISTURBED:
         slowest = max(one.slowdown for one in report.tenants if one.slowdown)
     figures = [
+        *_deprived(report),
         ("times as long as alone, for the kind slowed down most", slowest, number),
         ("of the time a GPU was busy, on average", report.utilization, percent),
         (
@@ -204,11 +207,23 @@ def _key_figures(report: RunReport) -> list[tuple[str, str]]:
             report.switching_share,
             lambda share: percent(share).replace("less than", "<"),
         ),
-        ("fairness (1: all slowed down alike)", report.fairness, lambda value: f"{value:.2f}"),
+        (
+            "fairness (1: all alike; who got nothing is 0)",
+            report.fairness,
+            lambda value: f"{value:.2f}",
+        ),
         ("times memory ran out", float(report.ooms), number),
         ("replica-hours not usable", report.unavailable_replica_hours, number),
     ]
     return [(what, show(value)) for what, value, show in figures if value is not None]
+
+
+def _deprived(report: RunReport) -> list[tuple[str, float | None, Callable[[float], str]]]:
+    if not report.deprived:
+        return []
+    many = len({one.name for one in report.tenants})
+    nothing = float(len(report.deprived))
+    return [("tenants got nothing", nothing, lambda count: f"{count:.0f} of {many}")]
 
 
 def _sections(charts: Sequence[Chart]) -> list[str]:

@@ -28,6 +28,7 @@ def record(
     ended: str = "",
     busy_s: float = 0.0,
     ooms: int = 0,
+    asked: int = 0,
 ) -> TenantRecord:
     return TenantRecord(
         name=name,
@@ -35,6 +36,7 @@ def record(
         started_ns=round(started_s * NS_PER_S),
         ended_ns=None if ended_s is None else round(ended_s * NS_PER_S),
         ended=ended,
+        asked=asked,
         latency_ns=array("q", (round(one * NS_PER_MS) for one in latency_ms)),
         work_ns=array("q", [round(work_ms * NS_PER_MS)] * len(latency_ms)),
         ooms=ooms,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations_with_replacement
 from random import Random
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuplugin.cli.main import main
+from sim.cli.replay import span
 from sim.gpu.scheduler import SliceParameters, to_ns
 from sim.gpu.tenancy import Memory, Tenancy, TenantSpec
 from sim.gpu.timeslicing import TimeSlicing
@@ -198,8 +200,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "3 pods on 2 machines with 3 GPUs, 4 replicas of each" in capsys.readouterr().out
     assert main([*files, "--replicas", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["pods"], report["pods_sharing"], report["replicas"]) == (3, 1, 2)
+    assert (report["pods"], report["pods_of_parts"], report["replicas"]) == (3, 1, 2)
+    assert report["pods_sharing"] == 0, "it never had a neighbour"
     assert main(["sim", "replay", "--pods", str(nodes), "--nodes", str(nodes)]) == 1
     assert "no column" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*files, "--replicas", "0"])
+
+
+def test_pods_that_found_no_room_come_first_and_count_as_nothing() -> None:
+    pods = [a_pod("part", share=0.5), replace(a_pod("never", share=0.5), cpu_milli=10**9)]
+    report = fleet_report(Replay([a_node(1)], pods, 4).run())
+    assert report.pods_never_placed == 1
+    assert report.fairness == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (119, "119 s"), (3600, "60 min"), (9000, "2 h"), (1654130, "19 d")],
+)
+def test_waits_are_told_as_people_write_them(seconds: float, text: str) -> None:
+    assert span(seconds) == text

@@ -7,6 +7,7 @@ import pytest
 from hal import GIB
 from sim.study.report import kind_of, report_of
 from sim.study.runreport import RunReport
+from sim.virtual.kubelet import PodNotes
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
 from tools.simdocs import key_table
 
@@ -51,7 +52,40 @@ def test_fairness_is_that_of_the_tenants_of_a_gpu() -> None:
     )
     report = report_of(done)
     assert [one.fairness for one in report.gpus] == [pytest.approx(0.9), None]
-    assert report.fairness == pytest.approx(0.9)
+    # (1 + 1/2 + 1/9)^2 of all tenants, over 3 times the sum of the squares.
+    assert report.fairness == pytest.approx(0.6854, abs=1e-4)
+
+
+def test_who_got_nothing_is_named_and_counts_as_nothing() -> None:
+    done = outcome(
+        record("a-0", latency_ms=[1], asked=1),
+        record("full-0", ended_s=40, ended="oom", ooms=2, started_s=30),
+        record("starved-0", asked=1, started_s=90),
+        record("hit-0", asked=1, ended_s=7, ended="xid 31"),
+        record("quiet-0"),  # nobody asked anything of it
+        record("later-0", ended="oom", ended_s=1, ooms=1),
+        record("later-0", started_s=11, latency_ms=[2], asked=1),
+    )
+    done.pods = [
+        PodNotes("waits-0", 60 * 10**9),
+        PodNotes("no-0", 0, refused=3),
+        PodNotes("a-0", 0, placed_ns=10**9),
+    ]
+    report = report_of(done)
+    assert [(one.name, one.why, one.for_s) for one in report.deprived] == [
+        ("full-0", "memory", 10.0),
+        ("hit-0", "fault", 7.0),
+        ("no-0", "refused", 100.0),
+        ("starved-0", "starved", 10.0),
+        ("waits-0", "waited", 40.0),
+    ]
+    kinds = {kind.kind: (kind.tenants, kind.deprived, kind.gpus) for kind in report.kinds}
+    assert kinds["waits"] == (1, 1, 0)
+    assert kinds["later"] == (1, 0, 1)
+    assert next(one for one in report.tenants if one.name == "no-0").gpu == ""
+    # Speeds of 1 and 1/2, and five who got nothing; the GPU knows three of these.
+    assert report.fairness == pytest.approx(1.5**2 / (7 * 1.25))
+    assert report.gpus[0].fairness == pytest.approx(1.5**2 / (5 * 1.25))
 
 
 def test_restarts_are_starts_after_an_end_and_belong_to_one_tenant() -> None:
@@ -129,8 +163,13 @@ def test_faults_pods_and_what_could_not_be_used() -> None:
     ]  # fmt: skip
     done.xids = {79: 1, 31: 2}
     done.unavailable_replica_ns = 2 * 3600 * 10**9
-    done.pods_created, done.pods_refused = 5, 3
-    done.pods_waiting_ns = [0, 20_000_000, 4 * 10**9]
+    done.pods = [
+        PodNotes("a-0", 0, 0),
+        PodNotes("a-1", 10**9, 10**9 + 20_000_000, refused=1),
+        PodNotes("a-2", 0, 4 * 10**9),
+        PodNotes("a-3", 0, refused=2),
+        PodNotes("a-4", 0),
+    ]
     report = report_of(done)
     assert [one.faults for one in report.gpus] == [2, 1]
     assert report.gpus[0].unhealthy_s == 5.0

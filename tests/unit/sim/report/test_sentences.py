@@ -4,6 +4,7 @@ import pytest
 
 from sim.study.report import report_of
 from sim.study.sentences import as_sentences, duration, listed, milliseconds, number, percent
+from sim.virtual.kubelet import PodNotes
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample
 
 
@@ -46,14 +47,26 @@ def test_faults_heat_and_memory_are_told() -> None:
     done.changes = [change(1, "Unhealthy")]
     done.xids = {95: 2}
     done.unavailable_replica_ns = 9 * 3600 * 10**9
-    done.pods_created = 4
+    done.pods = [PodNotes(f"p-{number}", 0) for number in range(4)]
     text = " ".join(as_sentences(report_of(done)))
     assert "For 7 days" in text
     assert "GPU 0 reached 91 °C and ran at 60 % of its clocks." in text
     assert "Memory ran out 3 times. 2 Xids (2 x 95)." in text
     assert "Not usable: GPU 0 for 6.7 minutes, together 9 replica-hours." in text
-    assert "Of 4 pods, 4 had none at the end." in text
+    assert (
+        "5 of 5 tenants got nothing: a-0 asked for memory that was not free; "
+        "4 of 4 p waited for devices for up to 7 days." in text
+    )
     assert "No request was finished." in text
+
+
+def test_who_waited_comes_before_who_was_slow() -> None:
+    done = outcome(record("a-0", latency_ms=[9]))
+    done.pods = [PodNotes("a-0", 0, 19 * 10**9)]
+    first, second, third, *_ = as_sentences(report_of(done))
+    assert first.startswith("For 100 s")
+    assert second == "Of 1 pod, 1 waited for devices before they ran, at most 19 s."
+    assert third.startswith("a was slowed down most")
 
 
 def test_a_gpu_that_shut_itself_down_is_named() -> None:
