@@ -92,7 +92,8 @@ def test_mps_costs_less_the_more_the_clients_rest(
 ) -> None:
     plan = SharePlan(A100, clients, busy_ms, idle_ms, mechanism=Mechanism.MPS, mps_share=mps_share)
     result = share(plan)
-    assert 1 - 1e-5 <= mean(result) <= 1 + mps_share * (clients - 1) + 1e-5
+    # Ends are rounded up to whole nanoseconds.
+    assert 1 - 1e-3 <= mean(result) <= (1 + mps_share * (clients - 1)) * (1 + 1e-3)
     assert result.switch_loss == 0
 
 
