@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.node import ConfigurationMisfit
@@ -15,7 +16,7 @@ from gpuplugin.daemon.cluster.nodeconfig import COMPONENT as LABEL_COMPONENT
 from gpuplugin.daemon.cluster.nodereports import make_reporter
 from gpuplugin.daemon.control import ControlServer
 from gpuplugin.daemon.files import FileWatch
-from gpuplugin.daemon.frontdoor import make_front_door
+from gpuplugin.daemon.frontdoor import DoorContext, make_front_door
 from gpuplugin.daemon.hardware.monitor import Monitor
 from gpuplugin.daemon.hardware.sampler import make_sampler
 from gpuplugin.daemon.hardware.timeslices import TimeSlicer
@@ -81,6 +82,17 @@ async def run(
     return 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the daemon's tasks have in common."""
+
+    node: Node
+    door: FrontDoor
+    files: FileWatch
+    queries: HalQueries
+    slicer: TimeSlicer
+
+
 class Daemon:
     """The whole plugin, without signals: for the command line, and for tests in process."""
 
@@ -126,29 +138,40 @@ class Daemon:
             plan = await asyncio.to_thread(node_plan, settings)
         except ConfigurationMisfit as misfit:
             raise Fatal(str(misfit)) from misfit
-        with closing(FileWatch()) as files:
+        with (
+            closing(FileWatch()) as files,
+            closing(Node(plan, self.status, health_log)) as node,
+        ):
+            queries = HalQueries(self._backend)
+            dra = settings.daemon.allocation == "dra"
+            slicer = TimeSlicer(self._backend, queries, node, self.status, kept_at_stop=dra)
             door = make_front_door(
-                settings, self.status, self.metrics, files, lambda: self._backend.driver_version
+                settings,
+                DoorContext(
+                    self.status,
+                    self.metrics,
+                    files,
+                    lambda: self._backend.driver_version,
+                    slicer.claim,
+                ),
             )
-            with closing(Node(plan, self.status, health_log, door.publish)) as node:
-                await self._run(node, door, reporter, files)
+            node.followers.append(lambda: door.publish(node.view))
+            await self._run(_Parts(node, door, files, queries, slicer), reporter)
 
-    async def _run(
-        self, node: Node, door: FrontDoor, reporter: NodeReporter | None, files: FileWatch
-    ) -> None:
+    async def _run(self, parts: _Parts, reporter: NodeReporter | None) -> None:
         try:
             http = self._http = HttpServer(
                 self._loaded.settings.daemon.listen_address,
                 self.status,
-                lambda: families(self.metrics, node.view),
-                lambda: page_html(self._page(node, door)),
+                lambda: families(self.metrics, parts.node.view),
+                lambda: page_html(self._page(parts)),
                 self._read_usage,
             )
         except HttpError as error:
             raise Fatal(str(error)) from error
         self._on_http(http.port)
         try:
-            await self._serve(node, door, reporter, files)
+            await self._serve(parts, reporter)
         except ExceptionGroup as group:
             fatal, others = group.split(Fatal)
             if fatal is None or others is not None:
@@ -158,15 +181,19 @@ class Daemon:
             self._http = None
             http.close()
 
-    def _page(self, node: Node, door: FrontDoor) -> PageView:
+    def _page(self, parts: _Parts) -> PageView:
         """What the status page shows, in a thread: from values that never change."""
         return page_view(
-            self._version, self.status.readiness(), node.view, door.plugins, self._loaded
+            self._version,
+            self.status.readiness(),
+            parts.node.view,
+            parts.door.plugins,
+            self._loaded,
         )
 
-    def _page_now(self, node: Node, door: FrontDoor) -> PageView:
+    def _page_now(self, parts: _Parts) -> PageView:
         self._read_usage()
-        return self._page(node, door)
+        return self._page(parts)
 
     def _read_usage(self) -> None:
         """In a thread of who asks: metrics and page show what was read within the period."""
@@ -184,10 +211,9 @@ class Daemon:
             extra={"event": "unforeseen"},
         )
 
-    async def _serve(
-        self, node: Node, door: FrontDoor, reporter: NodeReporter | None, files: FileWatch
-    ) -> None:
+    async def _serve(self, parts: _Parts, reporter: NodeReporter | None) -> None:
         settings = self._loaded.settings
+        node, files, slicer = parts.node, parts.files, parts.slicer
         status, metrics, choice = self.status, self.metrics, self._choice
         dirs = KubeletDirs(settings.daemon.kubelet_dir, settings.daemon.kubelet_socket)
         for folder in (dirs.plugin_watcher, dirs.device_plugins):
@@ -195,10 +221,8 @@ class Daemon:
                 log.info("removed the old socket %s", path, extra={"event": "leftover-removed"})
         warn_of_exposure(settings)
         await asyncio.to_thread(remove_unwanted_specs, settings)
-        queries = HalQueries(self._backend)
         folder = dirs.of(settings.daemon.way_of_registration)
         self._holdings = holdings = HoldingsWatch(node, settings, folder)
-        slicer = TimeSlicer(self._backend, queries, node, status)
 
         async def prepare() -> None:
             await self._prepare(node)
@@ -206,7 +230,7 @@ class Daemon:
 
         monitor = Monitor(
             self._backend,
-            queries,
+            parts.queries,
             node,
             status,
             metrics,
@@ -215,7 +239,7 @@ class Daemon:
             on_open=prepare,
             on_end=slicer.stop,
         )
-        sampler = self._sampler = make_sampler(settings, self._backend, queries, node)
+        sampler = self._sampler = make_sampler(settings, self._backend, parts.queries, node)
         self._reloader = Reloader(
             self._loaded,
             self._load,
@@ -226,14 +250,14 @@ class Daemon:
             files,
         )
         control = ControlServer(
-            folder, node, status, files, lambda: self._page_now(node, door), self._about
+            folder, node, status, files, lambda: self._page_now(parts), self._about
         )
         async with asyncio.TaskGroup() as tasks:
             supervisors: dict[str, asyncio.Task[None]] = {}
             for name, task in (
                 ("heartbeat", lambda: _heartbeat(status, supervisors)),
                 ("monitor", monitor.run),
-                ("endpoints", door.run),
+                ("endpoints", parts.door.run),
                 ("reload", self._reloader.run),
                 ("control", control.run),
                 ("sampler", sampler.run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -20,8 +21,25 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import StatusBoard
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from hal import TimeSliceLevel
 
 _DRA_NEEDS: Final = ("gpuplugin.daemon.dra.frontdoor", "gpuplugin.daemon.cluster.kubeapi")
+
+
+class SetTimeSlices(Protocol):
+    def __call__(self, levels: Mapping[str, TimeSliceLevel], wait_s: float) -> dict[str, str]:
+        """In a thread: set what claims ask for, by GPU; why that failed for which GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorContext:
+    """What a door stands in; `driver_version` is that of the GPUs' driver."""
+
+    status: StatusBoard
+    metrics: Metrics
+    files: FileWatch
+    driver_version: Callable[[], str]
+    set_time_slices: SetTimeSlices
 
 
 class FrontDoor(Protocol):
@@ -52,31 +70,29 @@ def load_front_door(settings: Settings) -> None:
         ) from error
 
 
-def make_front_door(
-    settings: Settings,
-    status: StatusBoard,
-    metrics: Metrics,
-    files: FileWatch,
-    driver_version: Callable[[], str],
-) -> FrontDoor:
+def make_front_door(settings: Settings, context: DoorContext) -> FrontDoor:
     """The door that the configuration names; raises `Fatal` without what it needs."""
     daemon = settings.daemon
     engine = make_engine(daemon.rpc_engine)
     if daemon.allocation == "device-plugin":
         dirs = KubeletDirs(daemon.kubelet_dir, daemon.kubelet_socket)
-        registration = daemon.way_of_registration
-        return DevicePluginDoor(ServingContext(dirs, registration, engine, status, metrics, files))
+        serving = ServingContext(
+            dirs,
+            daemon.way_of_registration,
+            engine,
+            context.status,
+            context.metrics,
+            context.files,
+        )
+        return DevicePluginDoor(serving)
     load_front_door(settings)
     from gpuplugin.daemon.cluster.kubeapi import NoCluster, cluster
-    from gpuplugin.daemon.dra.frontdoor import DoorContext, DraDoor, read_boot_id
+    from gpuplugin.daemon.dra.frontdoor import DraDoor, read_boot_id
 
     try:
         boot_id = read_boot_id(daemon.procfs_root)
-        config = cluster()
+        return DraDoor(settings, context, engine, cluster(), boot_id)
     except OSError as error:
         raise Fatal(f"--allocation dra: the boot id cannot be read: {error}") from error
     except NoCluster as error:
         raise Fatal(f"--allocation dra: {error}") from error
-    return DraDoor(
-        DoorContext(settings, config, engine, status, metrics, files, driver_version, boot_id)
-    )

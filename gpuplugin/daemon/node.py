@@ -40,19 +40,12 @@ log = logging.getLogger(__name__)
 
 
 class Node:
-    """The node's model; `publish` gives its newest view to who serves it."""
+    """The node's model, and who follows its view."""
 
-    def __init__(
-        self,
-        plan: NodePlan,
-        status: StatusBoard,
-        health_log: HealthLog,
-        publish: Callable[[NodeView], None],
-    ) -> None:
+    def __init__(self, plan: NodePlan, status: StatusBoard, health_log: HealthLog) -> None:
         self._model = NodeModel(plan)
         self._status = status
         self._health_log = health_log
-        self._publish = publish
         self._specs_thread = HalThread("cdi")
         self._specs_wanted: WriteSpecs | None = None
         self._specs_writing: asyncio.Task[None] | None = None
@@ -113,7 +106,6 @@ class Node:
         for effect in effects:
             match effect:
                 case Publish():
-                    self._publish(self.view)
                     for follower in self.followers:
                         follower()
                 case WakeAt(at_s=at_s):

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_whole(path: Path, text: str, mode: int = 0o600, *, durably: bool = False) -> None:
+def write_whole(path: Path, text: str, mode: int = 0o600, *, synced: bool = False) -> None:
     """Write so that a reader sees the old file or the new one, whole.
 
-    `durably` so that this is true after a crash of the machine as well, and the new one is there
-    once this returns. Raises `OSError`; the old file is there then, and nothing else.
+    `synced` so that this is true after a crash of the machine as well; for the new one to be there
+    then, sync the folder, too. Raises `OSError`; the old file is there then, and nothing else.
     """
     # Who reads all of a folder's files goes by the end of their names.
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
@@ -22,7 +22,7 @@ def write_whole(path: Path, text: str, mode: int = 0o600, *, durably: bool = Fal
         with temporary.open("x", encoding="utf-8") as stream:
             stream.write(text)
             os.fchmod(stream.fileno(), mode)
-            if durably:
+            if synced:
                 stream.flush()
                 os.fsync(stream.fileno())
         temporary.replace(path)
@@ -30,8 +30,6 @@ def write_whole(path: Path, text: str, mode: int = 0o600, *, durably: bool = Fal
         with suppress(OSError):
             temporary.unlink()
         raise
-    if durably:
-        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -30,7 +30,8 @@ VERSIONS = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 """As a plugin names them when it registers: the kubelet takes the first that it knows."""
 WAIT_S = 40.0
 """How long a call may take; the kubelet waits for 45 s."""
-HEALTH_VERSION = "v1alpha1.DRAResourceHealth"
+HEALTH_VERSIONS = ("v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth")
+"""Of Kubernetes 1.37, and of 1.34 to 1.36; their messages are the same."""
 HEALTH_TIMEOUT_S = 30
 """A device of which nothing was heard for so long is Unknown to the kubelet."""
 
@@ -77,7 +78,7 @@ class DraPlugin:
                 Service(f"{_PACKAGE}.{version}", calls, {}, frozenset(calls))
                 for version in VERSIONS
             ),
-            Service(HEALTH_VERSION, {}, {"NodeWatchResources": self.watch}),
+            *(Service(one, {}, {"NodeWatchResources": self.watch}) for one in HEALTH_VERSIONS),
         ]
 
     def prepare(self, request: bytes) -> bytes:
@@ -138,17 +139,10 @@ def health_message(offers: Iterable[Offer], pool: str, now_s: int) -> bytes:
             health=pb.UNHEALTHY if offer.taints else pb.HEALTHY,
             last_updated_time=now_s,
             health_check_timeout_seconds=HEALTH_TIMEOUT_S,
-            message=", ".join(_told(taint.key, taint.value) for taint in offer.taints)[
-                :_MAX_MESSAGE
-            ],
+            message=offer.trouble[:_MAX_MESSAGE],
         )
         one.device.pool_name, one.device.device_name = pool, offer.name
     return message.SerializeToString()
-
-
-def _told(key: str, value: str) -> str:
-    what = key.rpartition("/")[2]
-    return what if value == "true" else f"{what} {value}"
 
 
 def _device(held: HeldDevice) -> pb.Device:

@@ -53,8 +53,16 @@ class DraNode:
         self.server = server
         self.specs = folder / "cdi"
 
-    def plugin(self, backend: Backend, **flags: str) -> PluginProcess:
-        return PluginProcess(settings_for(self.folder, dra_flags(self.folder, **flags)), backend)
+    def plugin(
+        self, backend: Backend, config_file: Path | None = None, **flags: str
+    ) -> PluginProcess:
+        """The daemon in DRA mode, not started; it reads the file anew at `reload`."""
+        given = dra_flags(self.folder, **flags)
+        return PluginProcess(
+            settings_for(self.folder, given, config_file=config_file),
+            backend,
+            lambda: settings_for(self.folder, given, config_file=config_file),
+        )
 
     def registrations(self) -> list[Path]:
         """Registration sockets, the newest last."""

@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 import grpc
@@ -44,7 +44,7 @@ from sim.node.scenario import GpuGroup, Scenario
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from prometheus_client.samples import Sample
@@ -115,10 +115,14 @@ def http_get(host: str, port: int, path: str, headers: Mapping[str, str] | None 
 class PluginProcess:
     """The daemon's work on a loop in a thread; `stop` ends it as SIGTERM does."""
 
-    def __init__(self, settings: Settings, backend: Backend) -> None:
+    def __init__(
+        self, settings: Settings, backend: Backend, again: Callable[[], Settings] | None = None
+    ) -> None:
+        """`again` reads the settings when the daemon is told to."""
         self.settings = settings
+        load = again or (lambda: settings)
         loaded = Loaded(settings, "a test", None, ())
-        self._daemon = Daemon(loaded, lambda: loaded, backend, "test")
+        self._daemon = Daemon(loaded, lambda: replace(loaded, settings=load()), backend, "test")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: asyncio.Task[None] | None = None
         self._ready = threading.Event()
@@ -150,6 +154,11 @@ class PluginProcess:
     def _cancel(self) -> None:
         if self._loop is not None and self._work is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._work.cancel)
+
+    def reload(self) -> None:
+        """As SIGHUP does."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._daemon.reload)
 
     def cancel_task(self, name: str) -> None:
         """Cancel one of the daemon's tasks, as nobody should."""

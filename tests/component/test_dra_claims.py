@@ -29,11 +29,12 @@ from gpuplugin.daemon.dra.claimwork import (
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
 from gpuplugin.kubelet.proto import dra_pb2 as pb
 from gpuplugin.rpc.client import CallFailed, Connection, Method
+from hal import TimeSliceLevel
 from hal.driverfiles import DriverFiles
 from tests.conformance.engines.conftest import ENGINES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gpuplugin.core.dra.claims import HeldDevice
     from gpuplugin.core.dra.devices import JsonObject
@@ -61,7 +62,9 @@ class Cluster:
     def __init__(self) -> None:
         self.claims: dict[str, JsonObject] = {}
 
-    def allocate(self, uid: str, device: str = "gpu-shared", shares: int = 1) -> pb.Claim:
+    def allocate(
+        self, uid: str, device: str = "gpu-shared", shares: int = 1, interval: str = ""
+    ) -> pb.Claim:
         result: dict[str, object] = {
             "request": "gpu", "driver": DRIVER, "pool": "node-1", "device": device,
         }  # fmt: skip
@@ -69,7 +72,9 @@ class Cluster:
             result |= {"shareID": f"share-{uid}", "consumedCapacity": {"shares": str(shares)}}
         self.claims[uid] = {
             "metadata": {"namespace": "default", "name": uid, "uid": uid},
-            "status": {"allocation": {"devices": {"results": [result]}}},
+            "status": {
+                "allocation": {"devices": {"results": [result], "config": config(interval)}}
+            },
         }
         return pb.Claim(namespace="default", name=uid, uid=uid)
 
@@ -80,6 +85,18 @@ class Cluster:
             raise ClaimError(f"claim {ref.namespace}/{ref.name} does not exist") from None
 
 
+def config(interval: str) -> list[JsonObject]:
+    """The opaque configuration of a claim that asks for a time slice, or none."""
+    if not interval:
+        return []
+    sharing = {"strategy": "TimeSlicing", "timeSlicingConfig": {"interval": interval}}
+    parameters = {
+        "apiVersion": "resource.nvidia.com/v1beta1", "kind": "GpuConfig", "sharing": sharing,
+    }  # fmt: skip
+    opaque = {"driver": DRIVER, "parameters": parameters}
+    return [{"source": "FromClaim", "requests": [], "opaque": opaque}]
+
+
 class Driver:
     """What a plugin's process has: files in two folders, and nothing else that stays."""
 
@@ -87,13 +104,23 @@ class Driver:
         self.specs = folder / "cdi"
         self.folder = folder / "plugin"
         self.offered: Offered | None = OFFERED
+        self.time_slices: dict[str, TimeSliceLevel] = {}
+        self.refusal = ""
         self.keeper = ClaimKeeper(
             DRIVER,
             ClaimStore(self.folder, boot_id, lambda: claims_of_specs(self.specs, DRIVER, boot_id)),
             self.specs,
             lambda: self.offered,
             cluster.read,
+            self.set_time_slices,
         )
+
+    def set_time_slices(
+        self, levels: Mapping[str, TimeSliceLevel], wait_s: float
+    ) -> dict[str, str]:
+        assert wait_s >= 0
+        self.time_slices = {**levels}
+        return {uuid: self.refusal for uuid in levels if self.refusal}
 
     def prepare(self, claim: pb.Claim) -> Sequence[HeldDevice]:
         return self.keeper.prepare(named(claim), NO_WAIT_S)
@@ -206,7 +233,7 @@ def test_claims_of_different_pods_wait_for_nobody(driver: Driver, cluster: Clust
 
     keeper = ClaimKeeper(
         DRIVER, ClaimStore(driver.folder, "boot", lambda: Claims("boot")), driver.specs,
-        lambda: OFFERED, read,
+        lambda: OFFERED, read, driver.set_time_slices,
     )  # fmt: skip
     with ThreadPoolExecutor(1) as pool:
         held_up = pool.submit(keeper.prepare, named(slow), NO_WAIT_S)
@@ -286,6 +313,36 @@ def test_a_broken_file_is_no_reason_to_end(tmp_path: Path, cluster: Cluster, bro
     after.keeper.unprepare(named(first))
     assert set(after.remembered.by_uid) == {"u-3"}
     assert len(after.prepare(cluster.allocate("u-2", "gpu-whole"))) == 1
+
+
+def test_a_time_slice_is_set_kept_over_a_restart_and_undone(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    driver = Driver(tmp_path, cluster)
+    first, plain = cluster.allocate("u-1", interval="Long"), cluster.allocate("u-2")
+    driver.prepare(first)
+    assert driver.time_slices == {"GPU-gpu-shared": TimeSliceLevel.LONG}
+    driver.prepare(plain)
+    with pytest.raises(ClaimError, match="time slice is Long for claim default/u-1"):
+        driver.prepare(cluster.allocate("u-3", interval="Short"))
+    after = Driver(tmp_path, cluster)
+    after.keeper.restore()
+    assert after.time_slices == {"GPU-gpu-shared": TimeSliceLevel.LONG}
+    after.keeper.unprepare(named(first))
+    assert after.time_slices == {}
+    after.prepare(cluster.allocate("u-4", interval="Short"))
+    assert after.time_slices == {"GPU-gpu-shared": TimeSliceLevel.SHORT}
+
+
+def test_a_claim_whose_time_slice_cannot_be_set_leaves_nothing_behind(
+    driver: Driver, cluster: Cluster
+) -> None:
+    driver.refusal = "Insufficient Permissions"
+    with pytest.raises(ClaimError, match="cannot be set: GPU GPU-gpu-shared: Insuff"):
+        driver.prepare(cluster.allocate("u-1", interval="Long"))
+    assert driver.remembered.by_uid == {}
+    assert driver.time_slices == {}
+    assert not driver.spec("u-1").exists()
 
 
 STEPS = ("open", "os.rename", "os.remove")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pytest
 
 from gpuplugin.kubelet.proto import dra_pb2 as pb
 from sim.apiserver import ApiServer
+from tests.component.cluster import wipe
 from tests.component.dranode import DRIVER, NODE, DraNode
 from tests.component.running import Hardware
 from tests.component.waiting import eventually
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GPUS, SHARES = 8, 10
+RESTORED_S = 2.0
+"""The Go library that other drivers use needs 30 s."""
 
 
 @pytest.fixture
@@ -109,3 +113,72 @@ def test_a_fault_taints_a_gpu_and_its_end_takes_the_taint_away(
             assert kubelet.prepared(claim).device_name == device, "it is prepared already"
             hardware.recover(1)
             eventually(lambda: taints(node)[hardware.uuids[1]] == [])
+
+
+def ready(node: DraNode, claim: pb.Claim) -> list[str]:
+    """Status and message of the condition Ready of a claim's devices."""
+    devices = node.claim(claim)["status"].get("devices", [])
+    return [f"{one['status']} {one['message']}" for each in devices for one in each["conditions"]]
+
+
+def test_a_claim_is_told_what_is_wrong_with_its_device(node: DraNode, hardware: Hardware) -> None:
+    with node.plugin(hardware.backend, health_quiet_period="1s"):
+        claim = node.allocate(node.device(0))
+        with node.connect() as kubelet:
+            kubelet.prepared(claim)
+            eventually(lambda: ready(node, claim) == ["True "])
+            hardware.xid(0, 95)
+            eventually(lambda: ready(node, claim) == ["False xid 95"])
+            hardware.recover(0)
+            eventually(lambda: ready(node, claim) == ["True "])
+
+
+def test_slices_are_back_within_two_seconds_of_a_wipe(node: DraNode, hardware: Hardware) -> None:
+    with node.plugin(hardware.backend):
+        for _ in range(3):
+            eventually(lambda: len(node.devices()) == GPUS)
+            wipe(node.server)
+            wiped_s = time.monotonic()
+            eventually(lambda: len(node.devices()) == GPUS)
+            assert time.monotonic() - wiped_s < RESTORED_S
+
+
+CONFIG = """
+version: v1
+sharing: {{timeSlicing: {{resources: [{{name: nvidia.com/gpu, replicas: {replicas}}}]}}}}
+"""
+
+
+def test_sharing_is_not_turned_off_while_shares_are_out(
+    tmp_path: Path, node: DraNode, hardware: Hardware, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.format(replicas=10))
+    with node.plugin(hardware.backend, config_file=file) as plugin:
+        shared = {one["name"] for one in eventually(node.devices)}
+        assert len(shared) == GPUS
+        claim = node.allocate(node.device(3))
+        with node.connect() as kubelet:
+            held = kubelet.prepared(claim).device_name
+            file.write_text(CONFIG.format(replicas=1))
+            plugin.reload()
+            eventually(lambda: exclusive(node) == shared - {held})
+            (kept,) = [one for one in node.devices() if one["name"] == held]
+            assert kept["capacity"]["shares"]["value"] == "10"
+            assert plugin.metric("gpuplugin_dra_devices_kept_shared") == 1
+            text = str(plugin.get("/ready").parts["claims"]["text"])
+            assert "GPU 3 stays shared until its shares are back" in text
+            assert "GPU 3 stays shared" in caplog.text
+            assert plugin.ready
+            whole = node.allocate({"name": held})
+            with ThreadPoolExecutor(1) as threads:
+                waiting = threads.submit(kubelet.prepared, whole)
+                eventually(lambda: plugin.metric("gpuplugin_rpc_in_flight") == 1)
+                assert kubelet.unprepare(claim) == {claim.uid: ""}
+                assert waiting.result(45).device_name == held
+            eventually(lambda: exclusive(node) == shared)
+            eventually(lambda: plugin.metric("gpuplugin_dra_devices_kept_shared") == 0)
+
+
+def exclusive(node: DraNode) -> set[str]:
+    return {one["name"] for one in node.devices() if not one.get("allowMultipleAllocations")}

@@ -13,12 +13,15 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from hal import TimeSliceLevel
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from gpuplugin.core.dra.devices import JsonObject, Offer
 
 SHARES = "shares"
+_NONE: Mapping[tuple[str, str], TimeSliceLevel | None] = MappingProxyType({})
 
 
 class ClaimError(Exception):
@@ -69,12 +72,13 @@ class Result:
 class HeldDevice:
     """A device that a claim holds: what was allocated, and which GPU or MIG device that is.
 
-    `cdi_ids` are those that containers get.
+    `cdi_ids` are those that containers get; `time_slice` is what the claim asks for, if it does.
     """
 
     result: Result
     uuid: str
     cdi_ids: tuple[str, ...] = ()
+    time_slice: TimeSliceLevel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +100,40 @@ class Claims:
     by_uid: Mapping[str, Claim] = field(default_factory=lambda: MappingProxyType({}))
 
     def started(
-        self, ref: ClaimRef, results: Iterable[Result], offers: Mapping[str, Offer]
+        self,
+        ref: ClaimRef,
+        results: Iterable[Result],
+        offers: Mapping[str, Offer],
+        time_slices: Mapping[tuple[str, str], TimeSliceLevel | None] = _NONE,
     ) -> Claims:
         """A claim whose work begins; `offers` are the node's devices by name.
+
+        `time_slices` are what it asks for, by request and device.
 
         Raises:
             ClaimError: a device is not there, or others hold what was allocated.
         """
-        devices = tuple(self._admitted(ref, results, offers))
+        devices = tuple(
+            replace(one, time_slice=time_slices.get((one.result.request, one.result.device)))
+            for one in self._admitted(ref, results, offers)
+        )
         return self._with(Claim(ref, ClaimState.STARTED, devices))
+
+    def time_slices_of(self, uuid: str) -> Iterator[tuple[ClaimRef, TimeSliceLevel | None]]:
+        """What the claims that hold a device ask for."""
+        for claim in self.by_uid.values():
+            for held in claim.devices:
+                if held.uuid == uuid:
+                    yield claim.ref, held.time_slice
+
+    def time_slices(self) -> dict[str, TimeSliceLevel]:
+        """The time slices that claims ask for, by the UUID of the GPU."""
+        return {
+            held.uuid: held.time_slice
+            for claim in self.by_uid.values()
+            for held in claim.devices
+            if held.time_slice is not None
+        }
 
     def prepared(self, uid: str, cdi_ids: Mapping[str, tuple[str, ...]]) -> Claims:
         """The work of a claim is done; `cdi_ids` are those of its devices by name."""
@@ -286,6 +315,7 @@ def _claim_as_json(claim: Claim) -> JsonObject:
                 "shares": held.result.shares,
                 "uuid": held.uuid,
                 "cdiIDs": list(held.cdi_ids),
+                "timeSlice": held.time_slice.name if held.time_slice else None,
             }
             for held in claim.devices
         ],
@@ -309,7 +339,9 @@ def _held_from_json(held: JsonObject) -> HeldDevice:
         shares=_count(held.get("shares")),
     )
     cdi_ids = tuple(str(cdi_id) for cdi_id in _list(held.get("cdiIDs")))
-    return HeldDevice(result, str(held["uuid"]), cdi_ids)
+    level = held.get("timeSlice")
+    time_slice = None if level is None else TimeSliceLevel[str(level)]
+    return HeldDevice(result, str(held["uuid"]), cdi_ids, time_slice)
 
 
 def _object(value: object) -> JsonObject:

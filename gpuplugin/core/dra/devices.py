@@ -58,6 +58,12 @@ class Taint:
     value: str
     effect: Effect
 
+    @property
+    def told(self) -> str:
+        """What is wrong, for people: `xid 79`, `lost`."""
+        what = self.key.rpartition("/")[2]
+        return what if self.value == "true" else f"{what} {self.value}"
+
     def as_json(self) -> JsonObject:
         return {"key": self.key, "value": self.value, "effect": self.effect}
 
@@ -89,6 +95,11 @@ class Offer:
     @property
     def shared(self) -> bool:
         return self.replicas > 1
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, for people; "" if nothing is."""
+        return ", ".join(taint.told for taint in self.taints)
 
     def as_json(self) -> JsonObject:
         """The device as the API has it."""

@@ -76,14 +76,6 @@ def time_slice_conflict(
     return ""
 
 
-def time_slice_in_force(
-    asked: Iterable[TimeSliceLevel | None], usual: TimeSliceLevel | None
-) -> TimeSliceLevel:
-    """The time slice of a GPU: what a claim that holds it asks for, or else the usual one."""
-    wanted = next((level for level in asked if level is not None), usual)
-    return TimeSliceLevel.DEFAULT if wanted is None else wanted
-
-
 def _mine(config: JsonObject, driver: str) -> Iterator[object]:
     opaque = _object(config.get("opaque"))
     if opaque.get("driver") == driver:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.dra.claims import BrokenCheckpoint, Claims, decoded, encoded
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity
-from gpuplugin.daemon.wholefiles import write_whole
+from gpuplugin.daemon.wholefiles import sync_folder, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,16 +49,19 @@ class ClaimStore:
         with self._locked():
             return self._load()
 
-    def change(self, made: Callable[[Claims], Claims]) -> Claims:
-        """Put what `made` makes of the newest claims in their place; it is on the disk then.
+    def change(self, made: Callable[[Claims], Claims], *, for_good: bool = True) -> Claims:
+        """Put what `made` makes of the newest claims in their place.
 
-        Raises what `made` raises, and `OSError`; the file is as before then.
+        It is on the disk then; if it is not `for_good`, the file may be the one before after a
+        crash of the machine. Raises what `made` raises, and `OSError`; the file is as before then.
         """
         with self._locked():
             before = self._load()
             after = made(before)
             if after != before or self._read is None or self._read[0] is None:
-                write_whole(self._path, encoded(after), durably=True)
+                write_whole(self._path, encoded(after), synced=True)
+                if for_good:
+                    sync_folder(self._folder)
                 self._read = identity(self._path), after
             return after
 

@@ -1,7 +1,8 @@
 """What is done for a claim: check it, remember it, write its CDI spec, and undo all that.
 
-The order is: "started" on the disk, the spec on the disk, "prepared" on the disk, the response.
-After a crash in between the kubelet calls again, and either call finishes or undoes what was begun.
+The order is: "started", settings of the GPU, the CDI spec, "prepared", the response. After a crash
+in between the kubelet calls again, and either call finishes or undoes what was begun. After a crash
+of the machine nothing is set up, so "started" is then as good as nothing: it is not waited for.
 What will pass is waited for inside the call: a pod whose claim fails is tried again a minute later.
 """
 
@@ -26,6 +27,7 @@ from gpuplugin.core.dra.claims import (
     encoded,
     results_of,
 )
+from gpuplugin.core.dra.gpuconfig import time_slice_conflict, time_slices
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.cdi import SPEC_MODE
 from gpuplugin.daemon.wholefiles import sync_folder, write_whole
@@ -35,10 +37,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.core.cdi import CdiHost
-    from gpuplugin.core.dra.claims import Claim, ClaimRef, HeldDevice
+    from gpuplugin.core.dra.claims import Claim, ClaimRef, HeldDevice, Result
     from gpuplugin.core.dra.devices import JsonObject, Offer
     from gpuplugin.core.injection import InjectionPlan
     from gpuplugin.daemon.dra.claimstore import ClaimStore
+    from gpuplugin.daemon.frontdoor import SetTimeSlices
+    from hal import TimeSliceLevel
 
 CDI_VENDOR = "gpuplugin.dev"
 """Not that of the device plugin, which removes the specs of its own that it does not want."""
@@ -46,6 +50,8 @@ CDI_KIND = f"{CDI_VENDOR}/claim"
 DRIVER_NOTE, CLAIM_NOTE = f"{CDI_VENDOR}/driver", f"{CDI_VENDOR}/claim"
 """Annotations of a spec: whose it is, and its claim as the file of claims has it."""
 RETRY_S = 0.5
+SETTING_S = 30.0
+"""How long a Prepare waits for the driver to set a time slice."""
 
 _UID = re.compile(r"[0-9A-Za-z][-0-9A-Za-z]{0,63}")
 
@@ -79,16 +85,20 @@ class ClaimKeeper:
         cdi_folder: Path,
         offered: Callable[[], Offered | None],
         read_claim: ReadClaim,
+        set_time_slices: SetTimeSlices,
     ) -> None:
         self._driver = driver
         self._store = store
         self._cdi_folder = cdi_folder
         self._offered = offered
         self._read_claim = read_claim
+        self._set_time_slices = set_time_slices
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
         self._locks_lock = threading.Lock()
         self._turn = threading.Condition()
         self._stopped = False
+        self._restored = False
+        self._slices_lock = threading.Lock()
 
     def prepare(self, ref: ClaimRef, deadline_s: float) -> Sequence[HeldDevice]:
         """See `ClaimWork`; the same devices again for a claim that is prepared."""
@@ -103,14 +113,21 @@ class ClaimKeeper:
     def unprepare(self, ref: ClaimRef) -> None:
         """See `ClaimWork`."""
         with self._claim_lock(ref.uid):
-            if ref.uid in self._claims().by_uid:
+            known = self._claims().by_uid.get(ref.uid)
+            if known is not None:
                 self._remove_spec(ref.uid)
                 self._change(lambda now: now.without(ref.uid))
+                if any(held.time_slice is not None for held in known.devices):
+                    self._set_all()
         self.retry()
 
     def restore(self) -> None:
-        """Write specs that are missing: no Prepare comes for pods that run. Raises `ClaimError`."""
-        for uid, claim in self._claims().by_uid.items():
+        """Set up what is missing: no Prepare comes for pods that run. Raises `ClaimError`."""
+        claims = self._claims()
+        if claims.time_slices() and not self._restored:
+            self._set_all()
+        self._restored = True
+        for uid, claim in claims.by_uid.items():
             if claim.state is ClaimState.PREPARED and not self._spec_path(uid).exists():
                 with self._claim_lock(uid):
                     now = self._claims().by_uid.get(uid)
@@ -145,12 +162,34 @@ class ClaimKeeper:
                 if not self._spec_path(ref.uid).exists():
                     self._write_spec(known)
                 return known.devices
-            results = results_of(self._read_claim(ref), ref.uid, self._driver)
+            claim = self._read_claim(ref)
+            results = results_of(claim, ref.uid, self._driver)
+            levels = time_slices(claim, self._driver)
             offers = self._offered_now().offers
-            claims = self._change(lambda now: now.started(ref, results, offers))
+            claims = self._change(
+                lambda now: _started(now, ref, results, offers, levels), for_good=False
+            )
+            self._set_for(claims, ref.uid)
             ids = self._write_spec(claims.by_uid[ref.uid])
             claims = self._change(lambda now: now.prepared(ref.uid, ids))
             return claims.by_uid[ref.uid].devices
+
+    def _set_for(self, claims: Claims, uid: str) -> None:
+        """Set the time slices of a claim; it is undone if that cannot be."""
+        mine = {held.uuid for held in claims.by_uid[uid].devices if held.time_slice is not None}
+        if not mine:
+            return
+        failed = self._set_all(SETTING_S)
+        reasons = [f"GPU {uuid}: {why}" for uuid, why in failed.items() if uuid in mine]
+        if reasons:
+            self._change(lambda now: now.without(uid))
+            self._set_all()
+            raise ClaimError(f"its time slice cannot be set: {'; '.join(reasons)}")
+
+    def _set_all(self, wait_s: float = 0.0) -> Mapping[str, str]:
+        """Set the time slices that claims ask for now; those of before become the usual ones."""
+        with self._slices_lock:
+            return self._set_time_slices(self._claims().time_slices(), wait_s)
 
     def _offered_now(self) -> Offered:
         offered = self._offered()
@@ -164,9 +203,9 @@ class ClaimKeeper:
         except OSError as error:
             raise ClaimError(f"the file of claims cannot be read: {error}") from error
 
-    def _change(self, made: Callable[[Claims], Claims]) -> Claims:
+    def _change(self, made: Callable[[Claims], Claims], *, for_good: bool = True) -> Claims:
         try:
-            return self._store.change(made)
+            return self._store.change(made, for_good=for_good)
         except OSError as error:
             raise ClaimError(f"the file of claims cannot be written: {error}") from error
 
@@ -187,7 +226,7 @@ class ClaimKeeper:
         path = self._spec_path(uid)
         try:
             self._cdi_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            write_whole(path, json.dumps(spec, indent=2) + "\n", SPEC_MODE, durably=True)
+            write_whole(path, json.dumps(spec, indent=2) + "\n", SPEC_MODE, synced=True)
         except OSError as error:
             raise ClaimError(f"the CDI spec {path} cannot be written: {error}") from error
         return ids
@@ -245,6 +284,22 @@ def claims_of_specs(folder: Path, driver: str, boot_id: str) -> Claims:
         names = ", ".join(_named(claim.ref) for claim in found.values())
         log_fact(log, logging.WARNING, "claims-rebuilt", f"claims found by their specs: {names}")
     return Claims(boot_id, found)
+
+
+def _started(
+    now: Claims,
+    ref: ClaimRef,
+    results: Sequence[Result],
+    offers: Mapping[str, Offer],
+    levels: Mapping[tuple[str, str], TimeSliceLevel | None],
+) -> Claims:
+    after = now.started(ref, results, offers, levels)
+    others = now.without(ref.uid)
+    for held in after.by_uid[ref.uid].devices:
+        if problem := time_slice_conflict(held.time_slice, others.time_slices_of(held.uuid)):
+            text = f"device {held.result.device} ({held.uuid}): {problem}"
+            raise ClaimError(text, may_pass=True)
+    return after
 
 
 def _nodes_of(held: HeldDevice, offers: Mapping[str, Offer]) -> tuple[str, ...]:

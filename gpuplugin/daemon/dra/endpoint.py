@@ -17,7 +17,7 @@ from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket, start_server
 from gpuplugin.daemon.tasks import wait_period_or
-from gpuplugin.kubelet.draplugin import HEALTH_VERSION, PLUGIN_TYPE, VERSIONS
+from gpuplugin.kubelet.draplugin import HEALTH_VERSIONS, PLUGIN_TYPE, VERSIONS
 from gpuplugin.kubelet.registration import plugin_info, watched_service
 from gpuplugin.rpc.services import SocketError
 
@@ -107,7 +107,7 @@ class DraEndpoint:
 
     async def _serve(self, calls: Path, found: Path) -> str:
         """Serve both sockets until they have to be renewed; returns why."""
-        info = plugin_info(PLUGIN_TYPE, self._driver, str(calls), (*VERSIONS, HEALTH_VERSION))
+        info = plugin_info(PLUGIN_TYPE, self._driver, str(calls), (*VERSIONS, *HEALTH_VERSIONS))
         registration = watched_service(
             info, lambda: self._soon(self._found), self._registered_in_thread
         )

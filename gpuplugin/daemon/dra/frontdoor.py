@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -19,6 +18,7 @@ from gpuplugin.core.dra.claims import ClaimError, Claims
 from gpuplugin.core.dra.devices import Offering, offers
 from gpuplugin.core.dra.slices import Arranged, Pool, arranged
 from gpuplugin.daemon.dra.claimapi import ClaimApi
+from gpuplugin.daemon.dra.claimcare import ClaimCare
 from gpuplugin.daemon.dra.claimstore import ClaimStore
 from gpuplugin.daemon.dra.claimwork import ClaimKeeper, Offered, claims_of_specs
 from gpuplugin.daemon.dra.endpoint import DraDirs, DraEndpoint
@@ -28,7 +28,7 @@ from gpuplugin.daemon.tasks import supervise, wait_period, wait_period_or
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lightkube import SingleConfig
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.dra.devices import DraPlan
     from gpuplugin.core.dra.slices import Order
     from gpuplugin.core.node import NodeView
-    from gpuplugin.daemon.files import FileWatch
-    from gpuplugin.daemon.http.metrics import Metrics
-    from gpuplugin.daemon.status import StatusBoard
+    from gpuplugin.daemon.frontdoor import DoorContext
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from gpuplugin.rpc import Engine
 
@@ -50,32 +48,30 @@ HEARTBEAT_S = 10.0
 """The kubelet takes a device of which it heard nothing for 30 s for Unknown."""
 BOOT_ID = "sys/kernel/random/boot_id"
 
-for _name in ("anyio._backends._asyncio", "httpcore2._backends.anyio", "httpcore2._backends.sync"):
+for _name in (
+    "anyio._backends._asyncio",
+    "httpcore2._backends.anyio",
+    "httpcore2._backends.sync",
+    "encodings.idna",
+):
     import_module(_name)  # the client would, when it connects first
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class DoorContext:
-    """What the door stands in; `driver_version` is that of the GPUs' driver."""
-
-    settings: Settings
-    cluster: SingleConfig
-    engine: Engine
-    status: StatusBoard
-    metrics: Metrics
-    files: FileWatch
-    driver_version: Callable[[], str]
-    boot_id: str
-
-
 class DraDoor:
     """Serves the newest view by DRA; see `daemon.frontdoor.FrontDoor`."""
 
-    def __init__(self, context: DoorContext) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        context: DoorContext,
+        engine: Engine,
+        cluster: SingleConfig,
+        boot_id: str,
+    ) -> None:
         self._context = context
-        daemon = context.settings.daemon
+        daemon = settings.daemon
         self._driver = driver = daemon.dra_driver_name
         self._node_name = daemon.node_name
         self._cdi_folder = daemon.cdi_root
@@ -83,17 +79,23 @@ class DraDoor:
         self._folder = dirs.plugin(driver)
         self._store = ClaimStore(
             self._folder,
-            context.boot_id,
-            lambda: claims_of_specs(daemon.cdi_root, driver, context.boot_id),
+            boot_id,
+            lambda: claims_of_specs(daemon.cdi_root, driver, boot_id),
         )
-        self._api = ClaimApi(context.cluster)
+        self._api = ClaimApi(cluster)
         self._keeper = ClaimKeeper(
-            driver, self._store, daemon.cdi_root, lambda: self._offered, self._api.read
+            driver,
+            self._store,
+            daemon.cdi_root,
+            lambda: self._offered,
+            self._api.read,
+            context.set_time_slices,
         )
+        self._care = ClaimCare(driver, self._api, self._keeper)
         self._plugin = DraPlugin(self._keeper, self._count)
         self._publisher = SlicePublisher(
             Pool(driver, daemon.node_name),
-            context.cluster,
+            cluster,
             context.status,
             context.metrics,
             self._slices_listed,
@@ -103,7 +105,7 @@ class DraDoor:
             driver,
             self._plugin,
             dirs,
-            context.engine,
+            engine,
             context.status,
             context.files,
             self._publisher.look_again,
@@ -111,7 +113,7 @@ class DraDoor:
         )
         self._turn = asyncio.Event()
         self._view: NodeView | None = None
-        self._claims = Claims(context.boot_id)
+        self._claims = Claims(boot_id)
         self._claims_known = False
         self._replicas: dict[str, int] = {}
         """With how many replicas each device was offered last."""
@@ -139,6 +141,8 @@ class DraDoor:
                     ("dra-slices", self._publisher.run),
                     ("dra-health", self._send_health),
                     ("dra-endpoint", self._endpoint.run),
+                    ("dra-conditions", self._care.report),
+                    ("dra-cleanup", self._care.clean_up),
                 ):
                     metrics.task_restarts.labels(task=name)
                     tasks.create_task(supervise(name, task, status, metrics))
@@ -188,6 +192,8 @@ class DraDoor:
             self._publisher.offer(now.offers)
             self._publish_health()
         self._arranged = now
+        if self._offered is not None:
+            self._care.follow(self._claims, self._offered.offers)
         self._keeper.retry()
 
     def _offering(self, view: NodeView, plan: DraPlan) -> Offering:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gpuplugin.core.dra.claims import ClaimError, ClaimRef
 from gpuplugin.core.dra.gpuconfig import (
     time_slice_conflict,
-    time_slice_in_force,
     time_slices,
 )
 from hal import TimeSliceLevel
@@ -200,10 +199,3 @@ def test_two_shares_of_a_gpu_agree_or_the_later_is_refused(
         assert not reason
     else:
         assert "claim default/first" in reason
-
-
-def test_a_gpu_that_no_claim_has_a_wish_for_has_the_usual_time_slice() -> None:
-    assert time_slice_in_force([None], LONG) is LONG
-    assert time_slice_in_force([], None) is TimeSliceLevel.DEFAULT
-    assert time_slice_in_force([None, TimeSliceLevel.DEFAULT], LONG) is TimeSliceLevel.DEFAULT
-    assert time_slice_in_force([SHORT], LONG) is SHORT
