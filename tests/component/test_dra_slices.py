@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +19,7 @@ from tests.component.waiting import becomes_true
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 NODE = "node-1"
 POOL = Pool("gpu.gpuplugin.dev", NODE)
@@ -39,9 +40,12 @@ def server() -> Iterator[ApiServer]:
 
 
 @asynccontextmanager
-async def publishing(server: ApiServer) -> AsyncIterator[tuple[SlicePublisher, StatusBoard]]:
+async def publishing(
+    server: ApiServer, folder: Path
+) -> AsyncIterator[tuple[SlicePublisher, StatusBoard]]:
     status = StatusBoard()
-    publisher = SlicePublisher(POOL, config_of(server), status, Metrics("test", "sim"))
+    lead = folder / "slices.lock"
+    publisher = SlicePublisher(POOL, lead, config_of(server), status, Metrics("test", "sim"))
     task = asyncio.create_task(publisher.run())
     try:
         yield publisher, status
@@ -59,9 +63,9 @@ async def listed(server: ApiServer, *expected: str) -> None:
     await becomes_true(lambda: names(server) == list(expected))
 
 
-def test_devices_are_published_and_changes_follow(server: ApiServer) -> None:
+def test_devices_are_published_and_changes_follow(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
-        async with publishing(server) as (publisher, status):
+        async with publishing(server, tmp_path) as (publisher, status):
             publisher.offer([offer(0), offer(1)])
             await becomes_true(lambda: names(server) == ["gpu-0", "gpu-1"])
             (one,) = slices(server)
@@ -77,9 +81,9 @@ def test_devices_are_published_and_changes_follow(server: ApiServer) -> None:
     asyncio.run(main())
 
 
-def test_many_devices_are_in_several_slices(server: ApiServer) -> None:
+def test_many_devices_are_in_several_slices(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
-        async with publishing(server) as (publisher, _):
+        async with publishing(server, tmp_path) as (publisher, _):
             publisher.offer([offer(number) for number in range(130)])
             await becomes_true(lambda: len(names(server)) == 130)
             assert len(slices(server)) == 3
@@ -90,9 +94,9 @@ def test_many_devices_are_in_several_slices(server: ApiServer) -> None:
     asyncio.run(main())
 
 
-def test_slices_that_the_kubelet_wiped_are_back_at_once(server: ApiServer) -> None:
+def test_slices_that_the_kubelet_wiped_are_back_at_once(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
-        async with publishing(server) as (publisher, _):
+        async with publishing(server, tmp_path) as (publisher, _):
             offers = [offer(number) for number in range(70)]
             publisher.offer(offers)
             await becomes_true(lambda: len(names(server)) == 70)
@@ -103,9 +107,9 @@ def test_slices_that_the_kubelet_wiped_are_back_at_once(server: ApiServer) -> No
     asyncio.run(main())
 
 
-def test_somebody_elses_change_is_undone(server: ApiServer) -> None:
+def test_somebody_elses_change_is_undone(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
-        async with publishing(server) as (publisher, _):
+        async with publishing(server, tmp_path) as (publisher, _):
             publisher.offer([offer(0)])
             await becomes_true(lambda: names(server) == ["gpu-0"])
             (one,) = slices(server)
@@ -117,9 +121,11 @@ def test_somebody_elses_change_is_undone(server: ApiServer) -> None:
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_a_watch_that_breaks_is_taken_up_again(server: ApiServer, forget: bool) -> None:
+def test_a_watch_that_breaks_is_taken_up_again(
+    server: ApiServer, forget: bool, tmp_path: Path
+) -> None:
     async def main() -> None:
-        async with publishing(server) as (publisher, _):
+        async with publishing(server, tmp_path) as (publisher, _):
             publisher.offer([offer(0)])
             await becomes_true(lambda: names(server) == ["gpu-0"])
             for number in (1, 2):
@@ -133,9 +139,9 @@ def test_a_watch_that_breaks_is_taken_up_again(server: ApiServer, forget: bool) 
 
 
 @pytest.mark.parametrize("code", [409, 429, 500, 503, 403])
-def test_failures_are_tried_again_and_told(server: ApiServer, code: int) -> None:
+def test_failures_are_tried_again_and_told(server: ApiServer, code: int, tmp_path: Path) -> None:
     async def main() -> None:
-        async with publishing(server) as (publisher, status):
+        async with publishing(server, tmp_path) as (publisher, status):
             publisher.offer([offer(0)])
             await becomes_true(lambda: names(server) == ["gpu-0"])
             server.fail(code, 3)
@@ -147,12 +153,13 @@ def test_failures_are_tried_again_and_told(server: ApiServer, code: int) -> None
     asyncio.run(main())
 
 
-def test_a_server_that_is_away_is_waited_for(server: ApiServer) -> None:
+def test_a_server_that_is_away_is_waited_for(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
         with ApiServer([NODE]) as gone:
             config = config_of(gone)
         status = StatusBoard()
-        publisher = SlicePublisher(POOL, config, status, Metrics("test", "sim"))
+        lead = tmp_path / "slices.lock"
+        publisher = SlicePublisher(POOL, lead, config, status, Metrics("test", "sim"))
         task = asyncio.create_task(publisher.run())
         publisher.offer([offer(0)])
         await becomes_true(lambda: "not published" in status.readiness().components["slices"].text)
@@ -163,11 +170,11 @@ def test_a_server_that_is_away_is_waited_for(server: ApiServer) -> None:
 
 
 def test_without_the_gate_for_shares_a_gpu_is_not_offered_whole_instead(
-    server: ApiServer,
+    server: ApiServer, tmp_path: Path
 ) -> None:
     async def main() -> None:
         server.store.off.add("DRAConsumableCapacity")
-        async with publishing(server) as (publisher, status):
+        async with publishing(server, tmp_path) as (publisher, status):
             publisher.offer([offer(0), offer(1, replicas=1)])
             await becomes_true(lambda: names(server) == ["gpu-1"])
             await becomes_true(
@@ -181,10 +188,12 @@ def test_without_the_gate_for_shares_a_gpu_is_not_offered_whole_instead(
     asyncio.run(main())
 
 
-def test_without_the_gate_for_taints_a_sick_gpu_leaves_the_slice(server: ApiServer) -> None:
+def test_without_the_gate_for_taints_a_sick_gpu_leaves_the_slice(
+    server: ApiServer, tmp_path: Path
+) -> None:
     async def main() -> None:
         server.store.off.add("DRADeviceTaints")
-        async with publishing(server) as (publisher, _):
+        async with publishing(server, tmp_path) as (publisher, _):
             publisher.offer([offer(0), offer(1)])
             await becomes_true(lambda: names(server) == ["gpu-0", "gpu-1"])
             publisher.offer([offer(0, taints=SICK), offer(1)])
@@ -195,12 +204,38 @@ def test_without_the_gate_for_taints_a_sick_gpu_leaves_the_slice(server: ApiServ
     asyncio.run(main())
 
 
-def test_a_new_plugin_finds_what_the_old_one_left(server: ApiServer) -> None:
+def test_a_new_plugin_finds_what_the_old_one_left(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
         for offers in ([offer(0), offer(1)], [offer(1)]):
-            async with publishing(server) as (publisher, _):
+            async with publishing(server, tmp_path) as (publisher, _):
                 publisher.offer(offers)
                 await listed(server, *(one.name for one in offers))
         assert len(slices(server)) == 1
 
     asyncio.run(main())
+
+
+def test_of_two_instances_one_publishes_and_the_other_takes_over(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """Each wants another order: both would write for ever."""
+
+    async def overlap() -> None:
+        async with AsyncExitStack() as later:
+            async with publishing(server, tmp_path) as (first, _):
+                first.offer([offer(0), offer(1)])
+                await listed(server, "gpu-0", "gpu-1")
+                second, status = await later.enter_async_context(publishing(server, tmp_path))
+                second.offer([offer(1), offer(0)])
+                await becomes_true(
+                    lambda: "another instance" in status.readiness().components["slices"].text
+                )
+                first.offer([offer(0), offer(1), offer(2)])
+                await listed(server, "gpu-0", "gpu-1", "gpu-2")
+                (one,) = slices(server)
+                assert int(one["metadata"]["generation"]) == 2, "one write for each offer"
+                wipe(server)
+                await listed(server, "gpu-0", "gpu-1", "gpu-2")
+            await listed(server, "gpu-1", "gpu-0")
+
+    asyncio.run(overlap())

@@ -95,6 +95,7 @@ class DraDoor:
         self._plugin = DraPlugin(self._keeper, self._count)
         self._publisher = SlicePublisher(
             Pool(driver, daemon.node_name),
+            self._folder / "slices.lock",
             cluster,
             context.status,
             context.metrics,

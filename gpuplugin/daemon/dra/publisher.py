@@ -7,7 +7,10 @@ them back. What to write is decided in `core.dra.slices`. Imported only where DR
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -29,10 +32,11 @@ from gpuplugin.core.dra.slices import (
 )
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.logs import log_fact
-from gpuplugin.daemon.tasks import wait_period_or
+from gpuplugin.daemon.tasks import wait_period, wait_period_or
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lightkube import SingleConfig
     from lightkube.generic_resource import GenericGlobalResource
@@ -49,6 +53,8 @@ REQUEST_TIMEOUT_S = 10.0
 FIELD_MANAGER: Final = "gpuplugin"
 LOOK_S = 15.0
 """How often to look whether a device plugin has left the node."""
+LEAD_S = 0.5
+"""How often to look whether the instance that publishes has ended."""
 WATCH_S = 300
 """After this the server ends a watch, and another one begins."""
 
@@ -70,11 +76,16 @@ class _Anew(Exception):
 
 
 class SlicePublisher:
-    """Publishes the devices that `offer` was last given; all of it on one event loop."""
+    """Publishes the devices that `offer` was last given; all of it on one event loop.
+
+    Of several instances on a node the one that has locked the file `lead` publishes, until it ends:
+    two would undo each other's order of devices for ever.
+    """
 
     def __init__(
         self,
         pool: Pool,
+        lead: Path,
         config: SingleConfig,
         status: StatusBoard,
         metrics: Metrics,
@@ -82,6 +93,7 @@ class SlicePublisher:
     ) -> None:
         """`listed` is given the replicas of what is offered, before anything is written."""
         self._pool = pool
+        self._lead = lead
         self._config = config
         self._status = status
         self._metrics = metrics
@@ -93,6 +105,7 @@ class SlicePublisher:
         self._dropped: frozenset[str] = frozenset()
         self._backoff = Backoff(0.1, 30.0)
         self._anew = asyncio.Event()
+        self._leads = False
         self._elsewhere: frozenset[str] = frozenset()
         """Resources that a device plugin offers on this node."""
         self.published: Published | None = None
@@ -110,20 +123,22 @@ class SlicePublisher:
 
     async def run(self) -> None:
         """Publish until cancelled; slices stay when this ends: pods keep what they have."""
-        while True:
-            try:
-                await self._follow()
-            except* _Anew:
-                pass
-            except* (httpx2.HTTPError, OSError) as group:
-                self._metrics.dra_slice_writes.labels(result="failed").inc()
-                reason = _reason(group)
-                if self._status.set(COMPONENT, f"not published: {reason}", ok=False):
-                    text = f"ResourceSlices cannot be published, trying again: {reason}"
-                    log_fact(log, logging.WARNING, "slices-failed", text)
-            await asyncio.sleep(self._backoff.next_s())
+        self._leads = False
+        with _opened(self._lead) as descriptor:
+            while True:
+                try:
+                    await self._follow(descriptor)
+                except* _Anew:
+                    pass
+                except* (httpx2.HTTPError, OSError) as group:
+                    self._metrics.dra_slice_writes.labels(result="failed").inc()
+                    reason = _reason(group)
+                    if self._status.set(COMPONENT, f"not published: {reason}", ok=False):
+                        text = f"ResourceSlices cannot be published, trying again: {reason}"
+                        log_fact(log, logging.WARNING, "slices-failed", text)
+                await asyncio.sleep(self._backoff.next_s())
 
-    async def _follow(self) -> None:
+    async def _follow(self, descriptor: int) -> None:
         """With one connection: list, then write whatever is not as it should be."""
         async with AsyncClient(
             self._config, timeout=httpx2.Timeout(REQUEST_TIMEOUT_S), field_manager=FIELD_MANAGER
@@ -140,6 +155,17 @@ class SlicePublisher:
                 tasks.create_task(self._watch(client, listing.resourceVersion))
                 tasks.create_task(self._publish(client, owner))
                 tasks.create_task(self._until_anew())
+                if not self._leads:
+                    tasks.create_task(self._until_lead(descriptor))
+
+    async def _until_lead(self, descriptor: int) -> None:
+        while not _locked(descriptor):
+            text = "another instance of the driver publishes; this one will when that has ended"
+            if self._status.set(COMPONENT, text, ok=True):
+                log_fact(log, logging.INFO, "slices-of-another", text)
+            await wait_period(LEAD_S)
+        self._leads = True
+        self._turn.set()
 
     async def _until_anew(self) -> None:
         """A watch on a broken connection shows nothing; tokens and what the node has change."""
@@ -194,7 +220,7 @@ class SlicePublisher:
         while True:
             await self._turn.wait()
             self._turn.clear()
-            if not self._version:
+            if not (self._version and self._leads):
                 continue
             version = self._version
             for write in writes(self._possible(), self._pool, self._stored.values()):
@@ -273,6 +299,25 @@ class SlicePublisher:
         if self._status.set(COMPONENT, text, ok=ok):
             level = logging.INFO if ok else logging.WARNING
             log_fact(log, level, "slices-published", f"published {text}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file to lock, by its descriptor, whose end ends the lock; raises `OSError`."""
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _stored(one: GenericGlobalResource) -> Stored:
