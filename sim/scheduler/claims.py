@@ -80,6 +80,21 @@ class PlacedClaim:
         return tuple(dict.fromkeys(result.driver for result in self.results))
 
 
+def create_class(store: Store, driver: str, resource: str, name: str = "") -> None:
+    """A DeviceClass by which pods get a driver's devices as an extended resource.
+
+    It selects by the attribute `resource`, which this project's driver publishes.
+    """
+    selector = (
+        f"device.driver == '{driver}' && device.attributes['{driver}'].resource == '{resource}'"
+    )
+    spec: JsonObject = {
+        "extendedResourceName": resource,
+        "selectors": [{"cel": {"expression": selector}}],
+    }
+    store.create(Key(CLASSES, name or driver), {"spec": spec})
+
+
 class ClaimScheduler:
     """Places pods on `node`; the caller sees to it that calls come one after the other."""
 

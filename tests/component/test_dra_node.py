@@ -1,0 +1,242 @@
+"""A whole node with DRA: the daemon, a kubelet, an API server and a scheduler, all simulated.
+
+Pods are unmodified: they ask for `nvidia.com/gpu`, as with the device plugin.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from sim.apiserver import CLAIMS, SLICES, ApiServer, Selection
+from sim.kubelet import Kubelet, Phase, simple_pod
+from sim.scheduler.claims import create_class
+from tests.component.cluster import devices, slices
+from tests.component.dranode import DRIVER, NODE, dra_flags
+from tests.component.running import Hardware, PluginProcess, settings_for
+from tests.component.waiting import DEADLINE_S, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sim.kubelet import NodeView
+    from tests.component.conftest import MakeHardware
+
+GPU = "nvidia.com/gpu"
+GPUS, SHARES = 8, 10
+
+
+class Node:
+    """A simulated node; `plugin` makes one more instance of the daemon."""
+
+    def __init__(self, folder: Path, server: ApiServer, kubelet: Kubelet) -> None:
+        self.folder = folder
+        self.server = server
+        self.kubelet = kubelet
+
+    def plugin(
+        self, hardware: Hardware, config: dict[str, object] | None = None, **flags: str
+    ) -> PluginProcess:
+        path = None
+        if config is not None:
+            path = self.folder / "config.yaml"
+            path.write_text(yaml.safe_dump({"version": "v1", **config}))
+        given = dra_flags(self.folder, **flags)
+        settings = settings_for(self.folder, given, config_file=path)
+        return PluginProcess(settings, hardware.backend)
+
+    def published(self, count: int) -> None:
+        eventually(lambda: len(devices(self.server)) == count and self.view().drivers)
+
+    def view(self) -> NodeView:
+        return self.kubelet.view()
+
+    def create(self, name: str, count: int = 1) -> None:
+        self.kubelet.create_pod(simple_pod(name, {GPU: count}))
+
+    def running(self) -> list[str]:
+        pods = self.view().pods.values()
+        return [one.pod.name for one in pods if one.status.phase is Phase.RUNNING]
+
+    def uuids(self, name: str) -> tuple[str, ...]:
+        return self.view().pods[f"default/{name}"].status.uuids
+
+    def shares_by_gpu(self) -> Counter[str]:
+        return Counter(uuid for name in self.running() for uuid in self.uuids(name))
+
+    def taints(self) -> dict[str, list[str]]:
+        """Values of taints by the UUID of the GPU, without those that have none."""
+        return {
+            one["attributes"]["uuid"]["string"]: [taint["value"] for taint in one["taints"]]
+            for one in devices(self.server)
+            if one.get("taints")
+        }
+
+    def failures(self) -> list[str]:
+        """Why pods that have their claims do not run."""
+        pods = self.view().pods.values()
+        return [one.status.message for one in pods if one.status.reason.startswith("Failed")]
+
+
+@pytest.fixture
+def node(kubelet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    with ApiServer([NODE]) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(kubelet_dir)))
+        create_class(server.store, DRIVER, GPU)
+        with Kubelet(kubelet_dir, store=server.store, node=NODE) as kubelet:
+            yield Node(kubelet_dir, server, kubelet)
+
+
+def test_eighty_unmodified_pods_run_on_eight_gpus_and_one_more_waits(
+    node: Node, hardware: Hardware
+) -> None:
+    with node.plugin(hardware):
+        node.published(GPUS)
+        for number in range(GPUS * SHARES + 1):
+            node.create(f"pod-{number}")
+        eventually(lambda: len(node.running()) == GPUS * SHARES, 60)
+        assert node.shares_by_gpu() == dict.fromkeys(hardware.uuids, SHARES)
+        (waiting,) = [one for one in node.view().pods.values() if not one.status.devices]
+        assert "1 cannot allocate all claims" in waiting.status.message
+        specs = list((node.folder / "cdi").glob("*.json"))
+        assert len(specs) == GPUS * SHARES
+        node.kubelet.delete_pod("pod-3")
+        eventually(lambda: waiting.pod.name in node.running())
+        for name in node.running():
+            node.kubelet.delete_pod(name)
+        eventually(lambda: not node.view().pods, 60)
+        assert list((node.folder / "cdi").glob("*.json")) == []
+        assert node.server.store.select(Selection(CLAIMS))[1] == []
+
+
+def test_gpus_have_as_many_shares_as_the_file_says(node: Node, make_hardware: MakeHardware) -> None:
+    hardware = make_hardware(3)
+    resources = [
+        {"name": GPU, "devices": [0], "replicas": 4},
+        {"name": GPU, "devices": [1], "replicas": 2},
+    ]
+    with node.plugin(hardware, {"sharing": {"timeSlicing": {"resources": resources}}}):
+        node.published(3)
+        for number in range(8):
+            node.create(f"pod-{number}")
+        eventually(lambda: len(node.running()) == 7)
+        shares = dict(zip(hardware.uuids, (4, 2, 1), strict=True))
+        assert node.shares_by_gpu() == shares
+
+
+def test_two_are_two_gpus(node: Node, make_hardware: MakeHardware) -> None:
+    hardware = make_hardware(2)
+    with node.plugin(hardware):
+        node.published(2)
+        node.create("two", 2)
+        node.create("three", 3)
+        eventually(lambda: node.running() == ["two"])
+        assert set(node.uuids("two")) == set(hardware.uuids)
+        eventually(lambda: node.view().pods["default/three"].status.reason == "Unschedulable")
+
+
+def test_a_faulted_gpu_gets_no_new_pods_and_keeps_those_it_has(
+    node: Node, make_hardware: MakeHardware
+) -> None:
+    hardware = make_hardware(2)
+    first, second = hardware.uuids
+    with node.plugin(hardware, health_quiet_period="1s"):
+        node.published(2)
+        node.create("before")
+        eventually(lambda: node.running() == ["before"])
+        (used,) = node.uuids("before")
+        hardware.xid(hardware.uuids.index(used), 79)
+        eventually(lambda: "79" in node.taints().get(used, ()))
+        assert node.taints().keys() == {used}
+        node.create("during")
+        eventually(lambda: set(node.running()) == {"before", "during"})
+        assert {*node.uuids("before"), *node.uuids("during")} == {first, second}
+        node.create("both", 2)
+        eventually(lambda: node.view().pods["default/both"].status.reason == "Unschedulable")
+        hardware.recover(hardware.uuids.index(used))
+        eventually(lambda: node.taints() == {})
+        eventually(lambda: "both" in node.running())
+
+
+def test_slices_are_back_within_two_seconds_of_a_kubelets_restart(
+    node: Node, hardware: Hardware
+) -> None:
+    with node.plugin(hardware):
+        node.published(GPUS)
+        node.create("before")
+        eventually(lambda: node.running() == ["before"])
+        names = {one["metadata"]["name"] for one in slices(node.server)}
+        version = node.server.store.version
+        node.kubelet.restart()
+        gone_s = back_s = 0.0
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not back_s and time.monotonic() < deadline_s:
+            node.server.store.wait(version, 0.5)
+            changes = node.server.store.changes(version)
+            for change in changes:
+                version = change.version
+                if change.resource is SLICES and change.after is None:
+                    gone_s, back_s = time.monotonic(), 0.0
+                elif change.resource is SLICES and gone_s and change.before is None:
+                    back_s = time.monotonic()
+        assert back_s
+        assert back_s - gone_s < 2.0
+        assert names == {one["metadata"]["name"] for one in slices(node.server)}
+        eventually(lambda: node.view().drivers)
+        node.create("after")
+        eventually(lambda: set(node.running()) == {"before", "after"})
+
+
+def test_no_prepare_fails_while_one_instance_follows_another(
+    node: Node, hardware: Hardware
+) -> None:
+    """An upgrade with maxSurge 1: the new one serves before the old one ends."""
+    stop = threading.Event()
+    made: list[int] = []
+
+    def create() -> None:
+        while not stop.wait(0.05) and len(made) < GPUS * SHARES:
+            node.create(f"pod-{len(made)}")
+            made.append(1)
+
+    old = node.plugin(hardware)
+    with old, node.plugin(hardware) as new:
+        node.published(GPUS)
+        eventually(lambda: len(node.view().drivers.get(DRIVER, ())) == 2)
+        creator = threading.Thread(target=create)
+        creator.start()
+        eventually(lambda: len(node.running()) > 5)
+        old.stop()
+        eventually(lambda: len(node.view().drivers.get(DRIVER, ())) == 1)
+        enough = len(made) + 10
+        eventually(lambda: len(made) >= min(enough, GPUS * SHARES))
+        stop.set()
+        creator.join()
+        eventually(lambda: len(node.running()) == len(made), 60)
+        assert node.failures() == []
+        assert new.metric("gpuplugin_dra_claims_total", result="error") == 0
+        node.kubelet.delete_pod("pod-0")
+        eventually(lambda: "pod-0" not in node.running())
+        assert len(devices(node.server)) == GPUS, "slices stay"
+
+
+def test_a_pod_that_is_deleted_while_its_driver_is_away_ends_later(
+    node: Node, make_hardware: MakeHardware
+) -> None:
+    hardware = make_hardware(1)
+    with node.plugin(hardware):
+        node.published(1)
+        node.create("one")
+        eventually(lambda: node.running() == ["one"])
+    node.kubelet.delete_pod("one")
+    eventually(lambda: node.view().pods["default/one"].status.phase is Phase.TERMINATING)
+    assert len(list((node.folder / "cdi").glob("*.json"))) == 1
+    with node.plugin(hardware):
+        eventually(lambda: not node.view().pods)
+        assert list((node.folder / "cdi").glob("*.json")) == []
