@@ -153,6 +153,9 @@ def _add_top(commands: Commands) -> None:
 def _add_demo(commands: Commands) -> None:
     demo = commands.add_parser("demo", help="watch a simulated node serve a kubelet (40 s)")
     demo.set_defaults(module="sim.cli.demo", function="demo")
+    demo.add_argument(
+        "--dra", action="store_true", help="give GPUs to pods by Dynamic Resource Allocation"
+    )
     demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     demo.add_argument(
         "--pace", type=float, default=1.0, metavar="X", help="play X times as fast (default 1)"

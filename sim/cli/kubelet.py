@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.parser import add_kubelet_dir, add_watch
 from gpuplugin.cli.text import WATCH_S, fail, table, watched
 from gpuplugin.linesocket import ControlError
+from sim.cli.cluster import NODE, add_dra, cluster
 from sim.cli.folder import Taken, owned
 from sim.kubelet import Kubelet, Pod, simple_pod
 from sim.kubelet.control import (
@@ -50,6 +52,7 @@ def add_kubelet(commands: Commands) -> None:
         metavar="FILE",
         help="Kubernetes Pod manifests to run; may be repeated",
     )
+    add_dra(kubelet)
     kubelet.add_argument("--seed", type=int, default=0, help="order of device ids (default 0)")
     kubelet.add_argument("--json", action="store_true", help="print each event as a line of JSON")
 
@@ -122,16 +125,19 @@ def kubelet(parsed: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    folder = Path(parsed.kubelet_dir)
     try:
-        with (
-            owned(Path(parsed.kubelet_dir)),
-            Kubelet(Path(parsed.kubelet_dir), seed=parsed.seed, listener=tell) as running,
-        ):
-            control = serve_kubelet_control(running)
+        with ExitStack() as stack:
+            stack.enter_context(owned(folder))
+            server = stack.enter_context(cluster(folder)) if parsed.dra else None
+            store = server.store if server is not None else None
+            running = stack.enter_context(
+                Kubelet(folder, seed=parsed.seed, listener=tell, store=store, node=NODE)
+            )
+            stack.enter_context(closing(serve_kubelet_control(running)))
             for pod in pods:
                 running.create_pod(pod)
             stop.wait()
-            control.close()
     except (OSError, RuntimeError, Taken, ValueError) as error:
         return fail(error)
     return 0
@@ -245,14 +251,18 @@ def _granted(pod: Mapping[str, object]) -> list[tuple[str, str]]:
     return [
         (str(grant["container"]), ", ".join(map(str, _list(grant["device_ids"]))))
         for grant in _list(pod["grants"])
+    ] + [
+        (", ".join(map(str, _list(one["containers"]))), str(one["uuid"] or one["device"]))
+        for one in _list(pod["devices"])
     ]
 
 
 def _node_table(node: Mapping[str, object]) -> list[str]:
     resources = node["resources"]
+    lines = _claimed_table(node)
     if not isinstance(resources, dict) or not resources:
-        return ["no device plugin is registered"]
-    return table(
+        return lines or ["no device plugin is registered"]
+    return lines + table(
         ("RESOURCE", "CAPACITY", "ALLOCATABLE", "UNHEALTHY", "LIST UPDATES"),
         [
             (
@@ -265,6 +275,21 @@ def _node_table(node: Mapping[str, object]) -> list[str]:
             for name, amount in resources.items()
         ],
     )
+
+
+def _claimed_table(node: Mapping[str, object]) -> list[str]:
+    """The devices of ResourceSlices, if there are any."""
+    rows = [
+        (
+            str(one["driver"]),
+            str(one["device"]),
+            str(one["uuid"]),
+            f"{one['taken']} of {one['shares']}",
+            ", ".join(map(str, _list(one["taints"]))),
+        )
+        for one in _list(node["offered"])
+    ]
+    return table(("DRIVER", "DEVICE", "UUID", "TAKEN", "TAINTS"), rows) if rows else []
 
 
 def _list(value: object) -> list[dict[str, object]]:

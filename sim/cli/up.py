@@ -18,6 +18,7 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
+from sim.cli.cluster import NODE, RESOURCE, add_dra, cluster
 from sim.cli.folder import Taken, owned
 from sim.kubelet import Kubelet
 from sim.kubelet.control import serve_kubelet_control
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.cli.parser import Commands
     from gpuplugin.config.loaded import Loaded
-    from gpuplugin.config.settings import DaemonSettings
+    from gpuplugin.config.settings import DaemonSettings, Settings
     from sim.node.scenario import Scenario
 
 log = logging.getLogger("gpuplugin")
@@ -61,6 +62,7 @@ def add(commands: Commands) -> None:
         help="a file, or the name of a shipped one (default default)",
     )
     add_kubelet_dir(up)
+    add_dra(up)
     add_options(up, sections=_SECTIONS, names=_NAMES)
 
 
@@ -83,7 +85,19 @@ def up(parsed: argparse.Namespace) -> int:
             node = RealTimeNode(SimulatedNode(scenario))
             stack.callback(node.stop)
             stack.enter_context(served(node, daemon.kubelet_dir))
-            kubelet = stack.enter_context(Kubelet(daemon.kubelet_dir))
+            store = None
+            if parsed.dra:
+                server = stack.enter_context(
+                    cluster(daemon.kubelet_dir, daemon.dra_driver_name, _resources(loaded.settings))
+                )
+                store = server.store
+                os.environ |= {
+                    "KUBECONFIG": str(daemon.kubelet_dir / "kubeconfig"),
+                    "NO_PROXY": "127.0.0.1",
+                }
+            kubelet = stack.enter_context(
+                Kubelet(daemon.kubelet_dir, store=store, node=daemon.node_name)
+            )
             stack.enter_context(closing(serve_kubelet_control(kubelet)))
             host = daemon.host_proc.parent
             work = PodWork(kubelet, node, host, scenario_work(scenario), scenario)
@@ -115,9 +129,23 @@ def _announce(scenario: Scenario, daemon: DaemonSettings, port: int) -> None:
         f"  gpuplugin sim inject {at} --gpu 0 --xid 79\n"
         f"  gpuplugin health {at} --watch\n"
         f"  gpuplugin doctor {at}\n"
+        f"{_api(daemon)}"
         "Ctrl-C ends it.",
         flush=True,
     )
+
+
+def _api(daemon: DaemonSettings) -> str:
+    if daemon.allocation != "dra":
+        return ""
+    return f"its API server: KUBECONFIG={shlex.quote(str(daemon.kubelet_dir / 'kubeconfig'))}\n"
+
+
+def _resources(settings: Settings) -> list[str]:
+    """The resources that pods may ask for: GPUs, and what the configuration renames them to."""
+    slicing = settings.sharing.time_slicing
+    shared = slicing.resources if slicing is not None else []
+    return list(dict.fromkeys((RESOURCE, *(one.rename for one in shared if one.rename))))
 
 
 def _absolute(scenario: str) -> str:
@@ -139,4 +167,7 @@ def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
     }
     flags.setdefault(by_flag["--listen-address"], "127.0.0.1:2112")
     flags.setdefault(by_flag["--metrics-interval"], "1s")
+    if parsed.dra:
+        flags |= {by_flag["--allocation"]: "dra", by_flag["--node-name"]: NODE}
+        flags.setdefault(by_flag["--cdi-root"], f"{host}/cdi")
     return load_for(scenario, flags, os.environ, parsed.config_file)

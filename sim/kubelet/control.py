@@ -12,7 +12,7 @@ from gpuplugin.config.document import parse_documents
 from gpuplugin.config.loaded import ConfigError, Problem
 from gpuplugin.config.problems import checked, misspelt
 from gpuplugin.linesocket import ControlError, ask
-from sim.kubelet.pods import Container, Pod
+from sim.kubelet.pods import Container, Pod, PodClaim
 from sim.lineserver import LineServer
 
 if TYPE_CHECKING:
@@ -39,8 +39,14 @@ class _Loose(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class _ClaimUse(_Loose):
+    name: str
+    request: str = ""
+
+
 class _Resources(_Loose):
     limits: dict[str, object] = Field(default_factory=dict)
+    claims: list[_ClaimUse] = []
 
 
 class _Container(_Loose):
@@ -53,8 +59,15 @@ class _Metadata(_Loose):
     namespace: str = "default"
 
 
+class _PodClaim(_Loose):
+    name: str
+    resource_claim_name: str = Field("", alias="resourceClaimName")
+    template_name: str = Field("", alias="resourceClaimTemplateName")
+
+
 class _Spec(_Loose):
     containers: list[_Container]
+    resource_claims: list[_PodClaim] = Field([], alias="resourceClaims")
 
 
 class _Manifest(_Loose):
@@ -100,8 +113,19 @@ def _pod(document: Document) -> Pod:
         name=manifest.metadata.name,
         namespace=manifest.metadata.namespace,
         containers=tuple(
-            Container(container.name, MappingProxyType(_device_limits(container.resources.limits)))
+            Container(
+                container.name,
+                MappingProxyType(_device_limits(container.resources.limits)),
+                tuple(
+                    f"{use.name}/{use.request}" if use.request else use.name
+                    for use in container.resources.claims
+                ),
+            )
             for container in manifest.spec.containers
+        ),
+        claims=tuple(
+            PodClaim(one.name, one.resource_claim_name, one.template_name)
+            for one in manifest.spec.resource_claims
         ),
     )
 
@@ -206,6 +230,18 @@ def node_as_json(node: NodeView) -> dict[str, object]:
             }
             for name, amount in node.amounts.items()
         },
+        "drivers": {name: list(endpoints) for name, endpoints in node.drivers.items()},
+        "offered": [
+            {
+                "driver": one.driver,
+                "device": one.name,
+                "uuid": one.uuid,
+                "shares": one.shares,
+                "taken": one.taken,
+                "taints": list(one.taints),
+            }
+            for one in node.offered
+        ],
         "pods": [pod_as_json(view) for view in node.pods.values()],
     }
 
@@ -230,5 +266,18 @@ def pod_as_json(view: PodView) -> dict[str, object]:
                 "cdi_devices": list(grant.cdi_devices),
             }
             for grant in status.grants
+        ],
+        "devices": [
+            {
+                "containers": list(one.containers),
+                "claim": one.claim,
+                "request": one.request,
+                "driver": one.driver,
+                "device": one.device,
+                "share_id": one.share_id,
+                "uuid": one.uuid,
+                "cdi_devices": list(one.cdi_devices),
+            }
+            for one in status.devices
         ],
     }

@@ -285,6 +285,7 @@ class KubeletModel:
                     for key in self._placed
                 }
             ),
+            offered=self._scheduler.offered() if self._scheduler is not None else (),
         )
 
     @property

@@ -13,6 +13,8 @@ from sim.kubelet.devices import Amount
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sim.scheduler.claims import OfferedDevice
+
 
 Health: TypeAlias = Literal["Healthy", "Unhealthy", "Unknown"]
 
@@ -167,7 +169,8 @@ class NodeView:
 
     `list_updates` counts the lists that were received per resource since the kubelet started.
     `drivers` are the endpoints of DRA drivers, the newest last; `health` is that of devices which
-    pods have by claims that they name, by `namespace/name`.
+    pods have by claims that they name, by `namespace/name`; `offered` are the devices in slices, in
+    the scheduler's order.
     """
 
     amounts: Mapping[str, Amount]
@@ -178,6 +181,7 @@ class NodeView:
     health: Mapping[str, tuple[ResourceHealth, ...]] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    offered: tuple[OfferedDevice, ...] = ()
 
     def capacity(self, resource: str) -> int:
         return self.amounts.get(resource, Amount(0, 0)).capacity

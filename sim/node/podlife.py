@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpuplugin.core.sharing import uuid_of
 from sim.gpu.tenancy import TenantSpec
 from sim.kubelet.pods import Phase, PodStatus, simple_pod
 
@@ -131,21 +130,18 @@ def pod_life(group: Pods, arrival: Arrival, backoff: Backoff) -> Life:
             yield Wait(delay_s)
             delay_s = min(delay_s * 2, max(RECREATE_S, backoff.longest_s))
         yield Live(arrival.lifetime_s)
-        device_id = status.grants[0].device_ids[0]
         spec = tenant_spec(group, arrival.pod.name)
-        yield from container_life(device_id, spec, backoff, restart=group.restart)
+        yield from container_life(status.uuids[0], spec, backoff, restart=group.restart)
     except PodOver:
         pass
     yield Delete(arrival.pod)
 
 
-def container_life(
-    device_id: str, spec: TenantSpec, backoff: Backoff, *, restart: bool = True
-) -> Life:
-    """The container of an admitted pod, on the GPU of a device: started again after it ended."""
+def container_life(uuid: str, spec: TenantSpec, backoff: Backoff, *, restart: bool = True) -> Life:
+    """The container of an admitted pod, on a GPU or MIG device: started again after it ended."""
     delay_s = backoff.first_s
     while True:
-        exit_ = yield Run(uuid_of(device_id), spec)
+        exit_ = yield Run(uuid, spec)
         ran_s = exit_.ran_s if isinstance(exit_, Exit) else None
         if ran_s is not None and not restart:
             return

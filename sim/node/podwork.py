@@ -134,11 +134,11 @@ class PodWork:
 
     def _find_made_by_hand(self, view: NodeView) -> None:
         for key, one in view.pods.items():
-            running = one.status.phase is Phase.RUNNING and one.status.grants
+            running = one.status.phase is Phase.RUNNING and one.status.uuids
             spec = self._work_of(one.pod) if running and key not in self._lives else None
             if spec is not None:
-                device_id = one.status.grants[0].device_ids[0]
-                self._add(key, container_life(device_id, spec, self._backoff), one.pod)
+                life = container_life(one.status.uuids[0], spec, self._backoff)
+                self._add(key, life, one.pod)
 
     def _add(self, key: str, steps: Life, pod: Pod | None = None) -> None:
         if key in self._lives:

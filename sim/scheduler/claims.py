@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from sim.scheduler.allocator import Listed
 
 POD_CLAIM = "resource.kubernetes.io/pod-claim-name"
+SHARES = "shares"
+"""The capacity of a shared GPU."""
 EXTENDED_CLAIM = "resource.kubernetes.io/extended-resource-claim"
 IMPLICIT = "deviceclass.resource.kubernetes.io/"
 """With the name of a class: a resource that every class has."""
@@ -78,6 +80,21 @@ class PlacedClaim:
     @property
     def drivers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(result.driver for result in self.results))
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedDevice:
+    """A device of the node's ResourceSlices: `taken` of its `shares` are allocated to claims.
+
+    A device that is not shared has one; `taints` are texts `key=value:effect`.
+    """
+
+    driver: str
+    name: str
+    uuid: str
+    shares: int
+    taken: int
+    taints: tuple[str, ...] = ()
 
 
 def create_class(store: Store, driver: str, resource: str, name: str = "") -> None:
@@ -193,6 +210,24 @@ class ClaimScheduler:
             specs = ((str(_part(one, "metadata")["name"]), _part(one, "spec")) for one in bodies)
             self._devices = version, listed_devices(specs, self.node)
         return self._devices[1]
+
+    def offered(self) -> tuple[OfferedDevice, ...]:
+        """The node's devices with what is allocated of them."""
+        self._ledger.follow()
+        in_use = self._ledger.in_use
+        return tuple(
+            OfferedDevice(
+                driver=one.id.driver,
+                name=one.id.name,
+                uuid=_uuid(one),
+                shares=int(quantity(one.capacity[SHARES].value)) if SHARES in one.capacity else 1,
+                taken=int(
+                    in_use.consumed.get(one.id, {}).get(SHARES, 0) + (one.id in in_use.exclusive)
+                ),
+                taints=tuple(f"{taint.key}={taint.value}:{taint.effect}" for taint in one.taints),
+            )
+            for one in self.devices()
+        )
 
     def _read_classes(self) -> None:
         version = self.store.version_of(CLASSES)

@@ -268,6 +268,16 @@ def test_the_demo_plays_and_all_is_as_it_should_be() -> None:
     assert "exit status 0" in result.stdout
 
 
+@pytest.mark.slow
+def test_the_demo_with_dra_plays_and_all_is_as_it_should_be() -> None:
+    result = gpuplugin("demo", "--dra", "--pace", "20")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "NOT SO" not in result.stdout
+    for part in ("eighty pods run", "the waiting pod runs", "exit status 0"):
+        assert f"ok  {part}" in result.stdout or f"{part}\n" in result.stdout, part
+    assert "NodePrepareResources: 82 calls" in result.stdout
+
+
 def test_the_daemon_loads_neither_the_simulator_nor_the_terminal_toolkit() -> None:
     script = (
         "import sys, gpuplugin.cli.run, hal.nvml;"

@@ -71,6 +71,49 @@ def test_a_node_with_pods_at_work_and_a_page_that_names_them(node: Node, tmp_pat
     assert complaints(page) == []
 
 
+def test_a_node_with_dra(node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "shared.yaml"
+    file.write_text(SCENARIO)
+    with Process(
+        "sim", "up", str(file), *node.at, "--dra", "--listen-address", "127.0.0.1:0"
+    ) as up:
+        http_port(up)
+
+        def show() -> dict[str, list[dict[str, object]]]:
+            shown: dict[str, list[dict[str, object]]] = json.loads(
+                gpuplugin("sim", "node", "show", *node.at, "--json").stdout
+            )
+            return shown
+
+        stays = {"modest-0", "modest-1", "modest-2", "hungry-0"}
+        eventually(
+            lambda: {pod["name"] for pod in show()["pods"] if pod["phase"] == "Running"} == stays,
+            "pods of the scenario, without the one that is brief",
+        )
+        assert sum(int(str(one["taken"])) for one in show()["offered"]) == 4
+        assert gpuplugin("sim", "pod", "create", "one", *node.at).returncode == 0
+        node.inject("--gpu", "1", "--xid", "79")
+        eventually(lambda: any(one["taints"] for one in show()["offered"]), "a taint")
+        table = gpuplugin("sim", "node", "show", *node.at).stdout
+        assert "gpu.gpuplugin.dev/xid=79:NoSchedule" in table
+        assert gpuplugin("sim", "pod", "delete", "one", *node.at).returncode == 0
+        eventually(lambda: len(show()["pods"]) == 4, "the end of a pod with a claim")
+        assert up.stop() == 0, up.output
+    assert "KUBECONFIG=" in up.output
+
+
+def test_a_kubelet_with_dra_beside_a_plugin_of_its_own(node: Node) -> None:
+    environment = {"KUBECONFIG": str(node.dir / "kubeconfig"), "NO_PROXY": "127.0.0.1"}
+    flags = ("--allocation", "dra", "--node-name", "simulated", "--cdi-root", str(node.dir / "cdi"))
+    with Process("sim", "kubelet", *node.at, "--dra", "--pod", "one=nvidia.com/gpu:1") as kubelet:
+        kubelet.says("kubelet serves")
+        with Process(
+            "run", "--backend", "sim", *node.at, *flags, "--listen-address", "127.0.0.1:0",
+            env={**os.environ, **environment},
+        ):  # fmt: skip
+            kubelet.says("default/one Running")
+
+
 def on_terminal(lines: int, columns: int, *arguments: str) -> int:
     """Run `gpuplugin top` on a terminal until it has drawn a second time; its exit status."""
     main, terminal = pty.openpty()

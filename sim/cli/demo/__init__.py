@@ -1,7 +1,8 @@
 """`gpuplugin demo`: a simulated eight-GPU node serves a kubelet, and the screen shows it.
 
 It uses public parts alone: the daemon as a process (`stage`), the kubelet stand-in, the control
-socket, and HTTP. The chapters are in `story`, the view for a terminal in `live`, plain lines here.
+socket, and HTTP. The chapters are in `story`, with DRA in `claims`, the view for a terminal in
+`live`, plain lines here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail
+from sim.cli.demo.claims import ClaimStage, tell_of_claims
 from sim.cli.demo.stage import Facts, Stage, StageError
 from sim.cli.demo.story import View, tell
 
@@ -46,8 +48,12 @@ def demo(parsed: argparse.Namespace) -> int:
         return fail(f"{parsed.picture} cannot be written: {folder} is no folder that you may use")
     facts = Facts()
     try:
-        with Stage(facts) as stage, _view(facts, stage, parsed) as view:
-            tell(stage, view, facts, parsed.pace)
+        if parsed.dra:
+            with ClaimStage(facts) as claims, _view(facts, claims, parsed) as view:
+                tell_of_claims(claims, view, facts, parsed.pace)
+        else:
+            with Stage(facts) as stage, _view(facts, stage, parsed) as view:
+                tell(stage, view, facts, parsed.pace)
     except StageError as error:
         print(f"gpuplugin: the demo could not go on: {error}", file=sys.stderr)
         return 1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sim.cli.demo.stage import Facts
+    from sim.cli.demo.stage import Facts, Share
     from sim.kubelet import NodeView
 
 FREE, TAKEN, UNHEALTHY = "·", "■", "x"
@@ -99,7 +99,7 @@ class LiveView(View):
         return Group(heading.panel, body, _LEGEND)
 
     def _heading(self, node: NodeView, columns: int) -> _Heading:
-        allocatable, capacity = node.allocatable(RESOURCE), node.capacity(RESOURCE)
+        allocatable, capacity = self._stage.available(node)
         amount = Text.assemble(
             f"{RESOURCE}  allocatable ",
             (str(allocatable), "bold green" if allocatable == capacity else "bold red"),
@@ -112,15 +112,14 @@ class LiveView(View):
         return _Heading(panel, height)
 
     def _gpus(self, node: NodeView, *, wide: bool) -> Panel:
-        holders = _holders(node)
-        devices = node.devices.get(RESOURCE, {})
+        shares = self._stage.shares(node)
         table = Table(box=None, padding=(0, 1), header_style="dim")
         for column in ("GPU", *(["UUID"] if wide else ()), "REPLICAS", "HEALTH"):
             table.add_column(column, no_wrap=True)
         for uuid, index in self._stage.gpu_indices.items():
-            ids = sorted(one for one in devices if uuid_of(one) == uuid)
-            cells = Text(" " if wide else "").join(_cell(one, devices[one], holders) for one in ids)
-            health = _health(devices[one] for one in ids)
+            mine = shares.get(uuid, [])
+            cells = Text(" " if wide else "").join(map(_cell, mine))
+            health = _health(one.healthy for one in mine)
             table.add_row(str(index), *([uuid[:12]] if wide else ()), cells, health)
         return Panel(table, title="GPUs and their replicas")
 
@@ -152,20 +151,16 @@ def _pods(node: NodeView, most: int) -> Panel:
     for position, view in list(enumerate(node.pods.values()))[-most:]:
         status = view.status
         ids = [one for grant in status.grants for one in grant.device_ids]
-        held = ", ".join(replica_id(uuid_of(one)[:12], replica_of(one)) for one in ids)
+        held = ", ".join(
+            (
+                *(replica_id(uuid_of(one)[:12], replica_of(one)) for one in ids),
+                *(one.uuid[:12] for one in status.devices),
+            )
+        )
         phase = Text(status.phase.value, _PHASE_STYLES[status.phase])
         name = Text(view.pod.name, _POD_STYLES[position % len(_POD_STYLES)] if held else "")
         table.add_row(name, phase, Text(held or status.reason))
     return Panel(table, title="pods")
-
-
-def _holders(node: NodeView) -> dict[str, int]:
-    return {
-        device_id: position
-        for position, view in enumerate(node.pods.values())
-        for grant in view.status.grants
-        for device_id in grant.device_ids
-    }
 
 
 def _health(replicas: Iterable[bool]) -> Text:
@@ -175,8 +170,8 @@ def _health(replicas: Iterable[bool]) -> Text:
     return Text("Healthy", "green") if states == {True} else Text("Unhealthy", "bold red")
 
 
-def _cell(device_id: str, healthy: bool, holders: dict[str, int]) -> Text:
-    if device_id in holders:
-        style = _POD_STYLES[holders[device_id] % len(_POD_STYLES)] if healthy else "bold red"
+def _cell(share: Share) -> Text:
+    if share.holder is not None:
+        style = _POD_STYLES[share.holder % len(_POD_STYLES)] if share.healthy else "bold red"
         return Text(TAKEN, style)
-    return Text(FREE, "dim") if healthy else Text(UNHEALTHY, "red")
+    return Text(FREE, "dim") if share.healthy else Text(UNHEALTHY, "red")

@@ -6,6 +6,7 @@ The kubelet stand-in is in this process, the plugin a process of its own.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -21,17 +22,20 @@ from typing import TYPE_CHECKING, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from gpuplugin.core.sharing import uuid_of
 from gpuplugin.linesocket import ControlError
 from sim.kubelet import Kubelet
 from sim.node.control import control_socket, inject, status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from sim.kubelet import CallRecord, KubeletEvent
+    from sim.kubelet import CallRecord, KubeletEvent, NodeView
 
 
 RECENT = 7
+METHODS = ("GetPreferredAllocation", "Allocate", "NodePrepareResources", "NodeUnprepareResources")
+"""Those whose latency is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class Facts:
     def summary(self) -> list[str]:
         lines = ["", "What was seen:"]
         lines += [f"  {'ok ' if check.passed else 'NO '} {check.text}" for check in self.checks]
-        for method in ("GetPreferredAllocation", "Allocate"):
+        for method in METHODS:
             if latency := self.latency_ms(method):
                 count, median, longest = latency
                 lines.append(
@@ -113,6 +117,20 @@ def _line(fact: KubeletEvent) -> str:
     return f"{fact.call.method:22} {fact.call.duration_s * 1e3:6.2f} ms  {outcome}"
 
 
+def shares_of_plugins(node: NodeView) -> dict[str, list[Share]]:
+    """The replicas of each GPU by UUID, as device plugins list them."""
+    holders = {
+        device_id: position
+        for position, view in enumerate(node.pods.values())
+        for grant in view.status.grants
+        for device_id in grant.device_ids
+    }
+    found: dict[str, list[Share]] = {}
+    for device_id, healthy in sorted(node.devices.get(RESOURCE, {}).items()):
+        found.setdefault(uuid_of(device_id), []).append(Share(holders.get(device_id), healthy))
+    return found
+
+
 RESOURCE = "nvidia.com/gpu"
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -122,10 +140,20 @@ class StageError(Exception):
     """Something the demo stands on does not work; the text has the plugin's last words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A replica, or a share with DRA: the position of the pod that has it among the node's pods."""
+
+    holder: int | None
+    healthy: bool
+
+
 class Stage:
+    """The node with the device-plugin API; see `sim.cli.demo.claims` for DRA."""
+
     def __init__(self, facts: Facts) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="gpuplugin-demo-"))
-        self.kubelet = Kubelet(self.dir, listener=facts.record)
+        self.kubelet = self._kubelet(facts)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._port: int | None = None
@@ -140,8 +168,9 @@ class Stage:
                 *(sys.executable, "-m", "gpuplugin", "run", "--backend", "sim"),
                 *("--kubelet-dir", str(self.dir), "--listen-address", "127.0.0.1:0"),
                 *("--health-quiet-period", "3s", "--health-probe-interval", "500ms"),
-                *("--log-format", "json"),
+                *("--log-format", "json", *self._options()),
             ],
+            env=os.environ | self._environment(),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -155,6 +184,23 @@ class Stage:
             self._process.wait()
         self.kubelet.stop()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def available(self, node: NodeView) -> tuple[int, int]:
+        """Replicas or shares that the scheduler may give out, taken or not, and all of them."""
+        return node.allocatable(RESOURCE), node.capacity(RESOURCE)
+
+    def shares(self, node: NodeView) -> Mapping[str, list[Share]]:
+        """The replicas or shares of each GPU by UUID."""
+        return shares_of_plugins(node)
+
+    def _kubelet(self, facts: Facts) -> Kubelet:
+        return Kubelet(self.dir, listener=facts.record)
+
+    def _options(self) -> Sequence[str]:
+        return ()
+
+    def _environment(self) -> dict[str, str]:
+        return {}
 
     @property
     def gpu_indices(self) -> Mapping[str, int]:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sim.cli.demo.live import LiveView
-from sim.cli.demo.stage import RESOURCE, Facts
+from sim.cli.demo.stage import RESOURCE, Facts, shares_of_plugins
 from sim.kubelet import NodeView, Phase, simple_pod
 from sim.kubelet.devices import Amount
 from sim.kubelet.pods import Grant, PodStatus, PodView
@@ -37,6 +37,8 @@ def view() -> LiveView:
     stage: Any = SimpleNamespace(
         gpu_indices={uuid: index for index, uuid in enumerate(UUIDS)},
         kubelet=SimpleNamespace(view=node),
+        available=lambda node: (node.allocatable(RESOURCE), node.capacity(RESOURCE)),
+        shares=shares_of_plugins,
     )
     facts = Facts()
     for number in range(12):

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.kubelet import PodClaim
 from sim.kubelet.control import ManifestError, parse_limits, pods_from_yaml
 
 POD = """\
@@ -24,6 +25,26 @@ spec:
       limits: {nvidia.com/gpu: 2, cpu: "1", memory: 1Gi}
   - name: side
 """
+
+
+WITH_CLAIMS = """\
+kind: Pod
+metadata: {name: p}
+spec:
+  resourceClaims:
+  - {name: mine, resourceClaimName: shared}
+  - {name: own, resourceClaimTemplateName: one-gpu}
+  containers:
+  - {name: a, resources: {claims: [{name: mine}, {name: own, request: first}]}}
+  - name: b
+"""
+
+
+def test_a_pod_with_claims() -> None:
+    (pod,) = pods_from_yaml(WITH_CLAIMS)
+
+    assert pod.claims == (PodClaim("mine", claim="shared"), PodClaim("own", template="one-gpu"))
+    assert [container.claims for container in pod.containers] == [("mine", "own/first"), ()]
 
 
 def with_limits(limits: str) -> str:
