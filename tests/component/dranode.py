@@ -66,7 +66,7 @@ class DraNode:
 
     def registrations(self) -> list[Path]:
         """Registration sockets, the newest last."""
-        found = (self.folder / "plugins_registry").glob(f"{DRIVER}-*-reg.sock")
+        found = (self.folder / "plugins_registry").rglob(f"{DRIVER}-*-reg.sock")
         return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
     def connect(self) -> Kubelet:

@@ -71,7 +71,7 @@ async def serving(folder: Path, engine: str = "fast") -> AsyncIterator[StatusBoa
 
 def found(folder: Path) -> list[Path]:
     """What a watcher finds."""
-    return sorted((folder / "plugins_registry").glob("*.sock"))
+    return sorted((folder / "plugins_registry").rglob("*.sock"))
 
 
 async def registered(path: Path, *, error: str = "") -> registration.PluginInfo:

@@ -86,6 +86,11 @@ _CHOICES = {
         "kubeletDir: /var/snap/microk8s/common/var/lib/kubelet\nmetrics: {pods: true}\n",
     ),
     "privileged": Choice(("cdi", "privileged-driver"), f"{CDI}runtimeClassName: null\n"),
+    "dra": Choice(("dra",), "allocation: dra\n"),
+    "dra-as-root": Choice(("dra", "pod-metrics"), "allocation: dra\nmetrics: {pods: true}\n"),
+    "dra-privileged": Choice(
+        ("dra", "privileged-driver"), "allocation: dra\nruntimeClassName: null\n"
+    ),
     "node-reports": Choice(("node-reports",), "nodeReports: {enabled: true}\n"),
     "per-node-config": Choice(("per-node-config",), PER_NODE),
     "monitoring": Choice(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.deploy.rendering import Object
 
 OWN_FOLDER = "plugins_registry/gpuplugin"
+OWN_GROUP = 2000002112
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Rights:
     writable: frozenset[str] = field(default_factory=frozenset)
     """Paths of the host, without the folder of the plugin's own."""
     readable: frozenset[str] = field(default_factory=frozenset)
+    group: bool = False
+    """A group of the plugin's own beside the user's, for folders that stay root's."""
     token: bool = False
     api: frozenset[str] = field(default_factory=frozenset)
     """`verb resource`, with the namespace of a Role behind it."""
@@ -54,6 +57,7 @@ def rights_of(found: Iterable[Object]) -> Rights:
             path for path, only in mounted.items() if not only and not path.endswith(OWN_FOLDER)
         ),
         readable=frozenset(path for path, only in mounted.items() if only),
+        group=pod["securityContext"].get("supplementalGroups") == [OWN_GROUP],
         token=pod["automountServiceAccountToken"],
         api=frozenset(_verbs(every)),
     )
@@ -64,7 +68,7 @@ def _verbs(found: list[Object]) -> Iterable[str]:
         place = role["metadata"].get("namespace")
         for rule in role["rules"]:
             assert rule.keys() == {"apiGroups", "resources", "verbs"}
-            assert rule["apiGroups"] == [""]
+            assert len(rule["apiGroups"]) == 1
             for resource in rule["resources"]:
                 for verb in rule["verbs"]:
                     yield f"{verb} {resource}" + (f" in {place}" if place else "")

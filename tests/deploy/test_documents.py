@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CHART / "README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
+ALLOCATION_LABEL, DRA_RELEASE = "gpu-allocation", "gpuplugin-dra"
+"""Of docs/migrating-to-dra.md: which plugin a node has, and the second release of the chart."""
 PLACEHOLDERS = {"NODE", "POD", "PLUGIN-POD", "FILE"}
 OWN_OVERLAY = "deploy/kustomize/overlays/mine"
 """The one that the page tells its reader to write; a test writes it, too."""
@@ -171,10 +173,14 @@ def _check_positional(verb: list[str], rest: list[str], values: dict[str, str]) 
             assert _exists(kind or "pod", name), word
     elif verb == ["label"]:
         _check_label(rest)
+    elif verb[0] in {"drain", "uncordon"}:
+        assert rest == ["NODE"]
     elif rest and verb[0] not in {"auth", "create", "apply"} and verb != ["delete"]:
         kind, _, name = rest[0].partition("/")
         assert re.fullmatch(
-            r"(node|pod|namespace|daemonset|deployment|runtimeclass|configmap)s?", kind
+            r"(node|pod|namespace|daemonset|deployment|runtimeclass|configmap|deviceclass"
+            r"|resourceslice|resourceclaim)(e?s)?",
+            kind,
         )
         for one in [name] if name else rest[1:]:
             assert _exists(kind, one), (kind, one)
@@ -200,6 +206,8 @@ def _check_label(rest: list[str]) -> None:
     elif key == "nvidia.com/device-plugin.config":
         found = built(OVERLAYS / "per-node-config")
         assert value in the(found, "ConfigMap")["data"]
+    elif key.removesuffix("-") == ALLOCATION_LABEL:
+        assert label in {f"{key}=dra", f"{ALLOCATION_LABEL}-"}
     else:
         assert value in _affinity()[key]
 
@@ -213,7 +221,7 @@ def test_helm_commands(page: str, command: str) -> None:
     assert set(given) <= known, set(given) - known
     rest = _positional(words[1 + len(verb) :], taking)
     if verb[0] in {"rollback", "test", "uninstall"}:
-        assert rest in ([], [PLUGIN])
+        assert rest in ([], [PLUGIN], [DRA_RELEASE])
     elif rest:
         assert (ROOT / rest[-1]).resolve() == CHART
     if "--namespace" in words:
@@ -253,6 +261,29 @@ def test_the_overlay_that_the_reader_writes_builds() -> None:
     assert "registry.example/gpuplugin:0.1.0" in text.partition("```yaml")[0], "as it was pushed"
     strategy = the(overlaid(shown + patch), "DaemonSet")["spec"]["updateStrategy"]
     assert strategy["rollingUpdate"] == {"maxUnavailable": "10%", "maxSurge": 0}
+
+
+def test_releases_of_a_migration_have_nodes_of_their_own() -> None:
+    text = (ROOT / "docs/migrating-to-dra.md").read_text()
+    blocks = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    values = dict(blocks)
+    assert values.keys() == {"not-dra.yaml", "dra.yaml"}
+    for file in values:
+        assert f"--values {file}" in text
+    (term,) = pod_of(chart(values["not-dra.yaml"]))["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
+    label = {"key": ALLOCATION_LABEL, "operator": "NotIn", "values": ["dra"]}
+    assert label in term["matchExpressions"]
+    found = chart(values["dra.yaml"], release=DRA_RELEASE)
+    assert pod_of(found)["nodeSelector"][ALLOCATION_LABEL] == "dra"
+    assert "affinity" not in pod_of(found)
+    names_of_both = [
+        {(one["kind"], one["metadata"]["name"]) for one in objects}
+        for objects in (chart(values["not-dra.yaml"]), found)
+    ]
+    shared = names_of_both[0] & names_of_both[1]
+    assert {kind for kind, _ in shared} <= {"RuntimeClass"}
 
 
 def test_git_ignores_the_overlay_that_the_reader_writes() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.deploy.choices import CHOICES, RENDERED
-from tests.deploy.policy import OWN_FOLDER, Rights, rights_of
+from tests.deploy.policy import OWN_FOLDER, OWN_GROUP, Rights, rights_of
 from tests.deploy.rendering import (
     COMPONENTS,
     DEPLOY,
@@ -36,6 +36,16 @@ ROOT_ALONE = Rights(root=True)
 CDI = Rights(root=True, writable=frozenset({"/var/run/cdi"}), readable=frozenset({"/"}))
 REPORTS = {"patch nodes/status", "create events in default", "patch events in default"}
 LABELS = {"get nodes", "list nodes", "watch nodes"}
+SLICES = {
+    f"{verb} resourceslices" for verb in ("get", "list", "watch", "create", "update", "delete")
+}
+DRA = Rights(
+    group=True,
+    writable=frozenset({"/var/run/cdi", "/var/lib/kubelet/plugins/gpu.gpuplugin.dev"}),
+    readable=frozenset({"/"}),
+    token=True,
+    api=frozenset({"get resourceclaims", "get nodes", *SLICES}),
+)
 COST = {
     "root-without-capabilities": ROOT_ALONE,
     "pod-metrics": POD_METRICS,
@@ -59,11 +69,13 @@ COST = {
     "openshift": Rights(selinux=True),
     "node-reports": Rights(token=True, api=frozenset(REPORTS)),
     "per-node-config": Rights(token=True, api=frozenset(LABELS)),
+    "dra": DRA,
 }
 """What each component costs; the others cost nothing."""
 
 OVERLAY_COST = {
     "classic": COST["classic-registration"],
+    "dra": DRA,
     "per-node-config": COST["per-node-config"],
     "talos-cdi": Rights(root=True, privileged=True, writable=CDI.writable, readable=CDI.readable),
 }
@@ -96,6 +108,7 @@ def test_all_costs_are_in_the_page_on_security() -> None:
             "CAP_SYS_ADMIN": cost.sys_admin,
             "spc_t": cost.selinux,
             "hostPID": cost.host_pid,
+            "group": cost.group,
             "token": cost.token,
         }
         for word, expected in words.items():
@@ -122,7 +135,11 @@ def test_rules_without_exception(name: str) -> None:
     assert security["runAsUser"] == security["runAsGroup"]
     assert security["runAsUser"] in {0, 65534}
     assert security["runAsNonRoot"] is (security["runAsUser"] == 65534)
-    own = {"seLinuxOptions": {"type": "spc_t"}} if rights_of(found).selinux else {}
+    own: dict[str, object] = {}
+    if rights_of(found).selinux:
+        own["seLinuxOptions"] = {"type": "spc_t"}
+    if rights_of(found).group:
+        own["supplementalGroups"] = [OWN_GROUP]
     assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}} | own
     assert not {"hostNetwork", "hostIPC", "shareProcessNamespace"} & pod.keys()
     assert pod["priorityClassName"] == "system-node-critical"
@@ -134,10 +151,10 @@ def test_rules_without_exception(name: str) -> None:
         assert re.search(r":[^:/]*\d[^:/]*$", one["image"]), "an image of a version"
 
     strategy = the(found, "DaemonSet")["spec"]["updateStrategy"]
-    assert strategy == {
-        "type": "RollingUpdate",
-        "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0},
-    }
+    rolling = {"maxUnavailable": 1, "maxSurge": 0}
+    if variables(container).get("GPUPLUGIN_ALLOCATION") == "dra":
+        rolling = {"maxUnavailable": 0, "maxSurge": 1}
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": rolling}
     assert the(found, "ServiceAccount")["automountServiceAccountToken"] is False
     assert pod["serviceAccountName"] == the(found, "ServiceAccount")["metadata"]["name"]
 
@@ -146,19 +163,22 @@ def test_rules_without_exception(name: str) -> None:
 def test_the_init_container_hands_a_folder_over_and_can_do_nothing_else(name: str) -> None:
     found = RENDERED[name]()
     pod = pod_of(found)
-    (init,) = pod["initContainers"]
-    assert init["securityContext"] == {
-        "runAsUser": 0,
-        "runAsGroup": 0,
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"], "add": ["CHOWN"]},
-    }
+    inits = {one["name"]: one for one in pod["initContainers"]}
+    init = inits.pop("hand-over-socket-folder")
+    assert set(inits) == ({"hand-over-claim-folders"} if rights_of(found).group else set())
+    for one in (init, *inits.values()):
+        assert one["securityContext"] == {
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["CHOWN"]},
+        }
     (mount,) = init["volumeMounts"]
     (volume,) = [one for one in pod["volumes"] if one["name"] == mount["name"]]
     assert volume["hostPath"]["path"].endswith(OWN_FOLDER)
     assert volume["hostPath"]["type"] == "DirectoryOrCreate"
-    assert mount["mountPath"] == f"/var/lib/kubelet/{OWN_FOLDER}"
+    assert mount["mountPath"].endswith(f"kubelet/{OWN_FOLDER}")
     script = " ".join(init["command"][2].split())
     steps = ['chown 0:0 "$D"', 'chmod 0750 "$D"']
     if not rights_of(found).root:
@@ -239,6 +259,8 @@ def test_no_right_is_in_the_base_files_of_other_folders() -> None:
     """Workloads pass the restricted standard: they are what users copy."""
     for folder in names(DEPLOY / "workloads"):
         for one in built(DEPLOY / "workloads" / folder):
+            if one["kind"] == "ResourceClaimTemplate":
+                continue
             spec = one["spec"] if one["kind"] == "Pod" else one["spec"]["template"]["spec"]
             assert spec["securityContext"]["runAsNonRoot"] is True
             assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -249,7 +271,9 @@ def test_no_right_is_in_the_base_files_of_other_folders() -> None:
                 "allowPrivilegeEscalation": False,
                 "capabilities": {"drop": ["ALL"]},
             }
-            assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+            one_gpu = {"limits": {"nvidia.com/gpu": 1}}
+            by_claim = {"claims": [{"name": "gpu"}]}
+            assert container["resources"] == (by_claim if folder == "dra-claims" else one_gpu)
 
 
 def test_labels_of_the_objects() -> None:

@@ -38,11 +38,13 @@ VERSION_LABEL = "app.kubernetes.io/version"
 NOT_COMPARED = {
     "helm.sh/chart", "app.kubernetes.io/managed-by", "app.kubernetes.io/instance",
     "helm.sh/resource-policy",
+    # Of kustomize in any namespace, of the chart in its own: `test_dra` asks both.
+    "matchConditions",
     # The chart has it on every object, kustomize on those of the base.
     VERSION_LABEL,
 }  # fmt: skip
 DOCUMENTS = (".yaml", ".json", "exclusive", "development", "ci")
-LISTS_BY_NAME = ("env", "volumes", "volumeMounts")
+LISTS_BY_NAME = ("env", "volumes", "volumeMounts", "initContainers")
 
 
 @pytest.mark.parametrize("name", names(OVERLAYS))
@@ -278,6 +280,12 @@ def test_the_file_for_nodes_that_do_not_choose(values: str, file: str) -> None:
         ("config: {map: {a: '', b: ''}}", "config.default"),
         ("config: {default: c, map: {a: ''}}", "not in config.map"),
         ("updateStrategy: {rollingUpdate: {maxSurge: 1}}", "maxSurge"),
+        ("allocation: both", "allocation"),
+        ("allocation: dra\ndra: {driverName: GPU}", "driverName"),
+        ("allocation: dra\ndeviceListStrategy: envvar", "by CDI alone"),
+        ("allocation: dra\nregistration: classic", "plugin watcher alone"),
+        ("allocation: dra\nextraArgs: [--cdi-root=/x]", "--cdi-root"),
+        ("extraArgs: [--allocation=dra]", "set allocation: dra"),
         ("runtimeClassName: null", "cdi-"),
         ("metrics: {podMonitor: true, serviceMonitor: true}", "scrape twice"),
         ("metrics: {port: 80}", "port"),

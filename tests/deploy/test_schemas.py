@@ -13,6 +13,7 @@ from tests.deploy.choices import RENDERED
 from tests.deploy.rendering import DEPLOY, built, names
 
 VERSIONS = ("1.31", "1.37")
+DRA, DRA_SINCE = "resource.k8s.io/v1", "1.34"
 OPERATOR = "monitoring.coreos.com/v1"
 OPENSHIFT = "security.openshift.io/v1"
 WORKLOADS = DEPLOY / "workloads"
@@ -27,6 +28,8 @@ def test_every_object_is_valid(name: str, version: str) -> None:
     for one in EVERYTHING[name]():
         if one["apiVersion"] in {OPERATOR, OPENSHIFT}:
             jsonschema.validate(one, OTHERS[one["kind"]])
+        elif one["apiVersion"] == DRA:
+            _validate(_frozen(one), max(version, DRA_SINCE))
         else:
             _validate(_frozen(one), version)
 

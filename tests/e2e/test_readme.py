@@ -65,6 +65,11 @@ ELSEWHERE = {
     "kubectl apply -k deploy/kustomize/overlays/mine": "needs a cluster: tests/deploy",
     "kubectl describe nodes | grep nvidia.com/gpu": "needs a cluster",
     "kubectl apply -k deploy/workloads/time-slicing": "needs a cluster: tests/deploy",
+    "kubectl apply -k deploy/kustomize/overlays/dra": "needs a cluster: tests/deploy",
+    "kubectl apply -k deploy/workloads/dra": "needs a cluster: tests/deploy",
+    "kubectl rollout status deployment/shares --timeout=2m": "needs a cluster: tests/deploy",
+    "kubectl get resourceslices": "needs a cluster: tests/deploy",
+    "kubectl get resourceclaims": "needs a cluster: tests/deploy",
     "gpuplugin bench --quick": "takes minutes: tests/e2e/test_bench.py",
 }
 

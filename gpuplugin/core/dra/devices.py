@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 JsonObject: TypeAlias = "dict[str, object]"
 Effect: TypeAlias = Literal["NoSchedule", "NoExecute"]
 
-SHARES, MEMORY = "shares", "memory"
+SHARES, MEMORY, SHARED = "shares", "memory", "shared"
 STANDARD = "resource.kubernetes.io/"
 """The prefix of attributes that all drivers share; a bare name is the driver's own."""
 MIB = 1024**2
@@ -103,9 +103,11 @@ class Offer:
 
     def as_json(self) -> JsonObject:
         """The device as the API has it."""
+        # Not `allowMultipleAllocations`, which selectors know from Kubernetes 1.34 on with a gate.
+        attributes = {**self.attributes, SHARED: self.shared}
         device: JsonObject = {
             "name": self.name,
-            "attributes": {name: _attribute(value) for name, value in self.attributes.items()},
+            "attributes": {name: _attribute(value) for name, value in attributes.items()},
             "capacity": dict(self._capacity()),
         }
         if self.shared:
@@ -263,6 +265,8 @@ def _attribute(value: Attribute) -> JsonObject:
     match value:
         case Version(text=text):
             return {"version": text}
+        case bool():
+            return {"bool": value}
         case int():
             return {"int": value}
         case str():

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.serving.sockets import Identity
 
 FILE, LOCK = "claims.json", "claims.lock"
+_OPEN = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
+_MODE = 0o640
+"""An instance that follows may run as another user, of the group that the folder has."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class ClaimStore:
             before = self._load()
             after = made(before)
             if after != before or self._read is None or self._read[0] is None:
-                write_whole(self._path, encoded(after), synced=True)
+                write_whole(self._path, encoded(after), _MODE, synced=True)
                 if for_good:
                     sync_folder(self._folder)
                 self._read = identity(self._path), after
@@ -69,7 +72,7 @@ class ClaimStore:
     def _locked(self) -> Iterator[None]:
         with self._mutex:
             self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._folder / LOCK, _OPEN, _MODE)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.logs import log_fact
-from gpuplugin.daemon.serving.sockets import identity, listened_on, remove_socket, start_server
+from gpuplugin.daemon.serving.sockets import (
+    KubeletDirs,
+    identity,
+    listened_on,
+    remove_socket,
+    start_server,
+)
 from gpuplugin.daemon.tasks import wait_period_or
 from gpuplugin.kubelet.draplugin import HEALTH_VERSIONS, PLUGIN_TYPE, VERSIONS
 from gpuplugin.kubelet.registration import plugin_info, watched_service
@@ -48,7 +54,8 @@ class DraDirs:
 
     @property
     def registry(self) -> Path:
-        return self.root / "plugins_registry"
+        """A folder of the plugin's own: the kubelet's watcher looks into it, too."""
+        return KubeletDirs(self.root).plugin_watcher
 
     def plugin(self, driver: str) -> Path:
         """The driver's own folder, which has its sockets for calls and its file of claims."""

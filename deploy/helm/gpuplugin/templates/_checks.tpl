@@ -7,6 +7,33 @@
 {{- if not (or .Values.simulated.enabled .Values.runtimeClassName (include "gpuplugin.usesCdi" .)) }}
 {{- $wrong = append $wrong "runtimeClassName is empty, so the driver comes from the host, which takes a cdi-* deviceListStrategy: delete runtimeClassName (null in NVIDIA's values) to use nvidia" }}
 {{- end }}
+{{- if include "gpuplugin.isDra" . }}
+{{- if semverCompare "<1.34-0" .Capabilities.KubeVersion.Version }}
+{{- $wrong = append $wrong (printf "allocation: dra needs Kubernetes 1.36 (1.34 with feature gates, see docs/dra.md), and this is %s: delete allocation" .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- if include "gpuplugin.strategies" . }}
+{{- $wrong = append $wrong "deviceListStrategy: with allocation dra devices come by CDI alone: delete it" }}
+{{- end }}
+{{- if eq .Values.registration "classic" }}
+{{- $wrong = append $wrong "registration: classic is for device plugins, the kubelet finds a DRA driver by its plugin watcher alone: delete it" }}
+{{- end }}
+{{- range $one := list "--allocation" "--dra-driver-name" "--kubelet-dir" "--cdi-root" }}
+{{- range $.Values.extraArgs }}
+{{- if hasPrefix $one . }}
+{{- $wrong = append $wrong (printf "extraArgs: %s is not what the volumes and classes of this release are made for: use allocation, dra.driverName, kubeletDir" $one) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- else }}
+{{- if not (has (toString (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy)) (list "0" "0%")) }}
+{{- $wrong = append $wrong "updateStrategy.rollingUpdate.maxSurge: two device plugins of one resource on a node disconnect each other: delete it" }}
+{{- end }}
+{{- range .Values.extraArgs }}
+{{- if hasPrefix "--allocation" . }}
+{{- $wrong = append $wrong "extraArgs: set allocation: dra in place of --allocation, which lacks rights, folders and classes" }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if (default dict .Values.gfd).enabled }}
 {{- $wrong = append $wrong "gfd.enabled: this chart makes no labels: delete it, and install gpu-feature-discovery by itself if you need it" }}
 {{- end }}

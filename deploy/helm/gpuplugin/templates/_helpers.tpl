@@ -85,12 +85,34 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{/* "true" or nothing. */}}
+{{- define "gpuplugin.isDra" -}}
+{{- if eq .Values.allocation "dra" }}true{{ end }}
+{{- end }}
+
+{{- /* A group that nothing else on a node has: it may write the folders of claims and of CDI specs. */ -}}
+{{- define "gpuplugin.draGroup" -}}2000002112{{- end }}
+
+{{/* With DRA each pod has sockets of its own, so an upgrade has no gap; two device plugins of one
+     resource on a node get in each other's way. */}}
+{{- define "gpuplugin.updateStrategy" -}}
+{{- $given := deepCopy .Values.updateStrategy }}
+{{- if eq $given.type "RollingUpdate" }}
+{{- $rolling := default dict $given.rollingUpdate }}
+{{- $usual := dict "maxUnavailable" 1 "maxSurge" 0 }}
+{{- if and (include "gpuplugin.isDra" .) (kindIs "invalid" $rolling.maxUnavailable) }}
+{{- $usual = dict "maxUnavailable" 0 "maxSurge" 1 }}
+{{- end }}
+{{- $_ := set $given "rollingUpdate" (merge $rolling $usual) }}
+{{- end }}
+{{- toYaml $given }}
+{{- end }}
+
 {{- define "gpuplugin.usesCdi" -}}
-{{- if contains "cdi-" (include "gpuplugin.strategies" .) }}true{{ end }}
+{{- if or (include "gpuplugin.isDra" .) (contains "cdi-" (include "gpuplugin.strategies" .)) }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.usesApi" -}}
-{{- if or .Values.nodeReports.enabled .Values.perNodeConfig.enabled }}true{{ end }}
+{{- if or (include "gpuplugin.isDra" .) .Values.nodeReports.enabled .Values.perNodeConfig.enabled }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.runtimeClassName" -}}
@@ -124,11 +146,16 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if or .Values.selinux.enabled .Values.openshift.enabled }}
 {{- $context = mergeOverwrite (dict "seLinuxOptions" (dict "type" "spc_t")) $context }}
 {{- end }}
+{{- if include "gpuplugin.isDra" . }}
+{{- $group := include "gpuplugin.draGroup" . | int64 }}
+{{- $_ := set $context "supplementalGroups" (append (default list $context.supplementalGroups) $group) }}
+{{- end }}
 {{- toYaml $context }}
 {{- end }}
 
 {{- define "gpuplugin.isRoot" -}}
-{{- if or (include "gpuplugin.podMetrics" .) (include "gpuplugin.usesCdi" .) .Values.setTimeSlices.enabled (eq .Values.registration "classic") }}true{{ end }}
+{{- $cdi := and (include "gpuplugin.usesCdi" .) (not (include "gpuplugin.isDra" .)) }}
+{{- if or (include "gpuplugin.podMetrics" .) $cdi .Values.setTimeSlices.enabled (eq .Values.registration "classic") }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.securityContext" -}}
@@ -176,6 +203,10 @@ capabilities:
   (list "GPUPLUGIN_LOG_LEVEL" .Values.logLevel)
   (list "GPUPLUGIN_METRICS_INTERVAL" .Values.metrics.interval)
   (list "GPUPLUGIN_POD_METRICS" (include "gpuplugin.podMetrics" . | default nil))
+  (list "GPUPLUGIN_ALLOCATION" (ternary "dra" nil (eq .Values.allocation "dra")))
+  (list "GPUPLUGIN_DRA_DRIVER_NAME" (ternary nil .Values.dra.driverName (or (ne .Values.allocation "dra") (eq .Values.dra.driverName "gpu.gpuplugin.dev"))))
+  (list "GPUPLUGIN_KUBELET_DIR" (ternary nil .Values.kubeletDir (or (ne .Values.allocation "dra") (eq .Values.kubeletDir "/var/lib/kubelet"))))
+  (list "GPUPLUGIN_HEALTH_EVICT_LOST" (ternary .Values.dra.evictLost nil (eq .Values.allocation "dra")))
   (list "GPUPLUGIN_REGISTRATION" (ternary "classic" nil (eq .Values.registration "classic")))
   (list "GPUPLUGIN_BACKEND" (ternary "sim" nil .Values.simulated.enabled))
   (list "GPUPLUGIN_SCENARIO" (ternary .Values.simulated.scenario nil .Values.simulated.enabled))

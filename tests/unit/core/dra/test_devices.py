@@ -103,7 +103,10 @@ def test_attributes_have_the_names_and_types_that_others_use() -> None:
         "resource.kubernetes.io/pciBusID": {"string": "0000:01:00.0"},
         "resource.kubernetes.io/pcieRoot": {"string": "pci0000:64"},
         "resource.kubernetes.io/numaNode": {"int": 1},
+        "shared": {"bool": True},
     }
+    (whole,) = [one.as_json() for one in offered((gpu,), sharing(1), offering=offering)]
+    assert whole["attributes"] == {**device["attributes"], "shared": {"bool": False}}
 
 
 def test_a_mig_device_is_a_device_of_its_own() -> None:
