@@ -102,8 +102,11 @@ def test_the_kubelet_finds_registers_and_calls_it(kubelet_dir: Path, engine: str
             info = await registered(found(kubelet_dir)[0])
             assert (info.type, info.name) == ("DRAPlugin", DRIVER)
             assert list(info.supported_versions) == [
-                "v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth",
-            ]  # fmt: skip
+                "v1.DRAPlugin",
+                "v1beta1.DRAPlugin",
+                "v1.DRAResourceHealth",
+                "v1alpha1.DRAResourceHealth",
+            ]
             assert await asyncio.to_thread(prepared, info.endpoint) == {"u"}
             await becomes_true(lambda: status.readiness().components[COMPONENT].ok)
 

@@ -36,6 +36,11 @@ ROOT_ALONE = Rights(root=True)
 CDI = Rights(root=True, writable=frozenset({"/var/run/cdi"}), readable=frozenset({"/"}))
 REPORTS = {"patch nodes/status", "create events in default", "patch events in default"}
 LABELS = {"get nodes", "list nodes", "watch nodes"}
+CLAIMS = {
+    "get resourceclaims",
+    "update resourceclaims/status",
+    "associated-node:update resourceclaims/driver",
+}
 SLICES = {
     f"{verb} resourceslices" for verb in ("get", "list", "watch", "create", "update", "delete")
 }
@@ -44,7 +49,7 @@ DRA = Rights(
     writable=frozenset({"/var/run/cdi", "/var/lib/kubelet/plugins/gpu.gpuplugin.dev"}),
     readable=frozenset({"/"}),
     token=True,
-    api=frozenset({"get resourceclaims", "get nodes", *SLICES}),
+    api=frozenset({"get nodes", *CLAIMS, *SLICES}),
 )
 COST = {
     "root-without-capabilities": ROOT_ALONE,
