@@ -411,6 +411,18 @@ CONNECTION_ERRORS: dict[str, tuple[int, Callable[[RawClient], list[bytes]]]] = {
 }
 
 
+def test_headers_that_are_not_whole_are_no_call_though_they_were_seen_before(fast: Served) -> None:
+    """The block is that of calls that were answered, so that the short way looks at it."""
+    with fast.raw() as client:
+        for _ in range(3):  # from the second on a block has indices alone
+            assert client.call(ECHO, b"hello")["grpc-status"] == "0"
+        stream = client.stream()
+        client.send(
+            client.headers(stream, request_headers(ECHO), 0), pack(DATA, END_STREAM, stream, HELLO)
+        )
+        assert client.goaway() == PROTOCOL
+
+
 @pytest.mark.parametrize("name", CONNECTION_ERRORS)
 def test_a_broken_rule_ends_the_connection(fast: Served, name: str) -> None:
     code, frames = CONNECTION_ERRORS[name]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.core.faults import Cause, Fault, XidPolicy
+from gpuplugin.core.faults import Cause, Fault, XidPolicy, fault_of_probe
 from gpuplugin.core.health import (
     CONTAINED_WINDOW_S,
     Health,
@@ -652,3 +652,9 @@ def test_a_contained_error_of_a_gpu_without_faults_counts_as_none() -> None:
     """The fault that it takes back may have been forgotten meanwhile."""
     health = see(replace(see(Health(0.0), DOUBLE_BIT, 1.0), faults=0), xid(94), 2.0)
     assert (health.state, health.faults) == (H, 0)
+
+
+def test_all_that_a_probe_shows_counts_unless_it_is_switched_off() -> None:
+    fault = fault_of_probe(REMAP_FAILED)
+    assert fault is not None
+    assert fault.cause is Cause.ROW_REMAP

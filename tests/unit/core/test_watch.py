@@ -211,3 +211,14 @@ def test_what_was_repeated_was_good_at_its_last_turn() -> None:
     watch.events.repeated(117.0, EVENT_WAIT_S)
     with pytest.raises(WatchFailed, match=r"failed for 10\.0 s"):
         watch.events_failed(ERROR, 125.0)
+
+
+def test_failed_updates_are_tried_again_after_five_seconds_at_most() -> None:
+    watch = Watch(WatchPlan(probe_interval_s=60.0, blind_after_s=1000.0))
+    watch.opened(0.0)
+    now_s, pauses_s = 0.0, []
+    for _ in range(6):
+        watch.update_failed(ERROR, now_s)
+        pauses_s.append(watch._pause_s)
+        now_s += watch._pause_s
+    assert pauses_s == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]

@@ -205,3 +205,25 @@ def test_what_cannot_be_watched_is_not_given_out() -> None:
     found = gpus(2)
     for one in offered(found, sharing(2), board_of(found).blinded("the driver hangs")):
         assert [taint.key for taint in one.taints] == [f"{DRIVER}/unwatched"]
+
+
+@pytest.mark.parametrize(("memory_bytes", "steps"), [(2**20, False), (2**20 + 1, True)])
+def test_memory_of_no_more_than_a_step_has_no_step(memory_bytes: int, steps: bool) -> None:
+    """The API server refuses a step that is no smaller than the value."""
+    gpu = replace(a_gpu(0), memory_bytes=memory_bytes)
+    (device,) = [one.as_json() for one in offered((gpu,), sharing(10))]
+    capacity = device["capacity"]
+    assert isinstance(capacity, dict)
+    assert ("step" in capacity["memory"]["requestPolicy"]["validRange"]) is steps
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [((7, 0), "Volta"), ((8, 6), "Ampere"), ((9, 0), "Hopper"), ((11, 0), "Blackwell")],
+)
+def test_the_architecture_follows_the_compute_capability(
+    capability: tuple[int, int], name: str
+) -> None:
+    """11.0 is that of Thor."""
+    (device,) = offered((replace(a_gpu(0), compute_capability=capability),), sharing(10))
+    assert device.attributes["architecture"] == name

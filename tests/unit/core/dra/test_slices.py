@@ -209,3 +209,12 @@ def test_names_of_slices_fit_whatever_the_node_is_called() -> None:
     assert len(long.slice_name(3)) <= 253
     assert long.slice_name(3) != long.slice_name(4)
     assert POOL.slice_name(0) == "node-1-gpu.gpuplugin.dev-0"
+
+
+def test_a_slice_has_64_devices_at_most_which_is_what_taints_leave() -> None:
+    def created(count: int) -> list[int]:
+        made = writes([offer(number) for number in range(count)], POOL, ())
+        return [len(one.spec["devices"]) for one in made if isinstance(one, Create)]  # type: ignore[arg-type]
+
+    assert created(64) == [64]
+    assert created(65) == [64, 1]
