@@ -3,7 +3,7 @@
 A GPU that one pod holds for itself must not be offered as shared, nor a shared one as whole: its
 devices are withheld (Unhealthy to the kubelet) until the pods that hold the other form have ended.
 That happens when a configuration changes, and when one that names GPUs by index is read after the
-driver has numbered them anew.
+driver has numbered them anew. With DRA nothing is offered that a pod holds by a device plugin.
 """
 
 from __future__ import annotations
@@ -37,6 +37,22 @@ def withheld(inventory: Inventory, holdings: Iterable[Holding]) -> Mapping[str, 
                 pod = f"{holding.pod.namespace}/{holding.pod.name}"
                 reasons[uuid] = f"pod {pod} holds it {held}, and it is configured as {offered}"
     return MappingProxyType(reasons)
+
+
+def held_by_plugin(inventory: Inventory, holdings: Iterable[Holding]) -> Mapping[str, str]:
+    """GPUs and MIG devices that pods hold by the device-plugin API: why, by UUID.
+
+    With DRA the scheduler knows nothing of these pods: it would give the same GPU out again.
+    """
+    listed = {device.uuid for resource in inventory.resources for device in resource.devices}
+    return MappingProxyType(
+        {
+            uuid: f"pod {one.pod.namespace}/{one.pod.name} holds it by a device plugin"
+            for one in holdings
+            for uuid in map(uuid_of, one.device_ids)
+            if uuid in listed
+        }
+    )
 
 
 def holders(gpu: Gpu, holdings: Iterable[Holding]) -> tuple[str, ...]:

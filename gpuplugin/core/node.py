@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from gpuplugin.core.departures import Departures
 from gpuplugin.core.healthboard import HealthBoard, HealthHistory, Transition, UnknownUnit
-from gpuplugin.core.holdings import withheld
+from gpuplugin.core.holdings import held_by_plugin, withheld
 from gpuplugin.core.inventory import Inventory, InventoryError, Plan, expand, plan_devices
 from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.core.pacing import list_due_s
@@ -372,12 +372,13 @@ class NodeModel:
 
     def _withhold(self) -> None:
         view = self.view
-        reasons = withheld(view.inventory, view.holdings or ())
+        reasons_of = withheld if view.plan.dra is None else held_by_plugin
+        reasons = reasons_of(view.inventory, view.holdings or ())
         for uuid in reasons.keys() - view.withheld.keys():
             text = f"GPU {view.index(uuid)} is not offered until then: {reasons[uuid]}"
             self._effects.append(ProblemFound("gpu-withheld", text, error=False))
         for uuid in view.withheld.keys() - reasons.keys():
-            text = f"GPU {view.index(uuid)} is offered again: no pod holds it in another form"
+            text = f"GPU {view.index(uuid)} is offered again: no pod holds it otherwise"
             self._effects.append(ProblemFound("gpu-offered", text, error=False))
         self.view = replace(view, withheld=reasons)
 

@@ -84,7 +84,7 @@ def make_front_door(settings: Settings, context: DoorContext) -> FrontDoor:
             context.metrics,
             context.files,
         )
-        return DevicePluginDoor(serving)
+        return DevicePluginDoor(serving, daemon.dra_driver_name)
     load_front_door(settings)
     from gpuplugin.daemon.cluster.kubeapi import NoCluster, cluster
     from gpuplugin.daemon.dra.frontdoor import DraDoor, read_boot_id

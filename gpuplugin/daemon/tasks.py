@@ -62,7 +62,7 @@ async def supervise(
     while True:
         started_s = time.monotonic()
         try:
-            await _alone(task, name)
+            await alone(task, name)
             reason = "it ended"
         except Fatal:
             raise
@@ -80,8 +80,11 @@ async def supervise(
         status.remove(f"task:{name}")
 
 
-async def _alone(task: Callable[[], Awaitable[None]], name: str) -> None:
-    """Run `task` so that its failures and cancellations are told from those of the caller."""
+async def alone(task: Callable[[], Awaitable[None]], name: str) -> None:
+    """Run `task` so that its failures and cancellations are told from those of the caller.
+
+    A TaskGroup that fails leaves its task behind as one that is being cancelled (Python 3.11).
+    """
     running = asyncio.ensure_future(task())
     if isinstance(running, asyncio.Task):
         running.set_name(name)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from gpuplugin.core.pacing import Backoff
+from sim.apiserver import ApiServer
 from sim.kubelet import Kubelet
+from tests.component.dranode import NODE, DraNode
 from tests.component.following import Followed
 from tests.component.running import Hardware, PluginProcess, settings_for
 from tests.component.waiting import eventually
@@ -42,6 +44,22 @@ class MakeHardware(Protocol):
     """Makes a simulated node whose clock is stopped when the test ends."""
 
     def __call__(self, count: int = 8, **scenario: object) -> Hardware: ...
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    """An API server with the node of `node`."""
+    with ApiServer([NODE]) as server:
+        yield server
+
+
+@pytest.fixture
+def node(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[DraNode]:
+    """A node for DRA; who looks for the cluster finds the server."""
+    folder = Path(tempfile.mkdtemp(prefix="gp"))
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(folder)))
+    yield DraNode(folder, server)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True, scope="module")

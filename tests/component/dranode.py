@@ -71,13 +71,21 @@ class DraNode:
 
     def connect(self) -> Kubelet:
         """Find the newest instance as the plugin watcher does, and register it."""
-        socket = eventually(self.registrations)[-1]
-        with Connection(socket, DEADLINE_S) as found:
-            info = registration.PluginInfo.FromString(found.call(GET_INFO, b""))
-            assert (info.type, info.name) == ("DRAPlugin", DRIVER)
-            done = registration.RegistrationStatus(plugin_registered=True)
-            found.call(NOTIFY, done.SerializeToString())
-        return Kubelet(info.endpoint)
+        return Kubelet(eventually(self._found))
+
+    def _found(self) -> str:
+        """The endpoint of the newest instance; "" if there is none that answers."""
+        for socket in reversed(self.registrations()):
+            try:
+                with Connection(socket, DEADLINE_S) as found:
+                    info = registration.PluginInfo.FromString(found.call(GET_INFO, b""))
+                    assert (info.type, info.name) == ("DRAPlugin", DRIVER)
+                    done = registration.RegistrationStatus(plugin_registered=True)
+                    found.call(NOTIFY, done.SerializeToString())
+            except CallFailed:
+                continue  # it does not listen yet, or no longer
+            return info.endpoint
+        return ""
 
     def devices(self) -> list[dict[str, Any]]:
         return devices(self.server)
@@ -179,12 +187,3 @@ class HealthStream:
         assert message is not None
         response = pb.NodeWatchResourcesResponse.FromString(message)
         return {one.device.device_name: one for one in response.devices}
-
-
-def answers(node: DraNode, claim: pb.Claim) -> bool:
-    """Whether the newest instance prepares a claim now."""
-    try:
-        with node.connect() as kubelet:
-            return not kubelet.prepare(claim)[claim.uid].error
-    except (CallFailed, grpc.RpcError, OSError):
-        return False

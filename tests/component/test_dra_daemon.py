@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gpuplugin.kubelet.proto import dra_pb2 as pb
-from sim.apiserver import ApiServer
 from tests.component.cluster import wipe
-from tests.component.dranode import DRIVER, NODE, DraNode
+from tests.component.dranode import DRIVER
 from tests.component.running import Hardware
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.component.dranode import DraNode
 
 GPUS, SHARES = 8, 10
 RESTORED_S = 2.0
 """The Go library that other drivers use needs 30 s."""
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer([NODE]) as server:
-        yield server
-
-
-@pytest.fixture
-def node(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[DraNode]:
-    folder = Path(tempfile.mkdtemp(prefix="gp"))
-    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(folder)))
-    yield DraNode(folder, server)
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.daemon.dra.endpoint import COMPONENT, DraDirs, DraEndpoint
+from gpuplugin.daemon.dra.endpoint import COMPONENT, DraEndpoint
 from gpuplugin.daemon.files import FileWatch
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.kubelet.draplugin import DraPlugin
 from gpuplugin.kubelet.proto import dra_pb2 as pb
@@ -57,7 +58,7 @@ def kubelet_dir() -> Iterator[Path]:
 async def serving(folder: Path, engine: str = "fast") -> AsyncIterator[StatusBoard]:
     status, files = StatusBoard(), FileWatch()
     endpoint = DraEndpoint(
-        DRIVER, DraPlugin(NoWork()), DraDirs(folder), ENGINES[engine](), status, files
+        DRIVER, DraPlugin(NoWork()), KubeletDirs(folder), ENGINES[engine](), status, files
     )
     task = asyncio.create_task(endpoint.run())
     try:
@@ -157,13 +158,13 @@ def test_a_refused_registration_is_told_and_tried_again(kubelet_dir: Path) -> No
 
 
 def test_sockets_of_a_plugin_that_was_killed_are_removed(kubelet_dir: Path) -> None:
-    dirs = DraDirs(kubelet_dir)
-    dead = (dirs.registry / f"{DRIVER}-0-reg.sock", dirs.plugin(DRIVER) / "dra-0.sock")
+    dirs = KubeletDirs(kubelet_dir)
+    dead = (dirs.plugin_watcher / f"{DRIVER}-0-reg.sock", dirs.dra_driver(DRIVER) / "dra-0.sock")
     for path in dead:
         path.parent.mkdir(parents=True)
         with socket.socket(socket.AF_UNIX) as one:
             one.bind(str(path))
-    other = dirs.registry / "other-reg.sock"
+    other = dirs.plugin_watcher / "other-reg.sock"
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(other))
 

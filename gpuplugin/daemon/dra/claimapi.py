@@ -6,6 +6,7 @@ Imported only where DRA is wanted.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.dra.claims import ClaimRef
     from gpuplugin.core.dra.devices import JsonObject
 
+FIELD_MANAGER = "gpuplugin"
 TIMEOUT_S = 5.0
 """Of one attempt; the keeper makes several within a call."""
 READ_RIGHTS = "get on resourceclaims of resource.k8s.io"
@@ -43,13 +45,37 @@ class ClaimGone(ClaimError):
     """The API server has no claim of this name."""
 
 
+@dataclass(slots=True)
+class _Shared:
+    """A client, closed by the last of its users once it is retired."""
+
+    client: Client
+    users: int = 0
+    retired: bool = False
+
+    def close_if_done(self) -> None:
+        if self.retired and not self.users:
+            self.client.close()
+
+
 class ClaimApi:
     """One client for all threads; after a failure another one, which reads token and CA anew."""
 
     def __init__(self, config: SingleConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._client: Client | None = None
+        self._shared: _Shared | None = None
+        self._closed = False
+
+    def open(self) -> None:
+        with self._lock:
+            self._closed = False
+
+    def close(self) -> None:
+        """No more requests; those that run end by themselves."""
+        with self._lock:
+            self._closed = True
+            self._retire(self._shared)
 
     def read(self, ref: ClaimRef) -> JsonObject:
         """The claim of this name; raises `ClaimGone`, or `ClaimError` for any other failure."""
@@ -69,14 +95,13 @@ class ClaimApi:
         )
 
     def _request(self, problem: str, rights: str, function: Callable[[Client], _T]) -> _T:
-        client = self._usable()
+        shared = self._taken()
         try:
-            return function(client)
+            return function(shared.client)
         except httpx2.HTTPStatusError as error:
             code = error.response.status_code
             if code == httpx2.codes.NOT_FOUND:
                 raise ClaimGone(f"{problem}: it does not exist") from error
-            self._forget(client)
             text = f"{problem}: {code}: {error}"
             if code == httpx2.codes.FORBIDDEN:
                 text += f"; the plugin's service account needs {rights}"
@@ -84,28 +109,35 @@ class ClaimApi:
             raise ClaimError(text, may_pass=passes) from error
         except Exception as error:
             # No connection, an unreadable token, what is no JSON: it may be another server's.
-            self._forget(client)
-            text = f"{problem}: {self._config.cluster.server}: {str(error) or type(error).__name__}"
+            with self._lock:
+                self._retire(shared)
+            reason = str(error) or type(error).__name__
+            text = f"{problem}: {self._config.cluster.server}: {reason}"
             raise ClaimError(text, may_pass=True) from error
+        finally:
+            with self._lock:
+                shared.users -= 1
+                shared.close_if_done()
 
-    def close(self) -> None:
+    def _taken(self) -> _Shared:
         with self._lock:
-            if self._client is not None:
-                self._client.close()
-            self._client = None
-
-    def _usable(self) -> Client:
-        with self._lock:
-            if self._client is None:
+            if self._closed:
+                raise ClaimError("the plugin stops")
+            if self._shared is None:
                 try:
-                    self._client = Client(self._config, timeout=httpx2.Timeout(TIMEOUT_S))
+                    client = Client(
+                        self._config, timeout=httpx2.Timeout(TIMEOUT_S), field_manager=FIELD_MANAGER
+                    )
                 except Exception as error:
                     text = f"no client for the API server: {error}"
                     raise ClaimError(text, may_pass=True) from error
-            return self._client
+                self._shared = _Shared(client)
+            self._shared.users += 1
+            return self._shared
 
-    def _forget(self, client: Client) -> None:
-        """Others may still use it; its connections are closed when they have ended."""
-        with self._lock:
-            if self._client is client:
-                self._client = None
+    def _retire(self, shared: _Shared | None) -> None:
+        if shared is not None:
+            shared.retired = True
+            shared.close_if_done()
+        if self._shared is shared:
+            self._shared = None

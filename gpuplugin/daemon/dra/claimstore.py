@@ -91,7 +91,6 @@ class ClaimStore:
             text = f"{self._path} cannot be read, its claims are found anew: {error}"
             log_fact(log, logging.ERROR, "claims-broken", text)
             claims = self._rebuilt()
-            newest = None
         claims = claims.rebooted(self.boot_id)
         self._read = newest, claims
         return claims

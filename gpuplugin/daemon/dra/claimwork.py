@@ -141,6 +141,11 @@ class ClaimKeeper:
         with self._turn:
             self._turn.notify_all()
 
+    def start(self) -> None:
+        """Calls may wait from now on."""
+        with self._turn:
+            self._stopped = False
+
     def stop(self) -> None:
         """Nobody waits any more."""
         with self._turn:

@@ -10,13 +10,13 @@ import asyncio
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import (
-    KubeletDirs,
+    DRA_CALLS,
+    dra_registrations,
     identity,
     listened_on,
     remove_socket,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.daemon.files import FileWatch
-    from gpuplugin.daemon.serving.sockets import Identity
+    from gpuplugin.daemon.serving.sockets import Identity, KubeletDirs
     from gpuplugin.daemon.status import StatusBoard
     from gpuplugin.kubelet.draplugin import DraPlugin
     from gpuplugin.rpc.services import Engine, Server, Service
@@ -46,22 +46,6 @@ _TOKEN_BYTES = 4
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class DraDirs:
-    """The kubelet's folder, the same on the host as here: the kubelet dials the path it is told."""
-
-    root: Path
-
-    @property
-    def registry(self) -> Path:
-        """A folder of the plugin's own: the kubelet's watcher looks into it, too."""
-        return KubeletDirs(self.root).plugin_watcher
-
-    def plugin(self, driver: str) -> Path:
-        """The driver's own folder, which has its sockets for calls and its file of claims."""
-        return self.root / "plugins" / driver
-
-
 class DraEndpoint:
     """Serves a driver until cancelled; sockets that vanish or are refused get other names."""
 
@@ -69,7 +53,7 @@ class DraEndpoint:
         self,
         driver: str,
         plugin: DraPlugin,
-        dirs: DraDirs,
+        dirs: KubeletDirs,
         engine: Engine,
         status: StatusBoard,
         files: FileWatch,
@@ -94,14 +78,14 @@ class DraEndpoint:
         backoff = Backoff(0.1, MAX_PAUSE_S)
         while True:
             token = os.urandom(_TOKEN_BYTES).hex()
-            registry, folder = self._dirs.registry, self._dirs.plugin(self._driver)
+            registry, folder = self._dirs.plugin_watcher, self._dirs.dra_driver(self._driver)
             calls = folder / f"dra-{token}.sock"
             found = registry / f"{self._driver}-{token}-reg.sock"
             try:
                 for place in (registry, folder):
                     place.mkdir(mode=0o750, parents=True, exist_ok=True)
-                remove_dead(registry, f"{self._driver}-*-reg.sock")
-                remove_dead(folder, "dra-*.sock")
+                remove_dead(registry, dra_registrations(self._driver))
+                remove_dead(folder, DRA_CALLS)
                 reason = await self._serve(calls, found)
                 backoff.reset()
             except (OSError, SocketError) as error:

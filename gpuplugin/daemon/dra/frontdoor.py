@@ -21,9 +21,10 @@ from gpuplugin.daemon.dra.claimapi import ClaimApi
 from gpuplugin.daemon.dra.claimcare import ClaimCare
 from gpuplugin.daemon.dra.claimstore import ClaimStore
 from gpuplugin.daemon.dra.claimwork import ClaimKeeper, Offered, claims_of_specs
-from gpuplugin.daemon.dra.endpoint import DraDirs, DraEndpoint
+from gpuplugin.daemon.dra.endpoint import DraEndpoint
 from gpuplugin.daemon.dra.publisher import SlicePublisher
 from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.daemon.tasks import supervise, wait_period, wait_period_or
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
 
@@ -75,8 +76,8 @@ class DraDoor:
         self._driver = driver = daemon.dra_driver_name
         self._node_name = daemon.node_name
         self._cdi_folder = daemon.cdi_root
-        dirs = DraDirs(daemon.kubelet_dir)
-        self._folder = dirs.plugin(driver)
+        dirs = KubeletDirs(daemon.kubelet_dir)
+        self._folder = dirs.dra_driver(driver)
         self._store = ClaimStore(
             self._folder,
             boot_id,
@@ -135,6 +136,8 @@ class DraDoor:
     async def run(self) -> None:
         """Serve until cancelled; slices and prepared claims stay when this returns."""
         status, metrics = self._context.status, self._context.metrics
+        self._api.open()
+        self._keeper.start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, task in (
@@ -147,8 +150,11 @@ class DraDoor:
                 ):
                     metrics.task_restarts.labels(task=name)
                     tasks.create_task(supervise(name, task, status, metrics))
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    self._keeper.stop()  # first: the endpoint waits for calls that run
         finally:
-            self._keeper.stop()
             self._api.close()
 
     async def _follow_claims(self) -> None:

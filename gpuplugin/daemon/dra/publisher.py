@@ -12,6 +12,7 @@ import logging
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -31,8 +32,9 @@ from gpuplugin.core.dra.slices import (
     writes,
 )
 from gpuplugin.core.pacing import Backoff
+from gpuplugin.daemon.dra.claimapi import FIELD_MANAGER
 from gpuplugin.daemon.logs import log_fact
-from gpuplugin.daemon.tasks import wait_period, wait_period_or
+from gpuplugin.daemon.tasks import alone, wait_period, wait_period_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
 COMPONENT: Final = "slices"
 SHARES_GATE, TAINTS_GATE = "DRAConsumableCapacity", "DRADeviceTaints"
 REQUEST_TIMEOUT_S = 10.0
-FIELD_MANAGER: Final = "gpuplugin"
 LOOK_S = 15.0
 """How often to look whether a device plugin has left the node."""
 LEAD_S = 0.5
@@ -127,7 +128,7 @@ class SlicePublisher:
         with _opened(self._lead) as descriptor:
             while True:
                 try:
-                    await self._follow(descriptor)
+                    await alone(partial(self._follow, descriptor), "slices")
                 except* _Anew:
                     pass
                 except* (httpx2.HTTPError, OSError) as group:
@@ -203,9 +204,10 @@ class SlicePublisher:
         )
 
     async def _watch(self, client: AsyncClient, version: str) -> None:
-        async for operation, one in client.watch(
+        changes = client.watch(
             ResourceSlice, fields=self._mine(), server_timeout=WATCH_S, resource_version=version
-        ):
+        )
+        async for operation, one in changes:
             seen = _stored(one)
             known = self._stored.get(seen.name)
             if operation == "DELETED":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
+from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.endpoint import Endpoint
-from gpuplugin.daemon.tasks import supervise
+from gpuplugin.daemon.serving.sockets import dra_registrations, listened_on
+from gpuplugin.daemon.tasks import supervise, wait_period_or
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 
 if TYPE_CHECKING:
@@ -16,15 +19,23 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.serving.endpoint import ServingContext
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
 
+COMPONENT: Final = "allocation"
+LOOK_S = 2.0
+"""How often to look whether the DRA driver is gone: one that is killed changes no folder."""
 _EMPTY_LIST_S = 0.5
 """Time for an empty list to reach the kubelet before the resource's socket is removed."""
+
+
+log = logging.getLogger(__name__)
 
 
 class DevicePluginDoor:
     """Serves the resources of the newest view; see `daemon.frontdoor.FrontDoor`."""
 
-    def __init__(self, context: ServingContext) -> None:
+    def __init__(self, context: ServingContext, dra_driver: str) -> None:
+        """`dra_driver` is this project's driver, which must not serve the node as well."""
         self._context = context
+        self._dra_driver = dra_driver
         self._metrics = context.metrics
         self._plugins = DevicePlugins(context.metrics.choices_of)
         self._changed = asyncio.Event()
@@ -45,7 +56,11 @@ class DevicePluginDoor:
             self._changed.set()
 
     async def run(self) -> None:
-        """Follow the node's resources until cancelled; sockets are removed when this returns."""
+        """Follow the node's resources until cancelled; sockets are removed when this returns.
+
+        Not as long as the node is served by DRA: pods of both would share GPUs unseen.
+        """
+        await self._wait_for_dra()
         running: dict[str, tuple[DevicePlugin, asyncio.Task[None]]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -61,6 +76,20 @@ class DevicePluginDoor:
                     if name not in running:
                         running[name] = (plugin, tasks.create_task(self._serve(name, plugin)))
                 await self._changed.wait()
+
+    async def _wait_for_dra(self) -> None:
+        status, registry = self._context.status, self._context.dirs.plugin_watcher
+        turn = asyncio.Event()
+        while any(map(listened_on, registry.glob(dra_registrations(self._dra_driver)))):
+            text = (
+                f"the DRA driver {self._dra_driver} serves this node: waiting until it is removed; "
+                "to keep it, run this plugin with --allocation dra"
+            )
+            if status.set(COMPONENT, text, ok=False):
+                log_fact(log, logging.ERROR, "served-by-dra", text)
+            self._context.files.follow([registry], turn)
+            await wait_period_or(turn, LOOK_S)
+        status.remove(COMPONENT)
 
     async def _serve(self, name: str, plugin: DevicePlugin) -> None:
         context = self._context

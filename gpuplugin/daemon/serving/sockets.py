@@ -59,9 +59,21 @@ class KubeletDirs:
         """This plugin's own sub-directory of the folder that the kubelet's watcher reads."""
         return self.root / "plugins_registry" / "gpuplugin"
 
+    def dra_driver(self, driver: str) -> Path:
+        """A DRA driver's own folder, which has its sockets for calls and its file of claims."""
+        return self.root / "plugins" / driver
+
     def of(self, registration: Literal["watcher", "classic", "none"]) -> Path:
         """Where this plugin's sockets are, by its way of registration."""
         return self.device_plugins if registration == "classic" else self.plugin_watcher
+
+
+DRA_CALLS = "dra-*.sock"
+
+
+def dra_registrations(driver: str) -> str:
+    """The pattern of a DRA driver's registration sockets; each instance has one of its own."""
+    return f"{driver}-*-reg.sock"
 
 
 def new_socket_path(folder: Path, resource: str) -> Path:
