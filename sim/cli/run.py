@@ -54,6 +54,9 @@ def add_run(commands: Commands) -> None:
     run.add_argument("scenario", metavar="SCENARIO", help="a shipped scenario's name, or a file")
     run.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's own")
     run.add_argument(
+        "--dra", action="store_true", help="give GPUs to pods by Dynamic Resource Allocation"
+    )
+    run.add_argument(
         "--until",
         metavar="DURATION",
         help="model time to run, for example 90s, 12h or 7d (default: length_s of the scenario, "
@@ -168,6 +171,8 @@ def _run(parsed: argparse.Namespace) -> None:
         until_s = _duration("--until", parsed.until)
     if parsed.seed is not None:
         scenario = scenario.model_copy(update={"seed": parsed.seed})
+    if parsed.dra:
+        scenario = scenario.model_copy(update={"allocation": "dra"})
     loaded = load_for(scenario, given_options(parsed), os.environ, parsed.config_file)
     for warning in loaded.warnings:
         print(f"gpuplugin: {warning}", file=sys.stderr)

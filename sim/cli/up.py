@@ -70,6 +70,8 @@ def up(parsed: argparse.Namespace) -> int:
     """Run until a signal; 0 then, 1 if something could not start."""
     try:
         scenario = load_scenario(parsed.scenario)
+        if parsed.dra:
+            scenario = scenario.model_copy(update={"allocation": "dra"})
         loaded = _load(parsed, scenario)
     except ScenarioError as error:
         return fail(error)
@@ -86,7 +88,7 @@ def up(parsed: argparse.Namespace) -> int:
             stack.callback(node.stop)
             stack.enter_context(served(node, daemon.kubelet_dir))
             store = None
-            if parsed.dra:
+            if scenario.allocation == "dra":
                 server = stack.enter_context(
                     cluster(daemon.kubelet_dir, daemon.dra_driver_name, _resources(loaded.settings))
                 )
@@ -167,7 +169,7 @@ def _load(parsed: argparse.Namespace, scenario: Scenario) -> Loaded:
     }
     flags.setdefault(by_flag["--listen-address"], "127.0.0.1:2112")
     flags.setdefault(by_flag["--metrics-interval"], "1s")
-    if parsed.dra:
+    if scenario.allocation == "dra":
         flags |= {by_flag["--allocation"]: "dra", by_flag["--node-name"]: NODE}
         flags.setdefault(by_flag["--cdi-root"], f"{host}/cdi")
     return load_for(scenario, flags, os.environ, parsed.config_file)

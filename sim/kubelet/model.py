@@ -172,6 +172,10 @@ class KubeletModel:
         if key in self._placed and self._pods[key].status.phase is Phase.RUNNING:
             self._due_s[key] = now_s
 
+    def status(self, key: str) -> PodStatus:
+        """Raises `KeyError`."""
+        return self._pods[key].status
+
     @property
     def pending(self) -> tuple[str, ...]:
         """Pods to `sync`."""

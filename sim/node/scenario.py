@@ -182,6 +182,8 @@ class Scenario(ScenarioModel):
     failures: list[Failures] = Field(default_factory=list)
     length_s: Annotated[float, Field(gt=0)] | None = None
     """how long `gpuplugin sim run` runs it without `--until`; 10 minutes without it"""
+    allocation: Literal["device-plugin", "dra"] = "device-plugin"
+    """how pods get their GPUs: by the device-plugin API, or by Dynamic Resource Allocation"""
     config: dict[str, object] | None = None
     """the plugin's configuration in a run in virtual time, in NVIDIA's format; without it the
     built-in default"""

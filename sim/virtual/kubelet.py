@@ -5,15 +5,27 @@ Calls to the plugin are calls of its handlers, with the same bytes as over a soc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, assert_never
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.proto import dra_pb2 as dra
 from gpuplugin.rpc.services import RpcError
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.kubelet.admission import AllocateCall, CallFailed, PreferCall, PreStartCall, drive
-from sim.kubelet.messages import failure_text, listed, request_for, response_to
+from sim.kubelet.claims import DriverMissing, PrepareCall, drive_calls
+from sim.kubelet.devices import Amount
+from sim.kubelet.messages import (
+    answers_to,
+    device_health,
+    driver_request,
+    failure_text,
+    listed,
+    request_for,
+    response_to,
+)
 from sim.kubelet.model import KubeletModel
 from sim.kubelet.pods import Phase
 from sim.node.podlife import (
@@ -30,29 +42,47 @@ from sim.node.podlife import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import TypeAlias
 
     import simpy
 
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from gpuplugin.kubelet.draplugin import DraPlugin
     from sim.kubelet.admission import PluginCall, Response
-    from sim.kubelet.devices import Amount
+    from sim.kubelet.claims import Answers, DriverCall
     from sim.kubelet.pods import NodeView, Pod, PodStatus
     from sim.node.node import SimulatedNode
     from sim.node.podlife import Arrival, Reply, Step
     from sim.node.population import Log
     from sim.node.scenario import Pods
+    from sim.scheduler.claims import ClaimScheduler
 
     Events: TypeAlias = Generator[simpy.Event, object, None]
 
 
 class VirtualKubelet:
-    """Devices and pods of a node; the order of device ids is decided by `seed`."""
+    """Devices, claims and pods of a node; the order of device ids is decided by `seed`.
 
-    def __init__(self, seed: int) -> None:
-        self._model = KubeletModel(Random(f"kubelet/{seed}"))
+    With a `scheduler` its pods may have claims; `wake` is then called with the time at which `work`
+    is to be called.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        scheduler: ClaimScheduler | None = None,
+        wake: Callable[[float], None] = lambda _at_s: None,
+    ) -> None:
+        self._model = KubeletModel(Random(f"kubelet/{seed}"), scheduler)
+        self._scheduler = scheduler
+        self._wake = wake
+        self._woken_s = math.inf
         self._plugins: dict[str, DevicePlugin] = {}
+        self._driver: DraPlugin | None = None
+        if scheduler is not None:
+            self._model.restarted(None, 0.0)
+            self.work(0.0)
 
     @property
     def list_updates(self) -> int:
@@ -69,8 +99,36 @@ class VirtualKubelet:
         self._model.listed(resource, listed(message), len(data))
         self._model.take_effects()
 
+    def register(self, driver: str, plugin: DraPlugin, now_s: float) -> None:
+        """Find a DRA driver, as the plugin watcher does."""
+        self._driver = plugin
+        self._model.driver_registered(driver, driver, now_s)
+
+    def health_received(self, driver: str, message: bytes, now_s: float) -> None:
+        devices = device_health(dra.NodeWatchResourcesResponse.FromString(message))
+        self._model.claims.health_received(driver, devices, now_s)
+
+    def work(self, now_s: float) -> None:
+        """Do what is due for claims and slices."""
+        if now_s >= self._woken_s:
+            self._woken_s = math.inf
+        self._model.tick(now_s)
+        while due := self._model.due(now_s):
+            for key in due:
+                drive_calls(self._model.claim_work(key, lambda: now_s), self._call_driver)
+        self._model.take_effects()
+        if (due_s := self._model.next_due_s) < self._woken_s:
+            self._woken_s = due_s
+            self._wake(due_s)
+
     def amounts(self, now_s: float) -> dict[str, Amount]:
-        return self._model.devices.amounts(now_s)
+        """By resource, and with claims by driver: shares, and those without a taint."""
+        amounts = self._model.devices.amounts(now_s)
+        for one in self._scheduler.offered() if self._scheduler is not None else ():
+            before = amounts.get(one.driver, Amount(0, 0))
+            usable = 0 if one.taints else one.shares
+            amounts[one.driver] = Amount(before.capacity + one.shares, before.allocatable + usable)
+        return amounts
 
     def view(self, now_s: float) -> NodeView:
         return self._model.view(now_s)
@@ -80,15 +138,14 @@ class VirtualKubelet:
 
     def sync(self, pod: Pod, now_s: float) -> PodStatus:
         """Take a pending pod a step further: see `KubeletModel.sync`. Raises `KeyError`."""
-        status = drive(self._model.sync(pod.key, now_s), self._call)
-        self._model.take_effects()
-        if status is None:
-            raise KeyError(pod.key)
-        return status
+        if pod.key in self._model.pending:
+            drive(self._model.sync(pod.key, now_s), self._call)
+        self.work(now_s)
+        return self._model.status(pod.key)
 
-    def delete(self, pod: Pod) -> None:
-        self._model.delete(pod.key)
-        self._model.take_effects()
+    def delete(self, pod: Pod, now_s: float) -> None:
+        self._model.delete(pod.key, now_s)
+        self.work(now_s)
 
     def _call(self, call: PluginCall) -> Response:
         plugin = self._plugins[call.resource]
@@ -105,6 +162,12 @@ class VirtualKubelet:
                     assert_never(call)
         except RpcError as error:
             raise CallFailed(failure_text(error.code.name, error.message)) from error
+
+    def _call_driver(self, call: DriverCall) -> Answers:
+        if self._driver is None:
+            raise DriverMissing(call.driver)
+        handler = self._driver.prepare if isinstance(call, PrepareCall) else self._driver.unprepare
+        return answers_to(call, handler(driver_request(call).SerializeToString()))
 
 
 @dataclass(slots=True)
@@ -169,7 +232,7 @@ class VirtualPods:
                     yield pause | over if admitted else pause
                     is_over = over.processed
                 case Delete(pod=pod):
-                    self._kubelet.delete(pod)
+                    self._kubelet.delete(pod, self._node.now_s)
                     self._log("pod", {"pod": pod.name, "phase": "Gone"})
                     self.something_is_free()
                 case _:
@@ -189,10 +252,10 @@ class VirtualPods:
         facts: dict[str, object] = {"pod": pod.name, "phase": status.phase.value}
         if status.phase is Phase.FAILED:
             notes.refused += 1
-            self._kubelet.delete(pod)
+            self._kubelet.delete(pod, self._node.now_s)
             self._log("pod", {**facts, "message": status.message})
         else:
-            self._log("pod", {**facts, "devices": sorted(status.grants[0].device_ids)})
+            self._log("pod", {**facts, "devices": _devices(status)})
         return status
 
     def _run(self, step: Run, over: simpy.Event) -> Generator[simpy.Event, object, Exit | None]:
@@ -207,3 +270,8 @@ class VirtualPods:
             self._node.stop_tenant(step.uuid, tenant)
             return None
         return Exit((int(env.now) - started_ns) / NS_PER_S)
+
+
+def _devices(status: PodStatus) -> list[str]:
+    granted = (one for grant in status.grants[:1] for one in grant.device_ids)
+    return sorted((*granted, *(one.device for one in status.devices)))

@@ -25,22 +25,21 @@ from gpuplugin.core.node import (
     WriteSpecs,
 )
 from gpuplugin.core.watch import Watch, WatchFailed, WatchPlan, judge_probes
-from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from hal import HalError, HalHung
 from sim.gpu.scheduler import to_ns
 from sim.node.reader import NodeReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Generator, Iterable
     from typing import TypeAlias
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.healthboard import HealthBoard, Transition
     from gpuplugin.core.node import Effect
-    from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from hal import Probe
     from sim.node.node import SimulatedNode
     from sim.node.population import Log
+    from sim.virtual.doors import Door
 
     Steps: TypeAlias = Generator[simpy.Event, object, None]
 
@@ -49,7 +48,7 @@ _HANG_STEP_NS = 100_000_000
 
 
 class VirtualPlugin:
-    """The device plugins of a simulated node, by resource; `publish` is handed each new list.
+    """The plugin of a simulated node; `door` serves its newest view.
 
     A run whose first GPUs do not suit the configuration ends with `ConfigurationMisfit`.
     """
@@ -58,7 +57,7 @@ class VirtualPlugin:
         self,
         node: SimulatedNode,
         settings: Settings,
-        publish: Callable[[str, DevicePlugin], None],
+        door: Door,
         log: Log,
     ) -> None:
         self._node = node
@@ -78,8 +77,7 @@ class VirtualPlugin:
                 settings.health.probe_interval, settings.health.blind_after, health.needs_events
             )
         )
-        self._plugins = DevicePlugins()
-        self._publish_list = publish
+        self._door = door
         self._log = log
         self._blind = ""
         self._changed = self._env.event()
@@ -91,10 +89,6 @@ class VirtualPlugin:
     @property
     def board(self) -> HealthBoard:
         return self._model.view.board
-
-    @property
-    def plugins(self) -> Mapping[str, DevicePlugin]:
-        return self._plugins.by_resource
 
     def _node_changed(self) -> None:
         _trigger(self._changed)
@@ -220,7 +214,7 @@ class VirtualPlugin:
         for effect in effects:
             match effect:
                 case Publish():
-                    self._publish()
+                    self._door.publish(self._model.view)
                 case WakeAt(at_s=at_s):
                     self._env.process(self._wake(at_s))
                 case WriteSpecs(number=number):
@@ -231,7 +225,7 @@ class VirtualPlugin:
                     self._log_change(transition)
                 case ProblemFound(kind=kind, text=text):
                     self._log(kind, {"text": text})
-                    if self._model.view.misfit and not self.plugins:
+                    if self._model.view.misfit and not self._door.serves:
                         raise ConfigurationMisfit(text)
                 case _:
                     assert_never(effect)
@@ -242,14 +236,6 @@ class VirtualPlugin:
     def _wake(self, at_s: float) -> Steps:
         yield self._until(at_s)
         self._apply(self._model.timer(self._node.now_s))
-
-    def _publish(self) -> None:
-        applied = self._plugins.apply(self._model.view)
-        for name in applied.lists:
-            self._publish_list(name, self._plugins.by_resource[name])
-        for name, plugin in applied.removed.items():
-            plugin.devices.publish(b"")
-            self._publish_list(name, plugin)
 
     def _log_change(self, transition: Transition) -> None:
         fault = transition.fault

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from gpuplugin.core.dra.slices import Pool
+from sim.apiserver.store import NODES, Key, Store
 from sim.gpu.faults import ThermalShutdown
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.timeslicing import Segment, Slicing
 from sim.node.node import SimulatedNode
+from sim.scheduler.claims import ClaimScheduler, create_class
+from sim.virtual.doors import ClaimDoor, PluginDoor
 from sim.virtual.kubelet import PodNotes, VirtualKubelet, VirtualPods
 from sim.virtual.plugin import VirtualPlugin
 
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from sim.gpu.tenancy import TenantRecord
     from sim.node.scenario import Scenario
 
+_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+"""The date of the API server when a run begins."""
 SAMPLES = 400
 """Readings of each GPU over the whole run, for curves."""
 
@@ -90,6 +97,7 @@ class Outcome:
     pods: list[PodNotes] = field(default_factory=list)
     """Pods in the order in which they came."""
     list_updates: int = 0
+    """Lists that the kubelet got, or writes of ResourceSlices with DRA."""
     unavailable_replica_ns: int = 0
     """Devices that were listed and not healthy, added up over time."""
     capacity: int = 0
@@ -112,9 +120,20 @@ class VirtualRun:
         window_s = min(until_s / 2, 10.0) if window_at_s is None else window_at_s
         self.outcome = Outcome(scenario.name, scenario.seed, until_s, window_s)
         self.node = SimulatedNode(scenario, self._log)
-        self._kubelet = VirtualKubelet(scenario.seed)
+        self._door: PluginDoor | ClaimDoor
+        if scenario.allocation == "dra":
+            store = self._cluster(scenario, settings.daemon.dra_driver_name)
+            scheduler = ClaimScheduler(store, scenario.name)
+            self._kubelet = VirtualKubelet(scenario.seed, scheduler, self._wake_kubelet)
+            pool = Pool(settings.daemon.dra_driver_name, scenario.name)
+            version = scenario.driver_version
+            self._door = ClaimDoor(self.node, store, pool, version, self._published)
+            self._kubelet.register(pool.driver, self._door.plugin, 0.0)
+        else:
+            self._kubelet = VirtualKubelet(scenario.seed)
+            self._door = PluginDoor(self._listed)
         self._pods = VirtualPods(self.node, self._kubelet, self._log)
-        self._plugin = VirtualPlugin(self.node, settings, self._listed, self._log)
+        self._plugin = VirtualPlugin(self.node, settings, self._door, self._log)
         self._accounted_ns = 0
         self._notes: dict[str, GpuNotes] = {}
         self.node.env.process(self._take_samples())
@@ -162,6 +181,35 @@ class VirtualRun:
         amount = self._kubelet.amounts(self.node.now_s).get(resource)
         if amount is not None:
             self._log("list", {"resource": resource, **asdict(amount)})
+        self._pods.something_is_free()
+
+    def _cluster(self, scenario: Scenario, driver: str) -> Store:
+        """An API server's objects, with a class for each resource that pods ask for."""
+        store = Store(now=self._date, seed=scenario.seed)
+        store.create(Key(NODES, scenario.name), {})
+        for number, resource in enumerate(sorted({one.resource for one in scenario.pods})):
+            create_class(store, driver, resource, f"class-{number}")
+        return store
+
+    def _date(self) -> datetime:
+        return _EPOCH + timedelta(seconds=int(self.node.now_s))
+
+    def _published(self) -> None:
+        if isinstance(self._door, ClaimDoor):
+            self._account()
+            driver = self._door.pool.driver
+            self._kubelet.health_received(driver, self._door.health, self.node.now_s)
+            amount = self._kubelet.amounts(self.node.now_s)[driver]
+            self._log("slices", {"driver": driver, **asdict(amount)})
+            self._pods.something_is_free()
+
+    def _wake_kubelet(self, at_s: float) -> None:
+        self.node.env.process(self._work_at(at_s))
+
+    def _work_at(self, at_s: float) -> Generator[simpy.Event, object, None]:
+        env = self.node.env
+        yield env.timeout(max(1, to_ns(at_s) - int(env.now)))
+        self._kubelet.work(self.node.now_s)
         self._pods.something_is_free()
 
     def _account(self) -> None:
@@ -260,3 +308,5 @@ class VirtualRun:
         outcome.tenants = self.node.records
         outcome.pods = self._pods.notes
         outcome.list_updates = self._kubelet.list_updates
+        if isinstance(self._door, ClaimDoor):
+            outcome.list_updates += self._door.writes_total

@@ -5,24 +5,29 @@ Pods are unmodified: they ask for `nvidia.com/gpu`, as with the device plugin.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from sim.apiserver import CLAIMS, SLICES, ApiServer, Selection
+from sim.gpu.faults import EccFault, Recovery, XidFault
 from sim.kubelet import Kubelet, Phase, simple_pod
+from sim.node.scenario import Scenario
 from sim.scheduler.claims import create_class
+from sim.virtual.run import VirtualRun
 from tests.component.cluster import devices, slices
 from tests.component.dranode import DRIVER, NODE, dra_flags
 from tests.component.running import Hardware, PluginProcess, settings_for
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from sim.kubelet import NodeView
@@ -240,3 +245,55 @@ def test_a_pod_that_is_deleted_while_its_driver_is_away_ends_later(
     with node.plugin(hardware):
         eventually(lambda: not node.view().pods)
         assert list((node.folder / "cdi").glob("*.json")) == []
+
+
+def test_the_same_faults_taint_the_same_in_virtual_time(
+    node: Node, make_hardware: MakeHardware
+) -> None:
+    """Shares in all, and those on GPUs without a taint, after each change."""
+    steps: list[dict[str, object]] = [
+        {"kind": "xid", "xid": 31}, {"kind": "xid", "xid": 79}, {"kind": "recover"},
+        {"kind": "ecc", "uncorrectable": True}, {"kind": "recover"},
+    ]  # fmt: skip
+    flags = {"--health-quiet-period": "1s", "--health-probe-interval": "200ms"}
+    scenario = Scenario.model_validate(
+        {
+            "gpus": [{"model": "h100-sxm5-80gb", "count": 3}],
+            "faults": [
+                {"at_s": 20 * (number + 1), "gpu": 1, "what": what}
+                for number, what in enumerate(steps)
+            ],
+            "allocation": "dra",
+        }
+    )
+    lines: list[str] = []
+    VirtualRun(scenario, settings_for(node.folder, flags), 200.0, lines.append).run()
+    facts = [json.loads(line) for line in lines]
+    expected = unrepeated(
+        (fact["capacity"], fact["allocatable"]) for fact in facts if fact["kind"] == "slices"
+    )
+    hardware = make_hardware(3)
+    seen: list[tuple[int, int]] = []
+    node.server.store.listeners.append(lambda: seen.append(shares(node)))
+    with node.plugin(hardware, health_quiet_period="1s", health_probe_interval="200ms"):
+        node.published(3)
+        for fault in scenario.faults:
+            what = fault.what
+            assert isinstance(what, XidFault | EccFault | Recovery)
+            hardware.let(1, what)
+            sick = what.kind == "ecc" or (what.kind == "xid" and what.xid == 79)
+            eventually(lambda: shares(node) == ((30, 20) if sick else (30, 30)))  # noqa: B023
+        assert unrepeated(one for one in seen if one[0]) == expected
+    assert expected == [(30, 30), (30, 20), (30, 30), (30, 20), (30, 30)]
+
+
+def shares(node: Node) -> tuple[int, int]:
+    published = [
+        (int(one["capacity"]["shares"]["value"]), not one.get("taints"))
+        for one in devices(node.server)
+    ]
+    return sum(count for count, _ in published), sum(count for count, well in published if well)
+
+
+def unrepeated(values: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [value for value, _ in groupby(values)]

@@ -172,7 +172,7 @@ class Both:
 
     def delete(self, pod: Pod) -> None:
         self.pods.remove(pod)
-        self.virtual.delete(pod)
+        self.virtual.delete(pod, 0.0)
         self.sync_virtual()
         self.real.delete_pod(pod.key)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DEVICES_PER_SLICE = 64
 """128 without taints; but a fault must not change the layout."""
 MAX_NAME = 253
+ORDER_PAUSE_S = 1.0
+"""Between two orders of the devices that follow shares as they are taken."""
 
 Order: TypeAlias = Literal["packed", "distributed"]
 

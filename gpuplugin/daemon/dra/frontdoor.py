@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from gpuplugin.core.dra.claims import ClaimError, Claims
 from gpuplugin.core.dra.devices import Offering, offers
-from gpuplugin.core.dra.slices import Arranged, Pool, arranged
+from gpuplugin.core.dra.slices import ORDER_PAUSE_S, Arranged, Pool, arranged
 from gpuplugin.daemon.dra.claimapi import ClaimApi
 from gpuplugin.daemon.dra.claimcare import ClaimCare
 from gpuplugin.daemon.dra.claimstore import ClaimStore
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from gpuplugin.rpc import Engine
 
 COMPONENT: Final = "claims"
-ORDER_PAUSE_S = 1.0
-"""Between two orders of the devices that follow shares as they are taken."""
 HEARTBEAT_S = 10.0
 """The kubelet takes a device of which it heard nothing for 30 s for Unknown."""
 BOOT_ID = "sys/kernel/random/boot_id"

@@ -244,3 +244,86 @@ def test_another_seed_is_another_run() -> None:
     text = node(1, "pods: [{name: p, workload: {kind: open-loop, busy_ms: 5, per_s: 10}}]\n")
     one, other = (Ran(f"seed: {seed}\n{text}", 60).outcome for seed in (1, 2))
     assert one.tenants[0].latency_ns != other.tenants[0].latency_ns
+
+
+# With DRA
+
+DRA = "allocation: dra\n"
+PACKED = (
+    "config: {version: v1, flags: {plugin: {sharedDevicesAllocationPolicy: packed}}, "
+    "sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 10}]}}}\n"
+)
+
+
+def offered(ran: Ran) -> list[tuple[int, int]]:
+    """(shares, shares without a taint) after each write of slices, without repetitions."""
+    amounts = [(fact["capacity"], fact["allocatable"]) for fact in ran.of("slices")]
+    return [one for at, one in enumerate(amounts) if at == 0 or one != amounts[at - 1]]
+
+
+def test_pods_get_shares_by_claims_and_who_does_not_fit_waits() -> None:
+    text = (
+        DRA
+        + PACKED
+        + (f"pods: [{{name: p, count: 21, workload: {LOOP}, memory: {{start_gib: 1}}}}]\n")
+    )
+    ran = Ran(node(2, text), 30)
+    running = ran.of("pod", phase="Running")
+    devices = [fact["devices"][0] for fact in running]
+    assert sorted(devices.count(one) for one in set(devices)) == [10, 10]
+    assert devices[:10] == [devices[0]] * 10, "the first GPU is filled first"
+    assert (len(ran.outcome.pods), ran.outcome.capacity) == (21, 20)
+    waiting = [one for one in ran.outcome.pods if one.placed_ns is None]
+    assert len(waiting) == 1
+
+
+def test_a_share_that_comes_back_is_given_out_again() -> None:
+    text = DRA + (
+        f"pods: [{{name: first, count: 10, lifetime_s: 50, workload: {LOOP}, memory: "
+        f"{{start_gib: 1}}}}, {{name: late, count: 3, start_s: 5, workload: {LOOP}, memory: "
+        "{start_gib: 1}}]\n"
+    )
+    ran = Ran(node(1, text), 100)
+    late = [fact for fact in ran.of("pod", phase="Running") if fact["pod"].startswith("late")]
+    assert [round(fact["t_ns"] / 1e9) for fact in late] == [50, 50, 50]
+
+
+def test_a_fault_taints_its_gpu_and_pods_keep_running() -> None:
+    faults = (
+        "faults: [{at_s: 20, gpu: 0, what: {kind: xid, xid: 79}}, "
+        "{at_s: 100, gpu: 0, what: {kind: recover}}]\n"
+    )
+    text = DRA + pods(2) + faults
+    ran = Ran(node(2, text), 1000)
+    assert offered(ran) == [(20, 20), (20, 10), (20, 20)]
+    assert ran.of("pod", phase="Gone") == []
+    assert ran.outcome.unavailable_replica_ns > 80 * 10 * 1_000_000_000
+
+
+def test_the_kubelet_wipes_slices_at_its_start_and_they_are_back_at_once() -> None:
+    ran = Ran(node(1, DRA), 2)
+    times = [fact["t_ns"] for fact in ran.of("slices")]
+    assert times == [0, 700_000_000]
+
+
+def test_a_run_with_dra_repeats_itself() -> None:
+    text = node(2, DRA + pods(25, ", lifetime_s: 7"))
+    assert Ran(text, 60).lines == Ran(text, 60).lines
+
+
+def test_two_are_two_gpus_and_a_renamed_resource_has_its_class() -> None:
+    config = (
+        "config: {version: v1, sharing: {timeSlicing: {resources: "
+        "[{name: nvidia.com/gpu, rename: nvidia.com/gpu.shared, replicas: 3}]}}}\n"
+    )
+    text = (
+        DRA
+        + config
+        + (
+            f"pods: [{{name: p, count: 4, devices: 2, resource: nvidia.com/gpu.shared, "
+            f"workload: {LOOP}, memory: {{start_gib: 1}}}}]\n"
+        )
+    )
+    ran = Ran(node(2, text), 30)
+    found = [fact["devices"] for fact in ran.of("pod", phase="Running")]
+    assert [len(set(devices)) for devices in found] == [2, 2, 2]
