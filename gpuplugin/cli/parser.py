@@ -136,7 +136,7 @@ def _add_top(commands: Commands) -> None:
         "top",
         help="watch GPUs, replicas and pods of a node in the terminal",
         description="A live view of the node that the running plugin serves: GPUs with their "
-        "health, load and replicas, pods with their shares, and the last Allocate calls.",
+        "health, load and replicas, pods with their shares, and the last calls.",
         epilog="keys: Ctrl-C ends it. For a simulated node, name its folder: "
         "gpuplugin top --kubelet-dir DIR",
     )

@@ -150,7 +150,7 @@ def _pods(pods: Sequence[Tenant], left_out: int, width: int) -> Table:
 
 
 def _calls(calls: Sequence[Call]) -> Table:
-    table = _table("ALLOCATE", "RESPONSE", "RESOURCE", "DEVICES")
+    table = _table("CALL", "RESPONSE", "RESOURCE OR CLAIM", "DEVICES")
     for call in calls:
         table.add_row(
             Text(f"{call.age_s:.0f} s ago"),

@@ -45,6 +45,27 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimUse:
+    """A container has a device of a claim, as the kubelet lists it.
+
+    The kubelet (1.36) lists a device again each time that its claim was prepared again.
+    """
+
+    pod: PodName
+    container: str
+    namespace: str
+    claim: str
+    driver: str
+    device: str
+    share_id: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """A share, or a whole device: namespace and name of the claim, device, share id."""
+        return self.namespace, self.claim, self.device, self.share_id
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A process on a GPU, and its pod if that is known."""
 
@@ -165,7 +186,8 @@ def usage_of(seen: Seen) -> Usage:
     }
     advertised = Counter(device.uuid for device in devices.values())
     replicas = tuple(_replica_uses(devices, seen.holdings or ()))
-    held = Counter(use.uuid for use in replicas)
+    # Each once: pods may have one claim together, and containers of a pod, too.
+    held = Counter(uuid for uuid, _ in {(use.uuid, use.replica) for use in replicas})
     units: list[UnitUse] = []
     tenants: list[TenantUse] = []
     for unit in _units(seen.gpus):
@@ -262,18 +284,19 @@ def _tenant(
 ) -> TenantUse:
     memory = [one.process.memory_bytes for one in work if one.process.memory_bytes is not None]
     shares = [one.process.sm_share for one in work if one.process.sm_share is not None]
+    held = len({use.replica for use in uses})
     return TenantUse(
         uuid=unit.uuid,
         index=unit.index,
         pod=pod,
         container=",".join(sorted({use.container for use in uses})),
-        replicas=len(uses),
+        replicas=held,
         processes=len(work),
         memory_bytes=sum(memory) if memory else None,
         sm_share=min(1.0, sum(shares)) if shares else None,
         fair_memory_bytes=None
         if unit.memory_bytes is None or not uses
-        else unit.memory_bytes * len(uses) // advertised,
+        else unit.memory_bytes * held // advertised,
     )
 
 

@@ -187,7 +187,7 @@ class Daemon:
             self._version,
             self.status.readiness(),
             parts.node.view,
-            parts.door.plugins,
+            parts.door.calls(),
             self._loaded,
         )
 
@@ -222,7 +222,7 @@ class Daemon:
         warn_of_exposure(settings)
         await asyncio.to_thread(remove_unwanted_specs, settings)
         folder = dirs.of(settings.daemon.way_of_registration)
-        self._holdings = holdings = HoldingsWatch(node, settings, folder)
+        self._holdings = holdings = HoldingsWatch(node, settings, folder, parts.door)
 
         async def prepare() -> None:
             await self._prepare(node)
@@ -239,7 +239,9 @@ class Daemon:
             on_open=prepare,
             on_end=slicer.stop,
         )
-        sampler = self._sampler = make_sampler(settings, self._backend, parts.queries, node)
+        sampler = self._sampler = make_sampler(
+            settings, self._backend, parts.queries, node, parts.door
+        )
         self._reloader = Reloader(
             self._loaded,
             self._load,

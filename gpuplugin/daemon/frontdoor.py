@@ -13,14 +13,15 @@ from gpuplugin.daemon.tasks import Fatal
 from gpuplugin.rpc import make_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.node import NodeView
+    from gpuplugin.core.usage import ClaimUse, Holding
     from gpuplugin.daemon.files import FileWatch
     from gpuplugin.daemon.http.metrics import Metrics
+    from gpuplugin.daemon.http.pageview import CallView
     from gpuplugin.daemon.status import StatusBoard
-    from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from hal import TimeSliceLevel
 
 _DRA_NEEDS: Final = ("gpuplugin.daemon.dra.frontdoor", "gpuplugin.daemon.cluster.kubeapi")
@@ -45,9 +46,14 @@ class DoorContext:
 class FrontDoor(Protocol):
     """Serves the node's newest view to the kubelet and the cluster; for the event loop alone."""
 
-    @property
-    def plugins(self) -> Mapping[str, DevicePlugin]:
-        """The device plugins by resource; none with DRA."""
+    def calls(self) -> Sequence[CallView]:
+        """The last calls that gave GPUs to pods, the newest first. In any thread."""
+
+    def holdings(self, uses: Iterable[ClaimUse]) -> Iterable[Holding]:
+        """Claims that the kubelet lists as what pods hold. In any thread."""
+
+    def held(self) -> Iterable[Holding] | None:
+        """What is held as far as the door knows itself, None if it does not. In any thread."""
 
     def publish(self, view: NodeView) -> None:
         """Serve this view from now on."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -32,6 +33,7 @@ WAIT_S = 40.0
 """How long a call may take; the kubelet waits for 45 s."""
 HEALTH_VERSIONS = ("v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth")
 """Of Kubernetes 1.37, and of 1.34 to 1.36; their messages are the same."""
+RECENT_CLAIMS = 20
 HEALTH_TIMEOUT_S = 30
 """A device of which nothing was heard for so long is Unknown to the kubelet."""
 
@@ -43,6 +45,15 @@ Operation: TypeAlias = Literal["prepare", "unprepare"]
 Outcome: TypeAlias = Literal["ok", "failed"]
 
 log = logging.getLogger(__name__)
+
+
+class RecentClaim(NamedTuple):
+    """What was done for a claim: when (seconds since the epoch), and "" or the error."""
+
+    at_s: float
+    operation: Operation
+    ref: ClaimRef
+    error: str
 
 
 class ClaimWork(Protocol):
@@ -69,7 +80,13 @@ class DraPlugin:
     ) -> None:
         self._work = work
         self._done = done
+        self._recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
         self.health = Publication()
+
+    @property
+    def recent(self) -> list[RecentClaim]:
+        """The last claims that were prepared, or could not be prepared or undone."""
+        return list(self._recent)
 
     def services(self) -> list[Service]:
         calls = {"NodePrepareResources": self.prepare, "NodeUnprepareResources": self.unprepare}
@@ -122,6 +139,8 @@ class DraPlugin:
             log.exception("cannot %s claim %s/%s", operation, ref.namespace, ref.name)
             result, error = None, f"{type(failure).__name__}: {failure}"
         self._done(operation, "failed" if error else "ok")
+        if error or operation == "prepare":
+            self._recent.append(RecentClaim(time.time(), operation, ref, error))
         return result, error
 
     def watch(self, wake: Callable[[], None]) -> Subscription:

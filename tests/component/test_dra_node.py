@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from gpuplugin.cli.health import ask_daemon
+from gpuplugin.daemon.serving.sockets import KubeletDirs
+from gpuplugin.linesocket import ControlError
 from sim.apiserver import CLAIMS, SLICES, ApiServer, Selection
-from sim.gpu.faults import EccFault, Recovery, XidFault
+from sim.gpu.faults import DriverDown, DriverUp, EccFault, Recovery, XidFault
 from sim.kubelet import Kubelet, Phase, simple_pod
 from sim.node.scenario import Scenario
 from sim.scheduler.claims import create_class
@@ -297,3 +300,95 @@ def shares(node: Node) -> tuple[int, int]:
 
 def unrepeated(values: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return [value for value, _ in groupby(values)]
+
+
+# Who has what, as with the device plugin
+
+
+def held_by(plugin: PluginProcess) -> dict[str, set[str]]:
+    """Replicas by pod, as `gpuplugin_replica_info` has them."""
+    found: dict[str, set[str]] = {}
+    for one in plugin.samples("gpuplugin_replica_info"):
+        found.setdefault(one.labels["pod"], set()).add(
+            f"{one.labels['gpu']}::{one.labels['replica']}"
+        )
+    return found
+
+
+def test_metrics_page_and_top_show_which_pod_has_which_share(
+    node: Node, make_hardware: MakeHardware
+) -> None:
+    hardware = make_hardware(2)
+    with node.plugin(hardware, metrics_interval="100ms") as plugin:
+        node.published(2)
+        names = [f"pod-{number}" for number in range(3)]
+        for name in names:
+            node.create(name)
+        node.create("two", 2)
+        eventually(lambda: len(node.running()) == 4)
+        wanted = {name: len(node.uuids(name)) for name in (*names, "two")}
+        eventually(lambda: {pod: len(one) for pod, one in held_by(plugin).items()} == wanted)
+        assert len(set().union(*held_by(plugin).values())) == 5, "no two have one replica"
+        allocated = plugin.metric("gpuplugin_gpu_replicas_allocated")
+        assert allocated == sum(plugin.metric("gpuplugin_pod_replicas", pod=one) for one in wanted)
+        page = plugin.get("/").body
+        assert all(f"default/{name}" in page for name in wanted)
+
+        dirs = KubeletDirs(node.folder)
+        calls = ask_daemon(dirs, {"page": True})["calls"]
+        assert isinstance(calls, list)
+        assert {one["resource"].partition("-extended-")[0] for one in calls} == {
+            f"default/{name}" for name in wanted
+        }
+        assert not [one for one in calls if one["error"]]
+
+        node.kubelet.delete_pod("two")
+        eventually(lambda: held_by(plugin).keys() == set(names))
+
+
+def test_a_claim_that_was_prepared_again_is_counted_once(
+    node: Node, make_hardware: MakeHardware
+) -> None:
+    """The kubelet lists its device twice then."""
+    with node.plugin(make_hardware(1), metrics_interval="100ms") as plugin:
+        node.published(1)
+        node.create("one")
+        eventually(lambda: node.running() == ["one"])
+        eventually(lambda: plugin.metric("gpuplugin_gpu_replicas_allocated") == 1)
+        prepared = plugin.metric("gpuplugin_dra_claims_total", operation="prepare")
+        for _ in range(2):
+            node.kubelet.restart()
+            eventually(lambda: node.view().drivers)
+            node.kubelet.renew_sandbox("one")
+        eventually(
+            lambda: plugin.metric("gpuplugin_dra_claims_total", operation="prepare") > prepared
+        )
+        eventually(lambda: plugin.samples("gpuplugin_replica_info"))
+        assert len(plugin.samples("gpuplugin_replica_info")) == 1
+        assert plugin.metric("gpuplugin_gpu_replicas_allocated") == 1
+        assert plugin.metric("gpuplugin_pod_replicas", pod="one") == 1
+
+
+def test_a_gpu_that_a_claim_holds_is_not_forgotten_without_the_kubelets_list(
+    node: Node, make_hardware: MakeHardware
+) -> None:
+    hardware = make_hardware(2)
+    with node.plugin(hardware, pod_metrics="false", health_blind_after="200ms") as plugin:
+        node.published(2)
+        node.create("one")
+        eventually(lambda: node.running() == ["one"])
+        (uuid,) = node.uuids("one")
+        hardware.let_node(DriverDown())
+        eventually(lambda: not plugin.ready)
+        hardware.let_node(DriverUp())
+        eventually(lambda: plugin.ready)  # what is held is read when the driver is opened
+        hardware.unplug(hardware.uuids.index(uuid))
+
+        def answer() -> str:
+            try:
+                ask_daemon(KubeletDirs(node.folder), {"forget": uuid})
+            except ControlError as error:
+                return "" if "responds" in str(error) else str(error)
+            return "forgotten"
+
+        assert "default/one-extended-resources-" in eventually(answer)

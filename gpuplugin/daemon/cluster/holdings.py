@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuplugin.config.settings import Settings
+    from gpuplugin.daemon.frontdoor import FrontDoor
     from gpuplugin.daemon.node import Node
 
 _PERIOD_S = 15.0
@@ -36,10 +37,13 @@ log = logging.getLogger(__name__)
 class HoldingsWatch:
     """The task; `folder` is where it remembers what indices meant, across restarts."""
 
-    def __init__(self, node: Node, settings: Settings, folder: Path) -> None:
+    def __init__(self, node: Node, settings: Settings, folder: Path, door: FrontDoor) -> None:
         daemon = settings.daemon
         socket = daemon.kubelet_dir / "pod-resources" / "kubelet.sock"
-        self._pod_resources = PodResources(socket, _DEADLINE_S / 2) if daemon.pod_metrics else None
+        self._pod_resources = (
+            PodResources(socket, _DEADLINE_S / 2, door.holdings) if daemon.pod_metrics else None
+        )
+        self._door = door
         self._checkpoint = daemon.kubelet_dir / "device-plugins" / _CHECKPOINT
         self._node = node
         self._thread = HalThread("holdings")
@@ -100,6 +104,8 @@ class HoldingsWatch:
                 return self._pod_resources.holdings()
             except PodResourcesUnavailable as error:
                 why = str(error)
+        if (held := self._door.held()) is not None:
+            return tuple(held)
         try:
             return tuple(_checkpoint_holdings(self._checkpoint.read_text("utf-8")))
         except (OSError, ValueError) as error:

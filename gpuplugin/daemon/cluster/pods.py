@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from gpuplugin.core.usage import Holding, PodName
+from gpuplugin.core.usage import ClaimUse, Holding, PodName
 from gpuplugin.kubelet.proto import podresources_pb2 as pb
 from gpuplugin.rpc.client import CallFailed, unary_call
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 METHOD = "/v1.PodResourcesLister/List"
@@ -24,11 +25,20 @@ class PodResourcesUnavailable(Exception):
 
 
 class PodResources:
-    """Calls at the kubelet's socket, each on a connection of its own; blocks."""
+    """Calls at the kubelet's socket, each on a connection of its own; blocks.
 
-    def __init__(self, socket: Path, timeout_s: float) -> None:
+    `of_claims` makes holdings of devices of claims.
+    """
+
+    def __init__(
+        self,
+        socket: Path,
+        timeout_s: float,
+        of_claims: Callable[[Iterable[ClaimUse]], Iterable[Holding]],
+    ) -> None:
         self._socket = socket
         self._timeout_s = timeout_s
+        self._of_claims = of_claims
 
     def holdings(self) -> tuple[Holding, ...]:
         """The devices of all containers on the node; raises `PodResourcesUnavailable`."""
@@ -39,7 +49,7 @@ class PodResources:
             response = pb.ListPodResourcesResponse.FromString(data)
         except (CallFailed, DecodeError) as error:
             raise PodResourcesUnavailable(f"{self._socket}: {error}") from error
-        return tuple(
+        counted = (
             Holding(
                 PodName(pod.namespace, pod.name),
                 container.name,
@@ -50,6 +60,23 @@ class PodResources:
             for container in pod.containers
             for devices in container.devices
         )
+        return (*counted, *self._of_claims(_claim_uses(response)))
+
+
+def _claim_uses(response: pb.ListPodResourcesResponse) -> Iterator[ClaimUse]:
+    for pod in response.pod_resources:
+        for container in pod.containers:
+            for claim in container.dynamic_resources:
+                for one in claim.claim_resources:
+                    yield ClaimUse(
+                        PodName(pod.namespace, pod.name),
+                        container.name,
+                        claim.claim_namespace,
+                        claim.claim_name,
+                        one.driver_name,
+                        one.device_name,
+                        one.share_id,
+                    )
 
 
 def _check(socket: Path) -> None:

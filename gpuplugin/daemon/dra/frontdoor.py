@@ -16,20 +16,23 @@ from typing import TYPE_CHECKING, Final
 
 from gpuplugin.core.dra.claims import ClaimError, Claims
 from gpuplugin.core.dra.devices import Offering, offers
+from gpuplugin.core.dra.holdings import holdings_of, uses_of
 from gpuplugin.core.dra.slices import ORDER_PAUSE_S, Arranged, Pool, arranged
+from gpuplugin.core.inventory import Inventory
 from gpuplugin.daemon.dra.claimapi import ClaimApi
 from gpuplugin.daemon.dra.claimcare import ClaimCare
 from gpuplugin.daemon.dra.claimstore import ClaimStore
 from gpuplugin.daemon.dra.claimwork import ClaimKeeper, Offered, claims_of_specs
 from gpuplugin.daemon.dra.endpoint import DraEndpoint
 from gpuplugin.daemon.dra.publisher import SlicePublisher
+from gpuplugin.daemon.http.pageview import CallView
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.daemon.tasks import supervise, wait_period, wait_period_or
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from lightkube import SingleConfig
@@ -38,8 +41,8 @@ if TYPE_CHECKING:
     from gpuplugin.core.dra.devices import DraPlan
     from gpuplugin.core.dra.slices import Order
     from gpuplugin.core.node import NodeView
+    from gpuplugin.core.usage import ClaimUse, Holding
     from gpuplugin.daemon.frontdoor import DoorContext
-    from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from gpuplugin.rpc import Engine
 
 COMPONENT: Final = "claims"
@@ -122,9 +125,29 @@ class DraDoor:
         """Read by the threads of calls."""
         context.status.set(COMPONENT, "the file of claims was not read yet", ok=False)
 
-    @property
-    def plugins(self) -> Mapping[str, DevicePlugin]:
-        return MappingProxyType({})
+    def calls(self) -> Sequence[CallView]:
+        claims, now_s = self._claims.by_uid, time.time()
+        found: list[CallView] = []
+        for at_s, operation, ref, error in reversed(self._plugin.recent):
+            claim = claims.get(ref.uid)
+            names = [held.result.device for held in claim.devices] if claim else []
+            text = error and f"{operation}: {error}"
+            found.append(CallView(now_s - at_s, f"{ref.namespace}/{ref.name}", names, text))
+        return found
+
+    def holdings(self, uses: Iterable[ClaimUse]) -> Iterable[Holding]:
+        inventory = Inventory() if self._view is None else self._view.inventory
+        return holdings_of(uses, self._driver, self._newest_claims(), inventory)
+
+    def held(self) -> Iterable[Holding]:
+        return self.holdings(uses_of(self._newest_claims(), self._driver))
+
+    def _newest_claims(self) -> Claims:
+        """In a thread: those of the file, or as they were last known."""
+        try:
+            return self._store.claims
+        except OSError:
+            return self._claims
 
     def publish(self, view: NodeView) -> None:
         self._view = view

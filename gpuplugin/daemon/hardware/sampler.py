@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.usage import Holding, PodName
     from gpuplugin.daemon.calls import HalQueries
+    from gpuplugin.daemon.frontdoor import FrontDoor
     from gpuplugin.daemon.node import Node
     from hal import Backend, ComputeProcess, Telemetry
 
@@ -194,12 +195,14 @@ class Sampler:
         self._reported = dict(unseen)
 
 
-def make_sampler(settings: Settings, backend: Backend, queries: HalQueries, node: Node) -> Sampler:
+def make_sampler(
+    settings: Settings, backend: Backend, queries: HalQueries, node: Node, door: FrontDoor
+) -> Sampler:
     daemon = settings.daemon
     pod_resources = identities = None
     if daemon.pod_metrics:
         socket = daemon.kubelet_dir / "pod-resources" / "kubelet.sock"
-        pod_resources = PodResources(socket, _HOST_DEADLINE_S / 2)
+        pod_resources = PodResources(socket, _HOST_DEADLINE_S / 2, door.holdings)
         identities = PodIdentities(daemon.host_proc, daemon.pod_logs)
     return Sampler(backend, queries, node, daemon.metrics_interval, pod_resources, identities)
 

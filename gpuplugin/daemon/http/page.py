@@ -221,12 +221,12 @@ def _calls(calls: Iterable[CallView]) -> str:
         for call in calls
     )
     body = (
-        '<div class="scroll"><table><thead><tr><th class="n">ago</th><th>resource</th>'
+        '<div class="scroll"><table><thead><tr><th class="n">ago</th><th>resource or claim</th>'
         f"<th>devices</th><th>response</th></tr></thead><tbody>{rows}</tbody></table></div>"
         if rows
         else '<p class="soft">None yet.</p>'
     )
-    return f'<section class="card"><h2>Last Allocate calls</h2>{body}</section>'
+    return f'<section class="card"><h2>Last calls</h2>{body}</section>'
 
 
 def _gib(size_bytes: int) -> str:

@@ -105,7 +105,10 @@ class UnitView:
 
 @dataclass(frozen=True, slots=True)
 class CallView:
-    """An Allocate call: `age_s` ago, for `devices` of a resource; `error` is "" if it succeeded."""
+    """A call that gave GPUs to a pod, `age_s` ago: `error` is "" if it succeeded.
+
+    `devices` are device ids of a resource; with DRA device names, and `resource` is the claim.
+    """
 
     age_s: float
     resource: str
@@ -181,7 +184,7 @@ def page_view(
     version: str,
     status: StatusReport,
     node: NodeView,
-    plugins: Mapping[str, DevicePlugin],
+    calls: Sequence[CallView],
     loaded: Loaded,
 ) -> PageView:
     """What there is to show; `status` and `node` are of this moment."""
@@ -195,7 +198,7 @@ def page_view(
         components=status.components,
         now_s=status.now_s,
         units=sorted(_units(node, reading, status.now_s), key=_urgency),
-        calls=_calls(plugins),
+        calls=calls,
         unseen={} if reading is None else reading.unseen,
         configuration=loaded.effective_yaml,
         source=loaded.source,
@@ -305,7 +308,8 @@ def _throttled(telemetry: Telemetry | None) -> str:
     )
 
 
-def _calls(plugins: Mapping[str, DevicePlugin]) -> list[CallView]:
+def allocate_calls(plugins: Mapping[str, DevicePlugin]) -> list[CallView]:
+    """The last Allocate calls of all resources, the newest first."""
     now_s = time.time()
     recent = [(call, resource) for resource, plugin in plugins.items() for call in plugin.recent]
     recent.sort(key=lambda one: one[0].at_s, reverse=True)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from gpuplugin.daemon.http.pageview import allocate_calls
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.endpoint import Endpoint
 from gpuplugin.daemon.serving.sockets import dra_registrations, listened_on
@@ -13,9 +14,11 @@ from gpuplugin.daemon.tasks import supervise, wait_period_or
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gpuplugin.core.node import NodeView
+    from gpuplugin.core.usage import ClaimUse, Holding
+    from gpuplugin.daemon.http.pageview import CallView
     from gpuplugin.daemon.serving.endpoint import ServingContext
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
 
@@ -43,6 +46,15 @@ class DevicePluginDoor:
     @property
     def plugins(self) -> Mapping[str, DevicePlugin]:
         return self._plugins.by_resource
+
+    def calls(self) -> Sequence[CallView]:
+        return allocate_calls(self.plugins)
+
+    def holdings(self, uses: Iterable[ClaimUse]) -> Iterable[Holding]:
+        return ()
+
+    def held(self) -> None:
+        """The kubelet's checkpoint knows better."""
 
     def publish(self, view: NodeView) -> None:
         applied = self._plugins.apply(view)

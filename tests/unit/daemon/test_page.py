@@ -301,7 +301,7 @@ def test_a_gpu_that_is_newer_than_the_reading_is_shown_without_its_use() -> None
     usage = usage_of(Seen(gpus(1), model.view.inventory, None, {}, {}))
     model.used(Reading(at_s=1.0, gpus=gpus(1), usage=usage))
     model.updated(gpus(2), {}, 2.0)
-    view = page_view("1", StatusReport(True, {}, 2.0), model.view, {}, load_settings({}, {}, None))
+    view = page_view("1", StatusReport(True, {}, 2.0), model.view, [], load_settings({}, {}, None))
     assert [(unit.index, unit.allocated) for unit in view.units] == [("0", None), ("1", None)]
     assert "GPU 1" in words(view)
 
@@ -316,7 +316,7 @@ def test_sick_gpus_come_first_and_replaced_ones_last() -> None:
     events = [XidError(old[1].uuid, 79), XidError(old[0].uuid, 13), XidError(old[0].uuid, 13)]
     model.events_received(events, 3.0)
     settings = load_settings({}, {}, None)
-    view = page_view("1", StatusReport(True, {}, 63.0), model.view, {}, settings)
+    view = page_view("1", StatusReport(True, {}, 63.0), model.view, [], settings)
     assert [(one.uuid, one.state, one.usable, one.gone) for one in view.units] == [
         (old[1].uuid, "Unhealthy", False, False),
         (old[0].uuid, "Healthy", True, False),
@@ -332,5 +332,5 @@ def test_sick_gpus_come_first_and_replaced_ones_last() -> None:
 
 def test_without_a_configured_name_the_node_has_that_of_its_host() -> None:
     model = NodeModel(PLAIN)
-    view = page_view("1", StatusReport(True, {}, 1.0), model.view, {}, load_settings({}, {}, None))
+    view = page_view("1", StatusReport(True, {}, 1.0), model.view, [], load_settings({}, {}, None))
     assert view.node == socket.gethostname()
