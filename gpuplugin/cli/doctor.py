@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 
 
 WATCH_S = 10.0
-_OF_PLUGIN = ("backend", "scenario", "registration", "kubeletSocket", "listenAddress", "cdiRoot")
+_OF_PLUGIN = (
+    "allocation",
+    "draDriverName",
+    "nodeName",
+    "backend",
+    "scenario",
+    "registration",
+    "kubeletSocket",
+    "listenAddress",
+    "cdiRoot",
+)
 """Options that a running plugin tells of itself, where the user says nothing else."""
 
 

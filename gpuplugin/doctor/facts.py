@@ -275,6 +275,51 @@ class TalosFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassFact:
+    """A DeviceClass; `created` sorts as the times do."""
+
+    name: str
+    created: str = ""
+    extended_resource: str = ""
+    selectors: tuple[str, ...] = ()
+
+    def selects(self, driver: str) -> bool:
+        """Whether its selectors name the driver, as far as one can tell without evaluating them."""
+        return any(driver in one for one in self.selectors)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFact:
+    """A ResourceSlice as stored; `replicas` are its devices with their shares, 1 without any."""
+
+    name: str
+    generation: int
+    count: int
+    replicas: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    tainted: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What the API server has for DRA on this node; `problem` is why it was not read at all.
+
+    `served` is whether it has resource.k8s.io/v1. `classes` are newest first. What this user may
+    not read is None, with the reason in `denied`.
+    """
+
+    server: str = ""
+    problem: str = ""
+    served: bool = True
+    kubelet_version: str = ""
+    allocatable: Mapping[str, str] | None = None
+    classes: tuple[ClassFact, ...] | None = None
+    slices: tuple[SliceFact, ...] | None = None
+    gates_off: frozenset[str] | None = None
+    rights: Mapping[str, bool] | None = None
+    denied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigFacts:
     """The configuration: `settings` are in force, or the defaults where `problems` say why not.
 
@@ -292,7 +337,7 @@ class ConfigFacts:
 class Facts:
     """Everything; `plugin_uid` is the user that the plugin runs as, or would run as.
 
-    `talos` is None on any other system.
+    `talos` is None on any other system, `cluster` where no API server is asked.
     """
 
     config: ConfigFacts
@@ -302,11 +347,24 @@ class Facts:
     plugin: PluginFacts = PluginFacts()
     runtime: RuntimeFacts = RuntimeFacts()
     talos: TalosFacts | None = None
+    cluster: ClusterFacts | None = None
     plugin_uid: int = 0
 
     @property
     def settings(self) -> Settings:
         return self.config.settings
+
+    @property
+    def dra(self) -> bool:
+        """True if GPUs are given out by DRA."""
+        return self.settings.daemon.allocation == "dra"
+
+    @property
+    def strategies(self) -> frozenset[str]:
+        """How devices reach containers: with DRA by CDI, whatever the configuration says."""
+        if self.dra:
+            return frozenset({"cdi-cri"})
+        return frozenset(self.settings.flags.plugin.device_list_strategy)
 
     @property
     def simulated(self) -> bool:

@@ -5,7 +5,7 @@ A check is a function of facts: no file, no socket, no clock. Facts come from `c
 
 from __future__ import annotations
 
-from gpuplugin.doctor.checks import configuration, driver, gpus, kubelet, runtime, talos
+from gpuplugin.doctor.checks import configuration, dra, driver, gpus, kubelet, runtime, talos
 from gpuplugin.doctor.verdict import Check
 
 _DRIVER = ("gpus-on-bus", "kernel-modules", "nvml-library", "driver-versions")
@@ -44,6 +44,12 @@ CHECKS: tuple[Check, ...] = (
     Check("config-in-force", kubelet.configuration_in_force),
     Check("kubelet-contact", kubelet.kubelet_contact, _CONTACT),
     Check("registered", kubelet.registered, ("one-plugin", "kubelet-contact")),
+    Check("dra-api", dra.dra_api),
+    Check("dra-gates", dra.dra_gates),
+    Check("dra-rights", dra.dra_rights),
+    Check("dra-one-way", dra.dra_one_way),
+    Check("dra-slices", dra.dra_slices, ("dra-api", "dra-gates", "dra-rights", "dra-one-way")),
+    Check("dra-class", dra.dra_class, ("dra-api",)),
     Check("talos", talos.talos),
     Check("runtime", runtime.runtime),
     Check("list-strategy", runtime.list_strategy),

@@ -296,6 +296,8 @@ def configuration_in_force(facts: Facts) -> Verdict:
 def registered(facts: Facts) -> Verdict:
     """The kubelet's checkpoint has devices of each resource that is served."""
     notes, plugin = facts.kubelet.registered, facts.plugin
+    if facts.dra:
+        return skipped("with DRA the kubelet counts no devices")
     if notes is None:
         return skipped("the kubelet's checkpoint cannot be read")
     served = {

@@ -15,6 +15,8 @@ CDI = frozenset({"cdi-cri", "cdi-annotations"})
 BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
 """Device list strategies that containerd or CRI-O carries out, and those of NVIDIA's runtime."""
 
+CLAIM_KIND = "gpuplugin.dev/claim"
+"""Of the specs of claims, which DRA writes."""
 SIMULATED = "the node is simulated: its containers have no runtime"
 _CONFIGURE = "'nvidia-ctk runtime configure --runtime={}' and restart {} (on k3s: restart k3s)"
 _TALOS_DEFAULT = "deploy/talos/default-runtime-until-1.13.yaml, or default-runtime-1.14.yaml"
@@ -40,7 +42,7 @@ def runtime(facts: Facts) -> Verdict:
 
 
 def _of_runtime(facts: Facts, config: RuntimeConfig) -> Problem | None:
-    strategies = set(facts.settings.flags.plugin.device_list_strategy)
+    strategies = facts.strategies
     configure = _CONFIGURE.format(config.program, config.program)
     install = f"Install NVIDIA's container toolkit, then {configure}; or use cdi-cri"
     by_default = f"{configure} with --set-as-default"
@@ -76,7 +78,7 @@ def list_strategy(facts: Facts) -> Verdict:
     """The runtime accepts the device list strategy."""
     if facts.simulated:
         return skipped(SIMULATED)
-    strategies = facts.settings.flags.plugin.device_list_strategy
+    strategies = facts.strategies
     toolkit = facts.runtime.toolkit
     where = toolkit.path if toolkit else facts.config.source
     problems: list[Problem] = []
@@ -101,7 +103,7 @@ def list_strategy(facts: Facts) -> Verdict:
     if CDI & set(strategies):
         problems += _cdi_support(facts)
     seen = "" if toolkit else "; what NVIDIA's runtime accepts is not seen from here"
-    return found(problems, f"{', '.join(strategies)}{seen}")
+    return found(problems, f"{', '.join(sorted(strategies))}{seen}")
 
 
 def _envvar(toolkit: ToolkitConfig, where: str) -> Problem:
@@ -153,7 +155,7 @@ def cdi_specs(facts: Facts) -> Verdict:
     """The plugin's CDI specs are written and name existing files."""
     if facts.simulated:
         return skipped(SIMULATED)
-    strategies = set(facts.settings.flags.plugin.device_list_strategy)
+    strategies = facts.strategies
     folder = str(facts.settings.daemon.cdi_root)
     problems = [
         warn(
@@ -164,7 +166,8 @@ def cdi_specs(facts: Facts) -> Verdict:
         for spec in facts.runtime.specs
         if spec.problem
     ]
-    ours = [spec for spec in facts.runtime.specs if spec.kind.startswith(f"{CDI_VENDOR}/")]
+    kinds = (f"{CDI_VENDOR}/", CLAIM_KIND)
+    ours = [spec for spec in facts.runtime.specs if spec.kind.startswith(kinds)]
     if not strategies & CDI:
         return found(problems, "not used") if problems else skipped("the strategy is not CDI")
     problems += [
@@ -176,6 +179,9 @@ def cdi_specs(facts: Facts) -> Verdict:
         for spec in ours
         if spec.missing
     ]
+    if facts.dra:
+        claims = sum(spec.kind == CLAIM_KIND for spec in ours)
+        return found(problems, f"{claims} claims have a spec in {folder}")
     gpus = [spec for spec in ours if spec.kind == f"{CDI_VENDOR}/gpu"]
     if not gpus and facts.plugin.source:
         problems.append(
@@ -209,7 +215,7 @@ def cgroup_driver(facts: Facts) -> Verdict:
     plugin = facts.settings.flags.plugin
     if not systemd:
         return skipped("no sign of the systemd cgroup driver")
-    if CDI & set(plugin.device_list_strategy) or plugin.pass_device_specs:
+    if CDI & facts.strategies or plugin.pass_device_specs:
         return well("the runtime knows the device nodes, so systemd keeps them")
     if facts.driver.char_links:
         return well("/dev/char has links to the device nodes")

@@ -66,7 +66,7 @@ def talos(facts: Facts) -> Verdict:
         *_of_extensions(node),
         *_of_strategy(facts, node, release),
     ]
-    uses_cdi = not CDI.isdisjoint(facts.settings.flags.plugin.device_list_strategy)
+    uses_cdi = not CDI.isdisjoint(facts.strategies)
     hook = f"; hook program {node.hook}" if uses_cdi and node.hook else ""
     return Verdict(f"Talos {node.version}: {_WAYS[_has_runtime(facts)]}{hook}", tuple(problems))
 
@@ -119,7 +119,7 @@ def _of_extensions(node: TalosFacts) -> list[Problem]:
 
 
 def _of_strategy(facts: Facts, node: TalosFacts, release: Release) -> list[Problem]:
-    strategies = set(facts.settings.flags.plugin.device_list_strategy)
+    strategies = facts.strategies
     problems = []
     if strategies & CDI and not node.hook:
         problems.append(

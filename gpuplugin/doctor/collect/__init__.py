@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from gpuplugin.doctor.collect.cluster import collect_cluster
 from gpuplugin.doctor.collect.driver import collect_driver
 from gpuplugin.doctor.collect.kubelet import collect_kubelet
 from gpuplugin.doctor.collect.runtime import collect_runtime
@@ -53,6 +54,9 @@ def collect(
         runtime=RuntimeFacts()
         if simulated
         else collect_runtime(host, str(settings.daemon.cdi_root)),
+        cluster=collect_cluster(settings.daemon.dra_driver_name, settings.daemon.node_name)
+        if settings.daemon.allocation == "dra"
+        else None,
         talos=None if simulated else collect_talos(host, settings.flags.plugin.nvidia_ctk_path),
         plugin_uid=os.geteuid() if uid is None else uid,
     )
