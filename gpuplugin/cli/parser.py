@@ -282,5 +282,6 @@ _SIM_COMMANDS = {
     "inject": ("inject", "add"),
     "share": ("share", "add"),
     "run": ("run", "add_run"),
+    "sweep": ("sweep", "add"),
 }
 """The module in `sim.cli` of each simulation command, and its function that adds the options."""

@@ -166,9 +166,7 @@ def busy_moment_s(scenario: Scenario, until_s: float) -> float:
 
 def _run(parsed: argparse.Namespace) -> None:
     scenario = load_scenario(parsed.scenario)
-    until_s = scenario.length_s or _USUAL_LENGTH_S
-    if parsed.until is not None:
-        until_s = _duration("--until", parsed.until)
+    until_s = run_length_s(scenario, parsed.until)
     if parsed.seed is not None:
         scenario = scenario.model_copy(update={"seed": parsed.seed})
     if parsed.dra:
@@ -199,6 +197,13 @@ def _run(parsed: argparse.Namespace) -> None:
     if not parsed.quiet:
         print("\n".join(as_text(report)))
         print(f"{duration(until_s)} of model time took {took_s:.1f} s.", file=sys.stderr)
+
+
+def run_length_s(scenario: Scenario, until: str | None) -> float:
+    """Model time of a run: what `--until` says, else the scenario; raises `CannotRun`."""
+    if until is None:
+        return scenario.length_s or _USUAL_LENGTH_S
+    return _duration("--until", until)
 
 
 def _duration(flag: str, text: str) -> float:

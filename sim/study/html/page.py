@@ -1,30 +1,22 @@
-"""The page of a run, in one HTML file: head, charts, tables, and Plotly itself."""
+"""The page of a run: head, charts, tables."""
 
 from __future__ import annotations
 
-import json
 from html import escape
-from importlib import resources
-from itertools import groupby
 from typing import TYPE_CHECKING
 
-from plotly.offline import get_plotlyjs
-
 from hal import GIB
-from sim.study.html.charts import Chart, Colours, latency, slices
+from sim.study.html.charts import Colours, latency, slices
 from sim.study.html.curves import Curves
+from sim.study.html.frame import NOTHING, document, head_of, sections, table_of
 from sim.study.report import labels
 from sim.study.sentences import UNDISTURBED, as_sentences, duration, number, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from sim.study.runreport import KindReport, RunReport, Spread
     from sim.virtual.run import Outcome
-
-
-ROWS_SHOWN = 40
-NOTHING = "-"
 
 
 def tables(report: RunReport, colours: Colours) -> list[str]:
@@ -42,7 +34,7 @@ def _kinds(report: RunReport, colours: Colours) -> str:
         (f'<i style="background:{colours.of(kind.kind)}"></i>{escape(kind.kind)}', *_cells(kind))
         for kind in report.kinds
     ]
-    return _table("Tenants in numbers", header, rows, "kinds of tenants")
+    return table_of("Tenants in numbers", header, rows, "kinds of tenants")
 
 
 def _cells(kind: KindReport) -> tuple[str, ...]:
@@ -95,7 +87,7 @@ def _gpus(report: RunReport) -> str:
         )
         for gpu in report.gpus
     ]
-    return _table("GPUs in numbers", header, rows, "GPUs")
+    return table_of("GPUs in numbers", header, rows, "GPUs")
 
 
 def _memory(peak_bytes: int | None, all_bytes: int) -> str:
@@ -122,31 +114,6 @@ def _rest(report: RunReport) -> str:
     return f"<section><h2>The rest</h2><dl>{items}</dl></section>"
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> str:
-    """Cells are HTML already."""
-    shown = rows[:ROWS_SHOWN]
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-what="{escape(name)}">{cell}</td>'
-            for name, cell in zip(header, row, strict=True)
-        )
-        + "</tr>"
-        for row in shown
-    )
-    left_out = len(rows) - len(shown)
-    note = f'<p class="note">{left_out} more {what} are in the JSON report.</p>' if left_out else ""
-    return (
-        f"<section><h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{note}</section>"
-    )
-
-
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-"""A browser that follows it fetches nothing, whatever the scripts try."""
-
-
 def page_of(outcome: Outcome, report: RunReport, description: str = "") -> str:
     """The page of a run; `description` is the scenario's own, plain text."""
     colours = Colours(report)
@@ -156,41 +123,15 @@ def page_of(outcome: Outcome, report: RunReport, description: str = "") -> str:
         *slices(outcome, gpu_labels, colours),
         *Curves(outcome, report, gpu_labels, colours).charts(),
     ]
-    plots = {
-        chart.name: json.loads(chart.plot.to_json()) for chart in charts if chart.plot is not None
-    }
-    title = f"{escape(report.scenario)}: how the GPUs were shared"
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title>",
-            f"<style>{_file('page.css')}</style></head><body><main>",
-            _head(report, description),
-            *_sections(charts),
-            *tables(report, colours),
-            "</main>",
-            f"<script>{get_plotlyjs()}</script>",
-            f'<script type="application/json" id="plots">{_embedded(plots)}</script>',
-            f"<script>{_file('page.js')}</script>",
-            "</body></html>\n",
-        ]
+    return document(
+        f"{report.scenario}: how the GPUs were shared",
+        [_head(report, description), *sections(charts), *tables(report, colours)],
+        charts,
     )
 
 
 def _head(report: RunReport, description: str) -> str:
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in as_sentences(report))
-    about = f'<p class="about">{escape(description)}</p>' if description else ""
-    tiles = "".join(
-        f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>"
-        for what, value in _key_figures(report)
-    )
-    return (
-        f"<header><h1>{escape(report.scenario)}</h1>{about}</header>"
-        f'<section class="head"><h2>What came out</h2><ul>{sentences}</ul>'
-        f'<div class="tiles">{tiles}</div></section>'
-    )
+    return head_of(report.scenario, description, as_sentences(report), _key_figures(report))
 
 
 def _key_figures(report: RunReport) -> list[tuple[str, str]]:
@@ -224,36 +165,3 @@ def _deprived(report: RunReport) -> list[tuple[str, float | None, Callable[[floa
     many = len({one.name for one in report.tenants})
     nothing = float(len(report.deprived))
     return [("tenants got nothing", nothing, lambda count: f"{count:.0f} of {many}")]
-
-
-def _sections(charts: Sequence[Chart]) -> list[str]:
-    """Figures one below the other; halves that follow each other side by side, if there is room."""
-    blocks = []
-    for half, group in groupby(charts, key=lambda chart: chart.half):
-        sections = "\n".join(_section(chart) for chart in group)
-        blocks.append(f'<div class="halves">{sections}</div>' if half else sections)
-    return blocks
-
-
-def _section(chart: Chart) -> str:
-    chips = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(name)}</span>'
-        for colour, name in chart.legend
-    )
-    legend = f'<div class="legend">{chips}</div>' if chips else ""
-    plot = f'<div class="plot" id="plot-{chart.name}"></div>' if chart.plot is not None else ""
-    note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
-    # Of the readings all are this project's own texts; one of them has markup.
-    return (
-        f"<section><h2>{escape(chart.title)}</h2><p>{chart.reading}</p>"
-        f"{legend}{plot}{note}</section>"
-    )
-
-
-def _embedded(plots: object) -> str:
-    """JSON inside a script element, which ends at the first `</` whatever is around it."""
-    return json.dumps(plots, separators=(",", ":")).replace("</", "<\\/")
-
-
-def _file(name: str) -> str:
-    return resources.files("sim.study.html").joinpath(name).read_text("utf-8")
