@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail, table
-from sim.study.fleet import FleetReport, Replay, Spread, fleet_report
+from sim.cli.share import counts
+from sim.cli.sweep import add_workers, workers_of
+from sim.study.fleet import FleetReport, ReplayPlan, Spread, replayed
 from sim.study.openb import TraceError, read_nodes, read_pods
 from sim.study.sentences import counted
+from sim.study.workers import CannotRunThere
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from gpuplugin.cli.parser import Commands
 
@@ -22,7 +26,14 @@ def add(commands: Commands) -> None:
     replay.add_argument("--pods", required=True, metavar="CSV", help="pods of the openb trace")
     replay.add_argument("--nodes", required=True, metavar="CSV", help="machines of the openb trace")
     replay.add_argument(
-        "--replicas", type=_positive, default=4, metavar="N", help="of each GPU (default 4)"
+        "--replicas",
+        type=counts,
+        default=[4],
+        metavar="N,...",
+        help="of each GPU; of several, a row each (default 4)",
+    )
+    replay.add_argument(
+        "--machines", type=counts, metavar="N,...", help="the first N of the trace (default: all)"
     )
     replay.add_argument(
         "--policy",
@@ -37,7 +48,8 @@ def add(commands: Commands) -> None:
         metavar="0..1",
         help="how much of a GPU the pods' kernels fill, for the cost of switches (default 1)",
     )
-    replay.add_argument("--json", action="store_true", help="print JSON")
+    add_workers(replay)
+    replay.add_argument("--json", action="store_true", help="print JSON; of several, a list")
 
 
 def replay(parsed: argparse.Namespace) -> int:
@@ -49,10 +61,49 @@ def replay(parsed: argparse.Namespace) -> int:
     if not nodes or not pods:
         what = parsed.pods if nodes else parsed.nodes
         return fail(f"{what}: there is nothing with a GPU in it")
-    outcome = Replay(nodes, pods, parsed.replicas, parsed.policy, parsed.occupancy).run()
-    report = fleet_report(outcome)
-    print(report.model_dump_json(indent=2) if parsed.json else _text(report, len(nodes)))
+    plans = [
+        ReplayPlan(nodes[:machines], pods, replicas, parsed.policy, parsed.occupancy)
+        for machines in parsed.machines or [len(nodes)]
+        for replicas in parsed.replicas
+    ]
+    try:
+        reports = workers_of(parsed).results(replayed, plans) if plans[1:] else [replayed(plans[0])]
+    except CannotRunThere as error:
+        return fail(error)
+    if parsed.json:
+        values = [report.model_dump(mode="json") for report in reports]
+        print(json.dumps(values if plans[1:] else values[0], indent=2))
+    elif plans[1:]:
+        print(_rows(plans, reports))
+    else:
+        print(_text(reports[0], len(plans[0].nodes)))
     return 0
+
+
+def _rows(plans: Sequence[ReplayPlan], reports: Sequence[FleetReport]) -> str:
+    header = (
+        *("MACHINES", "GPUS", "REPLICAS", "NEVER PLACED", "WAITED", "WAIT P95", "MAX"),
+        *("BATCH TIMES P50", "P95", "DEMAND MET P50", "P5", "SHARED", "GPUS USED", "FAIRNESS"),
+    )
+    rows = [
+        (
+            str(len(plan.nodes)),
+            str(report.gpus),
+            str(report.replicas),
+            str(report.pods_never_placed),
+            str(report.pods_waited),
+            *_told((report.wait_s.p95, report.wait_s.max), span),
+            *_told((report.slowdown.p50, report.slowdown.p95)),
+            *_told((report.demand_met.p50, report.demand_met.p5)),
+            str(report.pods_sharing),
+            str(report.gpus_used_most),
+            *_told((report.fairness,)),
+        )
+        for plan, report in zip(plans, reports, strict=True)
+    ]
+    days = max(report.span_h for report in reports) / 24
+    head = f"{counted(reports[0].pods, 'pod')}, policy {reports[0].policy}, {days:.1f} days"
+    return "\n".join([head, "", *table(header, rows)])
 
 
 def _text(report: FleetReport, machines: int) -> str:
@@ -85,11 +136,19 @@ def _text(report: FleetReport, machines: int) -> str:
     return "\n".join([*head, "", *table(header, rows), "", *foot])
 
 
-def _cells(
-    values: Spread, shown: Callable[[float], str] = lambda value: f"{value:.2f}"
-) -> tuple[str, ...]:
+def _hundredths(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _cells(values: Spread, shown: Callable[[float], str] = _hundredths) -> tuple[str, ...]:
     numbers = (values.min, values.mean, values.p50, values.p95, values.p99, values.max)
-    return (str(values.count), *("-" if one is None else shown(one) for one in numbers))
+    return (str(values.count), *_told(numbers, shown))
+
+
+def _told(
+    values: Iterable[float | None], shown: Callable[[float], str] = _hundredths
+) -> tuple[str, ...]:
+    return tuple("-" if one is None else shown(one) for one in values)
 
 
 def span(seconds: float) -> str:
@@ -98,12 +157,6 @@ def span(seconds: float) -> str:
         if seconds >= least_s:
             return f"{seconds / unit_s:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from gpuplugin.cli.text import gib, table
+from gpuplugin.cli.text import fail, gib, table
 from hal import TimeSliceLevel
+from sim.cli.sweep import add_workers, workers_of
 from sim.gpu.profiles import UnknownModel
 from sim.gpu.scheduler import NS_PER_MS
 from sim.gpu.schedulers import usual_mps_share
 from sim.study.share import Mechanism, SharePlan, WrongPlan
 from sim.study.share import share as share_out
+from sim.study.workers import CannotRunThere
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
     from gpuplugin.cli.parser import Commands
@@ -37,7 +39,13 @@ def add(commands: Commands) -> None:
     )
     share.set_defaults(module="sim.cli.share", function="share", wrong_usage=share.error)
     share.add_argument("--model", required=True, help="GPU model, as scenarios call it")
-    share.add_argument("--clients", required=True, type=int, metavar="N", help="how many")
+    share.add_argument(
+        "--clients",
+        required=True,
+        type=counts,
+        metavar="N,...",
+        help="how many; of several, a row each",
+    )
     share.add_argument(
         "--busy-ms", required=True, type=float, metavar="B", help="GPU work of each, when alone"
     )
@@ -69,34 +77,55 @@ def add(commands: Commands) -> None:
     )
     share.add_argument("--mps-share", type=float, metavar="0..1", help=slows)
     share.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
-    share.add_argument("--json", action="store_true", help="print JSON")
+    add_workers(share)
+    share.add_argument("--json", action="store_true", help="print JSON; of several, a list")
+
+
+def counts(text: str) -> list[int]:
+    """`1,2,4`: whole numbers from 1 on."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers from 1 on, with commas between them, found {text!r}"
+        )
+    return [int(part) for part in parts]
 
 
 def share(parsed: argparse.Namespace) -> int:
     try:
-        plan = SharePlan(
-            model=parsed.model,
-            clients=parsed.clients,
-            busy_ms=parsed.busy_ms,
-            idle_ms=parsed.idle_ms,
-            occupancy=parsed.occupancy,
-            memory_gib=parsed.memory_gib,
-            mechanism=Mechanism(parsed.mechanism),
-            level=TimeSliceLevel[parsed.level.upper()] if parsed.level else None,
-            seed=parsed.seed,
-            mps_share=parsed.mps_share,
+        plans = [_plan(parsed, clients) for clients in parsed.clients]
+        results = (
+            workers_of(parsed).results(share_out, plans) if plans[1:] else [share_out(plans[0])]
         )
     except (WrongPlan, UnknownModel) as error:
         parsed.wrong_usage(str(error))
         raise AssertionError from error
-    result = share_out(plan)
+    except CannotRunThere as error:
+        return fail(error)
+    found = list(zip(plans, results, strict=True))
     if parsed.json:
-        print(json.dumps(as_json(plan, result), indent=2))
-        for line in _out_of_memory(result):
+        values = [as_json(plan, result) for plan, result in found]
+        print(json.dumps(values if plans[1:] else values[0], indent=2))
+        for line in (line for _, result in found for line in _out_of_memory(result)):
             print(f"gpuplugin: {line}", file=sys.stderr)
     else:
-        print("\n".join(as_text(plan, result)))
+        print("\n".join(as_rows(found) if plans[1:] else as_text(*found[0])))
     return 0
+
+
+def _plan(parsed: argparse.Namespace, clients: int) -> SharePlan:
+    return SharePlan(
+        model=parsed.model,
+        clients=clients,
+        busy_ms=parsed.busy_ms,
+        idle_ms=parsed.idle_ms,
+        occupancy=parsed.occupancy,
+        memory_gib=parsed.memory_gib,
+        mechanism=Mechanism(parsed.mechanism),
+        level=TimeSliceLevel[parsed.level.upper()] if parsed.level else None,
+        seed=parsed.seed,
+        mps_share=parsed.mps_share,
+    )
 
 
 def as_json(plan: SharePlan, result: ShareResult) -> dict[str, object]:
@@ -149,8 +178,48 @@ def as_text(plan: SharePlan, result: ShareResult) -> list[str]:
     ]
 
 
-def _headline(plan: SharePlan) -> str:
-    many = f"{plan.clients} clients" if plan.clients > 1 else "1 client"
+def as_rows(found: Sequence[tuple[SharePlan, ShareResult]]) -> list[str]:
+    """Several numbers of clients, each with a row; who did not run comes first."""
+    header = (
+        *("CLIENTS", "DID NOT RUN", "SLOWDOWN", "MEAN MS", "P50", "P95", "P99"),
+        *("EACH /S", "TOGETHER /S", "GAIN", "UTILISATION", "SWITCHING"),
+    )
+    rows = []
+    for plan, result in found:
+        each, running = result.throughput_per_client_per_s, plan.clients - result.oom
+        latency, together = result.latency_ms, each * running
+        alone = 1000 / (plan.busy_ms + plan.idle_ms)
+        rows.append(
+            (
+                str(plan.clients),
+                str(result.oom),
+                *(
+                    _number(value)
+                    for value in (
+                        *(result.slowdown_mean, latency.mean, latency.p50, latency.p95),
+                        *(latency.p99, each, together, together / alone),
+                    )
+                ),
+                f"{100 * result.gpu_utilization:.0f} %",
+                f"{100 * result.switch_loss:.1f} %",
+            )
+        )
+    notes = dict.fromkeys(note for plan, result in found for note in _notes(plan, result))
+    refused = [line for _, result in found for line in _out_of_memory(result)]
+    plan = found[0][0]
+    return [
+        _headline(plan, "clients"),
+        "",
+        *table(header, rows),
+        "",
+        "GAIN: what all of them get done together, of what one alone does.",
+        *notes,
+        *refused,
+    ]
+
+
+def _headline(plan: SharePlan, who: str = "") -> str:
+    many = who or (f"{plan.clients} clients" if plan.clients > 1 else "1 client")
     idle = f", then {plan.idle_ms:g} ms off the GPU" if plan.idle_ms else ", one after another"
     text = f"{many} on {plan.model}, {plan.mechanism}: {plan.busy_ms:g} ms of GPU work{idle}"
     if plan.mechanism is not Mechanism.TIME_SLICING:

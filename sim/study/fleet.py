@@ -286,6 +286,7 @@ class Spread(BaseModel):
 
     count: int
     min: float | None = None
+    p5: float | None = None
     mean: float | None = None
     p50: float | None = None
     p95: float | None = None
@@ -324,6 +325,23 @@ class FleetReport(BaseModel):
     gpus_used_most: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReplayPlan:
+    """A replay, as plain values: it may run in another process."""
+
+    nodes: Sequence[FleetNode]
+    pods: Sequence[FleetPod]
+    replicas: int
+    policy: Policy = "packed"
+    occupancy: float = 1.0
+
+
+def replayed(plan: ReplayPlan) -> FleetReport:
+    """Run it; a function of a module, for workers."""
+    replay = Replay(plan.nodes, plan.pods, plan.replicas, plan.policy, plan.occupancy)
+    return fleet_report(replay.run())
+
+
 def fleet_report(outcome: FleetOutcome) -> FleetReport:
     placed = [stay for stay in outcome.stays if stay.placed_s is not None]
     parts = [stay for stay in placed if stay.pod.share]
@@ -358,6 +376,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(
         count=len(ordered),
         min=ordered[0],
+        p5=percentile(ordered, 0.05),
         mean=statistics.fmean(ordered),
         p50=percentile(ordered, 0.50),
         p95=percentile(ordered, 0.95),

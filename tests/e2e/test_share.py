@@ -108,7 +108,7 @@ def test_clients_that_share_a_mig_device_are_told_so() -> None:
         (("--mechanism", "mig", "--model", "l4"), "l4 has no MIG; take one of: a100-sxm4-40gb"),
         (("--model", "rtx6090"), "no GPU model is called 'rtx6090'; known: a10,"),
         (("--occupancy", "2"), "--occupancy is 2: give a number from 0 to 1"),
-        (("--clients", "many"), "invalid int value: 'many'"),
+        (("--clients", "many"), "must be whole numbers from 1 on"),
         (("--level", "tiny"), "invalid choice: 'tiny'"),
     ],
 )
@@ -117,3 +117,21 @@ def test_wrong_values_are_refused_with_what_to_do(arguments: tuple[str, ...], te
     assert result.returncode == 2
     assert text in result.stderr
     assert result.stdout == ""
+
+
+def test_several_numbers_of_clients_have_a_row_each() -> None:
+    arguments = ("sim", "share", "--model", "l4", "--busy-ms", "15", "--memory-gib", "7")
+    result = gpuplugin(*arguments, "--clients", "1,2,4")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line[:1].isdigit()]
+    assert [row[:2] for row in rows] == [["1", "0"], ["2", "0"], ["4", "1"]]
+    assert "GAIN: what all of them get done together" in result.stdout
+    several = json.loads(gpuplugin(*arguments, "--clients", "1,2,4", "--json").stdout)
+    assert several[1] == json.loads(gpuplugin(*arguments, "--clients", "2", "--json").stdout)
+
+
+@pytest.mark.parametrize("clients", ["0", "2,", "1,x", "-1"])
+def test_what_is_no_number_of_clients(clients: str) -> None:
+    result = gpuplugin(*A100, "--busy-ms", "5", f"--clients={clients}")
+    assert result.returncode == 2
+    assert "whole numbers from 1 on" in result.stderr

@@ -206,6 +206,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "no column" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*files, "--replicas", "0"])
+    capsys.readouterr()
+    assert main([*files, "--replicas", "1,2", "--machines", "1,2", "--json"]) == 0
+    several = json.loads(capsys.readouterr().out)
+    assert [(one["gpus"], one["replicas"]) for one in several] == [(2, 1), (2, 2), (3, 1), (3, 2)]
+    assert main([*files, "--replicas", "1,2"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("3 pods, policy packed")
+    assert [line.split()[:3] for line in text.splitlines()[3:]] == [
+        ["2", "3", "1"],
+        ["2", "3", "2"],
+    ]
 
 
 def test_pods_that_found_no_room_come_first_and_count_as_nothing() -> None:
