@@ -178,16 +178,27 @@ def test_the_page_on_fidelity_has_every_workload_and_mechanism() -> None:
     assert [one for one in ("MPS", "MIG", "Exclusive", "UVM", "Jetson") if one not in text] == []
 
 
+def _shown_commands(start: str) -> list[tuple[list[str], str]]:
+    """Commands of docs/simulation.md that begin so, and what is shown of them."""
+    blocks = _blocks(ROOT / "docs/simulation.md", "console")
+    parts = [block.partition("\n") for block in blocks if block.startswith(f"$ gpuplugin {start}")]
+    return [(shlex.split(command)[2:], shown) for command, _, shown in parts]
+
+
+@pytest.mark.parametrize(("arguments", "shown"), _shown_commands("sim share"))
 def test_the_output_of_sim_share_in_the_documentation_is_what_it_prints(
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (block,) = (
-        block
-        for block in _blocks(ROOT / "docs/simulation.md", "console")
-        if block.startswith("$ gpuplugin sim share")
-    )
-    command, _, shown = block.partition("\n")
-    assert main(shlex.split(command)[2:]) == 0
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "shown"), _shown_commands("sim sweep"))
+def test_the_output_of_sim_sweep_in_the_documentation_is_what_it_prints(
+    arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
     assert capsys.readouterr().out == shown
 
 
