@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.core.cdi import CdiHost
-from gpuplugin.core.dra.claims import ClaimError, ClaimRef, Claims, decoded
+from gpuplugin.core.dra.claims import ClaimError, ClaimRef, Claims, Result, decoded
 from gpuplugin.core.dra.devices import Offer, Taint
 from gpuplugin.core.injection import InjectionPlan
 from gpuplugin.daemon.dra.claimstore import FILE, ClaimStore
@@ -26,11 +27,13 @@ from gpuplugin.daemon.dra.claimwork import (
     Offered,
     claims_of_specs,
 )
+from gpuplugin.daemon.wholefiles import write_whole
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
 from gpuplugin.kubelet.proto import dra_pb2 as pb
 from gpuplugin.rpc.client import CallFailed, Connection, Method
 from hal import TimeSliceLevel
 from hal.driverfiles import DriverFiles
+from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ENGINES
 
 if TYPE_CHECKING:
@@ -106,9 +109,12 @@ class Driver:
         self.offered: Offered | None = OFFERED
         self.time_slices: dict[str, TimeSliceLevel] = {}
         self.refusal = ""
+        self.store = ClaimStore(
+            self.folder, boot_id, lambda: claims_of_specs(self.specs, DRIVER, boot_id)
+        )
         self.keeper = ClaimKeeper(
             DRIVER,
-            ClaimStore(self.folder, boot_id, lambda: claims_of_specs(self.specs, DRIVER, boot_id)),
+            self.store,
             self.specs,
             lambda: self.offered,
             cluster.read,
@@ -260,6 +266,57 @@ def test_of_many_at_once_no_more_get_shares_than_there_are(
     assert granted == 10
     assert driver.remembered.taken() == {"gpu-shared": 10}
     assert len(list(driver.specs.iterdir())) == 10
+
+
+def test_claims_that_come_together_are_written_together(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has what came before it, an error is that of its own change, and the disk is spared."""
+    writes, entered, going_on = [0], threading.Event(), threading.Event()
+
+    def slow(path: Path, text: str, mode: int, *, synced: bool) -> None:
+        writes[0] += 1
+        entered.set()
+        assert going_on.wait(TIMEOUT_S)
+        write_whole(path, text, mode, synced=synced)
+
+    def refused(_now: Claims) -> Claims:
+        raise ClaimError("no")
+
+    monkeypatch.setattr("gpuplugin.daemon.dra.claimstore.write_whole", slow)
+    store = driver.store
+    results = [Result("gpu", "node-1", "gpu-shared", "", 1)]
+
+    def start(number: int) -> Claims:
+        ref = ClaimRef("default", f"c-{number}", f"u-{number}")
+        return store.change(lambda now: now.started(ref, results, OFFERS))
+
+    with ThreadPoolExecutor(10) as threads:
+        first = threads.submit(start, 0)
+        assert entered.wait(TIMEOUT_S)
+        others = [threads.submit(start, number) for number in range(1, 8)]
+        failing = threads.submit(store.change, refused)
+        eventually(lambda: store.waiting == 8)
+        going_on.set()
+        assert set(first.result(TIMEOUT_S).by_uid) == {"u-0"}
+        for number, one in enumerate(others, 1):
+            assert f"u-{number}" in one.result(TIMEOUT_S).by_uid
+        with pytest.raises(ClaimError, match="no"):
+            failing.result(TIMEOUT_S)
+    assert writes == [2]
+    assert driver.remembered.taken() == {"gpu-shared": 8}
+
+
+def test_a_disk_that_is_full_leaves_the_claims_as_they_were(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gpuplugin.daemon.dra.claimstore.write_whole", full)
+    with pytest.raises(OSError, match="No space"):
+        driver.store.change(lambda now: now.rebooted("other"))
+    assert driver.store.claims == Claims("boot")
 
 
 def test_two_instances_share_what_they_know(tmp_path: Path, cluster: Cluster) -> None:

@@ -10,8 +10,10 @@ import fcntl
 import logging
 import os
 import threading
+from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from gpuplugin.core.dra.claims import BrokenCheckpoint, Claims, decoded, encoded
 from gpuplugin.daemon.logs import log_fact
@@ -29,13 +31,25 @@ _OPEN = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
 _MODE = 0o640
 """An instance that follows may run as another user, of the group that the folder has."""
 
+_UNTRIED: Final = RuntimeError("not tried")
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Change:
+    """What somebody wants changed, and what came of it."""
+
+    made: Callable[[Claims], Claims]
+    for_good: bool
+    outcome: Claims | Exception = _UNTRIED
 
 
 class ClaimStore:
     """The claims of this node, in `folder`; safe for threads and for several processes.
 
-    `rebuilt` is asked for claims where there is no file that can be read.
+    `rebuilt` is asked for claims where there is no file that can be read. Changes that come while
+    the disk is busy are written together: many claims cost hardly more than one.
     """
 
     def __init__(self, folder: Path, boot_id: str, rebuilt: Callable[[], Claims]) -> None:
@@ -44,13 +58,20 @@ class ClaimStore:
         self.boot_id = boot_id
         self._rebuilt = rebuilt
         self._mutex = threading.Lock()
+        self._changes: deque[_Change] = deque()
         self._read: tuple[Identity | None, Claims] | None = None
 
     @property
     def claims(self) -> Claims:
-        """The newest ones; raises `OSError`."""
-        with self._locked():
-            return self._load()
+        """The newest ones; raises `OSError`. Never waits for the disk."""
+        newest = identity(self._path)
+        read = self._read
+        return read[1] if read is not None and read[0] == newest else self._load()
+
+    @property
+    def waiting(self) -> int:
+        """How many changes wait for the disk."""
+        return len(self._changes)
 
     def change(self, made: Callable[[Claims], Claims], *, for_good: bool = True) -> Claims:
         """Put what `made` makes of the newest claims in their place.
@@ -58,31 +79,52 @@ class ClaimStore:
         It is on the disk then; if it is not `for_good`, the file may be the one before after a
         crash of the machine. Raises what `made` raises, and `OSError`; the file is as before then.
         """
-        with self._locked():
-            before = self._load()
-            after = made(before)
-            if after != before or self._read is None or self._read[0] is None:
-                write_whole(self._path, encoded(after), _MODE, synced=True)
-                if for_good:
-                    sync_folder(self._folder)
-                self._read = identity(self._path), after
-            return after
+        change = _Change(made, for_good)
+        self._changes.append(change)
+        with self._mutex:
+            if change.outcome is _UNTRIED:
+                self._make_all()
+        if isinstance(change.outcome, Exception):
+            raise change.outcome
+        return change.outcome
+
+    def _make_all(self) -> None:
+        """Make all changes that wait, and write once."""
+        changes = [self._changes.popleft() for _ in range(len(self._changes))]
+        try:
+            with self._locked():
+                before = after = self._load()
+                for change in changes:
+                    try:
+                        change.outcome = after = change.made(after)
+                    except Exception as error:  # noqa: BLE001 - raised where it was wanted
+                        change.outcome = error
+                if after != before or self._read is None or self._read[0] is None:
+                    write_whole(self._path, encoded(after), _MODE, synced=True)
+                    if any(change.for_good for change in changes):
+                        sync_folder(self._folder)
+                    self._read = identity(self._path), after
+        except OSError as error:
+            for change in changes:
+                if change.outcome is _UNTRIED or not isinstance(change.outcome, Exception):
+                    change.outcome = error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._mutex:
-            self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            descriptor = os.open(self._folder / LOCK, _OPEN, _MODE)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(descriptor)  # which ends the lock
+        self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / LOCK, _OPEN, _MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)  # which ends the lock
 
     def _load(self) -> Claims:
+        """The file may be replaced meanwhile: what was read is that of before or after."""
         newest = identity(self._path)
-        if self._read is not None and self._read[0] == newest:
-            return self._read[1]
+        read = self._read
+        if read is not None and read[0] == newest:
+            return read[1]
         try:
             claims = decoded(self._path.read_text("utf-8"))
         except FileNotFoundError:

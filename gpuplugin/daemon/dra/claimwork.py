@@ -226,7 +226,7 @@ class ClaimKeeper:
             names[held.result.device]: _nodes_of(held, offered.offers) for held in claim.devices
         }
         record = Claims(self._store.boot_id, {uid: claim}).prepared(uid, ids)
-        notes = {DRIVER_NOTE: self._driver, CLAIM_NOTE: encoded(record, indent=None)}
+        notes = {DRIVER_NOTE: self._driver, CLAIM_NOTE: encoded(record)}
         spec = claim_spec(CDI_KIND, nodes, offered.injection, offered.host, notes)
         path = self._spec_path(uid)
         try:

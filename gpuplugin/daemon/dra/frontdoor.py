@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,7 @@ from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.daemon.tasks import supervise, wait_period, wait_period_or
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
+from hal import HalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -114,6 +116,7 @@ class DraDoor:
             self._publisher.look_again,
             stats.wrap,
         )
+        self._driver_version = ""
         self._turn = asyncio.Event()
         self._view: NodeView | None = None
         self._claims = Claims(boot_id)
@@ -225,13 +228,15 @@ class DraDoor:
         self._keeper.retry()
 
     def _offering(self, view: NodeView, plan: DraPlan) -> Offering:
+        with suppress(HalError):  # it is closed now: it has the version that it had
+            self._driver_version = self._context.driver_version()
         withheld = set(view.withheld)
         if view.misfit:
             resources = view.inventory.resources
             withheld |= {mig or gpu for one in resources for gpu, mig in one.units}
         return Offering(
             self._driver,
-            self._context.driver_version(),
+            self._driver_version,
             plan.pcie_roots,
             plan.evict_lost,
             withheld,

@@ -65,6 +65,16 @@ def test_a_gpu_whose_shares_are_out_is_not_given_out_whole() -> None:
         claims.started(ref(2), [Result("gpu", "node-1", "gpu-a")], OFFERS)
 
 
+def test_who_has_admin_access_takes_nothing_and_is_not_in_the_way() -> None:
+    watching = Result("watch", "node-1", "gpu-b", admin_access=True)
+    claims = Claims("boot").started(ref(1), [WHOLE], OFFERS).started(ref(2), [watching], OFFERS)
+    assert claims.taken() == {"gpu-b": 1}
+    assert claims.shares_out() == {}
+    claims = decoded(encoded(claims.without("uid-1")))
+    assert claims.taken() == {}
+    claims.started(ref(3), [WHOLE], OFFERS)
+
+
 def test_a_claim_of_the_same_name_waits_for_the_old_one() -> None:
     claims = Claims("boot").started(ref(1), [shares(1)], OFFERS)
     with pytest.raises(ClaimError, match="still prepared under the UID uid-1"):
