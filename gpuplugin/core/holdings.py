@@ -50,7 +50,7 @@ def held_by_plugin(inventory: Inventory, holdings: Iterable[Holding]) -> Mapping
             uuid: f"pod {one.pod.namespace}/{one.pod.name} holds it by a device plugin"
             for one in holdings
             for uuid in map(uuid_of, one.device_ids)
-            if uuid in listed
+            if uuid in listed and not one.by_claim
         }
     )
 

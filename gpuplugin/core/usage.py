@@ -42,6 +42,8 @@ class Holding:
     container: str
     resource: str
     device_ids: tuple[str, ...]
+    by_claim: bool = False
+    """True if the scheduler gave it by a claim (DRA), which therefore knows of it."""
 
 
 @dataclass(frozen=True, slots=True)

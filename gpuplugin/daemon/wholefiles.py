@@ -32,6 +32,15 @@ def write_whole(path: Path, text: str, mode: int = 0o600, *, synced: bool = Fals
         raise
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what writers of this file left who were killed; nobody may be writing it now.
+
+    Raises `OSError`.
+    """
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make sure that names that were made or removed in a folder stay so; raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

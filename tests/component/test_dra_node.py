@@ -234,6 +234,26 @@ def test_no_prepare_fails_while_one_instance_follows_another(
         assert len(devices(node.server)) == GPUS, "slices stay"
 
 
+def test_a_restart_and_a_reload_offer_what_pods_hold_as_before(
+    node: Node, hardware: Hardware
+) -> None:
+    """Of GPUs that pods have by claims the scheduler knows: they are not withheld."""
+    with node.plugin(hardware):
+        node.published(GPUS)
+        for number in range(3):
+            node.create(f"pod-{number}")
+        eventually(lambda: len(node.running()) == 3)
+    with node.plugin(hardware) as plugin:
+        eventually(lambda: "3 claims" in str(plugin.get("/ready").parts["claims"]["text"]))
+        plugin.reload()
+        reloads = {"result": "accepted"}
+        eventually(lambda: plugin.metric("gpuplugin_config_reloads_total", **reloads) == 1)
+        node.create("one-more")
+        eventually(lambda: len(node.running()) == 4)
+        assert node.taints() == {}
+        assert "not offered" not in str(plugin.get("/ready").parts["inventory"]["text"])
+
+
 def test_a_pod_that_is_deleted_while_its_driver_is_away_ends_later(
     node: Node, make_hardware: MakeHardware
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from sim.kubelet import Amount, Phase, simple_pod
 from sim.node.realtime import SimBackend
+from tests.component.dranode import DraNode
 from tests.component.running import RESOURCE
 from tests.component.test_plugin_control import command
 from tests.component.waiting import DEADLINE_S, eventually
@@ -127,3 +128,33 @@ def _held(kubelet: Kubelet) -> dict[str, tuple[str, ...]]:
         key: tuple(device for grant in pod.status.grants for device in grant.device_ids)
         for key, pod in kubelet.view().pods.items()
     }
+
+
+def test_with_dra_a_gpu_is_not_offered_that_a_pod_holds_by_a_device_plugin(
+    kubelet: Kubelet,
+    kubelet_dir: Path,
+    make_hardware: MakeHardware,
+    start_plugin: StartPlugin,
+    node: DraNode,
+) -> None:
+    """As on a node that goes over to DRA with pods on it; the scheduler knows nothing of them."""
+    hardware = make_hardware(2)
+    plugin = start_plugin(hardware.backend)
+    kubelet.wait_until(lambda one: one.amounts == {RESOURCE: Amount(20, 20)}, DEADLINE_S)
+    assert kubelet.run_pod(simple_pod("old", {RESOURCE: 1})).phase is Phase.RUNNING
+    plugin.stop()
+    over = DraNode(kubelet_dir, node.server)
+
+    def tainted() -> list[str]:
+        return [taint["key"] for one in over.devices() for taint in one.get("taints", ())]
+
+    with over.plugin(SimBackend(hardware.node)) as driver:
+        eventually(lambda: tainted() == ["gpu.gpuplugin.dev/withheld"])
+        text = str(driver.get("/ready").parts["inventory"]["text"])
+        assert "pod default/old holds it by a device plugin" in text
+        free = next(one for one in over.devices() if "taints" not in one)
+        claim = over.allocate(free)
+        with over.connect() as calls:
+            calls.prepared(claim)
+        kubelet.delete_pod("old")
+        eventually(lambda: tainted() == [])

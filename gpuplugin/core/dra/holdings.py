@@ -63,6 +63,7 @@ def holdings_of(
                 uuids[use.device] if one is None else replica_id(uuids[use.device], one)
                 for one in numbers[use.key]
             ),
+            by_claim=True,
         )
         for use in kept
         if use.device in uuids

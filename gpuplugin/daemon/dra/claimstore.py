@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from gpuplugin.core.dra.claims import BrokenCheckpoint, Claims, decoded, encoded
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.sockets import identity
-from gpuplugin.daemon.wholefiles import sync_folder, write_whole
+from gpuplugin.daemon.wholefiles import remove_unfinished, sync_folder, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,6 +60,7 @@ class ClaimStore:
         self._mutex = threading.Lock()
         self._changes: deque[_Change] = deque()
         self._read: tuple[Identity | None, Claims] | None = None
+        self._tidy = False
 
     @property
     def claims(self) -> Claims:
@@ -93,6 +94,9 @@ class ClaimStore:
         changes = [self._changes.popleft() for _ in range(len(self._changes))]
         try:
             with self._locked():
+                if not self._tidy:
+                    remove_unfinished(self._path)  # who writes it has the lock
+                    self._tidy = True
                 before = after = self._load()
                 for change in changes:
                     try:

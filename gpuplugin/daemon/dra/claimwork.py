@@ -30,7 +30,7 @@ from gpuplugin.core.dra.claims import (
 from gpuplugin.core.dra.gpuconfig import time_slice_conflict, time_slices
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.serving.cdi import SPEC_MODE
-from gpuplugin.daemon.wholefiles import sync_folder, write_whole
+from gpuplugin.daemon.wholefiles import remove_unfinished, sync_folder, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -231,6 +231,7 @@ class ClaimKeeper:
         path = self._spec_path(uid)
         try:
             self._cdi_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            remove_unfinished(path)
             write_whole(path, json.dumps(spec, indent=2) + "\n", SPEC_MODE, synced=True)
         except OSError as error:
             raise ClaimError(f"the CDI spec {path} cannot be written: {error}") from error
@@ -239,6 +240,7 @@ class ClaimKeeper:
     def _remove_spec(self, uid: str) -> None:
         path = self._spec_path(uid)
         try:
+            remove_unfinished(path)
             path.unlink()
             sync_folder(path.parent)
         except FileNotFoundError:
