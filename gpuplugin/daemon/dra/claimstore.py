@@ -45,6 +45,17 @@ class _Change:
     outcome: Claims | Exception = _UNTRIED
 
 
+@contextmanager
+def to_lock(path: Path) -> Iterator[int]:
+    """A file to lock, by its descriptor, whose end ends the lock; raises `OSError`."""
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    descriptor = os.open(path, _OPEN, _MODE)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 class ClaimStore:
     """The claims of this node, in `folder`; safe for threads and for several processes.
 
@@ -115,13 +126,9 @@ class ClaimStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / LOCK, _OPEN, _MODE)
-        try:
+        with to_lock(self._folder / LOCK) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(descriptor)  # which ends the lock
 
     def _load(self) -> Claims:
         """The file may be replaced meanwhile: what was read is that of before or after."""

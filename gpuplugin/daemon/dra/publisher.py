@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -33,11 +31,12 @@ from gpuplugin.core.dra.slices import (
 )
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.dra.claimapi import FIELD_MANAGER
+from gpuplugin.daemon.dra.claimstore import to_lock
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.tasks import alone, wait_period, wait_period_or
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from lightkube import SingleConfig
@@ -125,7 +124,7 @@ class SlicePublisher:
     async def run(self) -> None:
         """Publish until cancelled; slices stay when this ends: pods keep what they have."""
         self._leads = False
-        with _opened(self._lead) as descriptor:
+        with to_lock(self._lead) as descriptor:
             while True:
                 try:
                     await alone(partial(self._follow, descriptor), "slices")
@@ -301,17 +300,6 @@ class SlicePublisher:
         if self._status.set(COMPONENT, text, ok=ok):
             level = logging.INFO if ok else logging.WARNING
             log_fact(log, level, "slices-published", f"published {text}")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A file to lock, by its descriptor, whose end ends the lock; raises `OSError`."""
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _locked(descriptor: int) -> bool:
