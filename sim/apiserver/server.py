@@ -31,6 +31,7 @@ from sim.apiserver.store import (
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
@@ -146,6 +147,10 @@ class ApiServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def speak_tls(self, context: ssl.SSLContext) -> None:
+        """Accept connections by TLS alone from now on."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def kubeconfig(self, folder: Path) -> Path:
         """Write a kubeconfig that leads here."""

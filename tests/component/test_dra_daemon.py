@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gpuplugin.kubelet.proto import dra_pb2 as pb
+from hal import TimeSliceLevel
 from tests.component.cluster import wipe
 from tests.component.dranode import DRIVER
 from tests.component.running import Hardware
+from tests.component.test_plugin_control import command
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ENGINES
 
@@ -167,3 +169,70 @@ def test_sharing_is_not_turned_off_while_shares_are_out(
 
 def exclusive(node: DraNode) -> set[str]:
     return {one["name"] for one in node.devices() if not one.get("allowMultipleAllocations")}
+
+
+def levels(hardware: Hardware) -> list[TimeSliceLevel]:
+    """The time slices of the GPUs, by index."""
+    with hardware.node.update() as model:
+        return [gpu.time_slice for gpu in model.present]
+
+
+def long_slices() -> dict[str, Any]:
+    """The configuration of a claim that asks for long time slices."""
+    sharing = {"strategy": "TimeSlicing", "timeSlicingConfig": {"interval": "Long"}}
+    parameters = {
+        "apiVersion": "resource.nvidia.com/v1beta1", "kind": "GpuConfig", "sharing": sharing,
+    }  # fmt: skip
+    opaque = {"driver": DRIVER, "parameters": parameters}
+    return {"source": "FromClaim", "requests": [], "opaque": opaque}
+
+
+def test_the_time_slice_of_a_claim_is_set_over_restarts_and_undone(
+    node: DraNode, hardware: Hardware
+) -> None:
+    usual, long = TimeSliceLevel.DEFAULT, TimeSliceLevel.LONG
+    with node.plugin(hardware.backend), node.connect() as kubelet:
+        claim = node.allocate(node.device(2), config=[long_slices()])
+        kubelet.prepared(claim)
+        assert levels(hardware) == [usual, usual, long, *[usual] * 5]
+    assert levels(hardware)[2] is long, "its pod still runs"
+    with hardware.node.update() as model:
+        model.present[2].time_slice = usual  # as after a reset
+    with node.plugin(hardware.backend), node.connect() as kubelet:
+        eventually(lambda: levels(hardware)[2] is long)
+        assert kubelet.unprepare(claim) == {claim.uid: ""}
+        eventually(lambda: levels(hardware) == [usual] * GPUS)
+
+
+def test_health_is_sent_again_and_again(
+    node: DraNode, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device of which the kubelet hears nothing is Unknown to it."""
+    monkeypatch.setattr("gpuplugin.daemon.dra.frontdoor.HEARTBEAT_S", 1.0)
+    with node.plugin(hardware.backend), node.connect() as kubelet, kubelet.health() as stream:
+        first, *others = (stream.next() for _ in range(3))
+        assert {*first} == {one["name"] for one in node.devices()}
+        for one in others:
+            assert {name: device.health for name, device in one.items()} == dict.fromkeys(
+                first, pb.HEALTHY
+            )
+
+
+@pytest.mark.parametrize(("evict", "effect"), [("false", "NoSchedule"), ("true", "NoExecute")])
+def test_pods_on_a_gpu_that_is_lost_are_deleted_where_that_is_wanted(
+    node: DraNode, hardware: Hardware, evict: str, effect: str
+) -> None:
+    with node.plugin(hardware.backend, health_evict_lost=evict):
+        eventually(lambda: len(node.devices()) == GPUS)
+        hardware.lose(4)
+        eventually(lambda: f"{DRIVER}/lost=true:{effect}" in taints(node)[hardware.uuids[4]])
+
+
+def test_a_person_clears_a_fault(node: DraNode, hardware: Hardware) -> None:
+    """Without a reset, which this fault would else need."""
+    with node.plugin(hardware.backend) as plugin:
+        eventually(lambda: len(node.devices()) == GPUS)
+        hardware.xid(5, 95)
+        eventually(lambda: f"{DRIVER}/xid=95:NoSchedule" in taints(node)[hardware.uuids[5]])
+        assert command(plugin, "clear", "5").returncode == 0
+        eventually(lambda: taints(node)[hardware.uuids[5]] == [])

@@ -10,16 +10,23 @@ import pytest
 
 from gpuplugin.core.dra.devices import Offer, Taint
 from gpuplugin.core.dra.slices import Pool
+from gpuplugin.daemon.dra import publisher as publisher_module
 from gpuplugin.daemon.dra.publisher import SlicePublisher
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.status import StatusBoard
 from sim.apiserver import SLICES, ApiServer, Key
 from tests.component.cluster import config_of, devices, node, slices, wipe
-from tests.component.waiting import becomes_true
+from tests.component.waiting import becomes_true, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from lightkube.generic_resource import GenericGlobalResource
+
+    from gpuplugin.core.dra.slices import Stored
+    from sim.apiserver import Request
+    from sim.apiserver.server import Answer
 
 NODE = "node-1"
 POOL = Pool("gpu.gpuplugin.dev", NODE)
@@ -239,3 +246,37 @@ def test_of_two_instances_one_publishes_and_the_other_takes_over(
             await listed(server, "gpu-1", "gpu-0")
 
     asyncio.run(overlap())
+
+
+def test_a_slice_that_is_deleted_before_its_creator_hears_of_it_is_made_again(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch tells that it came and went while the response is still on its way."""
+    seen: list[str] = []
+    convert, answer = publisher_module._stored, server.answer
+
+    def noting(one: GenericGlobalResource) -> Stored:
+        seen.append("")
+        return convert(one)
+
+    def late(request: Request) -> Answer:
+        response = answer(request)
+        creates = request.right[:2] == ("create", "resourceslices")
+        if creates and "dryRun" not in request.query and not wiped:
+            wiped.append(True)
+            before = len(seen)
+            wipe(server)
+            eventually(lambda: len(seen) >= before + 2)
+        return response
+
+    wiped: list[bool] = []
+    monkeypatch.setattr(publisher_module, "_stored", noting)
+    monkeypatch.setattr(server, "answer", late)
+
+    async def main() -> None:
+        async with publishing(server, tmp_path) as (publisher, _):
+            publisher.offer([offer(0)])
+            await becomes_true(lambda: wiped)
+            await listed(server, "gpu-0")
+
+    asyncio.run(main())

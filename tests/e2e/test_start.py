@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -11,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
+from benchmarks.machine import resident_mib
+from sim.apiserver import ApiServer
+from tests.component.cluster import wipe
+from tests.component.dranode import NODE, DraNode, dra_flags
 from tests.e2e.conftest import Node, Plugin, eventually
 from tests.e2e.served import ServedNode
 
@@ -44,6 +51,64 @@ def test_nothing_is_imported_once_it_serves(node: Node, engine: str, registratio
         assert "import time:" in plugin.output, "what is imported is not shown"
         _, _, serving = plugin.output.partition("event=http")
         assert re.findall(r"import time:.*\| +(\S+)", serving) == []
+
+
+MAX_DRA_RSS_MIB = 60
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "tls"])
+def test_with_dra_nothing_is_imported_once_it_serves_and_memory_is_bounded(
+    node: Node, tmp_path: Path, tls: bool
+) -> None:
+    """The client for the API server is loaded before, whatever asyncio was loaded without."""
+    with ServedNode(node.dir) as served, ApiServer([NODE]) as server:
+        kubeconfig = server.kubeconfig(tmp_path)
+        if tls:
+            over_tls(server, kubeconfig)
+        flags = [text for flag in dra_flags(node.dir).items() for text in flag]
+        env = {**served.env, "KUBECONFIG": str(kubeconfig), "PYTHONPROFILEIMPORTTIME": "1"}
+        arguments = ("--backend", "nvml", *node.at, *flags)
+        with Plugin(*arguments, env=env) as plugin:
+            dra = DraNode(node.dir, server)
+            device = dra.device(0)
+            with dra.connect() as kubelet, kubelet.health() as stream:
+                assert len(stream.next()) == len(dra.devices())
+                for _ in range(20):
+                    claim = dra.allocate(device)
+                    kubelet.prepared(claim)
+                    assert kubelet.unprepare(claim) == {claim.uid: ""}
+                wipe(server)
+                eventually(dra.devices, "the slices are back")
+            for path in ("/health", "/ready", "/metrics", "/"):
+                assert plugin.get(path)[0] == 200
+            assert resident_mib([plugin.pid]) < MAX_DRA_RSS_MIB
+            assert plugin.stop() == 0
+        _, _, serving = plugin.output.partition("event=http")
+        assert re.findall(r"import time:.*\| +(\S+)", serving) == []
+
+
+def over_tls(server: ApiServer, kubeconfig: Path) -> None:
+    """Let the server speak TLS, with a certificate that the kubeconfig names."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = (kubeconfig.with_name(name) for name in ("key.pem", "cert.pem"))
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", key, "-out", certificate, "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    content = yaml.safe_load(kubeconfig.read_text())
+    url = server.url.replace("http:", "https:")
+    content["clusters"][0]["cluster"] = {"server": url, "certificate-authority": str(certificate)}
+    kubeconfig.write_text(yaml.safe_dump(content))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.speak_tls(context)
 
 
 def test_a_stop_while_it_starts_is_a_stop(node: Node) -> None:

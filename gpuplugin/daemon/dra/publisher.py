@@ -102,6 +102,8 @@ class SlicePublisher:
         self._version = 0
         self._turn = asyncio.Event()
         self._stored: dict[str, Stored] = {}
+        self._gone: set[str] = set()
+        """UIDs of slices that were deleted since the last list."""
         self._dropped: frozenset[str] = frozenset()
         self._backoff = Backoff(0.1, 30.0)
         self._anew = asyncio.Event()
@@ -149,6 +151,7 @@ class SlicePublisher:
             listing = client.list(ResourceSlice, fields=self._mine())
             found = [_stored(one) async for one in listing]
             self._stored = {one.name: one for one in found}
+            self._gone = set()
             self._listed(stored_replicas(found))
             self._turn.set()
             async with asyncio.TaskGroup() as tasks:
@@ -210,6 +213,7 @@ class SlicePublisher:
             seen = _stored(one)
             known = self._stored.get(seen.name)
             if operation == "DELETED":
+                self._gone.add(seen.uid)
                 if known is not None and known.uid == seen.uid:
                     del self._stored[seen.name]
                     self._turn.set()
@@ -274,7 +278,9 @@ class SlicePublisher:
         The watch may have shown what came after it before this response was read.
         """
         known = self._stored.get(stored.name)
-        if known is None or _newer(stored, known):
+        if stored.uid in self._gone:
+            self._turn.set()
+        elif known is None or _newer(stored, known):
             self._stored[stored.name] = stored
         dropped = dropped_gates(sent, stored.spec)
         if not dropped <= self._dropped:
