@@ -21,11 +21,21 @@ if TYPE_CHECKING:
 
 CORE = {"nodes": "Node", "namespaces": "Namespace", "configmaps": "ConfigMap"}
 CORE |= {"services": "Service", "serviceaccounts": "ServiceAccount", "secrets": "Secret"}
+DRA = "resource.k8s.io/v1"
 GROUPS = {
+    DRA: {"deviceclasses": "DeviceClass"},
+    "rbac.authorization.k8s.io/v1": {
+        "clusterroles": "ClusterRole",
+        "clusterrolebindings": "ClusterRoleBinding",
+    },
+    "admissionregistration.k8s.io/v1": {
+        "validatingadmissionpolicies": "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicybindings": "ValidatingAdmissionPolicyBinding",
+    },
     "apps/v1": {"daemonsets": "DaemonSet"},
     "node.k8s.io/v1": {"runtimeclasses": "RuntimeClass"},
 }
-CLUSTER_WIDE = {"nodes", "namespaces", "runtimeclasses"}
+NAMESPACED = {"daemonsets", "configmaps", "services", "serviceaccounts", "secrets"}
 PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
 LABEL = f"kubectl label namespace {NAMESPACE} pod-security.kubernetes.io/enforce=privileged"
 
@@ -39,7 +49,7 @@ def _resources(version: str, kinds: Mapping[str, str]) -> dict[str, Any]:
             {
                 "name": name,
                 "singularName": "",
-                "namespaced": name not in CLUSTER_WIDE,
+                "namespaced": name in NAMESPACED,
                 "kind": kind,
                 "verbs": ["get", "list"],
             }
@@ -58,18 +68,36 @@ def _cluster(
     nodes: list[dict[str, str]],
     namespace: dict[str, str],
     class_made_by: dict[str, str] | None = None,
+    *,
+    version: str = "1.37",
+    counts: str = "0",
+    device_class: str = "",
 ) -> Iterator[str]:
     """Address of an API server with nodes and a namespace of these labels.
 
-    There is a RuntimeClass nvidia if `class_made_by` gives its annotations, and nothing else.
+    There is a RuntimeClass nvidia if `class_made_by` gives its annotations, and a DeviceClass of
+    this name for nvidia.com/gpu. Nodes have `counts` of that resource by a device plugin.
     """
     made = [
-        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"n{number}", "labels": labels}}
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": f"n{number}", "labels": labels},
+            "status": {"allocatable": {"nvidia.com/gpu": counts}},
+        }
         for number, labels in enumerate(nodes)
+    ]
+    classes = [
+        {
+            "apiVersion": DRA,
+            "kind": "DeviceClass",
+            "metadata": {"name": device_class},
+            "spec": {"extendedResourceName": "nvidia.com/gpu"},
+        }
     ]
     own = {"name": NAMESPACE, "labels": namespace}
     answers: dict[str, dict[str, Any]] = {
-        "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
+        "/version": {"major": "1", "minor": version[2:], "gitVersion": f"v{version}.0"},
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
         "/apis": {"kind": "APIGroupList", "groups": [_group(version) for version in GROUPS]},
         "/api/v1": _resources("v1", CORE),
@@ -98,6 +126,12 @@ def _cluster(
             },
             "handler": "nvidia",
         }
+    answers[f"/apis/{DRA}/deviceclasses"] = {
+        "apiVersion": DRA,
+        "kind": "DeviceClassList",
+        "metadata": {},
+        "items": classes if device_class else [],
+    }
     missing = {"kind": "Status", "apiVersion": "v1", "reason": "NotFound", "code": 404}
 
     class Handler(BaseHTTPRequestHandler):
@@ -198,3 +232,24 @@ def test_a_runtime_class_of_others_is_used_and_left_alone(
     assert "runtimeClassName: nvidia" in manifest
     assert ("stays after an uninstall" in notes) == makes
     assert ("of the cluster is used" in notes) != makes
+
+
+def test_notes_on_dra_tell_what_stands_in_its_way(tmp_path: Path) -> None:
+    given = ("--set", "allocation=dra")
+    nodes = [{"node-type": "gpu"}]
+    with _cluster(nodes, PRIVILEGED) as address:
+        sound = _notes(address, tmp_path, *given)
+    assert "kubectl get resourceslices" in sound
+    assert "Allocatable" not in sound
+    for word in ("feature gates", "DeviceClass", "device plugin"):
+        assert word not in sound
+    with _cluster(
+        nodes, PRIVILEGED, version="1.35", counts="10", device_class="gpu.nvidia.com"
+    ) as address:
+        notes = _notes(address, tmp_path, *given)
+        assert "DeviceClass" not in _notes(address, tmp_path), "it is no concern of a device plugin"
+    assert "Kubernetes v1.35.0 needs feature gates" in notes
+    assert "The DeviceClass gpu.nvidia.com has the extended resource nvidia.com/gpu, too" in notes
+    assert "Node n0 has nvidia.com/gpu: 10 of a device plugin" in notes
+    with _cluster(nodes, PRIVILEGED, device_class="gpu.gpuplugin.dev") as address:
+        assert "The DeviceClass" not in _notes(address, tmp_path, *given), "it is this release's"
