@@ -3,5 +3,5 @@
 `gpuplugin bench` calls `benchmarks.run`. How it is measured: docs/performance.md.
 """
 
-SUITES = ("allocate", "prefer", "listing", "life", "faults", "simulator")
+SUITES = ("allocate", "prefer", "listing", "life", "faults", "claims", "simulator")
 """Each is a module of `benchmarks.suites`; `gpuplugin bench` names them in its help."""

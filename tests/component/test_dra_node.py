@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -213,9 +214,9 @@ def test_no_prepare_fails_while_one_instance_follows_another(
             node.create(f"pod-{len(made)}")
             made.append(1)
 
-    old = node.plugin(hardware)
-    with old, node.plugin(hardware) as new:
+    with node.plugin(hardware) as old, ExitStack() as stack:
         node.published(GPUS)
+        new = stack.enter_context(node.plugin(hardware))
         eventually(lambda: len(node.view().drivers.get(DRIVER, ())) == 2)
         creator = threading.Thread(target=create)
         creator.start()

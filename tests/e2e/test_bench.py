@@ -106,10 +106,10 @@ def test_an_end_from_outside_takes_plugins_along(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(LONG_S + 10)
-def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
+def test_faults_choices_claims_and_the_simulator(tmp_path: Path) -> None:
     json = tmp_path / "run.json"
     engine = ("--engine", "fast")
-    suites = ("faults", "prefer", "simulator")
+    suites = ("faults", "prefer", "claims", "simulator")
     done = bench(*suites, *engine, "--calls", "1", "--json", str(json), timeout_s=LONG_S)
     assert done.returncode == 0, done.stderr
     found = {(one.case, one.subject): one for one in read_run(json).figures}
@@ -119,6 +119,8 @@ def test_faults_choices_and_the_simulator(tmp_path: Path) -> None:
         *(f"8 whole GPUs, nvlink, request {size}" for size in range(1, 9)),
         *(f"16 whole GPUs, pcie, request {size}" for size in (1, 8, 15, 16)),
         "whole plugin, 8 x 10, request 2",
+        *("a file, synced", "Prepare, one share", "Unprepare, one share", "resident, idle"),
+        *("Prepare, 200 claims at once, all of them", "64 nodes of 8 GPUs published"),
         "production-week, events",
     }
 
