@@ -26,6 +26,9 @@ CONTROL_NODES = (
 )
 """Nodes that every container with a GPU needs, as far as the node has them."""
 
+STAND_IN_NODE = "/dev/null"
+"""A runtime starts no container with a device node that its host has not."""
+
 
 def inventory_plan(settings: Settings) -> Plan:
     return Plan(
@@ -85,6 +88,7 @@ def injection_plan(
         features=enabled,
         absent_features=frozenset(enabled).difference(present),
         cdi_annotation_prefix=flags.plugin.cdi_annotation_prefix,
+        stand_in_node=STAND_IN_NODE if settings.daemon.backend == "sim" else "",
     )
 
 

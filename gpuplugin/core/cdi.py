@@ -166,5 +166,7 @@ def _device(name: str, nodes: Iterable[str], plan: InjectionPlan) -> dict[str, o
 
 def _nodes(paths: Iterable[str], plan: InjectionPlan) -> list[dict[str, object]]:
     """Device nodes; the host's path is named where it is another one."""
+    if plan.stand_in_node:
+        return [{"path": path, "hostPath": plan.stand_in_node} for path in paths]
     root = plan.dev_root.rstrip("/")
     return [{"path": path, **({"hostPath": root + path} if root else {})} for path in paths]

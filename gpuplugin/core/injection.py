@@ -53,6 +53,8 @@ class InjectionPlan:
     features: tuple[str, ...] = ()
     absent_features: frozenset[str] = frozenset()
     cdi_annotation_prefix: str = "cdi.k8s.io/"
+    stand_in_node: str = ""
+    """What CDI puts in place of device nodes that a simulated node names and a host has not."""
 
     @property
     def uses_cdi(self) -> bool:

@@ -65,7 +65,9 @@ def test_eight_gpus_with_ten_shares_each_serve_eighty_claims(
             assert all(device.share_id for device in prepared)
             spec = node.spec(claims[0])
             (device,) = spec["devices"]
-            assert device["containerEdits"]["deviceNodes"] == [{"path": "/dev/nvidia0"}]
+            assert device["containerEdits"]["deviceNodes"] == [
+                {"path": "/dev/nvidia0", "hostPath": "/dev/null"}
+            ]
             common = [one["path"] for one in spec["containerEdits"]["deviceNodes"]]
             assert "/dev/nvidiactl" in common
             eventually(lambda: plugin.metric("gpuplugin_dra_prepared_claims") == 80)

@@ -133,6 +133,8 @@ def test_large_fleets_roll_out_by_percentage() -> None:
         "deviceListStrategy: cdi-cri\nruntimeClassName: null",
         "registration: classic\nnodeReports: {enabled: true}",
         "simulated: {enabled: true}",
+        "setTimeSlices: {enabled: true}",
+        "allocation: dra",
     ],
 )
 def test_the_constraints_let_the_pods_in_and_nothing_more(values: str) -> None:
@@ -144,7 +146,8 @@ def test_the_constraints_let_the_pods_in_and_nothing_more(values: str) -> None:
     assert allowed["allowHostPID"] == pod.get("hostPID", False)
     privileged = plugin_of(found)["securityContext"].get("privileged", False)
     assert allowed["allowPrivilegedContainer"] == privileged
-    assert allowed["allowPrivilegeEscalation"] == privileged
+    escalates = plugin_of(found)["securityContext"]["allowPrivilegeEscalation"]
+    assert allowed["allowPrivilegeEscalation"] == escalates
     kinds = {key for one in pod["volumes"] for key in one if key != "name"}
     assert kinds <= set(allowed["volumes"])
     added = {
