@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 from hal import GpuLost, HalError, NotSupported, TimeSliceLevel
 from sim.gpu.faults import LostFault
 from sim.node.realtime import SimBackend
+from tests.component.dranode import DRIVER
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import RESOURCE
 from tests.component.waiting import eventually
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
     from tests.component.conftest import MakeHardware
+    from tests.component.dranode import DraNode
     from tests.component.following import Follow, Followed
     from tests.component.running import Hardware
 
@@ -129,3 +135,68 @@ def test_a_gpu_that_is_lost_meanwhile_does_not_keep_the_others_waiting(follow: F
     plugin = follow(driver, shared("Long"), "none")
     eventually(lambda: told(plugin).startswith("Long on GPUs 1, 2; not set on GPU 0"))
     assert plugin.ready
+
+
+# Claims: the same, by their GpuConfig
+
+
+def asking(interval: str) -> list[dict[str, object]]:
+    """The configuration of an allocated claim that asks for time slices of this length."""
+    parameters = {
+        "apiVersion": "resource.nvidia.com/v1beta1",
+        "kind": "GpuConfig",
+        "sharing": {"strategy": "TimeSlicing", "timeSlicingConfig": {"interval": interval}},
+    }
+    opaque = {"driver": DRIVER, "parameters": parameters}
+    return [{"source": "FromClaim", "requests": [], "opaque": opaque}]
+
+
+def shared_file(folder: Path, interval: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(shared(interval))
+    return file
+
+
+def test_a_claim_has_its_time_slice_and_afterwards_the_gpu_has_the_usual_one(
+    node: DraNode, make_hardware: MakeHardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuplugin.kubelet.draplugin.WAIT_S", 1.0)
+    hardware = make_hardware(2)
+    file = shared_file(node.folder, "Medium")
+    with node.plugin(hardware.backend, config_file=file) as plugin:
+        eventually(lambda: levels(hardware) == [TimeSliceLevel.MEDIUM] * 2)
+        device = node.device(0)
+        number = hardware.uuids.index(device["attributes"]["uuid"]["string"])
+        long = node.allocate(device, config=asking("Long"))
+        same = node.allocate(device, config=asking("Long"))
+        short = node.allocate(device, config=asking("Short"))
+        plain = node.allocate(device)
+        with node.connect() as kubelet:
+            eventually(lambda: plugin.ready)
+            for one in (long, same, plain):
+                kubelet.prepared(one)
+            assert levels(hardware)[number] is LONG
+            refused = kubelet.prepare(short)[short.uid].error
+            assert "its time slice is Long for claim default/" in refused
+            assert kubelet.unprepare(long, short) == {long.uid: "", short.uid: ""}
+            assert levels(hardware)[number] is LONG, "another claim asks for it"
+            kubelet.unprepare(same)
+            eventually(lambda: levels(hardware) == [TimeSliceLevel.MEDIUM] * 2)
+            kubelet.prepared(short)
+            assert levels(hardware)[number] is SHORT
+    assert levels(hardware)[number] is SHORT, "an instance that follows may serve already"
+
+
+def test_where_it_is_not_permitted_a_claim_is_refused_with_the_reason(node: DraNode) -> None:
+    driver = Refusing(gpu0=NotSupported("no root", "Be root"))
+    file = shared_file(node.folder, "Default")
+    with node.plugin(driver, config_file=file) as plugin:
+        eventually(lambda: len(node.devices()) == 3)
+        uuid = driver.listed[0].uuid
+        (device,) = [one for one in node.devices() if one["attributes"]["uuid"]["string"] == uuid]
+        claim, plain = node.allocate(device, config=asking("Long")), node.allocate(device)
+        with node.connect() as kubelet:
+            eventually(lambda: plugin.ready)
+            assert "no root. Be root" in kubelet.prepare(claim)[claim.uid].error
+            assert kubelet.unprepare(claim) == {claim.uid: ""}
+            kubelet.prepared(plain)
