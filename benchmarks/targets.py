@@ -81,7 +81,7 @@ TARGETS = (
     Target("claims", "Prepare, one share", _OWN, 3, "ms"),
     Target("claims", "Prepare, * claims at once, all of them", _OWN, 10_000, "ms"),
     Target("claims", "resident, idle", "gpuplugin", 60, "MiB"),
-    Target("claims", "64 nodes of 8 GPUs published", "publisher", 5, floor="64 POSTs"),
+    Target("claims", "64 nodes of 8 GPUs published", "gpuplugin", 5, floor="64 POSTs"),
     Target("faults", "fault to list, 8 x 1000", _OWN, 5, "ms"),
 )  # fmt: skip
 

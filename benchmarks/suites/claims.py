@@ -319,7 +319,7 @@ def _published(context: Context) -> list[Measurement]:
     case = f"{NODES} nodes of {GPUS} GPUs published"
     return [
         context.figure(POST, "the API server", "ms", floors),
-        context.figure(case, "publisher", "ms", took, {POST: floors}),
+        context.figure(case, "gpuplugin", "ms", took, {POST: floors}),
     ]
 
 
