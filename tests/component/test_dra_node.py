@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,11 +20,10 @@ import yaml
 from gpuplugin.cli.health import ask_daemon
 from gpuplugin.daemon.serving.sockets import KubeletDirs
 from gpuplugin.linesocket import ControlError
-from sim.apiserver import CLAIMS, SLICES, ApiServer, Selection
+from sim.apiserver import CLAIMS, CLASSES, SLICES, ApiServer, Key, Selection
 from sim.gpu.faults import DriverDown, DriverUp, EccFault, Recovery, XidFault
-from sim.kubelet import Kubelet, Phase, simple_pod
+from sim.kubelet import Container, Kubelet, Phase, Pod, PodClaim, simple_pod
 from sim.node.scenario import Scenario
-from sim.scheduler.claims import create_class
 from sim.virtual.run import VirtualRun
 from tests.component.cluster import devices, slices
 from tests.component.dranode import DRIVER, NODE, dra_flags
@@ -32,13 +32,14 @@ from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from sim.kubelet import NodeView
     from tests.component.conftest import MakeHardware
 
 GPU = "nvidia.com/gpu"
 GPUS, SHARES = 8, 10
+CLASSES_FILE = Path(__file__).parents[2] / "deploy/kustomize/components/dra/deviceclasses.yaml"
+"""As they are shipped."""
 
 
 class Node:
@@ -97,7 +98,8 @@ class Node:
 def node(kubelet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     with ApiServer([NODE]) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(kubelet_dir)))
-        create_class(server.store, DRIVER, GPU)
+        for body in yaml.safe_load_all(CLASSES_FILE.read_text()):
+            server.store.create(Key(CLASSES, body["metadata"]["name"]), body)
         with Kubelet(kubelet_dir, store=server.store, node=NODE) as kubelet:
             yield Node(kubelet_dir, server, kubelet)
 
@@ -148,6 +150,33 @@ def test_two_are_two_gpus(node: Node, make_hardware: MakeHardware) -> None:
         eventually(lambda: node.running() == ["two"])
         assert set(node.uuids("two")) == set(hardware.uuids)
         eventually(lambda: node.view().pods["default/three"].status.reason == "Unschedulable")
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("shared.gpu.gpuplugin.dev", True), ("whole.gpu.gpuplugin.dev", False)]
+)
+def test_a_claim_of_a_shipped_class_shows_the_health_of_its_gpu(
+    node: Node, make_hardware: MakeHardware, name: str, runs: bool
+) -> None:
+    hardware = make_hardware(1)
+    request = {"name": "gpu", "exactly": {"deviceClassName": name}}
+    body: dict[str, object] = {"spec": {"devices": {"requests": [request]}}}
+    node.server.store.create(Key(CLAIMS, "mine", "default"), body)
+    pod = Pod("one", (Container("main", {}, ("gpu",)),), claims=(PodClaim("gpu", "mine"),))
+    with node.plugin(hardware):
+        node.published(1)
+        status = node.kubelet.run_pod(pod, DEADLINE_S)
+        assert (status.phase is Phase.RUNNING) is runs
+        if not runs:
+            return
+
+        def health() -> list[tuple[str, str]]:
+            return [(one.name, one.health) for one in node.view().health["default/one"]]
+
+        eventually(lambda: health() == [("claim:gpu", "Healthy")])
+        hardware.xid(0, 79)
+        eventually(lambda: health() == [("claim:gpu", "Unhealthy")])
+        assert "79" in node.view().health["default/one"][0].message
 
 
 def test_a_faulted_gpu_gets_no_new_pods_and_keeps_those_it_has(
