@@ -88,6 +88,13 @@ CASES: dict[str, Case] = {
         _answers("INVALID_ARGUMENT", "0x20 1x40"), _answers("OK", "0+9x60")
     ),
     "GpuAllocationSlow": Case(_slow("0x60"), _slow("0+9x60"), at="50m", early="10m"),
+    "GpuClaimErrors": Case(
+        {f'gpuplugin_dra_claims_total{{{NODE},operation="prepare",result="failed"}}': "0x20 1x40"},
+        {f'gpuplugin_dra_claims_total{{{NODE},operation="prepare",result="ok"}}': "0+9x60"},
+    ),
+    "GpuDevicesNotOffered": _gauge(
+        "gpuplugin_dra_devices_left_out", NODE, "3x60", "3x2 0x60", early="4m"
+    ),
     "GpuMemoryOverFairShare": _gauge(
         "gpuplugin_pod_memory_over_fair_share",
         f'{GPU},namespace="ml",pod="trainer",container="main"',
