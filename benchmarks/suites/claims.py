@@ -16,11 +16,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPConnection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from lightkube import KubeConfig
 
 from benchmarks.calls import Subject
 from benchmarks.machine import resident_mib
@@ -28,7 +28,6 @@ from benchmarks.plugins import GPUS, START_TIMEOUT_S, own_plugin, simulated_node
 from benchmarks.servers import DidNotStart
 from gpuplugin.core.dra.devices import Offer
 from gpuplugin.core.dra.slices import Pool
-from gpuplugin.daemon.dra.publisher import SlicePublisher
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.kubelet.proto import dra_pb2 as pb
@@ -61,6 +60,9 @@ _CALL_S = 45.0
 
 def measure(context: Context) -> list[Measurement]:
     figures: list[Measurement] = []
+    if find_spec("lightkube") is None:
+        context.note("No claims without a Kubernetes client: pip install 'gpuplugin[kubernetes]'.")
+        return figures
     with ExitStack() as stack:
         server = stack.enter_context(ApiServer([NODE]))
         server.kubeconfig(context.folder)
@@ -325,6 +327,10 @@ def _published(context: Context) -> list[Measurement]:
 
 async def _publish(server: ApiServer, folder: Path) -> float:
     """Until all slices are stored, in milliseconds; publishers have listed before."""
+    from lightkube import KubeConfig
+
+    from gpuplugin.daemon.dra.publisher import SlicePublisher
+
     config = KubeConfig.from_file(server.kubeconfig(folder)).get()
     if config is None:
         raise DidNotStart("the kubeconfig of the simulated API server is of no use")
