@@ -29,6 +29,13 @@ def shared_gpus(inventory: Inventory) -> frozenset[str]:
     )
 
 
+def usual_time_slices(
+    inventory: Inventory, interval: TimeSliceLevel | None
+) -> dict[str, TimeSliceLevel]:
+    """What the configuration wants, by UUID: one level for all GPUs that are shared, or nothing."""
+    return {} if interval is None else dict.fromkeys(sorted(shared_gpus(inventory)), interval)
+
+
 NOT_SET = "not set on"
 """How the text for people begins where it is about GPUs that have not what is wanted."""
 

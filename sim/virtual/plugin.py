@@ -24,6 +24,7 @@ from gpuplugin.core.node import (
     WakeAt,
     WriteSpecs,
 )
+from gpuplugin.core.timeslices import TimeSlices, usual_time_slices
 from gpuplugin.core.watch import Watch, WatchFailed, WatchPlan, judge_probes
 from hal import HalError, HalHung
 from sim.gpu.scheduler import to_ns
@@ -80,6 +81,7 @@ class VirtualPlugin:
         self._door = door
         self._log = log
         self._blind = ""
+        self._slices = TimeSlices()
         self._changed = self._env.event()
         self._unsettled = self._env.event()
         self._hanging: set[str] = set()
@@ -215,6 +217,7 @@ class VirtualPlugin:
             match effect:
                 case Publish():
                     self._door.publish(self._model.view)
+                    self._set_time_slices()
                 case WakeAt(at_s=at_s):
                     self._env.process(self._wake(at_s))
                 case WriteSpecs(number=number):
@@ -232,6 +235,24 @@ class VirtualPlugin:
         if self.board.blind != self._blind:
             self._blind = self.board.blind
             self._log("monitor", {"blind": self._blind})
+
+    def _set_time_slices(self) -> None:
+        """As the daemon's task does, which takes no time here."""
+        view = self._model.view
+        usable = {gpu.uuid for gpu in view.gpus if view.board.healthy(gpu.uuid)}
+        listed = {gpu.uuid for gpu in view.gpus}
+        wanted = usual_time_slices(view.inventory, view.plan.inventory.sharing.interval)
+        slices = self._slices.of_interest(wanted, listed)
+        if not view.board.blind:
+            slices = slices.uncertain(listed - usable)
+        for uuid, level in slices.due(wanted, usable).items():
+            gpu = self._node.gpu(uuid)
+            if gpu.identity.mig_enabled or not gpu.profile.has_levels:
+                slices = slices.after_refusal(uuid, level, "it has none")
+            else:
+                gpu.set_time_slice(level)
+                slices = slices.after_setting(uuid, level, wanted=uuid in wanted)
+        self._slices = slices
 
     def _wake(self, at_s: float) -> Steps:
         yield self._until(at_s)

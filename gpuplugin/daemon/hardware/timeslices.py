@@ -12,7 +12,7 @@ import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from gpuplugin.core.timeslices import TimeSlices, shared_gpus
+from gpuplugin.core.timeslices import TimeSlices, usual_time_slices
 from gpuplugin.daemon.logs import log_fact
 from hal import HalError, HalHung, NotSupported, TimeSliceLevel
 
@@ -117,9 +117,8 @@ class TimeSlicer:
 
     def _wanted(self) -> dict[str, TimeSliceLevel]:
         view = self._node.view
-        usual = view.plan.inventory.sharing.interval
-        shared = shared_gpus(view.inventory) if usual is not None else ()
-        return {**{uuid: usual for uuid in sorted(shared) if usual is not None}, **self._claimed}
+        usual = usual_time_slices(view.inventory, view.plan.inventory.sharing.interval)
+        return {**usual, **self._claimed}
 
     async def _settle(self, wanted: Mapping[str, TimeSliceLevel], usable: Collection[str]) -> None:
         """One GPU at a time, so that what else is asked of the driver has its turn in between."""

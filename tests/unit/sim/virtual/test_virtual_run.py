@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hal import TimeSliceLevel
 from sim.node.scenario import load_scenario, parse_scenario, scenario_names
 from sim.virtual.run import Outcome, VirtualRun
 from sim.virtual.settings import settings_for
@@ -327,3 +328,18 @@ def test_two_are_two_gpus_and_a_renamed_resource_has_its_class() -> None:
     ran = Ran(node(2, text), 30)
     found = [fact["devices"] for fact in ran.of("pod", phase="Running")]
     assert [len(set(devices)) for devices in found] == [2, 2, 2]
+
+
+def test_the_interval_of_the_file_is_the_time_slice_of_gpus_that_are_shared(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.yaml"
+    entry = "{name: gpu, devices: [0], replicas: 4}"
+    file.write_text(f"sharing: {{timeSlicing: {{interval: Long, resources: [{entry}]}}}}\n")
+    text = node(2, "faults: [{at_s: 3, gpu: 0, what: {kind: xid, xid: 79}}]\n")
+    for until_s in (1, 10):
+        ran = Ran(text, until_s, file)
+        levels = [gpu.time_slice for gpu in ran.run.node.present]
+        assert levels == [TimeSliceLevel.LONG, TimeSliceLevel.DEFAULT]
+    plain = Ran(node(2, ""), 1)
+    assert {gpu.time_slice for gpu in plain.run.node.present} == {TimeSliceLevel.DEFAULT}
