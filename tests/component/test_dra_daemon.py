@@ -238,3 +238,30 @@ def test_a_person_clears_a_fault(node: DraNode, hardware: Hardware) -> None:
         eventually(lambda: f"{DRIVER}/xid=95:NoSchedule" in taints(node)[hardware.uuids[5]])
         assert command(plugin, "clear", "5").returncode == 0
         eventually(lambda: taints(node)[hardware.uuids[5]] == [])
+
+
+def test_another_fault_of_a_gpu_that_is_unhealthy_is_told_as_well(
+    node: DraNode, hardware: Hardware
+) -> None:
+    with node.plugin(hardware.backend, health_evict_lost="true"):
+        eventually(lambda: len(node.devices()) == GPUS)
+        hardware.xid(6, 95)
+        eventually(lambda: taints(node)[hardware.uuids[6]] == [f"{DRIVER}/xid=95:NoSchedule"])
+        hardware.lose(6)
+        eventually(lambda: f"{DRIVER}/lost=true:NoExecute" in taints(node)[hardware.uuids[6]])
+
+
+@pytest.mark.parametrize(("policy", "place"), [("packed", 0), ("distributed", GPUS - 1)])
+def test_the_order_follows_shares_as_they_are_taken(
+    node: DraNode, hardware: Hardware, policy: str, place: int
+) -> None:
+    """The scheduler takes the first device with room."""
+    with node.plugin(hardware.backend, shared_devices_allocation_policy=policy) as plugin:
+        eventually(lambda: len(node.devices()) == GPUS)
+        claim = node.allocate(node.device(3))
+        with node.connect() as kubelet:
+            device = kubelet.prepared(claim).device_name
+            eventually(lambda: node.devices()[place]["name"] == device)
+            assert plugin.metric("gpuplugin_dra_shares_out", device=device) == 1
+            assert kubelet.unprepare(claim) == {claim.uid: ""}
+            eventually(lambda: uuids(node.devices()) == list(hardware.uuids))

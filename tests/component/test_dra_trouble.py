@@ -137,7 +137,9 @@ def test_a_reboot_forgets_what_was_set_up_and_not_what_was_granted(
     shutil.rmtree(node.specs)
     with node.plugin(hardware.backend, procfs_root=proc) as plugin, node.connect() as kubelet:
         eventually(lambda: plugin.ready)
-        assert plugin.metric("gpuplugin_dra_prepared_claims") == 1
+        kubelet.prepared(node.allocate(node.device(0)))
+        # What is missing is written before a claim is counted.
+        eventually(lambda: plugin.metric("gpuplugin_dra_prepared_claims") == 2)
         assert not node.spec_path(claim).exists()
         assert kubelet.prepared(claim) == device
         assert node.spec_path(claim).exists()
