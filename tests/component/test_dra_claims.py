@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -338,6 +339,25 @@ def test_a_restart_writes_specs_that_are_missing(tmp_path: Path, cluster: Cluste
     driver.spec("u-1").unlink()
     Driver(tmp_path, cluster).keeper.restore()
     assert driver.spec("u-1").exists()
+
+
+def test_a_claim_that_cannot_be_set_up_again_holds_up_no_other(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    """Its GPU is gone, and with it the device node that the spec would name."""
+    driver = Driver(tmp_path, cluster)
+    gone, kept = cluster.allocate("u-1", "gpu-whole"), cluster.allocate("u-2")
+    for claim in (gone, kept):
+        driver.prepare(claim)
+        driver.spec(claim.uid).unlink()
+    after = Driver(tmp_path, cluster)
+    after.offered = replace(OFFERED, offers={"gpu-shared": OFFERS["gpu-shared"]})
+    (problem,) = after.keeper.restore()
+    assert "default/u-1" in problem
+    assert "has no device node on this node now" in problem
+    assert driver.spec("u-2").exists()
+    after.keeper.unprepare(named(gone))
+    assert after.keeper.restore() == ()
 
 
 def test_after_a_reboot_prepare_does_its_work_again(tmp_path: Path, cluster: Cluster) -> None:

@@ -121,20 +121,33 @@ class ClaimKeeper:
                     self._set_all()
         self.retry()
 
-    def restore(self) -> None:
-        """Set up what is missing: no Prepare comes for pods that run. Raises `ClaimError`."""
+    def restore(self) -> tuple[str, ...]:
+        """Set up what is missing: no Prepare comes for pods that run. Returns what failed.
+
+        Raises `ClaimError` if claims cannot be read.
+        """
         claims = self._claims()
         if claims.time_slices() and not self._restored:
             self._set_all()
         self._restored = True
+        problems = []
         for uid, claim in claims.by_uid.items():
             if claim.state is ClaimState.PREPARED and not self._spec_path(uid).exists():
-                with self._claim_lock(uid):
-                    now = self._claims().by_uid.get(uid)
-                    if now is not None and now.state is ClaimState.PREPARED:
-                        self._write_spec(now)
-                        text = f"the CDI spec of claim {_named(now.ref)} was not there: written"
-                        log_fact(log, logging.WARNING, "claim-spec-restored", text)
+                try:
+                    self._restore(uid)
+                except ClaimError as error:
+                    problems.append(f"claim {_named(claim.ref)} has no CDI spec: {error}")
+        return tuple(problems)
+
+    def _restore(self, uid: str) -> None:
+        with self._claim_lock(uid):
+            now = self._claims().by_uid.get(uid)
+            if now is None or now.state is not ClaimState.PREPARED or not now.devices:
+                return
+            if not self._spec_path(uid).exists():
+                self._write_spec(now)
+                text = f"the CDI spec of claim {_named(now.ref)} was not there: written"
+                log_fact(log, logging.WARNING, "claim-spec-restored", text)
 
     def retry(self) -> None:
         """Something has changed: who waits tries again."""

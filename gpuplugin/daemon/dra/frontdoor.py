@@ -121,6 +121,7 @@ class DraDoor:
         self._view: NodeView | None = None
         self._claims = Claims(boot_id)
         self._claims_known = False
+        self._problems: tuple[str, ...] = ()
         self._replicas: dict[str, int] = {}
         """With how many replicas each device was offered last."""
         self._arranged: Arranged | None = None
@@ -189,7 +190,7 @@ class DraDoor:
                 self._claims = await asyncio.to_thread(lambda: self._store.claims)
                 self._claims_known = True
                 if self._offered is not None:
-                    await asyncio.to_thread(self._keeper.restore)
+                    self._note(await asyncio.to_thread(self._keeper.restore))
             except (OSError, ClaimError) as error:
                 self._tell(f"claims cannot be followed: {error}", ok=False)
             else:
@@ -254,6 +255,9 @@ class DraDoor:
         metrics.dra_prepared_claims.set(len(claims.by_uid))
         metrics.dra_devices_kept_shared.set(len(now.kept))
         taken = claims.taken()
+        names = {offer.name for offer in now.offers}
+        for name in self._replicas.keys() - names:
+            metrics.dra_shares_out.remove_by_labels({"device": name})
         for offer in now.offers:
             metrics.dra_shares_out.labels(offer.name).set(taken.get(offer.name, 0))
         text = f"{len(claims.by_uid)} claims hold {sum(taken.values())} devices and shares"
@@ -263,11 +267,19 @@ class DraDoor:
                 f"; GPU {', '.join(kept)} stays shared until its shares are back, though the "
                 "configuration has one replica of it: the scheduler would give it out as a whole"
             )
+        text = "; ".join((text, *self._problems))
         before = self._arranged.kept if self._arranged is not None else frozenset()
         self._tell(text, ok=True)
         if now.kept != before:
             event = "kept-shared" if now.kept else "no-longer-kept-shared"
             log_fact(log, logging.WARNING if now.kept else logging.INFO, event, text)
+
+    def _note(self, problems: tuple[str, ...]) -> None:
+        """Claims that cannot be set up again, whose pods may not start again; others can."""
+        for text in problems:
+            if text not in self._problems:
+                log_fact(log, logging.ERROR, "claim-not-restored", text)
+        self._problems = problems
 
     def _tell(self, text: str, *, ok: bool) -> None:
         if self._context.status.set(COMPONENT, text, ok=ok) and not ok:
