@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 
 from gpuplugin.daemon.dra.claimstore import FILE
+from gpuplugin.daemon.serving.sockets import identity
 from gpuplugin.kubelet.proto import dra_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration
 from gpuplugin.rpc.client import CallFailed, Connection, Method
@@ -67,7 +68,8 @@ class DraNode:
     def registrations(self) -> list[Path]:
         """Registration sockets, the newest last."""
         found = (self.folder / "plugins_registry").rglob(f"{DRIVER}-*-reg.sock")
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+        made = [(stamp[2], path) for path in found if (stamp := identity(path)) is not None]
+        return [path for _, path in sorted(made)]
 
     def connect(self) -> Kubelet:
         """Find the newest instance as the plugin watcher does, and register it."""

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -330,6 +330,30 @@ def test_two_instances_share_what_they_know(tmp_path: Path, cluster: Cluster) ->
     new.keeper.unprepare(named(first))
     old.prepare(second)
     assert set(new.remembered.by_uid) == {"u-2"}
+
+
+def test_what_one_instance_undoes_another_does_not_bring_back(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During an upgrade: a spec is missing because it was just removed, not because it is lost."""
+    old, new = Driver(tmp_path, cluster), Driver(tmp_path, cluster)
+    claim = cluster.allocate("u-1")
+    old.prepare(claim)
+    old.spec("u-1").unlink()
+    with ThreadPoolExecutor(1) as threads:
+        undoing: list[Future[None]] = []
+
+        def slowly(path: Path, text: str, mode: int, *, synced: bool) -> None:
+            if not undoing:
+                undoing.append(threads.submit(new.keeper.unprepare, named(claim)))
+                wait(undoing, 0.5)  # all the time that it would take
+            write_whole(path, text, mode, synced=synced)
+
+        monkeypatch.setattr("gpuplugin.daemon.dra.claimwork.write_whole", slowly)
+        assert old.keeper.restore() == ()
+        undoing[0].result(TIMEOUT_S)
+    assert not old.spec("u-1").exists()
+    assert old.remembered.by_uid == {}
 
 
 def test_a_restart_writes_specs_that_are_missing(tmp_path: Path, cluster: Cluster) -> None:

@@ -231,11 +231,13 @@ def test_pods_on_a_gpu_that_is_lost_are_deleted_where_that_is_wanted(
 
 
 def test_a_person_clears_a_fault(node: DraNode, hardware: Hardware) -> None:
-    """Without a reset, which this fault would else need."""
-    with node.plugin(hardware.backend) as plugin:
+    """Without waiting for the quiet period."""
+    with node.plugin(hardware.backend, health_quiet_period="1h") as plugin:
         eventually(lambda: len(node.devices()) == GPUS)
         hardware.xid(5, 95)
         eventually(lambda: f"{DRIVER}/xid=95:NoSchedule" in taints(node)[hardware.uuids[5]])
+        hardware.recover(5)
+        eventually(lambda: plugin.metric("gpuplugin_gpu_health", gpu="5", state="Recovering") == 1)
         assert command(plugin, "clear", "5").returncode == 0
         eventually(lambda: taints(node)[hardware.uuids[5]] == [])
 

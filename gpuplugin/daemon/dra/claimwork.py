@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from gpuplugin.core.cdi import claim_spec
@@ -115,8 +116,7 @@ class ClaimKeeper:
         with self._claim_lock(ref.uid):
             known = self._claims().by_uid.get(ref.uid)
             if known is not None:
-                self._remove_spec(ref.uid)
-                self._change(lambda now: now.without(ref.uid))
+                self._change(partial(self._undone, uid=ref.uid))
                 if any(held.time_slice is not None for held in known.devices):
                     self._set_all()
         self.retry()
@@ -134,20 +134,27 @@ class ClaimKeeper:
         for uid, claim in claims.by_uid.items():
             if claim.state is ClaimState.PREPARED and not self._spec_path(uid).exists():
                 try:
-                    self._restore(uid)
+                    with self._claim_lock(uid):
+                        self._change(partial(self._restored_of, uid=uid))
                 except ClaimError as error:
                     problems.append(f"claim {_named(claim.ref)} has no CDI spec: {error}")
         return tuple(problems)
 
-    def _restore(self, uid: str) -> None:
-        with self._claim_lock(uid):
-            now = self._claims().by_uid.get(uid)
-            if now is None or now.state is not ClaimState.PREPARED or not now.devices:
-                return
-            if not self._spec_path(uid).exists():
-                self._write_spec(now)
-                text = f"the CDI spec of claim {_named(now.ref)} was not there: written"
-                log_fact(log, logging.WARNING, "claim-spec-restored", text)
+    def _restored_of(self, now: Claims, uid: str) -> Claims:
+        """With the file locked: no other instance may be undoing the claim meanwhile."""
+        claim = now.by_uid.get(uid)
+        if claim is None or claim.state is not ClaimState.PREPARED or not claim.devices:
+            return now
+        if not self._spec_path(uid).exists():
+            self._write_spec(claim)
+            text = f"the CDI spec of claim {_named(claim.ref)} was not there: written"
+            log_fact(log, logging.WARNING, "claim-spec-restored", text)
+        return now
+
+    def _undone(self, now: Claims, uid: str) -> Claims:
+        """With the file locked, so that no other instance writes the spec again."""
+        self._remove_spec(uid)
+        return now.without(uid)
 
     def retry(self) -> None:
         """Something has changed: who waits tries again."""
