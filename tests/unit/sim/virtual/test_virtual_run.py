@@ -278,6 +278,16 @@ def test_pods_get_shares_by_claims_and_who_does_not_fit_waits() -> None:
     assert len(waiting) == 1
 
 
+def test_the_order_of_devices_follows_the_shares_that_are_taken() -> None:
+    groups = "".join(
+        f"- {{name: p{number}, start_s: {5 * number}, workload: {LOOP}}}\n" for number in range(4)
+    )
+    ran = Ran(node(2, f"{DRA}pods:\n{groups}"), 30)
+    devices = [fact["devices"][0] for fact in ran.of("pod", phase="Running")]
+    assert devices == [*devices[:2]] * 2
+    assert len(set(devices)) == 2, "the policy of the plugin distributes them"
+
+
 def test_a_share_that_comes_back_is_given_out_again() -> None:
     text = DRA + (
         f"pods: [{{name: first, count: 10, lifetime_s: 50, workload: {LOOP}, memory: "
