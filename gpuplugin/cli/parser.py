@@ -40,10 +40,12 @@ def build_parser(
     parser.add_argument("--version", action="version", version=f"gpuplugin {VERSION}")
     found: Any = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     commands: Commands = found
-    names = (*_COMMANDS, "bench", "sim")
+    names = (*_COMMANDS, "advise", "bench", "sim")
     is_known = command is None or command in names
     for name in (command,) if command in names else names:
         match name:
+            case "advise":
+                _add_advise(commands, options=is_known)
             case "bench":
                 _add_bench(commands, options=is_known)
             case "sim":
@@ -212,6 +214,20 @@ def _add_record(commands: Commands) -> None:
     )
     record.add_argument("--name", default="recorded", help="of the scenario (default recorded)")
     record.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+
+
+def _add_advise(commands: Commands, *, options: bool) -> None:
+    advise = commands.add_parser(
+        "advise",
+        help="how many replicas, for a stated goal",
+        description="Try numbers of replicas with your workloads in the simulator, and recommend "
+        "the largest that keeps the goals.",
+    )
+    advise.set_defaults(module="sim.cli.advise", function="run")
+    if options:
+        with needs_simulator("gpuplugin advise"):
+            options_of = import_module("sim.cli.advise")
+        options_of.add_options(advise)
 
 
 def _add_bench(commands: Commands, *, options: bool) -> None:

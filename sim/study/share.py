@@ -158,8 +158,8 @@ def divide(plan: SharePlan) -> Division:
         reserved = profile.memory_reserved_bytes or 0
         whole = GpuPart(profile.memory_bytes, reserved, plan.busy_ns, plan.occupancy, clients)
         return Division((whole,))
-    mig = _instances_for(plan.clients, profile)
-    fraction = _fraction(mig, profile)
+    mig = instances_for(plan.clients, profile)
+    fraction = fraction_of(mig, profile)
     work_ns = max(plan.busy_ns, math.ceil(plan.busy_ns * plan.occupancy / fraction))
     return Division(
         tuple(
@@ -176,18 +176,18 @@ def divide(plan: SharePlan) -> Division:
     )
 
 
-def _instances_for(clients: int, profile: Profile) -> MigProfile:
+def instances_for(clients: int, profile: Profile) -> MigProfile:
     # Profiles with a suffix have the same SMs and memory, and media engines that no client needs.
     plain = [mig for mig in profile.mig if "+" not in mig.profile]
     enough = [mig for mig in plain if mig.instances >= clients]
     if not enough:
         return max(plain, key=lambda mig: mig.instances)
     return max(
-        enough, key=lambda mig: (_fraction(mig, profile), instance_memory_bytes(mig, profile))
+        enough, key=lambda mig: (fraction_of(mig, profile), instance_memory_bytes(mig, profile))
     )
 
 
-def _fraction(mig: MigProfile, profile: Profile) -> float:
+def fraction_of(mig: MigProfile, profile: Profile) -> float:
     """Share of the GPU's SMs; where no source gives them, of its seven slices."""
     if mig.sm is None or profile.sm_count is None:
         return int(mig.profile.partition("g.")[0]) / _MIG_SLICES

@@ -1,0 +1,302 @@
+"""The advice: what each number of replicas would cost, and the largest that keeps the goals."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hal import GIB, TimeSliceLevel
+from sim.advise.trial import Trial, try_out
+from sim.advise.workload import MOST_PODS, Workload
+from sim.gpu.profiles import load_profile
+from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES
+from sim.study.share import Mechanism
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from sim.advise.trial import TrialResult
+    from sim.gpu.scheduler import SliceParameters
+    from sim.study.workers import Workers
+
+REPLICAS = (1, 2, 3, 4, 6, 8, 10, 16, 20)
+HOURS_A_WEEK = 168
+DRAWS = 4
+"""Which pods share a GPU is drawn so often; 1 where all are alike."""
+MEMORY_DRAWS = 4_000
+
+
+class WrongPlan(ValueError):
+    """Values that make no plan; the text says which, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """What is to be kept, on each GPU.
+
+    95 of 100 requests of whichever pod suffers most take at most `slowdown_p95` times as long as
+    alone; memory runs out at most `ooms_per_week` times; utilisation is `min_utilization` (0 to 1)
+    at least, or there is something to say about it.
+    """
+
+    slowdown_p95: float = 2.0
+    ooms_per_week: float = 0.01
+    min_utilization: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Workloads on `gpus` GPUs of a model. `memory_gib` and `slices` replace what the model has."""
+
+    model: str
+    workloads: tuple[Workload, ...]
+    goals: Goals = Goals()
+    gpus: int = 1
+    mechanism: Mechanism = Mechanism.TIME_SLICING
+    level: TimeSliceLevel = TimeSliceLevel.DEFAULT
+    slices: SliceParameters | None = None
+    memory_gib: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.workloads:
+            raise WrongPlan("no workload: give --workload, --prometheus or --record")
+        if self.gpus < 1:
+            raise WrongPlan(f"--gpus is {self.gpus}: give a number from 1 on")
+        if self.count > MOST_PODS:
+            raise WrongPlan(f"{self.count} pods are more than {MOST_PODS}")
+        if not self.goals.slowdown_p95 >= 1:
+            raise WrongPlan("--slowdown-p95: give a number from 1 on, which is as fast as alone")
+        if not self.goals.ooms_per_week >= 0 or not 0 <= self.goals.min_utilization <= 1:
+            raise WrongPlan("--oom-per-week is 0 or more, --min-utilization from 0 to 1")
+
+    @property
+    def count(self) -> int:
+        return sum(one.count for one in self.workloads)
+
+    @property
+    def pods(self) -> list[Workload]:
+        return [replace(one, count=1) for one in self.workloads for _ in range(one.count)]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that pods can have."""
+        profile = load_profile(self.model)
+        total = profile.memory_bytes if self.memory_gib is None else round(self.memory_gib * GIB)
+        return total - (profile.memory_reserved_bytes or 0)
+
+    def sharing(self, replicas: int) -> int:
+        """How many pods a GPU has then, where they are spread evenly."""
+        return min(replicas, math.ceil(self.count / self.gpus))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """So many replicas of each GPU: what it costs whoever suffers most, and what else follows.
+
+    Slowdowns are None where nothing was done. `refused` is the share of pods whose memory does not
+    fit from the beginning; `left_out` are pods for which there is no replica.
+    """
+
+    replicas: int
+    sharing: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    ooms_per_week: float
+    refused: float
+    left_out: int
+    utilization: float
+    switching: float
+    worst: str
+    keeps: bool
+    """Whether it keeps the goals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """Something that is not known: the number of replicas if it were otherwise."""
+
+    what: str
+    otherwise: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    plan: Plan
+    rows: tuple[Row, ...]
+    replicas: int
+    """0 if not even one keeps the goals."""
+    others: Mapping[Mechanism, int]
+    """The numbers of the other mechanisms that the model has."""
+    assumptions: tuple[Assumption, ...]
+
+    @property
+    def row(self) -> Row | None:
+        return next((row for row in self.rows if row.replicas == self.replicas), None)
+
+
+def advise(
+    plan: Plan, workers: Workers, progress: Callable[[float], None] = lambda _share: None
+) -> Advice:
+    """Try every number of replicas, other mechanisms, and what the assumptions mean."""
+    variants = {"": plan, **dict(_others(plan)), **{key: one for key, _, one in _otherwise(plan)}}
+    every: list[tuple[str, int, Trial]] = [
+        (name, sharing, trial)
+        for name, one in variants.items()
+        for sharing in sorted({one.sharing(replicas) for replicas in REPLICAS})
+        for trial in trials(one, sharing, DRAWS if not name else 1)
+    ]
+    results = workers.results(try_out, [trial for _, _, trial in every], progress)
+    found: dict[tuple[str, int], list[TrialResult]] = {}
+    for (name, sharing, _), result in zip(every, results, strict=True):
+        found.setdefault((name, sharing), []).append(result)
+    tables = {name: _rows(one, name, found) for name, one in variants.items()}
+    return Advice(
+        plan,
+        tables[""],
+        best(tables[""]),
+        {Mechanism(name): best(tables[name]) for name, _ in _others(plan)},
+        tuple(
+            Assumption(what, otherwise, best(tables[what + otherwise]))
+            for key, (what, otherwise), _ in _otherwise(plan)
+            if key
+        ),
+    )
+
+
+def best(rows: Sequence[Row]) -> int:
+    """The largest number that keeps the goals, as do all that are smaller; 0 if none does."""
+    found = 0
+    for row in rows:
+        if not row.keeps:
+            break
+        found = row.replicas
+    return found
+
+
+def trials(plan: Plan, sharing: int, draws: int) -> list[Trial]:
+    """Which pods meet is drawn; with more pods on a GPU the same ones meet others."""
+    pods = plan.pods
+    alike = len(set(pods)) == 1
+    made = []
+    for draw in range(1 if alike else draws):
+        order = random.Random(f"{plan.seed}/{draw}").sample(pods, len(pods))
+        made.append(
+            Trial(
+                plan.model,
+                tuple(order[:sharing]),
+                plan.mechanism,
+                plan.level,
+                plan.slices,
+                plan.seed + draw,
+                plan.memory_gib,
+            )
+        )
+    return made
+
+
+def _rows(
+    plan: Plan, name: str, found: Mapping[tuple[str, int], Sequence[TrialResult]]
+) -> tuple[Row, ...]:
+    return tuple(_row(plan, replicas, found[name, plan.sharing(replicas)]) for replicas in REPLICAS)
+
+
+def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
+    sharing = plan.sharing(replicas)
+    ends = [[pod for pod in result.pods if pod.p95 is not None] for result in results]
+    worst = [max(pods, key=lambda pod: pod.p95 or 0.0) for pods in ends if pods]
+    p95 = _mean(pod.p95 for pod in worst)
+    tried = [pod for result in results for pod in result.pods]
+    ooms = ooms_per_week(plan, sharing)
+    refused = sum(not pod.fits for pod in tried) / max(1, len(tried))
+    row = Row(
+        replicas=replicas,
+        sharing=sharing,
+        p50=_mean(pod.p50 for pod in worst),
+        p95=p95,
+        p99=_mean(pod.p99 for pod in worst),
+        ooms_per_week=ooms,
+        refused=refused,
+        left_out=max(0, plan.count - replicas * plan.gpus),
+        utilization=statistics.fmean(result.utilization for result in results),
+        switching=statistics.fmean(result.switching for result in results),
+        worst=worst[0].name if worst else "",
+        keeps=False,
+    )
+    goals = plan.goals
+    fast = p95 is not None and p95 <= goals.slowdown_p95
+    return replace(row, keeps=fast and ooms <= goals.ooms_per_week and not refused)
+
+
+def ooms_per_week(plan: Plan, sharing: int) -> float:
+    """How often a week the memory of so many pods does not suffice, if each sample is an hour's.
+
+    Pods are drawn, and for each of them one of its samples; that they grow at the same time, as
+    after one request for all, is not assumed.
+    """
+    if plan.mechanism is Mechanism.MIG:
+        return 0.0  # each has memory of its own; what does not fit is refused
+    pods, memory_bytes = plan.pods, plan.memory_bytes
+    if all(len(pod.memory_gib) == 1 for pod in pods):
+        heaviest = sorted((pod.memory_gib[0] for pod in pods), reverse=True)[:sharing]
+        return 0.0 if _needed(heaviest) <= memory_bytes else float(HOURS_A_WEEK)
+    chance = random.Random(f"{plan.seed}/memory")
+    short = 0
+    for _ in range(MEMORY_DRAWS):
+        drawn = chance.sample(pods, sharing)
+        short += _needed([chance.choice(pod.memory_gib) for pod in drawn]) > memory_bytes
+    return HOURS_A_WEEK * short / MEMORY_DRAWS
+
+
+def _needed(memory_gib: Sequence[float]) -> int:
+    return sum(round(one * GIB) + DEFAULT_CONTEXT_BYTES for one in memory_gib)
+
+
+def _others(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    for mechanism in Mechanism:
+        if mechanism in (plan.mechanism, Mechanism.EXCLUSIVE):
+            continue  # exclusive use is one replica
+        if mechanism is Mechanism.MIG and not load_profile(plan.model).mig:
+            continue
+        yield mechanism.value, replace(plan, mechanism=mechanism, slices=None)
+
+
+def _otherwise(plan: Plan) -> Iterator[tuple[str, tuple[str, str], Plan]]:
+    """Plans in which one thing that is assumed is otherwise: its key, in words, and the plan."""
+
+    def changed(
+        what: str, otherwise: str, change: Callable[[Workload], Workload]
+    ) -> tuple[str, tuple[str, str], Plan]:
+        workloads = tuple(map(change, plan.workloads))
+        return what + otherwise, (what, otherwise), replace(plan, workloads=workloads)
+
+    assumed = frozenset[str]().union(*(one.assumed for one in plan.workloads))
+    yield changed("requests", "half as long, twice as often", lambda one: _paced(one, 0.5))
+    yield changed("requests", "twice as long, half as often", lambda one: _paced(one, 2.0))
+    if "arrival" in assumed:
+        yield changed(
+            "arrivals", "at random, whoever waits", lambda one: replace(one, arrival="open")
+        )
+    if "occupancy" in assumed and plan.mechanism is Mechanism.TIME_SLICING:
+        yield changed(
+            "occupancy", "a fifth of it", lambda one: replace(one, occupancy=one.occupancy / 5)
+        )
+    yield changed("memory", "a fifth more", _larger)
+
+
+def _paced(one: Workload, factor: float) -> Workload:
+    return replace(one, busy_ms=one.busy_ms * factor, period_ms=one.period_ms * factor)
+
+
+def _larger(one: Workload) -> Workload:
+    return replace(one, memory_gib=tuple(1.2 * size for size in one.memory_gib))
+
+
+def _mean(values: Iterator[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None

@@ -1,0 +1,237 @@
+"""A trial: some pods share one GPU for a while, and what that costs each of them.
+
+As `sim.study.share`, but for pods that differ.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import simpy
+
+from hal import GIB, TimeSliceLevel
+from sim.gpu.profiles import instance_memory_bytes, load_profile, slice_parameters
+from sim.gpu.scheduler import NS_PER_MS, ContextId, GpuCompute
+from sim.gpu.schedulers import Exclusive, Mps
+from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES, Memory, OutOfMemory
+from sim.gpu.timeslicing import TimeSlicing
+from sim.study.report import percentile
+from sim.study.share import Mechanism, fraction_of, instances_for
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from sim.advise.workload import Workload
+    from sim.gpu.profiles import Profile
+    from sim.gpu.scheduler import Scheduler, SliceParameters
+
+WORKS = 4_000
+"""Works of all pods together in a trial."""
+WORKS_OF_EACH = 40
+"""At least so many of the pod that has the fewest."""
+MOST_WORKS = 60_000
+_WARM_UP = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`pods` share one GPU of a model; picklable, as it may run in another process."""
+
+    model: str
+    pods: tuple[Workload, ...]
+    mechanism: Mechanism = Mechanism.TIME_SLICING
+    level: TimeSliceLevel = TimeSliceLevel.DEFAULT
+    slices: SliceParameters | None = None
+    """In place of those of the model."""
+    seed: int = 0
+    memory_gib: float | None = None
+    """In place of that of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodResult:
+    """Slowdowns are of latencies over the work alone; None for a pod that had nothing done.
+
+    With open arrivals a request alone may wait for one before it: `slowdown` then is over what
+    requests alone take at the same percentile.
+    """
+
+    name: str
+    fits: bool
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    pods: tuple[PodResult, ...]
+    utilization: float
+    switching: float
+    """Share of the time that went into switches."""
+
+
+def try_out(trial: Trial) -> TrialResult:
+    """Run it; a function of a module, for workers."""
+    shared = _Run(trial).result()
+    if all(pod.arrival == "closed" for pod in trial.pods):
+        return shared
+    alone = {
+        pod: _Run(_alone(trial, pod)).result().pods[0]
+        for pod in dict.fromkeys(trial.pods)
+        if pod.arrival == "open"
+    }
+    pods = tuple(
+        _over(result, alone[pod]) if pod in alone else result
+        for pod, result in zip(trial.pods, shared.pods, strict=True)
+    )
+    return TrialResult(pods, shared.utilization, shared.switching)
+
+
+def _alone(trial: Trial, pod: Workload) -> Trial:
+    return Trial(trial.model, (pod,), Mechanism.EXCLUSIVE, seed=trial.seed)
+
+
+def _over(shared: PodResult, alone: PodResult) -> PodResult:
+    def ratio(one: float | None, other: float | None) -> float | None:
+        return None if one is None or not other else one / other
+
+    return PodResult(
+        shared.name,
+        shared.fits,
+        ratio(shared.p50, alone.p50),
+        ratio(shared.p95, alone.p95),
+        ratio(shared.p99, alone.p99),
+    )
+
+
+@dataclass(slots=True)
+class _Pod:
+    workload: Workload
+    gpu: GpuCompute
+    work_ns: int
+    occupancy: float
+    fits: bool
+    latencies_ns: list[int]
+
+
+class _Run:
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._env = simpy.Environment()
+        self._profile = load_profile(trial.model)
+        self._gpus: list[GpuCompute] = []
+        self._pods = list(self._placed())
+        self._begin_ns, self._end_ns = _window(trial.pods)
+
+    def result(self) -> TrialResult:
+        env = self._env
+        for number, pod in enumerate(self._pods):
+            if pod.fits:
+                chance = random.Random(f"{self._trial.seed}/{number}")
+                drive = self._closed if pod.workload.arrival == "closed" else self._open
+                env.process(drive(ContextId(number), pod, chance))
+        env.run(until=self._begin_ns)
+        before = [gpu.usage() for gpu in self._gpus]
+        env.run(until=self._end_ns)
+        after = [gpu.usage() for gpu in self._gpus]
+        elapsed_ns = (self._end_ns - self._begin_ns) * max(1, len(self._gpus))
+        pairs = list(zip(before, after, strict=True))
+        return TrialResult(
+            tuple(map(_result, self._pods)),
+            sum(late.active_ns - early.active_ns for early, late in pairs) / elapsed_ns,
+            sum(late.switching_ns - early.switching_ns for early, late in pairs) / elapsed_ns,
+        )
+
+    def _placed(self) -> Generator[_Pod, None, None]:
+        """Pods on the GPU or its MIG devices, in the order in which they take memory."""
+        trial, profile = self._trial, self._profile
+        total_bytes = (
+            profile.memory_bytes if trial.memory_gib is None else round(trial.memory_gib * GIB)
+        )
+        if trial.mechanism is Mechanism.MIG:
+            mig = instances_for(len(trial.pods), profile)
+            fraction = fraction_of(mig, profile)
+            count = min(len(trial.pods), mig.instances)
+            memories = [Memory(instance_memory_bytes(mig, profile)) for _ in range(count)]
+        else:
+            fraction, count = 1.0, 1
+            memories = [Memory(total_bytes, profile.memory_reserved_bytes or 0)]
+        self._gpus = [GpuCompute(self._env, _scheduler(trial, profile)) for _ in range(count)]
+        for number, workload in enumerate(trial.pods):
+            place = number % count
+            memory = memories[place]
+            if trial.mechanism is Mechanism.EXCLUSIVE:
+                memory = Memory(total_bytes, profile.memory_reserved_bytes or 0)
+            try:
+                memory.allocate(ContextId(number), DEFAULT_CONTEXT_BYTES + workload.memory_bytes)
+                fits = True
+            except OutOfMemory:
+                fits = False
+            scale = max(1.0, workload.occupancy / fraction)
+            yield _Pod(
+                workload,
+                self._gpus[place],
+                max(1, round(workload.busy_ms * scale * NS_PER_MS)),
+                min(1.0, workload.occupancy / fraction),
+                fits,
+                [],
+            )
+
+    def _closed(
+        self, context: ContextId, pod: _Pod, chance: random.Random
+    ) -> Generator[simpy.Event, object, None]:
+        env, workload = self._env, pod.workload
+        idle_ns = round((workload.period_ms - workload.busy_ms) * NS_PER_MS)
+        yield env.timeout(chance.randrange(pod.work_ns + idle_ns + 1))
+        while True:
+            since_ns = env.now
+            yield pod.gpu.run(context, pod.work_ns, pod.occupancy, workload.mps_share)
+            if env.now >= self._begin_ns:
+                pod.latencies_ns.append(int(env.now - since_ns))
+            if idle_ns:
+                yield env.timeout(round(idle_ns * chance.uniform(0.5, 1.5)))
+
+    def _open(
+        self, context: ContextId, pod: _Pod, chance: random.Random
+    ) -> Generator[simpy.Event, object, None]:
+        """Requests come at random and are served in turn; `due_ns` is when the next one comes."""
+        env, rate = self._env, 1 / (pod.workload.period_ms * NS_PER_MS)
+        due_ns = round(chance.expovariate(rate))
+        while True:
+            if due_ns > env.now:
+                yield env.timeout(due_ns - env.now)
+            yield pod.gpu.run(context, pod.work_ns, pod.occupancy, pod.workload.mps_share)
+            if env.now >= self._begin_ns:
+                pod.latencies_ns.append(int(env.now - due_ns))
+            due_ns += max(1, round(chance.expovariate(rate)))
+
+
+def _scheduler(trial: Trial, profile: Profile) -> Scheduler:
+    match trial.mechanism:
+        case Mechanism.EXCLUSIVE:
+            return Exclusive()
+        case Mechanism.MPS:
+            return Mps()
+        case _:
+            return TimeSlicing(trial.slices or slice_parameters(profile, trial.level))
+
+
+def _window(pods: Sequence[Workload]) -> tuple[int, int]:
+    """Begin and end of what is measured, in nanoseconds."""
+    per_ms = sum(1 / pod.period_ms for pod in pods)
+    length_ms = max(WORKS / per_ms, WORKS_OF_EACH * max(pod.period_ms for pod in pods))
+    length_ms = min(length_ms, MOST_WORKS / per_ms)
+    warm_ms = max(_WARM_UP * length_ms, 2 * max(pod.period_ms for pod in pods))
+    return round(warm_ms * NS_PER_MS), round((warm_ms + length_ms) * NS_PER_MS)
+
+
+def _result(pod: _Pod) -> PodResult:
+    ordered = sorted(pod.latencies_ns)
+    if not ordered:
+        return PodResult(pod.workload.name, pod.fits, None, None, None)
+    alone_ns = pod.workload.busy_ms * NS_PER_MS
+    p50, p95, p99 = (percentile(ordered, share) / alone_ns for share in (0.5, 0.95, 0.99))
+    return PodResult(pod.workload.name, pod.fits, p50, p95, p99)

@@ -1,0 +1,168 @@
+"""`gpuplugin advise`: how many replicas, with the evidence."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from gpuplugin.cli.text import fail, output_file, progress_bar, table
+from hal import TimeSliceLevel
+from sim.advise.advice import Goals, Plan, WrongPlan, advise
+from sim.advise.words import confidence, configuration, remarks, sentence
+from sim.advise.workload import PRESETS, WrongWorkload, parsed_workload
+from sim.cli.sweep import add_workers, workers_of
+from sim.gpu.profiles import UnknownModel, load_profile
+from sim.study.sentences import number, percent
+from sim.study.share import Mechanism
+from sim.study.workers import CannotRunThere
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sim.advise.advice import Advice, Row
+
+NOTHING = "-"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="GPU model, as scenarios call it")
+    parser.add_argument(
+        "--workload",
+        action="append",
+        required=True,
+        metavar="NAME:BUSY-MS/PERIOD-MS/GIB[:COUNT]",
+        help="COUNT pods, each of which uses the GPU for BUSY-MS, when alone, every PERIOD-MS, and "
+        f"holds GIB; or a preset, {', '.join(PRESETS)}, with [:COUNT]. May be repeated",
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="GPUs for them, evenly (default 1)"
+    )
+    parser.add_argument(
+        "--slowdown-p95",
+        type=float,
+        default=2.0,
+        metavar="X",
+        help="95 of 100 requests of whoever suffers most take at most X times as long as alone "
+        "(default 2)",
+    )
+    parser.add_argument(
+        "--oom-per-week",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="how often memory may run out on a GPU (default 0.01)",
+    )
+    parser.add_argument(
+        "--min-utilization",
+        type=float,
+        default=0.0,
+        metavar="0..1",
+        help="say so where a GPU is less busy than this",
+    )
+    parser.add_argument(
+        "--mechanism",
+        choices=[one.value for one in Mechanism if one is not Mechanism.EXCLUSIVE],
+        default=Mechanism.TIME_SLICING.value,
+        help="how pods share (default time-slicing); the others are named beside it",
+    )
+    parser.add_argument(
+        "--level",
+        choices=[one.name.lower() for one in TimeSliceLevel],
+        default="default",
+        help="length of time slices; only that of default was ever measured",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    add_workers(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the trade-off")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print the advice; 1 if something is wrong, 0 whatever the advice is."""
+    try:
+        plan = Plan(
+            model=parsed.model,
+            workloads=tuple(map(parsed_workload, parsed.workload)),
+            goals=Goals(parsed.slowdown_p95, parsed.oom_per_week, parsed.min_utilization),
+            gpus=parsed.gpus,
+            mechanism=Mechanism(parsed.mechanism),
+            level=TimeSliceLevel[parsed.level.upper()],
+            seed=parsed.seed,
+        )
+        return _run(parsed, plan)
+    except (WrongPlan, WrongWorkload, UnknownModel, CannotRunThere) as error:
+        return fail(error)
+    except OSError as error:
+        return fail(f"{error.filename or parsed.html} cannot be written: {error.strerror or error}")
+
+
+def _run(parsed: argparse.Namespace, plan: Plan) -> int:
+    if parsed.html is not None and find_spec("plotly") is None:
+        raise WrongPlan("--html needs plotly: pip install 'gpuplugin-sim[report]'")
+    profile = load_profile(plan.model)
+    if plan.mechanism is Mechanism.MIG and not profile.mig:
+        raise WrongPlan(f"{plan.model} has no MIG: take another --mechanism")
+    if plan.level is not TimeSliceLevel.DEFAULT and not profile.has_levels:
+        raise WrongPlan(f"{plan.model} has no time-slice levels: leave --level out")
+    with ExitStack() as stack:
+        page = None if parsed.html is None else stack.enter_context(output_file(parsed.html))
+        with progress_bar("trials", shown=not parsed.quiet) as tell:
+            advice = advise(plan, workers_of(parsed), tell)
+        if page is not None:
+            from sim.study.html.advicepage import advice_page
+
+            page.write(advice_page(advice))
+    print(json.dumps(as_json(advice), indent=2) if parsed.json else "\n".join(as_text(advice)))
+    return 0
+
+
+def as_text(advice: Advice) -> list[str]:
+    header = (
+        *("REPLICAS", "ON A GPU", "SLOWDOWN P50", "P95", "P99", "OOM A WEEK", "GET NOTHING"),
+        *("UTILISATION", "SWITCHING", "GOALS"),
+    )
+    config = configuration(advice)
+    return [
+        sentence(advice),
+        *remarks(advice),
+        "",
+        *table(header, [_cells(advice, row) for row in advice.rows]),
+        "",
+        "SLOWDOWN: requests of whoever suffers most, over requests alone.",
+        *confidence(advice),
+        *(["", "The configuration for it:", "", *config.splitlines()] if config else []),
+    ]
+
+
+def _cells(advice: Advice, row: Row) -> tuple[str, ...]:
+    return (
+        f"{row.replicas}{' <' if row.replicas == advice.replicas else ''}",
+        str(row.sharing),
+        *(NOTHING if value is None else f"{value:.2f}" for value in (row.p50, row.p95, row.p99)),
+        number(row.ooms_per_week),
+        str(row.left_out) if not row.refused else f"{row.left_out} + {percent(row.refused)}",
+        percent(row.utilization),
+        percent(row.switching),
+        "kept" if row.keeps else "missed",
+    )
+
+
+def as_json(advice: Advice) -> dict[str, object]:
+    plan = advice.plan
+    return {
+        "replicas": advice.replicas,
+        "sentence": sentence(advice),
+        "remarks": remarks(advice),
+        "confidence": confidence(advice),
+        "model": plan.model,
+        "mechanism": plan.mechanism.value,
+        "goals": asdict(plan.goals),
+        "rows": [asdict(row) for row in advice.rows],
+        "others": {one.value: replicas for one, replicas in advice.others.items()},
+        "assumptions": [asdict(one) for one in advice.assumptions],
+        "config": configuration(advice),
+    }
