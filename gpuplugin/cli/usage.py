@@ -12,7 +12,7 @@ _GROUPS = {
     "On a node": ("run", "doctor", "health", "top", "devices"),
     "Configuration": ("config", "cdi"),
     "Simulation, without a GPU": ("demo", "sim", "record"),
-    "Measurements": ("bench",),
+    "Measurements": ("advise", "bench"),
     "This program": ("completion",),
 }
 """The commands as the help lists them; others come last."""
@@ -57,6 +57,10 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "demo": ("README.md", ("demo", "demo --pace 3", "demo --plain")),
     "completion": ("docs/commands.md", ("completion bash",)),
+    "advise": (
+        "docs/simulation.md",
+        ("advise --workload api:15/100/2:8 --model l4 --slowdown-p95 4",),
+    ),
     "bench": ("docs/performance.md", ("bench --quick", "bench allocate --json run.json")),
     "sim": ("docs/simulation.md", ()),
     "sim up": (
@@ -97,6 +101,10 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("sim share --model a100-sxm4-80gb --clients 3 --busy-ms 88.15",),
     ),
     "sim replay": ("docs/simulation.md", ()),
+    "sim sweep": (
+        "docs/simulation.md",
+        ("sim sweep noisy-neighbour --set replicas=2,4,10 --seeds 4",),
+    ),
     "sim env": ("docs/nvml.md", ("sim env --kubelet-dir /tmp/node -- nvidia-smi",)),
     "sim smi": ("docs/nvml.md", ("sim smi --kubelet-dir /tmp/node -- -L",)),
 }

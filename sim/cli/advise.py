@@ -113,7 +113,7 @@ def _run(parsed: argparse.Namespace, plan: Plan) -> int:
         with progress_bar("trials", shown=not parsed.quiet) as tell:
             advice = advise(plan, workers_of(parsed), tell)
         if page is not None:
-            from sim.study.html.advicepage import advice_page
+            from sim.advise.page import advice_page
 
             page.write(advice_page(advice))
     print(json.dumps(as_json(advice), indent=2) if parsed.json else "\n".join(as_text(advice)))
