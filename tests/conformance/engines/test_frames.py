@@ -521,6 +521,24 @@ def test_a_flood_of_frames_without_progress(fast: Served, name: str) -> None:
         assert client.goaway() == CALM
 
 
+def test_progress_once_is_no_licence_for_a_flood(fast: Served) -> None:
+    with fast.raw() as client:
+        assert client.call(ECHO, b"hello")["grpc-status"] == "0"
+        with suppress(ConnectionError):
+            client.send(FLOODS["acknowledged-pings"] * 20_000)
+        assert client.goaway() == CALM
+
+
+def test_headers_may_have_a_priority_and_nothing_else(fast: Served) -> None:
+    """Five bytes are enough for it; that such a request lacks everything is the stream's matter."""
+    with fast.raw() as client:
+        stream = client.stream()
+        flags = END_HEADERS | HAS_PRIORITY | END_STREAM
+        client.send(pack(HEADERS, flags, stream, bytes(5)))
+        assert client.finish(stream).reset == PROTOCOL
+        assert_answers(client)
+
+
 def test_a_flood_of_empty_continuations(fast: Served) -> None:
     with fast.raw() as client:
         with suppress(ConnectionError):

@@ -319,7 +319,11 @@ def test_a_fault_that_a_person_clears() -> None:
     node = Runner()
     node.update(gpus(2))
     node.event(xid(A, 95))
+    node.after(1)
+    assert set(node.listed().values()) == {"Healthy", "Unhealthy"}
     node.run(node.model.clear(A, node.now_s))
+    node.after(1)
+    assert set(node.listed().values()) == {"Healthy"}
     changes = [effect for effect in node.effects if isinstance(effect, HealthChanged)]
     assert [(one.transition.after, one.by_hand) for one in changes[-2:]] == [
         (HealthState.UNHEALTHY, False),

@@ -265,3 +265,10 @@ def test_a_reading_is_stale_after_three_periods() -> None:
     assert not reading.stale(130.0)
     assert reading.stale(130.1)
     assert not Reading().stale(1e9)
+
+
+def test_just_the_fair_share_is_not_more_than_it() -> None:
+    usage = use([held(API, "GPU-0::0")], {"GPU-0": work(API, process(1, 8, 0.2))})
+    one = tenant(usage, API)
+    assert one.memory_bytes == one.fair_memory_bytes == 8 * GIB
+    assert not one.over_fair_share
