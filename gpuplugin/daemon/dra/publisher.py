@@ -291,10 +291,12 @@ class SlicePublisher:
         count = sum(len(_devices(one.spec)) for one in self._stored.values())
         missing = len(self._offers) - len(self._possible())
         self._metrics.dra_devices_left_out.set(missing)
-        texts = [f"{count} devices in {len(self._stored)} slices"]
+        slices = len(self._stored)
+        texts = [f"{count} devices in {slices} {'slice' if slices == 1 else 'slices'}"]
         if self._dropped:
             gates = " and ".join(sorted(self._dropped))
-            texts.append(f"switch on the feature gate {gates}")
+            some = "gate" if len(self._dropped) == 1 else "gates"
+            texts.append(f"switch on the feature {some} {gates}")
         if names := self._elsewhere.intersection(offer.resource for offer in self._offers):
             texts.append(
                 f"a device plugin offers {', '.join(sorted(names))} on this node: remove it from "

@@ -54,7 +54,7 @@ def sound() -> Facts:
     parts = (
         PartFact("kubelet:dra", True, "registered", 60.0, 0.0),
         PartFact("monitor", True, "watching 2 GPUs", 60.0, 0.0),
-        PartFact("slices", True, "2 devices in 1 slices", 60.0, 0.0),
+        PartFact("slices", True, "2 devices in 1 slice", 60.0, 0.0),
     )
     return replace(
         facts,
