@@ -63,6 +63,10 @@ GREEN, ORANGE, RED = "green", "orange", "red"
 _P = TypeVar("_P", stat.Panel, statetimeline.Panel, table.Panel, timeseries.Panel)
 
 
+CALLS_FOR_PODS = 'method=~"Allocate|NodePrepareResources"'
+"""What the kubelet calls before a pod with GPUs starts, by either way of allocation."""
+
+
 def query(expression: str, legend: str, *, at_once: bool = False) -> Dataquery:
     """A query over the time range; `at_once` is for its end alone, as a table's column."""
     made = Dataquery().datasource(DATASOURCE).expr(expression)
@@ -341,23 +345,24 @@ ROWS: dict[str, tuple[Builder[Panel], ...]] = {
     ),
     "Plugin": (
         lines(
-            "Allocate calls",
-            "By response. A call that fails is a pod that fails.",
+            "Calls for pods",
+            "Allocate, or with DRA the preparing of claims, by response. A call that fails is a pod "
+            "that fails, or with DRA one that waits.",
             query(
-                "sum by (code) (rate(gpuplugin_rpc_duration_seconds_count"
-                f'{{{NODES},method="Allocate"}}[$__rate_interval]))',
-                "{{code}}",
+                "sum by (method, code) (rate(gpuplugin_rpc_duration_seconds_count"
+                f"{{{NODES},{CALLS_FOR_PODS}}}[$__rate_interval]))",
+                "{{method}} {{code}}",
             ),
             unit="reqps",
         ),
         lines(
-            "Latency of Allocate",
-            "Time in the plugin, without the transport.",
+            "Latency of calls for pods",
+            "Allocate, or NodePrepareResources with DRA: time in the plugin, without the transport.",
             *(
                 query(
                     f"histogram_quantile({quantile}, sum by (le) (rate("
                     "gpuplugin_rpc_duration_seconds_bucket"
-                    f'{{{NODES},method="Allocate"}}[$__rate_interval])))',
+                    f"{{{NODES},{CALLS_FOR_PODS}}}[$__rate_interval])))",
                     f"p{round(100 * quantile)}",
                 )
                 for quantile in (0.5, 0.99)
