@@ -26,6 +26,8 @@ REPLICAS = (1, 2, 3, 4, 6, 8, 10, 16, 20)
 HOURS_A_WEEK = 168
 DRAWS = 4
 """Which pods share a GPU is drawn so often; 1 where all are alike."""
+DRAWS_OF_ACTIVE = 24
+"""The same where pods are not active all the time: who is, is drawn as well."""
 MEMORY_DRAWS = 4_000
 
 
@@ -63,7 +65,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.workloads:
-            raise WrongPlan("no workload: give --workload, --prometheus or --record")
+            raise WrongPlan("no workload: give --workload or --prometheus")
         if self.gpus < 1:
             raise WrongPlan(f"--gpus is {self.gpus}: give a number from 1 on")
         if self.count > MOST_PODS:
@@ -183,13 +185,20 @@ def trials(plan: Plan, sharing: int, draws: int) -> list[Trial]:
     """Which pods meet is drawn; with more pods on a GPU the same ones meet others."""
     pods = plan.pods
     alike = len(set(pods)) == 1
+    changing = any(pod.active < 1 for pod in pods)
     made = []
-    for draw in range(1 if alike else draws):
-        order = random.Random(f"{plan.seed}/{draw}").sample(pods, len(pods))
+    for draw in range(draws * DRAWS_OF_ACTIVE // DRAWS if changing else 1 if alike else draws):
+        chance = random.Random(f"{plan.seed}/{draw}")
+        order = chance.sample(pods, len(pods))
+        # Drawn for all of them, so that more on a GPU leave the others as they are.
+        drawn = [
+            replace(pod, active=float(chance.random() < pod.active)) if changing else pod
+            for pod in order
+        ]
         made.append(
             Trial(
                 plan.model,
-                tuple(order[:sharing]),
+                tuple(drawn[:sharing]),
                 plan.mechanism,
                 plan.level,
                 plan.slices,
@@ -211,6 +220,8 @@ def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
     ends = [[pod for pod in result.pods if pod.p95 is not None] for result in results]
     worst = [max(pods, key=lambda pod: pod.p95 or 0.0) for pods in ends if pods]
     p95 = _mean(pod.p95 for pod in worst)
+    if not worst and any(pod.active < 1 for pod in plan.pods):
+        p95 = 1.0  # nobody had work in any draw
     tried = [pod for result in results for pod in result.pods]
     ooms = ooms_per_week(plan, sharing)
     refused = sum(not pod.fits for pod in tried) / max(1, len(tried))

@@ -14,12 +14,15 @@ from sim.study.html.frame import NOTHING, document, head_of, sections, table_of
 from sim.study.sentences import counted, number, percent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sim.advise.advice import Advice
 
 _BAD = "#d64545"
 
 
-def advice_page(advice: Advice) -> str:
+def advice_page(advice: Advice, notes: Sequence[str] = ()) -> str:
+    """`notes` are about the history that the advice rests on."""
     plan, profile = advice.plan, load_profile(advice.plan.model)
     charts = [_slowdown(advice), _left_out(advice), _time(advice), _assumptions(advice)]
     title = f"How many replicas of {profile.product}?"
@@ -35,7 +38,7 @@ def advice_page(advice: Advice) -> str:
             head_of(title, about, [sentence(advice), *remarks(advice)], _tiles(advice)),
             *sections(charts),
             _table(advice),
-            _rest(advice),
+            _rest(advice, notes),
         ],
         charts,
     )
@@ -213,8 +216,10 @@ def _table(advice: Advice) -> str:
     return table_of("All numbers", header, rows, "rows")
 
 
-def _rest(advice: Advice) -> str:
+def _rest(advice: Advice, notes: Sequence[str]) -> str:
     config = configuration(advice)
     applied = f"<h2>The configuration for it</h2><pre>{escape(config)}</pre>" if config else ""
     trust = "".join(f"<li>{escape(text)}</li>" for text in confidence(advice))
-    return f"<section>{applied}<h2>How far to trust it</h2><ul>{trust}</ul></section>"
+    told = "".join(f"<li>{escape(text)}</li>" for text in notes)
+    seen = f"<h2>What the history shows</h2><ul>{told}</ul>" if told else ""
+    return f"<section>{applied}{seen}<h2>How far to trust it</h2><ul>{trust}</ul></section>"

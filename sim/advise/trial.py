@@ -37,7 +37,10 @@ _WARM_UP = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`pods` share one GPU of a model; picklable, as it may run in another process."""
+    """`pods` share one GPU of a model; picklable, as it may run in another process.
+
+    One whose `active` is 0 holds its memory and does nothing.
+    """
 
     model: str
     pods: tuple[Workload, ...]
@@ -81,7 +84,7 @@ def try_out(trial: Trial) -> TrialResult:
     alone = {
         pod: _Run(_alone(trial, pod)).result().pods[0]
         for pod in dict.fromkeys(trial.pods)
-        if pod.arrival == "open"
+        if pod.arrival == "open" and pod.active
     }
     pods = tuple(
         _over(result, alone[pod]) if pod in alone else result
@@ -129,7 +132,7 @@ class _Run:
     def result(self) -> TrialResult:
         env = self._env
         for number, pod in enumerate(self._pods):
-            if pod.fits:
+            if pod.fits and pod.workload.active:
                 chance = random.Random(f"{self._trial.seed}/{number}")
                 drive = self._closed if pod.workload.arrival == "closed" else self._open
                 env.process(drive(ContextId(number), pod, chance))
@@ -221,10 +224,11 @@ def _scheduler(trial: Trial, profile: Profile) -> Scheduler:
 
 def _window(pods: Sequence[Workload]) -> tuple[int, int]:
     """Begin and end of what is measured, in nanoseconds."""
-    per_ms = sum(1 / pod.period_ms for pod in pods)
-    length_ms = max(WORKS / per_ms, WORKS_OF_EACH * max(pod.period_ms for pod in pods))
+    periods_ms = [pod.period_ms for pod in pods if pod.active] or [1.0]
+    per_ms = sum(1 / period_ms for period_ms in periods_ms)
+    length_ms = max(WORKS / per_ms, WORKS_OF_EACH * max(periods_ms))
     length_ms = min(length_ms, MOST_WORKS / per_ms)
-    warm_ms = max(_WARM_UP * length_ms, 2 * max(pod.period_ms for pod in pods))
+    warm_ms = max(_WARM_UP * length_ms, 2 * max(periods_ms))
     return round(warm_ms * NS_PER_MS), round((warm_ms + length_ms) * NS_PER_MS)
 
 

@@ -26,7 +26,8 @@ class Workload:
 
     `memory_gib` are samples of what one pod holds, ascending; one value for a constant. `occupancy`
     (0 to 1) is how much of the GPU its kernels fill, `mps_share` by how much it slows others down
-    under MPS (None: the usual one). `assumed` names the fields of which nothing is known.
+    under MPS (None: the usual one). It has work for `active` of the time (0 to 1), and holds its
+    memory meanwhile. `assumed` names what is not known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Workload:
     occupancy: float = 1.0
     mps_share: float | None = None
     arrival: Arrival = "closed"
+    active: float = 1.0
     assumed: frozenset[str] = frozenset({"occupancy", "mps_share", "arrival"})
 
     @property

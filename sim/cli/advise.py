@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from gpuplugin.cli.text import fail, output_file, progress_bar, table
 from hal import TimeSliceLevel
 from sim.advise.advice import Goals, Plan, WrongPlan, advise
+from sim.advise.history import workloads_of
+from sim.advise.prometheus import CannotRead, history
 from sim.advise.words import confidence, configuration, remarks, sentence
 from sim.advise.workload import PRESETS, WrongWorkload, parsed_workload
+from sim.cli.run import span_s
 from sim.cli.sweep import add_workers, workers_of
 from sim.gpu.profiles import UnknownModel, load_profile
 from sim.study.sentences import number, percent
@@ -21,8 +24,10 @@ from sim.study.workers import CannotRunThere
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from sim.advise.advice import Advice, Row
+    from sim.advise.workload import Workload
 
 NOTHING = "-"
 
@@ -32,13 +37,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload",
         action="append",
-        required=True,
+        default=[],
         metavar="NAME:BUSY-MS/PERIOD-MS/GIB[:COUNT]",
         help="COUNT pods, each of which uses the GPU for BUSY-MS, when alone, every PERIOD-MS, and "
         f"holds GIB; or a preset, {', '.join(PRESETS)}, with [:COUNT]. May be repeated",
     )
     parser.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="GPUs for them, evenly (default 1)"
+    )
+    parser.add_argument(
+        "--prometheus",
+        metavar="URL",
+        help="take workloads from the history of this plugin's metrics, or of dcgm-exporter's",
+    )
+    parser.add_argument(
+        "--since", default="7d", metavar="DURATION", help="how much of the history (default 7d)"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("workload", "namespace"),
+        default="workload",
+        help="pods of what made them, or of a namespace, are one workload (default workload)",
+    )
+    parser.add_argument(
+        "--selector",
+        default="",
+        metavar="MATCHERS",
+        help="only series with these labels, as in PromQL, such as 'namespace=\"ml\"'",
+    )
+    parser.add_argument(
+        "--request-ms",
+        type=float,
+        default=20.0,
+        metavar="MS",
+        help="GPU work of one request of workloads from the history, which no metric shows "
+        "(default 20)",
     )
     parser.add_argument(
         "--slowdown-p95",
@@ -84,23 +117,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print the advice; 1 if something is wrong, 0 whatever the advice is."""
     try:
+        workloads, notes = _workloads(parsed)
         plan = Plan(
             model=parsed.model,
-            workloads=tuple(map(parsed_workload, parsed.workload)),
+            workloads=tuple(workloads),
             goals=Goals(parsed.slowdown_p95, parsed.oom_per_week, parsed.min_utilization),
             gpus=parsed.gpus,
             mechanism=Mechanism(parsed.mechanism),
             level=TimeSliceLevel[parsed.level.upper()],
             seed=parsed.seed,
         )
-        return _run(parsed, plan)
-    except (WrongPlan, WrongWorkload, UnknownModel, CannotRunThere) as error:
+        return _run(parsed, plan, notes)
+    except (WrongPlan, WrongWorkload, UnknownModel, CannotRead, CannotRunThere) as error:
         return fail(error)
     except OSError as error:
         return fail(f"{error.filename or parsed.html} cannot be written: {error.strerror or error}")
 
 
-def _run(parsed: argparse.Namespace, plan: Plan) -> int:
+def _workloads(parsed: argparse.Namespace) -> tuple[list[Workload], list[str]]:
+    """From the command line and from the history, and what there is to say about the latter."""
+    found = list(map(parsed_workload, parsed.workload))
+    if parsed.prometheus is None:
+        return found, []
+    if not 0.01 <= parsed.request_ms <= 60_000:
+        raise WrongPlan("--request-ms: give a number from 0.01 to 60000")
+    try:
+        since_s = span_s(parsed.since)
+    except ValueError as error:
+        raise WrongPlan(f"--since: {error}") from error
+    seen, lost = history(parsed.prometheus, since_s, parsed.selector)
+    workloads, notes = workloads_of(seen, parsed.by, parsed.request_ms)
+    return [*found, *workloads], [*lost, *notes]
+
+
+def _run(parsed: argparse.Namespace, plan: Plan, notes: Sequence[str]) -> int:
     if parsed.html is not None and find_spec("plotly") is None:
         raise WrongPlan("--html needs plotly: pip install 'gpuplugin-sim[report]'")
     profile = load_profile(plan.model)
@@ -115,12 +165,16 @@ def _run(parsed: argparse.Namespace, plan: Plan) -> int:
         if page is not None:
             from sim.advise.page import advice_page
 
-            page.write(advice_page(advice))
-    print(json.dumps(as_json(advice), indent=2) if parsed.json else "\n".join(as_text(advice)))
+            page.write(advice_page(advice, notes))
+    if parsed.json:
+        print(json.dumps({**as_json(advice), "history": list(notes)}, indent=2))
+    else:
+        print("\n".join(as_text(advice, notes)))
     return 0
 
 
-def as_text(advice: Advice) -> list[str]:
+def as_text(advice: Advice, notes: Sequence[str] = ()) -> list[str]:
+    """The advice; `notes` are about the history that it rests on."""
     header = (
         *("REPLICAS", "ON A GPU", "SLOWDOWN P50", "P95", "P99", "OOM A WEEK", "GET NOTHING"),
         *("UTILISATION", "SWITCHING", "GOALS"),
@@ -134,6 +188,7 @@ def as_text(advice: Advice) -> list[str]:
         "",
         "SLOWDOWN: requests of whoever suffers most, over requests alone.",
         *confidence(advice),
+        *(["", "From the history:", *notes] if notes else []),
         *(["", "The configuration for it:", "", *config.splitlines()] if config else []),
     ]
 

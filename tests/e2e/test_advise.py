@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import parse_qs
 
 import pytest
 
 from tests.e2e.conftest import gpuplugin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 API = ("advise", "--workload", "api:15/100/2:8", "--model", "l4")
@@ -41,6 +46,7 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--model", "l4"), "no workload: give --workload or --prometheus"),
         (("--workload", "api", "--model", "l4"), "write NAME:BUSY-MS/PERIOD-MS/GIB"),
         (("--workload", "notebook", "--model", "nope"), "no GPU model is called 'nope'"),
         (("--workload", "notebook", "--model", "l4", "--gpus", "0"), "--gpus is 0"),
@@ -54,3 +60,88 @@ def test_what_is_wrong_is_said_in_one_line(arguments: tuple[str, ...], said: str
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert said in line
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """A Prometheus that knows two pods of one Deployment for an hour; queries are noted."""
+
+    metric = "gpuplugin_pod_sm_ratio"
+    asked: ClassVar[list[dict[str, list[str]]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        wanted = parse_qs(body)
+        self.asked.append(wanted)
+        query = wanted["query"][0]
+        start, end, step = (float(wanted[key][0]) for key in ("start", "end", "step"))
+        moments = [start + step * number for number in range(int((end - start) / step) + 1)]
+        value = {self.metric: 0.3, "gpuplugin_pod_memory_bytes": 2.0 * 2**30}.get(
+            query.partition("{")[0]
+        )
+        pods = ["api-7d9f8b6c5d-x2x4z", "api-7d9f8b6c5d-abcde"] if value is not None else []
+        result = [
+            {
+                "metric": {"namespace": "ml", "pod": pod, "uuid": "GPU-0"},
+                "values": [[at, str(value)] for at in moments],
+            }
+            for pod in pods
+        ]
+        text = json.dumps({"status": "success", "data": {"result": result}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def prometheus(handler: type[_Answers] = _Answers) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def test_workloads_come_from_the_history_of_a_prometheus() -> None:
+    with prometheus() as url:
+        result = gpuplugin(
+            "advise", "--model", "l4", "--prometheus", url, "--since", "1h", "--json",
+            "--selector", 'namespace="ml"', "--slowdown-p95", "3",
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    advice = json.loads(result.stdout)
+    assert advice["rows"][1]["worst"] == "ml/api"
+    (note,) = advice["history"]
+    assert note.startswith("ml/api: 2 pods at once, active for 100 % of the time in spans of")
+    assert "holds 2 to 2 GiB" in note
+    assert _Answers.asked[0]["query"] == ['gpuplugin_pod_sm_ratio{namespace="ml"}']
+
+
+def test_a_history_of_dcgm_exporter_says_what_is_lost() -> None:
+    class Dcgm(_Answers):
+        metric = "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
+
+    with prometheus(Dcgm) as url:
+        result = gpuplugin("advise", "--model", "l4", "--prometheus", url, "--since", "1h")
+    assert result.returncode == 0, result.stderr
+    assert "which knows GPUs and not pods" in result.stdout
+
+
+def test_a_prometheus_without_such_metrics_or_that_is_none() -> None:
+    class Nothing(_Answers):
+        metric = "up"
+
+    with prometheus(Nothing) as url:
+        empty = gpuplugin("advise", "--model", "l4", "--prometheus", url, "--since", "1h")
+    assert empty.returncode == 1
+    assert "has neither gpuplugin_pod_sm_ratio nor" in empty.stderr
+    for address, said in (
+        ("http://127.0.0.1:1", "cannot be asked"),
+        ("file:///etc/passwd", "is no address of a Prometheus"),
+    ):
+        result = gpuplugin("advise", "--model", "l4", "--prometheus", address)
+        assert (result.returncode, said in result.stderr) == (1, True)

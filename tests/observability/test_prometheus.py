@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from sim.node.scenario import load_scenario
 from tests.component.conftest import short_folder
 from tests.component.running import RESOURCE, PluginProcess, settings_for
 from tests.component.waiting import eventually
+from tests.e2e.conftest import gpuplugin
 from tests.observability.alertcases import CASES, rule_tests
 from tests.observability.tools import (
     ROOT,
@@ -154,6 +156,22 @@ def test_every_alert_has_its_chapter_in_the_runbook() -> None:
         assert address.scheme == "https"
         assert address.path.endswith("/docs/runbook.md")
         assert address.fragment == name.lower()
+
+
+def test_advice_from_its_history_names_the_workloads(prometheus: Prometheus) -> None:
+    """Once a scrape has seen each of them at work."""
+
+    def advised() -> list[str] | None:
+        result = gpuplugin(
+            "advise", "--model", "a100-sxm4-80gb", "--prometheus", prometheus.url, "--since", "2m",
+            "--json",
+        )  # fmt: skip
+        history = json.loads(result.stdout)["history"] if result.returncode == 0 else []
+        return history if len(history) == 2 else None
+
+    api, trainer = eventually(advised, WAIT_S)
+    assert re.match(r"default/api: [23] pods at once, active for ", api)
+    assert re.match(r"default/trainer: 1 pod at once, active for ", trainer)
 
 
 @pytest.mark.parametrize("expression", dashboard().expressions())

@@ -82,7 +82,8 @@ class Prometheus:
     """A running Prometheus."""
 
     def __init__(self, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}/api/v1"
+        self.url = f"http://127.0.0.1:{port}"
+        self._base = f"{self.url}/api/v1"
 
     def query(self, expression: str) -> list[dict[str, object]]:
         """The instant vector of an expression now."""
