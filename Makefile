@@ -26,8 +26,13 @@ test: $(VENV)/.dev ## Run the tests, on two cores
 test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtual time
 	$(BIN)/pytest $(PYTEST) -m slow
 
+# What no engine takes part in, or what runs on both of them anyway.
+NO_ENGINE := $(addprefix --ignore=tests/component/test_,$(addsuffix .py,apiserver bench_client bench_plugins \
+	doctor_dra dra_claims dra_crashes dra_daemon dra_endpoint dra_slices dra_trouble mig_setters node_reports \
+	nvml_library pod_work standin_claims standin_pods standin_registration))
+
 test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the other RPC engine
-	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) tests/component tests/chaos \
+	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) $(NO_ENGINE) tests/component tests/chaos \
 		tests/e2e/test_node.py tests/e2e/test_hostile_clients.py tests/e2e/test_sim_up.py
 
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes

@@ -215,12 +215,15 @@ def test_a_device_plugin_waits_until_the_dra_driver_is_gone(
     with node.plugin(SimBackend(hardware.node)) as driver:
         node.connect()
         plugin.start()
-        eventually(lambda: "allocation" in plugin.get("/ready").parts)
-        assert "serves this node" in str(plugin.get("/ready").parts["allocation"]["text"])
-        assert plugin.sockets() == ()
-        driver.stop()
-        eventually(plugin.sockets)
-        eventually(lambda: "allocation" not in plugin.get("/ready").parts)
+        try:
+            eventually(lambda: "allocation" in plugin.get("/ready").parts)
+            assert "serves this node" in str(plugin.get("/ready").parts["allocation"]["text"])
+            assert plugin.sockets() == ()
+            driver.stop()
+            eventually(plugin.sockets)
+            eventually(lambda: "allocation" not in plugin.get("/ready").parts)
+        finally:
+            plugin.stop()
 
 
 def test_gates_that_are_off_are_named_and_shares_are_never_whole_gpus(

@@ -30,6 +30,7 @@ def test_the_answer_comes_first_and_the_configuration_last() -> None:
     assert chosen[-1] == "kept"
 
 
+@pytest.mark.slow
 def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
     page = tmp_path / "advice.html"
     result = gpuplugin(*API, "--slowdown-p95", "4", "--json", "--html", str(page))
@@ -121,6 +122,7 @@ def test_workloads_come_from_the_history_of_a_prometheus() -> None:
     assert _Answers.asked[0]["query"] == ['gpuplugin_pod_sm_ratio{namespace="ml"}']
 
 
+@pytest.mark.slow
 def test_a_history_of_dcgm_exporter_says_what_is_lost() -> None:
     class Dcgm(_Answers):
         metric = "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
