@@ -37,6 +37,9 @@ COMPONENT = "config"
 log = logging.getLogger(__name__)
 
 
+_UNSURE = b"it changed while it was read"
+
+
 class Reloader:
     """The task that applies changed configurations.
 
@@ -85,8 +88,8 @@ class Reloader:
                 requested = await self._pause(moves=moving != seen)
                 now = await self._fingerprint()
                 if requested or (now != seen and now == moving):
-                    seen = now
                     await self._reload()
+                    seen = await self._seen(now)
                 moving = now
         finally:
             self._thread.close()
@@ -100,7 +103,15 @@ class Reloader:
         seen = await self._fingerprint()
         if requested or seen is not None:
             await self._reload(only_if_other=not requested)
+            seen = await self._seen(seen)
         return seen
+
+    async def _seen(self, before: bytes | None) -> bytes | None:
+        """The fingerprint of what was just loaded, or one that no file has where that is not sure.
+
+        A file that changed meanwhile, and is changed back, would count as seen otherwise.
+        """
+        return before if await self._fingerprint() == before else _UNSURE
 
     async def _pause(self, *, moves: bool) -> bool:
         """Wait for the next look, a whole `POLL_S` if the file moves; True if it was requested."""

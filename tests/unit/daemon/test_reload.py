@@ -25,10 +25,14 @@ class Watch:
 
     def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.adopted: list[int] = []
+        self.before_load: list[int] = []
+        """What is written just before the file is loaded, the first one first."""
         self.status = StatusBoard()
         self._file = file
 
         def load() -> Loaded:
+            if self.before_load:
+                self.write(self.before_load.pop(0))
             return load_settings({}, {}, str(file))
 
         async def adopt(loaded: Loaded) -> None:
@@ -128,3 +132,26 @@ def test_an_unforeseen_failure_is_a_refusal_that_shows(
 
     text = asyncio.run(main())
     assert "the last good one stays in force: ZeroDivisionError: no idea" in text
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_file_that_changes_while_it_is_read_and_back_is_read_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch, at_start: bool
+) -> None:
+    """It is as it was when it was looked at, but what is in force is what came between."""
+
+    async def main() -> list[int]:
+        watch = Watch(file, monkeypatch)
+        task = asyncio.create_task(watch.reloader.run())
+        if not at_start:
+            await watch.poll()
+            watch.write(4)
+            await watch.poll()
+        watch.before_load.append(7)
+        await watch.poll()
+        watch.write(10 if at_start else 4)
+        await watch.poll(4)
+        task.cancel()
+        return watch.adopted
+
+    assert asyncio.run(main()) == ([7, 10] if at_start else [7, 4])
