@@ -21,6 +21,7 @@ from sim.study.sweep import (
     parsed_setting,
     run_job,
     sweep_report,
+    told,
 )
 from sim.study.workers import CannotRunThere, Workers
 
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gpuplugin.cli.parser import Commands
-    from sim.study.sweep import Combination, Estimate, SweepReport
+    from sim.study.sweep import Combination, SweepReport
 
 MOST_SEEDS = 1000
-NOTHING = "-"
 
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("GOT NOTHING", "deprived", number),
@@ -161,11 +161,3 @@ def _row(one: Combination, keys: Sequence[str]) -> list[str]:
         *(str(one.settings[key]) for key in keys),
         *(told(one.figures[figure], shown) for _, figure, shown in COLUMNS),
     ]
-
-
-def told(value: Estimate | None, shown: Callable[[float], str]) -> str:
-    if value is None:
-        return NOTHING
-    if value.high is None or value.high == value.mean:
-        return shown(value.mean)
-    return f"{shown(value.mean)} ± {shown(value.high - value.mean)}"

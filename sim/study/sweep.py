@@ -25,7 +25,7 @@ from sim.virtual.run import VirtualRun
 from sim.virtual.settings import settings_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gpuplugin.config.settings import Settings
     from sim.study.runreport import RunReport
@@ -231,6 +231,15 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
     half = quantile * statistics.stdev(there) / math.sqrt(len(there))
     return Estimate(mean=mean, low=mean - half, high=mean + half)
+
+
+def told(value: Estimate | None, shown: Callable[[float], str]) -> str:
+    """`4.2 ± 0.3`, without the interval where there is none."""
+    if value is None:
+        return "-"
+    if value.high is None or value.high == value.mean:
+        return shown(value.mean)
+    return f"{shown(value.mean)} ± {shown(value.high - value.mean)}"
 
 
 def _scalar(text: str) -> Value:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from sim.study.html.charts import KIND_COLOURS, Chart, plot
-from sim.study.html.frame import NOTHING, document, head_of, sections, table_of
+from sim.study.html.frame import document, head_of, sections, table_of
 from sim.study.sentences import counted, duration, number, percent
+from sim.study.sweep import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -181,19 +182,11 @@ def _table(report: SweepReport) -> str:
     rows = [
         (
             *(escape(str(one.settings[key])) for key in keys),
-            *(_cell(one.figures[name], shown) for name, *_, shown in _FIGURES),
+            *(escape(told(one.figures[name], shown)) for name, *_, shown in _FIGURES),
         )
         for one in report.combinations
     ]
     return table_of("All combinations", header, rows, "combinations")
-
-
-def _cell(value: Estimate | None, shown: Callable[[float], str]) -> str:
-    if value is None:
-        return NOTHING
-    if value.high is None or value.high == value.mean:
-        return escape(shown(value.mean))
-    return escape(f"{shown(value.mean)} ± {shown(value.high - value.mean)}")
 
 
 def _mean(one: Combination, name: str) -> float | None:
