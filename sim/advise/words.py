@@ -60,8 +60,8 @@ def confidence(advice: Advice) -> list[str]:
             )
         case _:
             lines.append(
-                "Time slicing agrees within 4 % with published runs on A100, RTX 4090 and RTX 5090. "
-                "It was partly fitted to most of them."
+                "Time slicing agrees within 4 % with published runs on A100, RTX 4090 and "
+                "RTX 5090, and was partly fitted to most of them."
             )
             if plan.slices is not None:
                 lines.append("Slices and switches are those that you measured on this GPU.")
