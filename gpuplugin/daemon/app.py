@@ -252,7 +252,13 @@ class Daemon:
             files,
         )
         control = ControlServer(
-            folder, node, status, files, lambda: self._page_now(parts), self._about
+            folder,
+            node,
+            status,
+            files,
+            lambda: self._page_now(parts),
+            self._read_holdings,
+            self._about,
         )
         async with asyncio.TaskGroup() as tasks:
             supervisors: dict[str, asyncio.Task[None]] = {}

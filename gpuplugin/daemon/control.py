@@ -24,7 +24,7 @@ from gpuplugin.daemon.tasks import wait_period, wait_period_or
 from gpuplugin.linesocket import ControlError, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from gpuplugin.daemon.files import FileWatch
@@ -66,15 +66,17 @@ class ControlServer:
         status: StatusBoard,
         files: FileWatch,
         page: Callable[[], PageView],
+        read_holdings: Callable[[], Awaitable[None]],
         about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
-        """`page` is called in a thread."""
+        """`page` is called in a thread; `read_holdings` tells the node what pods hold now."""
         self._files = files
         self._turn = asyncio.Event()
         self._page = page
         self._path = folder / SOCKET_NAME
         self._node = node
         self._status = status
+        self._read_holdings = read_holdings
         self._about = about
         self._problem = ""
 
@@ -146,7 +148,7 @@ class ControlServer:
             if "clear" in request:
                 return self._clear(str(request["clear"]), caller_uid)
             if "forget" in request:
-                return self._forget(str(request["forget"]), caller_uid)
+                return await self._forget(str(request["forget"]), caller_uid)
             if "page" in request:
                 return await asyncio.to_thread(self._page_as_json)
         except ControlError as error:
@@ -224,7 +226,8 @@ class ControlServer:
             )
         return {"cleared": cleared, "refused": refused}
 
-    def _forget(self, uuid: str, caller_uid: int) -> Mapping[str, object]:
+    async def _forget(self, uuid: str, caller_uid: int) -> Mapping[str, object]:
+        await self._read_holdings()  # a pod may have come since they were read
         try:
             self._node.forget(uuid)
         except UnknownUnit:

@@ -22,6 +22,10 @@ NO_NODE = cast("Node", None)
 """Nobody asks anything here."""
 
 
+async def nothing_held() -> None:
+    raise AssertionError("nobody asks what pods hold")
+
+
 def no_page() -> PageView:
     raise AssertionError("nobody asks for the page")
 
@@ -32,7 +36,7 @@ def test_cancelled_at_any_moment_it_leaves_no_socket(turns: int) -> None:
 
     async def main(folder: Path) -> None:
         files = FileWatch()
-        control = ControlServer(folder, NO_NODE, StatusBoard(), files, no_page)
+        control = ControlServer(folder, NO_NODE, StatusBoard(), files, no_page, nothing_held)
         task = asyncio.create_task(control.run())
         for _ in range(turns):
             await asyncio.sleep(0)
