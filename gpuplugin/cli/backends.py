@@ -63,13 +63,16 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
     try:
         with needs_simulator("the backend sim"):
             from sim.node.node import SimulatedNode
+            from sim.node.pools import scenario_of_node
             from sim.node.realtime import RealTimeNode, SimBackend
-            from sim.node.scenario import ScenarioError, load_scenario
+            from sim.node.scenario import ScenarioError
             from sim.node.serve import CannotServe, served
     except SimulatorMissing as error:
         raise BackendError(str(error)) from error
+    name = settings.daemon.node_name
     try:
-        node = RealTimeNode(SimulatedNode(load_scenario(settings.daemon.scenario)))
+        scenario = scenario_of_node(settings.daemon.scenario, name)
+        node = RealTimeNode(SimulatedNode(scenario, name=name))
     except ScenarioError as error:
         raise BackendError(str(error)) from error
     stack.callback(node.stop)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")
-_DEVICES_NAMES = ("--backend", "--scenario", "--sysfs-root", "--procfs-root")
+_DEVICES_NAMES = ("--backend", "--scenario", "--node-name", "--sysfs-root", "--procfs-root")
 _DOCTOR_SECTIONS = ("flags", "gpus", "imex")
 _DOCTOR_NAMES = (
     "--backend", "--scenario", "--kubelet-dir", "--kubelet-socket", "--registration",
-    "--listen-address", "--cdi-root", "--sysfs-root", "--procfs-root",
+    "--listen-address", "--cdi-root", "--sysfs-root", "--procfs-root", "--node-name",
 )  # fmt: skip
 
 

@@ -260,7 +260,7 @@ class DaemonSettings(Section):
     backend: Literal["nvml", "sim"] = option("nvml", "--backend",
         "nvml for real GPUs, sim for a simulated node")
     scenario: str = option("default", "--scenario",
-        "scenario of the simulated node: a file, or the name of a shipped one")
+        "of the simulated node: a file, a shipped one's name, or a folder for nodes' labels")
     sysfs_root: Folder = option(Path("/sys"), "--sysfs-root",
         "where sysfs is, for what NVML does not report")
     procfs_root: Folder = option(Path("/proc"), "--procfs-root",
@@ -292,7 +292,8 @@ class DaemonSettings(Section):
     kubernetes_reports: bool = option(False, "--kubernetes-reports",
         "report GPUs' health to the API server: Events and the node condition GPUHealthy")
     node_name: Annotated[str, Field(validate_default=True)] = option("", "--node-name NODE_NAME",
-        "this node's name in Kubernetes; needed for --kubernetes-reports and --allocation dra")
+        "this node's name in Kubernetes; needed for --kubernetes-reports and --allocation dra, and "
+        "that of a simulated node, which decides who its GPUs are")
     config_map_dir: str = option("", "--config-map-dir",
         "folder of configurations; the node's label nvidia.com/device-plugin.config chooses")
     default_config: str = option("", "--default-config DEFAULT_CONFIG",
@@ -323,7 +324,7 @@ class DaemonSettings(Section):
     @field_validator("node_name")
     @classmethod
     def _needed_for_the_api(cls, value: str, info: ValidationInfo) -> str:
-        """Nothing else uses the name, so a wrong one does no harm without these."""
+        """Nothing else asks the API server, so a wrong one does no harm without these."""
         wanted_by = [
             option
             for option, wanted in (

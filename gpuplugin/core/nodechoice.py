@@ -20,13 +20,15 @@ class UnknownName(Exception):
     """The label or the default names a file that there is not; the text lists the files."""
 
 
-def choose(label: str | None, default: str, names: Collection[str]) -> str | None:
+def choose(
+    label: str | None, default: str, names: Collection[str], label_name: str = LABEL
+) -> str | None:
     """The file for a node: by its label, else the default, else `default`, else the only one.
 
     A name may leave out `.yaml`. None if nothing chooses: the built-in configuration is meant.
     Raises UnknownName if what was named is not there.
     """
-    for wanted, what in ((label, f"the label {LABEL}"), (default, "--default-config")):
+    for wanted, what in ((label, f"the label {label_name}"), (default, "--default-config")):
         if wanted:
             found = _find(wanted, names)
             if found is None:

@@ -102,6 +102,9 @@ def add_node(commands: Commands) -> None:
         "--scenario", default="default", metavar="FILE|NAME", help="default: default"
     )
     serve.add_argument(
+        "--node-name", default="", metavar="NAME", help="nodes with other names have other GPUs"
+    )
+    serve.add_argument(
         "--processes",
         action="store_true",
         help="a real process for each tenant, which does nothing, for tools that look it up",

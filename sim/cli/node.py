@@ -57,7 +57,8 @@ def serve(parsed: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        node = RealTimeNode(SimulatedNode(load_scenario(parsed.scenario)))
+        scenario = load_scenario(parsed.scenario)
+        node = RealTimeNode(SimulatedNode(scenario, name=parsed.node_name))
         with served(node, folder, StandIns() if parsed.processes else None):
             node.start()
             with node.read() as model:

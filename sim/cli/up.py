@@ -84,7 +84,7 @@ def up(parsed: argparse.Namespace) -> int:
     try:
         with ExitStack() as stack:
             stack.enter_context(owned(daemon.kubelet_dir))
-            node = RealTimeNode(SimulatedNode(scenario))
+            node = RealTimeNode(SimulatedNode(scenario, name=daemon.node_name))
             stack.callback(node.stop)
             stack.enter_context(served(node, daemon.kubelet_dir))
             store = None

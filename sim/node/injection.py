@@ -123,9 +123,9 @@ def start_faults(node: SimulatedNode) -> None:
         node.env.process(_inject_timed(node, fault))
     numa_nodes = [gpu.identity.numa_node for gpu in node.present]
     for number, failures in enumerate(node.scenario.failures):
-        random = Random(f"{node.scenario.seed}/failures/{number}")
+        random = Random(f"{node.seed}/failures/{number}")
         for position, victims in enumerate(victims_of(failures, numa_nodes, random)):
-            own = Random(f"{node.scenario.seed}/{random.random()}/{position}")
+            own = Random(f"{node.seed}/{random.random()}/{position}")
             node.env.process(_inject_at_rate(node, failures, victims, own))
 
 

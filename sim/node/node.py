@@ -63,9 +63,15 @@ slowdown and shutdown there are 3 degrees on some models."""
 
 
 class SimulatedNode:
-    """GPUs, tenants and faults; `now_s` is the model time, `env.now` the same in nanoseconds."""
+    """GPUs, tenants and faults; `now_s` is the model time, `env.now` the same in nanoseconds.
 
-    def __init__(self, scenario: Scenario, log: Log = lambda _kind, _facts: None) -> None:
+    Nodes of one scenario with different names have different GPUs, and fail at different times;
+    the same name gives the same node.
+    """
+
+    def __init__(
+        self, scenario: Scenario, log: Log = lambda _kind, _facts: None, name: str = ""
+    ) -> None:
         self.env = simpy.Environment()
         self.log = log
         self.on_change: Callable[[], None] = lambda: None
@@ -73,8 +79,10 @@ class SimulatedNode:
         self.listeners: list[Callable[[Event], None]] = []
         """Each is called with every event that the driver reports; `take_events` polls."""
         self.scenario = scenario
+        self.seed = f"{scenario.seed}/{name}" if name else str(scenario.seed)
+        """What all randomness of this node begins with."""
         self.driver = SimulatedDriver()
-        self.identities = Identities(scenario)
+        self.identities = Identities(scenario, name)
         self.partitions = Partitions(self)
         self._groups = [group for group in scenario.gpus for _ in range(group.count)]
         self._present = [
@@ -231,7 +239,7 @@ class SimulatedNode:
             if tenancy is None or not self._usable(gpu) or self.hangs(gpu.identity.uuid):
                 continue
             pid = next(self._pids)
-            random = Random(f"{self.scenario.seed}/{spec.name}/{pid}")
+            random = Random(f"{self.seed}/{spec.name}/{pid}")
             tenant = tenancy.start(pid, spec, random)
             self.records.append(tenant.record)
             return tenant

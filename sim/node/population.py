@@ -30,11 +30,19 @@ if TYPE_CHECKING:
 
 
 class Identities:
-    """Makes identities; the same calls on the same scenario and seed give the same ones."""
+    """Makes identities; the same calls on the same scenario, seed and node give the same ones.
 
-    def __init__(self, scenario: Scenario) -> None:
+    Nodes with different names share no UUID, whatever their scenarios, but for those that scenarios
+    give. Their bus ids differ as well: a machine counts its buses over all that is plugged in.
+    """
+
+    def __init__(self, scenario: Scenario, node: str = "") -> None:
         self._scenario = scenario
         self._generator = random.Random(f"gpuplugin/{scenario.seed}")
+        self._bus_shift = 0
+        if node:
+            self._generator = random.Random(f"gpuplugin/{scenario.seed}/{node}")
+            self._bus_shift = self._generator.randrange(_BUS_SHIFTS)
 
     def of_the_node(self) -> Iterator[tuple[Gpu, Profile]]:
         """The GPUs that the scenario names, by index."""
@@ -46,6 +54,7 @@ class Identities:
         bus_ids = _bus_ids(
             [profile for group, profile in groups for _ in range(group.count)],
             {canonical_bus_id(bus_id) for bus_id in recorded if bus_id is not None},
+            self._bus_shift,
         )
         index = 0
         for group, profile in groups:
@@ -84,20 +93,29 @@ class Identities:
         return f"GPU-{uuids.UUID(int=self._generator.getrandbits(128), version=4)}"
 
 
-def _bus_ids(profiles: Sequence[Profile], recorded: AbstractSet[str]) -> Iterator[str]:
+_BUS_SHIFTS = 6
+"""Assumed: by how many buses nodes of one model differ. With all of them a bus number fits."""
+
+
+def _bus_ids(profiles: Sequence[Profile], recorded: AbstractSet[str], shift: int) -> Iterator[str]:
     """A different bus id for each GPU: captured ones of its model first, then made-up ones.
 
-    None of them is a `recorded` one.
+    All but the `recorded` ones are `shift` buses further on; none of them is a recorded one.
     """
-    captured = {bus_id for profile in profiles for bus_id in profile.bus_ids}
-    numbered = (f"{n // 32:08X}:{(n % 32) * 8 + 1:02X}:00.0" for n in itertools.count())
+    captured = {_shifted(bus_id, shift) for one in profiles for bus_id in one.bus_ids}
+    numbered = (f"{n // 32:08X}:{(n % 32) * 8 + 1 + shift:02X}:00.0" for n in itertools.count())
     made_up = (bus_id for bus_id in numbered if bus_id not in captured | recorded)
     given = set(recorded)
     for profile in profiles:
-        free = (bus_id for bus_id in profile.bus_ids if bus_id not in given)
-        bus_id = next(free, None) or next(made_up)
+        shifted = (_shifted(bus_id, shift) for bus_id in profile.bus_ids)
+        bus_id = next((one for one in shifted if one not in given), None) or next(made_up)
         given.add(bus_id)
         yield bus_id
+
+
+def _shifted(bus_id: str, buses: int) -> str:
+    domain, bus, rest = bus_id.split(":")
+    return f"{domain}:{int(bus, 16) + buses:02X}:{rest}"
 
 
 def tenancies_of(

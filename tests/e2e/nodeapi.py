@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class NodeApi:
-    """One node with one label; watches are told of each change of it."""
+    """One node with one label (`name`); watches are told of each change of it."""
 
-    def __init__(self, node: str, label: str | None = None) -> None:
+    def __init__(self, node: str, label: str | None = None, name: str = LABEL) -> None:
         self.refuse = 0
         """A status to answer everything with, if it is not 0."""
         self.watches = 0
         self._node = node
         self._label = label
+        self._name = name
         self._version = 1
         self._changed = threading.Condition()
         self._stopped = False
@@ -73,7 +74,7 @@ class NodeApi:
         return path
 
     def _object(self) -> dict[str, object]:
-        labels = {} if self._label is None else {LABEL: self._label}
+        labels = {} if self._label is None else {self._name: self._label}
         return {
             "apiVersion": "v1",
             "kind": "Node",

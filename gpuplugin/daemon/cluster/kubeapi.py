@@ -179,14 +179,15 @@ WATCH_S = 300
 
 
 class NodeLabel:
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, label: str = LABEL) -> None:
         self._node = node
+        self._name = label
         self._config = cluster()
 
     def read(self) -> str | None:
         try:
             with Client(self._config, timeout=httpx2.Timeout(_TIMEOUT_S)) as client:
-                return _label(client.get(Node, self._node))
+                return self._label(client.get(Node, self._node))
         except Exception as error:
             raise self._unreadable(error) from error
 
@@ -197,17 +198,16 @@ class NodeLabel:
                 for _operation, node in client.watch(
                     Node, fields={"metadata.name": self._node}, server_timeout=WATCH_S
                 ):
-                    yield _label(node)
+                    yield self._label(node)
         except Exception as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> LabelUnreadable:
-        text = f"the label {LABEL} of node {self._node} cannot be read: {error}"
+        text = f"the label {self._name} of node {self._node} cannot be read: {error}"
         if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code == 403:
             text += "; the plugin's service account needs get, list and watch on nodes"
         return LabelUnreadable(text)
 
-
-def _label(node: Node) -> str | None:
-    labels = (node.metadata.labels if node.metadata else None) or {}
-    return labels.get(LABEL) or None
+    def _label(self, node: Node) -> str | None:
+        labels = (node.metadata.labels if node.metadata else None) or {}
+        return labels.get(self._name) or None

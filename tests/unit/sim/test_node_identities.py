@@ -8,9 +8,11 @@ import uuid as uuids
 import pytest
 
 from hal import GpuState
+from sim.gpu.faults import Failures, XidFault
 from sim.gpu.profiles import load_profile, model_names
 from sim.node.node import SimulatedNode
-from sim.node.scenario import GpuGroup, Scenario
+from sim.node.scenario import GpuGroup, RecordedGpu, Scenario
+from sim.nvml.functions.inventory import serial
 from tests.unit.sim.nodes import a_scenario
 
 
@@ -24,6 +26,51 @@ def test_the_same_seed_gives_the_same_node_another_seed_another() -> None:
     assert not set(one.gpus) & set(other.gpus)
 
 
+def test_nodes_of_one_scenario_share_no_uuid_and_each_stays_as_it_is() -> None:
+    scenario = Scenario(gpus=[GpuGroup(model="h100-sxm5-80gb", count=8, mig=["1g.10gb"])])
+    names = ["", *(f"gpu-node-{number}" for number in range(40))]
+    nodes = [SimulatedNode(scenario, name=name) for name in names]
+    again = SimulatedNode(scenario, name=names[7])
+
+    uuids = [uuid for node in nodes for uuid in devices_of(node)]
+    serials = {serial(gpu) for node in nodes for gpu in node.present}
+    assert len(set(uuids)) == len(uuids) == 41 * 16
+    assert len(serials) == 41 * 8
+    assert devices_of(again) == devices_of(nodes[7])
+    bus_ids = [tuple(gpu.identity.pci_bus_id for gpu in node.present) for node in nodes]
+    assert len(set(bus_ids)) > 1
+    assert bus_ids[7] == tuple(gpu.identity.pci_bus_id for gpu in again.present)
+
+
+def test_a_scenario_says_who_a_gpu_is_on_every_node() -> None:
+    recorded = RecordedGpu(uuid="GPU-1", pci_bus_id="00000000:41:00.0")
+    scenario = Scenario(gpus=[GpuGroup(model="t4", recorded=recorded)])
+    nodes = [SimulatedNode(scenario, name=name) for name in ("", "a", "b")]
+
+    assert [list(node.gpus) for node in nodes] == [["GPU-1"]] * 3
+    assert {node.present[0].identity.pci_bus_id for node in nodes} == {"00000000:41:00.0"}
+
+
+def test_nodes_of_one_scenario_fail_at_different_times() -> None:
+    def when(name: str) -> list[float]:
+        failures = Failures(mtbf_h=1.0, what=XidFault(xid=79))
+        scenario = Scenario(gpus=[GpuGroup(model="t4", count=4)], failures=[failures])
+        seen: list[float] = []
+        node = SimulatedNode(scenario, lambda _kind, _facts: seen.append(node.now_s), name)
+        node.advance(3600 * 8)
+        return seen
+
+    assert when("a") == when("a") != when("b")
+
+
+def devices_of(node: SimulatedNode) -> list[str]:
+    return [
+        uuid
+        for gpu in node.present
+        for uuid in (gpu.identity.uuid, *(mig.uuid for mig in gpu.identity.mig_devices))
+    ]
+
+
 def test_uuids_look_like_nvidias() -> None:
     node = SimulatedNode(Scenario(gpus=[GpuGroup(model="t4", count=64)]))
 
@@ -35,7 +82,7 @@ def test_uuids_look_like_nvidias() -> None:
 
 @pytest.mark.parametrize("model", model_names())
 def test_identities_follow_the_profile_and_differ(model: str) -> None:
-    node = SimulatedNode(Scenario(gpus=[GpuGroup(model=model, count=40)]))
+    node = SimulatedNode(Scenario(gpus=[GpuGroup(model=model, count=40)]), name="node-6")
     identities = [gpu.identity for gpu in node.gpus.values()]
     profile = load_profile(model)
 
