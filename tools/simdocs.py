@@ -12,6 +12,13 @@ from pydantic_core import PydanticUndefined
 
 from hal.nvml.api import Code
 from hal.nvml.calls import CALLS, Meaning, Role, meaning
+from sim.gpu.calibration import (
+    Calibration,
+    MeasuredMps,
+    MeasuredSlices,
+    MeasuredSwitches,
+    Spread,
+)
 from sim.gpu.faults import Failures, GpuFault, Lemons, NodeFault, Repair, Repeat, TimedFault
 from sim.gpu.returns import GROUPS
 from sim.gpu.workloads import Diurnal, MemoryUse, Workload
@@ -39,6 +46,11 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("gpus", GpuGroup),
     ("recorded", RecordedGpu),
     ("recorded.mig", RecordedMig),
+    ("calibrations", Calibration),
+    ("slice_us", MeasuredSlices),
+    ("switch_us", MeasuredSwitches),
+    ("figure", Spread),
+    ("mps", MeasuredMps),
     ("links", RecordedLink),
     ("pods", Pods),
     ("tenants", Tenant),

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from hal import GIB, TimeSliceLevel
 from sim.advise.trial import Trial, try_out
 from sim.advise.workload import MOST_PODS, Workload
+from sim.gpu.calibration import calibrated
 from sim.gpu.profiles import load_profile
-from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES
 from sim.study.share import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sim.advise.trial import TrialResult
-    from sim.gpu.scheduler import SliceParameters
+    from sim.gpu.calibration import Calibration
+    from sim.gpu.profiles import Profile
     from sim.study.workers import Workers
 
 REPLICAS = (1, 2, 3, 4, 6, 8, 10, 16, 20)
@@ -51,7 +52,10 @@ class Goals:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Workloads on `gpus` GPUs of a model. `memory_gib` and `slices` replace what the model has."""
+    """Workloads on `gpus` GPUs of a model, or of the one that was measured (`calibration`).
+
+    `memory_gib` replaces what the model has.
+    """
 
     model: str
     workloads: tuple[Workload, ...]
@@ -59,7 +63,7 @@ class Plan:
     gpus: int = 1
     mechanism: Mechanism = Mechanism.TIME_SLICING
     level: TimeSliceLevel = TimeSliceLevel.DEFAULT
-    slices: SliceParameters | None = None
+    calibration: Calibration | None = None
     memory_gib: float | None = None
     seed: int = 0
 
@@ -84,9 +88,13 @@ class Plan:
         return [replace(one, count=1) for one in self.workloads for _ in range(one.count)]
 
     @property
+    def profile(self) -> Profile:
+        return calibrated(load_profile(self.model), self.calibration)
+
+    @property
     def memory_bytes(self) -> int:
         """Memory that pods can have."""
-        profile = load_profile(self.model)
+        profile = self.profile
         total = profile.memory_bytes if self.memory_gib is None else round(self.memory_gib * GIB)
         return total - (profile.memory_reserved_bytes or 0)
 
@@ -201,7 +209,7 @@ def trials(plan: Plan, sharing: int, draws: int) -> list[Trial]:
                 tuple(drawn[:sharing]),
                 plan.mechanism,
                 plan.level,
-                plan.slices,
+                plan.calibration,
                 plan.seed + draw,
                 plan.memory_gib,
             )
@@ -253,19 +261,22 @@ def ooms_per_week(plan: Plan, sharing: int) -> float:
     if plan.mechanism is Mechanism.MIG:
         return 0.0  # each has memory of its own; what does not fit is refused
     pods, memory_bytes = plan.pods, plan.memory_bytes
+    context_bytes = plan.profile.context_bytes
     if all(len(pod.memory_gib) == 1 for pod in pods):
         heaviest = sorted((pod.memory_gib[0] for pod in pods), reverse=True)[:sharing]
-        return 0.0 if _needed(heaviest) <= memory_bytes else float(HOURS_A_WEEK)
+        needed = _needed(heaviest, context_bytes)
+        return 0.0 if needed <= memory_bytes else float(HOURS_A_WEEK)
     chance = random.Random(f"{plan.seed}/memory")
     short = 0
     for _ in range(MEMORY_DRAWS):
         drawn = chance.sample(pods, sharing)
-        short += _needed([chance.choice(pod.memory_gib) for pod in drawn]) > memory_bytes
+        sizes = [chance.choice(pod.memory_gib) for pod in drawn]
+        short += _needed(sizes, context_bytes) > memory_bytes
     return HOURS_A_WEEK * short / MEMORY_DRAWS
 
 
-def _needed(memory_gib: Sequence[float]) -> int:
-    return sum(round(one * GIB) + DEFAULT_CONTEXT_BYTES for one in memory_gib)
+def _needed(memory_gib: Sequence[float], context_bytes: int) -> int:
+    return sum(round(one * GIB) + context_bytes for one in memory_gib)
 
 
 def _others(plan: Plan) -> Iterator[tuple[str, Plan]]:
@@ -274,7 +285,7 @@ def _others(plan: Plan) -> Iterator[tuple[str, Plan]]:
             continue  # exclusive use is one replica
         if mechanism is Mechanism.MIG and not load_profile(plan.model).mig:
             continue
-        yield mechanism.value, replace(plan, mechanism=mechanism, slices=None)
+        yield mechanism.value, replace(plan, mechanism=mechanism)
 
 
 def _otherwise(plan: Plan) -> Iterator[tuple[str, tuple[str, str], Plan]]:

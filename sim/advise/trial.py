@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import simpy
 
 from hal import GIB, TimeSliceLevel
+from sim.gpu.calibration import calibrated
 from sim.gpu.profiles import instance_memory_bytes, load_profile, slice_parameters
 from sim.gpu.scheduler import NS_PER_MS, ContextId, GpuCompute
 from sim.gpu.schedulers import Exclusive, Mps
-from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES, Memory, OutOfMemory
+from sim.gpu.tenancy import Memory, OutOfMemory
 from sim.gpu.timeslicing import TimeSlicing
 from sim.study.report import percentile
 from sim.study.share import Mechanism, fraction_of, instances_for
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from sim.advise.workload import Workload
+    from sim.gpu.calibration import Calibration
     from sim.gpu.profiles import Profile
-    from sim.gpu.scheduler import Scheduler, SliceParameters
+    from sim.gpu.scheduler import Scheduler
 
 WORKS = 4_000
 """Works of all pods together in a trial."""
@@ -46,8 +48,7 @@ class Trial:
     pods: tuple[Workload, ...]
     mechanism: Mechanism = Mechanism.TIME_SLICING
     level: TimeSliceLevel = TimeSliceLevel.DEFAULT
-    slices: SliceParameters | None = None
-    """In place of those of the model."""
+    calibration: Calibration | None = None
     seed: int = 0
     memory_gib: float | None = None
     """In place of that of the model."""
@@ -124,7 +125,7 @@ class _Run:
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._env = simpy.Environment()
-        self._profile = load_profile(trial.model)
+        self._profile = calibrated(load_profile(trial.model), trial.calibration)
         self._gpus: list[GpuCompute] = []
         self._pods = list(self._placed())
         self._begin_ns, self._end_ns = _window(trial.pods)
@@ -169,7 +170,7 @@ class _Run:
             if trial.mechanism is Mechanism.EXCLUSIVE:
                 memory = Memory(total_bytes, profile.memory_reserved_bytes or 0)
             try:
-                memory.allocate(ContextId(number), DEFAULT_CONTEXT_BYTES + workload.memory_bytes)
+                memory.allocate(ContextId(number), profile.context_bytes + workload.memory_bytes)
                 fits = True
             except OutOfMemory:
                 fits = False
@@ -219,7 +220,7 @@ def _scheduler(trial: Trial, profile: Profile) -> Scheduler:
         case Mechanism.MPS:
             return Mps()
         case _:
-            return TimeSlicing(trial.slices or slice_parameters(profile, trial.level))
+            return TimeSlicing(slice_parameters(profile, trial.level))
 
 
 def _window(pods: Sequence[Workload]) -> tuple[int, int]:

@@ -9,8 +9,7 @@ import yaml
 
 from gpuplugin.core.inventory import GPU_RESOURCE
 from hal import TimeSliceLevel
-from sim.gpu.profiles import load_profile
-from sim.study.sentences import counted, listed, number, percent
+from sim.study.sentences import counted, listed, number, percent, slices_from
 from sim.study.share import Mechanism
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def remarks(advice: Advice) -> list[str]:
 def confidence(advice: Advice) -> list[str]:
     """How far this can be trusted: which mechanism on which model somebody ever measured."""
     plan = advice.plan
-    profile = load_profile(plan.model)
+    profile = plan.profile
     lines = []
     match plan.mechanism:
         case Mechanism.MPS:
@@ -63,12 +62,13 @@ def confidence(advice: Advice) -> list[str]:
                 "Time slicing agrees within 4 % with published runs on A100, RTX 4090 and "
                 "RTX 5090, and was partly fitted to most of them."
             )
-            if plan.slices is not None:
-                lines.append("Slices and switches are those that you measured on this GPU.")
-            elif not profile.slices_measured:
+            lines.append(slices_from(plan.model, profile))
+            if (
+                plan.level is not TimeSliceLevel.DEFAULT
+                and profile.time_slice.of_level(plan.level) is None
+            ):
                 lines.append(
-                    f"Nobody has published slices and switches of {profile.product}: those of the "
-                    "others are taken."
+                    "The length of the slice is assumed: NVIDIA publishes none for this level."
                 )
     lines.append(
         "Not in the model: memory bandwidth and caches that pods take from each other between "
@@ -91,7 +91,8 @@ def configuration(advice: Advice) -> str:
 
 
 def _gpus(advice: Advice) -> str:
-    profile, plan = load_profile(advice.plan.model), advice.plan
+    plan = advice.plan
+    profile = plan.profile
     return f"the {profile.product}" if plan.gpus == 1 else f"each {profile.product}"
 
 

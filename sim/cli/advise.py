@@ -15,8 +15,10 @@ from sim.advise.history import workloads_of
 from sim.advise.prometheus import CannotRead, history
 from sim.advise.words import confidence, configuration, remarks, sentence
 from sim.advise.workload import PRESETS, WrongWorkload, parsed_workload
+from sim.cli.calibrate import add_calibration, given_calibration
 from sim.cli.run import span_s
 from sim.cli.sweep import add_workers, workers_of
+from sim.gpu.calibration import CannotUse
 from sim.gpu.profiles import UnknownModel, load_profile
 from sim.study.sentences import number, percent
 from sim.study.share import Mechanism
@@ -107,6 +109,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="default",
         help="length of time slices; only that of default was ever measured",
     )
+    add_calibration(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     add_workers(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -126,9 +129,13 @@ def run(parsed: argparse.Namespace) -> int:
             mechanism=Mechanism(parsed.mechanism),
             level=TimeSliceLevel[parsed.level.upper()],
             seed=parsed.seed,
+            calibration=given_calibration(parsed),
         )
         return _run(parsed, plan, notes)
-    except (WrongPlan, WrongWorkload, UnknownModel, CannotRead, CannotRunThere) as error:
+    except (
+        *(WrongPlan, WrongWorkload, UnknownModel, CannotRead, CannotRunThere),
+        CannotUse,
+    ) as error:
         return fail(error)
     except OSError as error:
         return fail(f"{error.filename or parsed.html} cannot be written: {error.strerror or error}")
@@ -214,6 +221,9 @@ def as_json(advice: Advice) -> dict[str, object]:
         "remarks": remarks(advice),
         "confidence": confidence(advice),
         "model": plan.model,
+        "calibration": None
+        if plan.calibration is None
+        else plan.calibration.model_dump(mode="json", exclude_none=True),
         "mechanism": plan.mechanism.value,
         "goals": asdict(plan.goals),
         "rows": [asdict(row) for row in advice.rows],

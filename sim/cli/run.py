@@ -17,6 +17,7 @@ from gpuplugin.cli.text import fail, output_file, progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.node import ConfigurationMisfit
+from sim.cli.calibrate import add_calibration
 from sim.cli.report import as_text
 from sim.gpu.workloads import TraceError
 from sim.node.scenario import Scenario, ScenarioError, load_scenario, scenario_names
@@ -62,6 +63,7 @@ def add_run(commands: Commands) -> None:
         help="model time to run, for example 90s, 12h or 7d (default: length_s of the scenario, "
         "else 10m)",
     )
+    add_calibration(run)
     run.add_argument("--events", metavar="FILE", help="write the event log, as JSON lines")
     run.add_argument("--report", metavar="FILE", help="write the report as JSON")
     run.add_argument("--html", metavar="FILE", help="write a page with plots")
@@ -167,6 +169,8 @@ def busy_moment_s(scenario: Scenario, until_s: float) -> float:
 def _run(parsed: argparse.Namespace) -> None:
     scenario = load_scenario(parsed.scenario)
     until_s = run_length_s(scenario, parsed.until)
+    if parsed.calibration is not None:
+        scenario = scenario.with_calibration(parsed.calibration)
     if parsed.seed is not None:
         scenario = scenario.model_copy(update={"seed": parsed.seed})
     if parsed.dra:

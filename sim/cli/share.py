@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail, gib, table
 from hal import TimeSliceLevel
+from sim.cli.calibrate import add_calibration, given_calibration
 from sim.cli.sweep import add_workers, workers_of
+from sim.gpu.calibration import CannotUse
 from sim.gpu.profiles import UnknownModel
 from sim.gpu.scheduler import NS_PER_MS
 from sim.gpu.schedulers import usual_mps_share
+from sim.study.sentences import slices_from
 from sim.study.share import Mechanism, SharePlan, WrongPlan
 from sim.study.share import share as share_out
 from sim.study.workers import CannotRunThere
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpuplugin.cli.parser import Commands
+    from sim.gpu.calibration import Calibration
     from sim.study.share import Refused, ShareResult
 
 _SAME = 1.005
@@ -76,6 +80,7 @@ def add(commands: Commands) -> None:
         "shares of the others is the slowdown (default 0.59 times the occupancy)"
     )
     share.add_argument("--mps-share", type=float, metavar="0..1", help=slows)
+    add_calibration(share)
     share.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     add_workers(share)
     share.add_argument("--json", action="store_true", help="print JSON; of several, a list")
@@ -93,14 +98,15 @@ def counts(text: str) -> list[int]:
 
 def share(parsed: argparse.Namespace) -> int:
     try:
-        plans = [_plan(parsed, clients) for clients in parsed.clients]
+        calibration = given_calibration(parsed)
+        plans = [_plan(parsed, clients, calibration) for clients in parsed.clients]
         results = (
             workers_of(parsed).results(share_out, plans) if plans[1:] else [share_out(plans[0])]
         )
     except (WrongPlan, UnknownModel) as error:
         parsed.wrong_usage(str(error))
         raise AssertionError from error
-    except CannotRunThere as error:
+    except (CannotRunThere, CannotUse) as error:
         return fail(error)
     found = list(zip(plans, results, strict=True))
     if parsed.json:
@@ -113,7 +119,7 @@ def share(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(parsed: argparse.Namespace, clients: int) -> SharePlan:
+def _plan(parsed: argparse.Namespace, clients: int, calibration: Calibration | None) -> SharePlan:
     return SharePlan(
         model=parsed.model,
         clients=clients,
@@ -125,12 +131,16 @@ def _plan(parsed: argparse.Namespace, clients: int) -> SharePlan:
         level=TimeSliceLevel[parsed.level.upper()] if parsed.level else None,
         seed=parsed.seed,
         mps_share=parsed.mps_share,
+        calibration=calibration,
     )
 
 
 def as_json(plan: SharePlan, result: ShareResult) -> dict[str, object]:
     """The figures, rounded, and the plan under `inputs`; null where no client ran."""
-    inputs = asdict(plan)
+    inputs = asdict(replace(plan, calibration=None))
+    del inputs["calibration"]
+    if plan.calibration is not None:
+        inputs["calibration"] = plan.calibration.model_dump(mode="json", exclude_none=True)
     inputs["mechanism"] = plan.mechanism.value
     inputs["level"] = plan.level.name.lower() if plan.level is not None else None
     return {
@@ -234,14 +244,12 @@ def _headline(plan: SharePlan, who: str = "") -> str:
 
 def _notes(plan: SharePlan, result: ShareResult) -> list[str]:
     notes = []
-    if plan.mechanism is Mechanism.TIME_SLICING and not plan.profile.slices_measured:
-        notes.append(
-            f"Slices and switches were never measured on {plan.model}: they are those of an A100 "
-            "and of RTX 30 to 50."
-        )
+    profile, level = plan.profile, plan.level or TimeSliceLevel.DEFAULT
+    if plan.mechanism is Mechanism.TIME_SLICING:
+        notes.append(slices_from(plan.model, profile))
     if plan.mechanism is Mechanism.MPS and plan.clients > 1:
         notes.append(_mps_note(plan))
-    if plan.level not in {None, TimeSliceLevel.DEFAULT}:
+    if level is not TimeSliceLevel.DEFAULT and profile.time_slice.of_level(level) is None:
         notes.append("The length of the slice is assumed: NVIDIA publishes none for this level.")
     division = result.division
     if division.mig is not None:
@@ -261,6 +269,12 @@ def _notes(plan: SharePlan, result: ShareResult) -> list[str]:
 def _mps_note(plan: SharePlan) -> str:
     if plan.mps_share is not None:
         return f"MPS: each client adds {plan.mps_share:g} to the slowdown of each other one."
+    if plan.calibration is not None and plan.calibration.mps is not None:
+        measured = plan.calibration.mps
+        return (
+            f"The MPS share was measured on this GPU on {plan.calibration.measured_on}: "
+            f"{measured.share:g}, with the command {measured.command!r}."
+        )
     share = usual_mps_share(plan.occupancy)
     return (
         f"The MPS share is assumed: {share:.2g} for an occupancy of {plan.occupancy:g}. It was "

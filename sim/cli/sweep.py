@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail, output_file, progress_bar, table
+from sim.cli.calibrate import add_calibration
 from sim.cli.run import CannotRun, run_length_s
 from sim.gpu.workloads import TraceError
 from sim.node.scenario import ScenarioError, load_scenario
@@ -73,6 +74,7 @@ def add(commands: Commands) -> None:
         metavar="DURATION",
         help="model time of each run (default: length_s of the scenario, else 10m)",
     )
+    add_calibration(sweep)
     add_workers(sweep)
     sweep.add_argument("--json", action="store_true", help="print JSON")
     sweep.add_argument("--html", metavar="FILE", help="write a page that compares them")
@@ -111,6 +113,8 @@ def _sweep(parsed: argparse.Namespace) -> int:
     if parsed.html is not None and find_spec("plotly") is None:
         raise CannotRun("--html needs plotly: pip install 'gpuplugin-sim[report]'")
     scenario = load_scenario(parsed.scenario)
+    if parsed.calibration is not None:
+        scenario = scenario.with_calibration(parsed.calibration)
     until_s = run_length_s(scenario, parsed.until)
     chosen = combinations([parsed_setting(text) for text in parsed.set])
     seeds = [scenario.seed + number for number in range(parsed.seeds)]

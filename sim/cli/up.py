@@ -18,6 +18,7 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
+from sim.cli.calibrate import add_calibration
 from sim.cli.cluster import NODE, RESOURCE, add_dra, cluster
 from sim.cli.folder import Taken, owned
 from sim.kubelet import Kubelet
@@ -63,6 +64,7 @@ def add(commands: Commands) -> None:
     )
     add_kubelet_dir(up)
     add_dra(up)
+    add_calibration(up)
     add_options(up, sections=_SECTIONS, names=_NAMES)
 
 
@@ -70,6 +72,8 @@ def up(parsed: argparse.Namespace) -> int:
     """Run until a signal; 0 then, 1 if something could not start."""
     try:
         scenario = load_scenario(parsed.scenario)
+        if parsed.calibration is not None:
+            scenario = scenario.with_calibration(parsed.calibration)
         if parsed.dra:
             scenario = scenario.model_copy(update={"allocation": "dra"})
         loaded = _load(parsed, scenario)

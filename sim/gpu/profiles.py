@@ -127,12 +127,29 @@ class TimeSlice(_Facts):
     slice_us: float | None = None
     switch_base_us: float | None = None
     switch_occupancy_us: float | None = None
+    short_us: float | None = None
+    medium_us: float | None = None
+    long_us: float | None = None
+
+    def of_level(self, level: TimeSliceLevel) -> float | None:
+        """The measured slice of a level in microseconds; None: nobody measured it."""
+        match level:
+            case TimeSliceLevel.DEFAULT:
+                return self.slice_us
+            case TimeSliceLevel.SHORT:
+                return self.short_us
+            case TimeSliceLevel.MEDIUM:
+                return self.medium_us
+            case TimeSliceLevel.LONG:
+                return self.long_us
 
 
 class Profile(_Facts):
     """A GPU model; with `tegra` the GPU of a system on a chip, which has a scheduler of its own.
 
-    With `unified_memory` it uses the host's memory, and NVML reports none of it.
+    With `unified_memory` it uses the host's memory, and NVML reports none of it. `context_mib` is
+    what a context takes, where that was measured; `calibrated` says that it and `time_slice` were
+    measured on the GPU in question (`sim.gpu.calibration`).
     """
 
     product: str
@@ -153,6 +170,8 @@ class Profile(_Facts):
     tegra: bool = False
     unified_memory: bool = False
     time_slice: TimeSlice = TimeSlice()
+    context_mib: float | None = None
+    calibrated: bool = False
     bus_ids: tuple[str, ...]
     sources: dict[str, str]
 
@@ -167,9 +186,20 @@ class Profile(_Facts):
         return "time_slice" in self.sources
 
     @property
+    def context_bytes(self) -> int:
+        """What a context takes of the memory before its first allocation."""
+        mib = USUAL_CONTEXT_MIB if self.context_mib is None else self.context_mib
+        return round(mib * MIB)
+
+    @property
     def has_levels(self) -> bool:
         """True if the driver has time-slice levels: not before Turing, and not on Tegra."""
         return self.compute_capability >= _FIRST_WITH_LEVELS and not self.tegra
+
+
+USUAL_CONTEXT_MIB = 300.0
+"""What a context takes before its first allocation: 100 MiB for bare CUDA on a T4, 250 to 500 MiB
+on larger GPUs; about 300 MiB is what most reports name."""
 
 
 class UnknownModel(Exception):
@@ -193,13 +223,13 @@ def load_profile(model: str) -> Profile:
 def slice_parameters(
     profile: Profile, level: TimeSliceLevel = TimeSliceLevel.DEFAULT
 ) -> SliceParameters:
-    """How a GPU of this model slices time at a level; only the default level was ever measured."""
+    """How a GPU of this model slices time at a level; no profile has measured levels as shipped."""
     usual, own = SliceParameters(), profile.time_slice
     slice_ns = LEVEL_SLICES_NS[level]
-    if level is TimeSliceLevel.DEFAULT:
-        slice_ns = _ns(own.slice_us, TEGRA_SLICE_NS if profile.tegra else slice_ns)
+    if level is TimeSliceLevel.DEFAULT and profile.tegra:
+        slice_ns = TEGRA_SLICE_NS
     return SliceParameters(
-        slice_ns=slice_ns,
+        slice_ns=_ns(own.of_level(level), slice_ns),
         switch_base_ns=_ns(own.switch_base_us, usual.switch_base_ns),
         switch_occupancy_ns=_ns(own.switch_occupancy_us, usual.switch_occupancy_ns),
     )

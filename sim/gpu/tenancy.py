@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from hal import GIB
-from sim.gpu.profiles import MIB
+from sim.gpu.profiles import MIB, USUAL_CONTEXT_MIB
 from sim.gpu.scheduler import ContextGone, ContextId, GpuCompute, to_ns
 from sim.gpu.timeslicing import Slicing
 from sim.gpu.workloads import drive
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from sim.gpu.workloads import MemoryUse, Workload
 
 
-DEFAULT_CONTEXT_BYTES = 300 * MIB
-"""What a context takes before its first allocation: 100 MiB for bare CUDA on a T4, 250 to 500 MiB
-on larger GPUs; about 300 MiB is what most reports name."""
+DEFAULT_CONTEXT_BYTES = round(USUAL_CONTEXT_MIB * MIB)
 
 UVM_SLOWDOWN_AT_TWICE = 12.0
 """Slowdown of two tenants that oversubscribe memory through UVM: 12 to 22 were measured."""
@@ -174,8 +172,9 @@ class Tenancy:
     """The tenants of one GPU or MIG device, which `gpu` names.
 
     `compute_share` is the share of the whole GPU's SMs that there are; work that fills more of them
-    takes longer in proportion. With `shares_faults` (MPS) the fault of one ends all of them. `log`
-    is called with facts as (kind, keys and values).
+    takes longer in proportion. With `shares_faults` (MPS) the fault of one ends all of them. A
+    context takes `context_bytes` unless the tenant says otherwise. `log` is called with facts as
+    (kind, keys and values).
     """
 
     def __init__(
@@ -187,6 +186,7 @@ class Tenancy:
         *,
         compute_share: float = 1.0,
         shares_faults: bool = False,
+        context_bytes: int = DEFAULT_CONTEXT_BYTES,
         log: Callable[[str, dict[str, object]], None] = lambda _kind, _facts: None,
     ) -> None:
         self.env = env
@@ -195,6 +195,7 @@ class Tenancy:
         self.gpu = gpu
         self.compute_share = compute_share
         self.shares_faults = shares_faults
+        self._context_bytes = context_bytes
         self.tenants: dict[int, Tenant] = {}
         """Those that run, by process id, in the order in which they came."""
         self._log = log
@@ -209,7 +210,9 @@ class Tenancy:
         record = TenantRecord(spec.name, self.gpu, int(self.env.now))
         tenant = Tenant(pid, ContextId(pid), spec, record, self.env.event())
         self.tenants[pid] = tenant
-        if not self._allocate(tenant, round(spec.memory.context_mib * MIB), "context"):
+        own_mib = spec.memory.context_mib
+        context_bytes = self._context_bytes if own_mib is None else round(own_mib * MIB)
+        if not self._allocate(tenant, context_bytes, "context"):
             self._end(tenant, "oom")
             return tenant
         fits = self._allocate(tenant, round(spec.memory.start_gib * GIB), "start")

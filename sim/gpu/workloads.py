@@ -114,6 +114,7 @@ Workload = Annotated[
 class MemoryUse(ScenarioModel):
     """What a tenant allocates at its start, and then.
 
+    Its context takes `context_mib`; without it 300 MiB, or what the GPU's calibration says.
     It grows by `grow_gib` every `every_s` up to `most_gib`. An allocation that fails is an error
     that the tenant survives (`on_oom: survive`) or that ends it (`die`).
     """
@@ -122,7 +123,7 @@ class MemoryUse(ScenarioModel):
     grow_gib: Annotated[float, Field(ge=0)] = 0.0
     every_s: Annotated[float, Field(gt=0)] = 1.0
     most_gib: Annotated[float, Field(ge=0)] | None = None
-    context_mib: Annotated[float, Field(ge=0)] = 300.0
+    context_mib: Annotated[float, Field(ge=0)] | None = None
     on_oom: Literal["die", "survive"] = "die"
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hal import Gpu
 from hal.nvml.kernelfiles import canonical_bus_id
-from sim.gpu.profiles import load_profile, mig_device, partitioned, slice_parameters
+from sim.gpu.profiles import mig_device, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
 from sim.gpu.tenancy import Memory, Tenancy
 from sim.gpu.timeslicing import TimeSlicing
@@ -47,7 +47,7 @@ class Identities:
     def of_the_node(self) -> Iterator[tuple[Gpu, Profile]]:
         """The GPUs that the scenario names, by index."""
         groups = [
-            (group, _profile_of(load_profile(group.model), group.recorded))
+            (group, _profile_of(self._scenario.profile_of(group), group.recorded))
             for group in self._scenario.gpus
         ]
         recorded = [group.recorded.pci_bus_id for group, _ in groups if group.recorded]
@@ -132,7 +132,13 @@ def tenancies_of(
         shares_faults = isinstance(scheduler, Mps)
         return {
             gpu.uuid: Tenancy(
-                env, scheduler, memory, gpu.uuid, shares_faults=shares_faults, log=log
+                env,
+                scheduler,
+                memory,
+                gpu.uuid,
+                shares_faults=shares_faults,
+                context_bytes=profile.context_bytes,
+                log=log,
             )
         }
     sms = {one.profile: one.sm for one in profile.mig}
@@ -143,6 +149,7 @@ def tenancies_of(
             Memory(device.memory_bytes, oversubscribe=group.oversubscribe),
             device.uuid,
             compute_share=_share(sms.get(device.profile), profile.sm_count),
+            context_bytes=profile.context_bytes,
             log=log,
         )
         for device in gpu.mig_devices

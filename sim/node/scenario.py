@@ -15,6 +15,7 @@ from gpuplugin.config.loaded import ConfigError, Problem
 from gpuplugin.config.problems import checked, dotted
 from hal import ComputeMode, LinkKind
 from hal.nvml.kernelfiles import canonical_bus_id
+from sim.gpu.calibration import Calibration, CannotUse, calibrated, load_calibration
 from sim.gpu.faults import Failures, Repartition, ScenarioModel, TimedFault, XidFault
 from sim.gpu.nvlinks import MOST_NVLINKS
 from sim.gpu.profiles import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
     from gpuplugin.config.document import KeyPath
+    from sim.gpu.profiles import Profile
 
 
 class RecordedMig(ScenarioModel):
@@ -175,6 +177,8 @@ class Scenario(ScenarioModel):
     confidential_compute: bool = False
     """True in a machine with confidential computing: GPUs then accept work only when ready."""
     gpus: Annotated[list[GpuGroup], Field(min_length=1)]
+    calibrations: list[Calibration] = Field(default_factory=list)
+    """what `gpuplugin calibrate` measured: it holds for all GPUs of its model"""
     tenants: list[Tenant] = Field(default_factory=list)
     pods: list[Pods] = Field(default_factory=list)
     links: list[RecordedLink] = Field(default_factory=list)
@@ -205,6 +209,30 @@ class Scenario(ScenarioModel):
                 raise ValueError("happenings is the old name of faults: give one of them")
             return {("faults" if key == "happenings" else key): data[key] for key in data}
         return data
+
+    def profile_of(self, group: GpuGroup) -> Profile:
+        """The profile of a group's model, with what was measured of it."""
+        measured = {one.model: one for one in self.calibrations}
+        return calibrated(load_profile(group.model), measured.get(group.model))
+
+    def with_calibration(self, path: str) -> Scenario:
+        """The scenario with the calibration of a file, which takes the place of one of its own.
+
+        Raises:
+            ScenarioError: the file cannot be used, or no GPU of the scenario is of its model.
+        """
+        try:
+            found = load_calibration(path)
+        except CannotUse as error:
+            raise ScenarioError(str(error)) from error
+        models = dict.fromkeys(group.model for group in self.gpus)
+        if found.model not in models:
+            raise ScenarioError(
+                f"calibration {path} is of a {found.model}, and scenario {self.name} has none: its "
+                f"GPUs are {', '.join(models)}"
+            )
+        others = [one for one in self.calibrations if one.model != found.model]
+        return self.model_copy(update={"calibrations": [*others, found]})
 
     @property
     def gpu_count(self) -> int:

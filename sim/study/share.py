@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from hal import GIB, TimeSliceLevel
+from sim.gpu.calibration import calibrated
 from sim.gpu.profiles import (
     Profile,
     instance_memory_bytes,
@@ -25,13 +26,14 @@ from sim.gpu.profiles import (
 )
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S, ContextId, GpuCompute, Usage
 from sim.gpu.schedulers import Exclusive, Mps, usual_mps_share
-from sim.gpu.tenancy import DEFAULT_CONTEXT_BYTES, Memory, OutOfMemory
+from sim.gpu.tenancy import Memory, OutOfMemory
 from sim.gpu.timeslicing import TimeSlicing
 from sim.study.report import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from sim.gpu.calibration import Calibration
     from sim.gpu.profiles import MigProfile
     from sim.gpu.scheduler import Scheduler, SliceParameters
 
@@ -61,8 +63,8 @@ class SharePlan:
     `idle_ms` is a mean: see `share`. `occupancy` (0 to 1) is how much of the GPU the work fills,
     `memory_gib` what each client holds beside its context. With MPS each client slows each other
     one down by `mps_share` (0 to 1) of its time alone; None: the usual one for the occupancy.
-    `level` None is the default one. Raises `UnknownModel`, and `WrongPlan` for values out of range
-    or that the model does not have.
+    `level` None is the default one. A `calibration` has what was measured of the GPU. Raises
+    `UnknownModel`, and `WrongPlan` for values out of range or that the model does not have.
     """
 
     model: str
@@ -75,6 +77,7 @@ class SharePlan:
     level: TimeSliceLevel | None = None
     seed: int = 0
     mps_share: float | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         _check_range("clients", self.clients, 1, MOST_CLIENTS)
@@ -105,7 +108,13 @@ class SharePlan:
 
     @property
     def profile(self) -> Profile:
-        return load_profile(self.model)
+        return calibrated(load_profile(self.model), self.calibration)
+
+    @property
+    def measured_mps_share(self) -> float | None:
+        """The one that is given, or else that of the calibration's command."""
+        measured = self.calibration.mps if self.calibration is not None else None
+        return measured.share if self.mps_share is None and measured is not None else self.mps_share
 
     @property
     def busy_ns(self) -> int:
@@ -117,7 +126,7 @@ class SharePlan:
 
     @property
     def client_bytes(self) -> int:
-        return DEFAULT_CONTEXT_BYTES + round(self.memory_gib * GIB)
+        return self.profile.context_bytes + round(self.memory_gib * GIB)
 
     @property
     def slice_parameters(self) -> SliceParameters:
@@ -302,10 +311,11 @@ class _Run:
         self, client: int, part: GpuPart, gpu: GpuCompute, offset_ns: int, generator: random.Random
     ) -> Generator[simpy.Event, object, None]:
         env, idle_ns, begin_ns = self._env, self._plan.idle_ns, self._begin_ns
+        mps_share = self._plan.measured_mps_share
         yield env.timeout(offset_ns)
         while True:
             submitted_ns = env.now
-            yield gpu.run(ContextId(client), part.work_ns, part.occupancy, self._plan.mps_share)
+            yield gpu.run(ContextId(client), part.work_ns, part.occupancy, mps_share)
             if env.now >= begin_ns:
                 self._latencies_ns.append(int(env.now - submitted_ns))
             if idle_ns:
@@ -355,7 +365,8 @@ def _window(plan: SharePlan, division: Division) -> tuple[int, int]:
     switch_ns = parameters.switch_ns(part.occupancy, part.occupancy)
     busy_ns, round_ns = sharers * work_ns, 0
     if plan.mechanism is Mechanism.MPS:
-        share = usual_mps_share(part.occupancy) if plan.mps_share is None else plan.mps_share
+        share = plan.measured_mps_share
+        share = usual_mps_share(part.occupancy) if share is None else share
         busy_ns = math.ceil(work_ns * (1 + share * (sharers - 1)))
     elif plan.mechanism is not Mechanism.EXCLUSIVE and sharers > 1:
         # Who has work at once goes on in its slice; who has it later pays a switch for each.
