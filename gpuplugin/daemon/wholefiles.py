@@ -17,18 +17,20 @@ def write_whole(path: Path, text: str, mode: int = 0o600, *, synced: bool = Fals
     then, sync the folder, too. Raises `OSError`; the old file is there then, and nothing else.
     """
     # Who reads all of a folder's files goes by the end of their names.
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    temporary = f"{path.parent}/.{path.name}.{os.urandom(8).hex()}"
     try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb", buffering=0) as stream:  # noqa: PTH123 - it is open
+            content = memoryview(text.encode())
+            while content:
+                content = content[stream.write(content) :]
+            os.fchmod(descriptor, mode)
             if synced:
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.replace(path)
+                os.fsync(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105 - a path costs more than the call
     except BaseException:
         with suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)  # noqa: PTH108
         raise
 
 
@@ -37,8 +39,10 @@ def remove_unfinished(path: Path) -> None:
 
     Raises `OSError`.
     """
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)
+    start = f".{path.name}."
+    for name in os.listdir(path.parent):  # noqa: PTH208 - a glob compiles its pattern each time
+        if name.startswith(start):
+            (path.parent / name).unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

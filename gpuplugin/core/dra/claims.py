@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -85,11 +86,16 @@ class HeldDevice:
     time_slice: TimeSliceLevel | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Claim:
     ref: ClaimRef
     state: ClaimState
     devices: tuple[HeldDevice, ...]
+
+    @cached_property
+    def line(self) -> str:
+        """It as JSON: made once, though the file is written for every change of any claim."""
+        return json.dumps(_claim_as_json(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +284,8 @@ def results_of(claim: JsonObject, uid: str, driver: str) -> tuple[Result, ...]:
 
 
 def encoded(claims: Claims) -> str:
-    """The claims as the text of a file: JSON with a line for each, which takes no time to make."""
-    lines = ",\n".join(json.dumps(_claim_as_json(claim)) for claim in claims.by_uid.values())
+    """The claims as the text of a file: JSON with a line for each."""
+    lines = ",\n".join(claim.line for claim in claims.by_uid.values())
     boot_id = json.dumps(claims.boot_id)
     return f'{{"version": 1, "bootID": {boot_id}, "claims": [\n{lines}\n]}}\n'
 

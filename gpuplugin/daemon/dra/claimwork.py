@@ -252,7 +252,7 @@ class ClaimKeeper:
         try:
             self._cdi_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             remove_unfinished(path)
-            write_whole(path, json.dumps(spec, indent=2) + "\n", SPEC_MODE, synced=True)
+            write_whole(path, json.dumps(spec) + "\n", SPEC_MODE, synced=True)
         except OSError as error:
             raise ClaimError(f"the CDI spec {path} cannot be written: {error}") from error
         return ids
