@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hal import GIB, TimeSliceLevel
@@ -124,6 +124,13 @@ class Row:
     worst: str
     keeps: bool
     """Whether it keeps the goals."""
+    contending: float = 0.0
+    """Mean number of pods of a GPU that have work."""
+    memory_mean_gib: float = 0.0
+    """Of a GPU, what the driver keeps included; `memory_most_gib` is that of the worst draw."""
+    memory_most_gib: float = 0.0
+    sm_shares: Mapping[str, float] = field(default_factory=dict)
+    """Mean share of the time in which a pod's work runs, by workload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +238,8 @@ def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
     if not worst and any(pod.active < 1 for pod in plan.pods):
         p95 = 1.0  # nobody had work in any draw
     tried = [pod for result in results for pod in result.pods]
-    ooms = ooms_per_week(plan, sharing)
+    memory = memory_of(plan, sharing)
+    ooms = memory.ooms_per_week
     refused = sum(not pod.fits for pod in tried) / max(1, len(tried))
     row = Row(
         replicas=replicas,
@@ -246,37 +254,57 @@ def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
         switching=statistics.fmean(result.switching for result in results),
         worst=worst[0].name if worst else "",
         keeps=False,
+        contending=sum(pod.fits and pod.active for pod in tried) / len(results),
+        memory_mean_gib=memory.mean_gib,
+        memory_most_gib=memory.most_gib,
+        sm_shares={
+            one.name: statistics.fmean(shares)
+            for one in plan.workloads
+            if (shares := [pod.busy for pod in tried if pod.name == one.name])
+        },
     )
     goals = plan.goals
     fast = p95 is not None and p95 <= goals.slowdown_p95
     return replace(row, keeps=fast and ooms <= goals.ooms_per_week and not refused)
 
 
-def ooms_per_week(plan: Plan, sharing: int) -> float:
-    """How often a week the memory of so many pods does not suffice, if each sample is an hour's.
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Memory of a GPU, what the driver keeps included, and how often a week it does not suffice."""
+
+    mean_gib: float
+    most_gib: float
+    ooms_per_week: float
+
+
+def memory_of(plan: Plan, sharing: int) -> MemoryUse:
+    """The memory of so many pods, and how often it is short, if each sample is an hour's.
 
     Pods are drawn, and for each of them one of its samples; that they grow at the same time, as
     after one request for all, is not assumed.
     """
-    if plan.mechanism is Mechanism.MIG:
-        return 0.0  # each has memory of its own; what does not fit is refused
     pods, memory_bytes = plan.pods, plan.memory_bytes
     context_bytes = plan.profile.context_bytes
+    reserved_gib = (plan.profile.memory_reserved_bytes or 0) / GIB
     if all(len(pod.memory_gib) == 1 for pod in pods):
-        heaviest = sorted((pod.memory_gib[0] for pod in pods), reverse=True)[:sharing]
-        needed = _needed(heaviest, context_bytes)
-        return 0.0 if needed <= memory_bytes else float(HOURS_A_WEEK)
-    chance = random.Random(f"{plan.seed}/memory")
-    short = 0
-    for _ in range(MEMORY_DRAWS):
-        drawn = chance.sample(pods, sharing)
-        sizes = [chance.choice(pod.memory_gib) for pod in drawn]
-        short += _needed(sizes, context_bytes) > memory_bytes
-    return HOURS_A_WEEK * short / MEMORY_DRAWS
-
-
-def _needed(memory_gib: Sequence[float], context_bytes: int) -> int:
-    return sum(round(one * GIB) + context_bytes for one in memory_gib)
+        sizes = [pod.held_bytes(pod.memory_gib[0], context_bytes) for pod in pods]
+        mean = sharing * statistics.fmean(sizes)
+        needs = [sum(sorted(sizes, reverse=True)[:sharing])]
+    else:
+        chance = random.Random(f"{plan.seed}/memory")
+        needs = []
+        for _ in range(MEMORY_DRAWS):
+            drawn = chance.sample(pods, sharing)
+            needs.append(
+                sum(pod.held_bytes(chance.choice(pod.memory_gib), context_bytes) for pod in drawn)
+            )
+        mean = statistics.fmean(needs)
+    short = sum(need > memory_bytes for need in needs) / len(needs)
+    if plan.mechanism is Mechanism.MIG:
+        short = 0.0  # each has memory of its own; what does not fit is refused
+    return MemoryUse(
+        mean / GIB + reserved_gib, max(needs) / GIB + reserved_gib, HOURS_A_WEEK * short
+    )
 
 
 def _others(plan: Plan) -> Iterator[tuple[str, Plan]]:

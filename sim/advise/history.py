@@ -65,10 +65,13 @@ def owner_of(pod: str) -> str:
     return pod
 
 
-def workloads_of(history: History, by: By, request_ms: float) -> tuple[list[Workload], list[str]]:
+def workloads_of(
+    history: History, by: By, request_ms: float, source: str
+) -> tuple[list[Workload], list[str]]:
     """Workloads by namespace or by owner, and notes for people.
 
-    `request_ms` is how long the GPU works on a request, which no metric shows.
+    `request_ms` is how long the GPU works on a request, which no metric shows; `source` is what
+    the history was read from.
     """
     grouped: dict[str, list[PodSeries]] = defaultdict(list)
     for one in history.sm:
@@ -79,7 +82,7 @@ def workloads_of(history: History, by: By, request_ms: float) -> tuple[list[Work
     found: list[Workload] = []
     notes: list[str] = []
     for key in sorted(grouped):
-        workload, note = _workload(key, grouped[key], memory[key], history, request_ms)
+        workload, note = _workload(key, grouped[key], memory[key], history, request_ms, source)
         found.append(workload)
         notes.append(note)
     return found, notes
@@ -95,6 +98,7 @@ def _workload(
     memory: Sequence[PodSeries],
     history: History,
     request_ms: float,
+    source: str,
 ) -> tuple[Workload, str]:
     values = [value for one in sm for _, value in one.samples]
     busy = [value for value in values if value >= ACTIVE]
@@ -122,7 +126,9 @@ def _workload(
         sizes or (0.0,),
         count,
         active=active,
+        with_context=True,
         assumed=frozenset(assumed),
+        source=source,
     )
     burst_s = _burst_s(sm, history.step_s)
     spans = f" in spans of {duration(burst_s)}" if burst_s else ""

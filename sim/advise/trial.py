@@ -6,7 +6,7 @@ As `sim.study.share`, but for pods that differ.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import simpy
@@ -59,11 +59,14 @@ class PodResult:
     """Slowdowns are of latencies over the work alone; None for a pod that had nothing done.
 
     With open arrivals a request alone may wait for one before it: `slowdown` then is over what
-    requests alone take at the same percentile.
+    requests alone take at the same percentile. `busy` is the share of the time in which its work
+    ran, `active` whether it had any.
     """
 
     name: str
     fits: bool
+    active: bool
+    busy: float
     p50: float | None
     p95: float | None
     p99: float | None
@@ -102,12 +105,11 @@ def _over(shared: PodResult, alone: PodResult) -> PodResult:
     def ratio(one: float | None, other: float | None) -> float | None:
         return None if one is None or not other else one / other
 
-    return PodResult(
-        shared.name,
-        shared.fits,
-        ratio(shared.p50, alone.p50),
-        ratio(shared.p95, alone.p95),
-        ratio(shared.p99, alone.p99),
+    return replace(
+        shared,
+        p50=ratio(shared.p50, alone.p50),
+        p95=ratio(shared.p95, alone.p95),
+        p99=ratio(shared.p99, alone.p99),
     )
 
 
@@ -143,8 +145,16 @@ class _Run:
         after = [gpu.usage() for gpu in self._gpus]
         elapsed_ns = (self._end_ns - self._begin_ns) * max(1, len(self._gpus))
         pairs = list(zip(before, after, strict=True))
+        busy_ns = dict.fromkeys(map(ContextId, range(len(self._pods))), 0)
+        for early, late in pairs:
+            for context, until_ns in late.busy_ns.items():
+                busy_ns[context] += until_ns - early.busy_ns.get(context, 0)
+        window_ns = self._end_ns - self._begin_ns
         return TrialResult(
-            tuple(map(_result, self._pods)),
+            tuple(
+                _result(pod, spent_ns / window_ns)
+                for pod, spent_ns in zip(self._pods, busy_ns.values(), strict=True)
+            ),
             sum(late.active_ns - early.active_ns for early, late in pairs) / elapsed_ns,
             sum(late.switching_ns - early.switching_ns for early, late in pairs) / elapsed_ns,
         )
@@ -170,7 +180,8 @@ class _Run:
             if trial.mechanism is Mechanism.EXCLUSIVE:
                 memory = Memory(total_bytes, profile.memory_reserved_bytes or 0)
             try:
-                memory.allocate(ContextId(number), profile.context_bytes + workload.memory_bytes)
+                size = workload.held_bytes(max(workload.memory_gib), profile.context_bytes)
+                memory.allocate(ContextId(number), size)
                 fits = True
             except OutOfMemory:
                 fits = False
@@ -233,10 +244,10 @@ def _window(pods: Sequence[Workload]) -> tuple[int, int]:
     return round(warm_ms * NS_PER_MS), round((warm_ms + length_ms) * NS_PER_MS)
 
 
-def _result(pod: _Pod) -> PodResult:
-    ordered = sorted(pod.latencies_ns)
+def _result(pod: _Pod, busy: float) -> PodResult:
+    one, ordered = pod.workload, sorted(pod.latencies_ns)
     if not ordered:
-        return PodResult(pod.workload.name, pod.fits, None, None, None)
-    alone_ns = pod.workload.busy_ms * NS_PER_MS
+        return PodResult(one.name, pod.fits, bool(one.active), busy, None, None, None)
+    alone_ns = one.busy_ms * NS_PER_MS
     p50, p95, p99 = (percentile(ordered, share) / alone_ns for share in (0.5, 0.95, 0.99))
-    return PodResult(pod.workload.name, pod.fits, p50, p95, p99)
+    return PodResult(one.name, pod.fits, bool(one.active), busy, p50, p95, p99)

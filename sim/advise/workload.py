@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeAlias
 
 from hal import GIB
@@ -24,10 +24,11 @@ class WrongWorkload(ValueError):
 class Workload:
     """`count` equal pods: each uses a GPU for `busy_ms` (alone) every `period_ms` on average.
 
-    `memory_gib` are samples of what one pod holds, ascending; one value for a constant. `occupancy`
-    (0 to 1) is how much of the GPU its kernels fill, `mps_share` by how much it slows others down
-    under MPS (None: the usual one). It has work for `active` of the time (0 to 1), and holds its
-    memory meanwhile. `assumed` names what is not known.
+    `memory_gib` are samples of what one pod holds, ascending; one value for a constant. What its
+    context takes comes on top, unless the samples have it (`with_context`). `occupancy` (0 to 1) is how much of
+    the GPU its kernels fill, `mps_share` by how much it slows others down under MPS (None: the
+    usual one). It has work for `active` of the time (0 to 1), and holds its memory meanwhile.
+    `assumed` names what is not known, `source` says where the rest is from.
     """
 
     name: str
@@ -39,23 +40,29 @@ class Workload:
     mps_share: float | None = None
     arrival: Arrival = "closed"
     active: float = 1.0
+    with_context: bool = False
     assumed: frozenset[str] = frozenset({"occupancy", "mps_share", "arrival"})
+    source: str = "command line"
 
     @property
     def busy_share(self) -> float:
         """Share of the time in which one pod alone keeps a GPU busy."""
         return self.busy_ms / self.period_ms
 
-    @property
-    def memory_bytes(self) -> int:
-        """The most that one pod was seen to hold."""
-        return round(max(self.memory_gib) * GIB)
+    def held_bytes(self, memory_gib: float, context_bytes: int) -> int:
+        """What one pod holds with a sample, its context included."""
+        return round(memory_gib * GIB) + (0 if self.with_context else context_bytes)
+
+    def as_json(self) -> dict[str, object]:
+        """All fields, for `json`."""
+        return {**asdict(self), "assumed": sorted(self.assumed)}
 
 
 PRESETS: dict[str, Workload] = {
     one.name: replace(
         one,
         assumed=frozenset({"busy_ms", "period_ms", "memory", "occupancy", "mps_share", "arrival"}),
+        source="preset",
     )
     for one in (
         Workload("notebook", 400.0, 20_000.0, (4.0,), occupancy=0.7),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -153,7 +154,7 @@ def _workloads(parsed: argparse.Namespace) -> tuple[list[Workload], list[str]]:
     except ValueError as error:
         raise WrongPlan(f"--since: {error}") from error
     seen, lost = history(parsed.prometheus, since_s, parsed.selector)
-    workloads, notes = workloads_of(seen, parsed.by, parsed.request_ms)
+    workloads, notes = workloads_of(seen, parsed.by, parsed.request_ms, "prometheus")
     return [*found, *workloads], [*lost, *notes]
 
 
@@ -174,7 +175,7 @@ def _run(parsed: argparse.Namespace, plan: Plan, notes: Sequence[str]) -> int:
 
             page.write(advice_page(advice, notes))
     if parsed.json:
-        print(json.dumps({**as_json(advice), "history": list(notes)}, indent=2))
+        print(json.dumps({**as_json(advice, datetime.now(UTC)), "history": list(notes)}, indent=2))
     else:
         print("\n".join(as_text(advice, notes)))
     return 0
@@ -213,7 +214,7 @@ def _cells(advice: Advice, row: Row) -> tuple[str, ...]:
     )
 
 
-def as_json(advice: Advice) -> dict[str, object]:
+def as_json(advice: Advice, made_at: datetime) -> dict[str, object]:
     plan = advice.plan
     return {
         "replicas": advice.replicas,
@@ -225,6 +226,11 @@ def as_json(advice: Advice) -> dict[str, object]:
         if plan.calibration is None
         else plan.calibration.model_dump(mode="json", exclude_none=True),
         "mechanism": plan.mechanism.value,
+        "level": plan.level.name.lower(),
+        "gpus": plan.gpus,
+        "seed": plan.seed,
+        "made_at": made_at.isoformat(timespec="seconds"),
+        "workloads": [one.as_json() for one in plan.workloads],
         "goals": asdict(plan.goals),
         "rows": [asdict(row) for row in advice.rows],
         "others": {one.value: replicas for one, replicas in advice.others.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid as uuids
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -212,6 +213,7 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
 
 
+@cache
 def load_profile(model: str) -> Profile:
     """The profile of a model; raises `UnknownModel` with the names that there are."""
     if model not in model_names():

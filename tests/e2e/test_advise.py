@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import parse_qs
@@ -116,6 +117,11 @@ def test_workloads_come_from_the_history_of_a_prometheus() -> None:
     assert result.returncode == 0, result.stderr
     advice = json.loads(result.stdout)
     assert advice["rows"][1]["worst"] == "ml/api"
+    (workload,) = advice["workloads"]
+    assert (workload["name"], workload["count"], workload["source"]) == ("ml/api", 2, "prometheus")
+    assert workload["busy_ms"] / workload["period_ms"] == pytest.approx(0.3)
+    assert workload["assumed"] == ["arrival", "busy_ms", "mps_share", "occupancy"]
+    assert datetime.now(UTC) - datetime.fromisoformat(advice["made_at"]) < timedelta(minutes=5)
     (note,) = advice["history"]
     assert note.startswith("ml/api: 2 pods at once, active for 100 % of the time in spans of")
     assert "holds 2 to 2 GiB" in note

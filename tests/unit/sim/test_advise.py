@@ -22,7 +22,7 @@ from sim.advise.advice import (
     Row,
     WrongPlan,
     best,
-    ooms_per_week,
+    memory_of,
     trials,
 )
 from sim.advise.trial import Trial, try_out
@@ -177,13 +177,17 @@ def test_the_chance_that_memory_runs_out_is_that_of_all_draws(
     )
     plan = Plan(L4, workloads)
     sharing = min(sharing, plan.count)
-    found = ooms_per_week(plan, sharing) / HOURS_A_WEEK
+    found = memory_of(plan, sharing).ooms_per_week / HOURS_A_WEEK
     assert found == pytest.approx(oracle_share_short(plan, sharing), abs=0.05)
 
 
 def test_constant_memory_fits_always_or_never() -> None:
     plan = Plan(L4, (replace(API, memory_gib=(7.0,)),))
-    assert [ooms_per_week(plan, sharing) for sharing in (1, 3, 4)] == [0.0, 0.0, HOURS_A_WEEK]
+    assert [memory_of(plan, sharing).ooms_per_week for sharing in (1, 3, 4)] == [
+        0.0,
+        0.0,
+        HOURS_A_WEEK,
+    ]
 
 
 def advice_of(*rows: Row) -> Advice:
