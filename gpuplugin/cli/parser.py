@@ -200,9 +200,14 @@ def _add_doctor(commands: Commands) -> None:
 
 
 def _add_record(commands: Commands) -> None:
-    record = commands.add_parser("record", help="write this node's GPUs and load as a scenario")
+    record = commands.add_parser(
+        "record",
+        help="write this node's GPUs, load and usage over time as a scenario",
+        description="Write this node's GPUs, load and faults as a scenario, and below it the usage "
+        "of each process over time, from which 'gpuplugin advise --record' takes workloads.",
+    )
     record.set_defaults(module="sim.cli.record", function="record")
-    add_options(record, sections=("flags",), names=_DEVICES_NAMES)
+    add_options(record, sections=("flags",), names=(*_DEVICES_NAMES, "--host-proc", "--pod-logs"))
     record.add_argument(
         "--for", dest="length", default="10s", metavar="DURATION", help="how long (default 10s)"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hal import GIB, TimeSliceLevel
 from sim.advise.trial import Trial, try_out
-from sim.advise.workload import MOST_PODS, Workload
+from sim.advise.workload import HOUR_S, MOST_PODS, Workload
 from sim.gpu.calibration import calibrated
 from sim.gpu.profiles import load_profile
 from sim.study.share import Mechanism
@@ -69,7 +69,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.workloads:
-            raise WrongPlan("no workload: give --workload or --prometheus")
+            raise WrongPlan("no workload: give --workload, --record or --prometheus")
         if self.gpus < 1:
             raise WrongPlan(f"--gpus is {self.gpus}: give a number from 1 on")
         if self.count > MOST_PODS:
@@ -278,7 +278,7 @@ class MemoryUse:
 
 
 def memory_of(plan: Plan, sharing: int) -> MemoryUse:
-    """The memory of so many pods, and how often it is short, if each sample is an hour's.
+    """The memory of so many pods, and how often it is short, if each sample is that of a window.
 
     Pods are drawn, and for each of them one of its samples; that they grow at the same time, as
     after one request for all, is not assumed.
@@ -302,9 +302,8 @@ def memory_of(plan: Plan, sharing: int) -> MemoryUse:
     short = sum(need > memory_bytes for need in needs) / len(needs)
     if plan.mechanism is Mechanism.MIG:
         short = 0.0  # each has memory of its own; what does not fit is refused
-    return MemoryUse(
-        mean / GIB + reserved_gib, max(needs) / GIB + reserved_gib, HOURS_A_WEEK * short
-    )
+    windows = HOURS_A_WEEK * HOUR_S / min(pod.memory_window_s for pod in pods)
+    return MemoryUse(mean / GIB + reserved_gib, max(needs) / GIB + reserved_gib, windows * short)
 
 
 def _others(plan: Plan) -> Iterator[tuple[str, Plan]]:

@@ -6,15 +6,15 @@ that others use at the same time it sees what a pod got, not what it wanted.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from hal import GIB
-from sim.advise.workload import Workload
+from sim.advise.workload import HOUR_S, Workload
 from sim.study.sentences import counted, duration, number, percent
+from sim.study.usage import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,41 +28,55 @@ MOST_BUSY = 0.98
 LEAST_ALONE = 10
 """So many samples in which a pod had the GPU to itself are enough to know what it wants."""
 MEMORY_SAMPLES = 60
-HOUR_S = 3600.0
+LEAST_WINDOWS = 12
+"""A history has so many windows of memory at least: hours, or less where it is shorter."""
+GROWS = 1.02
+"""Memory grew to the end if in the last quarter it was by this more than in the one before."""
 
-_OWNED = (
-    re.compile(r"-[0-9a-f]{8,10}-[a-z0-9]{5}$"),  # a Deployment's
-    re.compile(r"-\d+$"),  # a StatefulSet's, or an indexed Job's
-    re.compile(r"-[a-z0-9]{5}$"),  # a DaemonSet's or a Job's
-)
+
+class CannotRead(Exception):
+    """No history can be had; the text says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodSeries:
-    """Values of one pod on one GPU: (seconds since the epoch, value), ascending."""
+    """Values of one pod on one GPU: (seconds since the epoch, value), ascending.
+
+    A process outside of pods has no namespace, a `pod` of its own, and an `owner`, its program.
+    """
 
     namespace: str
     pod: str
     uuid: str
     samples: Sequence[tuple[float, float]]
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """`alone` says of a GPU and a moment whether at most one tenant had work there."""
+    """Of one or more nodes; `contending` is how many tenants had work on a GPU at a moment."""
 
     sm: Sequence[PodSeries]
     memory: Sequence[PodSeries]
     contending: Mapping[tuple[str, float], float]
     step_s: float
 
+    @property
+    def length_s(self) -> float:
+        moments = [one.samples[end][0] for one in self.sm if one.samples for end in (0, -1)]
+        return max(moments) - min(moments) + self.step_s if moments else 0.0
 
-def owner_of(pod: str) -> str:
-    """The name of what made a pod, as far as its own name tells."""
-    for pattern in _OWNED:
-        if pattern.search(pod):
-            return pattern.sub("", pod)
-    return pod
+
+def shown(history: History, source: str, request_ms: float) -> str:
+    """What is in the history of the things that matter, and what is assumed instead."""
+    span, step = duration(history.length_s), duration(history.step_s)
+    return (
+        f"{source.capitalize()}, {span} at {step}: shows for how much of the time each pod is "
+        f"busy, bursts of {step} or more, memory with its growth, and when pods come and go. "
+        "Assumed are "
+        f"the length of requests ({number(request_ms)} ms), their arrival (each some time after "
+        "the one before was done), occupancy and MPS share."
+    )
 
 
 def workloads_of(
@@ -89,7 +103,10 @@ def workloads_of(
 
 
 def _key(one: PodSeries, by: By) -> str:
-    return one.namespace if by == "namespace" else f"{one.namespace}/{owner_of(one.pod)}"
+    owner = owner_of(one.pod) if one.owner is None else one.owner
+    if not one.namespace:
+        return owner
+    return one.namespace if by == "namespace" else f"{one.namespace}/{owner}"
 
 
 def _workload(
@@ -113,12 +130,16 @@ def _workload(
     share = min(MOST_BUSY, sum(seen) / len(seen)) if seen else ACTIVE
     active = len(busy) / len(values) if values else 0.0
     count = _at_once(sm)
-    sizes = _sizes(memory)
+    window_s = min(HOUR_S, max(history.step_s, history.length_s / LEAST_WINDOWS))
+    sizes = _sizes(memory, window_s)
+    growth = _growth_gib_per_h(memory)
     assumed = {"busy_ms", "occupancy", "mps_share", "arrival"}
     if not known:
         assumed.add("share")
     if not sizes:
         assumed.add("memory")
+    if growth:
+        assumed.add("growth")
     workload = Workload(
         key,
         request_ms,
@@ -127,6 +148,7 @@ def _workload(
         count,
         active=active,
         with_context=True,
+        memory_window_s=window_s,
         assumed=frozenset(assumed),
         source=source,
     )
@@ -140,7 +162,21 @@ def _workload(
         note += ", measured while others used the GPU: it may want more"
     if sizes:
         note += f"; holds {number(sizes[0])} to {number(sizes[-1])} GiB"
-    return workload, f"{note}."
+    if growth:
+        note += f", {number(growth)} more an hour to the end: it may need more than was seen"
+    return workload, f"{note}{_arrivals(sm, history)}."
+
+
+def _arrivals(series: Sequence[PodSeries], history: History) -> str:
+    """How often pods came, in words; empty where all were there from the beginning."""
+    begins = min(one.samples[0][0] for one in series if one.samples)
+    lives = {(one.namespace, one.pod): one.samples for one in series if one.samples}
+    came = [samples for samples in lives.values() if samples[0][0] > begins + history.step_s]
+    if not came:
+        return ""
+    stay_s = sum(one[-1][0] - one[0][0] + history.step_s for one in came) / len(came)
+    often = len(came) * HOUR_S / max(history.length_s, HOUR_S)
+    return f"; {number(often)} come in an hour and stay for {duration(stay_s)}"
 
 
 def _at_once(series: Iterable[PodSeries]) -> int:
@@ -153,18 +189,33 @@ def _at_once(series: Iterable[PodSeries]) -> int:
     return max(1, counts[min(len(counts) - 1, int(0.95 * len(counts)))]) if counts else 1
 
 
-def _sizes(series: Iterable[PodSeries]) -> tuple[float, ...]:
-    """The most that each pod held in each hour, in GiB; so many quantiles of it at most."""
-    hours: dict[tuple[str, str, str, int], float] = {}
+def _sizes(series: Iterable[PodSeries], window_s: float) -> tuple[float, ...]:
+    """The most that each pod held in each window, in GiB; so many quantiles of it at most."""
+    windows: dict[tuple[str, str, str, int], float] = {}
     for one in series:
         for at_s, value in one.samples:
-            key = (one.namespace, one.pod, one.uuid, int(at_s // HOUR_S))
-            hours[key] = max(hours.get(key, 0.0), value / GIB)
-    ordered = sorted(hours.values())
+            key = (one.namespace, one.pod, one.uuid, int(at_s // window_s))
+            windows[key] = max(windows.get(key, 0.0), value / GIB)
+    ordered = sorted(windows.values())
     if len(ordered) <= MEMORY_SAMPLES:
         return tuple(ordered)
     last = len(ordered) - 1
     return tuple(ordered[round(i * last / (MEMORY_SAMPLES - 1))] for i in range(MEMORY_SAMPLES))
+
+
+def _growth_gib_per_h(series: Iterable[PodSeries]) -> float:
+    """How fast the memory of the pod that grows most still grew at its end; 0 if none did."""
+    rates = [0.0]
+    for one in series:
+        quarter = len(one.samples) // 4
+        if quarter < LEAST_ALONE:
+            continue
+        late = max(value for _, value in one.samples[-quarter:])
+        before = max(value for _, value in one.samples[-2 * quarter : -quarter])
+        if before and late > GROWS * before:
+            elapsed_h = (one.samples[-1][0] - one.samples[-quarter][0]) / HOUR_S
+            rates.append((late - before) / GIB / elapsed_h)
+    return max(rates)
 
 
 def _burst_s(series: Iterable[PodSeries], step_s: float) -> float:

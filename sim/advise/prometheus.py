@@ -10,7 +10,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
-from sim.advise.history import History, PodSeries
+from sim.advise.history import CannotRead, History, PodSeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +27,6 @@ DCGM_BUSY = ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", "DCGM_FI_DEV_GPU_UTIL")
 DCGM_MEMORY = "DCGM_FI_DEV_FB_USED"
 
 _MIB = 1024.0**2
-
-
-class CannotRead(Exception):
-    """No history can be had; the text says why, and what to do."""
 
 
 def history(

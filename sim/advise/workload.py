@@ -14,6 +14,7 @@ Arrival: TypeAlias = Literal["closed", "open"]
 open: requests come at random, whatever becomes of those before."""
 
 MOST_PODS = 1000
+HOUR_S = 3600.0
 
 
 class WrongWorkload(ValueError):
@@ -24,11 +25,12 @@ class WrongWorkload(ValueError):
 class Workload:
     """`count` equal pods: each uses a GPU for `busy_ms` (alone) every `period_ms` on average.
 
-    `memory_gib` are samples of what one pod holds, ascending; one value for a constant. What its
-    context takes comes on top, unless the samples have it (`with_context`). `occupancy` (0 to 1) is how much of
-    the GPU its kernels fill, `mps_share` by how much it slows others down under MPS (None: the
-    usual one). It has work for `active` of the time (0 to 1), and holds its memory meanwhile.
-    `assumed` names what is not known, `source` says where the rest is from.
+    `memory_gib` are samples of what one pod holds, ascending; one value for a constant. Each is the
+    most of `memory_window_s`. What its context takes comes on top, unless the samples have it
+    (`with_context`). `occupancy` (0 to 1) is how much of the GPU its kernels fill, `mps_share` by
+    how much it slows others down under MPS (None: the usual one). It has work for `active` of the
+    time (0 to 1), and holds its memory meanwhile. `assumed` names what is not known, `source` says
+    where the rest is from.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Workload:
     arrival: Arrival = "closed"
     active: float = 1.0
     with_context: bool = False
+    memory_window_s: float = HOUR_S
     assumed: frozenset[str] = frozenset({"occupancy", "mps_share", "arrival"})
     source: str = "command line"
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from gpuplugin.cli.text import fail, output_file, progress_bar, table
 from hal import TimeSliceLevel
 from sim.advise.advice import Goals, Plan, WrongPlan, advise
-from sim.advise.history import workloads_of
-from sim.advise.prometheus import CannotRead, history
+from sim.advise.history import CannotRead, shown, workloads_of
+from sim.advise.prometheus import history
+from sim.advise.recordings import history_of
 from sim.advise.words import confidence, configuration, remarks, sentence
 from sim.advise.workload import PRESETS, WrongWorkload, parsed_workload
 from sim.cli.calibrate import add_calibration, given_calibration
@@ -27,9 +28,10 @@ from sim.study.workers import CannotRunThere
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sim.advise.advice import Advice, Row
+    from sim.advise.history import History
     from sim.advise.workload import Workload
 
 NOTHING = "-"
@@ -47,6 +49,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="GPUs for them, evenly (default 1)"
+    )
+    parser.add_argument(
+        "--record",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="take workloads from the usage over time of a node that 'gpuplugin record' wrote. May "
+        "be repeated",
     )
     parser.add_argument(
         "--prometheus",
@@ -73,7 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=20.0,
         metavar="MS",
-        help="GPU work of one request of workloads from the history, which no metric shows "
+        help="GPU work of one request of workloads from a history, which no metric shows "
         "(default 20)",
     )
     parser.add_argument(
@@ -143,19 +153,27 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _workloads(parsed: argparse.Namespace) -> tuple[list[Workload], list[str]]:
-    """From the command line and from the history, and what there is to say about the latter."""
-    found = list(map(parsed_workload, parsed.workload))
-    if parsed.prometheus is None:
-        return found, []
+    """From the command line and from histories, and what there is to say about the latter."""
+    found, notes = list(map(parsed_workload, parsed.workload)), []
     if not 0.01 <= parsed.request_ms <= 60_000:
         raise WrongPlan("--request-ms: give a number from 0.01 to 60000")
-    try:
-        since_s = span_s(parsed.since)
-    except ValueError as error:
-        raise WrongPlan(f"--since: {error}") from error
-    seen, lost = history(parsed.prometheus, since_s, parsed.selector)
-    workloads, notes = workloads_of(seen, parsed.by, parsed.request_ms, "prometheus")
-    return [*found, *workloads], [*lost, *notes]
+    for source, (seen, lost) in _histories(parsed):
+        workloads, told = workloads_of(seen, parsed.by, parsed.request_ms, source)
+        found += workloads
+        notes += [shown(seen, source, parsed.request_ms), *lost, *told]
+    return found, notes
+
+
+def _histories(parsed: argparse.Namespace) -> Iterator[tuple[str, tuple[History, list[str]]]]:
+    """What histories are read from, with their notes."""
+    if parsed.record:
+        yield "recording" if len(parsed.record) == 1 else "recordings", history_of(parsed.record)
+    if parsed.prometheus is not None:
+        try:
+            since_s = span_s(parsed.since)
+        except ValueError as error:
+            raise WrongPlan(f"--since: {error}") from error
+        yield "prometheus", history(parsed.prometheus, since_s, parsed.selector)
 
 
 def _run(parsed: argparse.Namespace, plan: Plan, notes: Sequence[str]) -> int:

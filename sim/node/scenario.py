@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from sim.gpu.profiles import Profile
 
 
+USAGE_MARK = "--- # usage over time"
+"""The line of a recording below which the usage over time is (`sim.study.usage`)."""
+
+
 class RecordedMig(ScenarioModel):
     """A MIG device of a recorded GPU, in the order of the group's `mig`."""
 
@@ -276,7 +280,11 @@ def load_scenario(name_or_path: str) -> Scenario:
 
 
 def parse_scenario(text: str, name: str) -> Scenario:
-    """A scenario from YAML text; raises `ScenarioError` with every key that is wrong."""
+    """A scenario from YAML text; raises `ScenarioError` with every key that is wrong.
+
+    The usage over time below a recording is no part of it.
+    """
+    text = text.partition(f"\n{USAGE_MARK}")[0]
     try:
         document = parse_document(text, name)
         scenario = checked(document, Scenario)

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -59,6 +59,71 @@ class Sample:
     processes: Mapping[str, tuple[ComputeProcess, ...]]
 
 
+READINGS = ("utilization", "power_w", "temperature_c", "sm_clock_mhz", "memory_used_bytes")
+MOST_EVENTS = 10_000
+"""Later ones are not kept."""
+
+
+@dataclass(slots=True)
+class Mean:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class ProcessSeen:
+    """A process; one that was there at the first look (`first_s` 0) was there before."""
+
+    first_s: float
+    name: str
+    mig_uuid: str | None
+    graphics: bool
+    share: Mean = field(default_factory=Mean)
+    memory_bytes: Mean = field(default_factory=Mean)
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a scenario needs of all samples, however many there were."""
+
+    looks: int = 0
+    readings: dict[tuple[str, str], Mean] = field(default_factory=dict)
+    """By the GPU's UUID and one of `READINGS`."""
+    power_limit_w: dict[str, float] = field(default_factory=dict)
+    processes: dict[str, dict[tuple[int, str | None], ProcessSeen]] = field(default_factory=dict)
+
+    def add(self, sample: Sample) -> None:
+        for uuid, reading in sample.readings.items():
+            for key in READINGS:
+                self.readings.setdefault((uuid, key), Mean()).add(getattr(reading, key))
+            if reading.power_limit_w is not None:
+                self.power_limit_w[uuid] = reading.power_limit_w
+        for uuid, processes in sample.processes.items():
+            seen = self.processes.setdefault(uuid, {})
+            for process in processes:
+                first_s = sample.at_s if self.looks else 0.0
+                one = seen.setdefault(
+                    (process.pid, process.mig_uuid),
+                    ProcessSeen(first_s, process.name, process.mig_uuid, process.graphics),
+                )
+                one.share.add(process.sm_share)
+                one.memory_bytes.add(process.memory_bytes)
+        self.looks += 1
+
+    def mean(self, uuid: str, key: str) -> float | None:
+        mean = self.readings.get((uuid, key))
+        return None if mean is None else mean.value
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """What was seen of a node in `length_s`; `notes` has what could not be read."""
@@ -68,14 +133,17 @@ class Recording:
     gpus: tuple[Gpu, ...]
     probes: Mapping[str, Probe]
     links: Mapping[tuple[str, str], Link]
-    samples: tuple[Sample, ...]
+    summary: Summary
     events: tuple[tuple[float, Event], ...]
     notes: tuple[str, ...]
 
 
 class _Observer:
-    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, backend: Backend, clock: Callable[[], float], looked: Callable[[Sample], None]
+    ) -> None:
         self._backend = backend
+        self._looked = looked
         self._clock = clock
         self._start_s = clock()
         self._notes: dict[str, None] = {}
@@ -90,17 +158,22 @@ class _Observer:
             if (probe := self._try(lambda gpu=gpu: backend.probe(gpu.uuid))) is not None  # type: ignore[misc]
         }
         links = self._try(backend.links) or {}
-        samples: list[Sample] = []
+        summary = Summary()
         events: list[tuple[float, Event]] = []
         ends_s = self._start_s + for_s
         try:
-            while not samples or self._clock() < ends_s:
-                samples.append(self._sample(gpus))
+            while not summary.looks or self._clock() < ends_s:
+                sample = self._sample(gpus)
+                summary.add(sample)
+                self._looked(sample)
                 next_s = min(self._clock() + interval_s, ends_s)
                 while (left_s := next_s - self._clock()) > 0:
                     events.extend(self._wait(left_s))
+                    if len(events) > MOST_EVENTS:
+                        del events[MOST_EVENTS:]
+                        self._notes[f"there were more than {MOST_EVENTS} events"] = None
         except KeyboardInterrupt:
-            if not samples:
+            if not summary.looks:
                 raise
             for_s = self._clock() - self._start_s
             self._notes[f"the recording was ended by hand after {for_s:.0f} s"] = None
@@ -110,7 +183,7 @@ class _Observer:
             gpus=gpus,
             probes=MappingProxyType(probes),
             links=links,
-            samples=tuple(samples),
+            summary=summary,
             events=tuple(events),
             notes=tuple(self._notes),
         )
@@ -124,7 +197,8 @@ class _Observer:
             if reading is not None:
                 readings[uuid] = reading
             found = self._try(lambda uuid=uuid: self._backend.processes(uuid))  # type: ignore[misc]
-            processes[uuid] = found or ()
+            if found is not None:
+                processes[uuid] = found
         return Sample(at_s, MappingProxyType(readings), MappingProxyType(processes))
 
     def _wait(self, left_s: float) -> list[tuple[float, Event]]:
@@ -149,11 +223,15 @@ class _Observer:
 
 
 def observe(
-    backend: Backend, for_s: float, interval_s: float, clock: Callable[[], float] = time.monotonic
+    backend: Backend,
+    for_s: float,
+    interval_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    looked: Callable[[Sample], None] = lambda _sample: None,
 ) -> Recording:
-    """Observe an open backend, until Ctrl-C at most.
+    """Observe an open backend, until Ctrl-C at most; `looked` is given each sample.
 
     Raises:
         HalError: the GPUs cannot be listed at all; anything else that fails is a note.
     """
-    return _Observer(backend, clock).record(for_s, interval_s)
+    return _Observer(backend, clock, looked).record(for_s, interval_s)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
 import yaml
@@ -17,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hal import Event, Gpu, MigDevice, Probe
-    from sim.study.observe import Recording
+    from sim.study.observe import ProcessSeen, Recording
+    from sim.study.usage import Labels
 
 
 Node: TypeAlias = dict[str, object]
@@ -29,25 +28,15 @@ _UNATTRIBUTED_GIB = 0.5
 """Memory beyond all processes below this is taken for what the driver keeps."""
 
 
-@dataclass(slots=True)
-class _Seen:
-    first_s: float
-    name: str
-    mig_uuid: str | None
-    graphics: bool
-    shares: list[float] = field(default_factory=list)
-    memory_bytes: list[int] = field(default_factory=list)
-
-
 class Scenarist:
     """Makes the scenario of one recording; `notes` has what it cannot express."""
 
-    def __init__(self, recording: Recording, *, scrub: bool) -> None:
+    def __init__(self, recording: Recording, labels: Labels) -> None:
         self._recording = recording
-        self._scrub = scrub
+        self._labels = labels
+        self._scrub = scrub = labels.scrub
         self._gpus = _by_position(recording.gpus)
         self._positions = {gpu.uuid: index for index, gpu in enumerate(self._gpus)}
-        self._names: dict[str, str] = {}
         self._without_mig: set[str] = set()
         self.notes: list[str] = list(() if scrub else recording.notes)
 
@@ -75,9 +64,9 @@ class Scenarist:
             recorded["product"] = gpu.product
         if gpu.memory_bytes and gpu.memory_bytes != profile.memory_bytes:
             recorded["memory_bytes"] = gpu.memory_bytes
-        limits = self._readings(gpu, "power_limit_w")
-        if limits and limits[-1] != profile.power_w.default_limit:
-            recorded["power_limit_w"] = limits[-1]
+        limit_w = self._recording.summary.power_limit_w.get(gpu.uuid)
+        if limit_w is not None and limit_w != profile.power_w.default_limit:
+            recorded["power_limit_w"] = limit_w
         group: Node = {"model": model}
         if gpu.mig_enabled:
             group["mig"] = self._mig(gpu, model)
@@ -119,17 +108,18 @@ class Scenarist:
 
     def _tenants(self, gpu: Gpu) -> Iterator[Node]:
         """Processes, and load and memory that no process explains."""
-        seen = self._processes(gpu)
-        utilization = fmean(self._readings(gpu, "utilization") or [0.0])
-        shares = {pid: fmean(one.shares) for pid, one in seen.items() if one.shares}
+        summary = self._recording.summary
+        seen = summary.processes.get(gpu.uuid, {})
+        utilization = summary.mean(gpu.uuid, "utilization") or 0.0
+        shares = {pid: share for pid, one in seen.items() if (share := one.share.value) is not None}
         rest = max(0.0, utilization - sum(shares.values()))
-        unsampled = [pid for pid, one in seen.items() if not one.shares and one.mig_uuid is None]
+        unsampled = [pid for pid, one in seen.items() if pid not in shares and one.mig_uuid is None]
         for pid in unsampled:
             shares[pid] = rest / len(unsampled)
         position = self._positions[gpu.uuid]
         memory_gib = 0.0
-        for pid, one in sorted(seen.items()):
-            held_gib = fmean(one.memory_bytes) / GIB if one.memory_bytes else 0.0
+        for pid, one in sorted(seen.items(), key=lambda item: item[0][0]):
+            held_gib = (one.memory_bytes.value or 0.0) / GIB
             memory_gib += held_gib
             if one.mig_uuid is not None and self._mig_position(gpu, one.mig_uuid) is None:
                 self.notes.append(f"{self._name(one.name)} left out: its MIG device is not known")
@@ -137,7 +127,7 @@ class Scenarist:
             yield self._tenant(gpu, one, shares.get(pid), held_gib)
         if gpu.mig_enabled:
             return
-        used_gib = fmean(self._readings(gpu, "memory_used_bytes") or [0.0]) / GIB
+        used_gib = (summary.mean(gpu.uuid, "memory_used_bytes") or 0.0) / GIB
         reserved_gib = (load_profile(nearest_model(gpu)).memory_reserved_bytes or 0) / GIB
         extra_gib = used_gib - reserved_gib - memory_gib
         extra_load = 0.0 if unsampled else rest
@@ -149,7 +139,7 @@ class Scenarist:
                 "memory_gib": round(max(0.0, extra_gib), 3),
             }
 
-    def _tenant(self, gpu: Gpu, one: _Seen, share: float | None, held_gib: float) -> Node:
+    def _tenant(self, gpu: Gpu, one: ProcessSeen, share: float | None, held_gib: float) -> Node:
         tenant: Node = {"name": self._name(one.name), "gpu": self._positions[gpu.uuid]}
         late = one.first_s > 0
         if not late and one.mig_uuid is None:
@@ -166,21 +156,6 @@ class Scenarist:
         tenant["workload"] = {"kind": "duty-cycle", "period_ms": 1000, "share": round(busy, 3)}
         tenant["memory"] = {"start_gib": round(held_gib, 3), "context_mib": 0}
         return tenant
-
-    def _processes(self, gpu: Gpu) -> dict[tuple[int, str | None], _Seen]:
-        """Every process that was seen; one that was there at the first look was there before."""
-        found: dict[tuple[int, str | None], _Seen] = {}
-        for number, sample in enumerate(self._recording.samples):
-            for process in sample.processes.get(gpu.uuid, ()):
-                key = (process.pid, process.mig_uuid)
-                if key not in found:
-                    first_s = 0.0 if number == 0 else sample.at_s
-                    found[key] = _Seen(first_s, process.name, process.mig_uuid, process.graphics)
-                if process.sm_share is not None:
-                    found[key].shares.append(process.sm_share)
-                if process.memory_bytes is not None:
-                    found[key].memory_bytes.append(process.memory_bytes)
-        return found
 
     def _beforehand(self) -> Iterator[Node]:
         """Faults from before the recording began, as far as they can be expressed."""
@@ -230,13 +205,7 @@ class Scenarist:
         return None
 
     def _name(self, name: str) -> str:
-        """A process' name; scrubbed, the same name is always the same number."""
-        if not self._scrub:
-            return name or "unnamed"
-        return self._names.setdefault(name, f"process-{len(self._names) + 1}")
-
-    def _readings(self, gpu: Gpu, key: str) -> list[float]:
-        return _values(self._recording, gpu, key)
+        return self._labels.label("process", name) or "unnamed"
 
 
 def _by_position(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
@@ -262,16 +231,16 @@ def _mig_of(event: XidError, gpu: Gpu) -> Node:
 _WIDTH = 100
 
 
-def as_yaml(recording: Recording, name: str, *, scrub: bool) -> str:
+def as_yaml(recording: Recording, name: str, labels: Labels) -> str:
     """The scenario file, checked; raises `ScenarioError` if no scenario can express it."""
-    scenarist = Scenarist(recording, scrub=scrub)
+    scenarist = Scenarist(recording, labels)
     body = yaml.safe_dump(
         scenarist.scenario(name), sort_keys=False, width=_WIDTH, allow_unicode=True
     )
     head = [
-        f"# Recorded from a node in {recording.length_s:g} s, {len(recording.samples)} looks.",
+        f"# Recorded from a node in {recording.length_s:g} s, {recording.summary.looks} looks.",
         "# Scrubbed: UUIDs, PCI addresses and names of processes are not those of the node."
-        if scrub
+        if labels.scrub
         else "# It identifies hardware and programs: UUIDs, PCI addresses, names of processes.",
         *_seen(recording),
         *(f"# Not as it was: {' '.join(note.split())}" for note in dict.fromkeys(scenarist.notes)),
@@ -285,20 +254,14 @@ def _seen(recording: Recording) -> Iterator[str]:
     """What the readings were, which the simulated GPU comes near to but does not repeat."""
     for gpu in recording.gpus:
         values = [
-            f"{label} {fmean(found):.{digits}f} {unit}"
+            f"{label} {found:.{digits}f} {unit}"
             for key, label, unit, digits in (
                 ("utilization", "utilisation", "of 1", 2),
                 ("power_w", "power", "W", 0),
                 ("temperature_c", "temperature", "C", 0),
                 ("sm_clock_mhz", "SM clock", "MHz", 0),
             )
-            if (found := _values(recording, gpu, key))
+            if (found := recording.summary.mean(gpu.uuid, key)) is not None
         ]
         if values:
             yield f"# GPU {gpu.index}, on average: {', '.join(values)}"
-
-
-def _values(recording: Recording, gpu: Gpu, key: str) -> list[float]:
-    readings = (one.readings.get(gpu.uuid) for one in recording.samples)
-    values = (getattr(reading, key) for reading in readings if reading is not None)
-    return [float(value) for value in values if value is not None]

@@ -48,7 +48,7 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--model", "l4"), "no workload: give --workload or --prometheus"),
+        (("--model", "l4"), "no workload: give --workload, --record"),
         (("--workload", "api", "--model", "l4"), "write NAME:BUSY-MS/PERIOD-MS/GIB"),
         (("--workload", "notebook", "--model", "nope"), "no GPU model is called 'nope'"),
         (("--workload", "notebook", "--model", "l4", "--gpus", "0"), "--gpus is 0"),
@@ -122,7 +122,8 @@ def test_workloads_come_from_the_history_of_a_prometheus() -> None:
     assert workload["busy_ms"] / workload["period_ms"] == pytest.approx(0.3)
     assert workload["assumed"] == ["arrival", "busy_ms", "mps_share", "occupancy"]
     assert datetime.now(UTC) - datetime.fromisoformat(advice["made_at"]) < timedelta(minutes=5)
-    (note,) = advice["history"]
+    about, note = advice["history"]
+    assert about.startswith("Prometheus, 60 minutes at 15 s: shows")
     assert note.startswith("ml/api: 2 pods at once, active for 100 % of the time in spans of")
     assert "holds 2 to 2 GiB" in note
     assert _Answers.asked[0]["query"] == ['gpuplugin_pod_sm_ratio{namespace="ml"}']

@@ -10,7 +10,7 @@ import yaml
 
 from gpuplugin.cli.main import main
 from hal import GIB, TimeSliceLevel
-from sim.advise.advice import Advice, Plan, ooms_per_week, trials
+from sim.advise.advice import Advice, Plan, memory_of, trials
 from sim.advise.trial import Trial, try_out
 from sim.advise.words import confidence
 from sim.advise.workload import parsed_workload
@@ -142,8 +142,8 @@ def test_a_context_that_is_larger_leaves_room_for_fewer(path: str) -> None:
     room = profile.memory_bytes - (profile.memory_reserved_bytes or 0)
     each_gib = (room / 2 - 600 * MIB) / GIB  # two fit with 300 MiB each, not with 1 GiB
     pods = (parsed_workload(f"api:15/100/{each_gib:.3f}:2"),)
-    assert ooms_per_week(Plan("l4", pods), 2) == 0
-    assert ooms_per_week(Plan("l4", pods, calibration=load_calibration(path)), 2) > 0
+    assert memory_of(Plan("l4", pods).ooms_per_week, 2) == 0
+    assert memory_of(Plan("l4", pods, calibration=load_calibration(path).ooms_per_week), 2) > 0
     assert SharePlan("l4", 2, 10, calibration=load_calibration(path)).client_bytes == 1024 * MIB
 
 

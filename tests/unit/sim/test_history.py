@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hal import GIB
-from sim.advise.history import History, PodSeries, owner_of, workloads_of
+from sim.advise.history import History, PodSeries, workloads_of
+from sim.study.usage import owner_of
 
 STEP_S = 60.0
 U = "GPU-0"
@@ -72,12 +73,12 @@ def test_pods_of_one_owner_are_one_workload_and_count_where_they_are_at_once() -
 
 
 def test_memory_is_the_most_of_each_pod_and_hour() -> None:
-    hours = [2.0 * GIB] * 60 + [3.0 * GIB] * 59 + [5.0 * GIB]
+    hours = ([2.0 * GIB] * 60 + [3.0 * GIB] * 59 + [5.0 * GIB]) * 12
     memory = (series("a-0", hours),)
     (one,), (note,) = workloads_of(
-        history(series("a-0", [0.5] * 120), memory=memory), "workload", 20, "test"
+        history(series("a-0", [0.5] * 1440), memory=memory), "workload", 20, "test"
     )
-    assert one.memory_gib == (2.0, 5.0)
+    assert one.memory_gib == (2.0,) * 12 + (5.0,) * 12
     assert "holds 2 to 5 GiB" in note
     (one,), _ = workloads_of(history(series("a-0", [0.5] * 20)), "workload", 20, "test")
     assert (one.memory_gib, "memory" in one.assumed) == ((0.0,), True)

@@ -29,8 +29,9 @@ from sim.gpu.profiles import load_profile, model_names
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import Scenario, ScenarioError, parse_scenario
-from sim.study.observe import Recording, Sample, nearest_model, observe
+from sim.study.observe import Recording, Sample, Summary, nearest_model, observe
 from sim.study.recording import as_yaml
+from sim.study.usage import Labels
 from tests.unit.builders import GIB, a_gpu, a_probe
 from tests.unit.hal.fake_nvml import FakeGpu, FakeNvml, event
 
@@ -82,16 +83,15 @@ def a_recording(
 ) -> Recording:
     listed = gpus or (an_h100(),)
     first = listed[0].uuid
-    samples = tuple(
-        Sample(float(at), {first: reading or a_reading()}, {first: processes})
-        for at, processes in enumerate(looks)
-    )
+    summary = Summary()
+    for at, processes in enumerate(looks):
+        summary.add(Sample(float(at), {first: reading or a_reading()}, {first: processes}))
     probes = {gpu.uuid: a_probe() for gpu in listed}
-    return Recording("580.1", 10.0, listed, probes, {}, samples, events, ())
+    return Recording("580.1", 10.0, listed, probes, {}, summary, events, ())
 
 
 def replayed(recording: Recording, *, scrub: bool = False) -> Scenario:
-    return parse_scenario(as_yaml(recording, "test", scrub=scrub), "test")
+    return parse_scenario(as_yaml(recording, "test", Labels(scrub=scrub)), "test")
 
 
 def node_of(recording: Recording, *, scrub: bool = False) -> SimulatedNode:
@@ -167,7 +167,7 @@ def test_mig_devices_that_no_model_has_are_left_out_with_their_processes() -> No
     device = MigDevice("MIG-0", 0, 1, 0, "1c.9g.99gb", GIB)
     gpu = an_h100(0, mig_enabled=True, mig_devices=(device,))
     recording = a_recording(gpu, looks=((replace(a_process(1), mig_uuid="MIG-0"),),))
-    text = as_yaml(recording, "test", scrub=False)
+    text = as_yaml(recording, "test", Labels(scrub=False))
     assert "# Not as it was: MIG devices of GPU 0 left out" in text
     assert "# Not as it was: train left out: its MIG device is not known" in text
     assert parse_scenario(text, "test").tenants == []
@@ -193,7 +193,7 @@ def test_events_become_faults() -> None:
         (3.0, "lost"),
         (9.0, "recover"),
     ]
-    assert "XidError after 9.5 s left out" in as_yaml(recording, "test", scrub=False)
+    assert "XidError after 9.5 s left out" in as_yaml(recording, "test", Labels(scrub=False))
 
     node = SimulatedNode(replayed(recording))
     node.advance(5.0)
@@ -219,7 +219,7 @@ def test_a_scrubbed_recording_identifies_nothing() -> None:
     gpu = an_h100(0, pci_bus_id="00000000:F1:00.0")
     looks = ((a_process(4711, "/home/ann/secret", share=0.1),),) * 2
     recording = replace(a_recording(gpu, looks=looks), notes=(f"GPU {gpu.uuid} told nothing",))
-    text = as_yaml(recording, "test", scrub=True)
+    text = as_yaml(recording, "test", Labels(scrub=True))
     for secret in (gpu.uuid, "F1:00", "secret", "ann", "4711"):
         assert secret not in text
     assert "process-1" in text
@@ -227,7 +227,7 @@ def test_a_scrubbed_recording_identifies_nothing() -> None:
     (listed,) = node_of(recording, scrub=True).listed()
     assert listed.product == gpu.product
     assert listed.uuid != gpu.uuid
-    plain = as_yaml(recording, "test", scrub=False)
+    plain = as_yaml(recording, "test", Labels(scrub=False))
     assert "It identifies hardware" in plain
     assert gpu.uuid in plain
 
@@ -279,7 +279,7 @@ def test_an_nvml_backend_can_be_recorded(tmp_path: Path) -> None:
     backend.open()
     recording = observe(backend, 0.05, 0.02)
     backend.close()
-    assert len(recording.samples) > 1
+    assert recording.summary.looks > 1
     scenario = replayed(recording)
     (group,) = scenario.gpus
     assert group.recorded is not None
@@ -298,8 +298,8 @@ def test_what_one_gpu_cannot_tell_is_a_note_and_hides_no_other(tmp_path: Path) -
     backend.open()
     recording = observe(backend, 0.02, 0.01)
     backend.close()
-    assert set(recording.samples[0].readings) == {"GPU-a", "GPU-b"}
-    text = as_yaml(recording, "test", scrub=False)
+    assert {uuid for uuid, _ in recording.summary.readings} == {"GPU-a", "GPU-b"}
+    text = as_yaml(recording, "test", Labels(scrub=False))
     assert "# Not as it was: The processes on GPU GPU-a are unknown" in text
 
 
@@ -338,5 +338,5 @@ def test_recorded_facts_that_cannot_be(text: str, wrong: str) -> None:
 
 
 def test_the_text_is_plain_yaml_of_a_scenario() -> None:
-    text = as_yaml(a_recording(), "mine", scrub=False)
+    text = as_yaml(a_recording(), "mine", Labels(scrub=False))
     assert yaml.safe_load(text)["name"] == "mine"
