@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.dra.claimwork import ClaimKeeper
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 300.0
+PAUSE_S = 0.1
+"""Between two claims: pods that start meanwhile, and the API server, come first."""
 CLEANUP_S = 900.0
 """How often claims are looked up: one that is gone twice is unprepared.
 
@@ -82,6 +84,7 @@ class ClaimCare:
                     backoff.reset()
                     self._failing = False
                 self._settled[uid] = statuses
+                await asyncio.sleep(PAUSE_S)
 
     def _send(self, claim: Claim, statuses: tuple[DeviceStatus, ...]) -> None:
         """In a thread; a claim that is gone, or another one by now, has nothing to be told."""

@@ -88,8 +88,9 @@ class ClaimStore:
     def change(self, made: Callable[[Claims], Claims], *, for_good: bool = True) -> Claims:
         """Put what `made` makes of the newest claims in their place.
 
-        It is on the disk then; if it is not `for_good`, the file may be the one before after a
-        crash of the machine. Raises what `made` raises, and `OSError`; the file is as before then.
+        It is on the disk then; if it is not `for_good`, the file may be the one before, or
+        broken, after a crash of the machine, which undoes what claims have set up anyway. Raises
+        what `made` raises, and `OSError`; the file is as before then.
         """
         change = _Change(made, for_good)
         self._changes.append(change)
@@ -115,8 +116,9 @@ class ClaimStore:
                     except Exception as error:  # noqa: BLE001 - raised where it was wanted
                         change.outcome = error
                 if after != before or self._read is None or self._read[0] is None:
-                    write_whole(self._path, encoded(after), _MODE, synced=True)
-                    if any(change.for_good for change in changes):
+                    for_good = any(change.for_good for change in changes)
+                    write_whole(self._path, encoded(after), _MODE, synced=for_good)
+                    if for_good:
                         sync_folder(self._folder)
                     self._read = identity(self._path), after
         except OSError as error:
