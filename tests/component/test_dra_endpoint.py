@@ -21,13 +21,15 @@ from gpuplugin.kubelet.draplugin import DraPlugin
 from gpuplugin.kubelet.proto import dra_pb2 as pb
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as registration
 from gpuplugin.rpc.client import Connection, Method
+from gpuplugin.rpc.fast import FastEngine
 from tests.component.waiting import DEADLINE_S, becomes_true
 from tests.conformance.engines.conftest import ENGINES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from gpuplugin.core.dra.claims import ClaimRef, HeldDevice
+    from gpuplugin.rpc.services import Engine, Server, Service
 
 DRIVER = "gpu.gpuplugin.dev"
 GET_INFO = Method.of("/pluginregistration.Registration/GetInfo")
@@ -54,12 +56,25 @@ def kubelet_dir() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+class Removing(FastEngine):
+    """The first socket that is to be found is gone before its server is said to have started."""
+
+    def __init__(self) -> None:
+        self.removed: list[Path] = []
+
+    def serve(self, socket_path: Path, services: Sequence[Service]) -> Server:
+        server = super().serve(socket_path, services)
+        if not self.removed and socket_path.parent.name == "plugins_registry":
+            socket_path.unlink()
+            self.removed.append(socket_path)
+        return server
+
+
 @asynccontextmanager
-async def serving(folder: Path, engine: str = "fast") -> AsyncIterator[StatusBoard]:
+async def serving(folder: Path, engine: Engine | str = "fast") -> AsyncIterator[StatusBoard]:
+    served = ENGINES[engine]() if isinstance(engine, str) else engine
     status, files = StatusBoard(), FileWatch()
-    endpoint = DraEndpoint(
-        DRIVER, DraPlugin(NoWork()), KubeletDirs(folder), ENGINES[engine](), status, files
-    )
+    endpoint = DraEndpoint(DRIVER, DraPlugin(NoWork()), KubeletDirs(folder), served, status, files)
     task = asyncio.create_task(endpoint.run())
     try:
         yield status
@@ -138,6 +153,17 @@ def test_a_socket_that_was_removed_comes_back_under_another_name(kubelet_dir: Pa
             (first,) = found(kubelet_dir)
             first.unlink()
             await becomes_true(lambda: found(kubelet_dir) and first not in found(kubelet_dir))
+            assert (await registered(found(kubelet_dir)[0])).name == DRIVER
+
+    asyncio.run(main())
+
+
+def test_a_socket_that_is_removed_before_it_was_looked_at_comes_back(kubelet_dir: Path) -> None:
+    async def main() -> None:
+        engine = Removing()
+        async with serving(kubelet_dir, engine):
+            await becomes_true(lambda: found(kubelet_dir))
+            assert found(kubelet_dir) != engine.removed
             assert (await registered(found(kubelet_dir)[0])).name == DRIVER
 
     asyncio.run(main())

@@ -113,10 +113,11 @@ class DraEndpoint:
                 servers.append(await start_server(self._engine, path, services))
             log_fact(log, logging.INFO, "serving", f"serving {self._driver} on {calls}")
             made = [(path, identity(path)) for path in (calls, found)]
-            while not (reason := self._outdated(made)):
+            while True:
                 look_s = self._files.follow([calls.parent, found.parent], self._turn)
+                if reason := self._outdated(made):
+                    return reason
                 await wait_period_or(self._turn, look_s)
-            return reason
         finally:
             self._plugin.health.end_streams()
             for server in reversed(servers):
@@ -127,7 +128,9 @@ class DraEndpoint:
     def _outdated(self, made: list[tuple[Path, Identity | None]]) -> str:
         if self._refusal:
             return f"registration-refused: {self._refusal}"
-        return "socket-removed" if any(identity(path) != known for path, known in made) else ""
+        # None: removed before it was looked at.
+        removed = any(known is None or identity(path) != known for path, known in made)
+        return "socket-removed" if removed else ""
 
     def _registered_in_thread(self, accepted: bool, error: str) -> None:
         self._soon(self._registered, accepted, error)

@@ -92,14 +92,16 @@ class DevicePluginDoor:
     async def _wait_for_dra(self) -> None:
         status, registry = self._context.status, self._context.dirs.plugin_watcher
         turn = asyncio.Event()
-        while any(map(listened_on, registry.glob(dra_registrations(self._dra_driver)))):
+        while True:
+            self._context.files.follow([registry], turn)
+            if not any(map(listened_on, registry.glob(dra_registrations(self._dra_driver)))):
+                break
             text = (
                 f"the DRA driver {self._dra_driver} serves this node: waiting until it is removed; "
                 "to keep it, run this plugin with --allocation dra"
             )
             if status.set(COMPONENT, text, ok=False):
                 log_fact(log, logging.ERROR, "served-by-dra", text)
-            self._context.files.follow([registry], turn)
             await wait_period_or(turn, LOOK_S)
         status.remove(COMPONENT)
 
