@@ -64,7 +64,7 @@ class Removing(FastEngine):
 
     def serve(self, socket_path: Path, services: Sequence[Service]) -> Server:
         server = super().serve(socket_path, services)
-        if not self.removed and socket_path.parent.name == "plugins_registry":
+        if not self.removed and socket_path.name.endswith("-reg.sock"):
             socket_path.unlink()
             self.removed.append(socket_path)
         return server
