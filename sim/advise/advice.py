@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from hal import GIB, TimeSliceLevel
 from sim.advise.trial import Trial, try_out
-from sim.advise.workload import HOUR_S, MOST_PODS, Workload
+from sim.advise.workload import HOUR_S, MOST_BUSY, MOST_PODS, Workload
 from sim.gpu.calibration import calibrated
 from sim.gpu.profiles import load_profile
 from sim.study.share import Mechanism
@@ -18,7 +20,7 @@ from sim.study.share import Mechanism
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from sim.advise.trial import TrialResult
+    from sim.advise.trial import PodResult, TrialResult
     from sim.gpu.calibration import Calibration
     from sim.gpu.profiles import Profile
     from sim.study.workers import Workers
@@ -168,10 +170,12 @@ def advise(
         for sharing in sorted({one.sharing(replicas) for replicas in REPLICAS})
         for trial in trials(one, sharing, DRAWS if not name else 1)
     ]
-    results = workers.results(try_out, [trial for _, _, trial in every], progress)
+    # Draws in which the same pods meet, in whatever order, are one trial.
+    different = list(dict.fromkeys(trial for _, _, trial in every))
+    results = dict(zip(different, workers.results(try_out, different, progress), strict=True))
     found: dict[tuple[str, int], list[TrialResult]] = {}
-    for (name, sharing, _), result in zip(every, results, strict=True):
-        found.setdefault((name, sharing), []).append(result)
+    for name, sharing, trial in every:
+        found.setdefault((name, sharing), []).append(results[trial])
     tables = {name: _rows(one, name, found) for name, one in variants.items()}
     return Advice(
         plan,
@@ -213,11 +217,11 @@ def trials(plan: Plan, sharing: int, draws: int) -> list[Trial]:
         made.append(
             Trial(
                 plan.model,
-                tuple(drawn[:sharing]),
+                tuple(sorted(drawn[:sharing], key=lambda pod: (pod.name, -pod.active))),
                 plan.mechanism,
                 plan.level,
                 plan.calibration,
-                plan.seed + draw,
+                plan.seed,
                 plan.memory_gib,
             )
         )
@@ -232,27 +236,26 @@ def _rows(
 
 def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
     sharing = plan.sharing(replicas)
-    ends = [[pod for pod in result.pods if pod.p95 is not None] for result in results]
-    worst = [max(pods, key=lambda pod: pod.p95 or 0.0) for pods in ends if pods]
-    p95 = _mean(pod.p95 for pod in worst)
-    if not worst and any(pod.active < 1 for pod in plan.pods):
-        p95 = 1.0  # nobody had work in any draw
     tried = [pod for result in results for pod in result.pods]
+    slowdowns = {one.name: _slowdowns(tried, one.name) for one in plan.workloads}
+    worst, (p50, p95, p99) = max(slowdowns.items(), key=lambda item: item[1][1] or 0.0)
+    if p95 is None and any(pod.active < 1 for pod in plan.pods):
+        p95 = 1.0  # nobody had work in any draw
     memory = memory_of(plan, sharing)
     ooms = memory.ooms_per_week
     refused = sum(not pod.fits for pod in tried) / max(1, len(tried))
     row = Row(
         replicas=replicas,
         sharing=sharing,
-        p50=_mean(pod.p50 for pod in worst),
+        p50=p50,
         p95=p95,
-        p99=_mean(pod.p99 for pod in worst),
+        p99=p99,
         ooms_per_week=ooms,
         refused=refused,
         left_out=max(0, plan.count - replicas * plan.gpus),
         utilization=statistics.fmean(result.utilization for result in results),
         switching=statistics.fmean(result.switching for result in results),
-        worst=worst[0].name if worst else "",
+        worst="" if p50 is None else worst,
         keeps=False,
         contending=sum(pod.fits and pod.active for pod in tried) / len(results),
         memory_mean_gib=memory.mean_gib,
@@ -335,6 +338,10 @@ def _otherwise(plan: Plan) -> Iterator[tuple[str, tuple[str, str], Plan]]:
         yield changed(
             "occupancy", "a fifth of it", lambda one: replace(one, occupancy=one.occupancy / 5)
         )
+    if "share" in assumed:
+        yield changed("busy time", "half as much again where a pod was never alone", _busier)
+    if any(0 < one.active < 1 for one in plan.workloads):
+        yield changed("activity", "at the same moments for all pods", _always)
     yield changed("memory", "a fifth more", _larger)
 
 
@@ -342,10 +349,32 @@ def _paced(one: Workload, factor: float) -> Workload:
     return replace(one, busy_ms=one.busy_ms * factor, period_ms=one.period_ms * factor)
 
 
+def _busier(one: Workload) -> Workload:
+    if "share" not in one.assumed:
+        return one
+    return replace(one, period_ms=max(one.busy_ms / MOST_BUSY, one.period_ms / 1.5))
+
+
+def _always(one: Workload) -> Workload:
+    return replace(one, active=1.0) if one.active else one
+
+
 def _larger(one: Workload) -> Workload:
     return replace(one, memory_gib=tuple(1.2 * size for size in one.memory_gib))
 
 
-def _mean(values: Iterator[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if there else None
+_SHARES = (0.5, 0.95, 0.99)
+
+
+def _slowdowns(
+    tried: Sequence[PodResult], name: str
+) -> tuple[float | None, float | None, float | None]:
+    """p50, p95 and p99 over all requests of a workload, whichever pods were beside it."""
+    weighted = sorted(
+        (slowdown, pod.requests) for pod in tried if pod.name == name for slowdown in pod.slowdowns
+    )
+    if not weighted:
+        return None, None, None
+    upto = list(accumulate(weight for _, weight in weighted))
+    found = [weighted[bisect_left(upto, share * upto[-1])][0] for share in _SHARES]
+    return found[0], found[1], found[2]

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from hal import GIB
-from sim.advise.workload import HOUR_S, Workload
+from sim.advise.workload import HOUR_S, MOST_BUSY, Workload
 from sim.study.sentences import counted, duration, number, percent
 from sim.study.usage import owner_of
 
@@ -23,8 +23,8 @@ By: TypeAlias = Literal["namespace", "workload"]
 
 ACTIVE = 0.01
 """A pod whose kernels ran for less of a period did nothing: the driver's resolution."""
-MOST_BUSY = 0.98
-"""Nothing is busier, for requests have some time between them."""
+ALWAYS = 0.95
+"""Who is active for more of the time is taken as always active."""
 LEAST_ALONE = 10
 """So many samples in which a pod had the GPU to itself are enough to know what it wants."""
 MEMORY_SAMPLES = 60
@@ -62,9 +62,13 @@ class History:
     step_s: float
 
     @property
+    def begin_s(self) -> float:
+        return min((one.samples[0][0] for one in self.sm if one.samples), default=0.0)
+
+    @property
     def length_s(self) -> float:
-        moments = [one.samples[end][0] for one in self.sm if one.samples for end in (0, -1)]
-        return max(moments) - min(moments) + self.step_s if moments else 0.0
+        end_s = max((one.samples[-1][0] for one in self.sm if one.samples), default=0.0)
+        return end_s - self.begin_s
 
 
 def shown(history: History, source: str, request_ms: float) -> str:
@@ -128,7 +132,10 @@ def _workload(
     known = len(alone) >= LEAST_ALONE
     seen = alone if known else busy
     share = min(MOST_BUSY, sum(seen) / len(seen)) if seen else ACTIVE
-    active = len(busy) / len(values) if values else 0.0
+    # Work that waited for others was active for longer, and did not do more.
+    active = min(1.0, sum(busy) / len(values) / share) if values else 0.0
+    if active >= ALWAYS:
+        active = 1.0
     count = _at_once(sm)
     window_s = min(HOUR_S, max(history.step_s, history.length_s / LEAST_WINDOWS))
     sizes = _sizes(memory, window_s)
@@ -169,14 +176,14 @@ def _workload(
 
 def _arrivals(series: Sequence[PodSeries], history: History) -> str:
     """How often pods came, in words; empty where all were there from the beginning."""
-    begins = min(one.samples[0][0] for one in series if one.samples)
     lives = {(one.namespace, one.pod): one.samples for one in series if one.samples}
-    came = [samples for samples in lives.values() if samples[0][0] > begins + history.step_s]
+    late_s = history.begin_s + history.step_s
+    came = [samples for samples in lives.values() if samples[0][0] > late_s]
     if not came:
         return ""
     stay_s = sum(one[-1][0] - one[0][0] + history.step_s for one in came) / len(came)
-    often = len(came) * HOUR_S / max(history.length_s, HOUR_S)
-    return f"; {number(often)} come in an hour and stay for {duration(stay_s)}"
+    within, stay = duration(history.length_s), duration(stay_s)
+    return f"; {len(came)} came in {within} and stayed for {stay}"
 
 
 def _at_once(series: Iterable[PodSeries]) -> int:

@@ -64,7 +64,7 @@ class _Tenant:
 
     def series(self, values: dict[float, float]) -> PodSeries:
         who = self._who
-        pod = who.pod or f"{who.name} {who.process}"
+        pod = who.pod or f"{who.process} on {self.uuid}"
         return PodSeries(who.namespace, pod, self.uuid, sorted(values.items()), who.owner)
 
 

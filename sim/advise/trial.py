@@ -34,6 +34,7 @@ WORKS = 4_000
 WORKS_OF_EACH = 40
 """At least so many of the pod that has the fewest."""
 MOST_WORKS = 60_000
+QUANTILES = 100
 _WARM_UP = 0.1
 
 
@@ -56,20 +57,23 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class PodResult:
-    """Slowdowns are of latencies over the work alone; None for a pod that had nothing done.
+    """What became of a pod: `busy` is the share of the time in which its work ran.
 
-    With open arrivals a request alone may wait for one before it: `slowdown` then is over what
-    requests alone take at the same percentile. `busy` is the share of the time in which its work
-    ran, `active` whether it had any.
+    `slowdowns` are those of its `requests` as evenly spaced quantiles, ascending: latencies over
+    the work alone, none for a pod that had nothing done. With open arrivals a request alone may
+    wait for one before it: then they are over what requests alone take at the same quantile.
     """
 
     name: str
     fits: bool
     active: bool
     busy: float
-    p50: float | None
-    p95: float | None
-    p99: float | None
+    requests: int
+    slowdowns: tuple[float, ...]
+
+    @property
+    def p95(self) -> float | None:
+        return percentile(self.slowdowns, 0.95) if self.slowdowns else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +106,8 @@ def _alone(trial: Trial, pod: Workload) -> Trial:
 
 
 def _over(shared: PodResult, alone: PodResult) -> PodResult:
-    def ratio(one: float | None, other: float | None) -> float | None:
-        return None if one is None or not other else one / other
-
-    return replace(
-        shared,
-        p50=ratio(shared.p50, alone.p50),
-        p95=ratio(shared.p95, alone.p95),
-        p99=ratio(shared.p99, alone.p99),
-    )
+    pairs = zip(shared.slowdowns, alone.slowdowns, strict=False)
+    return replace(shared, slowdowns=tuple(sorted(one / other for one, other in pairs)))
 
 
 @dataclass(slots=True)
@@ -246,8 +243,7 @@ def _window(pods: Sequence[Workload]) -> tuple[int, int]:
 
 def _result(pod: _Pod, busy: float) -> PodResult:
     one, ordered = pod.workload, sorted(pod.latencies_ns)
-    if not ordered:
-        return PodResult(one.name, pod.fits, bool(one.active), busy, None, None, None)
     alone_ns = one.busy_ms * NS_PER_MS
-    p50, p95, p99 = (percentile(ordered, share) / alone_ns for share in (0.5, 0.95, 0.99))
-    return PodResult(one.name, pod.fits, bool(one.active), busy, p50, p95, p99)
+    shares = ((number + 0.5) / QUANTILES for number in range(QUANTILES if ordered else 0))
+    slowdowns = tuple(percentile(ordered, share) / alone_ns for share in shares)
+    return PodResult(one.name, pod.fits, bool(one.active), busy, len(ordered), slowdowns)

@@ -14,6 +14,8 @@ Arrival: TypeAlias = Literal["closed", "open"]
 open: requests come at random, whatever becomes of those before."""
 
 MOST_PODS = 1000
+MOST_BUSY = 0.98
+"""Nothing is busier, for requests have some time between them."""
 HOUR_S = 3600.0
 
 

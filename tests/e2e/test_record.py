@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sim.study.usage import read_usage
 from tests.e2e.conftest import Process, eventually, gpuplugin
 from tests.e2e.test_commands import needs_no_driver
 
@@ -28,6 +29,12 @@ tenants:
 faults:
   - {at_s: 0.2, gpu: 0, what: {kind: xid, xid: 43, mig: 1}}
   - {at_s: 0.3, gpu: 2, what: {kind: ecc}}
+"""
+
+
+BUSY = """
+gpus: [{model: l4}]
+tenants: [{name: serve, gpu: 0, workload: {kind: closed-loop, busy_ms: 20, idle_ms: 30}}]
 """
 
 
@@ -120,17 +127,23 @@ def test_what_cannot_be_recorded_is_told(arguments: tuple[str, ...], words: str)
 
 
 @needs_no_driver
-def test_ctrl_c_keeps_what_was_recorded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_keeps_what_was_recorded(tmp_path: Path, how: signal.Signals) -> None:
     file = tmp_path / "node.yaml"
     to_file = ("-o", str(file), "--interval", "100ms", "--for", "1h")
-    with Process("record", "--backend", "sim", "--scenario", "homelab", *to_file) as recording:
-        eventually(lambda: list(tmp_path.iterdir()), "it records")
+    node = tmp_path / "busy.yaml"
+    node.write_text(BUSY)
+    with Process("record", "--backend", "sim", "--scenario", str(node), *to_file) as recording:
+        eventually(lambda: len(list(tmp_path.iterdir())) > 1, "it records")
         time.sleep(1)
-        recording.signal(signal.SIGINT)
+        recording.signal(how)
         assert recording.exit_status() == 0, recording.output
     assert f"wrote {file}" in recording.output
-    assert [one.name for one in tmp_path.iterdir()] == [file.name]
+    assert {one.name for one in tmp_path.iterdir()} == {file.name, node.name}
     assert "ended by hand after" in file.read_text()
+    usage = read_usage(file)
+    assert [tenant.owner for tenant in usage.tenants.values()] == ["serve"]
+    assert usage.looks
     assert gpuplugin("sim", "scenario", "check", str(file)).returncode == 0
 
 
@@ -148,3 +161,27 @@ def test_without_a_driver_it_says_so() -> None:
     result = gpuplugin("record", *SHORT)
     assert result.returncode == 1
     assert "libnvidia-ml.so.1 was not found" in result.stderr
+
+
+@pytest.mark.slow
+def test_advice_from_a_recording(tmp_path: Path) -> None:
+    node, file = tmp_path / "busy.yaml", tmp_path / "recorded.yaml"
+    node.write_text(BUSY)
+    recorded = gpuplugin(
+        "record", "--backend", "sim", "--scenario", str(node), "--for", "6s", "--interval", "250ms",
+        "-o", str(file),
+    )  # fmt: skip
+    assert recorded.returncode == 0, recorded.stderr
+    result = gpuplugin(
+        "advise", "--model", "l4", "--record", str(file), "--workload", "api:15/100/2:8", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    advice = json.loads(result.stdout)
+    assert [(one["name"], one["source"]) for one in advice["workloads"]] == [
+        ("api", "command line"),
+        ("serve", "recording"),
+    ]
+    serve = advice["workloads"][1]
+    assert serve["busy_ms"] / serve["period_ms"] == pytest.approx(0.4, abs=0.1)
+    assert {"arrival", "busy_ms", "occupancy"} <= set(serve["assumed"])
+    assert "at 0.25 s: shows for how much of the time" in advice["history"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -140,7 +141,7 @@ def test_trials_put_more_pods_beside_the_same_ones() -> None:
     few, many = trials(plan, 3, 4), trials(plan, 6, 4)
     assert len(few) == len(many) == 4
     for one, other in zip(few, many, strict=True):
-        assert one.pods == other.pods[:3]
+        assert not Counter(one.pods) - Counter(other.pods)
     assert len(trials(Plan(L4, (API,)), 3, 4)) == 1, "all are alike"
 
 

@@ -142,7 +142,7 @@ def test_a_context_that_is_larger_leaves_room_for_fewer(path: str) -> None:
     room = profile.memory_bytes - (profile.memory_reserved_bytes or 0)
     each_gib = (room / 2 - 600 * MIB) / GIB  # two fit with 300 MiB each, not with 1 GiB
     pods = (parsed_workload(f"api:15/100/{each_gib:.3f}:2"),)
-    assert memory_of(Plan("l4", pods).ooms_per_week, 2) == 0
+    assert memory_of(Plan("l4", pods), 2).ooms_per_week == 0
     few = memory_of(Plan("l4", pods, calibration=load_calibration(path)), 2)
     assert few.ooms_per_week > 0
     assert SharePlan("l4", 2, 10, calibration=load_calibration(path)).client_bytes == 1024 * MIB

@@ -6,7 +6,6 @@ import pytest
 
 from hal import GIB
 from sim.advise.history import History, PodSeries, workloads_of
-from sim.study.usage import owner_of
 
 STEP_S = 60.0
 U = "GPU-0"
@@ -20,20 +19,6 @@ def series(pod: str, values: list[float], namespace: str = "ml", uuid: str = U) 
 def history(*sm: PodSeries, memory: tuple[PodSeries, ...] = (), contending: float = 1) -> History:
     moments = {(one.uuid, at_s): contending for one in sm for at_s, _ in one.samples}
     return History(sm, memory, moments, STEP_S)
-
-
-@pytest.mark.parametrize(
-    ("pod", "owner"),
-    [
-        ("api-7d9f8b6c5d-x2x4z", "api"),
-        ("db-0", "db"),
-        ("exporter-x2x4z", "exporter"),
-        ("trainer", "trainer"),
-        ("my-api-v2-7d9f8b6c5d-x2x4z", "my-api-v2"),
-    ],
-)
-def test_the_owner_is_in_the_name_of_a_pod(pod: str, owner: str) -> None:
-    assert owner_of(pod) == owner
 
 
 def test_shares_are_those_of_active_periods_and_activity_is_apart() -> None:
