@@ -1,4 +1,4 @@
-"""What holds for all tests: files with long tests first, and figures that they record, at the end."""
+"""Files with long tests come first; figures that tests record are shown at the end."""
 
 from __future__ import annotations
 
