@@ -29,7 +29,7 @@ from benchmarks.calls import caller, one_by_one
 from benchmarks.devices import allocate_request
 from benchmarks.results import quantile
 from gpuplugin.daemon.serving.sockets import KubeletDirs
-from sim.kubelet.control import ask_kubelet
+from sim.kubeletsocket import ask_kubelet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -293,11 +293,11 @@ _COMMANDS = {
 
 _SIM_COMMANDS = {
     "kubelet": ("kubelet", "add_kubelet"),
-    "pod": ("kubelet", "add_pod"),
+    "pod": ("pods", "add_pod"),
     "up": ("up", "add"),
     "scenario": ("run", "add_scenario"),
     "replay": ("replay", "add"),
-    "node": ("kubelet", "add_node"),
+    "node": ("pods", "add_node"),
     "env": ("node", "add_env"),
     "smi": ("smi", "add"),
     "inject": ("inject", "add"),

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.values import DEFAULT_DRIVER_NAME
-from sim.apiserver import ApiServer
-from sim.scheduler.claims import create_class
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from sim.apiserver import ApiServer
 
 NODE = "simulated"
 RESOURCE = "nvidia.com/gpu"
@@ -31,6 +31,9 @@ def cluster(
     folder: Path, driver: str = DEFAULT_DRIVER_NAME, resources: Sequence[str] = (RESOURCE,)
 ) -> Iterator[ApiServer]:
     """Serve it; `kubeconfig` in the folder leads there. Pods get the resources by a class each."""
+    from sim.apiserver import ApiServer
+    from sim.scheduler.claims import create_class
+
     with ApiServer([NODE]) as server:
         server.kubeconfig(folder)
         for number, resource in enumerate(resources):

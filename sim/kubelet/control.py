@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -11,26 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gpuplugin.config.document import parse_documents
 from gpuplugin.config.loaded import ConfigError, Problem
 from gpuplugin.config.problems import checked, misspelt
-from gpuplugin.linesocket import ControlError, ask
+from gpuplugin.linesocket import ControlError
 from sim.kubelet.pods import Container, Pod, PodClaim
+from sim.kubeletsocket import (
+    DECISION_TIMEOUT_S,
+    ManifestError,
+    kubelet_control_socket,
+    whole,
+)
 from sim.lineserver import LineServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from gpuplugin.config.document import Document
     from sim.kubelet.kubelet import Kubelet
     from sim.kubelet.pods import NodeView, PodView
-
-
-_DIGITS = re.compile(r"[0-9]{1,19}")
-_MOST = 2**63 - 1
-"""The largest amount that Kubernetes can write down."""
-
-
-class ManifestError(Exception):
-    """The text is not a pod; it says why."""
 
 
 class _Loose(BaseModel):
@@ -84,18 +79,6 @@ def pods_from_yaml(text: str, name: str = "the manifest") -> tuple[Pod, ...]:
         raise ManifestError(f"not a Pod manifest:\n{error}") from error
 
 
-def parse_limits(texts: list[str]) -> Mapping[str, int]:
-    """Counts by resource from texts `RESOURCE=N`; raises `ManifestError`."""
-    limits: dict[str, int] = {}
-    for text in texts:
-        resource, _, amount = text.rpartition("=")
-        count = _whole(amount)
-        if not resource or count is None:
-            raise ManifestError(f"a limit is RESOURCE=N, found {text!r}")
-        limits[resource] = count
-    return MappingProxyType(limits)
-
-
 def _pod(document: Document) -> Pod:
     kind = document.data.get("kind")
     if kind != "Pod":
@@ -135,27 +118,11 @@ def _device_limits(limits: Mapping[str, object]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, amount in limits.items():
         if "/" in name:
-            count = _whole(amount)
+            count = whole(amount)
             if count is None:
                 raise ManifestError(f"the limit of {name} must be a whole number, 0 or more")
             counts[name] = count
     return counts
-
-
-def _whole(amount: object) -> int | None:
-    """The count that `2` or `"2"` stands for; None for anything else."""
-    if isinstance(amount, str) and _DIGITS.fullmatch(amount):
-        amount = int(amount)
-    if isinstance(amount, int) and not isinstance(amount, bool) and 0 <= amount <= _MOST:
-        return amount
-    return None
-
-
-DECISION_TIMEOUT_S = 30.0
-
-
-def kubelet_control_socket(kubelet_dir: Path) -> Path:
-    return kubelet_dir / "sim-kubelet.sock"
 
 
 class _Request(BaseModel):
@@ -185,13 +152,6 @@ def serve_kubelet_control(kubelet: Kubelet) -> LineServer:
             raise ControlError(f"there is no pod {error}") from error
 
     return LineServer(kubelet_control_socket(kubelet.dir), handle)
-
-
-def ask_kubelet(
-    kubelet_dir: Path, respond_within_s: float = DECISION_TIMEOUT_S, **request: object
-) -> Mapping[str, object]:
-    """Send a request to the stand-in of a folder; raises `ControlError` if it fails."""
-    return ask(kubelet_control_socket(kubelet_dir), request, respond_within_s)
 
 
 def _handle(kubelet: Kubelet, request: _Request) -> Mapping[str, object]:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.kubelet import PodClaim
-from sim.kubelet.control import ManifestError, parse_limits, pods_from_yaml
+from sim.kubelet.control import pods_from_yaml
+from sim.kubeletsocket import ManifestError, parse_limits
 
 POD = """\
 apiVersion: v1
