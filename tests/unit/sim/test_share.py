@@ -41,7 +41,7 @@ def test_one_client_alone_pays_nothing(
     assert result.switch_loss == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(2, 12), BUSY_MS, OCCUPANCY)
 def test_saturating_clients_take_n_times_as_long_and_a_switch_for_each_slice(
     clients: int, busy_ms: float, occupancy: float
@@ -85,7 +85,7 @@ def test_clients_that_are_idle_cost_nothing(clients: int, busy_ms: float, seed: 
     assert result.switch_loss < 0.001
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 20), BUSY_MS, st.floats(0, 50), st.floats(0, 1))
 def test_mps_costs_less_the_more_the_clients_rest(
     clients: int, busy_ms: float, idle_ms: float, mps_share: float
@@ -97,7 +97,7 @@ def test_mps_costs_less_the_more_the_clients_rest(
     assert result.switch_loss == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 20), BUSY_MS, st.floats(0, 1))
 def test_with_mps_each_busy_client_adds_its_share_to_the_time_of_the_others(
     clients: int, busy_ms: float, mps_share: float

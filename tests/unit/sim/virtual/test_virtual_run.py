@@ -205,7 +205,7 @@ def test_slices_of_a_window_are_noted_without_changing_anything() -> None:
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_every_shipped_scenario_runs_and_repeats_itself(name: str) -> None:
-    until_s = {"production-week": 6 * 3600, "sixteen-gpus": 300}.get(name, 600)
+    until_s = {"production-week": 3600, "sixteen-gpus": 60}.get(name, 300)
     assert log_of(name, until_s) == log_of(name, until_s)
 
 
