@@ -92,6 +92,6 @@ $(VENV)/.cli: $(VENV)/.venv pyproject.toml distributions/sim/pyproject.toml cons
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.venv pyproject.toml distributions/sim/pyproject.toml constraints.txt
-	$(PIP) -e '.[dev]' -e './distributions/sim[report,sweep]'
+	$(PIP) -e '.[dev]' -e './distributions/sim[calibrate,report,sweep]'
 	$(PIP) --no-deps $(TOOLS)
 	@touch $@ $(VENV)/.cli

@@ -221,6 +221,45 @@ def _add_record(commands: Commands) -> None:
     record.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
 
 
+def _add_calibrate(commands: Commands) -> None:
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure how this machine's GPU shares its time",
+        description="Measure slices, switches and contexts on a GPU, in under two minutes, and "
+        "write what the simulator takes in place of its shipped numbers. Nothing of the driver is "
+        "changed, apart from the time slice with --levels.",
+        epilog="exit status: 0 measured, 1 could not measure",
+    )
+    calibrate.set_defaults(module="sim.cli.calibrate", function="calibrate")
+    calibrate.add_argument(
+        "--gpu", metavar="INDEX|UUID", help="which one (default: the first that can be measured)"
+    )
+    calibrate.add_argument(
+        "--levels", action="store_true",
+        help="also measure the time-slice levels; sets them, which needs root",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--restore", default="default", choices=("default", "short", "medium", "long"),
+        help="the level to set after --levels (default default): no call tells which one it was",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--mps-command", metavar="COMMAND",
+        help="also measure the MPS share of this command, which runs three times: some 10 s each "
+        "are best",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "-o", "--output", metavar="FILE", help="write the calibration (default: standard output)"
+    )
+    calibrate.add_argument(
+        "--stamps", metavar="FILE", help="also write what was seen, as JSON, for --from"
+    )
+    calibrate.add_argument(
+        "--from", dest="source", metavar="FILE",
+        help="conclude from a file of --stamps, and measure nothing",
+    )  # fmt: skip
+    calibrate.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _add_advise(commands: Commands, *, options: bool) -> None:
     advise = commands.add_parser(
         "advise",
@@ -287,6 +326,7 @@ _COMMANDS = {
     "top": _add_top,
     "doctor": _add_doctor,
     "record": _add_record,
+    "calibrate": _add_calibrate,
     "demo": _add_demo,
     "completion": _add_completion,
 }

@@ -12,7 +12,7 @@ _GROUPS = {
     "On a node": ("run", "doctor", "health", "top", "devices"),
     "Configuration": ("config", "cdi"),
     "Simulation, without a GPU": ("demo", "sim", "record"),
-    "Measurements": ("advise", "bench"),
+    "Measurements": ("advise", "bench", "calibrate"),
     "This program": ("completion",),
 }
 """The commands as the help lists them; others come last."""
@@ -54,6 +54,14 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "record": (
         "docs/scenarios.md",
         ("record --for 1m -o node.yaml", "record --scrub --backend sim -o node.yaml"),
+    ),
+    "calibrate": (
+        "docs/simulation.md, docs/fidelity.md",
+        (
+            "calibrate -o l4.yaml",
+            "calibrate --gpu 1 --levels -o l4.yaml",
+            "calibrate --mps-command './infer --batch 8' -o l4.yaml",
+        ),
     ),
     "demo": ("README.md", ("demo", "demo --pace 3", "demo --plain")),
     "completion": ("docs/commands.md", ("completion bash",)),

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from benchmarks.plugins import simulated_node
 from benchmarks.servers import DidNotStart
+from sim.calibrate.processes import adopt_orphans, descendants, kill
 from tools.hardware import daemon, load, node
 from tools.hardware.report import Report, Result, as_data, as_json, as_text, line, names_here
-from tools.hardware.run import Step, adopt_orphans, descendants, kill, run_here, run_step
+from tools.hardware.run import Step, run_here, run_step
 from tools.hardware.step import ROOT, Context
 
 if TYPE_CHECKING:

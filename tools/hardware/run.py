@@ -7,29 +7,22 @@ alone, so a driver that hangs costs the step and no more.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError
 from hal import HalError
+from sim.calibrate.processes import descendants, end_with_parent, kill
 from tools.hardware.report import Result
 from tools.hardware.step import LAST_LINES, ROOT, Context, Failed, Found, Skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-KILL_S = 5.0
-_SET_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +40,6 @@ class Step:
     def place(self) -> str:
         """How another process finds the function."""
         return f"{self.run.__module__}:{self.name}"
-
-
-def adopt_orphans() -> None:
-    """What loses its parent becomes a child of this process from now on, and can be killed."""
-    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)
 
 
 def run_step(
@@ -95,7 +83,7 @@ def run_step(
 
 def run_here(place: str, context: Context) -> None:
     """A step in this process; its result becomes a file in its folder."""
-    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    end_with_parent()
     module, _, name = place.partition(":")
     step: Callable[[Context], Found] = getattr(import_module(module), name)
     try:
@@ -108,36 +96,3 @@ def run_here(place: str, context: Context) -> None:
     except (HalError, BackendError) as error:
         result = {"verdict": "failed", "text": str(error), "data": {}}
     (context.folder / "result.json").write_text(json.dumps(result))
-
-
-def descendants() -> set[int]:
-    """All processes below this one that have not ended."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            # The name, in brackets, may have spaces and brackets of its own.
-            state, parent, *_ = stat.read_text().rpartition(")")[2].split()
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(stat.parent.name))
-    return set(_below(os.getpid(), children))
-
-
-def _below(pid: int, children: Mapping[int, list[int]]) -> Iterator[int]:
-    for child in children.get(pid, ()):
-        yield child
-        yield from _below(child, children)
-
-
-def kill(pids: set[int]) -> set[int]:
-    """Kill these and what they start meanwhile; those that do not end within `KILL_S` are left."""
-    kept = descendants() - pids
-    deadline_s = time.monotonic() + KILL_S
-    while (left := descendants() - kept) and time.monotonic() < deadline_s:
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    return left

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sim.calibrate.processes import KILL_S
 from tools.hardware.__main__ import STEPS, TOTAL_S
 from tools.hardware.calls import Called
 from tools.hardware.load import Look, Looks, compared
@@ -20,7 +21,6 @@ from tools.hardware.report import (
     as_text,
     names_here,
 )
-from tools.hardware.run import KILL_S
 from tools.hardware.step import Failed
 
 UUID = "GPU-8f14e45f-ceea-467f-a9d3-0123456789ab"
