@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from hal import TimeSliceLevel
@@ -34,6 +34,9 @@ class Compared:
     @property
     def off(self) -> float | None:
         return self.shipped / self.measured - 1 if self.measured else None
+
+    def as_data(self) -> dict[str, object]:
+        return {**asdict(self), "off": self.off}
 
 
 def compared(calibration: Calibration) -> list[Compared]:

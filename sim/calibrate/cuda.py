@@ -6,14 +6,18 @@ Everything is given back when the process ends, however it ends.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from hal.nvml.library import LIBRARY_DIRS
 from sim.calibrate import kernel
 from sim.calibrate.analysis import LEAST_GAP_NS, Stamps
 from sim.calibrate.edges import Answer, EdgeError, FreeBytes, Open, Request, Stamp
 
+LIBRARY = "libcuda.so.1"
 ROOM = 8192
 """Gaps that a kernel can keep: ten times as many as slices in a second and a half."""
 _KIB = 1024
@@ -30,6 +34,21 @@ def has_bindings() -> bool:
     return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
 
 
+def has_library() -> bool:
+    """Load the driver's CUDA library, also from where the loader does not look; False: none.
+
+    Once it is loaded the bindings find it by its name.
+    """
+    root = Path(os.environ.get("NVIDIA_DRIVER_ROOT", "/"))
+    for name in (LIBRARY, *(str(root / folder / LIBRARY) for folder in LIBRARY_DIRS)):
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return True
+    return False
+
+
 class Cuda:
     """The driver's functions; a call that fails raises `EdgeError` with its name and CUDA's.
 
@@ -40,17 +59,16 @@ class Cuda:
     def __init__(self) -> None:
         if not has_bindings():
             raise CudaMissing(MISSING)
+        if not has_library():
+            raise CudaMissing(
+                f"the driver's CUDA library, {LIBRARY}, was not found: install all of the GPU's "
+                "driver, or set LD_LIBRARY_PATH to the folder that has it"
+            )
         from cuda.bindings import driver
 
         # The bindings have no types.
         self.names: Any = driver
-        try:
-            self.call("cuInit", 0)
-        except RuntimeError as error:
-            raise CudaMissing(
-                "the driver's CUDA library, libcuda.so.1, was not found: install the driver of the "
-                "GPU, or set LD_LIBRARY_PATH to the folder that has it"
-            ) from error
+        self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - as the bindings have it
         """What the function returns beside its code: nothing, a value, or several."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.backends import BackendError, make_backend, told
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.loaded import ConfigError
-from gpuplugin.config.plans import driver_root
 from hal import ComputeMode, DriverNotFound, GpuState, HalError, NotSupported
-from hal.nvml.library import LIBRARY_DIRS
 from sim.calibrate.edges import Answer, EdgeError, Look, Request, SetLevel, Target
 from sim.gpu.profiles import load_profile
 from sim.study.observe import nearest_model
@@ -21,20 +18,16 @@ if TYPE_CHECKING:
     from hal import Backend, Gpu
 
 
-CUDA_LIBRARY = "libcuda.so.1"
-
-
 class DriverEdge:
     """The NVML backend, with the plugin's variables (driver root and so on)."""
 
     def answer(self, request: Request) -> Answer:
         try:
             settings = load_settings({}, {**os.environ, "GPUPLUGIN_BACKEND": "nvml"}, None).settings
-            root = driver_root(settings)
             with make_backend(settings, control=False) as backend:
                 backend.open()
                 try:
-                    return _answer(request, backend, root)
+                    return _answer(request, backend)
                 finally:
                     backend.close()
         except DriverNotFound as error:
@@ -46,17 +39,17 @@ class DriverEdge:
             raise EdgeError(told(error)) from error
 
 
-def _answer(request: Request, backend: Backend, root: Path) -> Answer:
+def _answer(request: Request, backend: Backend) -> Answer:
     match request:
         case Look():
-            return Answer(target=_target(backend, request.gpu, root))
+            return Answer(target=_target(backend, request.gpu))
         case SetLevel():
             backend.set_time_slice(request.uuid, request.level)
             return Answer()
     raise EdgeError(f"{request.do} is not for the driver")
 
 
-def _target(backend: Backend, wanted: str | None, root: Path) -> Target:
+def _target(backend: Backend, wanted: str | None) -> Target:
     gpus = backend.gpus()
     if not gpus:
         raise EdgeError("the driver lists no GPU: see that 'nvidia-smi' does")
@@ -66,7 +59,7 @@ def _target(backend: Backend, wanted: str | None, root: Path) -> Target:
             continue
         reason = _why_not(gpu)
         if reason is None:
-            return _described(backend, gpu, root)
+            return _described(backend, gpu)
         reasons.append(f"GPU {gpu.index} {reason}")
     if not reasons:
         known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
@@ -84,14 +77,12 @@ def _why_not(gpu: Gpu) -> str | None:
     return None
 
 
-def _described(backend: Backend, gpu: Gpu, root: Path) -> Target:
+def _described(backend: Backend, gpu: Gpu) -> Target:
     model = nearest_model(gpu)
     try:
         others = len(backend.processes(gpu.uuid))
     except NotSupported:
         others = 0
-    found = [root / one for one in LIBRARY_DIRS if (root / one / CUDA_LIBRARY).exists()]
-    dirs = [] if root == Path("/") else [str(one) for one in found[:1]]
     return Target(
         uuid=gpu.uuid,
         index=gpu.index,
@@ -101,5 +92,4 @@ def _described(backend: Backend, gpu: Gpu, root: Path) -> Target:
         has_levels=load_profile(model).has_levels,
         others=others,
         today=datetime.now(UTC).date(),
-        library_dirs=tuple(dirs),
     )

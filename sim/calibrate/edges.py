@@ -67,8 +67,7 @@ Request: TypeAlias = Annotated[
 class Target(_Plain):
     """The GPU to measure. `model` is the shipped model that is closest to it.
 
-    `others` is the number of processes that have a context on it already. `library_dirs` are the
-    folders of the driver's libraries, where the driver is not below /.
+    `others` is the number of processes that have a context on it already.
     """
 
     uuid: str
@@ -79,7 +78,6 @@ class Target(_Plain):
     has_levels: bool
     others: int
     today: date
-    library_dirs: tuple[str, ...] = ()
 
 
 class Answer(_Plain):

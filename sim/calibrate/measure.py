@@ -22,6 +22,7 @@ from sim.calibrate.children import ChildFailed, Children
 from sim.calibrate.edges import EdgeError, FreeBytes, Look, Open, SetLevel, Stamp, Target
 from sim.gpu.calibration import FORMAT, Calibration, MeasuredSlices, MeasuredSwitches
 from sim.gpu.profiles import MIB
+from sim.study.sentences import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -137,9 +138,8 @@ class _Measurement:
                 f"{target.product} has no time-slice levels: measure it without --levels"
             )
         if target.others:
-            self._notes.append(
-                f"{target.others} other processes had a context on the GPU while it was measured"
-            )
+            others = counted(target.others, "other process", "other processes")
+            self._notes.append(f"{others} had a context on the GPU while it was measured")
         return target
 
     def _pair(
@@ -212,8 +212,6 @@ class _Measurement:
         environment["CUDA_VISIBLE_DEVICES"] = target.uuid
         # An MPS server would let both run side by side: this folder has none.
         environment["CUDA_MPS_PIPE_DIRECTORY"] = "/nonexistent"
-        folders = [*target.library_dirs, environment.get("LD_LIBRARY_PATH", "")]
-        environment["LD_LIBRARY_PATH"] = ":".join(filter(None, folders))
         return environment
 
 

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from sim.calibrate.measure import Evidence, Plan, calibration_of, measure
 from sim.calibrate.mps import mps_share
 from sim.calibrate.processes import adopt_orphans
 from sim.gpu.calibration import load_calibration
+from sim.study.sentences import number
 
 if TYPE_CHECKING:
     import argparse
@@ -92,7 +92,7 @@ def _calibrate(parsed: argparse.Namespace) -> int:
     rows = compared(calibration)
     if parsed.json:
         found = calibration.model_dump(mode="json", exclude_none=True)
-        print(json.dumps({**found, "compared": [asdict(row) for row in rows]}, indent=2))
+        print(json.dumps({**found, "compared": [row.as_data() for row in rows]}, indent=2))
     elif parsed.output is not None:
         print("\n".join(as_text(calibration, rows, parsed.output)))
     else:
@@ -127,7 +127,7 @@ def _tell(doing: str) -> None:
 def as_yaml(calibration: Calibration) -> str:
     data = calibration.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     return (
-        f"# How a {calibration.product} shares its time, by 'gpuplugin calibrate'.\n"
+        f"# How this {calibration.product} shares its time, as 'gpuplugin calibrate' measured it.\n"
         "# For --calibration of sim share, sim run, sim up, sim sweep and advise.\n"
         + yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=99)
     )
@@ -138,9 +138,11 @@ def as_text(calibration: Calibration, rows: list[Compared], path: str) -> list[s
     cells = [
         (
             row.what,
-            f"{row.measured:.4g}",
-            "-" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}",
-            f"{row.shipped:.4g}{' (assumed)' if row.assumed else ''}",
+            number(row.measured),
+            "-"
+            if row.low is None or row.high is None
+            else f"{number(row.low)} to {number(row.high)}",
+            f"{number(row.shipped)}{' (assumed)' if row.assumed else ''}",
             f"{row.off:+.1%}".replace("%", " %") if row.off is not None else "-",
         )
         for row in rows

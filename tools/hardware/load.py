@@ -63,8 +63,8 @@ def load(_context: Context) -> Found:
                 during.append(_look(backend, gpu))
                 threading.Event().wait(0.5)
         said = output.read().strip() or said
-        if process.wait() == cuda.NO_LIBRARY:
-            raise Skipped(f"there is no {cuda.LIBRARY}")
+        if process.wait() == cuda.MISSING:
+            raise Skipped(said)
         if process.returncode:
             raise Failed(f"CUDA: {said}")
         threading.Event().wait(1.0)

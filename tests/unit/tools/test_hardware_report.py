@@ -30,9 +30,9 @@ BUSY = Look(1.0, 1200.0, 300.0, 40.0, frozenset({12, PID}))
 SEEN = Looks(IDLE, (IDLE, BUSY, BUSY), IDLE)
 
 
-def test_all_steps_together_end_within_eight_minutes() -> None:
+def test_all_steps_together_end_within_ten_minutes() -> None:
     assert sum(step.limit_s for step in STEPS) <= TOTAL_S
-    assert TOTAL_S + 2 * KILL_S < 480
+    assert TOTAL_S + 2 * KILL_S < 600
 
 
 def test_a_load_that_is_seen_is_well() -> None:
