@@ -67,6 +67,7 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
             from sim.node.realtime import RealTimeNode, SimBackend
             from sim.node.scenario import ScenarioError
             from sim.node.serve import CannotServe, served
+            from sim.pods.door import pod_door
     except SimulatorMissing as error:
         raise BackendError(str(error)) from error
     name = settings.daemon.node_name
@@ -79,6 +80,8 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
     if control:
         try:
             stack.enter_context(served(node, settings.daemon.kubelet_dir))
+            if settings.daemon.pod_files:
+                stack.enter_context(pod_door(node, Path(settings.daemon.pod_files)))
         except CannotServe as error:
             raise BackendError(str(error)) from error
     return SimBackend(node)

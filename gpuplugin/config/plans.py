@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.config.values import XID_WORDS
 from gpuplugin.core.faults import XidPolicy
 from gpuplugin.core.health import HealthPolicy
-from gpuplugin.core.injection import InjectionPlan, imex_channel_node
+from gpuplugin.core.injection import Extras, InjectionPlan, Mount, imex_channel_node
 from gpuplugin.core.inventory import Plan
 from gpuplugin.core.sharing import GpuFilter, NamePattern, SharedResource, TimeSlicing
 from hal import TimeSliceLevel
@@ -28,6 +28,10 @@ CONTROL_NODES = (
 
 STAND_IN_NODE = "/dev/null"
 """A runtime starts no container with a device node that its host has not."""
+
+
+SIMULATED_DRIVER = "/usr/local/nvidia"
+"""Where a container has the files of a simulated driver: images of CUDA name it in their paths."""
 
 
 def inventory_plan(settings: Settings) -> Plan:
@@ -89,6 +93,28 @@ def injection_plan(
         absent_features=frozenset(enabled).difference(present),
         cdi_annotation_prefix=flags.plugin.cdi_annotation_prefix,
         stand_in_node=STAND_IN_NODE if settings.daemon.backend == "sim" else "",
+        extras=pod_extras(settings),
+    )
+
+
+def pod_extras(settings: Settings) -> Extras:
+    """What pods with simulated GPUs get of the folder that the node fills for them.
+
+    The program is where every image looks for programs, as NVIDIA's runtime puts it: a PATH of ours
+    would replace that of the image.
+    """
+    folder = settings.daemon.pod_files
+    if settings.daemon.backend != "sim" or not folder:
+        return Extras()
+    return Extras(
+        envs=(
+            ("GPUPLUGIN_SIM_NVML", f"{SIMULATED_DRIVER}/run/nvml.sock"),
+            ("LD_LIBRARY_PATH", f"{SIMULATED_DRIVER}/lib64"),
+        ),
+        mounts=(
+            Mount(SIMULATED_DRIVER, folder),
+            Mount("/usr/bin/nvidia-smi", f"{folder}/bin/nvidia-smi"),
+        ),
     )
 
 

@@ -261,6 +261,9 @@ class DaemonSettings(Section):
         "nvml for real GPUs, sim for a simulated node")
     scenario: str = option("default", "--scenario",
         "of the simulated node: a file, a shipped one's name, or a folder for nodes' labels")
+    pod_files: str = option("", "--pod-files",
+        "folder of the host that a simulated node fills for its pods with library, nvidia-smi and "
+        "sockets; without it they get a variable and nothing else")
     sysfs_root: Folder = option(Path("/sys"), "--sysfs-root",
         "where sysfs is, for what NVML does not report")
     procfs_root: Folder = option(Path("/proc"), "--procfs-root",

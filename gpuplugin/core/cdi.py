@@ -11,7 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpuplugin.core.injection import CDI_VENDOR, imex_channel_node, runtime_id
+from gpuplugin.core.injection import (
+    CDI_VENDOR,
+    DEVICE_MOUNT_ROOT,
+    imex_channel_node,
+    runtime_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -59,6 +64,14 @@ def spec_file_name(kind: str) -> str:
     return f"{CDI_VENDOR}-{kind}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class CdiDevice:
+    """A device in a spec: what the runtime calls it (`uuid`, an index), and its device nodes."""
+
+    runtime_id: str
+    nodes: tuple[str, ...]
+
+
 def cdi_specs(
     inventory: Inventory, plan: InjectionPlan, host: CdiHost
 ) -> dict[str, dict[str, object]]:
@@ -67,27 +80,29 @@ def cdi_specs(
     A runtime refuses a whole file for a device without edits, and a file without devices. So what
     has no device node is left out, and so is a class of which nothing is left.
     """
-    nodes: dict[str, dict[str, tuple[str, ...]]] = {
-        "gpu": _gpu_nodes(inventory, plan),
-        "imex-channel": {str(one): (imex_channel_node(one),) for one in plan.imex_channels},
-        **{feature: {"all": paths} for feature, paths in host.feature_nodes},
+    kinds: dict[str, dict[str, CdiDevice]] = {
+        "gpu": _gpus(inventory, plan),
+        "imex-channel": {
+            str(one): CdiDevice("", (imex_channel_node(one),)) for one in plan.imex_channels
+        },
+        **{feature: {"all": CdiDevice("", paths)} for feature, paths in host.feature_nodes},
     }
     edits = {"gpu": _common_edits(plan, host)}
     return {
         spec_file_name(kind): _spec(f"{CDI_VENDOR}/{kind}", devices, edits.get(kind, {}))
-        for kind, by_name in nodes.items()
-        if (devices := [_device(name, paths, plan) for name, paths in by_name.items() if paths])
+        for kind, by_name in kinds.items()
+        if (devices := [_device(name, one, plan) for name, one in by_name.items() if one.nodes])
     }
 
 
 def claim_spec(
     kind: str,
-    nodes: Mapping[str, tuple[str, ...]],
+    devices: Mapping[str, CdiDevice],
     plan: InjectionPlan,
     host: CdiHost,
     annotations: Mapping[str, str],
 ) -> dict[str, object]:
-    """The spec of a claim: its devices by their CDI names, each with its device nodes.
+    """The spec of a claim: its devices by their CDI names.
 
     What else the plan gives to containers (IMEX channels, features) comes with every device.
     """
@@ -103,26 +118,30 @@ def claim_spec(
     edits["env"] = [
         "NVIDIA_VISIBLE_DEVICES=void",
         *(f"NVIDIA_{feature.upper()}=enabled" for feature in plan.features),
+        *_extra_envs(plan),
     ]
-    devices = [_device(name, paths, plan) for name, paths in nodes.items()]
-    return {**_spec(kind, devices, edits), "annotations": dict(annotations)}
+    listed = [_device(name, one, plan) for name, one in devices.items()]
+    return {**_spec(kind, listed, edits), "annotations": dict(annotations)}
 
 
-def _gpu_nodes(inventory: Inventory, plan: InjectionPlan) -> dict[str, tuple[str, ...]]:
-    """The device nodes of every distinct GPU or MIG device, by its name for the runtime."""
+def _gpus(inventory: Inventory, plan: InjectionPlan) -> dict[str, CdiDevice]:
+    """Every distinct GPU or MIG device, by its name for the runtime."""
     distinct: dict[str, Device] = {}
     for resource in inventory.resources:
         for device in resource.devices:
             distinct.setdefault(runtime_id(device, plan), device)
-    return {name: device.nodes for name, device in sorted(distinct.items())}
+    return {name: CdiDevice(name, device.nodes) for name, device in sorted(distinct.items())}
 
 
 def _common_edits(plan: InjectionPlan, host: CdiHost) -> dict[str, object]:
     edits: dict[str, object] = {
         # The environment variable must not add GPUs to those that CDI gives.
-        "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+        "env": ["NVIDIA_VISIBLE_DEVICES=void", *_extra_envs(plan)],
         "deviceNodes": _nodes(plan.control_nodes, plan),
-        "mounts": list(_mounts(host)),
+        "mounts": [
+            *_mounts(host),
+            *(_mount(one.host_path, one.container_path) for one in plan.extras.mounts),
+        ],
     }
     if host.hook is not None and host.driver.libraries:
         folders = [f"--folder=/{folder}" for folder in host.driver.library_folders]
@@ -132,6 +151,10 @@ def _common_edits(plan: InjectionPlan, host: CdiHost) -> dict[str, object]:
             {"hookName": "createContainer", "path": host.hook, "args": [program, *verb, *folders]}
         ]
     return {key: value for key, value in edits.items() if value}
+
+
+def _extra_envs(plan: InjectionPlan) -> list[str]:
+    return [f"{name}={value}" for name, value in plan.extras.envs]
 
 
 def _mounts(host: CdiHost) -> Iterable[dict[str, object]]:
@@ -160,8 +183,13 @@ def _spec(
     return spec
 
 
-def _device(name: str, nodes: Iterable[str], plan: InjectionPlan) -> dict[str, object]:
-    return {"name": name, "containerEdits": {"deviceNodes": _nodes(nodes, plan)}}
+def _device(name: str, device: CdiDevice, plan: InjectionPlan) -> dict[str, object]:
+    edits: dict[str, object] = {"deviceNodes": _nodes(device.nodes, plan)}
+    if plan.extras.mounts and device.runtime_id:
+        # Variables of several devices would replace one another; files in a folder add up.
+        path = f"{DEVICE_MOUNT_ROOT}/{device.runtime_id}"
+        edits["mounts"] = [_mount("/dev/null", path)]
+    return {"name": name, "containerEdits": edits}
 
 
 def _nodes(paths: Iterable[str], plan: InjectionPlan) -> list[dict[str, object]]:

@@ -35,6 +35,22 @@ IMEX_CHANNEL_FOLDER = "/dev/nvidia-caps-imex-channels"
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A read-only mount."""
+
+    container_path: str
+    host_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What every container with a GPU gets whatever its devices; `envs` are (name, value)."""
+
+    envs: tuple[tuple[str, str], ...] = ()
+    mounts: tuple[Mount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class InjectionPlan:
     """How devices reach a container.
 
@@ -55,19 +71,13 @@ class InjectionPlan:
     cdi_annotation_prefix: str = "cdi.k8s.io/"
     stand_in_node: str = ""
     """What CDI puts in place of device nodes that a simulated node names and a host has not."""
+    extras: Extras = Extras()
+    """The files of a simulated node's driver; no container runtime brings those."""
 
     @property
     def uses_cdi(self) -> bool:
         """True if containers are given CDI names, so that specs must exist."""
         return any(map(_is_cdi, self.strategies))
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A read-only mount."""
-
-    container_path: str
-    host_path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,9 @@ def inject(resource: str, devices: Sequence[Device], plan: InjectionPlan) -> Inj
                 cdi_devices = _cdi_names(ids, plan)
             case _:
                 assert_never(strategy)
+    if not all(map(_is_cdi, plan.strategies)):
+        envs.update(plan.extras.envs)
+        mounts.extend(plan.extras.mounts)
     return Injection(
         envs=tuple(envs.items()),
         mounts=tuple(mounts),

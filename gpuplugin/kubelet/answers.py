@@ -101,7 +101,9 @@ class ContainerParts:
             last_nodes=nodes[controls:],
             annotates="cdi-annotations" in plan.strategies,
             cdi_devices=b"".join(map(_cdi_device, bare.cdi_devices)),
-            names_only=plan.strategies == {"envvar"} and not plan.pass_device_specs,
+            names_only=plan.strategies == {"envvar"}
+            and not plan.pass_device_specs
+            and not plan.extras.mounts,
         )
 
     def unit(self, device: Device) -> UnitPart:

@@ -22,7 +22,8 @@ from sim.node.realtime import RealTimeNode
 from sim.node.scenario import ScenarioError, load_scenario
 from sim.node.serve import CannotServe, served
 from sim.nvml.library import CannotBuild, built_library
-from sim.nvml.server import StandIns, nvml_socket
+from sim.nvml.pids import StandIns
+from sim.nvml.server import nvml_socket
 from sim.smi.install import PROGRAM, install
 
 if TYPE_CHECKING:

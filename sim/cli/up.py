@@ -28,6 +28,7 @@ from sim.node.podwork import PodWork, scenario_work
 from sim.node.realtime import RealTimeNode, SimBackend
 from sim.node.scenario import ScenarioError, load_scenario, scenario_names
 from sim.node.serve import CannotServe, served
+from sim.pods.door import pod_door
 from sim.virtual.settings import load_for
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _EVERYWHERE = ("", "0.0.0.0", "[::]")  # noqa: S104 - to be replaced by what a b
 _SECTIONS = ("flags", "gpus", "health", "imex")
 _NAMES = (
     *("--registration", "--listen-address", "--log-level", "--log-format", "--rpc-engine"),
-    *("--metrics-interval", "--cdi-root", "--node-name"),
+    *("--metrics-interval", "--cdi-root", "--node-name", "--pod-files"),
 )
 
 
@@ -91,6 +92,8 @@ def up(parsed: argparse.Namespace) -> int:
             node = RealTimeNode(SimulatedNode(scenario, name=daemon.node_name))
             stack.callback(node.stop)
             stack.enter_context(served(node, daemon.kubelet_dir))
+            if daemon.pod_files:
+                stack.enter_context(pod_door(node, Path(daemon.pod_files)))
             store = None
             if scenario.allocation == "dra":
                 server = stack.enter_context(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.node.realtime import RealTimeNode
-    from sim.nvml.server import ProcessIds
+    from sim.nvml.pids import ProcessIds
 
 
 _Server = TypeVar("_Server", LineServer, NvmlServer)

@@ -11,7 +11,7 @@ from sim.gpu.instances import device_of
 if TYPE_CHECKING:
     import ctypes
 
-    from hal import MigDevice
+    from hal import ComputeProcess, MigDevice
     from sim.gpu.gpu import SimulatedGpu
     from sim.gpu.instances import GpuInstance
     from sim.gpu.profiles import Profile
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from sim.node.node import SimulatedNode
     from sim.nvml.functions.events import EventSets
     from sim.nvml.functions.gpm import GpmSamples
-    from sim.nvml.server import ProcessIds
+    from sim.nvml.pids import ProcessIds
+    from sim.nvml.visible import Visible
 
     Key: TypeAlias = tuple[Literal["gpu", "mig"], str] | tuple[Literal["gi", "ci"], str, int]
     """A GPU or MIG device by UUID; instances by their GPU's UUID and their GPU instance id.
@@ -171,6 +172,8 @@ class NvmlCall:
     numbers: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
     structures: tuple[ctypes.Structure, ...] = ()
+    visible: Visible | None = None
+    """What a container sees; None: everything."""
 
     @property
     def gpu(self) -> SimulatedGpu:
@@ -187,7 +190,29 @@ class NvmlCall:
     @property
     def gpus(self) -> list[SimulatedGpu]:
         """The GPUs by their indices in this session."""
-        return self.enumerations.of(self.session, self.node)
+        listed = self.enumerations.of(self.session, self.node)
+        return [gpu for gpu in listed if self.sees(gpu)]
+
+    @property
+    def mig_devices(self) -> dict[int, MigDevice]:
+        """The MIG devices of the GPU by their indices in this session."""
+        return self.migs_of(self.gpu)
+
+    def migs_of(self, gpu: SimulatedGpu) -> dict[int, MigDevice]:
+        """The MIG devices of a GPU by index; a container counts those that it sees."""
+        devices = gpu.identity.mig_devices
+        visible = self.visible
+        if visible is None:
+            return {device.index: device for device in devices}
+        return dict(enumerate(device for device in devices if visible.mig(gpu, device)))
+
+    def sees(self, gpu: SimulatedGpu) -> bool:
+        return self.visible is None or self.visible.gpu(gpu)
+
+    def processes(self) -> tuple[ComputeProcess, ...]:
+        """Those of the GPU; in a container there are none, since all are in other pods' or hosts'
+        namespaces."""
+        return tuple(self.gpu.processes()) if self.visible is None else ()
 
     @property
     def answer(self) -> Answer | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from hal.nvml.api import Code
 from sim.gpu.returns import not_simulated
-from sim.nvml.abi import PLACES, Kind
+from sim.nvml.abi import PLACES, ComputeInstance, GpuInstance, Kind
 from sim.nvml.call import Enumerations, Handles, NvmlCall, NvmlFailure, Place
 from sim.nvml.functions import board, errors, events, gpm, instances, inventory, links, load, mig
 from sim.nvml.functions.events import EventSets
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
     from sim.nvml.abi import Function, Response, Value
-    from sim.nvml.server import ProcessIds
+    from sim.nvml.pids import ProcessIds
+    from sim.nvml.visible import Visible
 
 
 THEMES: Final = (
@@ -143,11 +144,17 @@ def _members(structure: ctypes.Structure) -> Iterator[tuple[str, object]]:
 
 
 class Dispatcher:
-    """Answers the calls of all processes; for one thread."""
+    """Answers the calls of all processes, or those of one container; for one thread.
 
-    def __init__(self, node: RealTimeNode, pids: ProcessIds) -> None:
+    A container can change nothing, and knows what is `visible`.
+    """
+
+    def __init__(
+        self, node: RealTimeNode, pids: ProcessIds, visible: Visible | None = None
+    ) -> None:
         self._node = node
         self._pids = pids
+        self._visible = visible
         self.handles = Handles()
         self.enumerations = Enumerations()
         self.event_sets = EventSets()
@@ -226,7 +233,9 @@ class Dispatcher:
             numbers=numbers_of(given),
             texts=texts_of(given),
             structures=structures_of(given),
+            visible=self._visible,
         )
+        self._check_permitted(function, places)
         response = responded(function, call, again=request.tried)
         request.tried = True
         if function.changes:
@@ -236,6 +245,16 @@ class Dispatcher:
         if time.monotonic() >= request.deadline_s:
             raise NvmlFailure(Code.TIMEOUT)
         return None
+
+    def _check_permitted(self, function: Function, places: Sequence[Place]) -> None:
+        """A container looks at its devices, and partitions none; raises `NvmlFailure`."""
+        if self._visible is None:
+            return
+        partitions = any(one.ctype in (GpuInstance, ComputeInstance) for one in function.arguments)
+        if function.changes or partitions:
+            raise NvmlFailure(Code.NO_PERMISSION)
+        if not all(self._visible.gpu(place.gpu) for place in places):
+            raise NvmlFailure(Code.INVALID_ARGUMENT)
 
     def _places(self, model: SimulatedNode, given: Sequence[Given]) -> list[Place]:
         return [

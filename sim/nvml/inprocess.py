@@ -28,7 +28,7 @@ from sim.nvml.call import Enumerations, Handles, NvmlCall, NvmlFailure, text_of
 from sim.nvml.dispatch import FUNCTIONS, responded
 from sim.nvml.functions.events import EventSets
 from sim.nvml.functions.gpm import GpmSamples
-from sim.nvml.server import ProcessIds
+from sim.nvml.pids import ProcessIds
 
 if TYPE_CHECKING:
     from hal.nvml.api import EccKind, EventSet, Field

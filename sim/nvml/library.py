@@ -1,4 +1,4 @@
-"""The C library: its generated functions, and its build at the first use into the user's cache."""
+"""The C library and program: generated functions, and the build at the first use into a cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -99,31 +100,55 @@ LIBRARY: Final = "libnvidia-ml.so.1"
 FLAGS: Final = (
     *("-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"),
     *("-fPIC", "-fvisibility=hidden", "-pthread", "-shared", f"-Wl,-soname,{LIBRARY}"),
+    # One file for glibc and musl: it names no C library, and uses what both of them have.
+    *("-nodefaultlibs", "-U_FORTIFY_SOURCE", "-fno-stack-protector"),
 )
+PROGRAM: Final = "nvidia-smi"
+_PROGRAM_FLAGS: Final = ("-std=c11", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s")
+_OF_BOTH: Final = ("visible.c", "visible.h")
 _TIMEOUT_S: Final = 120.0
 _COMPILERS: Final = ("cc", "gcc", "clang")
+_STATIC_COMPILERS: Final = ("musl-gcc", *_COMPILERS)
+"""A program of musl is a twentieth of the size of one of glibc."""
 
 
 class CannotBuild(Exception):
-    """The library cannot be built; the text says why and what to do."""
+    """A file cannot be built; the text says why and what to do."""
 
 
 def built_library(environment: Mapping[str, str] | None = None) -> Path:
     """The library's file, built now if it was not before; raises `CannotBuild`."""
+    return _built(LIBRARY, FLAGS, _sources(), environment)
+
+
+def built_program(environment: Mapping[str, str] | None = None) -> Path:
+    """`nvidia-smi` for containers, without libraries, as `built_library`; raises `CannotBuild`."""
+    folder = resources.files("sim").joinpath("smi", "client")
+    sources = {name: text for name, text in _sources().items() if name in _OF_BOTH}
+    sources |= {file.name: file.read_text("utf-8") for file in folder.iterdir()}
+    return _built(PROGRAM, _PROGRAM_FLAGS, sources, environment)
+
+
+def _built(
+    name: str,
+    flags: tuple[str, ...],
+    sources: Mapping[str, str],
+    environment: Mapping[str, str] | None,
+) -> Path:
     environment = os.environ if environment is None else environment
-    sources = _sources()
-    digest = hashlib.sha256("\0".join((*FLAGS, *sources.values())).encode()).hexdigest()[:16]
-    cached = _cache(environment) / digest / LIBRARY
-    if cached.is_file() and os.access(cached, os.R_OK):
-        return cached
-    command = compiler(environment)
+    digest = hashlib.sha256("\0".join((*flags, *sources.values())).encode()).hexdigest()[:16]
+    cached = _cache(environment) / digest / name
+    for there in (Path(sys.prefix) / "share/gpuplugin" / digest / name, cached):
+        if there.is_file() and os.access(there, os.R_OK):
+            return there
+    command = compiler(environment, name)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        return _build(command, sources, cached)
+        return _build([*command, *flags], sources, cached)
     except OSError:
         # A home that cannot be written to; the folder stays for the process.
-        private = Path(tempfile.mkdtemp(prefix="gpuplugin-nvml-")) / LIBRARY
-        return _build(command, sources, private)
+        private = Path(tempfile.mkdtemp(prefix="gpuplugin-nvml-")) / name
+        return _build([*command, *flags], sources, private)
 
 
 def _sources() -> dict[str, str]:
@@ -138,29 +163,30 @@ def _cache(environment: Mapping[str, str]) -> Path:
     return base / "gpuplugin"
 
 
-def compiler(environment: Mapping[str, str]) -> list[str]:
-    """The command of a C compiler; raises `CannotBuild` if there is none."""
+def compiler(environment: Mapping[str, str], what: str = LIBRARY) -> list[str]:
+    """The command of a C compiler for a file; raises `CannotBuild` if there is none."""
     given = shlex.split(environment.get("CC", ""))
-    candidates = [given] if given else [[name] for name in _COMPILERS]
+    usual = _STATIC_COMPILERS if what == PROGRAM else _COMPILERS
+    candidates = [given] if given else [[name] for name in usual]
     for candidate in candidates:
         if shutil.which(candidate[0], path=environment.get("PATH")):
             return candidate
     names = ", ".join(candidate[0] for candidate in candidates)
     raise CannotBuild(
-        f"the simulated {LIBRARY} is built with a C compiler, and there is none ({names}). "
+        f"the simulated {what} is built with a C compiler, and there is none ({names}). "
         "Install gcc, or name a compiler in $CC; all else works without"
     )
 
 
-def _build(compiler: list[str], sources: Mapping[str, str], target: Path) -> Path:
+def _build(command: list[str], sources: Mapping[str, str], target: Path) -> Path:
     """Build beside the target and put it in place in one step, for others may be doing the same."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as name:
         folder = Path(name)
         for file, text in sources.items():
             (folder / file).write_text(text, "utf-8")
-        made = folder / LIBRARY
+        made = folder / target.name
         files = [str(folder / file) for file in sources if file.endswith(".c")]
-        command = [*compiler, *FLAGS, "-o", str(made), *files]
+        command = [*command, "-o", str(made), *files]
         try:
             done = subprocess.run(
                 command,
@@ -172,7 +198,7 @@ def _build(compiler: list[str], sources: Mapping[str, str], target: Path) -> Pat
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise CannotBuild(f"{compiler[0]} did not end within {_TIMEOUT_S:g} s") from error
+            raise CannotBuild(f"{command[0]} did not end within {_TIMEOUT_S:g} s") from error
         if done.returncode:
             raise CannotBuild(f"{shlex.join(command)} failed:\n{done.stderr.strip()}")
         made.replace(target)

@@ -1,4 +1,8 @@
-"""The server behind the library: sessions over a unix socket, and the process ids that they see."""
+"""The server behind the library: sessions over a unix socket.
+
+That of pods answers those who are not trusted: they may look at what they were given, and take a
+bounded part of the node's time and memory.
+"""
 
 from __future__ import annotations
 
@@ -6,103 +10,26 @@ import itertools
 import logging
 import math
 import os
+import secrets
 import selectors
-import shutil
 import socket
-import subprocess
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from sim.nvml.pids import ProcessIds
+from sim.nvml.visible import MOST_BYTES as MOST_VISIBLE_BYTES
+from sim.nvml.visible import Visible
 from sim.nvml.wire import HEAD, HELLO, HELLO_FUNCTION, LENGTH, MOST_BYTES, NotARequest, hello_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from sim.node.node import SimulatedNode
     from sim.node.realtime import RealTimeNode
     from sim.nvml.abi import Function
     from sim.nvml.dispatch import Dispatcher, Hello, Request
-
-
-_LONGEST_NAME = 200
-_REFRESH_S = 0.5
-"""How often stand-ins are made to follow the tenants, at most."""
-
-
-class ProcessIds:
-    """The process ids that the library reports: those of the simulation, without processes."""
-
-    def refresh(self, node: SimulatedNode) -> None:
-        """Follow the tenants of the node."""
-
-    def shown(self, pid: int) -> int:
-        return pid
-
-    def close(self) -> None:
-        """End the processes."""
-
-
-class StandIns(ProcessIds):
-    """A real process for each tenant, which has its name in `cmdline` and `comm`."""
-
-    def __init__(self) -> None:
-        self._program = shutil.which("cat") or "/bin/cat"
-        self._links = tempfile.TemporaryDirectory(prefix="gpuplugin-tenants-")
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._due_s = 0.0
-
-    def refresh(self, node: SimulatedNode) -> None:
-        now_s = time.monotonic()
-        if now_s < self._due_s:
-            return
-        self._due_s = now_s + _REFRESH_S
-        names = {process.pid: process.name for gpu in node.present for process in gpu.processes()}
-        for pid in self._processes.keys() - names.keys():
-            _end(self._processes.pop(pid))
-        for pid in names.keys() - self._processes.keys():
-            self._processes[pid] = self._start(names[pid])
-
-    def shown(self, pid: int) -> int:
-        """That of the stand-in; a tenant that came this moment has none yet."""
-        process = self._processes.get(pid)
-        return pid if process is None else process.pid
-
-    def close(self) -> None:
-        for process in self._processes.values():
-            _end(process)
-        self._processes.clear()
-        self._links.cleanup()
-
-    def _start(self, name: str) -> subprocess.Popen[bytes]:
-        # It reads from a pipe without a writer: however this process ends, so does that. The kernel
-        # takes `comm` from the name of the file that is executed.
-        return subprocess.Popen(
-            [name],
-            executable=self._link(name),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def _link(self, name: str) -> Path:
-        """The program under the name of a tenant, as far as a file can have it."""
-        safe = name.replace("/", "_").replace("\0", "_").encode()[:_LONGEST_NAME]
-        link = Path(self._links.name) / (safe.decode(errors="ignore").strip(".") or "tenant")
-        if not link.is_symlink():
-            link.symlink_to(self._program)
-        return link
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 log = logging.getLogger(__name__)
@@ -110,6 +37,17 @@ log = logging.getLogger(__name__)
 _CHUNK = 65536
 _LONGEST_S = 3600.0
 """epoll cannot wait without an end in milliseconds."""
+
+
+MOST_POD_CONNECTIONS: Final = 256
+MOST_OF_ALIKE: Final = 64
+"""Connections at a time of pods that were given the same devices, further ones are refused."""
+MOST_POD_BYTES: Final = 65536
+POD_CALLS_PER_S: Final = 2000
+"""Assumed: of all pods together, so that they leave the plugin most of its time."""
+_PACE_S = 0.05
+GREETING_S: Final = 5.0
+"""Within which a pod's connection has to introduce itself."""
 
 
 def nvml_socket(kubelet_dir: Path) -> Path:
@@ -122,6 +60,8 @@ class _Connection:
 
     socket: socket.socket
     session: int = 0
+    visible: str = ""
+    greet_by_s: float = math.inf
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
     blocked: bool = False
@@ -132,10 +72,22 @@ class _Connection:
 
 
 class NvmlServer:
-    """Answers the library's calls on a unix socket until closed."""
+    """Answers the library's calls on a unix socket until closed.
 
-    def __init__(self, node: RealTimeNode, path: Path, pids: ProcessIds | None = None) -> None:
+    With `for_pods` any user may connect. Such a session has handles and events of its own, cannot
+    change the node, and sees the devices that it names, and no processes.
+    """
+
+    def __init__(
+        self,
+        node: RealTimeNode,
+        path: Path,
+        pids: ProcessIds | None = None,
+        *,
+        for_pods: bool = False,
+    ) -> None:
         self._node = node
+        self._for_pods = for_pods
         self._pids = pids or ProcessIds()
         self._path = path
         path.unlink(missing_ok=True)
@@ -143,7 +95,7 @@ class NvmlServer:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._listener.bind(str(path))
-            path.chmod(0o600)
+            path.chmod(0o666 if for_pods else 0o600)
             self._listener.listen(128)
         except OSError:
             self._listener.close()
@@ -155,13 +107,15 @@ class NvmlServer:
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._connections: dict[int, _Connection] = {}
         self._sessions = itertools.count(1)
-        self._dispatcher: Dispatcher | None = None
+        self._dispatchers: dict[int, Dispatcher] = {}
+        """By session; where all are trusted they have one in common, at 0."""
         self._functions: Sequence[Function] = ()
         self._abi = 0
         self._accepting = True
         self._closing = False
         self.calls = 0
         """How often a function was called by any process."""
+        self._paced = (0.0, 0)
         self._thread = threading.Thread(target=self._run, name="sim-nvml", daemon=True)
         self._thread.start()
 
@@ -183,14 +137,18 @@ class NvmlServer:
             for connection in tuple(self._connections.values()):
                 self._end(connection)
             self._selector.close()
-            if self._dispatcher is not None:
+            if self._functions:
                 self._node.unwatch(self._woken)
-                self._dispatcher.close()
+            for dispatcher in self._dispatchers.values():
+                dispatcher.close()
             self._listener.close()
             self._pids.close()
 
     def _turn(self) -> None:
-        due_s = min((one.due_s for one in self._connections.values()), default=math.inf)
+        due_s = min(
+            (min(one.due_s, one.greet_by_s) for one in self._connections.values()),
+            default=math.inf,
+        )
         woken = False
         for key, events in self._selector.select(
             min(_LONGEST_S, max(0.0, due_s - time.monotonic()))
@@ -202,10 +160,23 @@ class NvmlServer:
                 woken = True
             else:
                 self._serve(self._connections[key.fd], events)
+        if self._for_pods:
+            self._pace()
         now_s = time.monotonic()
         for connection in tuple(self._connections.values()):
-            if connection.pending is not None and (woken or connection.due_s <= now_s):
+            if connection.greet_by_s <= now_s:
+                self._end(connection)
+            elif connection.pending is not None and (woken or connection.due_s <= now_s):
                 self._try(connection)
+
+    def _pace(self) -> None:
+        """Rest where pods call more often than they may; each of them had its turn."""
+        began_s, calls = self._paced
+        now_s = time.monotonic()
+        if now_s - began_s >= _PACE_S:
+            self._paced = (now_s, self.calls)
+        elif self.calls - calls >= POD_CALLS_PER_S * _PACE_S:
+            time.sleep(began_s + _PACE_S - now_s)
 
     def _woken(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -216,23 +187,32 @@ class NvmlServer:
         except BlockingIOError:
             return
         except OSError as error:
-            # Out of file descriptors: clients wait until another one has disconnected.
+            # Out of file descriptors.
             log.warning("a client of the simulated NVML has to wait: %s", error)
-            self._selector.unregister(self._listener)
-            self._accepting = False
+            self._accept_no_more()
             return
-        if self._dispatcher is None:
+        if not self._functions:
             self._set_up()
         accepted.setblocking(False)
-        self._connections[accepted.fileno()] = _Connection(accepted)
+        connection = self._connections[accepted.fileno()] = _Connection(accepted)
         self._selector.register(accepted, selectors.EVENT_READ)
+        if self._for_pods:
+            connection.greet_by_s = time.monotonic() + GREETING_S
+            if len(self._connections) >= MOST_POD_CONNECTIONS:
+                self._accept_no_more()
+
+    def _accept_no_more(self) -> None:
+        """Clients wait until another one has disconnected."""
+        self._selector.unregister(self._listener)
+        self._accepting = False
 
     def _set_up(self) -> None:
         # Imported late: it brings the whole Python binding of NVML with it.
         from sim.nvml.dispatch import FUNCTIONS, Dispatcher
         from sim.nvml.library import abi_hash
 
-        self._dispatcher = Dispatcher(self._node, self._pids)
+        if not self._for_pods:
+            self._dispatchers[0] = Dispatcher(self._node, self._pids)
         self._functions, self._abi = FUNCTIONS, abi_hash()
         self._node.watch(self._woken)
 
@@ -258,7 +238,7 @@ class NvmlServer:
         if len(received) < LENGTH.size:
             return
         (length,) = LENGTH.unpack_from(received)
-        if not HEAD.size <= length <= MOST_BYTES:
+        if not HEAD.size <= length <= (MOST_POD_BYTES if self._for_pods else MOST_BYTES):
             raise NotARequest
         if len(received) < LENGTH.size + length:
             return
@@ -269,35 +249,57 @@ class NvmlServer:
         received.clear()
         if number == HELLO_FUNCTION:
             self._greet(connection, body)
-        elif connection.session and number < len(self._functions) and self._dispatcher:
-            function = self._functions[number]
+        elif connection.session and number < len(self._functions):
+            function, dispatcher = self._functions[number], self._dispatcher(connection)
             self.calls += 1
-            connection.pending = self._dispatcher.request(function, body, connection.session)
+            connection.pending = dispatcher.request(function, body, connection.session)
         else:
             raise NotARequest
         self._try(connection)
 
     def _greet(self, connection: _Connection, body: bytes) -> None:
         from hal.nvml.api import Code
-        from sim.nvml.dispatch import Hello
+        from sim.nvml.dispatch import Dispatcher, Hello
 
-        if len(body) != HELLO.size or connection.session:
+        if len(body) < HELLO.size or connection.session:
             raise NotARequest
-        abi, session = HELLO.unpack(body)
+        (abi, session), visible = HELLO.unpack_from(body), body[HELLO.size :]
+        if len(visible) > MOST_VISIBLE_BYTES:
+            raise NotARequest
+        connection.visible = visible.decode("utf-8", "replace")
+        connection.greet_by_s = math.inf
+        alike = sum(one.visible == connection.visible for one in self._connections.values())
+        refusal = Code.SUCCESS
         if abi != self._abi:
-            connection.unsent += hello_bytes(Code.LIB_RM_VERSION_MISMATCH, 0)
+            refusal = Code.LIB_RM_VERSION_MISMATCH
+        elif self._for_pods and alike > MOST_OF_ALIKE:
+            refusal = Code.INSUFFICIENT_RESOURCES
+        if refusal is not Code.SUCCESS:
+            connection.unsent += hello_bytes(refusal, 0)
             self._send(connection)
             return
-        connection.session = session or next(self._sessions)
+        if self._for_pods:
+            # Nobody guesses another's; of one that ended before a restart there is nothing left.
+            session = session if session in self._dispatchers else 0
+            connection.session = session or secrets.randbits(63) + 1
+            if not session:
+                self._dispatchers[connection.session] = Dispatcher(
+                    self._node, self._pids, Visible.read(connection.visible)
+                )
+        else:
+            connection.session = session or next(self._sessions)
         connection.pending = Hello(session, connection.session)
+
+    def _dispatcher(self, connection: _Connection) -> Dispatcher:
+        return self._dispatchers[connection.session if self._for_pods else 0]
 
     def _try(self, connection: _Connection) -> None:
         """Answer what a connection asked, if that can be done now."""
-        pending, dispatcher = connection.pending, self._dispatcher
-        if pending is None or dispatcher is None:
+        pending = connection.pending
+        if pending is None:
             return
         connection.due_s = math.inf
-        response = dispatcher.response(pending)
+        response = self._dispatcher(connection).response(pending)
         if response is None:
             # One whose time is over and that has no answer hangs: only a change can end that.
             if pending.deadline_s > time.monotonic():
@@ -319,8 +321,9 @@ class NvmlServer:
         blocked = bool(connection.unsent)
         if blocked != connection.blocked:
             connection.blocked = blocked
-            writing = selectors.EVENT_WRITE if blocked else 0
-            self._selector.modify(connection.socket, selectors.EVENT_READ | writing)
+            # Who does not take its answers is not asked for more.
+            wanted = selectors.EVENT_WRITE if blocked else selectors.EVENT_READ
+            self._selector.modify(connection.socket, wanted)
 
     def _end(self, connection: _Connection) -> None:
         if self._connections.pop(connection.socket.fileno(), None) is None:
@@ -332,5 +335,7 @@ class NvmlServer:
             self._accepting = True
         session = connection.session
         last = all(one.session != session for one in self._connections.values())
-        if session and last and self._dispatcher:
-            self._dispatcher.end(session)
+        if session and last:
+            self._dispatcher(connection).end(session)
+            if self._for_pods:
+                self._dispatchers.pop(session).close()

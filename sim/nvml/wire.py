@@ -61,6 +61,8 @@ def _read_arguments(function: Function, body: bytes) -> Iterator[Given]:
         length = value if reads and value != NO_ROOM else 0
         if length > len(body) - at:
             raise NotARequest
+        if argument.kind is not Kind.NUMBER and NO_ROOM != value > MOST_BYTES:
+            raise NotARequest
         yield Given(argument, value, body[at : at + length])
         at += length
     if at != len(body):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -54,6 +56,49 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the program in a container prints, and when it asks again; 0 s: it ends."""
+
+    status: int
+    text: str
+    again_s: float = 0.0
+
+
+def answer(arguments: Sequence[str], environment: Mapping[str, str]) -> Answer:
+    """What one run prints in a container: without a file of its own, and without changes."""
+    printed = StringIO()
+    again_s = 0.0
+    try:
+        with redirect_stdout(printed):  # the parser prints its help there
+            parsed = _parsed(arguments)
+        _check_in_container(parsed)
+        connect(environment)
+        printed.writelines(f"{line}\n" for line in _lines(parsed, environment))
+        status, again_s = 0, _pause_s(parsed)
+    except SmiError as error:
+        printed.write(f"{error}\n")
+        status = error.status
+    except pynvml.NVMLError as error:
+        printed.write(f"{PROGRAM}: {error}\n")
+        status = int(error.value)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 2
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+    return Answer(status, printed.getvalue(), again_s)
+
+
+def _check_in_container(parsed: argparse.Namespace) -> None:
+    """Raises `SmiError` for what only the node can do."""
+    if parsed.filename is not None:
+        raise SmiError("-f is not there in a container of a simulated node: redirect the output", 2)
+    asks_node = parsed.command == "compute-policy" or (not parsed.command and parsed.reset)
+    if asks_node:
+        raise SmiError("Insufficient Permissions: a container cannot ask the node for that", 4)
+
+
 def _output(filename: str | None) -> AbstractContextManager[TextIO]:
     if filename is None:
         return nullcontext(sys.stdout)
@@ -64,7 +109,7 @@ def _output(filename: str | None) -> AbstractContextManager[TextIO]:
 
 
 def _repeat(parsed: argparse.Namespace, environment: Mapping[str, str], output: TextIO) -> None:
-    pause_s = parsed.loop if parsed.loop is not None else (parsed.loop_ms or 0) / 1000
+    pause_s = _pause_s(parsed)
     while True:
         for line in _lines(parsed, environment):
             print(line, file=output)
@@ -72,6 +117,11 @@ def _repeat(parsed: argparse.Namespace, environment: Mapping[str, str], output: 
         if not pause_s:
             return
         time.sleep(pause_s)
+
+
+def _pause_s(parsed: argparse.Namespace) -> float:
+    """Between two reports; 0: there is one."""
+    return float(parsed.loop if parsed.loop is not None else (parsed.loop_ms or 0) / 1000)
 
 
 def _lines(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Iterator[str]:

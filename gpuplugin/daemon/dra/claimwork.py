@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from gpuplugin.core.cdi import claim_spec
+from gpuplugin.core.cdi import CdiDevice, claim_spec
 from gpuplugin.core.dra.claims import (
     BrokenCheckpoint,
     ClaimError,
@@ -242,12 +242,13 @@ class ClaimKeeper:
         ids = {device: (f"{CDI_KIND}={name}",) for device, name in names.items()}
         if not names:
             return ids
-        nodes = {
-            names[held.result.device]: _nodes_of(held, offered.offers) for held in claim.devices
+        devices = {
+            names[held.result.device]: CdiDevice(held.uuid, _nodes_of(held, offered.offers))
+            for held in claim.devices
         }
         record = Claims(self._store.boot_id, {uid: claim}).prepared(uid, ids)
         notes = {DRIVER_NOTE: self._driver, CLAIM_NOTE: encoded(record)}
-        spec = claim_spec(CDI_KIND, nodes, offered.injection, offered.host, notes)
+        spec = claim_spec(CDI_KIND, devices, offered.injection, offered.host, notes)
         path = self._spec_path(uid)
         try:
             self._cdi_folder.mkdir(mode=0o755, parents=True, exist_ok=True)

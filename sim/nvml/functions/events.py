@@ -35,6 +35,7 @@ function = Functions()
 SINGLE_BIT_ECC, DOUBLE_BIT_ECC, XID = 0x1, 0x2, 0x8
 NO_INSTANCE = 0xFFFFFFFF
 _FIRST = 0x5345_0000_0000
+_MOST_SETS = 1024
 _MOST_WAITING = 4096
 """Assumed: how many events a set keeps; older ones are dropped."""
 
@@ -64,6 +65,8 @@ class EventSets:
         self._handles = itertools.count(_FIRST, 0x40)
 
     def create(self, session: int) -> int:
+        if len(self._sets) >= _MOST_SETS:
+            raise NvmlFailure(Code.INSUFFICIENT_RESOURCES)
         handle = next(self._handles)
         self._sets[handle] = _Set(session)
         return handle

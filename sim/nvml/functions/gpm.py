@@ -68,6 +68,9 @@ class _Reading:
     has_nvlink: bool
 
 
+_MOST_SAMPLES = 4096
+
+
 class GpmSamples:
     """All samples of all processes; its callers hold the node still."""
 
@@ -77,6 +80,8 @@ class GpmSamples:
         self._handles = itertools.count(_FIRST, 0x40)
 
     def allocate(self, session: int) -> int:
+        if len(self._owners) >= _MOST_SAMPLES:
+            raise NvmlFailure(Code.INSUFFICIENT_RESOURCES)
         handle = next(self._handles)
         self._owners[handle] = session
         return handle

@@ -99,7 +99,7 @@ def _of_uuid(call: NvmlCall, uuid: str) -> int:
     def wanted(gpu: SimulatedGpu) -> int | None:
         if gpu.identity.uuid == uuid:
             return call.found(gpu)
-        for device in gpu.identity.mig_devices:
+        for device in call.migs_of(gpu).values():
             if device.uuid == uuid:
                 return call.found(gpu, device)
         return None
@@ -226,7 +226,9 @@ def _serial(call: NvmlCall) -> str:
 
 @function(CONSTANT, "nvmlDeviceGetIndex", DEVICE, out(), mig=True)
 def _index(call: NvmlCall) -> int:
-    return call.gpus.index(call.gpu) if call.mig is None else call.mig.index
+    if call.mig is None:
+        return call.gpus.index(call.gpu)
+    return next(index for index, one in call.mig_devices.items() if one == call.mig)
 
 
 @function(CONSTANT, "nvmlDeviceGetMinorNumber", DEVICE, out(), mig=True)
@@ -386,7 +388,7 @@ def _nvml_version(call: NvmlCall) -> str:
 @system(LIVE, "nvmlSystemGetProcessName", U32, text_out(2), U32, note="the tenant's name")
 def _process_name(call: NvmlCall) -> str:
     (pid, length) = call.numbers
-    for gpu in call.node.present:
+    for gpu in call.node.present if call.visible is None else ():
         for process in gpu.processes():
             if call.pids.shown(process.pid) == pid:
                 # A name that is too long is cut off, as the real library does.
@@ -403,7 +405,9 @@ def _process_name(call: NvmlCall) -> str:
 def _gpus_near_cpu(call: NvmlCall) -> list[int]:
     numa_node = call.numbers[0] // CPUS_PER_NUMA_NODE
     return [
-        call.handle_of_gpu(gpu) for gpu in call.node.present if gpu.identity.numa_node == numa_node
+        call.handle_of_gpu(gpu)
+        for gpu in call.node.present
+        if gpu.identity.numa_node == numa_node and call.sees(gpu)
     ]
 
 

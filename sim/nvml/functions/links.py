@@ -85,11 +85,11 @@ def _level(call: NvmlCall) -> int:
 
 
 def _levels(call: NvmlCall) -> dict[str, int]:
-    """How far the other GPUs that answer are."""
+    """How far the other GPUs that answer, and that it sees, are."""
     return {
         other: _LEVELS[link.kind]
         for (one, other), link in call.node.links().items()
-        if one == call.gpu.identity.uuid
+        if one == call.gpu.identity.uuid and call.sees(call.node.gpu(other))
     }
 
 

@@ -139,7 +139,7 @@ def _idle_engine(call: NvmlCall) -> tuple[int, int]:
 
 def _processes(call: NvmlCall, *, graphics: bool) -> list[ComputeProcess]:
     """Those of the MIG device, or all of the GPU, MIG devices included."""
-    listed = [one for one in call.gpu.processes() if one.graphics is graphics]
+    listed = [one for one in call.processes() if one.graphics is graphics]
     if call.mig is None:
         return listed
     return [process for process in listed if process.mig_uuid == call.mig.uuid]
@@ -209,7 +209,7 @@ def _samples(call: NvmlCall) -> list[ctypes.Structure]:
             timeStamp=max(now_us, since_us + 1),
             smUtil=round(100 * (process.sm_share or 0.0)),
         )
-        for process in call.gpu.processes()
+        for process in call.processes()
     ]
     if not found:
         raise NvmlFailure(Code.NOT_FOUND)

@@ -70,10 +70,10 @@ def _device_by_index(call: NvmlCall) -> int:
     can_mig(call)
     if call.numbers[0] >= COMPUTE_SLICES:
         raise NvmlFailure(Code.INVALID_ARGUMENT)
-    for device in call.gpu.identity.mig_devices:
-        if device.index == call.numbers[0]:
-            return call.handles.of(("mig", device.uuid))
-    raise NvmlFailure(Code.NOT_FOUND)
+    device = call.mig_devices.get(call.numbers[0])
+    if device is None:
+        raise NvmlFailure(Code.NOT_FOUND)
+    return call.handles.of(("mig", device.uuid))
 
 
 @function(CONSTANT, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", DEVICE, out(Device), mig=True)

@@ -9,6 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define IN_CONTAINERS "/usr/local/nvidia/run/nvml.sock"
 #define MOST_CONNECTIONS 256
 #define MOST_IDLE 16
 
@@ -132,7 +133,9 @@ static bool initialised_again(void)
 static bool read_path(char *path, size_t room)
 {
     const char *given = getenv("GPUPLUGIN_SIM_NVML");
-    if (given == NULL || *given == '\0' || strlen(given) >= room)
+    if (given == NULL || *given == '\0')
+        given = IN_CONTAINERS;
+    if (strlen(given) >= room)
         return false;
     strcpy(path, given);
     return true;
@@ -205,7 +208,25 @@ static void in_child(void)
     pthread_mutex_unlock(&state.lock);
 }
 
+/* The library names no C library, so that one file serves programs of all of them. musl exports the
+   first of these; glibc links it in statically, and exports what is behind it. */
+#pragma weak pthread_atfork
+__attribute__((weak)) int __register_atfork(void (*)(void), void (*)(void), void (*)(void), void *);
+__attribute__((weak)) void __cxa_finalize(void *);
+
+static char handle; /* by which glibc knows whose handlers they are */
+
 __attribute__((constructor)) static void watch_forks(void)
 {
-    pthread_atfork(before_fork, after_fork, in_child);
+    if (__register_atfork)
+        __register_atfork(before_fork, after_fork, in_child, &handle);
+    else if (pthread_atfork)
+        pthread_atfork(before_fork, after_fork, in_child);
+}
+
+/* The library is unloaded: musl never does that. */
+__attribute__((destructor)) static void watch_no_more(void)
+{
+    if (__register_atfork && __cxa_finalize)
+        __cxa_finalize(&handle);
 }

@@ -5,9 +5,10 @@
    Answer:   u32 length of the rest, i32 code, and for each pointer that can be written to u32
              length and as many bytes (0: left as it was).
    The first request on a connection has function 0xffff and says u64 ABI, u64 session (0: a new
-   one); its answer ends with the u64 session. */
+   one), and the visible devices as text; its answer ends with the u64 session. */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "visible.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -141,10 +142,13 @@ static int connect_to(const char *path, int *fd)
 static int hello(int fd, uint64_t *session)
 {
     struct buffer buffer;
+    char visible[MOST_VISIBLE];
+    size_t length = visible_devices(visible);
     buffer_init(&buffer);
     int code = NODE_GONE;
     if (start_request(&buffer, HELLO, 0) && put(&buffer, &sim_abi, sizeof sim_abi) &&
-        put(&buffer, session, sizeof *session) && exchange(fd, &buffer)) {
+        put(&buffer, session, sizeof *session) && put(&buffer, visible, length) &&
+        exchange(fd, &buffer)) {
         code = answer_code(&buffer);
         if (code == SUCCESS && buffer.used >= sizeof(int32_t) + sizeof *session)
             memcpy(session, buffer.data + sizeof(int32_t), sizeof *session);

@@ -211,6 +211,7 @@ OWN = (
     daemon("config-map-dir", "GPUPLUGIN_CONFIG_MAP_DIR", "config_map_dir", "", ("/v", "/v"),
            ("/c", "/c"), needs="--node-name=gpu-1"),
     daemon("default-config", "DEFAULT_CONFIG", "default_config", "", ("a", "a"), ("b", "b")),
+    daemon("pod-files", "GPUPLUGIN_POD_FILES", "pod_files", "", ("/v", "/v"), ("/c", "/c")),
     daemon("rpc-engine", "GPUPLUGIN_RPC_ENGINE", "rpc_engine", "fast", ("grpcio", "grpcio"),
            ("fast", "fast")),
     daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 15.0, ("2s", 2.0),

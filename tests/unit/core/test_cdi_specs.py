@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from gpuplugin.core.cdi import CdiHost, cdi_specs, spec_file_name
-from gpuplugin.core.injection import InjectionPlan, inject
+from gpuplugin.core.injection import Extras, InjectionPlan, Mount, inject
 from gpuplugin.core.inventory import Inventory, Plan, build_inventory
 from gpuplugin.core.sharing import NamePattern, Selection, SharedResource, TimeSlicing
 from hal.driverfiles import DriverFiles
@@ -290,6 +290,23 @@ def test_no_hook_where_there_is_none_or_nothing_to_do(host: CdiHost) -> None:
 
 
 # Other classes
+
+
+def test_what_every_container_gets_is_in_the_spec_and_devices_are_named_by_files() -> None:
+    extras = Extras((("LD_LIBRARY_PATH", "/x/lib64"),), (Mount("/x", "/host/x"),))
+    for inventory in INVENTORIES.values():
+        spec = gpu_spec(inventory, replace(CDI, extras=extras), NO_DRIVER)
+        options = ["ro", "nosuid", "nodev", "bind"]
+        edits = spec["containerEdits"]
+        assert edits["env"] == ["NVIDIA_VISIBLE_DEVICES=void", "LD_LIBRARY_PATH=/x/lib64"]
+        assert edits["mounts"] == [
+            {"hostPath": "/host/x", "containerPath": "/x", "options": options}
+        ]
+        for device in spec["devices"]:
+            (mount,) = device["containerEdits"]["mounts"]
+            assert mount["hostPath"] == "/dev/null"
+            name = device["name"]
+            assert mount["containerPath"] == f"/var/run/nvidia-container-devices/{name}"
 
 
 def test_imex_channels_have_a_class() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuplugin.core.injection import DeviceNode, InjectionPlan, Mount, inject
+from gpuplugin.core.injection import DeviceNode, Extras, InjectionPlan, Mount, inject
 from gpuplugin.core.inventory import Device, Plan, build_inventory
 from tests.unit.builders import a_resource, gpus, uuid_of_gpu
 from tests.unit.core.test_mig_strategies import mig_gpu
@@ -52,6 +52,24 @@ def test_volume_mounts() -> None:
         Mount(f"/var/run/nvidia-container-devices/{A}", "/dev/null"),
         Mount(f"/var/run/nvidia-container-devices/{B}", "/dev/null"),
     )
+
+
+EXTRAS = Extras((("LD_LIBRARY_PATH", "/x/lib64"),), (Mount("/x", "/host/x"),))
+
+
+def test_what_every_container_gets_comes_after_its_devices() -> None:
+    granted = inject(NAME, WHOLE, replace(plan("envvar"), extras=EXTRAS))
+    assert granted.envs == (("NVIDIA_VISIBLE_DEVICES", f"{A},{B}"), *EXTRAS.envs)
+    assert granted.mounts == EXTRAS.mounts
+    granted = inject(NAME, WHOLE, replace(plan("volume-mounts"), extras=EXTRAS))
+    assert granted.mounts == (*inject(NAME, WHOLE, plan("volume-mounts")).mounts, *EXTRAS.mounts)
+
+
+def test_with_cdi_alone_specs_have_what_every_container_gets() -> None:
+    for strategies in (plan("cdi-cri"), plan("cdi-annotations", "cdi-cri")):
+        assert inject(NAME, WHOLE, replace(strategies, extras=EXTRAS)) == inject(
+            NAME, WHOLE, strategies
+        )
 
 
 def test_volume_mounts_win_over_envvar() -> None:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.core.injection import DeviceListStrategy, Injection, InjectionPlan, inject
+from gpuplugin.core.injection import (
+    DeviceListStrategy,
+    Extras,
+    Injection,
+    InjectionPlan,
+    Mount,
+    inject,
+)
 from gpuplugin.core.preference import PolicyName
 from gpuplugin.kubelet.answers import AllocateAnswers, PreferredAnswers, container_response
 from gpuplugin.kubelet.deviceplugin import DevicePlugin
@@ -37,6 +44,9 @@ PLANS = st.builds(
     imex_channels=st.sampled_from([(), (0,), (3, 7)]),
     features=st.sampled_from([(), ("gdrcopy",), ("gds", "mofed")]),
     absent_features=st.sampled_from([frozenset[str](), frozenset({"gds"})]),
+    extras=st.sampled_from(
+        [Extras(), Extras((("B", "1"), ("A", "2")), (Mount("/x", "/y"), Mount("/z", "/dev/null")))]
+    ),
 )
 
 

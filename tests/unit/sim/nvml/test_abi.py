@@ -19,6 +19,7 @@ from sim.nvml.dispatch import FUNCTIONS, LOCAL, NOT_SIMULATED
 from sim.nvml.functions.gpm import GpmMetric, GpmSupport
 from sim.nvml.library import FLAGS, source
 
+NOT_OF_A_PROGRAM = ("-shared", "-fPIC", "-nodefaultlibs")
 VERSIONS = {
     "nvmlMemory_v2": "nvmlDeviceGetMemoryInfo_v2",
     "nvmlTemperature_v1": "nvmlDeviceGetTemperatureV",
@@ -107,7 +108,7 @@ def test_the_sizes_in_the_c_source_are_those_of_the_binding(library: Path, tmp_p
     text = source() + "\nint main(void) {\n" + "\n".join(checks) + "\n    return 0;\n}\n"
     (tmp_path / "sizes.c").write_text(text)
     folder = Path(inspect.getfile(structures)).parent / "library"
-    flags = [flag for flag in FLAGS if flag not in ("-shared", "-fPIC") and "soname" not in flag]
+    flags = [flag for flag in FLAGS if flag not in NOT_OF_A_PROGRAM and "soname" not in flag]
     program = tmp_path / "sizes"
     subprocess.run(
         ["cc", *flags, f"-I{folder}", "-o", program, tmp_path / "sizes.c", *folder.glob("*.c")],

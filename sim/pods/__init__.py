@@ -1,0 +1,1 @@
+"""What the pods of a cluster get from a simulated node: files, sockets, and their load."""

@@ -1,0 +1,84 @@
+"""Containers that mount what pods with simulated GPUs get: other roots, no network, UID 65534."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pynvml
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEADLINE_S = 30.0
+USER = "65534"
+ALONE = (
+    *("bwrap", "--unshare-all", "--die-with-parent", "--uid", USER, "--gid", USER),
+    *("--dev", "/dev", "--proc", "/proc", "--clearenv"),
+)
+PYTHON = "/python"
+"""Where this machine's Python is in a Debian root."""
+
+
+def require_bubblewrap() -> None:
+    """Skip the test where there can be no container, and say why."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed (Debian: bubblewrap)")
+    tried = subprocess.run(
+        [*ALONE, "--ro-bind", "/", "/", "true"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"no container for an ordinary user here: {tried.stderr.strip()}")
+
+
+def busybox_root() -> tuple[str, ...]:
+    """A root with nothing but busybox; skips the test where there is no static one."""
+    busybox = shutil.which("busybox")
+    if busybox is None or b"/ld-linux" in Path(busybox).read_bytes()[:4096]:
+        pytest.skip("no static busybox is installed (Debian: busybox-static)")
+    return ("--ro-bind", busybox, "/bin/busybox", "--symlink", "busybox", "/bin/sh")
+
+
+def debian_root() -> tuple[str, ...]:
+    """This machine's libraries, Python, and NVIDIA's binding of NVML."""
+    words: list[str] = []
+    for name in ("lib", "lib64"):
+        for folder in (Path("/usr", name), Path("/", name)):
+            if folder.is_symlink():
+                words += ("--symlink", str(folder.readlink()), str(folder))
+            elif folder.is_dir():
+                words += ("--ro-bind", str(folder), str(folder))
+    words += ("--ro-bind", str(Path(sys.base_prefix)), PYTHON)
+    words += ("--ro-bind", pynvml.__file__, "/nvml/pynvml.py")
+    return tuple(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container with this root, mounts and environment."""
+
+    root: tuple[str, ...]
+    mounts: Mapping[str, str]
+    """Host paths by container path, read-only."""
+    environment: Mapping[str, str]
+
+    def command(self, *words: str) -> list[str]:
+        mounts = [word for at, of in self.mounts.items() for word in ("--ro-bind", of, at)]
+        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", **self.environment}
+        given = [word for pair in environment.items() for word in ("--setenv", *pair)]
+        return [*ALONE, *self.root, *mounts, *given, *words]
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )

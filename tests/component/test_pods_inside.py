@@ -1,0 +1,344 @@
+"""What is inside a pod with simulated GPUs: NVML and nvidia-smi of the devices that it got."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import pynvml
+import pytest
+
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.plans import pod_extras
+from sim.gpu.faults import XidFault
+from sim.node.node import SimulatedNode
+from sim.node.realtime import RealTimeNode
+from sim.node.scenario import parse_scenario
+from sim.nvml import server
+from sim.nvml.library import CannotBuild, abi_hash, built_library, built_program
+from sim.pods.door import pod_door
+from tests.component.podsandbox import (
+    PYTHON,
+    Container,
+    busybox_root,
+    debian_root,
+    require_bubblewrap,
+)
+from tests.component.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+SCENARIO = """
+gpus:
+  - {model: h100-sxm5-80gb, count: 2}
+  - {model: h100-sxm5-80gb, mig: [3g.40gb, 2g.20gb, 1g.10gb]}
+tenants:
+  - {name: trainer, gpu: 0, utilization: 0.5, memory_gib: 8}
+"""
+FOLDER_OF_NAMES = "/var/run/nvidia-container-devices"
+
+
+@dataclass
+class PodNode:
+    """A simulated node that has a folder for its pods."""
+
+    folder: Path
+    node: RealTimeNode
+    door: ExitStack = field(default_factory=ExitStack)
+
+    def serve(self) -> None:
+        self.door.enter_context(pod_door(self.node, self.folder))
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "run/nvml.sock"
+
+    def uuids(self) -> list[str]:
+        with self.node.read() as model:
+            return [gpu.identity.uuid for gpu in model.present]
+
+    def migs(self) -> list[str]:
+        with self.node.read() as model:
+            return [mig.uuid for mig in model.present[2].identity.mig_devices]
+
+    def pod(
+        self,
+        visible: str | None,
+        root: Callable[[], tuple[str, ...]] = busybox_root,
+        mounts: Mapping[str, str] = MappingProxyType({}),
+    ) -> Container:
+        """A container with what Allocate gives, and this NVIDIA_VISIBLE_DEVICES."""
+        variables = {"GPUPLUGIN_BACKEND": "sim", "GPUPLUGIN_POD_FILES": str(self.folder)}
+        extras = pod_extras(load_settings({}, variables, None).settings)
+        environment = dict(extras.envs)
+        if visible is not None:
+            environment["NVIDIA_VISIBLE_DEVICES"] = visible
+        mounted = {one.container_path: one.host_path for one in extras.mounts}
+        return Container(root(), {**mounted, **mounts}, environment)
+
+
+@pytest.fixture
+def pods() -> Iterator[PodNode]:
+    require_bubblewrap()
+    try:
+        built_library(), built_program()
+    except CannotBuild as error:
+        pytest.skip(str(error))
+    node = RealTimeNode(SimulatedNode(parse_scenario(SCENARIO, "pods")))
+    node.start()
+    with tempfile.TemporaryDirectory(prefix="gp") as name, ExitStack() as door:
+        folder = Path(name) / "pods"
+        Path(name).chmod(0o755)
+        made = PodNode(folder, node, door)
+        made.serve()
+        yield made
+    node.stop()
+
+
+def test_pods_see_the_devices_that_they_were_given(pods: PodNode) -> None:
+    first, second, third = pods.uuids()
+    mig = pods.migs()[1]
+    for visible, seen in (
+        ("all", [first, second, third, *pods.migs()]),
+        (first, [first]),
+        (f"{second}", [second]),
+        ("1", [second]),
+        (mig, [third, mig]),
+        ("2:1", [third, mig]),
+    ):
+        done = pods.pod(visible).run("nvidia-smi", "-L")
+        listed = [line.partition("UUID: ")[2].rstrip(")") for line in done.stdout.splitlines()]
+        assert (done.returncode, listed) == (0, seen), done
+    for nothing in ("none", "void", "", None):
+        done = pods.pod(nothing).run("nvidia-smi", "-L")
+        assert (done.returncode, done.stdout) == (6, "No devices were found\n")
+
+
+def test_pods_of_one_gpu_see_the_same_and_all_see_it_fail(pods: PodNode) -> None:
+    first, second, _ = pods.uuids()
+    query = ("nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits")
+    three = [pods.pod(first) for _ in range(3)]
+    other = pods.pod(second)
+
+    assert {pod.run(*query).stdout for pod in three} == {f"{first}, 8192\n"}
+    assert "GPU-Util" in three[0].run("nvidia-smi").stdout
+    with pods.node.update() as model:
+        model.inject(model.present[0], XidFault(xid=79))
+
+    for pod in three:
+        done = pod.run(*query)
+        assert done.returncode == pynvml.NVML_ERROR_GPU_IS_LOST
+        assert "GPU is lost" in done.stdout
+    assert other.run(*query).stdout == f"{second}, 0\n"
+
+
+def test_a_pod_sees_no_process_of_others_and_changes_nothing(pods: PodNode) -> None:
+    pod, partitioned = pods.pod(pods.uuids()[0]), pods.pod(pods.migs()[0])
+
+    apps = pod.run("nvidia-smi", "--query-compute-apps=pid,name", "--format=csv,noheader")
+    assert (apps.returncode, apps.stdout) == (0, "")
+    for words in (
+        ("-pl", "300"),
+        ("-mig", "1"),
+        ("-r",),
+        ("compute-policy", "--set-timeslice", "1"),
+        ("mig", "-lgi"),
+        ("mig", "-cgi", "19"),
+        ("mig", "-dgi"),
+    ):
+        done = (partitioned if words[0] == "mig" else pod).run("nvidia-smi", *words)
+        assert done.returncode == pynvml.NVML_ERROR_NO_PERMISSION, done
+        assert "Insufficient Permissions" in done.stdout
+    assert sorted(path.name for path in (pods.folder / "run").iterdir()) == [
+        "nvml.sock",
+        "smi.sock",
+    ]
+    assert pod.run("nvidia-smi", "-f", "/x").returncode == 2
+    assert "unrecognized arguments: --no-such" in pod.run("nvidia-smi", "--no-such").stdout
+
+
+def test_names_of_devices_may_come_as_files(pods: PodNode) -> None:
+    """As with the strategy volume-mounts and with CDI, which says `void`."""
+    first, second, _ = pods.uuids()
+    mounts = {f"{FOLDER_OF_NAMES}/{uuid}": "/dev/null" for uuid in (first, second)}
+    for visible in (FOLDER_OF_NAMES, "void", None):
+        done = pods.pod(visible, mounts=mounts).run("nvidia-smi", "-L")
+        assert [uuid in done.stdout for uuid in pods.uuids()] == [True, True, False], done
+
+
+def test_a_real_client_reads_the_node_with_the_library(pods: PodNode) -> None:
+    pod = pods.pod(pods.uuids()[1], debian_root)
+    code = """
+import os, sys
+sys.path.append("/nvml")
+import pynvml
+pynvml.nvmlInit()
+assert pynvml.nvmlDeviceGetCount() == 1
+gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+print(os.getuid(), pynvml.nvmlDeviceGetUUID(gpu), pynvml.nvmlDeviceGetName(gpu))
+try:
+    pynvml.nvmlDeviceSetPowerManagementLimit(gpu, 300000)
+except pynvml.NVMLError_NoPermission:
+    print("looks only")
+"""
+    done = pod.run(f"{PYTHON}/bin/python3", "-c", code)
+    assert done.stdout.splitlines() == [
+        f"65534 {pods.uuids()[1]} NVIDIA H100 80GB HBM3",
+        "looks only",
+    ], done.stderr
+
+
+MUSL_CLIENT = r"""
+#include <dlfcn.h>
+#include <stdio.h>
+int main(void) {
+    void *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    if (!nvml) return puts(dlerror()), 1;
+    int (*init)(void) = (int (*)(void))dlsym(nvml, "nvmlInit_v2");
+    int (*count)(unsigned *) = (int (*)(unsigned *))dlsym(nvml, "nvmlDeviceGetCount_v2");
+    unsigned found = 0;
+    int code = init();
+    if (!code) code = count(&found);
+    printf("%d %u\n", code, found);
+    return 0;
+}
+"""
+
+
+def test_the_library_is_for_musl_too(pods: PodNode, tmp_path: Path) -> None:
+    loader = Path("/lib/ld-musl-x86_64.so.1")
+    if shutil.which("musl-gcc") is None or not loader.exists():
+        pytest.skip("no musl for this machine is installed (Debian: musl-tools)")
+    (tmp_path / "client.c").write_text(MUSL_CLIENT)
+    client = tmp_path / "client"
+    subprocess.run(["musl-gcc", "-o", client, tmp_path / "client.c"], check=True)
+    mounts = {"/client": str(client), str(loader): str(loader.resolve())}
+
+    done = pods.pod("0,1", mounts=mounts).run("/client")
+
+    assert done.stdout == "0 2\n", done
+
+
+def test_a_restart_of_the_plugin_is_outlived(pods: PodNode) -> None:
+    pod = pods.pod("0")
+    script = "nvidia-smi -L && echo next && read go && nvidia-smi -L"
+    with subprocess.Popen(
+        pod.command("sh", "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        first = running.stdout.readline()
+        assert running.stdout.readline() == "next\n"
+        pods.door.close()
+        gone = pod.run("nvidia-smi")
+        pods.serve()
+        running.stdin.write("\n")
+        running.stdin.flush()
+        assert running.stdout.readline() == first
+    assert gone.returncode == pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    assert "NVIDIA-SMI has failed because it couldn't communicate" in gone.stdout
+
+
+def test_a_loop_prints_until_it_is_ended(pods: PodNode) -> None:
+    command = pods.pod("1").command("nvidia-smi", "-L", "-lms", "20")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        lines = {running.stdout.readline() for _ in range(3)}
+        running.kill()
+    assert len(lines) == 1
+
+
+def test_it_says_where_no_node_is(pods: PodNode) -> None:
+    pods.door.close()
+    done = pods.pod("all").run("nvidia-smi")
+    assert done.returncode == pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    assert "/usr/local/nvidia/run/smi.sock" in done.stdout
+
+
+def greeted(path: Path, visible: bytes = b"all", session: int = 0) -> tuple[socket.socket, int]:
+    """A connection that has introduced itself, and the code that it was answered."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(20.0)
+    client.connect(str(path))
+    body = struct.pack("=HHQQ", 0xFFFF, 0, abi_hash(), session) + visible
+    client.sendall(struct.pack("=I", len(body)) + body)
+    _, code = struct.unpack_from("=Ii", client.recv(4096))
+    return client, code
+
+
+def test_floods_are_bounded_and_others_are_served(
+    pods: PodNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "GREETING_S", 0.2)
+    monkeypatch.setattr(server, "MOST_POD_CONNECTIONS", 40)
+    monkeypatch.setattr(server, "MOST_OF_ALIKE", 10)
+    descriptors = Path(f"/proc/{os.getpid()}/fd")
+    before = len(list(descriptors.iterdir()))
+    with ExitStack() as flood:
+        for _ in range(60):
+            silent = flood.enter_context(socket.socket(socket.AF_UNIX))
+            silent.connect(str(pods.socket))
+        alike = [greeted(pods.socket, b"0") for _ in range(11)]
+        assert [code for _, code in alike].count(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES) == 1
+        assert pods.pod("1").run("nvidia-smi", "-L").returncode == 0
+        eventually(lambda: len(list(descriptors.iterdir())) < before + 60 + 11 + 20)
+        for client, _ in alike:
+            client.close()
+
+
+def test_a_request_that_is_too_long_ends_its_connection(pods: PodNode) -> None:
+    client, _ = greeted(pods.socket)
+    with client:
+        client.sendall(struct.pack("=IHH", server.MOST_POD_BYTES + 1, 0, 0))
+        assert client.recv(4096) == b""
+    with socket.socket(socket.AF_UNIX) as smi:
+        smi.settimeout(20.0)
+        smi.connect(str(pods.folder / "run/smi.sock"))
+        smi.sendall(struct.pack("=I", 1 << 30))
+        assert smi.recv(4096) == b""
+    assert pods.pod("0").run("nvidia-smi", "-L").returncode == 0
+
+
+def test_a_session_of_another_cannot_be_joined(pods: PodNode) -> None:
+    client, _ = greeted(pods.socket, b"0")
+    with client:
+        for session in (1, 2, 1 << 62):
+            other, code = greeted(pods.socket, b"1", session)
+            assert code == 0
+            other.close()
+
+
+def test_the_library_can_be_unloaded_before_a_fork() -> None:
+    try:
+        library = built_library()
+    except CannotBuild as error:
+        pytest.skip(str(error))
+    code = (
+        "import ctypes, _ctypes, os, sys\n"
+        "_ctypes.dlclose(ctypes.CDLL(sys.argv[1])._handle)\n"
+        "assert sys.argv[1] not in open('/proc/self/maps').read()\n"
+        "pid = os.fork() or os._exit(0)\n"
+        "sys.exit(os.waitpid(pid, 0)[1])\n"
+    )
+    python = shutil.which("python3") or "python3"
+    assert subprocess.run([python, "-c", code, library], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("compiler", ["aarch64-linux-gnu-gcc"])
+def test_both_files_are_made_for_other_machines(compiler: str, tmp_path: Path) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed (Debian: gcc-aarch64-linux-gnu)")
+    environment = {"PATH": os.environ["PATH"], "CC": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+    aarch64 = 183
+    for built in (built_library(environment), built_program(environment)):
+        assert struct.unpack_from("=H", built.read_bytes(), 18) == (aarch64,)
