@@ -127,7 +127,7 @@ class Row:
     keeps: bool
     """Whether it keeps the goals."""
     contending: float = 0.0
-    """Mean number of pods of a GPU that have work."""
+    """Mean number of pods of a GPU of which the driver sees work in a sample of a second."""
     memory_mean_gib: float = 0.0
     """Of a GPU, what the driver keeps included; `memory_most_gib` is that of the worst draw."""
     memory_most_gib: float = 0.0
@@ -241,6 +241,9 @@ def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
     worst, (p50, p95, p99) = max(slowdowns.items(), key=lambda item: item[1][1] or 0.0)
     if p95 is None and any(pod.active < 1 for pod in plan.pods):
         p95 = 1.0  # nobody had work in any draw
+    sampled = {
+        one.name: min(1.0, (_SAMPLE_MS + one.busy_ms) / one.period_ms) for one in plan.workloads
+    }
     memory = memory_of(plan, sharing)
     ooms = memory.ooms_per_week
     refused = sum(not pod.fits for pod in tried) / max(1, len(tried))
@@ -257,7 +260,7 @@ def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
         switching=statistics.fmean(result.switching for result in results),
         worst="" if p50 is None else worst,
         keeps=False,
-        contending=sum(pod.fits and pod.active for pod in tried) / len(results),
+        contending=sum(pod.fits * pod.active * sampled[pod.name] for pod in tried) / len(results),
         memory_mean_gib=memory.mean_gib,
         memory_most_gib=memory.most_gib,
         sm_shares={
@@ -363,6 +366,7 @@ def _larger(one: Workload) -> Workload:
     return replace(one, memory_gib=tuple(1.2 * size for size in one.memory_gib))
 
 
+_SAMPLE_MS = 1000.0
 _SHARES = (0.5, 0.95, 0.99)
 
 

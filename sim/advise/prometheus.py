@@ -1,4 +1,7 @@
-"""Asks a Prometheus for the history of pods on GPUs: this plugin's metrics, or dcgm-exporter's."""
+"""Asks a Prometheus about pods on GPUs: this plugin's metrics, or dcgm-exporter's.
+
+For their history, and for what became of an advice.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
+from hal import GIB
+from sim.advise.check import GpuSeen, PodSeen, Seen
 from sim.advise.history import CannotRead, History, PodSeries
+from sim.advise.workload import HOUR_S
+from sim.study.usage import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +29,7 @@ MOST_POINTS = 10_000
 
 SM, MEMORY = "gpuplugin_pod_sm_ratio", "gpuplugin_pod_memory_bytes"
 CONTENDING = "gpuplugin_gpu_contending_tenants"
+REPLICAS_OF = "gpuplugin_gpu_replicas"
 DCGM_BUSY = ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", "DCGM_FI_DEV_GPU_UTIL")
 """A share, and a percentage."""
 DCGM_MEMORY = "DCGM_FI_DEV_FB_USED"
@@ -82,10 +90,7 @@ def _pods(
     """Series that name a pod; processes outside of pods do not."""
     made = []
     for labels, samples in found:
-        # A scrape that has labels of its own calls those of the target exported_*.
-        pod = labels.get("exported_pod") or labels.get("pod") or ""
-        namespace = labels.get("exported_namespace") or labels.get("namespace") or ""
-        uuid = labels.get("uuid") or labels.get("UUID") or ""
+        namespace, pod, uuid = _pod_of(labels)
         if pod and uuid:
             scaled = [(at_s, scale * value) for at_s, value in samples]
             made.append(PodSeries(namespace, pod, uuid, scaled))
@@ -126,3 +131,79 @@ def _answer(
     if not isinstance(answer, dict) or answer.get("status") != "success":
         raise CannotRead(f"{url} answers {query} without success: {str(answer)[:300]}")
     return answer
+
+
+_WAITING = (
+    "sum(kube_pod_status_unschedulable and on (namespace, pod) "
+    'kube_pod_container_resource_requests{resource=~"nvidia_com_.*"}) or '
+    "vector(0) and on () (count(kube_pod_status_phase) > 0)"
+)
+"""Of kube-state-metrics: pods that ask for a GPU and that the scheduler finds no node for."""
+_NEARLY_FULL_BYTES = 2**29
+"""So little free memory counts as none: the next allocation of a program is larger."""
+_WEEK_S = 7 * 86400.0
+
+
+def seen_since(url: str, since_s: float, selector: str = "", now_s: float | None = None) -> Seen:
+    """Means of the last `since_s` seconds, made by the Prometheus; raises `CannotRead`.
+
+    `selector` is for series of pods; the GPUs are those that there are.
+    """
+    end_s = time.time() if now_s is None else now_s
+    span = f"[{max(1, round(since_s))}s]"
+
+    def ask(query: str) -> list[tuple[Mapping[str, str], float]]:
+        found = _series(url, query, end_s, end_s, LEAST_STEP_S)
+        return [(labels, samples[-1][1]) for labels, samples in found if samples]
+
+    def of_gpus(query: str) -> Mapping[str, float]:
+        return {labels.get("uuid", ""): value for labels, value in ask(query)}
+
+    def mean(metric: str) -> Mapping[str, float]:
+        return of_gpus(f"avg_over_time({metric}{span})")
+
+    samples = ask(f"count_over_time({SM}{{{selector}}}{span})")
+    shares = {
+        _pod_of(labels): value for labels, value in ask(f"avg_over_time({SM}{{{selector}}}{span})")
+    }
+    pods = [
+        PodSeen(namespace, owner_of(pod), uuid, count, shares[namespace, pod, uuid])
+        for labels, count in samples
+        for namespace, pod, uuid in [_pod_of(labels)]
+        if pod and (namespace, pod, uuid) in shares
+    ]
+    replicas = [of_gpus(f"{how}_over_time({REPLICAS_OF}{span})") for how in ("min", "max", "last")]
+    utilization, tenants, contending = (
+        mean(f"gpuplugin_gpu_{what}")
+        for what in ("utilization_ratio", "tenants", "contending_tenants")
+    )
+    used = "gpuplugin_gpu_memory_used_bytes"
+    memory, most = mean(used), of_gpus(f"max_over_time({used}{span})")
+    free = f"min_over_time(gpuplugin_gpu_memory_headroom_bytes[1h]) < bool {_NEARLY_FULL_BYTES}"
+    hours = max(1, round(since_s / HOUR_S))
+    short = of_gpus(f"sum_over_time(({free})[{hours}h:1h])")
+    full = of_gpus(
+        f"avg_over_time((gpuplugin_gpu_replicas_allocated >= bool {REPLICAS_OF}){span[:-1]}:1m])"
+    )
+    waiting = [value for _, value in ask(f"avg_over_time(({_WAITING}){span[:-1]}:1m])")]
+    gpus = {
+        uuid: GpuSeen(
+            replicas=tuple(dict.fromkeys(round(one[uuid]) for one in replicas if uuid in one)),
+            utilization=utilization.get(uuid),
+            tenants=tenants.get(uuid),
+            contending=contending.get(uuid),
+            memory_mean_gib=None if uuid not in memory else memory[uuid] / GIB,
+            memory_most_gib=None if uuid not in most else most[uuid] / GIB,
+            short_per_week=None if uuid not in short else short[uuid] * _WEEK_S / (hours * HOUR_S),
+            full_share=full.get(uuid),
+        )
+        for uuid in replicas[-1]
+    }
+    return Seen(since_s, gpus, pods, sum(waiting) if waiting else None)
+
+
+def _pod_of(labels: Mapping[str, str]) -> tuple[str, str, str]:
+    """Namespace, pod and GPU; a scrape with labels of its own calls the target's exported_*."""
+    pod = labels.get("exported_pod") or labels.get("pod") or ""
+    namespace = labels.get("exported_namespace") or labels.get("namespace") or ""
+    return namespace, pod, labels.get("uuid") or labels.get("UUID") or ""

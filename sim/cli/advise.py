@@ -7,13 +7,16 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail, output_file, progress_bar, table
 from hal import TimeSliceLevel
 from sim.advise.advice import Goals, Plan, WrongPlan, advise
+from sim.advise.check import NoAdvice, NothingSeen, as_rows, check, read_advice, verdict
+from sim.advise.check import as_json as check_json
 from sim.advise.history import CannotRead, shown, workloads_of
-from sim.advise.prometheus import history
+from sim.advise.prometheus import LEAST_STEP_S, history, seen_since
 from sim.advise.recordings import history_of
 from sim.advise.words import confidence, configuration, remarks, sentence
 from sim.advise.workload import PRESETS, WrongWorkload, parsed_workload
@@ -38,7 +41,9 @@ NOTHING = "-"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="GPU model, as scenarios call it")
+    parser.add_argument(
+        "--model", help="GPU model, as scenarios call it; always needed but for --check"
+    )
     parser.add_argument(
         "--workload",
         action="append",
@@ -64,7 +69,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="take workloads from the history of this plugin's metrics, or of dcgm-exporter's",
     )
     parser.add_argument(
-        "--since", default="7d", metavar="DURATION", help="how much of the history (default 7d)"
+        "--since",
+        metavar="DURATION",
+        help="how much of the history (default 7d; with --check since the advice)",
     )
     parser.add_argument(
         "--by",
@@ -123,6 +130,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_calibration(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     add_workers(parser)
+    parser.add_argument(
+        "--check",
+        metavar="FILE",
+        help="compare what an advice (its --json) predicted with what the metrics of --prometheus "
+        "show since",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", metavar="FILE", help="write a page with the trade-off")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -131,6 +144,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print the advice; 1 if something is wrong, 0 whatever the advice is."""
     try:
+        if parsed.check is not None:
+            return _check(parsed)
+        if parsed.model is None:
+            raise WrongPlan("no GPU model: give --model")
         workloads, notes = _workloads(parsed)
         plan = Plan(
             model=parsed.model,
@@ -145,7 +162,7 @@ def run(parsed: argparse.Namespace) -> int:
         return _run(parsed, plan, notes)
     except (
         *(WrongPlan, WrongWorkload, UnknownModel, CannotRead, CannotRunThere),
-        CannotUse,
+        *(CannotUse, NoAdvice, NothingSeen),
     ) as error:
         return fail(error)
     except OSError as error:
@@ -169,11 +186,38 @@ def _histories(parsed: argparse.Namespace) -> Iterator[tuple[str, tuple[History,
     if parsed.record:
         yield "recording" if len(parsed.record) == 1 else "recordings", history_of(parsed.record)
     if parsed.prometheus is not None:
-        try:
-            since_s = span_s(parsed.since)
-        except ValueError as error:
-            raise WrongPlan(f"--since: {error}") from error
+        since_s = _span_s(parsed.since or "7d")
         yield "prometheus", history(parsed.prometheus, since_s, parsed.selector)
+
+
+def _span_s(text: str) -> float:
+    try:
+        return span_s(text)
+    except ValueError as error:
+        raise WrongPlan(f"--since: {error}") from error
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    """Print what an advice predicted beside what was seen; 0 whatever that is."""
+    if parsed.prometheus is None:
+        raise WrongPlan("--check needs --prometheus: the metrics say what became of the advice")
+    now = datetime.now(UTC)
+    try:
+        advised = read_advice(Path(parsed.check))
+    except OSError as error:
+        raise NoAdvice(f"{parsed.check} cannot be read: {error.strerror or error}") from error
+    since_s = (now - advised.made_at).total_seconds()
+    if parsed.since is not None:
+        since_s = _span_s(parsed.since)
+    if since_s < LEAST_STEP_S:
+        raise WrongPlan("--check: the advice was made just now: there is nothing to see yet")
+    found = check(advised, seen_since(parsed.prometheus, since_s, parsed.selector))
+    if parsed.json:
+        print(json.dumps(check_json(found, now), indent=2))
+    else:
+        header = ("", "PREDICTED", "SEEN", "PREDICTION OFF BY")
+        print("\n".join([verdict(found), "", *table(header, as_rows(found)), "", *found.notes]))
+    return 0
 
 
 def _run(parsed: argparse.Namespace, plan: Plan, notes: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,10 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
         (("--workload", "notebook", "--model", "l4", "--mechanism", "mig"), "l4 has no MIG"),
         (("--workload", "notebook", "--model", "l4", "--slowdown-p95", "nan"), "--slowdown-p95"),
         (("--workload", "notebook", "--model", "l4", "--html", "/"), "/ cannot be written"),
+        (("--workload", "notebook"), "no GPU model: give --model"),
+        (("--check", "x.json"), "--check needs --prometheus"),
+        (("--check", "/no/x.json", "--prometheus", "http://x"), "/no/x.json cannot be read"),
+        (("--record", "/no/x.yaml", "--model", "l4"), "/no/x.yaml cannot be read"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments: tuple[str, ...], said: str) -> None:
@@ -77,22 +82,23 @@ class _Answers(BaseHTTPRequestHandler):
         query = wanted["query"][0]
         start, end, step = (float(wanted[key][0]) for key in ("start", "end", "step"))
         moments = [start + step * number for number in range(int((end - start) / step) + 1)]
-        value = {self.metric: 0.3, "gpuplugin_pod_memory_bytes": 2.0 * 2**30}.get(
-            query.partition("{")[0]
-        )
-        pods = ["api-7d9f8b6c5d-x2x4z", "api-7d9f8b6c5d-abcde"] if value is not None else []
         result = [
-            {
-                "metric": {"namespace": "ml", "pod": pod, "uuid": "GPU-0"},
-                "values": [[at, str(value)] for at in moments],
-            }
-            for pod in pods
+            {"metric": labels, "values": [[at, str(value)] for at in moments]}
+            for labels, value in self.answer(query)
         ]
         text = json.dumps({"status": "success", "data": {"result": result}}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
+
+    def answer(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and constant values of the series of a query."""
+        value = {self.metric: 0.3, "gpuplugin_pod_memory_bytes": 2.0 * 2**30}.get(
+            query.partition("{")[0]
+        )
+        pods = ["api-7d9f8b6c5d-x2x4z", "api-7d9f8b6c5d-abcde"] if value is not None else []
+        return [({"namespace": "ml", "pod": pod, "uuid": "GPU-0"}, value or 0.0) for pod in pods]
 
     def log_message(self, *_arguments: object) -> None:
         pass
@@ -154,3 +160,47 @@ def test_a_prometheus_without_such_metrics_or_that_is_none() -> None:
     ):
         result = gpuplugin("advise", "--model", "l4", "--prometheus", address)
         assert (result.returncode, said in result.stderr) == (1, True)
+
+
+def test_an_advice_is_checked_against_what_is_seen_since(tmp_path: Path) -> None:
+    class Since(_Answers):
+        asked: ClassVar[list[dict[str, list[str]]]] = []
+        of_gpus: ClassVar[dict[str, float]] = {
+            "gpu_replicas{": 2, "utilization": 0.2, "tenants": 2, "memory_used": 5 * 2.0**30,
+            "allocated": 1, "headroom": 0,
+        }  # fmt: skip
+
+        def answer(self, query: str) -> list[tuple[dict[str, str], float]]:
+            if "gpuplugin_pod_sm_ratio" in query:
+                labels = {"namespace": "ml", "pod": "api-7d9f8b6c5d-x2x4z", "uuid": "GPU-0"}
+                return [(labels, 40 if query.startswith("count") else 0.1)]
+            found = [value for part, value in self.of_gpus.items() if part in f"{query}{{"]
+            if "gpu_replicas[" in query:
+                found = [2.0]
+            return [({"uuid": "GPU-0"}, found[0])] if found else []
+
+    row = {
+        "replicas": 2, "sharing": 2, "p95": 1.9, "ooms_per_week": 0, "left_out": 0,
+        "utilization": 0.3, "contending": 2, "memory_mean_gib": 5, "memory_most_gib": 5,
+        "sm_shares": {"api": 0.15},
+    }  # fmt: skip
+    advice = {
+        "model": "l4", "replicas": 2, "gpus": 1, "mechanism": "time-slicing", "rows": [row],
+        "made_at": (datetime.now(UTC) - timedelta(hours=3)).isoformat(),
+        "workloads": [{"name": "api", "count": 2}],
+    }  # fmt: skip
+    file = tmp_path / "advice.json"
+    file.write_text(json.dumps(advice))
+    with prometheus(Since) as url:
+        result = gpuplugin("advise", "--check", str(file), "--prometheus", url)
+        assert result.returncode == 0, result.stderr
+        first, _, header, *rows = result.stdout.splitlines()
+        assert first.startswith("In 3 hours on 1 GPU with 2 replicas each 5 of 7 predictions were")
+        assert header.split()[:2] == ["PREDICTED", "SEEN"]
+        assert any(one.split() == ["utilisation", "30", "%", "20", "%", "+50", "%"] for one in rows)
+        assert any("how long requests took" in one for one in rows)
+        assert re.search(r"\[108\d\ds\]", Since.asked[0]["query"][0])
+        file.write_text(json.dumps({**advice, "workloads": [{"name": "other", "count": 2}]}))
+        result = gpuplugin("advise", "--check", str(file), "--prometheus", url, "--since", "1h")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "no pod of other was seen on a GPU in 60 minutes" in result.stderr

@@ -141,6 +141,13 @@ def running_prometheus(folder: Path, target_port: int) -> Iterator[Prometheus]:
             }
         )
     )
+    with serving_prometheus(folder) as server:
+        yield server
+
+
+@contextmanager
+def serving_prometheus(folder: Path) -> Iterator[Prometheus]:
+    """A Prometheus with the configuration and the data of a folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
