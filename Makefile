@@ -1,5 +1,7 @@
 # Everything here sets itself up: a Python 3.11 or later with venv, make and git are all it needs.
 PYTHON ?= python3
+# Programs start again and again in tests: what was compiled once is kept.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := --dist loadfile --no-loadscope-reorder --numprocesses
