@@ -68,6 +68,7 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
             from sim.node.scenario import ScenarioError
             from sim.node.serve import CannotServe, served
             from sim.pods.door import pod_door
+            from sim.pods.loads import pod_loads
     except SimulatorMissing as error:
         raise BackendError(str(error)) from error
     name = settings.daemon.node_name
@@ -82,6 +83,7 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
             stack.enter_context(served(node, settings.daemon.kubelet_dir))
             if settings.daemon.pod_files:
                 stack.enter_context(pod_door(node, Path(settings.daemon.pod_files)))
+                stack.enter_context(pod_loads(node, settings.daemon))
         except CannotServe as error:
             raise BackendError(str(error)) from error
     return SimBackend(node)

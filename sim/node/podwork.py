@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from sim.kubelet.pods import Phase
 from sim.node.podlife import (
@@ -38,12 +38,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sim.gpu.tenancy import Tenant, TenantSpec
-    from sim.kubelet import Kubelet, NodeView, Pod
+    from sim.kubelet import NodeView, Pod
     from sim.node.podlife import Arrival, Backoff, Life, Reply, Step
     from sim.node.realtime import RealTimeNode
     from sim.node.scenario import Pods, Scenario
 
 _POLL_S = 0.25
+
+
+class PodSource(Protocol):
+    """Who has the node's pods: a kubelet stand-in, or a real cluster."""
+
+    def view(self) -> NodeView: ...
+
+    def wait_until(self, condition: Callable[[NodeView], object], timeout_s: float) -> NodeView:
+        """The node once `condition` holds for it; raises `TimeoutError`."""
+
+    def create_pod(self, pod: Pod) -> None:
+        """Raises `ValueError` if that cannot be."""
+
+    def delete_pod(self, key: str) -> None:
+        """Raises `KeyError` without such a pod."""
 
 
 @dataclass(slots=True)
@@ -80,7 +95,7 @@ class PodWork:
 
     def __init__(
         self,
-        kubelet: Kubelet,
+        kubelet: PodSource,
         node: RealTimeNode,
         host: Path,
         work_of: Callable[[Pod], TenantSpec | None],

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from sim.apiserver import ApiServer
+from sim.apiserver import PODS, ApiServer, Key
 from sim.kubelet import Kubelet, simple_pod
 from sim.nvml.library import CannotBuild, built_library, built_program
+from sim.pods.podlist import LOAD
 from sim.scheduler.claims import create_class
 from tests.component.podsandbox import Container, busybox_root, require_bubblewrap
 from tests.e2e.conftest import DEADLINE_S, RESOURCE, Node, Plugin, eventually
@@ -129,6 +130,50 @@ def test_pods_with_claims_see_what_they_were_given(node: Node, pod_files: Path) 
             done = Runtime(node.dir / "cdi").container(status).run(*PROGRAM)
             assert done.stdout.count("UUID: ") == 1
             assert f"UUID: {device.uuid}" in done.stdout
+
+
+@pytest.mark.slow
+def test_what_a_pod_declares_is_in_its_metrics_and_in_nvidia_smi(
+    node: Node, pod_files: Path
+) -> None:
+    query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+    with ApiServer([NODE]) as server, Kubelet(node.dir) as kubelet:
+        environment = {
+            **os.environ,
+            "KUBECONFIG": str(server.kubeconfig(node.dir)),
+            "NO_PROXY": "127.0.0.1",
+        }
+        flags = (
+            *("--backend", "sim", "--scenario", "homelab", "--node-name", NODE, *node.at),
+            *("--pod-files", str(pod_files), "--host-proc", str(node.dir / "host/proc")),
+            *("--pod-logs", str(node.dir / "host/pod-logs"), "--metrics-interval", "100ms"),
+        )
+        with Plugin(*flags, env=environment) as plugin:
+            kubelet.wait_until(lambda view: view.allocatable(RESOURCE), DEADLINE_S)
+            status = kubelet.run_pod(simple_pod("train-1", {RESOURCE: 1}))
+            pod = Runtime(node.dir / "cdi").container(status)
+            assert pod.run(*query).stdout == "0\n"
+            body = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": "train-1",
+                    "namespace": "default",
+                    "annotations": {LOAD: "trainer"},
+                },
+                "spec": {"nodeName": NODE, "containers": []},
+            }
+            key = Key(PODS, "train-1", "default")
+            server.store.create(key, body)
+            server.store.patch(key, {"status": {"phase": "Running"}}, status=True)
+            series = 'gpuplugin_pod_memory_bytes{container="main",gpu="0",namespace="default",'
+            eventually(
+                lambda: f'{series}pod="train-1"' in plugin.get("/metrics")[1],
+                "the pod's memory is in the metrics",
+            )
+            assert int(pod.run(*query).stdout) > 16384
+            kubelet.delete_pod("train-1")
+            eventually(lambda: pod.run(*query).stdout == "0\n", "its memory is free")
 
 
 def test_a_folder_that_cannot_be_filled_ends_the_start(node: Node, tmp_path: Path) -> None:
