@@ -220,6 +220,8 @@ class Telemetry:
     temperature_c: float | None
     power_w: float | None
     power_limit_w: float | None
+    energy_j: float | None
+    """What the board drew since the driver was loaded or the GPU was reset."""
     sm_clock_mhz: int | None
     memory_clock_mhz: int | None
     throttle_reasons: ThrottleReason

@@ -307,6 +307,8 @@ class DaemonSettings(Section):
         "how old what /metrics shows of GPUs and their users may be, for example 5s; 0: nothing")
     pod_metrics: bool = option(True, "--pod-metrics",
         "read from the kubelet which pod holds which replica, and find the pods of processes")
+    dcgm_metrics: bool = option(False, "--dcgm-metrics",
+        "show what GPUs and pods use under the names of dcgm-exporter, too")
     host_proc: Folder = option(Path("/proc"), "--host-proc",
         "where the host's /proc is, for the pods of processes")
     pod_logs: Folder = option(Path("/var/log/pods"), "--pod-logs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -159,11 +160,13 @@ class Daemon:
             await self._run(_Parts(node, door, files, queries, slicer), reporter)
 
     async def _run(self, parts: _Parts, reporter: NodeReporter | None) -> None:
+        daemon = self._loaded.settings.daemon
+        dcgm_host = (daemon.node_name or socket.gethostname()) if daemon.dcgm_metrics else None
         try:
             http = self._http = HttpServer(
-                self._loaded.settings.daemon.listen_address,
+                daemon.listen_address,
                 self.status,
-                lambda: families(self.metrics, parts.node.view),
+                lambda: families(self.metrics, parts.node.view, dcgm_host),
                 lambda: page_html(self._page(parts)),
                 self._read_usage,
             )

@@ -285,6 +285,9 @@ class NvmlApi(Protocol):
     def power_limit_mw(self, device: Handle) -> int:
         """The board's limit, all limits taken together."""
 
+    def energy_mj(self, device: Handle) -> int:
+        """What the board drew since the driver was loaded; not supported before Volta."""
+
     def clock_mhz(self, device: Handle, clock: Clock) -> int: ...
 
     def clock_reasons(self, device: Handle) -> int:

@@ -323,6 +323,9 @@ class _PynvmlApi:
     def power_limit_mw(self, device: Handle) -> int:
         return int(pynvml.nvmlDeviceGetEnforcedPowerLimit(_device(device)))
 
+    def energy_mj(self, device: Handle) -> int:
+        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(_device(device)))
+
     def clock_mhz(self, device: Handle, clock: Clock) -> int:
         return int(pynvml.nvmlDeviceGetClockInfo(_device(device), int(clock)))
 

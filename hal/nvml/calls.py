@@ -92,6 +92,7 @@ CALLS: Final[Mapping[str, Call]] = {
     ),
     "power_mw": Call("nvmlDeviceGetPowerUsage", Role.OPTIONAL, "the power"),
     "power_limit_mw": Call("nvmlDeviceGetEnforcedPowerLimit", Role.OPTIONAL, "the power limit"),
+    "energy_mj": Call("nvmlDeviceGetTotalEnergyConsumption", Role.OPTIONAL, "the energy"),
     "clock_mhz": Call("nvmlDeviceGetClockInfo", Role.OPTIONAL, "the clocks"),
     "clock_reasons": Call(
         "nvmlDeviceGetCurrentClocksEventReasons", Role.OPTIONAL, "why the clocks are low"

@@ -113,10 +113,16 @@ _MOST_COUNT: Final = 1 << 40
 _MOST_C: Final = 200
 _MOST_MW: Final = 10_000_000
 _MOST_MHZ: Final = 50_000
+_MOST_ENERGY_MJ: Final = 10**16
+"""What 10 kW are in 30 years."""
 
 
 def _is_count(number: int) -> bool:
     return 0 <= number <= _MOST_COUNT
+
+
+def _is_energy(number: int) -> bool:
+    return 0 <= number <= _MOST_ENERGY_MJ
 
 
 def _is_temperature(number: int) -> bool:
@@ -253,6 +259,7 @@ def read_telemetry(api: NvmlApi, handle: Handle) -> Telemetry:
     temperature = values.bounded(None, _is_temperature, api.temperature_c, handle)
     power_mw = values.bounded(None, _is_power, api.power_mw, handle)
     limit_mw = values.bounded(None, _is_power, api.power_limit_mw, handle)
+    energy_mj = values.bounded(None, _is_energy, api.energy_mj, handle)
     sm_mhz, memory_mhz = (
         values.bounded(None, _is_clock, api.clock_mhz, handle, clock)
         for clock in (Clock.SM, Clock.MEMORY)
@@ -270,6 +277,7 @@ def read_telemetry(api: NvmlApi, handle: Handle) -> Telemetry:
         temperature_c=None if temperature is None else float(temperature),
         power_w=None if power_mw is None else power_mw / 1000,
         power_limit_w=None if limit_mw is None else limit_mw / 1000,
+        energy_j=None if energy_mj is None else energy_mj / 1000,
         sm_clock_mhz=sm_mhz,
         memory_clock_mhz=memory_mhz,
         throttle_reasons=throttle_reasons(reasons),

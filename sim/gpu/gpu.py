@@ -279,6 +279,7 @@ class SimulatedGpu:
             temperature_c=physics.shutdown_c if self.overheated else physics.temperature_c,
             power_w=physics.power_w(load),
             power_limit_w=self.power_limit_w,
+            energy_j=self.energy_j(now_s),
             sm_clock_mhz=sm_mhz if busy else clocks.sm_idle,
             memory_clock_mhz=clocks.memory,
             throttle_reasons=ThrottleReason.THERMAL_HARDWARE if self.overheated else reasons,

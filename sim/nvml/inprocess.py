@@ -200,6 +200,9 @@ class InProcessNvml:
     def power_limit_mw(self, device: Handle) -> int:
         return self._number("nvmlDeviceGetEnforcedPowerLimit", device=device)
 
+    def energy_mj(self, device: Handle) -> int:
+        return self._number("nvmlDeviceGetTotalEnergyConsumption", device=device)
+
     def clock_mhz(self, device: Handle, clock: Clock) -> int:
         return self._number("nvmlDeviceGetClockInfo", int(clock), device=device)
 

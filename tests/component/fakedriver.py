@@ -135,6 +135,7 @@ class FakeDriver:
             temperature_c=None,
             power_w=None,
             power_limit_w=None,
+            energy_j=1234.5,
             sm_clock_mhz=None,
             memory_clock_mhz=None,
             throttle_reasons=ThrottleReason.NONE,

@@ -91,6 +91,7 @@ _CHOICES = {
     "dra-privileged": Choice(
         ("dra", "privileged-driver"), "allocation: dra\nruntimeClassName: null\n"
     ),
+    "dcgm-metrics": Choice(("dcgm-metrics",), "metrics: {dcgm: true}\n"),
     "node-reports": Choice(("node-reports",), "nodeReports: {enabled: true}\n"),
     "per-node-config": Choice(("per-node-config",), PER_NODE),
     "monitoring": Choice(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.health import HealthState
 from gpuplugin.core.usage import SOURCES
+from gpuplugin.daemon.http.dcgm import dcgm_families
 from gpuplugin.daemon.http.process import process_families, python_families
 from gpuplugin.daemon.http.series import Counted, Counter, Histogram, Scraped
 from gpuplugin.daemon.http.textformat import Family
@@ -31,8 +32,8 @@ Add: TypeAlias = "Callable[[Scraped, tuple[object, ...], float | None], None]"
 _MHZ = 1_000_000
 
 
-def families(metrics: Metrics, view: NodeView) -> Iterator[Family]:
-    """Everything that the daemon exports."""
+def families(metrics: Metrics, view: NodeView, dcgm_host: str | None = None) -> Iterator[Family]:
+    """Everything that the daemon exports; `dcgm_host` is this node's name in series of DCGM."""
     yield from process_families()
     yield from python_families()
     build = Family("gpuplugin_build", "Version of the plugin.", "info")
@@ -50,7 +51,10 @@ def families(metrics: Metrics, view: NodeView) -> Iterator[Family]:
             family.add_histogram(metric.bounds_s, counts, sum_s)
             yield family
     yield from _calls(metrics)
-    yield from _scraped(metrics, view, time.monotonic())
+    now_s = time.monotonic()
+    yield from _scraped(metrics, view, now_s)
+    if dcgm_host is not None:
+        yield from dcgm_families(view, dcgm_host, now_s)
 
 
 def empty_family(metric: Counted | Histogram | Scraped) -> Family:
@@ -147,6 +151,7 @@ def _add_telemetry(
     add(metrics.gpu_temperature_celsius, labels, telemetry.temperature_c)
     add(metrics.gpu_power_watts, labels, telemetry.power_w)
     add(metrics.gpu_power_limit_watts, labels, telemetry.power_limit_w)
+    add(metrics.gpu_energy_joules, labels, telemetry.energy_j)
     for domain, mhz in (("sm", telemetry.sm_clock_mhz), ("memory", telemetry.memory_clock_mhz)):
         add(metrics.gpu_clock_hertz, (*labels, domain), None if mhz is None else mhz * _MHZ)
     for reason in ThrottleReason:

@@ -78,6 +78,12 @@ class Metrics:
     gpu_power_limit_watts = Scraped(
         "gpuplugin_gpu_power_limit_watts", "Power limit of the board.", GPU
     )
+    gpu_energy_joules = Scraped(
+        "gpuplugin_gpu_energy_joules",
+        "Energy that the board drew since the driver was loaded or the GPU was reset.",
+        GPU,
+        kind="counter",
+    )
     gpu_clock_hertz = Scraped(
         "gpuplugin_gpu_clock_hertz", "Clock of the domain sm or memory.", (*GPU, "domain")
     )

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-Kind: TypeAlias = Literal["gauge", "counter", "histogram", "info"]
+Kind: TypeAlias = Literal["gauge", "counter", "histogram", "info", "unknown"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
 _OPENMETRICS_TYPE = "application/openmetrics-text"
+_TEXT_KINDS: Mapping[Kind, str] = {"info": "gauge", "unknown": "untyped"}
 _SUFFIXES: Mapping[Kind, str] = {"counter": "_total", "info": "_info"}
 
 
@@ -72,7 +73,7 @@ def encoded(families: Iterable[Family], content_type: str) -> bytes:
     is_open = content_type == OPENMETRICS
     lines: list[str] = []
     for family in families:
-        kind = family.kind if is_open or family.kind != "info" else "gauge"
+        kind = family.kind if is_open else _TEXT_KINDS.get(family.kind, family.kind)
         name = family.name if is_open else family.sample_name
         lines += (f"# HELP {name} {_escaped(family.text)}", f"# TYPE {name} {kind}")
         for sample, labels, value in family.samples:

@@ -217,6 +217,7 @@ OWN = (
     daemon("metrics-interval", "GPUPLUGIN_METRICS_INTERVAL", "metrics_interval", 15.0, ("2s", 2.0),
            ("1m", 60.0)),
     daemon("pod-metrics", "GPUPLUGIN_POD_METRICS", "pod_metrics", True, ("f", False), ("T", True)),
+    daemon("dcgm-metrics", "GPUPLUGIN_DCGM_METRICS", "dcgm_metrics", False, ("t", True), ("F", False)),
     daemon("host-proc", "GPUPLUGIN_HOST_PROC", "host_proc", Path("/proc"), ("/v", Path("/v")),
            ("/c", Path("/c"))),
     daemon("pod-logs", "GPUPLUGIN_POD_LOGS", "pod_logs", Path("/var/log/pods"), ("/v", Path("/v")),

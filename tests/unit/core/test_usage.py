@@ -56,6 +56,7 @@ def reading(utilization: float | None = 0.9, used_gib: int = 50) -> Telemetry:
         temperature_c=50.0,
         power_w=300.0,
         power_limit_w=400.0,
+        energy_j=1234.5,
         sm_clock_mhz=1000,
         memory_clock_mhz=1000,
         throttle_reasons=ThrottleReason.NONE,

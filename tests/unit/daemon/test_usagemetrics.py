@@ -36,7 +36,7 @@ GPU_LIST = tuple(
 TELEMETRY = Telemetry(
     0.5,
     *(40 * GIB, 40 * GIB, 80 * GIB),
-    *(50.0, 300.0, 400.0),
+    *(50.0, 300.0, 400.0, 1234.5),
     *(1000, 1000),
     ThrottleReason.POWER_CAP,
     *(0, 0),

@@ -80,6 +80,7 @@ class FakeGpu:
     temperature_margin: int | None = None
     power_mw: int = 70_000
     power_limit_mw: int = 700_000
+    energy_mj: int = 1_234_000
     clocks: dict[Clock, int] = field(default_factory=lambda: {Clock.SM: 345, Clock.MEMORY: 2619})
     clock_reasons: int = 0x1
     processes: list[Process] = field(default_factory=list)
@@ -316,6 +317,9 @@ class FakeNvml:
 
     def power_limit_mw(self, device: Handle) -> int:
         return self._gpu("power_limit_mw", device).power_limit_mw
+
+    def energy_mj(self, device: Handle) -> int:
+        return self._gpu("energy_mj", device).energy_mj
 
     def clock_mhz(self, device: Handle, clock: Clock) -> int:
         return self._gpu("clock_mhz", device).clocks[clock]

@@ -100,6 +100,7 @@ def number(value: Any) -> int:
         ("nvmlDeviceGetSupportedEventTypes", lambda api: api.event_types(GPU), 0x1FF),
         ("nvmlDeviceGetPowerUsage", lambda api: api.power_mw(GPU), 70_000),
         ("nvmlDeviceGetEnforcedPowerLimit", lambda api: api.power_limit_mw(GPU), 700_000),
+        ("nvmlDeviceGetTotalEnergyConsumption", lambda api: api.energy_mj(GPU), 1_234_000),
         ("nvmlDeviceGetCurrentClocksEventReasons", lambda api: api.clock_reasons(GPU), 0x24),
         ("nvmlDeviceGetCurrentClocksThrottleReasons", lambda api: api.clock_reasons(GPU), 0x24),
         ("nvmlDeviceGetTemperature", lambda api: api.temperature_c(GPU), 66),

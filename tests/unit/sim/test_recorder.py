@@ -61,6 +61,7 @@ def a_reading(utilization: float | None = 0.5, used_gib: float = 10.0) -> Teleme
         temperature_c=50.0,
         power_w=300.0,
         power_limit_w=700.0,
+        energy_j=1234.5,
         sm_clock_mhz=1980,
         memory_clock_mhz=2619,
         throttle_reasons=ThrottleReason.NONE,

@@ -203,6 +203,7 @@ capabilities:
   (list "GPUPLUGIN_LOG_LEVEL" .Values.logLevel)
   (list "GPUPLUGIN_METRICS_INTERVAL" .Values.metrics.interval)
   (list "GPUPLUGIN_POD_METRICS" (include "gpuplugin.podMetrics" . | default nil))
+  (list "GPUPLUGIN_DCGM_METRICS" (ternary "true" nil .Values.metrics.dcgm))
   (list "GPUPLUGIN_ALLOCATION" (ternary "dra" nil (eq .Values.allocation "dra")))
   (list "GPUPLUGIN_DRA_DRIVER_NAME" (ternary nil .Values.dra.driverName (or (ne .Values.allocation "dra") (eq .Values.dra.driverName "gpu.gpuplugin.dev"))))
   (list "GPUPLUGIN_KUBELET_DIR" (ternary nil .Values.kubeletDir (or (ne .Values.allocation "dra") (eq .Values.kubeletDir "/var/lib/kubelet"))))
