@@ -42,6 +42,9 @@ from tests.deploy.rendering import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(300)
+"""The first one that asks builds everything: 45 programs, one after the other."""
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CHART / "README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 ALLOCATION_LABEL, DRA_RELEASE = "gpu-allocation", "gpuplugin-dra"
