@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from sim.kubelet.plugins import PluginClient
     from sim.kubelet.registration import Registrant
 
+MAX_FOLDER_BYTES = 51
+"""Of its path: Linux allows 107 for a socket, and this plugin's for nvidia.com/gpu takes 56."""
 GRACE_CHECK_S = 1.0
 """How often the sync loop runs without a change: the grace period ends by itself."""
 
@@ -47,6 +49,9 @@ class Kubelet:
     back. `seed` makes the random order of device ids repeatable. `clock` is a monotonic clock in
     seconds. With a `store` of the API's objects its pods may have claims, which are allocated from
     the ResourceSlices of `node`; `timing` is then when it retries and wipes.
+
+    Raises:
+        ValueError: the folder's path is too long for sockets in it, as that of `tmp_path` may be.
     """
 
     def __init__(
@@ -60,6 +65,12 @@ class Kubelet:
         node: str = "",
         timing: ClaimTiming | None = None,
     ) -> None:
+        if (length := len(str(kubelet_dir).encode())) > MAX_FOLDER_BYTES:
+            raise ValueError(
+                f"the kubelet's folder {kubelet_dir} has a path of {length} bytes, more than the "
+                f"{MAX_FOLDER_BYTES} that leave room for sockets in it; take a shorter one, such "
+                "as tempfile.mkdtemp(prefix='gp')"
+            )
         self.dir = kubelet_dir
         self._store = store
         self._claims_file = kubelet_dir / CLAIMS_FILE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Health: TypeAlias = Literal["Healthy", "Unhealthy", "Unknown"]
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     PENDING = "Pending"
     RUNNING = "Running"
     FAILED = "Failed"

@@ -110,11 +110,11 @@ def test_it_has_what_is_read_at_run_time(
     assert set(files) <= names[name]
 
 
-def test_each_has_the_licence_and_the_first_has_the_command(names: dict[str, set[str]]) -> None:
-    for name, found in names.items():
+def test_each_has_the_licence_and_its_entry_points(names: dict[str, set[str]]) -> None:
+    for found in names.values():
         (folder,) = {one.partition("/")[0] for one in found if ".dist-info/" in one}
         assert f"{folder}/licenses/LICENSE" in found
-        assert (f"{folder}/entry_points.txt" in found) == (name == "gpuplugin")
+        assert f"{folder}/entry_points.txt" in found
 
 
 def test_production_needs_no_simpy_and_the_second_needs_the_same_version(
@@ -193,6 +193,20 @@ def test_both_together_simulate(wheels: dict[str, Path], tmp_path: Path) -> None
     listed = own.run("gpuplugin", "devices", "--backend", "sim", "--scenario", "homelab", "--json")
     assert listed.returncode == 0, listed.stderr
     assert json.loads(listed.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stranger_tests_with_the_fixtures(wheels: dict[str, Path], tmp_path: Path) -> None:
+    own = Environment(tmp_path / "tests", *map(str, wheels.values()), "pytest")
+    (own.folder / "test_mine.py").write_text(
+        "def test_pods_share(gpu_node):\n"
+        "    pods = [gpu_node.run_pod(f'pod-{number}') for number in range(3)]\n"
+        "    assert {pod.phase for pod in pods} == {'Running'}\n"
+    )
+    outcome = own.run("pytest", "-q", "test_mine.py")
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert "1 passed" in outcome.stdout
 
 
 @pytest.mark.slow
