@@ -114,6 +114,27 @@ def _add_cdi(commands: Commands) -> None:
     remove.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_manifests(commands: Commands) -> None:
+    manifests = commands.add_parser(
+        "manifests",
+        help="print or write the files that deploy the plugin",
+        description="Without an option the overlays and components are listed. Objects are put "
+        "together by kubectl or kustomize.",
+    )
+    manifests.set_defaults(module="manifests", function="manifests")
+    manifests.add_argument(
+        "--overlay", metavar="NAME", help="print the objects of an overlay (default: the base)"
+    )
+    manifests.add_argument(
+        "--component", action="append", default=[], metavar="NAME",
+        help="with this component; may be repeated, in this order",
+    )  # fmt: skip
+    manifests.add_argument("--image", metavar="REFERENCE", help="the image of the plugin")
+    manifests.add_argument(
+        "--output", metavar="DIR", help="write all files there, for kubectl apply -k"
+    )
+
+
 def _add_health(commands: Commands) -> None:
     health = commands.add_parser("health", help="health of the GPUs, as the running plugin sees it")
     health.set_defaults(module="health", function="show")
@@ -322,6 +343,7 @@ _COMMANDS = {
     "devices": _add_devices,
     "config": _add_config,
     "cdi": _add_cdi,
+    "manifests": _add_manifests,
     "health": _add_health,
     "top": _add_top,
     "doctor": _add_doctor,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "On a node": ("run", "doctor", "health", "top", "devices"),
-    "Configuration": ("config", "cdi"),
+    "Configuration": ("config", "cdi", "manifests"),
     "Simulation, without a GPU": ("demo", "sim", "record"),
     "Measurements": ("advise", "bench", "calibrate"),
     "This program": ("completion",),
@@ -28,6 +28,13 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "devices": ("docs/configuration.md", ("devices", "devices --backend sim --json")),
     "config": ("docs/configuration.md", ()),
+    "manifests": (
+        "docs/deploy.md",
+        (
+            "manifests --overlay simulated",
+            "manifests --component replicas-10 --image registry.example/gpuplugin:0.1.0",
+        ),
+    ),
     "config check": (
         "docs/configuration.md",
         (

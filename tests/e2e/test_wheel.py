@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.cli.manifests import PARTS
 from gpuplugin.version import VERSION
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ DISTRIBUTIONS = {
     "gpuplugin-sim": (ROOT / "distributions/sim", ("benchmarks", "sim")),
 }
 """Where each is built, and its packages."""
+DEPLOY = "gpuplugin/deploy/"
+"""Where the first one has what deploys it."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,15 @@ def test_it_has_every_file_of_its_packages_and_no_other(
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {one for one in names[name] if ".dist-info/" not in one} == tree
+    packed = {one for one in names[name] if ".dist-info/" not in one}
+    assert {one for one in packed if not one.startswith(DEPLOY)} == tree
+    shipped = {
+        f"{DEPLOY}{path.relative_to(ROOT / 'deploy')}"
+        for part in PARTS
+        for path in (ROOT / "deploy" / part).rglob("*")
+        if path.suffix in {".yaml", ".json"}
+    }
+    assert packed - tree == (shipped if name == "gpuplugin" else set())
 
 
 @pytest.mark.parametrize(
@@ -177,6 +188,7 @@ def test_the_first_alone_serves_and_names_the_second(
     waits = own.run("gpuplugin", "run", "--fail-on-init-error", "--kubelet-dir", str(tmp_path))
     assert waits.returncode == 1
     assert "libnvidia-ml.so.1" in waits.stderr
+    assert "simulated" in own.run("gpuplugin", "manifests").stdout
     for words in (["sim", "scenario", "list"], ["demo"], ["devices", "--backend", "sim"]):
         refused = own.run("gpuplugin", *words)
         assert (refused.returncode, refused.stdout) == (1, "")
@@ -217,7 +229,8 @@ def test_the_source_distribution_has_the_first_alone_and_builds(tmp_path: Path) 
     with tarfile.open(packed) as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / packed.name.removesuffix(".tar.gz")
-    kept = {"gpuplugin", "hal", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    kept = {"gpuplugin", "hal", "deploy"}
+    kept |= {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
     assert {one.name for one in folder.iterdir()} == kept | {"PKG-INFO", ".gitignore"}
     subprocess.run([*build, "wheel"], cwd=folder, check=True, capture_output=True)
     assert (tmp_path / f"gpuplugin-{VERSION}-py3-none-any.whl").is_file()

@@ -97,6 +97,7 @@ NO_JSON = {
     "config schema": "is JSON",
     "cdi show": "is JSON",
     "record": "writes a scenario",
+    "manifests": "YAML for kubectl",
     "demo": "a screen",
     "completion": "for shells",
     "sim up": "logs, with --log-format json",
