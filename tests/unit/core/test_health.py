@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuplugin.core.faults import Cause, Fault, XidPolicy, fault_of_probe
+from gpuplugin.core.faults import Cause, Fault, XidPolicy, fault_of_event, fault_of_probe
 from gpuplugin.core.health import (
     CONTAINED_WINDOW_S,
     Health,
@@ -22,6 +22,7 @@ from gpuplugin.core.health import (
     quiet_period_s,
 )
 from hal import (
+    CallFailure,
     EccError,
     Event,
     GpuAppeared,
@@ -652,6 +653,46 @@ def test_a_contained_error_of_a_gpu_without_faults_counts_as_none() -> None:
     """The fault that it takes back may have been forgotten meanwhile."""
     health = see(replace(see(Health(0.0), DOUBLE_BIT, 1.0), faults=0), xid(94), 2.0)
     assert (health.state, health.faults) == (H, 0)
+
+
+REFUSED = CallFailure("nvmlDeviceGetUUID", 4, "no permission", action="check-permissions")
+SILENT = CallFailure("nvmlDeviceGetUUID", 15, "the GPU is lost", action="reset-or-reboot")
+
+
+@pytest.mark.parametrize(
+    ("failure", "event_fault", "probe_fault"),
+    [
+        pytest.param(
+            REFUSED,
+            (Cause.UNREACHABLE, f"GPU cannot be read: {REFUSED}", "check-permissions"),
+            (Cause.UNREACHABLE, f"GPU cannot be read: {REFUSED}", "check-permissions"),
+            id="the driver refuses",
+        ),
+        pytest.param(
+            SILENT,
+            (Cause.LOST, "GPU lost", "reset-or-reboot"),
+            (Cause.UNREACHABLE, f"GPU does not respond: {SILENT}", "reset-or-reboot"),
+            id="the GPU is silent",
+        ),
+        pytest.param(
+            None,
+            (Cause.LOST, "GPU lost", "reset-or-reboot"),
+            (Cause.UNREACHABLE, "GPU does not respond", "reset-or-reboot"),
+            id="nothing is known",
+        ),
+    ],
+)
+def test_a_gpu_that_the_driver_refuses_is_told_from_one_that_is_silent(
+    failure: CallFailure | None,
+    event_fault: tuple[Cause, str, str],
+    probe_fault: tuple[Cause, str, str],
+) -> None:
+    gone = fault_of_event(GpuDisappeared(UUID, failure), XidPolicy())
+    down = fault_of_probe(replace(DOWN, failure=failure))
+    assert gone is not None
+    assert down is not None
+    assert (gone.cause, gone.reason, gone.action) == event_fault
+    assert (down.cause, down.reason, down.action) == probe_fault
 
 
 def test_all_that_a_probe_shows_counts_unless_it_is_switched_off() -> None:

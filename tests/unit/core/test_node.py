@@ -105,6 +105,10 @@ class Runner:
     def problems(self) -> list[str]:
         return [effect.kind for effect in self.effects if isinstance(effect, ProblemFound)]
 
+    def errors(self) -> list[str]:
+        """Those of the problems that are grave."""
+        return [one.kind for one in self.effects if isinstance(one, ProblemFound) and one.error]
+
 
 def xid(uuid: str, code: int = 79) -> XidError:
     return XidError(uuid, code)
@@ -194,6 +198,7 @@ class TestMisfit:
         assert "to at most" in node.model.view.misfit
         node.update(gpus(2))
         assert node.problems() == ["configuration-misfit"], "reported once"
+        assert node.errors() == ["configuration-misfit"]
 
     def test_another_configuration_ends_it(self) -> None:
         node = Runner(replace(PLAIN, inventory=self.TOO_MANY))
@@ -439,6 +444,7 @@ def test_a_gpu_that_is_held_whole_is_not_offered_as_shared_until_its_pod_has_end
         f"{B}::1": "Healthy",
     }
     assert node.problems() == ["gpu-withheld"]
+    assert node.errors() == []
     assert "pod ml/train holds it whole" in node.model.view.withheld[A]
 
     node.run(node.model.held([], node.now_s))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuplugin.core.inventory import Plan, build_inventory
+from gpuplugin.core.inventory import Plan, build_inventory, entries_without_effect
 from gpuplugin.core.sharing import (
     GpuFilter,
     NamePattern,
@@ -107,6 +107,32 @@ def test_rename_by_default_is_for_what_is_shared() -> None:
 def test_an_own_name_wins_over_rename_by_default() -> None:
     entry = SharedResource(GPU, 2, ALL, "nvidia.com/own")
     assert advertised(1, entry, rename=True) == {"nvidia.com/own": "0*2"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ([SharedResource(GPU, 4), SharedResource(GPU, 5)], ["0: entry [1] is for all"]),
+        (
+            [SharedResource(GPU, 4), SharedResource("nvidia.com/no", 2), SharedResource(GPU, 5)],
+            ["0: entry [2] is for all", "1: no device is called nvidia.com/no"],
+        ),
+        (
+            [SharedResource(GPU, 4, listed("1", "2")), SharedResource(GPU, 5, listed("2"))],
+            ["0: does not get 2: entry [1] names it, too"],
+        ),
+        ([SharedResource(GPU, 4), SharedResource(GPU, 5, listed("2"))], []),
+    ],
+)
+def test_entries_that_share_nothing_name_the_one_that_counts(
+    entries: list[SharedResource], told: list[str]
+) -> None:
+    found = [*entries_without_effect(Plan(TimeSlicing(tuple(entries))))]
+    assert len(found) == len(told)
+    for (position, text), wanted in zip(found, told, strict=True):
+        place, _, reason = wanted.partition(": ")
+        assert position == int(place)
+        assert reason in text
 
 
 def test_an_entry_that_finds_no_device_leaves_a_note() -> None:

@@ -121,6 +121,11 @@ def test_updates_that_were_left_out_count_as_good() -> None:
     assert watch.update_due_s(BOARD) == 165.0
     watch.update_failed(ERROR, 172.0)
     assert watch.updates.failures == 1
+    watch.skip_updates(191.0)
+    watch.updated(191.0)
+    watch.update_failed(ERROR, 196.0)
+    watch.skip_updates(201.0)
+    assert watch.update_due_s(BOARD) == 205.0, "the pause after a failure is over"
 
 
 @pytest.mark.parametrize(

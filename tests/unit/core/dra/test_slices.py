@@ -68,7 +68,10 @@ class Server:
         for device in self.devices_of(spec):
             for taint in device.get("taints", []):
                 taint.setdefault("timeAdded", f"at-{self.version}")
-        self.slices[name] = Stored(name, uid, str(self.version), spec)
+        stored = Stored(name, uid, str(self.version), spec)
+        generation = pool(stored)["generation"]
+        assert all(generation >= pool(one)["generation"] for one in self.slices.values())
+        self.slices[name] = stored
 
     @staticmethod
     def devices_of(spec: JsonObject) -> list[dict[str, list[dict[str, object]]]]:
