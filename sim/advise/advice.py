@@ -159,24 +159,17 @@ class Advice:
         return next((row for row in self.rows if row.replicas == self.replicas), None)
 
 
+def table_of(plan: Plan, workers: Workers) -> tuple[Row, ...]:
+    """A row for every number of replicas, without other mechanisms and what is assumed."""
+    return _tables({"": plan}, workers)[""]
+
+
 def advise(
     plan: Plan, workers: Workers, progress: Callable[[float], None] = lambda _share: None
 ) -> Advice:
     """Try every number of replicas, other mechanisms, and what the assumptions mean."""
     variants = {"": plan, **dict(_others(plan)), **{key: one for key, _, one in _otherwise(plan)}}
-    every: list[tuple[str, int, Trial]] = [
-        (name, sharing, trial)
-        for name, one in variants.items()
-        for sharing in sorted({one.sharing(replicas) for replicas in REPLICAS})
-        for trial in trials(one, sharing, DRAWS if not name else 1)
-    ]
-    # Draws in which the same pods meet, in whatever order, are one trial.
-    different = list(dict.fromkeys(trial for _, _, trial in every))
-    results = dict(zip(different, workers.results(try_out, different, progress), strict=True))
-    found: dict[tuple[str, int], list[TrialResult]] = {}
-    for name, sharing, trial in every:
-        found.setdefault((name, sharing), []).append(results[trial])
-    tables = {name: _rows(one, name, found) for name, one in variants.items()}
+    tables = _tables(variants, workers, progress)
     return Advice(
         plan,
         tables[""],
@@ -188,6 +181,27 @@ def advise(
             if key
         ),
     )
+
+
+def _tables(
+    variants: Mapping[str, Plan],
+    workers: Workers,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> dict[str, tuple[Row, ...]]:
+    every: list[tuple[str, int, Trial]] = [
+        (name, sharing, trial)
+        for name, one in variants.items()
+        for sharing in sorted({one.sharing(replicas) for replicas in REPLICAS})
+        for trial in trials(one, sharing, DRAWS if not name else 1)
+    ]
+    every += [(name, _ALONE, trial) for name, one in variants.items() for trial in alone(one)]
+    # Draws in which the same pods meet, in whatever order, are one trial.
+    different = list(dict.fromkeys(trial for _, _, trial in every))
+    results = dict(zip(different, workers.results(try_out, different, progress), strict=True))
+    found: dict[tuple[str, int], list[TrialResult]] = {}
+    for name, sharing, trial in every:
+        found.setdefault((name, sharing), []).append(results[trial])
+    return {name: _rows(one, name, found) for name, one in variants.items()}
 
 
 def best(rows: Sequence[Row]) -> int:
@@ -228,17 +242,46 @@ def trials(plan: Plan, sharing: int, draws: int) -> list[Trial]:
     return made
 
 
+def alone(plan: Plan) -> list[Trial]:
+    """A pod of each workload whose requests wait for each other even where it is alone."""
+    return [
+        Trial(
+            plan.model,
+            (replace(one, count=1, active=1.0),),
+            Mechanism.EXCLUSIVE,
+            calibration=plan.calibration,
+            seed=plan.seed,
+        )
+        for one in plan.workloads
+        if one.arrival == "open"
+    ]
+
+
 def _rows(
     plan: Plan, name: str, found: Mapping[tuple[str, int], Sequence[TrialResult]]
 ) -> tuple[Row, ...]:
-    return tuple(_row(plan, replicas, found[name, plan.sharing(replicas)]) for replicas in REPLICAS)
+    pods = [pod for result in found.get((name, _ALONE), ()) for pod in result.pods]
+    by_name = {pod.name: _percentiles([pod]) for pod in pods}
+    return tuple(
+        _row(plan, replicas, found[name, plan.sharing(replicas)], by_name) for replicas in REPLICAS
+    )
 
 
-def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
+def _row(
+    plan: Plan,
+    replicas: int,
+    results: Sequence[TrialResult],
+    alone_takes: Mapping[str, Sequence[float]],
+) -> Row:
     sharing = plan.sharing(replicas)
     tried = [pod for result in results for pod in result.pods]
-    slowdowns = {one.name: _slowdowns(tried, one.name) for one in plan.workloads}
-    worst, (p50, p95, p99) = max(slowdowns.items(), key=lambda item: item[1][1] or 0.0)
+    slowdowns = {
+        name: [one / other for one, other in zip(taken, alone_takes.get(name, _ONES), strict=True)]
+        for name in dict.fromkeys(one.name for one in plan.workloads)
+        if (taken := _percentiles([pod for pod in tried if pod.name == name]))
+    }
+    worst = max(slowdowns, key=lambda name: slowdowns[name][1], default="")
+    p50, p95, p99 = slowdowns.get(worst, (None, None, None))
     if p95 is None and any(pod.active < 1 for pod in plan.pods):
         p95 = 1.0  # nobody had work in any draw
     sampled = {
@@ -258,7 +301,7 @@ def _row(plan: Plan, replicas: int, results: Sequence[TrialResult]) -> Row:
         left_out=max(0, plan.count - replicas * plan.gpus),
         utilization=statistics.fmean(result.utilization for result in results),
         switching=statistics.fmean(result.switching for result in results),
-        worst="" if p50 is None else worst,
+        worst=worst,
         keeps=False,
         contending=sum(pod.fits * pod.active * sampled[pod.name] for pod in tried) / len(results),
         memory_mean_gib=memory.mean_gib,
@@ -368,17 +411,14 @@ def _larger(one: Workload) -> Workload:
 
 _SAMPLE_MS = 1000.0
 _SHARES = (0.5, 0.95, 0.99)
+_ONES = (1.0, 1.0, 1.0)
+_ALONE = 0
 
 
-def _slowdowns(
-    tried: Sequence[PodResult], name: str
-) -> tuple[float | None, float | None, float | None]:
-    """p50, p95 and p99 over all requests of a workload, whichever pods were beside it."""
-    weighted = sorted(
-        (slowdown, pod.requests) for pod in tried if pod.name == name for slowdown in pod.slowdowns
-    )
+def _percentiles(pods: Sequence[PodResult]) -> Sequence[float]:
+    """p50, p95 and p99 of the slowdowns of all requests of pods; empty without requests."""
+    weighted = sorted((slowdown, pod.requests) for pod in pods for slowdown in pod.slowdowns)
     if not weighted:
-        return None, None, None
+        return ()
     upto = list(accumulate(weight for _, weight in weighted))
-    found = [weighted[bisect_left(upto, share * upto[-1])][0] for share in _SHARES]
-    return found[0], found[1], found[2]
+    return [weighted[bisect_left(upto, share * upto[-1])][0] for share in _SHARES]

@@ -7,7 +7,7 @@ that others use at the same time it sees what a pod got, not what it wanted.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -19,6 +19,8 @@ from sim.study.usage import owner_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from sim.advise.workload import Arrival
+
 By: TypeAlias = Literal["namespace", "workload"]
 
 ACTIVE = 0.01
@@ -27,6 +29,7 @@ ALWAYS = 0.95
 """Who is active for more of the time is taken as always active."""
 LEAST_ALONE = 10
 """So many samples in which a pod had the GPU to itself are enough to know what it wants."""
+USUAL_REQUEST_MS = 20.0
 MEMORY_SAMPLES = 60
 LEAST_WINDOWS = 12
 """A history has so many windows of memory at least: hours, or less where it is shorter."""
@@ -71,25 +74,39 @@ class History:
         return end_s - self.begin_s
 
 
-def shown(history: History, source: str, request_ms: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What the user knows of requests, which no history shows; None for what is assumed.
+
+    `length_ms` is how long the GPU works on one, by workload, `usual_ms` of all others.
+    """
+
+    usual_ms: float | None = None
+    length_ms: Mapping[str, float] = field(default_factory=dict)
+    arrival: Arrival | None = None
+
+
+def shown(history: History, source: str, requests: Requests) -> str:
     """What is in the history of the things that matter, and what is assumed instead."""
     span, step = duration(history.length_s), duration(history.step_s)
+    assumed = ["occupancy and MPS share"]
+    if requests.arrival is None:
+        assumed.insert(0, "their arrival (each some time after the one before was done)")
+    if requests.usual_ms is None:
+        assumed.insert(0, f"the length of requests ({number(USUAL_REQUEST_MS)} ms)")
     return (
         f"{source.capitalize()}, {span} at {step}: shows for how much of the time each pod is "
         f"busy, bursts of {step} or more, memory with its growth, and when pods come and go. "
-        "Assumed are "
-        f"the length of requests ({number(request_ms)} ms), their arrival (each some time after "
-        "the one before was done), occupancy and MPS share."
+        f"Assumed: {', '.join(assumed)}."
     )
 
 
 def workloads_of(
-    history: History, by: By, request_ms: float, source: str
+    history: History, by: By, requests: Requests, source: str
 ) -> tuple[list[Workload], list[str]]:
     """Workloads by namespace or by owner, and notes for people.
 
-    `request_ms` is how long the GPU works on a request, which no metric shows; `source` is what
-    the history was read from.
+    `source` is what the history was read from.
     """
     grouped: dict[str, list[PodSeries]] = defaultdict(list)
     for one in history.sm:
@@ -100,7 +117,7 @@ def workloads_of(
     found: list[Workload] = []
     notes: list[str] = []
     for key in sorted(grouped):
-        workload, note = _workload(key, grouped[key], memory[key], history, request_ms, source)
+        workload, note = _workload(key, grouped[key], memory[key], history, requests, source)
         found.append(workload)
         notes.append(note)
     return found, notes
@@ -118,7 +135,7 @@ def _workload(
     sm: Sequence[PodSeries],
     memory: Sequence[PodSeries],
     history: History,
-    request_ms: float,
+    requests: Requests,
     source: str,
 ) -> tuple[Workload, str]:
     values = [value for one in sm for _, value in one.samples]
@@ -140,7 +157,13 @@ def _workload(
     window_s = min(HOUR_S, max(history.step_s, history.length_s / LEAST_WINDOWS))
     sizes = _sizes(memory, window_s)
     growth = _growth_gib_per_h(memory)
-    assumed = {"busy_ms", "occupancy", "mps_share", "arrival"}
+    request_ms = requests.length_ms.get(key, requests.usual_ms)
+    assumed = {"occupancy", "mps_share"}
+    if request_ms is None:
+        assumed.add("busy_ms")
+        request_ms = USUAL_REQUEST_MS
+    if requests.arrival is None:
+        assumed.add("arrival")
     if not known:
         assumed.add("share")
     if not sizes:
@@ -153,6 +176,7 @@ def _workload(
         request_ms / share,
         sizes or (0.0,),
         count,
+        arrival=requests.arrival or "closed",
         active=active,
         with_context=True,
         memory_window_s=window_s,

@@ -6,7 +6,7 @@ As `sim.study.share`, but for pods that differ.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import simpy
@@ -60,8 +60,8 @@ class PodResult:
     """What became of a pod: `busy` is the share of the time in which its work ran.
 
     `slowdowns` are those of its `requests` as evenly spaced quantiles, ascending: latencies over
-    the work alone, none for a pod that had nothing done. With open arrivals a request alone may
-    wait for one before it: then they are over what requests alone take at the same quantile.
+    the work alone, none for a pod that had nothing done. With open arrivals a request waits for
+    those of its own pod before it as well.
     """
 
     name: str
@@ -86,28 +86,7 @@ class TrialResult:
 
 def try_out(trial: Trial) -> TrialResult:
     """Run it; a function of a module, for workers."""
-    shared = _Run(trial).result()
-    if all(pod.arrival == "closed" for pod in trial.pods):
-        return shared
-    alone = {
-        pod: _Run(_alone(trial, pod)).result().pods[0]
-        for pod in dict.fromkeys(trial.pods)
-        if pod.arrival == "open" and pod.active
-    }
-    pods = tuple(
-        _over(result, alone[pod]) if pod in alone else result
-        for pod, result in zip(trial.pods, shared.pods, strict=True)
-    )
-    return TrialResult(pods, shared.utilization, shared.switching)
-
-
-def _alone(trial: Trial, pod: Workload) -> Trial:
-    return Trial(trial.model, (pod,), Mechanism.EXCLUSIVE, seed=trial.seed)
-
-
-def _over(shared: PodResult, alone: PodResult) -> PodResult:
-    pairs = zip(shared.slowdowns, alone.slowdowns, strict=False)
-    return replace(shared, slowdowns=tuple(sorted(one / other for one, other in pairs)))
+    return _Run(trial).result()
 
 
 @dataclass(slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from hal import TimeSliceLevel
 from sim.advise.advice import Goals, Plan, WrongPlan, advise
 from sim.advise.check import NoAdvice, NothingSeen, as_rows, check, read_advice, verdict
 from sim.advise.check import as_json as check_json
-from sim.advise.history import CannotRead, shown, workloads_of
+from sim.advise.history import USUAL_REQUEST_MS, CannotRead, Requests, shown, workloads_of
 from sim.advise.prometheus import LEAST_STEP_S, history, seen_since
 from sim.advise.recordings import history_of
 from sim.advise.words import confidence, configuration, remarks, sentence
@@ -87,11 +88,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--request-ms",
-        type=float,
-        default=20.0,
-        metavar="MS",
-        help="GPU work of one request of workloads from a history, which no metric shows "
-        "(default 20)",
+        action="append",
+        default=[],
+        metavar="[WORKLOAD=]MS",
+        help="GPU work of one request of workloads from a history, or of one of them, which no "
+        f"metric shows (default {USUAL_REQUEST_MS:g}). May be repeated",
+    )
+    parser.add_argument(
+        "--arrivals",
+        choices=("closed", "open"),
+        help="how requests come, but for presets: each some time after the one before was done "
+        "(closed), or at random, whoever waits (open); default: closed, and what open would change",
     )
     parser.add_argument(
         "--slowdown-p95",
@@ -171,14 +178,42 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _workloads(parsed: argparse.Namespace) -> tuple[list[Workload], list[str]]:
     """From the command line and from histories, and what there is to say about the latter."""
-    found, notes = list(map(parsed_workload, parsed.workload)), []
-    if not 0.01 <= parsed.request_ms <= 60_000:
-        raise WrongPlan("--request-ms: give a number from 0.01 to 60000")
+    requests = _requests(parsed)
+    found, notes = [_arriving(one, requests) for one in map(parsed_workload, parsed.workload)], []
     for source, (seen, lost) in _histories(parsed):
-        workloads, told = workloads_of(seen, parsed.by, parsed.request_ms, source)
+        workloads, told = workloads_of(seen, parsed.by, requests, source)
         found += workloads
-        notes += [shown(seen, source, parsed.request_ms), *lost, *told]
+        notes += [shown(seen, source, requests), *lost, *told]
+    unknown = requests.length_ms.keys() - {one.name for one in found}
+    if unknown:
+        raise WrongPlan(
+            f"--request-ms: there is no workload {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(one.name for one in found)}"
+        )
     return found, notes
+
+
+def _requests(parsed: argparse.Namespace) -> Requests:
+    usual_ms, lengths = None, {}
+    for text in parsed.request_ms:
+        name, _, length = text.rpartition("=")
+        try:
+            length_ms = float(length)
+        except ValueError:
+            length_ms = math.nan
+        if not 0.01 <= length_ms <= 60_000:
+            raise WrongPlan(f"--request-ms {text}: give a number from 0.01 to 60000")
+        if name:
+            lengths[name] = length_ms
+        else:
+            usual_ms = length_ms
+    return Requests(usual_ms, lengths, parsed.arrivals)
+
+
+def _arriving(one: Workload, requests: Requests) -> Workload:
+    if requests.arrival is None or one.source == "preset":
+        return one
+    return replace(one, arrival=requests.arrival, assumed=one.assumed - {"arrival"})
 
 
 def _histories(parsed: argparse.Namespace) -> Iterator[tuple[str, tuple[History, list[str]]]]:

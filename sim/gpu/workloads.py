@@ -33,11 +33,15 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ClosedLoop(ScenarioModel):
-    """Work, a pause, work again: a client that waits for the response. A pause of 0 saturates."""
+    """Work, a pause, work again: a client that waits for the response. A pause of 0 saturates.
+
+    Each pause is longer or shorter by up to `jitter` (0 to 1) of it.
+    """
 
     kind: Literal["closed-loop"] = "closed-loop"
     busy_ms: Milliseconds
     idle_ms: Gap = 0.0
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Diurnal(ScenarioModel):
@@ -188,7 +192,9 @@ def _closed_loop(workload: ClosedLoop, bench: Bench) -> Driver:
         yield bench.work(work_ns)
         bench.served(since_ns, work_ns)
         if workload.idle_ms:
-            yield _pause(bench, workload.idle_ms)
+            jitter = workload.jitter
+            factor = bench.random.uniform(1 - jitter, 1 + jitter) if jitter else 1.0
+            yield _pause(bench, factor * workload.idle_ms)
 
 
 def _training(workload: Training, bench: Bench) -> Driver:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gpuplugin.core.usage import PodName
-from sim.advise.history import CannotRead, shown, workloads_of
+from sim.advise.history import CannotRead, Requests, shown, workloads_of
 from sim.advise.recordings import history_of
 from sim.node.scenario import load_scenario
 from sim.study.usage import NoUsage, owner_of, read_usage
@@ -43,9 +43,13 @@ tenants:
 def workloads(*files: Path, by: str = "workload") -> tuple[dict[str, Workload], list[str]]:
     history, notes = history_of([str(file) for file in files])
     found, told = workloads_of(
-        history, "namespace" if by == "namespace" else "workload", 20, "recording"
+        history, "namespace" if by == "namespace" else "workload", Requests(), "recording"
     )
-    return {one.name: one for one in found}, [shown(history, "recording", 20), *notes, *told]
+    return {one.name: one for one in found}, [
+        shown(history, "recording", Requests()),
+        *notes,
+        *told,
+    ]
 
 
 def test_a_recording_shows_busy_time_bursts_memory_with_growth_and_arrivals(tmp_path: Path) -> None:
