@@ -16,7 +16,6 @@ from gpuplugin.config.load import load_settings
 from hal import GIB
 from sim.advise.advice import (
     HOURS_A_WEEK,
-    REPLICAS,
     Advice,
     Goals,
     Plan,
@@ -227,31 +226,3 @@ def test_the_configuration_is_one_that_the_plugin_takes(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert not load_settings({}, {}, str(file)).warnings
-
-
-def largest(plan: Plan) -> int:
-    """The number that is recommended, without other mechanisms and assumptions."""
-    for replicas in REPLICAS:
-        for trial in trials(plan, plan.sharing(replicas), 1):
-            result = try_out(trial)
-            worst = max((pod.p95 or 0.0 for pod in result.pods), default=0.0)
-            if worst > plan.goals.slowdown_p95 or not all(pod.fits for pod in result.pods):
-                return max((one for one in REPLICAS if one < replicas), default=0)
-    return REPLICAS[-1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("busy_ms", "rest", "memory_gib", "count"),
-    [(60.0, 1.5, 6.0, 5), (20.0, 3.0, 6.0, 5), (60.0, 8.0, 1.0, 5), (20.0, 8.0, 6.0, 4)],
-)
-def test_more_memory_a_faster_gpu_or_fewer_pods_never_lower_the_number(
-    busy_ms: float, rest: float, memory_gib: float, count: int
-) -> None:
-    """Requests are longer than some slices: shorter ones suffer more from those of others."""
-    one = Workload("w", busy_ms, busy_ms * rest, (memory_gib,), count)
-    plan = Plan(L4, (one,), Goals(slowdown_p95=3.0))
-    now = largest(plan)
-    assert largest(replace(plan, memory_gib=48.0)) >= now
-    assert largest(replace(plan, workloads=(replace(one, busy_ms=busy_ms / 2),))) >= now
-    assert largest(replace(plan, workloads=(replace(one, count=count - 1),))) >= now
