@@ -70,7 +70,7 @@ def test_fewer_equal_pods_never_lower_the_number(kinds: tuple[Workload, ...], go
 
 @pytest.mark.slow
 @FEW
-@given(workloads(20.0, 2), GOAL)
+@given(workloads(4.2, 2), GOAL)
 def test_a_faster_gpu_never_lowers_the_number_where_requests_are_longer_than_slices(
     kinds: tuple[Workload, ...], goal: float
 ) -> None:
