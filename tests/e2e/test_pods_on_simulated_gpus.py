@@ -153,7 +153,7 @@ def test_what_a_pod_declares_is_in_its_metrics_and_in_nvidia_smi(
             status = kubelet.run_pod(simple_pod("train-1", {RESOURCE: 1}))
             pod = Runtime(node.dir / "cdi").container(status)
             assert pod.run(*query).stdout == "0\n"
-            body = {
+            body: dict[str, object] = {
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {
