@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from sim.advise.words import confidence, configuration, remarks, sentence
-from sim.gpu.profiles import load_profile
 from sim.study.html.charts import KIND_COLOURS, NEUTRAL, Chart, line, plot
 from sim.study.html.frame import NOTHING, document, head_of, sections, table_of
-from sim.study.sentences import counted, number, percent
+from sim.study.sentences import counted, milliseconds, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sim.advise.advice import Advice
+    from sim.advise.advice import Advice, Row
 
 _BAD = "#d64545"
 
 
 def advice_page(advice: Advice, notes: Sequence[str] = ()) -> str:
     """`notes` are about the history that the advice rests on."""
-    plan, profile = advice.plan, load_profile(advice.plan.model)
+    plan, profile = advice.plan, advice.plan.profile
     charts = [_slowdown(advice), _left_out(advice), _time(advice), _assumptions(advice)]
     title = f"How many replicas of {profile.product}?"
     pods = ", ".join(
-        f"{one.count} x {one.name} ({number(one.busy_ms)} ms of every {number(one.period_ms)} ms, "
+        f"{one.count} x {one.name} ({milliseconds(one.busy_ms)} of every "
+        f"{milliseconds(one.period_ms)}, "
         f"{number(max(one.memory_gib))} GiB)"
         for one in plan.workloads
     )
@@ -35,7 +35,7 @@ def advice_page(advice: Advice, notes: Sequence[str] = ()) -> str:
     return document(
         title,
         [
-            head_of(title, about, [sentence(advice), *remarks(advice)], _tiles(advice)),
+            head_of(title, about, [sentence(advice), *remarks(advice)], _tiles(advice), answer=0),
             *sections(charts),
             _table(advice),
             _rest(advice, notes),
@@ -59,8 +59,57 @@ def _tiles(advice: Advice) -> list[tuple[str, str]]:
     ]
 
 
+_LEFT, _RIGHT = 0.5, 20.5
+
+
 def _axis() -> dict[str, Any]:
-    return {"title": {"text": "replicas of each GPU"}, "dtick": 2, "range": [0.5, 20.5]}
+    return {"title": {"text": "replicas of each GPU"}, "dtick": 2, "range": [_LEFT, _RIGHT]}
+
+
+def _marks(advice: Advice, *, told: bool) -> dict[str, Any]:
+    """A line at the number that is recommended, and a shade from where a goal is missed.
+
+    With `told` both are named.
+    """
+    shapes: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
+    missed = next((row for row in advice.rows if not row.keeps), None)
+    if missed is not None:
+        from_ = (advice.replicas + missed.replicas) / 2 if advice.replicas else _LEFT
+        shapes.append(_shape(from_, _RIGHT, fillcolor=_BAD, opacity=0.09, line={"width": 0}))
+        text = f"from {missed.replicas} on: {_short(advice, missed)}"
+        texts.append(
+            {"x": _RIGHT - 0.2, "y": 1, "yanchor": "top", "xanchor": "right", "text": text}
+        )
+    if advice.replicas:
+        at, colour = advice.replicas, KIND_COLOURS[2]
+        shapes.append(_shape(at, at, line={"width": 1.5, "color": colour, "dash": "dot"}))
+        side = "left" if at <= _RIGHT / 2 else "right"
+        text = f"recommended: {at}"
+        texts.append({"x": at, "y": 1, "yanchor": "bottom", "xanchor": side, "text": text})
+    if not told:
+        return {"shapes": shapes}
+    common = {"xref": "x", "yref": "paper", "showarrow": False}
+    return {
+        "shapes": shapes,
+        "annotations": [{**common, **text} for text in texts],
+        "margin": {"l": 8, "r": 12, "t": 24, "b": 8},
+    }
+
+
+def _shape(from_: float, to: float, **more: object) -> dict[str, Any]:
+    kind = "rect" if to > from_ else "line"
+    place = {"type": kind, "xref": "x", "yref": "paper", "x0": from_, "x1": to, "y0": 0, "y1": 1}
+    return {**place, "layer": "below", **more}
+
+
+def _short(advice: Advice, row: Row) -> str:
+    """Which goal is missed; the sentence at the top says by how much."""
+    if row.refused:
+        return "memory does not fit"
+    if row.ooms_per_week > advice.plan.goals.ooms_per_week:
+        return "memory runs out"
+    return "too slow" if row.p95 is not None else "nothing is done"
 
 
 def _slowdown(advice: Advice) -> Chart:
@@ -82,9 +131,7 @@ def _slowdown(advice: Advice) -> Chart:
             go.Scatter(
                 x=[advice.replicas],
                 y=[advice.row.p95],
-                mode="markers+text",
-                text=[f"{advice.replicas}"],
-                textposition="top center",
+                mode="markers",
                 marker={"size": 15, "color": KIND_COLOURS[2], "symbol": "diamond"},
                 hovertemplate=f"recommended: {advice.replicas}, %{{y:.2f}}<extra></extra>",
             )
@@ -92,13 +139,14 @@ def _slowdown(advice: Advice) -> Chart:
     return Chart(
         "slowdown",
         "What sharing costs whoever suffers most",
-        "A request takes so many times as long as alone. Below the red line the goal is kept; the "
-        "diamond is the largest number that keeps all goals.",
+        "A request takes so many times as long as alone. Below the red line the goal for that is "
+        "kept. The diamond is the largest number that keeps all goals; in the shade one is missed.",
         plot(
             traces,
             340,
             _axis(),
-            {"title": {"text": "times as long as alone"}, "range": [0, max(most, goal) * 1.1]},
+            {"title": {"text": "times as long as alone"}, "range": [0, max(most, goal) * 1.25]},
+            **_marks(advice, told=True),
         ),
         _flat(advice),
         [
@@ -106,6 +154,7 @@ def _slowdown(advice: Advice) -> Chart:
             (NEUTRAL, "half of them, and 99 of 100 (dotted)"),
             (_BAD, "the goal"),
             (KIND_COLOURS[2], "recommended"),
+            (f"{_BAD}33", "a goal is missed"),
         ],
     )
 
@@ -124,13 +173,14 @@ def _left_out(advice: Advice) -> Chart:
         return Chart(
             "leftout", title, "Every pod has a replica, with every number.", None, half=True
         )
-    style = {"color": KIND_COLOURS[1], "width": 2.5, "shape": "hv"}
+    style = {"color": KIND_COLOURS[1], "width": 2.5}
     traces = [line(x, [row.left_out for row in rows], "%{y}", "pods", style)]
     return Chart(
         "leftout",
         title,
         reading,
-        plot(traces, 260, _axis(), {"title": {"text": "pods"}}),
+        plot(traces, 260, _axis(), {"title": {"text": "pods"}}, **_marks(advice, told=False)),
+        legend=[(KIND_COLOURS[1], "pods without a replica"), (KIND_COLOURS[2], "recommended")],
         half=True,
     )
 
@@ -154,8 +204,18 @@ def _time(advice: Advice) -> Chart:
         "time",
         "What the GPU does with its time",
         "Busy with work, and lost to switching between pods.",
-        plot(traces, 260, _axis(), {"title": {"text": "% of the time"}, "range": [0, 104]}),
-        legend=[(KIND_COLOURS[0], "busy"), (_BAD, "switching")],
+        plot(
+            traces,
+            260,
+            _axis(),
+            {"title": {"text": "% of the time"}, "range": [0, 104]},
+            **_marks(advice, told=False),
+        ),
+        legend=[
+            (KIND_COLOURS[0], "busy"),
+            (_BAD, "switching"),
+            (KIND_COLOURS[2], "recommended"),
+        ],
         half=True,
     )
 
@@ -175,6 +235,8 @@ def _assumptions(advice: Advice) -> Chart:
                 ]
             },
             text=[str(advice.replicas), *map(str, values)],
+            textposition="outside",
+            cliponaxis=False,
             hovertemplate="%{y}: %{x}<extra></extra>",
         )
     ]
@@ -186,7 +248,7 @@ def _assumptions(advice: Advice) -> Chart:
         plot(
             traces,
             90 + 34 * len(names),
-            {"title": {"text": "replicas"}},
+            {"title": {"text": "replicas"}, "range": [0, 1.1 * max(advice.replicas, 1, *values)]},
             {"type": "category", "autorange": "reversed", "rangemode": "normal"},
         ),
     )
@@ -205,7 +267,7 @@ def _table(advice: Advice) -> str:
                 NOTHING if value is None else f"{number(value)} x"
                 for value in (row.p50, row.p95, row.p99)
             ),
-            number(row.ooms_per_week),
+            f"{percent(row.refused)} do not fit" if row.refused else number(row.ooms_per_week),
             str(row.left_out),
             percent(row.utilization),
             percent(row.switching),

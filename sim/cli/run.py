@@ -28,7 +28,7 @@ from sim.virtual.settings import load_for
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import TextIO
 
     from gpuplugin.cli.parser import Commands
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _DAY_S = 86_400.0
 _USUAL_LENGTH_S = 600.0
+_MOMENTS = 64
+"""So often are slices noted, for the page to show the most crowded moment."""
 _DAYS = re.compile(r"(\d+(?:\.\d*)?|\.\d+)d(.*)", re.ASCII)
 
 _NAMES = (
@@ -70,7 +72,7 @@ def add_run(commands: Commands) -> None:
     run.add_argument(
         "--slices-at",
         metavar="DURATION",
-        help="when 0.1 s of slices is noted for the page (default: once all tenants run)",
+        help="when 0.1 s of slices is noted for the page (default: where most tenants take turns)",
     )
     run.add_argument("--quiet", action="store_true", help="print no report and no progress")
     add_options(run, sections=("health",), names=_NAMES)
@@ -178,18 +180,11 @@ def _run(parsed: argparse.Namespace) -> None:
     loaded = load_for(scenario, given_options(parsed), os.environ, parsed.config_file)
     for warning in loaded.warnings:
         print(f"gpuplugin: {warning}", file=sys.stderr)
-    if parsed.slices_at is None:
-        window_at_s = busy_moment_s(scenario, until_s)
-    else:
-        window_at_s = _duration("--slices-at", parsed.slices_at)
-        if window_at_s + WINDOW_S > until_s:
-            raise CannotRun(
-                f"--slices-at: {parsed.slices_at} is not within the {duration(until_s)} of the run"
-            )
+    windows_at_s = _windows(parsed.slices_at, scenario, until_s)
     with ExitStack() as stack:
         files = _files(parsed, stack)
         started_s = time.monotonic()
-        outcome = _simulate(parsed, scenario, loaded.settings, until_s, window_at_s, files)
+        outcome = _simulate(parsed, scenario, loaded.settings, until_s, windows_at_s, files)
         took_s = time.monotonic() - started_s
         report = report_of(outcome)
         if "report" in files:
@@ -201,6 +196,21 @@ def _run(parsed: argparse.Namespace) -> None:
     if not parsed.quiet:
         print("\n".join(as_text(report)))
         print(f"{duration(until_s)} of model time took {took_s:.1f} s.", file=sys.stderr)
+
+
+def _windows(slices_at: str | None, scenario: Scenario, until_s: float) -> list[float]:
+    """When slices are noted: at one moment, or at many of which the most crowded is kept."""
+    if slices_at is not None:
+        at_s = _duration("--slices-at", slices_at)
+        if at_s + WINDOW_S > until_s:
+            raise CannotRun(
+                f"--slices-at: {slices_at} is not within the {duration(until_s)} of the run"
+            )
+        return [at_s]
+    begin_s = busy_moment_s(scenario, until_s)
+    step_s = max(2 * WINDOW_S, (until_s - begin_s) / _MOMENTS)
+    count = max(1, int((until_s - begin_s - WINDOW_S) / step_s))
+    return [begin_s + number * step_s for number in range(count)]
 
 
 def run_length_s(scenario: Scenario, until: str | None) -> float:
@@ -233,7 +243,7 @@ def _simulate(
     scenario: Scenario,
     settings: Settings,
     until_s: float,
-    window_at_s: float,
+    windows_at_s: Sequence[float],
     files: Mapping[str, TextIO],
 ) -> Outcome:
     def log(line: str) -> None:
@@ -241,7 +251,7 @@ def _simulate(
             stream.write(f"{line}\n")
 
     stream = files.get("events")
-    run = VirtualRun(scenario, settings, until_s, log, window_at_s)
+    run = VirtualRun(scenario, settings, until_s, log, windows_at_s)
     with progress_bar(scenario.name, shown=not parsed.quiet) as tell:
         return run.run(tell)
 

@@ -20,7 +20,7 @@ from sim.virtual.kubelet import PodNotes, VirtualKubelet, VirtualPods
 from sim.virtual.plugin import VirtualPlugin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     import simpy
 
@@ -38,6 +38,13 @@ _THERMAL_SHUTDOWN = ThermalShutdown().kind
 
 WINDOW_S = 0.1
 """How long every slice of each GPU is noted, from `window_at_s` on."""
+
+
+def _turns(slices: Sequence[tuple[str, Segment]]) -> int:
+    """How many tenants took turns: ran on either side of a switch."""
+    if not any(segment.switching for _, segment in slices):
+        return 0
+    return len({name for name, segment in slices if not segment.switching})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,11 @@ class Outcome:
 
 
 class VirtualRun:
-    """One run; `write` gets each line of the event log, in order, as JSON."""
+    """One run; `write` gets each line of the event log, in order, as JSON.
+
+    `windows_at_s` are moments, ascending and `WINDOW_S` apart at least: the slices that follow one
+    of them are kept, of that at which most tenants took turns.
+    """
 
     def __init__(
         self,
@@ -114,11 +125,11 @@ class VirtualRun:
         settings: Settings,
         until_s: float,
         write: Callable[[str], object] = lambda _line: None,
-        window_at_s: float | None = None,
+        windows_at_s: Sequence[float] = (),
     ) -> None:
         self._write = write
-        window_s = min(until_s / 2, 10.0) if window_at_s is None else window_at_s
-        self.outcome = Outcome(scenario.name, scenario.seed, until_s, window_s)
+        self._windows_at_s = windows_at_s or (min(until_s / 2, 10.0),)
+        self.outcome = Outcome(scenario.name, scenario.seed, until_s, self._windows_at_s[0])
         self.node = SimulatedNode(scenario, self._log)
         self._door: PluginDoor | ClaimDoor
         if scenario.allocation == "dra":
@@ -265,9 +276,24 @@ class VirtualRun:
         return self._notes[uuid]
 
     def _note_slices(self) -> Generator[simpy.Event, object, None]:
-        """Note every slice of a short window; whole rounds are not skipped meanwhile."""
+        """Note every slice of short windows; whole rounds are not skipped meanwhile."""
+        env, best = self.node.env, -1
+        for at_s in self._windows_at_s:
+            yield env.timeout(max(0, to_ns(at_s) - int(env.now)))
+            noted = yield from self._window()
+            turns = max(map(_turns, noted.values()), default=0)
+            if turns > best:
+                best, self.outcome.window_at_s = turns, at_s
+                for notes in self._notes.values():
+                    notes.slices = []
+                for uuid, slices in noted.items():
+                    self._notes_of(uuid).slices = slices
+
+    def _window(
+        self,
+    ) -> Generator[simpy.Event, object, dict[str, list[tuple[str, Segment]]]]:
+        """The slices of each GPU from now on, with the tenants' names."""
         env = self.node.env
-        yield env.timeout(to_ns(self.outcome.window_at_s))
         tenancies = [
             (gpu.identity.uuid, tenancy)
             for gpu in self.node.present
@@ -283,15 +309,17 @@ class VirtualRun:
             for tenant in tenancy.tenants.values()
         }
         yield env.timeout(to_ns(WINDOW_S))
+        noted: dict[str, list[tuple[str, Segment]]] = {}
         for uuid, tenancy in tenancies:
             tenancy.compute.catch_up()
             scheduler = tenancy.compute.scheduler
             if isinstance(scheduler, Slicing) and scheduler.trace is not None:
                 names |= {one.context: one.spec.name for one in tenancy.tenants.values()}
-                self._notes_of(uuid).slices.extend(
+                noted.setdefault(uuid, []).extend(
                     (names.get(segment.context, "?"), segment) for segment in scheduler.trace
                 )
                 scheduler.trace = None
+        return noted
 
     def _finish(self) -> None:
         outcome = self.outcome

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from sim.gpu.scheduler import NS_PER_MS, NS_PER_S
 from sim.study.report import kind_of
-from sim.study.sentences import percent
+from sim.study.sentences import milliseconds, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -147,6 +148,9 @@ BARS_SHOWN = 3000
 _MARKS = ((0.6, (1, 1.5, 2, 3, 4, 5, 7)), (1.2, (1, 2, 5)), (2.6, (1, 3)), (math.inf, (1,)))
 """Marks of each decade, for axes of up to so many decades; more do not fit on a phone."""
 
+_SAME = 1.005
+"""Times that differ by less are the same on any axis."""
+
 _LEAST_DECADES = 0.45
 """Of the axis of times: in so many there are two marks at least."""
 
@@ -157,11 +161,13 @@ def latency(report: RunReport, colours: Colours) -> Chart | None:
     if not served:
         return None
     shown = served[:KINDS_SHOWN]
+    if len(report.kinds) == 1 and _always(shown[0]):
+        return Chart("latency", "How long requests took", _always(shown[0]), None)
     traces: list[Any] = []
     for kind in shown:
         colour, alone_ms = colours.of(kind.kind), kind.alone_ms or 0.0
         shares = [share * 100 for share, _ in kind.latency_curve]
-        times = [milliseconds for _, milliseconds in kind.latency_curve]
+        times = [took_ms for _, took_ms in kind.latency_curve]
         alone = {"color": colour, "width": 1.5, "dash": "dot"}
         traces += [
             line(
@@ -221,6 +227,15 @@ def latency(report: RunReport, colours: Colours) -> Chart | None:
     )
 
 
+def _always(kind: KindReport) -> str:
+    """Of a kind whose requests all took the same time, which a curve would not show; else empty."""
+    least_ms, most_ms = kind.latency_curve[0][1], kind.latency_curve[-1][1]
+    if kind.deprived or most_ms > _SAME * least_ms:
+        return ""
+    alone = "" if kind.alone_ms is None else f"; alone it takes {milliseconds(kind.alone_ms)}"
+    return f"Every request of {escape(kind.kind)} took {milliseconds(most_ms)}{alone}."
+
+
 def _nothing(kind: KindReport) -> str:
     """What the curves, which are of requests that were done, cannot show."""
     if kind.deprived == kind.tenants == 1:
@@ -234,15 +249,17 @@ def slices(outcome: Outcome, labels: Sequence[str], colours: Colours) -> list[Ch
         (notes, label) for notes, label in zip(outcome.gpus, labels, strict=True) if notes.slices
     ]
     noted.sort(key=lambda one: -len({name for name, _ in one[0].slices}))
+    # Beside GPUs that several tenants share, one with a single tenant shows nothing.
+    noted = [one for one in noted if len({name for name, _ in one[0].slices}) > 1] or noted[:1]
     shown = noted[:GPUS_SHOWN]
     charts = [_slices_of(notes, label, colours) for notes, label in shown]
     if not charts and outcome.tenants:
         text = (
-            f"Between {outcome.window_at_s:.2f} s and 0.1 s later no GPU took turns. "
-            "<code>--slices-at</code> looks at another moment."
+            "No tenant had work at the moments that were looked at. "
+            "<code>--slices-at</code> looks at another one."
         )
         return [Chart("slices", "Who ran when, slice by slice", text, None)]
-    note = and_left_out(len(shown), len(noted), "GPUs", "those with most tenants at that moment")
+    note = and_left_out(len(shown), len(noted), "GPUs", "those with most tenants then")
     if note:
         last = charts[-1]
         charts[-1] = Chart(
@@ -281,17 +298,24 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
         for (lane, switching), spans in bars.items()
     ]
     at_s = start_ns / NS_PER_S
+    title = f"Who ran when on GPU {label}, slice by slice"
+    if len(names) == 1 and not switching_ns:
+        alone = (
+            f"From {_moment(at_s)} on {escape(names[0])} had the GPU to itself for 0.1 s. No "
+            "tenant had to take turns: nothing was lost."
+        )
+        return Chart(f"slices-{label}", title, alone, None)
     each = " on each MIG device" if len(notes.places) > 1 else ""
     note = f"{others} share the last lane." if len(by_time) > len(own) else ""
     kinds = [one for one in colours.legend() if any(colours.of(name) == one[0] for name in names)]
     return Chart(
         f"slices-{label}",
-        f"Who ran when on GPU {label}, slice by slice",
-        f"0.1 s of the run, from {at_s:.3f} s on. {_turns(busy, switching_ns, each)}",
+        title,
+        f"0.1 s of the run, from {_moment(at_s)} on. {_turns(busy, switching_ns, each)}",
         plot(
             traces,
             90 + 34 * len(names),
-            {"title": {"text": f"milliseconds after {at_s:.3f} s"}, "range": [0, 100]},
+            {"title": {"text": f"milliseconds after {_moment(at_s)}"}, "range": [0, 100]},
             {**lanes(names), "rangemode": "normal"},
             barmode="overlay",
             bargap=0,
@@ -299,6 +323,16 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
         note,
         [*kinds, *([(SWITCH, "switch")] if switching_ns else [])],
     )
+
+
+def _moment(at_s: float) -> str:
+    """`12.300 s`, `3 d 12:00:00.500`."""
+    if at_s < 180:
+        return f"{at_s:.3f} s"
+    days, rest_s = divmod(at_s, 86_400)
+    hours, minutes = int(rest_s // 3600), int(rest_s % 3600 // 60)
+    clock = f"{hours:02}:{minutes:02}:{rest_s % 60:06.3f}"
+    return f"{int(days)} d {clock}" if days else clock
 
 
 def _turns(busy: Counter[str], switching_ns: int, each: str) -> str:
@@ -349,7 +383,7 @@ def _log_axis(least_ms: float, most_ms: float) -> dict[str, Any]:
     }
 
 
-def _time(milliseconds: float) -> str:
-    if milliseconds < 1:
-        return f"{milliseconds * 1000:g} µs"
-    return f"{milliseconds:g} ms" if milliseconds < 1000 else f"{milliseconds / 1000:g} s"
+def _time(value_ms: float) -> str:
+    if value_ms < 1:
+        return f"{value_ms * 1000:g} µs"
+    return f"{value_ms:g} ms" if value_ms < 1000 else f"{value_ms / 1000:g} s"

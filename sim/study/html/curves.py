@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sim.virtual.run import GpuNotes, HealthChange, Outcome, Sample
 
 GPUS_WITH_MEMORY = 4
+LINES = 32
+MOST_COLOURS = 6
+"""With more lines only two of them have a colour."""
 TENANTS_STACKED = 10
 LANES_OF_HEALTH = 16
 _PPM = 1_000_000
@@ -105,21 +108,18 @@ class Curves:
             notes.uuid: max((one.utilization for one in notes.samples), default=-1.0)
             for notes, _ in self._gpus
         }
-        busiest = sorted(self._gpus, key=lambda one: -most[one[0].uuid])[: len(GPU_COLOURS)]
+        busiest = sorted(self._gpus, key=lambda one: -most[one[0].uuid])[:LINES]
         shown = [one for one in self._gpus if one in busiest]
-        # Few lines get colours that lie far apart.
-        far = GPU_COLOURS[:: max(1, len(GPU_COLOURS) // max(1, len(shown)))]
-        coloured = [(colour, *one) for colour, one in zip(far, shown, strict=False)]
+        drawn = _few(shown) if len(shown) <= MOST_COLOURS else _many(shown, value)
         traces = [
             line(
-                self._time.of([at_s for at_s, _ in _readings(notes.samples)]),
-                [sample and value(sample) for _, sample in _readings(notes.samples)],
+                self._time.of([at_s for at_s, _ in _readings(one.notes.samples)]),
+                [sample and value(sample) for _, sample in _readings(one.notes.samples)],
                 f"%{{y:.4g}} {unit}",
-                f"GPU {label}",
-                # Lines that coincide lie on each other: the lower ones are broader.
-                {"color": colour, "width": 1.6 + min(4.8, 1.2 * (len(shown) - 1 - number))},
+                f"GPU {one.label}",
+                {"color": one.colour, "width": one.width},
             )
-            for number, (colour, notes, label) in enumerate(coloured)
+            for one in drawn
         ]
         return Chart(
             name,
@@ -127,7 +127,7 @@ class Curves:
             reading,
             plot(traces, 240, self._time.layout(), {"title": {"text": unit}, **yaxis}),
             and_left_out(len(shown), len(self._gpus), "GPUs", "the busiest"),
-            [(colour, f"GPU {label}") for colour, _, label in coloured],
+            list(dict.fromkeys((one.colour, one.told) for one in drawn)),
             half=True,
         )
 
@@ -138,11 +138,13 @@ class Curves:
         shown = [one for one in held if one in fullest[:GPUS_WITH_MEMORY]]
         left_out = and_left_out(len(shown), len(held), "GPUs with tenants", "the fullest")
         return [
-            self._memory_of(notes, label, left_out if number == len(shown) - 1 else "")
+            self._memory_of(
+                notes, label, left_out if number == len(shown) - 1 else "", explained=not number
+            )
             for number, (notes, label) in enumerate(shown)
         ]
 
-    def _memory_of(self, notes: GpuNotes, label: str, left_out: str) -> Chart:
+    def _memory_of(self, notes: GpuNotes, label: str, left_out: str, *, explained: bool) -> Chart:
         samples, total_gib = notes.samples, notes.memory_bytes / GIB
         layers, by_kind = _layers(samples)
         times = self._time.of([sample.at_s for sample in samples])
@@ -172,7 +174,9 @@ class Curves:
             f"memory-{label}",
             f"Who held the memory of GPU {label}",
             f"A band is a {what}. At the dashed line nothing is left, and the next request gets "
-            "an out-of-memory error. Replicas do not divide memory.",
+            "an out-of-memory error. Replicas do not divide memory."
+            if explained
+            else f"A band is a {what}.",
             plot(
                 traces,
                 260,
@@ -258,6 +262,42 @@ class Curves:
             for (at_s, state, reason), end_s in zip(edges, ends, strict=True)
             if end_s > at_s
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """How a GPU is drawn, and what the legend says of it."""
+
+    notes: GpuNotes
+    label: str
+    told: str
+    colour: str
+    width: float
+
+
+def _few(gpus: Sequence[tuple[GpuNotes, str]]) -> list[_Line]:
+    """Colours that lie far apart. Lines that coincide lie on each other: the lower are broader."""
+    far = GPU_COLOURS[:: max(1, len(GPU_COLOURS) // max(1, len(gpus)))]
+    return [
+        _Line(notes, label, f"GPU {label}", colour, 2 + 1.2 * (len(gpus) - 1 - number))
+        for number, (colour, (notes, label)) in enumerate(zip(far, gpus, strict=False))
+    ]
+
+
+def _many(gpus: Sequence[tuple[GpuNotes, str]], value: Callable[[Sample], float]) -> list[_Line]:
+    """All in grey, and above them those that have most and least on average."""
+
+    def mean(one: tuple[GpuNotes, str]) -> float:
+        samples = one[0].samples
+        return math.fsum(map(value, samples)) / len(samples) if samples else 0.0
+
+    least, *between, most = sorted(gpus, key=mean)
+    rest = f"{len(between)} more GPUs"
+    return [
+        *(_Line(notes, label, rest, NEUTRAL, 1) for notes, label in between),
+        _Line(*least, f"GPU {least[1]}: least on average", GPU_COLOURS[1], 2),
+        _Line(*most, f"GPU {most[1]}: most on average", GPU_COLOURS[5], 2),
+    ]
 
 
 def _readings(samples: Sequence[Sample]) -> list[tuple[float, Sample | None]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 40
 NOTHING = "-"
+ANSWER = ' class="answer"'
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """A browser that follows it fetches nothing, whatever the scripts try."""
@@ -45,10 +46,21 @@ def document(title: str, parts: Iterable[str], charts: Iterable[Chart]) -> str:
 
 
 def head_of(
-    title: str, about: str, sentences: Iterable[str], tiles: Iterable[tuple[str, str]]
+    title: str,
+    about: str,
+    sentences: Iterable[str],
+    tiles: Iterable[tuple[str, str]],
+    *,
+    answer: int = 1,
 ) -> str:
-    """The head of a page, from plain text; a tile is what it is about, and its figure."""
-    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    """The head of a page, from plain text; a tile is what it is about, and its figure.
+
+    The sentence with the number `answer` is what people came for.
+    """
+    told = "".join(
+        f"<li{ANSWER if number == answer else ''}>{escape(sentence)}</li>"
+        for number, sentence in enumerate(sentences)
+    )
     paragraph = f'<p class="about">{escape(about)}</p>' if about else ""
     figures = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in tiles

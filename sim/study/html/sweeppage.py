@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import statistics
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from sim.study.html.charts import KIND_COLOURS, Chart, plot
+from sim.study.html.charts import KIND_COLOURS, NEUTRAL, Chart, plot
 from sim.study.html.frame import document, head_of, sections, table_of
 from sim.study.sentences import counted, duration, number, percent
 from sim.study.sweep import told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sim.study.sweep import Combination, Estimate, SweepReport
+
+MOST_COLOURS = 6
+"""With more lines only the best and the worst have a colour."""
+
+_NAMED = 4
+_MORE_IS_BETTER = frozenset({"utilization", "fairness"})
 
 _FIGURES: tuple[tuple[str, str, str, str, float, Callable[[float], str]], ...] = (
     (
@@ -93,19 +101,28 @@ def _sentences(report: SweepReport) -> list[str]:
     lines = []
     left_out = [one for one in report.combinations if _mean(one, "deprived")]
     if left_out:
+        shown = sorted(left_out, key=lambda one: -(_mean(one, "deprived") or 0))[:_NAMED]
         named = "; ".join(
-            f"{_told(one)}: {number(_mean(one, 'deprived') or 0)}" for one in left_out[:6]
+            f"{number(_mean(one, 'deprived') or 0)} with {_told(one)}" for one in shown
         )
-        lines.append(f"Tenants got nothing, on average over the seeds, with {named}.")
+        more = f"; and in {len(left_out) - len(shown)} more" if len(shown) < len(left_out) else ""
+        lines.append(
+            f"In {len(left_out)} of {counted(len(report.combinations), 'combination')} tenants got "
+            f"nothing, on average over the seeds: {named}{more}."
+        )
     else:
         lines.append("No tenant got nothing.")
-    served = [one for one in report.combinations if not _mean(one, "deprived")]
+    fewest = min(_mean(one, "deprived") or 0.0 for one in report.combinations)
+    served = [one for one in report.combinations if (_mean(one, "deprived") or 0.0) <= fewest]
     rated = [(value, one) for one in served if (value := _mean(one, "slowdown_p95")) is not None]
     if rated:
         best, worst = min(rated, key=_first), max(rated, key=_first)
+        where = (
+            f"Where fewest got nothing ({number(fewest)})" if fewest else "Where all got something"
+        )
         lines.append(
-            f"Where all got something, who suffered most was slowed down least with "
-            f"{_told(best[1])} ({number(best[0])} times at p95) and most with {_told(worst[1])} "
+            f"{where}, who suffered most was slowed down least with {_told(best[1])} "
+            f"({number(best[0])} times as long as alone at p95) and most with {_told(worst[1])} "
             f"({number(worst[0])} times)."
         )
     return lines
@@ -118,57 +135,129 @@ def _first(pair: tuple[float, Combination]) -> float:
 def _chart(
     report: SweepReport, name: str, title: str, reading: str, unit: str, factor: float
 ) -> Chart | None:
-    """A figure over the values of the first setting, a line for each combination of the others."""
+    """A figure over the values of one setting, a line for each combination of the others."""
     there = [one for one in report.combinations if one.figures[name] is not None]
     if not there:
         return None
     values = {round(_mean(one, name) or 0.0, 9) for one in there}
     if values == {0.0}:
-        return Chart(name, title, f"{reading} Zero with every combination.", None)
-    first, *others = report.combinations[0].settings
-    series: dict[tuple[str, ...], list[Combination]] = {}
-    for one in there:
-        series.setdefault(tuple(str(one.settings[key]) for key in others), []).append(one)
-    shown = list(series.items())[: len(KIND_COLOURS)]
-    coloured = [(KIND_COLOURS[number], *one) for number, one in enumerate(shown)]
-    labels = {
-        key: " ".join(f"{name}={value}" for name, value in zip(others, key, strict=True))
-        for key in series
-    }
-    traces = [
-        _trace(points, first, name, factor, colour, labels[key]) for colour, key, points in coloured
-    ]
-    left_out = len(series) - len(shown)
+        return Chart(name, title, f"{reading} Zero with every combination.", None, half=True)
+    axis, series = _series(report, name)
+    lines = _few(series) if len(series) <= MOST_COLOURS else _many(series, name)
+    order = list(dict.fromkeys(str(one.settings[axis]) for one in report.combinations))
     return Chart(
         name,
         title,
         reading,
         plot(
-            traces,
+            [
+                _trace(series[one.label], axis, name, factor, one)
+                for one in lines
+                if series[one.label]
+            ],
             280,
-            {"title": {"text": first}, "type": "category"},
+            {
+                "title": {"text": axis},
+                "type": "category",
+                "categoryorder": "array",
+                "categoryarray": order,
+            },
             {"title": {"text": unit}},
         ),
-        f"{left_out} more combinations are in the table." if left_out else "",
-        [(colour, labels[key] or first) for colour, key, _ in coloured] if others else [],
+        "",
+        list(dict.fromkeys((one.colour, one.told) for one in lines if one.told)),
         half=True,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """How a series is drawn; `told` is its name in the legend, empty where it has none."""
+
+    label: str
+    told: str
+    colour: str
+    width: float
+
+
+def _series(report: SweepReport, name: str) -> tuple[str, dict[str, list[Combination]]]:
+    """The setting of the axis, and combinations that have the figure, by the other settings.
+
+    The axis is the numeric setting with most values: so there are as few lines as can be. Every
+    chart has the same series, in the same order.
+    """
+    settings = report.combinations[0].settings
+    values = {key: {one.settings[key] for one in report.combinations} for key in settings}
+    axis = max(
+        settings,
+        key=lambda key: (
+            all(isinstance(value, int | float) for value in values[key]),
+            len(values[key]),
+        ),
+    )
+    series: dict[str, list[Combination]] = {}
+    for one in report.combinations:
+        label = " ".join(f"{key}={one.settings[key]}" for key in settings if key != axis)
+        points = series.setdefault(label, [])
+        if one.figures[name] is not None:
+            points.append(one)
+    return axis, series
+
+
+def _few(series: Mapping[str, Sequence[Combination]]) -> list[_Line]:
+    """Each with a colour; the first is the widest, so that none hides another one."""
+    return [
+        _Line(label, label, colour, 2 + 1.5 * (len(series) - 1 - number))
+        for number, (label, colour) in enumerate(zip(series, KIND_COLOURS, strict=False))
+    ]
+
+
+def _many(series: Mapping[str, Sequence[Combination]], name: str) -> list[_Line]:
+    """The best and the worst on average, above all others in grey."""
+
+    def mean(label: str) -> float:
+        return statistics.fmean(_mean(one, name) or 0.0 for one in series[label])
+
+    ranked = sorted((label for label in series if series[label]), key=mean)
+    best, worst = (ranked[-1], ranked[0]) if name in _MORE_IS_BETTER else (ranked[0], ranked[-1])
+    if mean(best) == mean(worst):
+        return [_Line(label, f"{len(ranked)}, all alike", NEUTRAL, 2) for label in ranked]
+    others = [label for label in ranked if label not in (best, worst)]
+
+    def told(what: str, label: str) -> str:
+        alike = sum(mean(other) == mean(label) for other in others)
+        return f"{what} on average: {label}{f' and {alike} alike' if alike else ''}"
+
+    return [
+        *(_Line(label, f"{len(others)} others", NEUTRAL, 1) for label in others),
+        _Line(worst, told("worst", worst), KIND_COLOURS[1], 3),
+        _Line(best, told("best", best), KIND_COLOURS[2], 3),
+    ]
+
+
 def _trace(
-    points: Sequence[Combination], first: str, name: str, factor: float, colour: str, label: str
+    points: Sequence[Combination], axis: str, name: str, factor: float, style: _Line
 ) -> go.Scatter:
     estimates = [one.figures[name] for one in points]
     means = [factor * (one.mean if one else 0.0) for one in estimates]
     above = [factor * (_high(one) - one.mean) if one else 0.0 for one in estimates]
+    colour, width = style.colour, style.width
     return go.Scatter(
-        x=[str(one.settings[first]) for one in points],
+        x=[str(one.settings[axis]) for one in points],
         y=[round(mean, 6) for mean in means],
-        error_y={"type": "data", "array": above, "color": colour, "thickness": 1.5},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": above,
+            # Of none of the figures there is less than nothing.
+            "arrayminus": [min(mean, half) for mean, half in zip(means, above, strict=True)],
+            "color": colour,
+            "thickness": 1.5,
+        },
         mode="lines+markers",
-        line={"color": colour, "width": 2},
-        marker={"size": 8, "color": colour},
-        hovertemplate=f"{first} %{{x}} {label}: %{{y:.4g}}<extra></extra>",
+        line={"color": colour, "width": width},
+        marker={"size": 5 + width, "color": colour},
+        hovertemplate=f"{axis} %{{x}} {style.label}: %{{y:.4g}}<extra></extra>",
     )
 
 

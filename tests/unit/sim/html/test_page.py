@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,14 +104,43 @@ def test_an_axis_of_times_has_marks_whatever_its_span(most_ms: float) -> None:
     assert 2 <= len(marks) <= 7
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
 def test_lines_of_gpus_have_colours_of_their_own_and_do_not_hide_each_other(count: int) -> None:
     gpus = [gpu(index, samples=[sample(1), sample(2)]) for index in range(count)]
     lines = plots(page(outcome(gpus=gpus)))["temperature"]["data"]
     assert len({line["line"]["color"] for line in lines}) == count
     widths = [line["line"]["width"] for line in lines]
     assert widths == sorted(widths, reverse=True)
-    assert len(set(widths)) == min(count, 5)
+    assert len(set(widths)) == count
+
+
+@pytest.mark.parametrize("count", [7, 16, 40])
+def test_of_many_lines_most_and_least_have_a_colour_and_the_rest_is_grey(count: int) -> None:
+    gpus = [
+        gpu(index, samples=[replace(sample(at), temperature_c=40.0 + index) for at in (1, 2)])
+        for index in range(count)
+    ]
+    text = page(outcome(gpus=gpus))
+    lines = plots(text)["temperature"]["data"]
+    shown = min(count, 32)
+    assert len(lines) == shown
+    assert [line["line"]["color"] for line in lines].count(NEUTRAL) == shown - 2
+    assert [line["name"] for line in lines[-2:]] == ["GPU 0", f"GPU {shown - 1}"]
+    assert NEUTRAL not in {line["line"]["color"] for line in lines[-2:]}
+    for told in ("GPU 0: least on average", f"GPU {shown - 1}: most on average"):
+        assert told in words(text)
+    assert f"{shown - 2} more GPUs" in words(text)
+
+
+def test_where_one_has_the_gpu_alone_a_sentence_says_what_a_plot_would_not() -> None:
+    done = outcome(
+        record("a-0", latency_ms=[100, 100], work_ms=100),
+        gpus=[gpu(slices=[("a-0", segment(1000, 1100))])],
+    )
+    text = page(done)
+    assert not {"latency", "slices-0"} & set(plots(text))
+    assert "Every request of a took 100 ms; alone it takes 100 ms." in words(text)
+    assert "From 1.000 s on a-0 had the GPU to itself for 0.1 s." in words(text)
 
 
 def test_nothing_is_fetched_and_names_are_text() -> None:
@@ -143,7 +173,7 @@ def test_many_gpus_and_tenants_are_limited_and_the_page_says_what_it_left_out() 
     assert "8 of 15 kinds of tenants are shown" in said
     assert "3 of 12 GPUs are shown" in said
     assert "4 of 12 GPUs with tenants are shown: the fullest." in said
-    assert "8 of 12 GPUs are shown: the busiest." in said
+    assert len(drawn["utilisation"]["data"]) == 12
     assert "6 others share the last lane." in said
     rows = {name for bar in drawn["slices-0"]["data"] for name in bar["y"]}
     assert len(rows) == LANES_SHOWN

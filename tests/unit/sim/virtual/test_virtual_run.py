@@ -195,12 +195,38 @@ def test_slices_of_a_window_are_noted_without_changing_anything() -> None:
         assert one.end_ns <= other.start_ns, "one at a time"
     elsewhere = parse_scenario(text, "test")
     quiet: list[str] = []
-    run = VirtualRun(elsewhere, settings_for(elsewhere, {}, {}, None), 60, quiet.append, 59.0)
+    run = VirtualRun(
+        elsewhere, settings_for(elsewhere, {}, {}, None), 60, quiet.append, [30.0, 59.0]
+    )
     outcome = run.run()
     assert quiet == ran.lines
     assert [one.latency_ns for one in outcome.tenants] == [
         one.latency_ns for one in ran.outcome.tenants
     ]
+
+
+def test_of_many_moments_that_is_kept_at_which_most_tenants_take_turns() -> None:
+    """One works from the begin on, three from 20 s, two of them no longer at 40 s."""
+    text = """
+gpus: [{model: a100-sxm4-80gb}]
+tenants:
+  - {name: a, gpu: 0, workload: {kind: closed-loop, busy_ms: 50}, memory: {start_gib: 1}}
+pods:
+  - {name: p, count: 2, start_s: 20, lifetime_s: 10, workload: {kind: closed-loop, busy_ms: 50}}
+"""
+    scenario = parse_scenario(text, "test")
+    settings = settings_for(scenario, {}, {}, None)
+    moments = [5.0, 15.0, 25.0, 45.0]
+    outcome = VirtualRun(scenario, settings, 60, windows_at_s=moments).run()
+    assert outcome.window_at_s == 25.0
+    (gpu,) = outcome.gpus
+    assert {name for name, _ in gpu.slices} == {"a", "p-0", "p-1"}
+    assert min(segment.start_ns for _, segment in gpu.slices) >= 25e9
+    assert max(segment.end_ns for _, segment in gpu.slices) <= 25.1e9
+
+    alone = VirtualRun(scenario, settings, 60, windows_at_s=[5.0, 15.0]).run()
+    assert alone.window_at_s == 5.0
+    assert {name for name, _ in alone.gpus[0].slices} == {"a"}
 
 
 @pytest.mark.parametrize("name", scenario_names())
