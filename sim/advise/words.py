@@ -9,7 +9,8 @@ import yaml
 
 from gpuplugin.core.inventory import GPU_RESOURCE
 from hal import TimeSliceLevel
-from sim.study.sentences import counted, listed, number, percent, slices_from
+from sim.gpu.profiles import slices_from
+from sim.study.sentences import counted, listed, number, percent
 from sim.study.share import Mechanism
 
 if TYPE_CHECKING:

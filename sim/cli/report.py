@@ -35,7 +35,7 @@ def as_text(report: RunReport) -> list[str]:
     lines = [line for text in as_sentences(report) for line in textwrap.wrap(text, _WIDTH)]
     if report.tenants:
         lines += ["", *_tenants(report)]
-    lines += ["", *_gpus(report), "", *_totals(report)]
+    lines += ["", *_gpus(report), "", *_totals(report), *report.slices_from]
     return lines
 
 

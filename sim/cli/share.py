@@ -13,10 +13,9 @@ from hal import TimeSliceLevel
 from sim.cli.calibrate import add_calibration, given_calibration
 from sim.cli.sweep import add_workers, workers_of
 from sim.gpu.calibration import CannotUse
-from sim.gpu.profiles import UnknownModel
+from sim.gpu.profiles import UnknownModel, slices_from
 from sim.gpu.scheduler import NS_PER_MS
 from sim.gpu.schedulers import usual_mps_share
-from sim.study.sentences import slices_from
 from sim.study.share import Mechanism, SharePlan, WrongPlan
 from sim.study.share import share as share_out
 from sim.study.workers import CannotRunThere

@@ -237,6 +237,19 @@ def slice_parameters(
     )
 
 
+def slices_from(model: str, profile: Profile) -> str:
+    """Where the slices and switches of a model come from."""
+    if not profile.slices_measured:
+        return (
+            f"Slices and switches were never measured on {model}: they are those of an A100 and of "
+            "RTX 30 to 50."
+        )
+    source = profile.sources["time_slice"]
+    if profile.calibrated:
+        return f"Slices and switches were {source}."
+    return f"Slices and switches of {model}: {source}."
+
+
 def _ns(value_us: float | None, usual_ns: int) -> int:
     return usual_ns if value_us is None else round(value_us * NS_PER_US)
 

@@ -147,6 +147,7 @@ def report_of(outcome: Outcome) -> RunReport:
         seed=outcome.seed,
         until_s=outcome.until_s,
         window_at_s=outcome.window_at_s,
+        slices_from=outcome.slices_from,
         gpus=gpus,
         kinds=_kinds(tenants, by_place, deprived, end_ns),
         tenants=reports,

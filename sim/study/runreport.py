@@ -157,6 +157,8 @@ class RunReport(Keys):
     """seconds of model time"""
     window_at_s: float
     """from when on 0.1 s of slices were noted for pictures"""
+    slices_from: list[str]
+    """where the slices and switches of each model come from, in words"""
     gpus: list[GpuReport]
     """by index"""
     kinds: list[KindReport]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sim.gpu.profiles import Profile
     from sim.study.runreport import Deprived, GpuReport, KindReport, RunReport
 
 
@@ -68,19 +67,6 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def listed(items: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
-
-
-def slices_from(model: str, profile: Profile) -> str:
-    """Where the slices and switches of a model come from."""
-    if not profile.slices_measured:
-        return (
-            f"Slices and switches were never measured on {model}: they are those of an A100 and of "
-            "RTX 30 to 50."
-        )
-    source = profile.sources["time_slice"]
-    if profile.calibrated:
-        return f"Slices and switches were {source}."
-    return f"Slices and switches of {model}: {source}."
 
 
 def _setup(report: RunReport) -> str:

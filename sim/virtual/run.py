@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.dra.slices import Pool
 from sim.apiserver.store import NODES, Key, Store
 from sim.gpu.faults import ThermalShutdown
+from sim.gpu.profiles import slices_from
 from sim.gpu.scheduler import NS_PER_S, to_ns
 from sim.gpu.timeslicing import Segment, Slicing
 from sim.node.node import SimulatedNode
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from sim.gpu.profiles import Profile
     from sim.gpu.tenancy import TenantRecord
     from sim.node.scenario import Scenario
 
@@ -38,6 +40,15 @@ _THERMAL_SHUTDOWN = ThermalShutdown().kind
 
 WINDOW_S = 0.1
 """How long every slice of each GPU is noted, from `window_at_s` on."""
+
+
+def _sliced(scenario: Scenario) -> dict[str, Profile]:
+    """The models whose compute is shared by time slices."""
+    return {
+        group.model: scenario.profile_of(group)
+        for group in scenario.gpus
+        if group.mechanism == "time-slicing"
+    }
 
 
 def _turns(slices: Sequence[tuple[str, Segment]]) -> int:
@@ -93,6 +104,8 @@ class Outcome:
     seed: int
     until_s: float
     window_at_s: float
+    slices_from: list[str] = field(default_factory=list)
+    """Where the slices and switches of each model come from."""
     gpus: list[GpuNotes] = field(default_factory=list)
     tenants: list[TenantRecord] = field(default_factory=list)
     changes: list[HealthChange] = field(default_factory=list)
@@ -130,6 +143,9 @@ class VirtualRun:
         self._write = write
         self._windows_at_s = windows_at_s or (min(until_s / 2, 10.0),)
         self.outcome = Outcome(scenario.name, scenario.seed, until_s, self._windows_at_s[0])
+        self.outcome.slices_from = [
+            slices_from(model, profile) for model, profile in _sliced(scenario).items()
+        ]
         self.node = SimulatedNode(scenario, self._log)
         self._door: PluginDoor | ClaimDoor
         if scenario.allocation == "dra":

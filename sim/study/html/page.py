@@ -111,7 +111,8 @@ def _rest(report: RunReport) -> str:
         ("admissions that failed", str(pods.refused)),
     ]
     items = "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in facts)
-    return f"<section><h2>The rest</h2><dl>{items}</dl></section>"
+    sources = "".join(f'<p class="note">{escape(text)}</p>' for text in report.slices_from)
+    return f"<section><h2>The rest</h2><dl>{items}</dl>{sources}</section>"
 
 
 def page_of(outcome: Outcome, report: RunReport, description: str = "") -> str:

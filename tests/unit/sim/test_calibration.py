@@ -14,6 +14,7 @@ from sim.advise.advice import Advice, Plan, memory_of, trials
 from sim.advise.trial import Trial, try_out
 from sim.advise.words import confidence
 from sim.advise.workload import parsed_workload
+from sim.cli.report import as_text
 from sim.gpu.calibration import CannotUse, calibrated, load_calibration
 from sim.gpu.profiles import MIB, load_profile, slice_parameters
 from sim.node.scenario import ScenarioError, parse_scenario
@@ -168,6 +169,11 @@ def test_a_scenario_takes_it_as_a_file_or_as_a_key(path: str) -> None:
     usual, own = run(SCENARIO), run(SCENARIO, path)
     assert own.switching_share == pytest.approx(400 / 1400, abs=0.01)
     assert 0 < (usual.switching_share or 0) < (own.switching_share or 0)
+    assert usual.slices_from[0].startswith("Slices and switches were never measured on l4")
+    assert own.slices_from == [
+        "Slices and switches were measured on this GPU on 2026-11-30, with driver 580.105.08."
+    ]
+    assert own.slices_from[0] in as_text(own)
     inline = SCENARIO + f"calibrations: [{json.dumps(DATA)}]\n"
     assert run(inline) == own
 
