@@ -130,6 +130,11 @@ def line(
     return go.Scatter(x=x, y=y, mode="lines", name=name, line=style, hovertemplate=hover, **more)
 
 
+def legend_of(entries: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Each colour once, with what is grey at the end."""
+    return sorted(dict.fromkeys(entries), key=lambda one: one[0] == NEUTRAL)
+
+
 def lanes(names: Sequence[str]) -> dict[str, Any]:
     return {"type": "category", "categoryorder": "array", "categoryarray": list(reversed(names))}
 

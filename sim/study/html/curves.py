@@ -20,6 +20,7 @@ from sim.study.html.charts import (
     TimeAxis,
     and_left_out,
     lanes,
+    legend_of,
     line,
     plot,
 )
@@ -127,7 +128,7 @@ class Curves:
             reading,
             plot(traces, 240, self._time.layout(), {"title": {"text": unit}, **yaxis}),
             and_left_out(len(shown), len(self._gpus), "GPUs", "the busiest"),
-            list(dict.fromkeys((one.colour, one.told) for one in drawn)),
+            legend_of((one.colour, one.told) for one in drawn),
             half=True,
         )
 

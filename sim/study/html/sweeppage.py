@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from sim.study.html.charts import KIND_COLOURS, NEUTRAL, Chart, plot
+from sim.study.html.charts import KIND_COLOURS, NEUTRAL, Chart, legend_of, plot
 from sim.study.html.frame import document, head_of, sections, table_of
 from sim.study.sentences import counted, duration, number, percent
 from sim.study.sweep import told
@@ -165,7 +165,7 @@ def _chart(
             {"title": {"text": unit}},
         ),
         "",
-        list(dict.fromkeys((one.colour, one.told) for one in lines if one.told)),
+        legend_of((one.colour, one.told) for one in lines if one.told),
         half=True,
     )
 

@@ -12,6 +12,7 @@ import pytest
 from sim.study.html import page_of
 from sim.study.html.charts import KIND_COLOURS, LANES_SHOWN, NEUTRAL, Colours
 from sim.study.report import report_of
+from sim.study.sentences import number, percent
 from tests.unit.sim.outcomes import change, gpu, outcome, record, sample, segment
 
 
@@ -225,3 +226,17 @@ def test_kinds_beyond_the_colours_are_grey() -> None:
     assert [colours.of(f"k{number}-7") for number in range(8)] == list(KIND_COLOURS)
     assert colours.of("k8-0") == NEUTRAL
     assert colours.legend()[-1] == (NEUTRAL, "other kinds")
+
+
+def test_the_tables_have_the_numbers_of_the_json_report() -> None:
+    done = shared()
+    report = json.loads(report_of(done).model_dump_json())
+    text = words(page(done))
+    for kind in report["kinds"]:
+        assert f"{kind['served']:,}" in text
+        assert f"{number(kind['slowdown'])} x" in text
+        assert number(kind["latency_ms"]["p99"]) in text
+    curves = {one["name"]: one for one in plots(page(done))["latency"]["data"]}
+    for kind in report["kinds"]:
+        assert curves[kind["kind"]]["x"] == [took_ms for _, took_ms in kind["latency_curve"]]
+    assert percent(report["utilization"]) in text

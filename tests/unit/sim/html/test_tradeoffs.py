@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from sim.advise.advice import Advice, Goals, Plan, Row
 from sim.advise.page import advice_page
 from sim.advise.workload import parsed_workload
+from sim.cli.advise import as_json
 from sim.study.html.charts import KIND_COLOURS, NEUTRAL
 from sim.study.html.sweeppage import sweep_page
 from sim.study.sweep import Combination, Estimate, SweepReport
@@ -186,3 +188,18 @@ def test_what_is_drawn_is_what_the_json_has() -> None:
             for one in data["combinations"]
         }
         assert drawn == wanted
+
+
+def test_what_is_drawn_of_an_advice_is_what_its_json_has() -> None:
+    made = advice(missed={"refused": 0.2})
+    text, data = advice_page(made), json.loads(json.dumps(as_json(made, datetime.now(UTC))))
+    drawn = {one["name"]: one for one in lines(text, "slowdown") if "name" in one}
+    for name in ("p50", "p95", "p99"):
+        wanted = [(row["replicas"], row[name]) for row in data["rows"]]
+        assert list(zip(drawn[name]["x"], drawn[name]["y"], strict=True)) == wanted
+    busy, switching = lines(text, "time")
+    assert busy["y"] == [100 * row["utilization"] for row in data["rows"]]
+    assert switching["y"] == [100 * row["switching"] for row in data["rows"]]
+    assert lines(text, "leftout")[0]["y"] == [row["left_out"] for row in data["rows"]]
+    assert data["replicas"] == 4
+    assert data["sentence"] in words(text)
