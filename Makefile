@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c const
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements man image release install clean
+.PHONY: help demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements man image kind release install clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -76,6 +76,9 @@ man: $(VENV)/.dev ## Write the man page: build/man/gpuplugin.1
 
 image: ## Build the image with podman, docker or buildah, whichever works; TARGET=sim with the simulator
 	@$(PYTHON) -m tools.image --target $(or $(TARGET),plugin)
+
+kind: ## Try the plugin on simulated GPUs in a cluster of kind; KIND=--keep leaves it there
+	@$(PYTHON) -m tools.kind $(KIND)
 
 release: $(VENV)/.dev ## Publish a release to REGISTRY=host/path; DRY_RUN=1 rehearses, WHEELS=1 publishes wheels, too
 	$(BIN)/python -m tools.release --registry '$(REGISTRY)' $(if $(DRY_RUN),--dry-run) $(if $(WHEELS),--publish-wheels)
