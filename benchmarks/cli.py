@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,6 +46,14 @@ def add_options(bench: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of a --plugin whose folder is always /var/lib/kubelet: give it a private mount "
         "there (needs root); may be repeated",
+    )
+    bench.add_argument(
+        "--floor",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="beside the --plugin of that name, a plugin in its language whose handlers are empty "
+        "and which lists its own devices: what its Allocate costs at least",
     )
     bench.add_argument(
         "--engine", action="append", metavar="ENGINE", help="RPC engine (default: every one)"
@@ -151,18 +160,29 @@ def _wanted(parsed: argparse.Namespace) -> Wanted:
 
 
 def _others(parsed: argparse.Namespace) -> list[PluginSpec]:
-    try:
-        specs = [spec_from(text, frozenset(parsed.private_kubelet_dir)) for text in parsed.plugin]
-    except ValueError as error:
-        parsed.wrong_usage(f"--plugin: {error}")
-        raise  # not reached: wrong usage ends the program
-    names = [spec.name for spec in specs]
+    private = frozenset(parsed.private_kubelet_dir)
+    specs, floors = (_specs(parsed, flag, private) for flag in ("--plugin", "--floor"))
     for name in parsed.private_kubelet_dir:
-        if name not in names:
+        if name not in specs:
             parsed.wrong_usage(f"--private-kubelet-dir: there is no --plugin {name}=...")
-    if len(set(names)) < len(names) or any(name.startswith("gpuplugin") for name in names):
-        parsed.wrong_usage("--plugin: give each a name of its own, other than gpuplugin")
-    return specs
+    for name in floors.keys() - specs.keys():
+        parsed.wrong_usage(f"--floor: there is no --plugin {name}=...")
+    return [replace(spec, floor=floors.get(name)) for name, spec in specs.items()]
+
+
+def _specs(parsed: argparse.Namespace, flag: str, private: frozenset[str]) -> dict[str, PluginSpec]:
+    """The plugins of a flag by name; wrong usage ends the program."""
+    found: dict[str, PluginSpec] = {}
+    for text in vars(parsed)[flag.removeprefix("--")]:
+        try:
+            spec = spec_from(text, private)
+        except ValueError as error:
+            parsed.wrong_usage(f"{flag}: {error}")
+            raise  # not reached: wrong usage ends the program
+        if spec.name in found or spec.name.startswith("gpuplugin"):
+            parsed.wrong_usage(f"{flag}: give each a name of its own, other than gpuplugin")
+        found[spec.name] = spec
+    return found
 
 
 def _known(

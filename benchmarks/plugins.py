@@ -133,12 +133,14 @@ class PluginSpec:
     """A plugin: its name in tables, and its command line with placeholders.
 
     `private` is one whose kubelet folder cannot be chosen. `engine` is that of this project's own.
+    `floor` is a plugin in the same language whose handlers are empty.
     """
 
     name: str
     command: tuple[str, ...]
     private: bool = False
     engine: EngineName | None = None
+    floor: PluginSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

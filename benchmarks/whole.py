@@ -6,7 +6,7 @@ Each is asked for the devices that it lists.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from random import Random
 
     from benchmarks.calls import Caller
+    from benchmarks.plugins import PluginSpec
     from benchmarks.results import Measurement
     from benchmarks.shapes import Shape
     from benchmarks.suites import Context
 
 REPLICAS = (10, 1000)
 WARM_UP_CALLS = 50
+EMPTY_SUFFIX = ", empty"
+"""After a plugin's name: what is in its language, with handlers that do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,8 @@ def _with_replicas(context: Context, replicas: int) -> list[Measurement]:
 def _plugins(context: Context, stack: ExitStack, replicas: int) -> list[_Served]:
     found = []
     node = stack.enter_context(simulated_node(context.folder / f"n{replicas}"))
-    for spec in context.plugins(node):
+    specs = context.plugins(node)
+    for spec in (*specs, *(_floor_of(one) for one in specs if one.floor is not None)):
         running = stack.enter_context(started(spec, node, replicas))
         plugin = running.first()
         ids = healthy_ids(plugin.lists[-1].data)
@@ -88,6 +92,12 @@ def _plugins(context: Context, stack: ExitStack, replicas: int) -> list[_Served]
             call(request)
         found.append(served)
     return found
+
+
+def _floor_of(spec: PluginSpec) -> PluginSpec:
+    """Its own empty plugin, under the name that tables have for it."""
+    assert spec.floor is not None  # noqa: S101 - the caller has looked
+    return replace(spec.floor, name=f"{spec.name}{EMPTY_SUFFIX}")
 
 
 def _echo(context: Context, stack: ExitStack, shape: Shape, replicas: int) -> _Served:
@@ -113,10 +123,16 @@ def _shape(
         for one in served
     ]
     found = context.turns(subjects, context.effort.rounds, f"Allocate, {case}", chance)
-    peers = [name for name in found if name != ECHO and not name.startswith("gpuplugin")]
+    empties = {name for name in found if name.endswith(EMPTY_SUFFIX)}
+    peers = [
+        name
+        for name in found
+        if name != ECHO and name not in empties and not name.startswith("gpuplugin")
+    ]
     figures = []
     for name, rounds in found.items():
         floors = [] if name == ECHO else [ECHO]
+        floors += [f"{name}{EMPTY_SUFFIX}"] if f"{name}{EMPTY_SUFFIX}" in empties else []
         floors += peers if name.startswith("gpuplugin") else []
         figures.append(
             context.figure(case, name, "us", rounds, {floor: found[floor] for floor in floors})

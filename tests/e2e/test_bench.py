@@ -39,13 +39,18 @@ def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
     done = bench(
         "allocate", "--quick", "--calls", "2", "--json", str(json), "--plot", str(svg),
         "--plugin", f"tiny={sys.executable} {script} watcher {{kubelet_dir}}",
+        "--floor", f"tiny={sys.executable} {script} classic {{kubelet_dir}}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ALLOCATE" in done.stdout
     run = read_run(json)
     found = {(one.case, one.subject): one for one in run.figures}
     case = "1 device, 8 x 10, two cores"
-    for subject, expected in (("tiny", {"unix echo"}), ("gpuplugin", {"unix echo", "tiny"})):
+    for subject, expected in (
+        ("tiny, empty", {"unix echo"}),
+        ("tiny", {"unix echo", "tiny, empty"}),
+        ("gpuplugin", {"unix echo", "tiny"}),
+    ):
         assert {ratio.floor for ratio in found[case, subject].ratios} == expected
     assert ("8 devices, 8 x 10, one core", "gpuplugin") in found
     assert ("8 devices, 8 x 10, one core", "tiny") not in found, "it has two devices"
@@ -143,6 +148,8 @@ def test_a_profile(tmp_path: Path) -> None:
         (["--plugin", "nameless"], 2, "a plugin is NAME=COMMAND"),
         (["--private-kubelet-dir", "x"], 2, "there is no --plugin x="),
         (["--plugin", "gpuplugin=x {kubelet_dir}"], 2, "a name of its own"),
+        (["--floor", "x=y {kubelet_dir}"], 2, "--floor: there is no --plugin x="),
+        (["--floor", "x=y"], 2, "--floor: x would register with the kubelet"),
         (["--compare", "/none", "/none"], 1, "/none cannot be read"),
         (["allocate", "--json", "/nowhere/x.json"], 1, "/nowhere/x.json"),
         (
