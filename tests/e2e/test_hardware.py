@@ -29,7 +29,7 @@ PROGRAM = (sys.executable, "-m", "tools.hardware")
 REHEARSAL_S = 300.0
 WITH_OTHER_STEPS = """
 import sys
-from tests.e2e import hardwaresteps, standin as steps
+from tests.e2e import hardwaresteps as steps
 from tools.hardware import __main__ as program
 from tools.hardware.run import Step
 program.STEPS = (

@@ -56,6 +56,7 @@ REFUSED = [
     ("gpuplugin sim", ["sim", "--help"]),
     ("gpuplugin demo", ["demo"]),
     ("gpuplugin record", ["record"]),
+    ("gpuplugin calibrate", ["calibrate"]),
     ("gpuplugin bench", ["bench", "--quick"]),
     ("the backend sim", ["devices", "--backend", "sim"]),
 ]

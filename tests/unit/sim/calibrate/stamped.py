@@ -74,6 +74,11 @@ def _seen(truth: Truth, chance: random.Random, turns: list[list[float]], begin_n
     for number, (begin, end) in enumerate(own):
         if number:
             gaps.append((_tick(truth, own[number - 1][1]), _tick(truth, begin)))
+        if truth.tick_ns >= LEAST_GAP_NS:
+            # Each step of such a clock looks like a gap.
+            steps = range(_tick(truth, begin), _tick(truth, end), truth.tick_ns)
+            gaps += [(step, step + truth.tick_ns) for step in steps]
+            continue
         at_ns = begin + 50 * US
         for _ in range(int(truth.interrupts) + (chance.random() < truth.interrupts % 1)):
             at_ns += chance.uniform(0, (end - begin) / (2 * truth.interrupts + 2))

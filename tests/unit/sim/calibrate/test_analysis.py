@@ -61,6 +61,13 @@ def test_a_clock_that_counts_in_steps(tick_ns: int) -> None:
     check(found(Truth(tick_ns=tick_ns)), Truth())
 
 
+def test_a_clock_so_coarse_that_each_step_looks_like_a_gap() -> None:
+    first, second = stamped(Truth(tick_ns=32_000))
+    sharing = analysed(cut(first, 8192), cut(second, 8192))
+    check(sharing, Truth(), slice_rel=0.02, switch_us=32)
+    assert sharing.lost > 0
+
+
 @pytest.mark.parametrize("interrupts", [0.3, 2.0, 5.0])
 def test_gaps_that_are_no_preemption_do_not_shorten_slices(interrupts: float) -> None:
     check(found(Truth(interrupts=interrupts)), Truth())
@@ -114,9 +121,9 @@ def test_lost_stamps_leave_contradictions_that_are_left_out(share: float) -> Non
 
 def test_after_the_last_stamp_that_was_kept_nothing_is_concluded() -> None:
     first, second = stamped(Truth())
-    sharing = analysed(cut(first, 100), second)
+    sharing = analysed(cut(first, 100), cut(second, 300))
     check(sharing, Truth())
-    assert sharing.lost == first.seen - 100
+    assert sharing.lost == first.seen - 100 + second.seen - 300
     assert sharing.torn == 0
     assert sharing.slice_us.count == pytest.approx(200, abs=5)
 
