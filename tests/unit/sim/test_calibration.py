@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,8 +25,6 @@ from sim.virtual.run import VirtualRun
 from sim.virtual.settings import load_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sim.study.runreport import RunReport
 
 
@@ -187,6 +186,37 @@ def test_one_of_another_model_is_refused(
         parse_scenario("gpus: [{model: t4}]\nname: two", "two").with_calibration(path)
     with pytest.raises(CannotUse, match="cannot be read"):
         load_calibration(str(tmp_path / "missing.yaml"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sim", "run", "homelab"),
+        ("sim", "up", "homelab", "--kubelet-dir", "/nonexistent"),
+        ("sim", "sweep", "homelab", "--set", "replicas=2"),
+    ],
+)
+def test_commands_for_scenarios_refuse_one_of_another_model(
+    command: tuple[str, ...], path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--calibration", path]) == 1
+    assert "is of a l4, and scenario homelab has none: its GPUs are rtx3090" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_run_and_a_sweep_take_it(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = Path(path).with_name("two.yaml")
+    scenario.write_text(SCENARIO)
+    options = ("--until", "3s", "--quiet", "--calibration", path)
+    report = scenario.with_name("report.json")
+    assert main(["sim", "run", str(scenario), *options, "--report", str(report)]) == 0
+    assert json.loads(report.read_text())["switching_share"] == pytest.approx(400 / 1400, abs=0.01)
+    sweep = ("sim", "sweep", str(scenario), "--set", "seed=1", "--seeds", "1", "--processes", "1")
+    capsys.readouterr()
+    assert main([*sweep, *options, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["combinations"]
+    assert found["figures"]["switching_share"]["mean"] == pytest.approx(400 / 1400, abs=0.01)
 
 
 @pytest.mark.parametrize(
