@@ -101,7 +101,7 @@ FLAGS: Final = (
     *("-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"),
     *("-fPIC", "-fvisibility=hidden", "-pthread", "-shared", f"-Wl,-soname,{LIBRARY}"),
     # One file for glibc and musl: it names no C library, and uses what both of them have.
-    *("-nodefaultlibs", "-U_FORTIFY_SOURCE", "-fno-stack-protector"),
+    *("-nostdlib", "-U_FORTIFY_SOURCE", "-fno-stack-protector"),
 )
 PROGRAM: Final = "nvidia-smi"
 _PROGRAM_FLAGS: Final = ("-std=c11", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s")

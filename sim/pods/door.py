@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RUN: Final = "run"
 NVML_SOCKET: Final = "nvml.sock"
 SMI_SOCKET: Final = "smi.sock"
+_FOR_ALL: Final = 0o555
 _BACKLOG: Final = 32
 _PAUSE_S: Final = 1.0
 """After a renderer that ended, so that one that cannot start does not take all time."""
@@ -71,7 +72,8 @@ def put_files(folder: Path, library: Path, program: Path) -> None:
         fresh.replace(place)
     (folder / RUN).mkdir(exist_ok=True)
     for one in (folder, *(folder / name for name in ("lib64", "bin", RUN))):
-        one.chmod(0o755)
+        if one.stat().st_mode & _FOR_ALL != _FOR_ALL:  # another user's, if it is so already
+            one.chmod(0o755)
 
 
 class _SmiDoor:

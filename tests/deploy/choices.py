@@ -53,6 +53,20 @@ config:
 """
 
 
+POOLS = """\
+simulated:
+  enabled: true
+  pools:
+    default: |
+      name: default-pool
+      gpus: [{model: l4, count: 1}]
+    inference: |
+      name: inference-pool
+      gpus: [{model: l40s, count: 4}]
+    training: |
+      name: training-pool
+      gpus: [{model: h100-sxm5-80gb, count: 8}]
+"""
 NO_CLASS = "runtimeClass: {create: false}\n"
 """As kustomize does without the component runtime-class."""
 
@@ -64,6 +78,10 @@ _CHOICES = {
         for count in (4, 10, 20)
     },
     "simulated": Choice(("simulated",), "simulated: {enabled: true}\n"),
+    "simulated-loads": Choice(
+        ("simulated", "simulated-loads"), "simulated: {enabled: true, loads: true}\n"
+    ),
+    "simulated-pools": Choice(("simulated", "simulated-pools"), POOLS),
     "any-node": Choice(("any-node",), "affinity: null\n"),
     "classic": Choice(("classic-registration",), "registration: classic\n"),
     "pod-metrics": Choice(("pod-metrics",), "metrics: {pods: true}\n"),

@@ -16,6 +16,8 @@ import yaml
 
 from gpuplugin.cli.parser import build_parser
 from gpuplugin.config.document import parse_document
+from sim.node.pools import SCENARIO_LABEL
+from sim.node.scenario import parse_scenario
 from tests.deploy.binaries import program
 from tests.deploy.choices import CHOICES
 from tests.deploy.rendering import (
@@ -209,6 +211,9 @@ def _check_label(rest: list[str]) -> None:
     elif key == "nvidia.com/device-plugin.config":
         found = built(OVERLAYS / "per-node-config")
         assert value in the(found, "ConfigMap")["data"]
+    elif key == SCENARIO_LABEL:
+        maps = of_kind(built(OVERLAYS / "simulated-pools"), "ConfigMap")
+        assert any(value in one["data"] for one in maps)
     elif key.removesuffix("-") == ALLOCATION_LABEL:
         assert label in {f"{key}=dra", f"{ALLOCATION_LABEL}-"}
     else:
@@ -374,7 +379,9 @@ def test_configurations_in_all_config_maps_are_accepted() -> None:
     checked = 0
     for one in found:
         for name, text in one["data"].items():
-            if not name.endswith(".json"):
+            if one["metadata"]["name"].endswith("-scenarios"):
+                assert parse_scenario(text, name).gpu_count > 0
+            elif not name.endswith(".json"):
                 assert parse_document(text, name).data["version"] == "v1"
                 checked += 1
     assert checked > 20

@@ -51,6 +51,13 @@ DRA = Rights(
     token=True,
     api=frozenset({"get nodes", *CLAIMS, *SLICES}),
 )
+POD_FILES = frozenset({"/var/lib/gpuplugin-sim"})
+LOADS = Rights(
+    root=True,
+    readable=frozenset({"/var/lib/kubelet/pod-resources"}),
+    token=True,
+    api=frozenset({"list pods", "watch pods"}),
+)
 COST = {
     "root-without-capabilities": ROOT_ALONE,
     "pod-metrics": POD_METRICS,
@@ -75,6 +82,9 @@ COST = {
     "node-reports": Rights(token=True, api=frozenset(REPORTS)),
     "per-node-config": Rights(token=True, api=frozenset(LABELS)),
     "dra": DRA,
+    "simulated": Rights(writable=POD_FILES),
+    "simulated-loads": LOADS,
+    "simulated-pools": Rights(token=True, api=frozenset({"get nodes"})),
 }
 """What each component costs; the others cost nothing."""
 
@@ -82,6 +92,8 @@ OVERLAY_COST = {
     "classic": COST["classic-registration"],
     "dra": DRA,
     "per-node-config": COST["per-node-config"],
+    "simulated": COST["simulated"],
+    "simulated-pools": replace(LOADS, writable=POD_FILES, api=LOADS.api | {"get nodes"}),
     "talos-cdi": Rights(root=True, privileged=True, writable=CDI.writable, readable=CDI.readable),
 }
 
@@ -170,7 +182,11 @@ def test_the_init_container_hands_a_folder_over_and_can_do_nothing_else(name: st
     pod = pod_of(found)
     inits = {one["name"]: one for one in pod["initContainers"]}
     init = inits.pop("hand-over-socket-folder")
-    assert set(inits) == ({"hand-over-claim-folders"} if rights_of(found).group else set())
+    rights = rights_of(found)
+    assert set(inits) == {
+        *({"hand-over-claim-folders"} if rights.group else ()),
+        *({"hand-over-pod-files"} if rights.writable & POD_FILES else ()),
+    }
     for one in (init, *inits.values()):
         assert one["securityContext"] == {
             "runAsUser": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def environment(found: Iterable[Object]) -> dict[str, str]:
 def settings_of(found: list[Object], folder: Path) -> Settings:
     """What the plugin makes of its command, variables and configuration."""
     container = plugin_of(found)
-    (volume,) = [one["configMap"]["name"] for one in pod_of(found)["volumes"] if "configMap" in one]
+    (volume,) = [
+        one["configMap"]["name"] for one in pod_of(found)["volumes"] if one["name"] == "config"
+    ]
     for one in found:
         if one["kind"] == "ConfigMap" and one["metadata"]["name"] == volume:
             for name, text in one["data"].items():
@@ -90,6 +93,8 @@ def test_what_components_switch_on(tmp_path: Path) -> None:
     assert made("node-reports").daemon.node_name == "one"
     assert made("cdi").flags.plugin.device_list_strategy == ["cdi-cri"]
     assert made("simulated").daemon.backend == "sim"
+    assert made("simulated").daemon.pod_files == "/var/lib/gpuplugin-sim"
+    assert made("simulated", "simulated-loads").daemon.host_proc != Path("/proc")
 
 
 @pytest.mark.parametrize("count", [4, 10, 20])
@@ -121,6 +126,10 @@ def test_the_simulated_node_has_one_gpu_so_that_the_proof_is_one() -> None:
     assert load_scenario(scenario).gpu_count == 1
 
 
+_LOCAL = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+"""The image has what is built for pods; here a compiler builds it."""
+
+
 @pytest.mark.parametrize("way", ["watcher", "classic"])
 def test_time_slicing_is_proven_on_the_simulated_node(way: str, tmp_path: Path) -> None:
     """The shipped pods, at the same time on one GPU, with the overlay's own command."""
@@ -133,7 +142,7 @@ def test_time_slicing_is_proven_on_the_simulated_node(way: str, tmp_path: Path) 
     with tempfile.TemporaryDirectory() as short, Kubelet(Path(short)) as kubelet:
         plugin = subprocess.Popen(
             [sys.executable, "-m", *container["command"], *words, "--kubelet-dir", short],
-            env=environment(found),
+            env=environment(found) | _LOCAL | {"GPUPLUGIN_POD_FILES": f"{short}/pods"},
             cwd=KUSTOMIZE.parents[1],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

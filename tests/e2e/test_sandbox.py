@@ -129,6 +129,17 @@ def test_its_memory_is_within_what_the_manifest_asks_for(
     assert kib["VmHWM"] < int(limit.removesuffix("Mi")) * 1024
 
 
+def test_it_has_what_pods_with_simulated_gpus_get(sandbox: Sandbox) -> None:
+    """There is no compiler: what was built with the image is found."""
+    script = (
+        "import json; from sim.nvml.library import built_library, built_program; "
+        "print(json.dumps({'files': [str(built_library()), str(built_program())]}))"
+    )
+    library, program = map(Path, sandbox.ask(script)["files"])
+    assert (library.name, program.name) == ("libnvidia-ml.so.1", "nvidia-smi")
+    assert all(one.is_relative_to("/app/share/gpuplugin") for one in (library, program))
+
+
 def test_nothing_else_can_be_written_and_there_is_no_shell(sandbox: Sandbox) -> None:
     report = sandbox.ask(PROBE.read_text())
     assert report["ids"][:6] == [USER] * 6

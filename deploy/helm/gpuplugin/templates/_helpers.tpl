@@ -112,7 +112,20 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "gpuplugin.usesApi" -}}
-{{- if or (include "gpuplugin.isDra" .) .Values.nodeReports.enabled .Values.perNodeConfig.enabled }}true{{ end }}
+{{- if or (include "gpuplugin.isDra" .) .Values.nodeReports.enabled .Values.perNodeConfig.enabled (include "gpuplugin.podLoads" .) (include "gpuplugin.nodePools" .) }}true{{ end }}
+{{- end }}
+
+{{/* Of simulated GPUs: "true" or nothing. */}}
+{{- define "gpuplugin.podFiles" -}}
+{{- if and .Values.simulated.enabled .Values.simulated.podFiles }}true{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.podLoads" -}}
+{{- if and (include "gpuplugin.podFiles" .) .Values.simulated.loads }}true{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.nodePools" -}}
+{{- if and .Values.simulated.enabled .Values.simulated.pools }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.runtimeClassName" -}}
@@ -155,7 +168,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{- define "gpuplugin.isRoot" -}}
 {{- $cdi := and (include "gpuplugin.usesCdi" .) (not (include "gpuplugin.isDra" .)) }}
-{{- if or (include "gpuplugin.podMetrics" .) $cdi .Values.setTimeSlices.enabled (eq .Values.registration "classic") }}true{{ end }}
+{{- if or (include "gpuplugin.podMetrics" .) $cdi .Values.setTimeSlices.enabled (eq .Values.registration "classic") (include "gpuplugin.podLoads" .) }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.securityContext" -}}
@@ -180,6 +193,7 @@ capabilities:
 {{/* One variable for each value that is not null. */}}
 {{- define "gpuplugin.variables" -}}
 {{- $cdi := .Values.cdi }}
+{{- $kubelet := ternary .Values.kubeletDir "/var/lib/kubelet" (eq (include "gpuplugin.isDra" .) "true") }}
 {{- $all := list
   (list "MIG_STRATEGY" .Values.migStrategy)
   (list "FAIL_ON_INIT_ERROR" .Values.failOnInitError)
@@ -210,7 +224,10 @@ capabilities:
   (list "GPUPLUGIN_HEALTH_EVICT_LOST" (ternary .Values.dra.evictLost nil (eq .Values.allocation "dra")))
   (list "GPUPLUGIN_REGISTRATION" (ternary "classic" nil (eq .Values.registration "classic")))
   (list "GPUPLUGIN_BACKEND" (ternary "sim" nil .Values.simulated.enabled))
-  (list "GPUPLUGIN_SCENARIO" (ternary .Values.simulated.scenario nil .Values.simulated.enabled))
+  (list "GPUPLUGIN_SCENARIO" (ternary (ternary "/etc/gpuplugin-scenarios" .Values.simulated.scenario (eq (include "gpuplugin.nodePools" .) "true")) nil .Values.simulated.enabled))
+  (list "GPUPLUGIN_POD_FILES" (ternary "/var/lib/gpuplugin-sim" nil (eq (include "gpuplugin.podFiles" .) "true")))
+  (list "GPUPLUGIN_HOST_PROC" (ternary (printf "%s/host/proc" $kubelet) nil (eq (include "gpuplugin.podLoads" .) "true")))
+  (list "GPUPLUGIN_POD_LOGS" (ternary (printf "%s/host/pod-logs" $kubelet) nil (eq (include "gpuplugin.podLoads" .) "true")))
   (list "GPUPLUGIN_KUBERNETES_REPORTS" (ternary "true" nil .Values.nodeReports.enabled))
   (list "GPUPLUGIN_CONFIG_MAP_DIR" (ternary "/etc/gpuplugin" nil .Values.perNodeConfig.enabled))
 }}

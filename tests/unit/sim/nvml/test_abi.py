@@ -19,7 +19,7 @@ from sim.nvml.dispatch import FUNCTIONS, LOCAL, NOT_SIMULATED
 from sim.nvml.functions.gpm import GpmMetric, GpmSupport
 from sim.nvml.library import FLAGS, source
 
-NOT_OF_A_PROGRAM = ("-shared", "-fPIC", "-nodefaultlibs")
+NOT_OF_A_PROGRAM = ("-shared", "-fPIC", "-nostdlib")
 VERSIONS = {
     "nvmlMemory_v2": "nvmlDeviceGetMemoryInfo_v2",
     "nvmlTemperature_v1": "nvmlDeviceGetTemperatureV",
