@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from gpuplugin.config.settings import Settings
+    from gpuplugin.config.settings import DaemonSettings, Settings
     from hal import Backend, Gpu
+    from sim.node.realtime import RealTimeNode
 
 
 _LOOKS_OF_A_SURVEY = 12
@@ -67,8 +68,6 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
             from sim.node.realtime import RealTimeNode, SimBackend
             from sim.node.scenario import ScenarioError
             from sim.node.serve import CannotServe, served
-            from sim.pods.door import pod_door
-            from sim.pods.loads import pod_loads
     except SimulatorMissing as error:
         raise BackendError(str(error)) from error
     name = settings.daemon.node_name
@@ -82,11 +81,19 @@ def _simulated(settings: Settings, stack: ExitStack, *, control: bool) -> Backen
         try:
             stack.enter_context(served(node, settings.daemon.kubelet_dir))
             if settings.daemon.pod_files:
-                stack.enter_context(pod_door(node, Path(settings.daemon.pod_files)))
-                stack.enter_context(pod_loads(node, settings.daemon))
+                _serve_pods(node, settings.daemon, stack)
         except CannotServe as error:
             raise BackendError(str(error)) from error
     return SimBackend(node)
+
+
+def _serve_pods(node: RealTimeNode, daemon: DaemonSettings, stack: ExitStack) -> None:
+    """Imported here: it brings much with it that a node without pods does not need."""
+    from sim.pods.door import pod_door
+    from sim.pods.loads import pod_loads
+
+    stack.enter_context(pod_door(node, Path(daemon.pod_files)))
+    stack.enter_context(pod_loads(node, daemon))
 
 
 class CannotList(Exception):

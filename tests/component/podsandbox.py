@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +16,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEADLINE_S = 30.0
+_IS_ROOT = os.getuid() == 0
 USER = "65534"
 ALONE = (
+    # Of root there is nothing left outside either, so that mode bits count.
+    *(("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups") if _IS_ROOT else ()),
     *("bwrap", "--unshare-all", "--die-with-parent", "--uid", USER, "--gid", USER),
     *("--dev", "/dev", "--proc", "/proc", "--clearenv"),
 )
-PYTHON = "/python"
-"""Where this machine's Python is in a Debian root."""
+PYTHON = "/usr/bin/python3"
 
 
 def require_bubblewrap() -> None:
     """Skip the test where there can be no container, and say why."""
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed (Debian: bubblewrap)")
+    for name, package in (("bwrap", "bubblewrap"), ("setpriv", "util-linux")):
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed (Debian: {package})")
     tried = subprocess.run(
-        [*ALONE, "--ro-bind", "/", "/", "true"], capture_output=True, text=True, check=False
+        [*ALONE, "--ro-bind", "/", "/", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if tried.returncode:
         pytest.skip(f"no container for an ordinary user here: {tried.stderr.strip()}")
@@ -45,7 +51,9 @@ def busybox_root() -> tuple[str, ...]:
 
 
 def debian_root() -> tuple[str, ...]:
-    """This machine's libraries, Python, and NVIDIA's binding of NVML."""
+    """This machine's libraries, its own Python, and NVIDIA's binding of NVML."""
+    if not Path(PYTHON).exists():
+        pytest.skip(f"there is no {PYTHON} (Debian: python3)")
     words: list[str] = []
     for name in ("lib", "lib64"):
         for folder in (Path("/usr", name), Path("/", name)):
@@ -53,7 +61,7 @@ def debian_root() -> tuple[str, ...]:
                 words += ("--symlink", str(folder.readlink()), str(folder))
             elif folder.is_dir():
                 words += ("--ro-bind", str(folder), str(folder))
-    words += ("--ro-bind", str(Path(sys.base_prefix)), PYTHON)
+    words += ("--ro-bind", str(Path(PYTHON).resolve()), PYTHON)
     words += ("--ro-bind", pynvml.__file__, "/nvml/pynvml.py")
     return tuple(words)
 
@@ -72,6 +80,11 @@ class Container:
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", **self.environment}
         given = [word for pair in environment.items() for word in ("--setenv", *pair)]
         return [*ALONE, *self.root, *mounts, *given, *words]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Its standard input and output are pipes."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self.command(*words), stdin=pipe, stdout=pipe, text=True)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -82,7 +82,10 @@ def _device(spec: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "strategies",
-    ["envvar", pytest.param("volume-mounts", marks=pytest.mark.slow), "cdi-cri"],
+    [
+        "envvar",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("volume-mounts", "cdi-cri")),
+    ],
 )
 def test_pods_see_their_gpu_and_its_fault(node: Node, pod_files: Path, strategies: str) -> None:
     flags = (
@@ -176,6 +179,7 @@ def test_what_a_pod_declares_is_in_its_metrics_and_in_nvidia_smi(
             eventually(lambda: pod.run(*query).stdout == "0\n", "its memory is free")
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_filled_ends_the_start(node: Node, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Plugin("--backend", "sim", *node.at, "--pod-files", f"{tmp_path}/file/x") as plugin:

@@ -13,6 +13,7 @@ import pynvml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sim.nvml.dispatch import FUNCTIONS
 from sim.nvml.library import abi_hash
 from tests.component.waiting import eventually
 
@@ -76,6 +77,16 @@ def test_a_second_request_before_the_answer_ends_the_connection(world: World) ->
 def test_an_endless_request_is_not_read(world: World) -> None:
     with connect(world, struct.pack("=IHH", 1 << 31, 0, 0)) as client:
         assert is_ended(client)
+
+
+def test_nobody_has_room_for_more_than_a_message(world: World) -> None:
+    """The answer would be filled up to it."""
+    number = [one.name for one in FUNCTIONS].index("nvmlSystemGetDriverVersion")
+    body = struct.pack("=HHQQ", number, 2, 1 << 40, 80)
+    with connect(world) as client:
+        assert client.recv(4096)
+        client.sendall(struct.pack("=I", len(body)) + body)
+        assert client.recv(4096) == b""
 
 
 def test_connections_of_clients_that_went_are_closed(world: World) -> None:
