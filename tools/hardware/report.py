@@ -149,6 +149,10 @@ def as_text(report: Report, names: Mapping[str, str]) -> str:
     lines += _section("GPUs", _gpus(by_step.get("driver", {})))
     for result in report.results:
         lines += _section(f"Step {result.step}", _problems(result.data))
+    lines += _section(
+        "Time slicing, measured and shipped",
+        _compared(by_step.get("calibrate", {}).get("compared")),
+    )
     lines += _section("NVML calls", _costs(by_step.get("calls", {}).get("functions")))
     lines += _section(
         "NVML calls of the idle plugin, for each minute",
@@ -176,6 +180,16 @@ def _gpus(data: Data) -> Iterator[str]:
 def _problems(data: Data) -> list[str]:
     found = data.get("problems")
     return [str(one) for one in found] if isinstance(found, list) else []
+
+
+def _compared(value: object) -> Iterator[str]:
+    for row in _rows(value):
+        off = row["off"]
+        told = f"off by {off:+.1%}" if isinstance(off, float) else ""
+        assumed = " (assumed)" if row["assumed"] else ""
+        yield (
+            f"{row['what']:26} {row['measured']:10.1f} {row['shipped']:10.1f}{assumed}  {told}"
+        ).rstrip()
 
 
 def _costs(value: object) -> Iterator[str]:

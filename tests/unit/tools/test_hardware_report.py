@@ -136,3 +136,28 @@ def test_a_report_says_whether_it_is_of_hardware(*, simulated: bool) -> None:
     assert (SIMULATED in text) is simulated
     assert ("GPUs of this machine" in text) is not simulated
     assert as_data(report, {})["simulated"] is simulated
+
+
+def test_a_report_compares_what_was_measured_of_time_slicing_with_what_is_shipped() -> None:
+    rows = [
+        {"what": "switch, GPU full, us", "measured": 200.0, "shipped": 220.0, "assumed": True,
+         "off": 0.1},
+        {"what": "MPS share", "measured": 0.0, "shipped": 0.59, "assumed": False, "off": None},
+    ]  # fmt: skip
+    result = Result("calibrate", "ok", "slices of 2048 us", 1.0, {"compared": rows})
+    lines = as_text(Report(simulated=False, took_s=2.0, results=(result,)), {}).splitlines()
+    at = lines.index("Time slicing, measured and shipped")
+    switch, share = (line.split() for line in lines[at + 1 : at + 3])
+    assert switch == [
+        "switch,",
+        "GPU",
+        "full,",
+        "us",
+        "200.0",
+        "220.0",
+        "(assumed)",
+        "off",
+        "by",
+        "+10.0%",
+    ]
+    assert share == ["MPS", "share", "0.0", "0.6"]
