@@ -23,7 +23,7 @@ class NodeApi:
         self.refuse = 0
         """A status to answer everything with, if it is not 0."""
         self.watches = 0
-        self._node = node
+        self.node = node
         self._label = label
         self._name = name
         self._version = 1
@@ -79,7 +79,7 @@ class NodeApi:
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {
-                "name": self._node,
+                "name": self.node,
                 "labels": labels,
                 "resourceVersion": str(self._version),
             },
@@ -97,10 +97,10 @@ class NodeApi:
                 if outer.refuse:
                     told = {"kind": "Status", "message": "no", "code": outer.refuse}
                     self._send(outer.refuse, told)
-                elif url.path == f"/api/v1/nodes/{outer._node}":
+                elif url.path == f"/api/v1/nodes/{outer.node}":
                     self._send(200, outer._object())
                 elif url.path == "/api/v1/nodes" and "watch" in query:
-                    assert query["fieldSelector"] == [f"metadata.name={outer._node}"]
+                    assert query["fieldSelector"] == [f"metadata.name={outer.node}"]
                     self._watch()
                 else:
                     self._send(404, {"kind": "Status", "message": url.path, "code": 404})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sim.node.pools import SCENARIO_LABEL, scenario_of_node
 from sim.node.scenario import ScenarioError
+from tests.e2e.conftest import gpuplugin
 from tests.e2e.nodeapi import NodeApi
 
 if TYPE_CHECKING:
@@ -43,6 +45,22 @@ def test_the_label_names_a_file_of_the_folder_or_a_shipped_scenario(
     api.label(label)
 
     assert scenario_of_node(pools, NODE).name == name
+
+
+@pytest.mark.slow
+def test_commands_list_the_gpus_of_the_pool(pools: str, api: NodeApi) -> None:
+    api.label("inference")
+    uuids = []
+    for name in (NODE, NODE, "gpu-node-2"):
+        api.node = name
+        done = gpuplugin(
+            *("devices", "--backend", "sim", "--scenario", pools, "--node-name", name, "--json")
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("NVIDIA L4") >= 2
+        uuids.append(set(re.findall(r"GPU-[0-9a-f-]{36}", done.stdout)))
+    assert uuids[0] == uuids[1]
+    assert not uuids[0] & uuids[2]
 
 
 def test_a_label_that_names_nothing_is_refused_with_what_there_is(pools: str, api: NodeApi) -> None:
