@@ -544,3 +544,10 @@ def test_a_note_is_told_once_for_as_long_as_it_holds() -> None:
     for found in (gpus(2), gpus(2), gpus(3)):
         node.update(found)
         assert node.problems().count("inventory-note") == 1
+
+
+def test_what_is_known_before_the_first_look_is_published_too() -> None:
+    node = Runner(PLAIN)
+    node.run(node.model.blinded("the driver is not loaded", node.now_s))
+    node.after(10)
+    assert any(isinstance(effect, Publish) for effect in node.effects)

@@ -57,6 +57,13 @@ def test_an_event_that_only_a_probe_explains_brings_the_update_forward(
     assert watch.update_due_s(BOARD) == 105.0
 
 
+def test_one_that_asks_for_an_update_is_enough() -> None:
+    watch = opened()
+    watch.events_received([XidError("GPU-1", 79), GpuAppeared("GPU-1")])
+    watch.events_received([XidError("GPU-1", 79)])
+    assert watch.update_due_s(BOARD) == 101.0 + SOON_S
+
+
 def test_other_events_do_not() -> None:
     watch = opened()
     watch.events_received([XidError("GPU-1", 79)])

@@ -179,11 +179,21 @@ def test_the_results_of_this_driver_are_read() -> None:
         },
         {"request": "nic", "driver": "other.example.com", "pool": "p", "device": "eth0"},
         {"request": "whole", "driver": DRIVER, "pool": "node-1", "device": "gpu-b"},
+        {
+            "request": "own", "driver": DRIVER, "pool": "node-1", "device": "gpu-c",
+            "adminAccess": False,
+        },
+        {
+            "request": "watch", "driver": DRIVER, "pool": "node-1", "device": "gpu-d",
+            "adminAccess": True,
+        },
     ]  # fmt: skip
-    shared, whole = results_of(claim_object("u", results), "u", DRIVER)
+    shared, whole, own, watching = results_of(claim_object("u", results), "u", DRIVER)
     assert shared == Result("gpu/small", "node-1", "gpu-a", "s-1", 3)
     assert shared.base_request == "gpu"
     assert whole == Result("whole", "node-1", "gpu-b")
+    assert own == Result("own", "node-1", "gpu-c", admin_access=False)
+    assert watching == Result("watch", "node-1", "gpu-d", admin_access=True)
 
 
 @pytest.mark.parametrize(

@@ -219,11 +219,23 @@ def test_memory_of_no_more_than_a_step_has_no_step(memory_bytes: int, steps: boo
 
 @pytest.mark.parametrize(
     ("capability", "name"),
-    [((7, 0), "Volta"), ((8, 6), "Ampere"), ((9, 0), "Hopper"), ((11, 0), "Blackwell")],
+    [
+        *((capability, "Maxwell") for capability in ((5, 0), (5, 2), (5, 3))),
+        *((capability, "Pascal") for capability in ((6, 0), (6, 1), (6, 2))),
+        *((capability, "Volta") for capability in ((7, 0), (7, 2))),
+        ((7, 5), "Turing"),
+        *((capability, "Ampere") for capability in ((8, 0), (8, 6), (8, 7))),
+        ((8, 9), "Ada Lovelace"),
+        ((9, 0), "Hopper"),
+        *(
+            (capability, "Blackwell")
+            for capability in ((10, 0), (10, 3), (11, 0), (12, 0), (12, 1))
+        ),
+    ],
 )
 def test_the_architecture_follows_the_compute_capability(
     capability: tuple[int, int], name: str
 ) -> None:
-    """11.0 is that of Thor."""
+    """As in NVIDIA's table of compute capabilities; 11.0 is that of Thor."""
     (device,) = offered((replace(a_gpu(0), compute_capability=capability),), sharing(10))
     assert device.attributes["architecture"] == name
