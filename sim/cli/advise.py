@@ -21,9 +21,8 @@ from sim.advise.prometheus import LEAST_STEP_S, history, seen_since
 from sim.advise.recordings import history_of
 from sim.advise.words import confidence, configuration, remarks, sentence
 from sim.advise.workload import PRESETS, WrongWorkload, parsed_workload
-from sim.cli.calibrate import add_calibration, given_calibration
+from sim.cli.options import add_calibration, add_workers, given_calibration, workers_of
 from sim.cli.run import span_s
-from sim.cli.sweep import add_workers, workers_of
 from sim.gpu.calibration import CannotUse
 from sim.gpu.profiles import UnknownModel, load_profile
 from sim.study.sentences import number, percent

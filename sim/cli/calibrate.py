@@ -1,4 +1,4 @@
-"""`gpuplugin calibrate`: measure on a GPU what the simulator needs; and the option for its file."""
+"""`gpuplugin calibrate`: measure on a GPU what the simulator needs, and write it to a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from sim.calibrate.edges import EdgeError
 from sim.calibrate.measure import Evidence, Plan, calibration_of, measure
 from sim.calibrate.mps import mps_share
 from sim.calibrate.processes import adopt_orphans
-from sim.gpu.calibration import load_calibration
 from sim.study.sentences import number
 
 if TYPE_CHECKING:
@@ -37,22 +36,6 @@ MEASURE_S = 70.0
 """Without hindrance 10 s, and 30 s with levels."""
 TOTAL_S = 110.0
 """With a command for MPS: under two minutes, with what it takes to end."""
-
-
-def add_calibration(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--calibration",
-        metavar="FILE",
-        help="what 'gpuplugin calibrate' measured on a GPU, in place of what is shipped for its "
-        "model",
-    )
-
-
-def given_calibration(parsed: argparse.Namespace) -> Calibration | None:
-    """The calibration of the command's model; raises `CannotUse`."""
-    if parsed.calibration is None:
-        return None
-    return load_calibration(parsed.calibration, parsed.model)
 
 
 def calibrate(parsed: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ import json
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail, table
+from sim.cli.options import add_workers, workers_of
 from sim.cli.share import counts
-from sim.cli.sweep import add_workers, workers_of
 from sim.study.fleet import FleetReport, ReplayPlan, Spread, replayed
 from sim.study.openb import TraceError, read_nodes, read_pods
 from sim.study.sentences import counted

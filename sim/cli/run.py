@@ -17,7 +17,7 @@ from gpuplugin.cli.text import fail, output_file, progress_bar, table
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.values import parse_duration_s
 from gpuplugin.core.node import ConfigurationMisfit
-from sim.cli.calibrate import add_calibration
+from sim.cli.options import add_calibration
 from sim.cli.report import as_text
 from sim.gpu.workloads import TraceError
 from sim.node.scenario import Scenario, ScenarioError, load_scenario, scenario_names

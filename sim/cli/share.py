@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail, gib, table
 from hal import TimeSliceLevel
-from sim.cli.calibrate import add_calibration, given_calibration
-from sim.cli.sweep import add_workers, workers_of
+from sim.cli.options import add_calibration, add_workers, given_calibration, workers_of
 from sim.gpu.calibration import CannotUse
 from sim.gpu.profiles import UnknownModel, slices_from
 from sim.gpu.scheduler import NS_PER_MS

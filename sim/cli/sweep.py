@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from gpuplugin.cli.text import fail, output_file, progress_bar, table
-from sim.cli.calibrate import add_calibration
+from sim.cli.options import add_calibration, add_workers, workers_of
 from sim.cli.run import CannotRun, run_length_s
 from sim.gpu.workloads import TraceError
 from sim.node.scenario import ScenarioError, load_scenario
@@ -24,7 +24,7 @@ from sim.study.sweep import (
     sweep_report,
     told,
 )
-from sim.study.workers import CannotRunThere, Workers
+from sim.study.workers import CannotRunThere
 
 if TYPE_CHECKING:
     import argparse
@@ -79,22 +79,6 @@ def add(commands: Commands) -> None:
     sweep.add_argument("--json", action="store_true", help="print JSON")
     sweep.add_argument("--html", metavar="FILE", help="write a page that compares them")
     sweep.add_argument("--quiet", action="store_true", help="show no progress")
-
-
-def add_workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--processes", type=int, default=0, metavar="N", help="at once (default: one for each core)"
-    )
-    command.add_argument(
-        "--dask",
-        default="",
-        metavar="ADDRESS",
-        help="run on the workers of this Dask scheduler, such as tcp://10.0.0.7:8786",
-    )
-
-
-def workers_of(parsed: argparse.Namespace) -> Workers:
-    return Workers(max(0, parsed.processes), parsed.dask)
 
 
 def sweep(parsed: argparse.Namespace) -> int:

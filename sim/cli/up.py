@@ -18,9 +18,9 @@ from gpuplugin.config.options import OPTIONS
 from gpuplugin.daemon.app import run as run_daemon
 from gpuplugin.daemon.logs import set_up_logging
 from gpuplugin.version import VERSION
-from sim.cli.calibrate import add_calibration
 from sim.cli.cluster import NODE, RESOURCE, add_dra, cluster
 from sim.cli.folder import Taken, owned
+from sim.cli.options import add_calibration
 from sim.kubelet import Kubelet
 from sim.kubelet.control import serve_kubelet_control
 from sim.node.node import SimulatedNode
