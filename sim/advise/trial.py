@@ -33,7 +33,7 @@ WORKS = 4_000
 """Works of all pods together in a trial."""
 WORKS_OF_EACH = 40
 """At least so many of the pod that has the fewest."""
-MOST_WORKS = 60_000
+MOST_WORKS = 24_000
 QUANTILES = 100
 _WARM_UP = 0.1
 
