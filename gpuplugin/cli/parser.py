@@ -357,6 +357,7 @@ _SIM_COMMANDS = {
     "kubelet": ("kubelet", "add_kubelet"),
     "pod": ("pods", "add_pod"),
     "up": ("up", "add"),
+    "fleet": ("fleet", "add"),
     "scenario": ("run", "add_scenario"),
     "replay": ("replay", "add"),
     "node": ("pods", "add_node"),

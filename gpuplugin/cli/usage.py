@@ -116,6 +116,13 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("sim share --model a100-sxm4-80gb --clients 3 --busy-ms 88.15",),
     ),
     "sim replay": ("docs/simulation.md", ()),
+    "sim fleet": (
+        "docs/fleet.md",
+        (
+            "sim fleet --nodes 500 --replicas 4 --taint",
+            "sim fleet --scenario default=20 --scenario mig=4 --name-prefix gpu --label pool=a",
+        ),
+    ),
     "sim sweep": (
         "docs/simulation.md",
         ("sim sweep noisy-neighbour --set replicas=2,4,10 --seeds 4",),

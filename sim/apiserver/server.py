@@ -21,6 +21,7 @@ import yaml
 
 from sim.apiserver.store import (
     DRA_GROUP,
+    LEASE_GROUP,
     NODES,
     PODS,
     RESOURCES,
@@ -47,9 +48,10 @@ HANG: Final = 0
 BOOKMARK_S = 5.0
 """A watch that asks for bookmarks gets one whenever nothing happened for so long."""
 
-_ROOTS = {"/api/v1": "", f"/apis/{DRA_GROUP}/v1": DRA_GROUP}
+_GROUPS = (DRA_GROUP, LEASE_GROUP)
+_ROOTS = {"/api/v1": "", **{f"/apis/{group}/v1": group for group in _GROUPS}}
 _ADDRESS = re.compile(
-    rf"(?P<root>/api/v1|/apis/{re.escape(DRA_GROUP)}/v1)"
+    rf"(?P<root>{'|'.join(map(re.escape, _ROOTS))})"
     r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?"
     r"(?:/(?P<part>status|binding))?"
 )
@@ -315,10 +317,23 @@ class ApiServer:
             case "DELETE":
                 preconditions = body.get("preconditions")
                 return 200, self.store.delete(
-                    key, preconditions if isinstance(preconditions, dict) else None
+                    key,
+                    preconditions if isinstance(preconditions, dict) else None,
+                    self._grace_s(key, body, request),
                 )
             case _:
                 raise ApiProblem(405, "the server does not allow this method")
+
+    def _grace_s(self, key: Key, body: JsonObject, request: Request) -> int:
+        """As requested, else as the pod has it; a pod that says nothing goes at once."""
+        asked = body.get("gracePeriodSeconds", request.query.get("gracePeriodSeconds"))
+        if asked is None and key.resource is PODS:
+            spec = self.store.get(key).get("spec")
+            asked = spec.get("terminationGracePeriodSeconds") if isinstance(spec, dict) else None
+        try:
+            return int(str(asked or 0))
+        except ValueError:
+            raise ApiProblem(400, f"gracePeriodSeconds: {asked!r} is no number") from None
 
     def addressed(self, request: Request) -> tuple[Selection, str, str]:
         """The kind and the selected ones, the name of one (or ""), and the part of it (or "")."""
@@ -332,12 +347,11 @@ class ApiServer:
             and (found["name"] or request.method == "POST")
         ):
             raise ApiProblem(404, "the server could not find the requested resource")
-        selection = Selection(
-            resource,
-            found["namespace"] or "",
-            _selector(request.query.get("fieldSelector", "")),
-            _selector(request.query.get("labelSelector", "")),
-        )
+        fields, unlike = _selector(request.query.get("fieldSelector", ""))
+        labels, unlike_labels = _selector(request.query.get("labelSelector", ""))
+        if unlike_labels:
+            raise ApiProblem(400, "this server knows label selectors of the form name=value")
+        selection = Selection(resource, found["namespace"] or "", fields, labels, unlike)
         return selection, found["name"] or "", found["part"] or ""
 
     def _reviewed(self, request: Request) -> JsonObject:
@@ -355,12 +369,13 @@ class ApiServer:
         if path == "/version":
             minor = self.store.minor
             return {"major": "1", "minor": str(minor), "gitVersion": f"v1.{minor}.0"}
-        if path == f"/apis/{DRA_GROUP}":
-            version = {"groupVersion": f"{DRA_GROUP}/v1", "version": "v1"}
+        if path in {f"/apis/{group}" for group in _GROUPS}:
+            group = path.removeprefix("/apis/")
+            version = {"groupVersion": f"{group}/v1", "version": "v1"}
             return {
                 "kind": "APIGroup",
                 "apiVersion": "v1",
-                "name": DRA_GROUP,
+                "name": group,
                 "versions": [version],
                 "preferredVersion": version,
             }
@@ -399,15 +414,16 @@ def _told(resource: Resource) -> JsonObject:
     }
 
 
-def _selector(text: str) -> dict[str, str]:
-    """The pairs of `a=b,c=d`; raises `ApiProblem` for other forms."""
-    pairs = {}
+def _selector(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The pairs of `a=b,c!=d`, equal and unequal; raises `ApiProblem` for other forms."""
+    equal: dict[str, str] = {}
+    unequal: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.replace("==", "=").partition("=")
-        if not equals or name.endswith("!") or " " in part:
+        if not equals or " " in part:
             raise ApiProblem(400, f"this server knows selectors of the form name=value: {text!r}")
-        pairs[name] = value
-    return pairs
+        (unequal if name.endswith("!") else equal)[name.removesuffix("!")] = value
+    return equal, unequal
 
 
 class _Handler(BaseHTTPRequestHandler):

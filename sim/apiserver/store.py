@@ -81,11 +81,13 @@ class Resource:
 
 
 DRA_GROUP = "resource.k8s.io"
+LEASE_GROUP = "coordination.k8s.io"
 NODES = Resource("", "nodes", "Node", namespaced=False, has_status=True)
 PODS = Resource(
     "", "pods", "Pod", namespaced=True, has_status=True, fields=("spec.nodeName", "status.phase")
 )
 EVENTS = Resource("", "events", "Event", namespaced=True)
+LEASES = Resource(LEASE_GROUP, "leases", "Lease", namespaced=True)
 SLICES = Resource(
     DRA_GROUP,
     "resourceslices",
@@ -96,7 +98,7 @@ SLICES = Resource(
 CLAIMS = Resource(DRA_GROUP, "resourceclaims", "ResourceClaim", namespaced=True, has_status=True)
 TEMPLATES = Resource(DRA_GROUP, "resourceclaimtemplates", "ResourceClaimTemplate", namespaced=True)
 CLASSES = Resource(DRA_GROUP, "deviceclasses", "DeviceClass", namespaced=False)
-RESOURCES = (NODES, PODS, EVENTS, SLICES, CLAIMS, TEMPLATES, CLASSES)
+RESOURCES = (NODES, PODS, EVENTS, LEASES, SLICES, CLAIMS, TEMPLATES, CLASSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +112,20 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Objects of a kind: in one namespace, with these fields and labels, or all."""
+    """Objects of a kind: in one namespace, with these fields and labels, or all.
+
+    `unlike` are fields that must have another value.
+    """
 
     resource: Resource
     namespace: str = ""
     fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    unlike: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         known = {"metadata.name", "metadata.namespace", *self.resource.fields}
-        if unknown := self.fields.keys() - known:
+        if unknown := (self.fields.keys() | self.unlike.keys()) - known:
             raise ApiProblem(400, f"field label not supported: {', '.join(sorted(unknown))}")
 
     def has(self, body: JsonObject) -> bool:
@@ -128,8 +134,10 @@ class Selection:
             return False
         labels = metadata.get("labels")
         labels = labels if isinstance(labels, dict) else {}
-        return self.labels.items() <= labels.items() and all(
-            _at(body, path) == value for path, value in self.fields.items()
+        return (
+            self.labels.items() <= labels.items()
+            and all(_at(body, path) == value for path, value in self.fields.items())
+            and all(_at(body, path) != value for path, value in self.unlike.items())
         )
 
 
@@ -270,8 +278,14 @@ class Store:
             merged = _merged(before, patch, strategic=strategic)
             return self.replace(key, merged, status=status, dry_run=dry_run)
 
-    def delete(self, key: Key, preconditions: JsonObject | None = None) -> JsonObject:
-        """Remove an object and what it owns; raises `ApiProblem` 404, 409."""
+    def delete(
+        self, key: Key, preconditions: JsonObject | None = None, grace_s: int = 0
+    ) -> JsonObject:
+        """Remove an object and what it owns; raises `ApiProblem` 404, 409.
+
+        A pod on a node that has not ended is only marked if `grace_s` is above 0: its kubelet
+        removes it, with 0.
+        """
         with self._changed:
             body = self._known(key)
             metadata = _part(body, "metadata")
@@ -282,6 +296,8 @@ class Store:
                         f"{name} in object meta: {metadata.get(name)}"
                     )
                     raise ApiProblem(409, text)
+            if grace_s and key.resource is PODS and _runs_on_a_node(body):
+                return self._mark_deleted(key, body, grace_s)
             self._remove(key)
             return body
 
@@ -385,6 +401,13 @@ class Store:
             for taint in _objects(device.get("taints")):
                 taint.setdefault("timeAdded", self.time())
 
+    def _mark_deleted(self, key: Key, body: JsonObject, grace_s: int) -> JsonObject:
+        metadata = _part(body, "metadata")
+        if "deletionTimestamp" in metadata:
+            return copy.deepcopy(body)
+        marks = {"deletionTimestamp": self.time(), "deletionGracePeriodSeconds": grace_s}
+        return self._keep(key, body, {**body, "metadata": metadata | marks}, dry_run=False)
+
     def _remove(self, key: Key) -> None:
         body = self._objects.pop(key)
         self._version += 1
@@ -427,6 +450,11 @@ def _key(resource: Resource, body: JsonObject) -> Key:
     metadata = _part(body, "metadata")
     namespace = str(metadata["namespace"]) if resource.namespaced else ""
     return Key(resource, str(metadata["name"]), namespace)
+
+
+def _runs_on_a_node(pod: JsonObject) -> bool:
+    ended = _part(pod, "status").get("phase") in ("Succeeded", "Failed")
+    return bool(_at(pod, "spec.nodeName")) and not ended
 
 
 def _merged(before: JsonObject, patch: JsonObject, *, strategic: bool) -> JsonObject:

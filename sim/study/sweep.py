@@ -17,12 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpuplugin.config.loaded import ConfigError
 from gpuplugin.config.options import OPTIONS
-from gpuplugin.core.inventory import GPU_RESOURCE
 from gpuplugin.core.node import ConfigurationMisfit
 from sim.node.scenario import Scenario
 from sim.study.report import report_of
 from sim.virtual.run import VirtualRun
-from sim.virtual.settings import settings_for
+from sim.virtual.settings import settings_for, with_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -256,7 +255,7 @@ def _changed(scenario: Scenario, settings: Mapping[str, Value]) -> tuple[Scenari
     for key, value in settings.items():
         match key:
             case "replicas":
-                tree["config"] = _with_replicas(tree.get("config"), value)
+                tree["config"] = with_replicas(tree.get("config"), value)
             case "policy":
                 policy = str(value)
             case "mechanism" | "model":
@@ -279,26 +278,6 @@ def _changed(scenario: Scenario, settings: Mapping[str, Value]) -> tuple[Scenari
 def _settings(scenario: Scenario, policy: str) -> Settings:
     by_flag = {option.flags[0]: option for option in OPTIONS}
     return settings_for(scenario, {by_flag[_POLICY]: policy} if policy else {}, {}, None)
-
-
-def _with_replicas(config: object, value: Value) -> Node:
-    """The plugin's configuration, with all of its time slicing that is of whole GPUs set."""
-    node: Node = dict(config) if isinstance(config, dict) else {"version": "v1"}
-    shared = node.get("sharing")
-    sharing: Node = dict(shared) if isinstance(shared, dict) else {}
-    slicing = sharing.get("timeSlicing")
-    before: Node = dict(slicing) if isinstance(slicing, dict) else {}
-    resources = before.get("resources")
-    others = [
-        one
-        for one in (resources if isinstance(resources, list) else [])
-        if not isinstance(one, dict) or one.get("name") != GPU_RESOURCE
-    ]
-    sharing["timeSlicing"] = {
-        **before,
-        "resources": [{"name": GPU_RESOURCE, "replicas": value}, *others],
-    }
-    return {**node, "sharing": sharing}
 
 
 def _set(tree: Node, key: str, value: Value) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.document import Document
 from gpuplugin.config.load import load_settings
+from gpuplugin.core.inventory import GPU_RESOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,3 +41,23 @@ def settings_for(
 ) -> Settings:
     """The settings alone: see `load_for`."""
     return load_for(scenario, flags, environment, config_file).settings
+
+
+def with_replicas(config: object, replicas: object) -> dict[str, object]:
+    """The plugin's configuration, with all of its time slicing that is of whole GPUs set."""
+    node: dict[str, object] = dict(config) if isinstance(config, dict) else {"version": "v1"}
+    shared = node.get("sharing")
+    sharing: dict[str, object] = dict(shared) if isinstance(shared, dict) else {}
+    slicing = sharing.get("timeSlicing")
+    before: dict[str, object] = dict(slicing) if isinstance(slicing, dict) else {}
+    resources = before.get("resources")
+    others = [
+        one
+        for one in (resources if isinstance(resources, list) else [])
+        if not isinstance(one, dict) or one.get("name") != GPU_RESOURCE
+    ]
+    sharing["timeSlicing"] = {
+        **before,
+        "resources": [{"name": GPU_RESOURCE, "replicas": replicas}, *others],
+    }
+    return {**node, "sharing": sharing}

@@ -101,6 +101,7 @@ NO_JSON = {
     "demo": "a screen",
     "completion": "for shells",
     "sim up": "logs, with --log-format json",
+    "sim fleet": "logs, with --log-format json",
     "sim scenario schema": "is JSON",
     "sim node serve": "reports nothing",
     "sim env": "for shells",

@@ -1,0 +1,154 @@
+"""The objects that a kubelet keeps at the API server: nodes, leases, the status of pods. Pure."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sim.kubelet.devices import Amount
+
+JsonObject: TypeAlias = dict[str, object]
+
+FLEET: Final = "gpuplugin.dev/fleet"
+"""The label of nodes that a fleet keeps; its value is the fleet's prefix of names."""
+TAINT: Final = "gpuplugin.dev/simulated"
+LEASE_NAMESPACE: Final = "kube-node-lease"
+_KUBELET_VERSION = "v1.36.0"
+_MACHINES = uuid.UUID("5b0a7f0c-3c1c-4d63-9a3e-6a6c7f2a8f11")
+
+# As a kubelet (1.36) words them: pkg/kubelet/nodestatus/setters.go.
+_CONDITIONS = (
+    ("MemoryPressure", "False", "KubeletHasSufficientMemory",
+     "kubelet has sufficient memory available"),
+    ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+    ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What every node of a fleet has beside its GPUs; quantities as Kubernetes writes them."""
+
+    cpu: str = "64"
+    memory: str = "512Gi"
+    pods: str = "110"
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    tainted: bool = False
+
+
+def node_body(
+    name: str,
+    fleet: str,
+    scenario: str,
+    number: int,
+    machine: Machine,
+    status: JsonObject,
+    labels: Mapping[str, str] = MappingProxyType({}),
+) -> JsonObject:
+    """A Node as its kubelet registers it; `labels` are of its GPUs, `machine` has the user's."""
+    own = {
+        "kubernetes.io/hostname": name,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": "amd64",
+        "node.kubernetes.io/instance-type": scenario,
+    }
+    spec: JsonObject = {}
+    if machine.tainted:
+        spec["taints"] = [{"key": TAINT, "value": "true", "effect": "NoSchedule"}]
+    metadata = {"name": name, "labels": {**own, **labels, **machine.labels, FLEET: fleet}}
+    fixed = {"addresses": addresses(name, number), "nodeInfo": node_info(name)}
+    return {"metadata": metadata, "spec": spec, "status": {**status, **fixed}}
+
+
+def node_status(
+    amounts: Mapping[str, Amount], machine: Machine, now: datetime, since: datetime
+) -> JsonObject:
+    """What a kubelet reports at each change, and every five minutes: amounts and conditions."""
+    usual = {"cpu": machine.cpu, "memory": machine.memory, "pods": machine.pods}
+    capacity = {name: str(amount.capacity) for name, amount in amounts.items()}
+    allocatable = {name: str(amount.allocatable) for name, amount in amounts.items()}
+    return {
+        "capacity": usual | capacity,
+        "allocatable": usual | allocatable,
+        "conditions": [
+            {
+                "type": kind,
+                "status": status,
+                "reason": reason,
+                "message": message,
+                "lastHeartbeatTime": seconds(now),
+                "lastTransitionTime": seconds(since),
+            }
+            for kind, status, reason, message in _CONDITIONS
+        ],
+    }
+
+
+def address(number: int) -> str:
+    """The address of the node of this number, from 198.18.0.0/15, which nobody routes (RFC 2544).
+
+    Nodes have its first half, pods the second.
+    """
+    number = number % 65_534 + 1
+    return f"198.18.{number // 256}.{number % 256}"
+
+
+def pod_address(number: int) -> str:
+    number = number % 65_534 + 1
+    return f"198.19.{number // 256}.{number % 256}"
+
+
+def addresses(name: str, number: int) -> list[JsonObject]:
+    return [
+        {"type": "InternalIP", "address": address(number)},
+        {"type": "Hostname", "address": name},
+    ]
+
+
+def node_info(name: str) -> JsonObject:
+    machine = uuid.uuid5(_MACHINES, name)
+    return {
+        "architecture": "amd64",
+        "bootID": str(uuid.uuid5(machine, "boot")),
+        "containerRuntimeVersion": "gpuplugin-sim://1",
+        "kernelVersion": "6.12.0-simulated",
+        "kubeProxyVersion": "",
+        "kubeletVersion": _KUBELET_VERSION,
+        "machineID": machine.hex,
+        "operatingSystem": "linux",
+        "osImage": "gpuplugin simulated node",
+        "systemUUID": str(machine),
+    }
+
+
+def lease_body(node: str, node_uid: str, duration_s: int, now: datetime) -> JsonObject:
+    """A kubelet's lease, which is removed with its node."""
+    owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node_uid}
+    return {
+        "metadata": {
+            "name": node,
+            "namespace": LEASE_NAMESPACE,
+            "ownerReferences": [owner],
+        },
+        "spec": {"holderIdentity": node, "leaseDurationSeconds": duration_s} | _renewal(now),
+    }
+
+
+def lease_renewal(now: datetime) -> JsonObject:
+    return {"spec": _renewal(now)}
+
+
+def _renewal(now: datetime) -> JsonObject:
+    return {"renewTime": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+
+
+def seconds(when: datetime) -> str:
+    """A time as the API writes it."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,142 @@
+"""`gpuplugin sim fleet`: nodes without kubelets at an API server, as a process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sim.apiserver import LEASES, NODES, ApiServer, Key, Selection
+from tests.e2e.conftest import Process, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RESOURCE = "nvidia.com/gpu"
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture
+def env(server: ApiServer, tmp_path: Path) -> dict[str, str]:
+    kubeconfig = server.kubeconfig(tmp_path)
+    return os.environ | {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "127.0.0.1"}
+
+
+def a_fleet(env: dict[str, str], *arguments: str) -> Process:
+    return Process("sim", "fleet", "--scenario", "homelab", *arguments, env=env)
+
+
+def nodes(server: ApiServer) -> dict[str, Any]:
+    _, bodies = server.store.select(Selection(NODES))
+    found: dict[str, Any] = {body["metadata"]["name"]: body for body in bodies}  # type: ignore[index]
+    return found
+
+
+def leases(server: ApiServer) -> dict[str, Any]:
+    _, bodies = server.store.select(Selection(LEASES, "kube-node-lease"))
+    return {body["metadata"]["name"]: body["spec"] for body in bodies}  # type: ignore[index]
+
+
+def test_nodes_have_what_a_kubelet_writes_and_are_gone_at_the_end(
+    server: ApiServer, env: dict[str, str]
+) -> None:
+    options = ("--nodes", "3", "--lease-seconds", "4", "--label", "pool=a", "--taint")
+    with a_fleet(env, *options) as fleet:
+        fleet.says("3 nodes are kept: sim-0 to sim-2")
+        found = nodes(server)
+        first = leases(server)
+        eventually(
+            lambda: all(
+                one["renewTime"] > first[name]["renewTime"] for name, one in leases(server).items()
+            ),
+            "every lease is renewed",
+        )
+
+        assert fleet.stop() == 0
+
+    assert sorted(found) == ["sim-0", "sim-1", "sim-2"]
+    node = found["sim-1"]
+    assert node["status"]["allocatable"] == {
+        "cpu": "64",
+        "memory": "512Gi",
+        "pods": "110",
+        RESOURCE: "10",
+    }
+    assert node["status"]["capacity"] == node["status"]["allocatable"]
+    conditions = {one["type"]: one["status"] for one in node["status"]["conditions"]}
+    assert conditions == {
+        "MemoryPressure": "False",
+        "DiskPressure": "False",
+        "PIDPressure": "False",
+        "Ready": "True",
+    }
+    assert node["metadata"]["labels"]["pool"] == "a"
+    assert node["spec"]["taints"][0]["key"] == "gpuplugin.dev/simulated"
+    assert len({one["status"]["addresses"][0]["address"] for one in found.values()}) == 3
+    assert first["sim-2"]["holderIdentity"] == "sim-2"
+    assert first["sim-2"]["leaseDurationSeconds"] == 4
+    assert nodes(server) == {}
+    assert leases(server) == {}
+
+
+@pytest.mark.slow
+def test_a_fleet_adopts_its_nodes_and_touches_no_others(
+    server: ApiServer, env: dict[str, str]
+) -> None:
+    server.store.create(Key(NODES, "worker"), {"metadata": {"labels": {"a": "b"}}})
+    worker = server.store.get(Key(NODES, "worker"))
+    with a_fleet(env, "--nodes", "3", "--keep") as fleet:
+        fleet.says("3 nodes are kept")
+        assert fleet.stop() == 0
+    uid = nodes(server)["sim-0"]["metadata"]["uid"]
+
+    with a_fleet(env, "--nodes", "2", "--replicas", "4") as fleet:
+        fleet.says("2 nodes are kept")
+        found = nodes(server)
+        assert fleet.stop() == 0
+
+    assert sorted(found) == ["sim-0", "sim-1", "worker"]
+    assert found["sim-0"]["metadata"]["uid"] == uid
+    assert found["sim-0"]["status"]["allocatable"][RESOURCE] == "4"
+    assert nodes(server) == {"worker": worker}
+
+
+def test_a_node_of_somebody_else_is_not_taken(server: ApiServer, env: dict[str, str]) -> None:
+    server.store.create(Key(NODES, "sim-1"), {})
+    theirs = server.store.get(Key(NODES, "sim-1"))
+
+    with a_fleet(env, "--nodes", "2") as fleet:
+        assert fleet.exit_status() == 1
+
+    assert "node sim-1 exists and is not of this fleet" in fleet.output
+    assert nodes(server) == {"sim-1": theirs}
+
+
+@pytest.mark.slow
+def test_pools_bad_answers_and_a_node_that_somebody_deletes(
+    server: ApiServer, env: dict[str, str]
+) -> None:
+    server.fail(429, 1, headers={"Retry-After": "0"})
+    server.fail(503, 1, path="/leases")
+    options = ("--scenario", "mig=1", "--lease-seconds", "4", "--mig-strategy", "mixed")
+    with Process("sim", "fleet", "--scenario", "homelab=1", *options, env=env) as fleet:
+        fleet.says("2 nodes are kept")
+        found = nodes(server)
+        server.store.delete(Key(NODES, "sim-0"))
+        fleet.says("node sim-0 was deleted")
+        before = leases(server)["sim-1"]["renewTime"]
+        eventually(lambda: leases(server)["sim-1"]["renewTime"] > before, "others are kept")
+        left = nodes(server)
+        assert fleet.stop() == 0
+
+    assert found["sim-0"]["metadata"]["labels"]["gpuplugin.dev/scenario"] == "homelab"
+    assert any("mig-" in name for name in found["sim-1"]["status"]["capacity"])
+    assert list(left) == ["sim-1"]
+    assert not server.failures_left
