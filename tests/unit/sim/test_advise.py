@@ -21,6 +21,7 @@ from sim.advise.advice import (
     Plan,
     Row,
     WrongPlan,
+    advise,
     best,
     memory_of,
     table_of,
@@ -226,3 +227,32 @@ def test_the_configuration_is_one_that_the_plugin_takes(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert not load_settings({}, {}, str(file)).warnings
+
+
+@pytest.mark.slow
+def test_what_is_assumed_is_tried_otherwise() -> None:
+    one = replace(API, count=1, busy_ms=50.0)
+    plain = advise(Plan(L4, (replace(one, assumed=frozenset()),)), InProcess())
+    assert {what.what for what in plain.assumptions} == {"requests", "memory"}
+    seen = replace(one, active=0.5, assumed=frozenset({"arrival", "occupancy", "share"}))
+    advice = advise(Plan(L4, (seen,)), InProcess())
+    assert {what.what for what in advice.assumptions} == {
+        *("requests", "arrivals", "occupancy", "busy time", "activity", "memory")
+    }
+
+
+def test_memory_that_was_measured_has_its_context_already() -> None:
+    plan = Plan(L4, (replace(API, count=2, memory_gib=(4.0,)),))
+    measured = replace(plan, workloads=(replace(plan.workloads[0], with_context=True),))
+    context_gib = plan.profile.context_bytes / GIB
+    assert context_gib > 0
+    more = memory_of(plan, 2).mean_gib - memory_of(measured, 2).mean_gib
+    assert more == pytest.approx(2 * context_gib)
+
+
+def test_samples_of_shorter_windows_run_out_more_often() -> None:
+    one = Workload("w", 10, 100, (1.0, 12.0), 2)
+    hours = memory_of(Plan(L4, (one,)), 2).ooms_per_week
+    minutes = memory_of(Plan(L4, (replace(one, memory_window_s=60.0),)), 2).ooms_per_week
+    assert hours == pytest.approx(HOURS_A_WEEK / 4, rel=0.1)
+    assert minutes == pytest.approx(60 * hours)

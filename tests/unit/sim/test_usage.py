@@ -60,6 +60,7 @@ def test_a_recording_shows_busy_time_bursts_memory_with_growth_and_arrivals(tmp_
     assert api.active == pytest.approx(1.0, abs=0.01)
     assert set(api.memory_gib) == {2.0}
     assert "growth" not in api.assumed
+    assert api.with_context
     assert notebook.active == pytest.approx(1 / 3, abs=0.08)
     assert (notebook.memory_gib[0], notebook.memory_gib[-1]) == pytest.approx((1.5, 11.0), abs=0.5)
     assert "growth" in notebook.assumed
