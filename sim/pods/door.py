@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from sim.node.serve import CannotServe
@@ -44,19 +44,19 @@ def pod_door(node: RealTimeNode, folder: Path) -> Iterator[None]:
     Raises:
         CannotServe: a file or socket cannot be made.
     """
-    try:
-        library, program = built_library(), built_program()
-        put_files(folder, library, program)
-        nvml = folder / RUN / NVML_SOCKET
-        with (
-            closing(NvmlServer(node, nvml, for_pods=True)),
-            closing(_SmiDoor(folder / RUN / SMI_SOCKET, nvml, library)),
-        ):
-            yield
-    except CannotBuild as error:
-        raise CannotServe(f"what pods with simulated GPUs get cannot be made: {error}") from error
-    except OSError as error:
-        raise CannotServe(f"{folder} is no place for what pods get: {error}") from error
+    with ExitStack() as stack:
+        try:
+            library, program = built_library(), built_program()
+            put_files(folder, library, program)
+            nvml = folder / RUN / NVML_SOCKET
+            stack.enter_context(closing(NvmlServer(node, nvml, for_pods=True)))
+            stack.enter_context(closing(_SmiDoor(folder / RUN / SMI_SOCKET, nvml, library)))
+        except CannotBuild as error:
+            text = f"what pods with simulated GPUs get cannot be made: {error}"
+            raise CannotServe(text) from error
+        except OSError as error:
+            raise CannotServe(f"{folder} is no place for what pods get: {error}") from error
+        yield
 
 
 def put_files(folder: Path, library: Path, program: Path) -> None:

@@ -7,7 +7,6 @@ is the API server's.
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -176,8 +175,8 @@ class ClusterPods:
 def pod_loads(node: RealTimeNode, daemon: DaemonSettings) -> Iterator[None]:
     """Follow the node's pods, and let them work on its GPUs.
 
-    For metrics, their processes have cgroups below `--host-proc`, and their pods names below the
-    folder beside it, unless that is the machine's own.
+    Their processes have cgroups in `proc` and their pods names in `pod-logs`, both in the folder of
+    `--host-proc`, where metrics look; in `host` of the kubelet's folder if it is the machine's own.
     """
     with node.read() as model:
         scenario = model.scenario
@@ -192,13 +191,13 @@ def pod_loads(node: RealTimeNode, daemon: DaemonSettings) -> Iterator[None]:
 
     resources = PodResources(daemon.kubelet_dir / "pod-resources/kubelet.sock", _CALL_S, of_claims)
     pods = ClusterPods(scenario, NodePods(daemon.node_name), resources.holdings)
-    with tempfile.TemporaryDirectory(prefix="gpuplugin-pods-") as private:
-        own = daemon.host_proc == Path("/proc")
-        work = PodWork(pods, node, Path(private) if own else daemon.host_proc.parent, pods.work_of)
-        pods.start()
-        work.start()
-        try:
-            yield
-        finally:
-            pods.stop()
-            work.stop()
+    own = daemon.host_proc == Path("/proc")
+    host = daemon.kubelet_dir / "host" if own else daemon.host_proc.parent
+    work = PodWork(pods, node, host, pods.work_of)
+    pods.start()
+    work.start()
+    try:
+        yield
+    finally:
+        pods.stop()
+        work.stop()

@@ -249,6 +249,16 @@ def test_a_restart_of_the_plugin_is_outlived(pods: PodNode) -> None:
     assert "NVIDIA-SMI has failed because it couldn't communicate" in gone.stdout
 
 
+def test_an_error_of_whoever_serves_pods_is_his_own(tmp_path: Path) -> None:
+    node = RealTimeNode(SimulatedNode(parse_scenario(SCENARIO, "pods")))
+    with (
+        tempfile.TemporaryDirectory(prefix="gp") as name,
+        pytest.raises(FileNotFoundError),
+        pod_door(node, Path(name)),
+    ):
+        (tmp_path / "not-there").read_text()
+
+
 def test_a_loop_prints_until_it_is_ended(pods: PodNode) -> None:
     pod = pods.pod("1")
     with pod.start("nvidia-smi", "-L", "-lms", "20") as running:

@@ -217,9 +217,9 @@ class Contained:
     the only thing that the manifest has not.
     """
 
-    def __init__(self, sandbox: Sandbox, log: Path) -> None:
+    def __init__(self, sandbox: Sandbox, log: Path, *flags: str) -> None:
         container = plugin_container()
-        command = [*container["command"], *container["args"], "--backend=sim"]
+        command = [*container["command"], *container["args"], "--backend=sim", *flags]
         self._log = log
         reading, writing = os.pipe()
         with os.fdopen(reading) as info:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.conftest import Node, eventually
+from tests.e2e.conftest import DEADLINE_S, Node, eventually
 from tests.e2e.sandbox import (
     SOCKET_FOLDER,
     USER,
@@ -129,15 +129,22 @@ def test_its_memory_is_within_what_the_manifest_asks_for(
     assert kib["VmHWM"] < int(limit.removesuffix("Mi")) * 1024
 
 
-def test_it_has_what_pods_with_simulated_gpus_get(sandbox: Sandbox) -> None:
-    """There is no compiler: what was built with the image is found."""
-    script = (
-        "import json; from sim.nvml.library import built_library, built_program; "
-        "print(json.dumps({'files': [str(built_library()), str(built_program())]}))"
-    )
-    library, program = map(Path, sandbox.ask(script)["files"])
-    assert (library.name, program.name) == ("libnvidia-ml.so.1", "nvidia-smi")
-    assert all(one.is_relative_to("/app/share/gpuplugin") for one in (library, program))
+def test_it_has_what_pods_with_simulated_gpus_get(sandbox: Sandbox, node: Node) -> None:
+    """There is no compiler: what was built with the image is put where pods mount it."""
+    flag = f"--pod-files={SIMULATOR_FOLDER}/pods"
+    with node.start_kubelet(), Contained(sandbox, node.dir / "log", flag) as contained:
+        eventually(lambda: contained.get("/ready")[0] == 200, "the plugin is ready")
+        files = Path(f"/proc/{contained.pid}/root{SIMULATOR_FOLDER}/pods")
+        done = subprocess.run(
+            [files / "bin/nvidia-smi", "-L"],
+            env={"GPUPLUGIN_SIM_NVML": f"{files}/run/nvml.sock", "NVIDIA_VISIBLE_DEVICES": "all"},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert done.stdout.count("UUID: GPU-") == 8, done.stdout + contained.output
+        assert (files / "lib64/libnvidia-ml.so.1").is_file()
 
 
 def test_nothing_else_can_be_written_and_there_is_no_shell(sandbox: Sandbox) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sim.nvml.library import LIBRARY, CannotBuild, built_library
+from sim.nvml.library import LIBRARY, CannotBuild, built_library, built_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,19 @@ def test_without_a_compiler_it_says_what_to_do(
     with pytest.raises(CannotBuild, match=named) as error:
         built_library(surroundings(XDG_CACHE_HOME=str(tmp_path)) | variables)
     assert "Install gcc" in str(error.value)
+
+
+def test_what_was_built_with_the_installation_needs_no_compiler(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = built_program(surroundings(XDG_CACHE_HOME=str(tmp_path / "share")))
+    without = surroundings(XDG_CACHE_HOME=str(tmp_path / "cache")) | {"PATH": "/nowhere"}
+    with pytest.raises(CannotBuild, match=r"nvidia-smi is built with a C compiler.*musl-gcc"):
+        built_program(without)
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+
+    assert built_program(without) == program
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
