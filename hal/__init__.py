@@ -18,6 +18,8 @@ from hal.errors import (
 from hal.gpucalls import GpuCalls
 from hal.types import (
     GIB,
+    PCI_3D,
+    PCI_VGA,
     CallFailure,
     ComputeMode,
     ComputeProcess,
@@ -30,6 +32,7 @@ from hal.types import (
     GpuState,
     Link,
     LinkKind,
+    MigAttributes,
     MigDevice,
     Probe,
     RecoveryAction,
@@ -42,6 +45,8 @@ from hal.xid import Xid, XidAction, XidScope, lookup_xid
 
 __all__ = [
     "GIB",
+    "PCI_3D",
+    "PCI_VGA",
     "Backend",
     "CallFailure",
     "ComputeMode",
@@ -62,6 +67,7 @@ __all__ = [
     "HalHung",
     "Link",
     "LinkKind",
+    "MigAttributes",
     "MigDevice",
     "NotSupported",
     "Probe",

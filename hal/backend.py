@@ -46,6 +46,10 @@ class Backend(Protocol):
     def driver_version(self) -> str:
         """The driver's version as it prints it, for example `580.105.08`; empty if unknown."""
 
+    @property
+    def cuda_version(self) -> tuple[int, int] | None:
+        """The newest CUDA version that the driver supports, for example (13, 0); or unknown."""
+
     def gpus(self) -> tuple[Gpu, ...]:
         """All GPUs and their MIG devices, ordered by index.
 

@@ -7,6 +7,8 @@ from enum import Enum, Flag, IntEnum, auto
 from typing import TypeAlias
 
 GIB = 1024**3
+PCI_VGA, PCI_3D = 0x030000, 0x030200
+"""Classes of GPUs with and without a display, from the PCI Code and ID Assignment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,21 @@ class ThrottleReason(Flag):
 
 
 @dataclass(frozen=True, slots=True)
+class MigAttributes:
+    """How much of its GPU a MIG device has; the memory is in MiB, engines are those it may use."""
+
+    gpu_slices: int
+    compute_slices: int
+    memory_mib: int
+    multiprocessors: int = 0
+    copy_engines: int = 0
+    decoders: int = 0
+    encoders: int = 0
+    jpeg_engines: int = 0
+    ofa_engines: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MigDevice:
     """A MIG device of a GPU, the `index`-th one there.
 
@@ -104,6 +121,8 @@ class MigDevice:
     profile: str
     memory_bytes: int
     device_nodes: tuple[str, ...] = ()
+    attributes: MigAttributes | None = None
+    """None where the driver does not report them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +147,10 @@ class Gpu:
     state: GpuState = GpuState.OK
     mig_enabled: bool = False
     mig_devices: tuple[MigDevice, ...] = ()
+    mig_capable: bool = False
+    """Whether it can be put into MIG mode."""
+    pci_class: int | None = None
+    """The class of the PCI device: `PCI_VGA`, `PCI_3D`; None where the kernel shows none."""
     compute_mode: ComputeMode | None = None
     """None where the driver does not report it."""
     unknown: tuple[CallFailure, ...] = field(default=(), compare=False)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, NewType, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hal.types import MigAttributes
+
 Handle = NewType("Handle", int)
 """A device as NVML knows it: a pointer, equal for equal devices until NVML is shut down."""
 
@@ -145,15 +147,6 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class MigAttributes:
-    """How much of its GPU a MIG device has; the memory is in MiB."""
-
-    gpu_slices: int
-    compute_slices: int
-    memory_mib: int
-
-
-@dataclass(frozen=True, slots=True)
 class FabricInfo:
     """NVML's number of the state of the NVLink fabric, and the fabric's return code."""
 
@@ -209,6 +202,10 @@ class NvmlApi(Protocol):
         """Undo one `init`; the library stays loaded."""
 
     def driver_version(self) -> str: ...
+
+    def cuda_version(self) -> int:
+        """The newest CUDA that the driver supports: 1000 for each major, 10 for each minor."""
+
     def process_name(self, pid: int) -> str: ...
 
     def device_count(self) -> int:

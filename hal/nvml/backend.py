@@ -55,6 +55,7 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 class _Session:
     api: NvmlApi
     driver_version: str
+    cuda_version: tuple[int, int] | None
     library: Path | None
     limits: ShutdownLimits
     readiness: Readiness
@@ -170,6 +171,10 @@ class NvmlBackend:
     @property
     def driver_version(self) -> str:
         return self._open_session().driver_version
+
+    @property
+    def cuda_version(self) -> tuple[int, int] | None:
+        return self._open_session().cuda_version
 
     def gpus(self) -> tuple[Gpu, ...]:
         api = self._open_session().api
@@ -304,6 +309,8 @@ class NvmlBackend:
         self._surveys.begin()
         values = Values()
         version = values.read("", api.driver_version)
+        cuda = values.read(None, api.cuda_version)
         for failure in values.failures:
-            self._inventory.warn_once(f"The driver's version is unknown: {failure}")
-        return _Session(api, version, library, ShutdownLimits(api), Readiness(api))
+            self._inventory.warn_once(f"A version of the driver is unknown: {failure}")
+        cuda_version = None if cuda is None else (cuda // 1000, cuda % 1000 // 10)
+        return _Session(api, version, cuda_version, library, ShutdownLimits(api), Readiness(api))

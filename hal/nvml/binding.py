@@ -22,13 +22,13 @@ from hal.nvml.api import (
     Field,
     Handle,
     Memory,
-    MigAttributes,
     NvmlError,
     Process,
     ProcessSample,
     RemappedRows,
     has_long_process_entries,
 )
+from hal.types import MigAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -186,6 +186,9 @@ class _PynvmlApi:
     def driver_version(self) -> str:
         return _decoded(pynvml.nvmlSystemGetDriverVersion)
 
+    def cuda_version(self) -> int:
+        return int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+
     def process_name(self, pid: int) -> str:
         return _decoded(lambda: pynvml.nvmlSystemGetProcessName(pid))
 
@@ -247,6 +250,12 @@ class _PynvmlApi:
             gpu_slices=int(attributes.gpuInstanceSliceCount),
             compute_slices=int(attributes.computeInstanceSliceCount),
             memory_mib=int(attributes.memorySizeMB),
+            multiprocessors=int(attributes.multiprocessorCount),
+            copy_engines=int(attributes.sharedCopyEngineCount),
+            decoders=int(attributes.sharedDecoderCount),
+            encoders=int(attributes.sharedEncoderCount),
+            jpeg_engines=int(attributes.sharedJpegCount),
+            ofa_engines=int(attributes.sharedOfaCount),
         )
 
     def event_set_create(self) -> EventSet:

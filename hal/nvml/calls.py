@@ -54,6 +54,9 @@ CALLS: Final[Mapping[str, Call]] = {
     "handle_by_index": Call("nvmlDeviceGetHandleByIndex_v2", Role.IDENTITY, "the handle"),
     "uuid": Call("nvmlDeviceGetUUID", Role.IDENTITY, "the UUID"),
     "driver_version": Call("nvmlSystemGetDriverVersion", Role.OPTIONAL, "the driver's version"),
+    "cuda_version": Call(
+        "nvmlSystemGetCudaDriverVersion_v2", Role.OPTIONAL, "the CUDA version of the driver"
+    ),
     "name": Call("nvmlDeviceGetName", Role.OPTIONAL, "the product"),
     "pci_bus_id": Call("nvmlDeviceGetPciInfo_v3", Role.OPTIONAL, "PCI address and NUMA node"),
     "minor": Call("nvmlDeviceGetMinorNumber", Role.OPTIONAL, "the device node"),
@@ -68,7 +71,7 @@ CALLS: Final[Mapping[str, Call]] = {
     "gpu_instance": Call("nvmlDeviceGetGpuInstanceId", Role.OPTIONAL, "that MIG device"),
     "compute_instance": Call("nvmlDeviceGetComputeInstanceId", Role.OPTIONAL, "that MIG device"),
     "mig_attributes": Call(
-        "nvmlDeviceGetAttributes_v2", Role.OPTIONAL, "the memory of that MIG device"
+        "nvmlDeviceGetAttributes_v2", Role.OPTIONAL, "the parts of that MIG device"
     ),
     "field": Call("nvmlDeviceGetFieldValues", Role.OPTIONAL, "recovery action, shutdown margin"),
     "remapped_rows": Call("nvmlDeviceGetRemappedRows", Role.OPTIONAL, "the row remaps"),

@@ -95,8 +95,10 @@ class _Identity(NamedTuple):
     minor: int | None
     numa_node: int | None
     compute_capability: tuple[int, int] | None
+    pci_class: int | None
 
 
+_NOTHING_KNOWN: Final = _Identity("", "", None, None, None, None)
 MAX_GPUS = 256
 """Of a node, and of those that are kept as lost; the largest nodes have less than a hundred."""
 _MOST_MIG_DEVICES = 64
@@ -107,6 +109,7 @@ class Kernel(Protocol):
     """What the kernel knows of GPUs; see `hal.nvml.kernelfiles.KernelFolders`."""
 
     def numa_node(self, bus_id: str, warn: Callable[[str], None]) -> int | None: ...
+    def pci_class(self, bus_id: str) -> int | None: ...
     def mig_minors(self) -> Mapping[tuple[int, int, int | None], int]: ...
     def gpus(self) -> Sequence[ProcGpu | None]: ...
 
@@ -221,6 +224,7 @@ class Inventory:
                 index=index,
                 minor=one.minor,
                 pci_bus_id=canonical_bus_id(one.pci_bus_id),
+                pci_class=self._kernel.pci_class(canonical_bus_id(one.pci_bus_id)),
                 numa_node=self._kernel.numa_node(
                     canonical_bus_id(one.pci_bus_id), lambda _text: None
                 ),
@@ -299,7 +303,8 @@ class Inventory:
         total = memory.total if memory is not None else known.memory_bytes if known else None
         minor = identity.minor
         # Where the mode cannot be read now, MIG devices must not vanish under their pods.
-        mig_enabled = values.read(known is not None and known.mig_enabled, api.mig_mode, handle)
+        mig_mode = values.read(None, api.mig_mode, handle)
+        mig_enabled = bool(mig_mode or (mig_mode is None and known and known.mig_enabled))
         before = known.mig_devices if known is not None else ()
         mig_devices = (
             self._mig_devices(api, handle, uuid, total or 0, before, values) if mig_enabled else ()
@@ -326,6 +331,8 @@ class Inventory:
                 )
                 for mig in mig_devices
             ),
+            mig_capable=mig_mode is not None or (known is not None and known.mig_capable),
+            pci_class=identity.pci_class,
             compute_mode=None if mode is None else _COMPUTE_MODES.get(mode),
             unknown=tuple(values.failures),
         )
@@ -340,10 +347,10 @@ class Inventory:
         self, api: NvmlApi, handle: Handle, known: Gpu | None, values: Values
     ) -> _Identity:
         """What cannot be read now is as it was last known."""
-        before = _identity_of(known) if known is not None else _Identity("", "", None, None, None)
+        before = _identity_of(known) if known is not None else _NOTHING_KNOWN
         product = values.read(before.product, api.name, handle)
         if product in _NOT_FOR_COMPUTE:
-            return _Identity(product, "", None, None, None)
+            return _NOTHING_KNOWN._replace(product=product)
         # A GPU that is part of the processor's chip may be on no bus.
         bus_id = canonical_bus_id(values.read(before.bus_id, api.pci_bus_id, handle))
         return _Identity(
@@ -352,6 +359,7 @@ class Inventory:
             values.read(before.minor, api.minor, handle),
             self._kernel.numa_node(bus_id, self.warn_once),
             values.read(before.compute_capability, api.compute_capability, handle),
+            self._kernel.pci_class(bus_id),
         )
 
     def warn_of_unknown(self, uuid: str, failures: Iterable[CallFailure]) -> None:
@@ -376,7 +384,7 @@ class Inventory:
         for index in range(count):
             try:
                 mig = named(api.mig_handle, gpu, index)
-                devices.append(_read_mig(api, mig, index, gpu_bytes))
+                devices.append(_read_mig(api, mig, index, gpu_bytes, known.get(index)))
             except NvmlError as err:
                 if err.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT) and err.call == _MIG_HANDLE:
                     continue
@@ -408,7 +416,14 @@ class Inventory:
 
 
 def _identity_of(gpu: Gpu) -> _Identity:
-    return _Identity(gpu.product, gpu.pci_bus_id, gpu.minor, gpu.numa_node, gpu.compute_capability)
+    return _Identity(
+        gpu.product,
+        gpu.pci_bus_id,
+        gpu.minor,
+        gpu.numa_node,
+        gpu.compute_capability,
+        gpu.pci_class,
+    )
 
 
 _GONE: Final = call_failure(NvmlError(Code.GPU_NOT_FOUND, "no GPU has this UUID any more"))
@@ -419,11 +434,14 @@ def _lost(gpu: Gpu, err: NvmlError | None) -> Gpu:
     return dataclasses.replace(gpu, state=GpuState.LOST, failure=failure, unknown=())
 
 
-def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevice:
+def _read_mig(
+    api: NvmlApi, mig: Handle, index: int, gpu_bytes: int, before: MigDevice | None
+) -> MigDevice:
     """Raises `NvmlError` where it cannot be told what the device is."""
     values = Values()
     name = values.read("", api.name, mig)
     match = _MIG_PROFILE.search(name)
+    attributes = None
     try:
         attributes = named(api.mig_attributes, mig)
     except NvmlError:
@@ -435,13 +453,17 @@ def _read_mig(api: NvmlApi, mig: Handle, index: int, gpu_bytes: int) -> MigDevic
             name, attributes.gpu_slices, attributes.compute_slices, attributes.memory_mib, gpu_bytes
         )
         memory_bytes = attributes.memory_mib * _MIB
+    uuid = named(api.uuid, mig)
+    if attributes is None and before is not None and before.uuid == uuid:
+        attributes = before.attributes
     return MigDevice(
-        uuid=named(api.uuid, mig),
+        uuid=uuid,
         index=index,
         gpu_instance=named(api.gpu_instance, mig),
         compute_instance=named(api.compute_instance, mig),
         profile=profile,
         memory_bytes=memory_bytes,
+        attributes=attributes,
     )
 
 

@@ -61,6 +61,17 @@ def numa_node(sysfs_root: Path, bus_id: str, warn: Callable[[str], None]) -> int
     return node if node >= 0 else None
 
 
+def pci_class(sysfs_root: Path, bus_id: str) -> int | None:
+    """The class of a PCI device, for example 0x030200; None where it is not shown."""
+    if not is_bus_id(bus_id):
+        return None
+    try:
+        text = (sysfs_root / "bus/pci/devices" / sysfs_bus_id(bus_id) / "class").read_text()
+        return int(text, 16)
+    except (OSError, ValueError):
+        return None
+
+
 def read_mig_minors(procfs_root: Path) -> Mapping[tuple[int, int, int | None], int]:
     """Capability minors by (GPU minor, GPU instance, compute instance or None).
 
@@ -166,6 +177,9 @@ class KernelFolders:
 
     def numa_node(self, bus_id: str, warn: Callable[[str], None]) -> int | None:
         return numa_node(self._sysfs_root, bus_id, warn)
+
+    def pci_class(self, bus_id: str) -> int | None:
+        return pci_class(self._sysfs_root, bus_id)
 
     def mig_minors(self) -> Mapping[tuple[int, int, int | None], int]:
         return read_mig_minors(self._procfs_root)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hal import GIB
-from sim.gpu.profiles import MEMORY_SLICES
+from sim.gpu.profiles import MEMORY_SLICES, slices_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,11 +45,6 @@ class GpuInstance:
     def slots(self) -> frozenset[int]:
         """The memory slices that it has."""
         return frozenset(range(self.start, self.start + self.size))
-
-
-def slices_of(profile: str) -> int:
-    """The 3 of `3g.40gb`."""
-    return int(profile.partition("g.")[0])
 
 
 def width(mig: MigProfile, profile: Profile) -> int:

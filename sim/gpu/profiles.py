@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from hal import GIB, MigDevice, TimeSliceLevel
+from hal import GIB, MigAttributes, MigDevice, TimeSliceLevel
 from sim.gpu.scheduler import LEVEL_SLICES_NS, NS_PER_US, TEGRA_SLICE_NS, SliceParameters
 
 if TYPE_CHECKING:
@@ -301,16 +301,42 @@ def mig_device(
 ) -> MigDevice:
     """A new MIG device of an allowed profile; `place` is its index and its GPU instance."""
     index, instance = place
+    mig = next(one for one in profile.mig if one.profile == name)
+    memory_bytes = instance_memory_bytes(mig, profile)
     return MigDevice(
         uuid=f"MIG-{uuids.UUID(int=generator.getrandbits(128), version=4)}",
         index=index,
         gpu_instance=instance,
         compute_instance=0,
         profile=name,
-        memory_bytes=next(
-            instance_memory_bytes(one, profile) for one in profile.mig if one.profile == name
-        ),
+        memory_bytes=memory_bytes,
         device_nodes=_device_nodes(gpu.index, instance),
+        attributes=_attributes(mig, memory_bytes),
+    )
+
+
+def slices_of(profile: str) -> int:
+    """The 3 of `3g.40gb`."""
+    return int(profile.partition("g.")[0])
+
+
+def engines_of(mig: MigProfile) -> Engines:
+    """As the profile says; where no source does, a copy engine for each slice and no others."""
+    assumed = {"copy": slices_of(mig.profile), "decoder": 0, "jpeg": 0, "ofa": 0}
+    return mig.engines or Engines.model_validate(assumed)
+
+
+def _attributes(mig: MigProfile, memory_bytes: int) -> MigAttributes:
+    slices, engines = slices_of(mig.profile), engines_of(mig)
+    return MigAttributes(
+        gpu_slices=slices,
+        compute_slices=slices,
+        memory_mib=memory_bytes // MIB,
+        multiprocessors=mig.sm or 0,
+        copy_engines=engines.copy_engines,
+        decoders=engines.decoder,
+        jpeg_engines=engines.jpeg,
+        ofa_engines=engines.ofa,
     )
 
 

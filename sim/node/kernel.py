@@ -12,6 +12,7 @@ import uuid as uuids
 from collections import deque
 from typing import TYPE_CHECKING
 
+from hal import PCI_3D
 from hal.nvml.kernelfiles import GPUS, MIG_MINORS, sysfs_bus_id
 from sim.gpu.instances import device_of
 from sim.gpu.nvlinks import NVSWITCH_DEVICE_ID
@@ -36,8 +37,8 @@ _FOLDERS_KEPT = 64
 """Folders that are gone are deleted late: programs tell a new one by its inode's number, which a
 file system gives away again."""
 _VENDOR = 0x10DE
-_VGA, _3D, _BRIDGE = 0x030000, 0x030200, 0x068000
-"""Classes of boards with and without a display, and of NVSwitches."""
+_BRIDGE = 0x068000
+"""The class of NVSwitches."""
 _REVISION = 0xA1
 _BAR0_BITS = 24
 """Registers take 16 MiB; the other BARs are not simulated."""
@@ -154,7 +155,7 @@ def _pci_files(gpu: SimulatedGpu) -> dict[str, str | bytes]:
     identity, board = gpu.identity, gpu.profile.board
     device = (gpu.profile.pci_device_id or 0) >> 16
     subsystem = board.pci_subsystem_id or 0
-    kind = _VGA if "GeForce" in identity.product else _3D
+    kind = PCI_3D if identity.pci_class is None else identity.pci_class
     return {
         "vendor": f"0x{_VENDOR:04x}\n",
         "device": f"0x{device:04x}\n",

@@ -8,7 +8,7 @@ import uuid as uuids
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from hal import Gpu
+from hal import PCI_3D, PCI_VGA, Gpu
 from hal.nvml.kernelfiles import canonical_bus_id
 from sim.gpu.profiles import mig_device, partitioned, slice_parameters
 from sim.gpu.schedulers import Exclusive, Mps
@@ -70,6 +70,8 @@ class Identities:
                     memory_bytes=profile.memory_bytes,
                     compute_capability=profile.compute_capability,
                     compute_mode=group.compute_mode,
+                    mig_capable=bool(profile.mig),
+                    pci_class=PCI_VGA if "GeForce" in profile.product else PCI_3D,
                 )
                 gpu = self.partitioned(_identity_of(gpu, group.recorded), group.mig, profile)
                 yield _partition_of(gpu, group.recorded), profile

@@ -58,6 +58,10 @@ class NodeReader:
         misread = self._misreading()
         return self._node.scenario.driver_version if misread is None else misread.driver_version()
 
+    def cuda_version(self) -> tuple[int, int] | None:
+        misread = self._misreading()
+        return self._node.scenario.cuda_version if misread is None else misread.cuda_version()
+
     def gpus(self) -> tuple[Gpu, ...]:
         misread = self._misreading()
         if misread is not None:
@@ -141,6 +145,10 @@ class _Misread:
     def driver_version(self) -> str:
         return Values().read("", self._api.driver_version)
 
+    def cuda_version(self) -> tuple[int, int] | None:
+        found = Values().read(None, self._api.cuda_version)
+        return None if found is None else (found // 1000, found % 1000 // 10)
+
     def gpus(self) -> tuple[Gpu, ...]:
         return self._inventory.scan(self._api).gpus
 
@@ -184,6 +192,10 @@ class _ModelKernel:
                 return gpu.identity.numa_node
         warn(f"no GPU of the simulated node has the PCI address {bus_id}")
         return None
+
+    def pci_class(self, bus_id: str) -> int | None:
+        gpus = (gpu.identity for gpu in self._node.present)
+        return next((gpu.pci_class for gpu in gpus if gpu.pci_bus_id == bus_id), None)
 
     def mig_minors(self) -> Mapping[tuple[int, int, int | None], int]:
         minors: dict[tuple[int, int, int | None], int] = {}

@@ -176,6 +176,7 @@ class SimBackend:
         with node.update() as model:
             self._reader = NodeReader(model)
             self._driver_version = model.scenario.driver_version
+            self._cuda_version: tuple[int, int] | None = model.scenario.cuda_version
 
     def open(self) -> None:
         self._node.start()
@@ -184,6 +185,7 @@ class SimBackend:
                 return
             self._reader.connect()
             self._driver_version = self._reader.driver_version()
+            self._cuda_version = self._reader.cuda_version()
             self._open = True
 
     def close(self) -> None:
@@ -200,6 +202,11 @@ class SimBackend:
     def driver_version(self) -> str:
         """That of the last `open`; known even while the driver does not answer."""
         return self._driver_version
+
+    @property
+    def cuda_version(self) -> tuple[int, int] | None:
+        """As `driver_version`."""
+        return self._cuda_version
 
     def gpus(self) -> tuple[Gpu, ...]:
         with self._node.call():

@@ -168,6 +168,12 @@ class Pods(ScenarioModel):
         return self
 
 
+_CUDA_OF_DRIVER = {
+    525: (12, 0), 535: (12, 2), 550: (12, 4), 560: (12, 6), 570: (12, 8), 580: (13, 0),
+}  # fmt: skip
+"""The CUDA version that the branches of the driver support, as nvidia-smi prints it."""
+
+
 class Scenario(ScenarioModel):
     """A node, its load and its faults; the same scenario and seed give the same node.
 
@@ -195,6 +201,14 @@ class Scenario(ScenarioModel):
     config: dict[str, object] | None = None
     """the plugin's configuration in a run in virtual time, in NVIDIA's format; without it the
     built-in default"""
+
+    @property
+    def cuda_version(self) -> tuple[int, int]:
+        """What the driver supports, by its branch."""
+        branch = self.driver_version.partition(".")[0]
+        number = int(branch) if branch.isdecimal() else 0
+        known = (version for since, version in _CUDA_OF_DRIVER.items() if since <= number)
+        return max(known, default=(11, 0))
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -18,12 +18,12 @@ from hal.nvml.api import (
     FabricInfo,
     Handle,
     Memory,
-    MigAttributes,
     NvmlError,
     Process,
     ProcessSample,
     RemappedRows,
 )
+from hal.types import MigAttributes
 from sim.nvml.call import Enumerations, Handles, NvmlCall, NvmlFailure, text_of
 from sim.nvml.dispatch import FUNCTIONS, responded
 from sim.nvml.functions.events import EventSets
@@ -63,6 +63,9 @@ class InProcessNvml:
 
     def driver_version(self) -> str:
         return self._text("nvmlSystemGetDriverVersion")
+
+    def cuda_version(self) -> int:
+        return self._number("nvmlSystemGetCudaDriverVersion_v2")
 
     def process_name(self, pid: int) -> str:
         return self._text("nvmlSystemGetProcessName", pid, _LONGEST_NAME)
@@ -129,6 +132,12 @@ class InProcessNvml:
             gpu_slices=int(found.gpuInstanceSliceCount),
             compute_slices=int(found.computeInstanceSliceCount),
             memory_mib=int(found.memorySizeMB),
+            multiprocessors=int(found.multiprocessorCount),
+            copy_engines=int(found.sharedCopyEngineCount),
+            decoders=int(found.sharedDecoderCount),
+            encoders=int(found.sharedEncoderCount),
+            jpeg_engines=int(found.sharedJpegCount),
+            ofa_engines=int(found.sharedOfaCount),
         )
 
     def event_set_create(self) -> EventSet:

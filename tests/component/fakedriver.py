@@ -93,6 +93,10 @@ class FakeDriver:
     def driver_version(self) -> str:
         return "999.1"
 
+    @property
+    def cuda_version(self) -> tuple[int, int] | None:
+        return None
+
     def gpus(self) -> tuple[Gpu, ...]:
         self.listings += 1
         _perhaps_raise(self.on_gpus)

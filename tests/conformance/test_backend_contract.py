@@ -107,6 +107,21 @@ def test_the_driver_version_is_a_version(subject: Subject) -> None:
     assert re.fullmatch(r"\d+\.\d+(\.\d+)*", subject.backend.driver_version)
 
 
+def test_the_cuda_version_is_a_version(subject: Subject) -> None:
+    version = subject.backend.cuda_version
+    assert version is None or (11, 0) <= version < (100, 0)
+
+
+def test_a_mig_device_says_what_it_has(subject: Subject) -> None:
+    for gpu in subject.backend.gpus():
+        assert gpu.mig_capable or not gpu.mig_enabled
+        for mig in gpu.mig_devices:
+            assert mig.attributes is not None
+            assert mig.attributes.memory_mib * 2**20 == mig.memory_bytes
+            assert mig.attributes.gpu_slices >= mig.attributes.compute_slices >= 1
+            assert mig.attributes.copy_engines >= 1
+
+
 def test_opening_again_changes_nothing(subject: Subject) -> None:
     before = subject.backend.gpus()
     subject.backend.open()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import pynvml
 
 from hal.nvml.api import Code
-from sim.gpu.instances import InUse, NoRoom, free_starts, possible_starts, slices_of, width
-from sim.gpu.profiles import MIB, instance_memory_bytes
+from sim.gpu.instances import InUse, NoRoom, free_starts, possible_starts, width
+from sim.gpu.profiles import MIB, engines_of, instance_memory_bytes, slices_of
 from sim.nvml.abi import (
     COMPUTE_INSTANCE,
     CONSTANT,
@@ -31,7 +31,7 @@ from sim.nvml.abi import (
     versioned,
 )
 from sim.nvml.call import NvmlFailure, choice
-from sim.nvml.functions.mig import can_mig, engines_of, profile_of
+from sim.nvml.functions.mig import can_mig, profile_of
 
 if TYPE_CHECKING:
     import ctypes

@@ -364,10 +364,6 @@ def _in_confidential_computing(call: NvmlCall) -> None:
         raise NvmlFailure(Code.NOT_SUPPORTED)
 
 
-_CUDA_OF_DRIVER = {525: 12000, 535: 12020, 550: 12040, 560: 12060, 570: 12080, 580: 13000}
-"""The CUDA version that the branches of the driver support, as nvidia-smi prints it."""
-
-
 @system(CONSTANT, "nvmlSystemGetDriverVersion", text_out(1), U32)
 def _driver_version(call: NvmlCall) -> str:
     return call.node.scenario.driver_version
@@ -375,9 +371,8 @@ def _driver_version(call: NvmlCall) -> str:
 
 @system(CONSTANT, "nvmlSystemGetCudaDriverVersion nvmlSystemGetCudaDriverVersion_v2", out())
 def _cuda_version(call: NvmlCall) -> int:
-    branch = int(_driver_version(call).partition(".")[0])
-    known = [version for since, version in _CUDA_OF_DRIVER.items() if since <= branch]
-    return max(known, default=11000)
+    major, minor = call.node.scenario.cuda_version
+    return 1000 * major + 10 * minor
 
 
 @system(CONSTANT, "nvmlSystemGetNVMLVersion", text_out(1), U32)

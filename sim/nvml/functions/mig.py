@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pynvml
 
 from hal.nvml.api import Code
-from sim.gpu.instances import InUse, slices_of
-from sim.gpu.profiles import COMPUTE_SLICES, MIB, Engines
+from sim.gpu.instances import InUse
+from sim.gpu.profiles import COMPUTE_SLICES, MIB, engines_of, slices_of
 from sim.nvml.abi import CONSTANT, DEVICE, LIVE, U32, Device, Functions, out
 from sim.nvml.call import NvmlFailure, choice
 
@@ -29,12 +29,6 @@ def can_mig(call: NvmlCall) -> None:
 
 def profile_of(call: NvmlCall, name: str) -> MigProfile:
     return next(one for one in call.profile.mig if one.profile == name)
-
-
-def engines_of(mig: MigProfile) -> Engines:
-    """As the profile says; where no source does, a copy engine for each slice and no others."""
-    assumed = {"copy": slices_of(mig.profile), "decoder": 0, "jpeg": 0, "ofa": 0}
-    return mig.engines or Engines.model_validate(assumed)
 
 
 @function(LIVE, "nvmlDeviceGetMigMode", DEVICE, out(), out())

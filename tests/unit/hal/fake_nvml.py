@@ -19,12 +19,12 @@ from hal.nvml.api import (
     Field,
     Handle,
     Memory,
-    MigAttributes,
     NvmlError,
     Process,
     ProcessSample,
     RemappedRows,
 )
+from hal.types import MigAttributes
 
 GIB = 1024**3
 
@@ -162,6 +162,10 @@ class FakeNvml:
     def driver_version(self) -> str:
         self._check("driver_version")
         return self.version
+
+    def cuda_version(self) -> int:
+        self._check("cuda_version")
+        return 13000
 
     def process_name(self, pid: int) -> str:
         self._check("process_name")

@@ -26,7 +26,6 @@ from hal.nvml.api import (
     Field,
     Handle,
     Memory,
-    MigAttributes,
     NvmlError,
     Process,
     ProcessSample,
@@ -34,6 +33,7 @@ from hal.nvml.api import (
 )
 from hal.nvml.binding import pynvml_api
 from hal.nvml.failures import hal_error
+from hal.types import MigAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,7 +204,12 @@ def test_structures(api: NvmlApi, library: CLibrary) -> None:
 
     def attributes(device: Any, value: Any) -> None:
         value.gpuInstanceSliceCount, value.computeInstanceSliceCount = 3, 1
-        value.memorySizeMB = 40320
+        value.memorySizeMB, value.multiprocessorCount = 40320, 60
+        value.sharedCopyEngineCount, value.sharedDecoderCount = 3, 2
+        value.sharedEncoderCount, value.sharedJpegCount, value.sharedOfaCount = 6, 4, 5
+
+    def cuda(value: Any) -> None:
+        value.value = 12080
 
     def rows(device: Any, corrected: Any, uncorrected: Any, pending: Any, failure: Any) -> None:
         corrected.value, uncorrected.value, pending.value, failure.value = 4, 2, 1, 0
@@ -220,12 +225,14 @@ def test_structures(api: NvmlApi, library: CLibrary) -> None:
         nvmlDeviceGetCudaComputeCapability=capability,
         nvmlDeviceGetAttributes_v2=attributes,
         nvmlDeviceGetRemappedRows=rows,
+        nvmlSystemGetCudaDriverVersion_v2=cuda,
         nvmlDeviceGetUtilizationRates=utilization,
     )
     assert api.memory(GPU) == Memory(total=100, free=70)
     assert api.pci_bus_id(GPU) == api.nvlink_remote(GPU, 3) == "00000000:07:00.0"
     assert api.compute_capability(GPU) == (9, 0)
-    assert api.mig_attributes(GPU) == MigAttributes(3, 1, 40320)
+    assert api.mig_attributes(GPU) == MigAttributes(3, 1, 40320, 60, 3, 2, 6, 4, 5)
+    assert api.cuda_version() == 12080
     assert api.remapped_rows(GPU) == RemappedRows(pending=True, failure=False)
     assert api.utilization_percent(GPU) == 87
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hal.errors import DriverNotFound, DriverUnavailable, HalError, UnknownGpu
-from hal.nvml.api import Code, EventType, Handle, Memory, MigAttributes
+from hal.nvml.api import Code, EventType, Handle, Memory
 from hal.nvml.backend import NvmlBackend
 from hal.nvml.inventory import mig_profile
 from hal.nvml.kernelfiles import canonical_bus_id, sysfs_bus_id
-from hal.types import ComputeMode, Gpu, GpuState, MigDevice, XidError
+from hal.types import PCI_3D, ComputeMode, Gpu, GpuState, MigAttributes, MigDevice, XidError
 from tests.unit.hal.fake_nvml import GIB, NEED_THE_GPU, FakeGpu, FakeMig, FakeNvml, event
 
 if TYPE_CHECKING:
@@ -45,9 +45,16 @@ def test_it_is_a_backend() -> None:
 
 def test_gpus_come_in_order_with_all_their_fields(tmp_path: Path) -> None:
     write_numa(tmp_path, "0000:07:00.0", "1\n")
+    (tmp_path / "sys/bus/pci/devices/0000:07:00.0/class").write_text("0x030200\n")
     nvml = FakeNvml(
         FakeGpu("GPU-a", minor=3, bus_id="00000000:07:00.0\0"),
-        FakeGpu("GPU-b", name="Tesla T4", memory=Memory(15 * GIB, 0), compute_capability=(7, 5)),
+        FakeGpu(
+            "GPU-b",
+            bus_id="00000000:0A:00.0",
+            name="Tesla T4",
+            memory=Memory(15 * GIB, 0),
+            compute_capability=(7, 5),
+        ),
     )
     first, second = opened(nvml, tmp_path).gpus()
     assert first == Gpu(
@@ -59,8 +66,11 @@ def test_gpus_come_in_order_with_all_their_fields(tmp_path: Path) -> None:
         product="NVIDIA H100 80GB HBM3",
         memory_bytes=80 * GIB,
         compute_capability=(9, 0),
+        mig_capable=True,
+        pci_class=PCI_3D,
         compute_mode=ComputeMode.DEFAULT,
     )
+    assert second.pci_class is None
     assert (second.index, second.product, second.memory_bytes) == (1, "Tesla T4", 15 * GIB)
     assert second.compute_capability == (7, 5)
 
@@ -209,19 +219,21 @@ def test_a_gpu_that_could_never_be_read_is_skipped_with_one_warning(
 
 
 def test_mig_devices(tmp_path: Path) -> None:
+    first = MigAttributes(1, 1, 9856, multiprocessors=16, copy_engines=1, jpeg_engines=1)
+    second = MigAttributes(3, 1, 40320)
     gpu = FakeGpu(
         "GPU-a",
         mig_mode=True,
         migs={
-            0: FakeMig("MIG-0", 1, 0, "NVIDIA H100 80GB HBM3 MIG 1g.10gb+me"),
-            3: FakeMig("MIG-1", 2, 1, "NVIDIA H100", MigAttributes(3, 1, 40320)),
+            0: FakeMig("MIG-0", 1, 0, "NVIDIA H100 80GB HBM3 MIG 1g.10gb+me", first),
+            3: FakeMig("MIG-1", 2, 1, "NVIDIA H100", second),
         },
     )
     (listed,) = opened(FakeNvml(gpu), tmp_path).gpus()
     assert listed.mig_enabled
     assert listed.mig_devices == (
-        MigDevice("MIG-0", 0, 1, 0, "1g.10gb+me", 9856 * 1024**2, ("/dev/nvidia0",)),
-        MigDevice("MIG-1", 3, 2, 1, "1c.3g.40gb", 40320 * 1024**2, ("/dev/nvidia0",)),
+        MigDevice("MIG-0", 0, 1, 0, "1g.10gb+me", 9856 * 1024**2, ("/dev/nvidia0",), first),
+        MigDevice("MIG-1", 3, 2, 1, "1c.3g.40gb", 40320 * 1024**2, ("/dev/nvidia0",), second),
     )
 
 
@@ -528,3 +540,16 @@ def test_a_count_of_mig_devices_that_no_gpu_has_is_unknown(
     (gpu,) = opened(nvml, tmp_path).gpus()
     assert gpu.mig_devices == ()
     assert "which cannot be" in str(gpu.unknown)
+
+
+def test_a_gpu_that_has_no_mig_mode_is_not_capable_of_mig(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a", failing={"mig_mode": Code.NOT_SUPPORTED}))
+    backend = opened(nvml, tmp_path)
+    assert [gpu.mig_capable for gpu in backend.gpus()] == [False]
+    assert backend.cuda_version == (13, 0)
+
+
+def test_an_old_driver_without_a_cuda_version(tmp_path: Path) -> None:
+    nvml = FakeNvml(FakeGpu("GPU-a"))
+    nvml.failing["cuda_version"] = Code.FUNCTION_NOT_FOUND
+    assert opened(nvml, tmp_path).cuda_version is None
