@@ -107,6 +107,7 @@ _Discovery: TypeAlias = Annotated[Literal["auto", "nvml"], BeforeValidator(_no_t
 _Registration: TypeAlias = Literal["watcher", "classic", "none"]
 _Allocation: TypeAlias = Literal["device-plugin", "dra"]
 _Version: TypeAlias = Annotated[Literal["v1"], BeforeValidator(_no_version)]
+_NodeLabels: TypeAlias = Literal["off", "file", "node", "node-feature"]
 _NO_EFFECT = "read, and of no effect here"
 
 
@@ -140,14 +141,17 @@ class PluginFlags(Section):
 
 
 class GfdFlags(Section):
-    """flags.gfd: options of GPU feature discovery, which is not part of this plugin."""
+    """flags.gfd: options of GPU feature discovery, for --node-labels."""
 
     oneshot: bool = key(False, _NO_EFFECT)
-    no_timestamp: bool = key(False, _NO_EFFECT)
-    sleep_interval: SecondsOrInfinite = key(60.0, _NO_EFFECT)
-    output_file: str = key("/etc/kubernetes/node-feature-discovery/features.d/gfd", _NO_EFFECT)
-    machine_type_file: str = key("/sys/class/dmi/id/product_name", _NO_EFFECT)
-    use_node_feature_api: bool = key(True, _NO_EFFECT, alias="useNodeFeatureAPI")
+    no_timestamp: bool = key(False, "leave out the label nvidia.com/gfd.timestamp")
+    sleep_interval: SecondsOrInfinite = key(60.0, f"{_NO_EFFECT}: changes are followed")
+    output_file: str = key("/etc/kubernetes/node-feature-discovery/features.d/gfd",
+        "the file of --node-labels file; a change needs a restart")
+    machine_type_file: str = key("/sys/class/dmi/id/product_name",
+        "what the label nvidia.com/gpu.machine is read from; empty: it is unknown")
+    use_node_feature_api: bool = key(True, f"{_NO_EFFECT}: --node-labels decides",
+        alias="useNodeFeatureAPI")
 
 
 class Flags(Section):
@@ -294,9 +298,13 @@ class DaemonSettings(Section):
         "with --allocation dra, the driver's name in ResourceSlices, DeviceClasses and claims")
     kubernetes_reports: bool = option(False, "--kubernetes-reports",
         "report GPUs' health to the API server: Events and the node condition GPUHealthy")
+    node_labels: _NodeLabels = option("off", "--node-labels",
+        "write the labels of NVIDIA's GPU feature discovery: into a file for NFD, on the node "
+        "itself, or into a NodeFeature for NFD")
     node_name: Annotated[str, Field(validate_default=True)] = option("", "--node-name NODE_NAME",
-        "this node's name in Kubernetes; needed for --kubernetes-reports and --allocation dra, and "
-        "that of a simulated node, which decides who its GPUs are")
+        "this node's name in Kubernetes; needed for --kubernetes-reports, --allocation dra and "
+        "--node-labels node or node-feature, and that of a simulated node, which decides who its "
+        "GPUs are")
     config_map_dir: str = option("", "--config-map-dir",
         "folder of configurations; the node's label nvidia.com/device-plugin.config chooses")
     default_config: str = option("", "--default-config DEFAULT_CONFIG",
@@ -335,6 +343,10 @@ class DaemonSettings(Section):
             for option, wanted in (
                 ("--kubernetes-reports", info.data.get("kubernetes_reports")),
                 ("--allocation dra", info.data.get("allocation") == "dra"),
+                *(
+                    (f"--node-labels {way}", info.data.get("node_labels") == way)
+                    for way in ("node", "node-feature")
+                ),
             )
             if wanted
         ]

@@ -68,6 +68,8 @@ class NodeView:
     """What is in force: `inventory` was made by it."""
     gpus: tuple[Gpu, ...] = ()
     """GPUs as last enumerated; one that vanished is kept as lost."""
+    listed: bool = False
+    """Whether GPUs were enumerated at all."""
     probes: Mapping[str, Probe] = field(default_factory=lambda: MappingProxyType({}))
     links: Mapping[tuple[str, str], Link] = field(default_factory=lambda: MappingProxyType({}))
     board: HealthBoard = field(default_factory=HealthBoard)
@@ -214,7 +216,11 @@ class NodeModel:
         self._gpus = found | missing
         listed = tuple(self._gpus.values())
         self.view = replace(
-            self.view, gpus=listed, probes=MappingProxyType(dict(probes)), indices=_indices(listed)
+            self.view,
+            gpus=listed,
+            listed=True,
+            probes=MappingProxyType(dict(probes)),
+            indices=_indices(listed),
         )
         board = self.view.board.with_gpus(listed, now_s, self.plan.health).blinded("")
         board = self._with_events(board, events, now_s)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.core.node import ConfigurationMisfit
 from gpuplugin.daemon.calls import HalQueries
+from gpuplugin.daemon.cluster.gpulabels import COMPONENT as GPU_LABELS
+from gpuplugin.daemon.cluster.gpulabels import GpuLabeler, make_store
 from gpuplugin.daemon.cluster.holdings import HoldingsWatch
 from gpuplugin.daemon.cluster.nodeconfig import COMPONENT as LABEL_COMPONENT
 from gpuplugin.daemon.cluster.nodereports import make_reporter
@@ -92,6 +94,8 @@ class _Parts:
     files: FileWatch
     queries: HalQueries
     slicer: TimeSlicer
+    reporter: NodeReporter | None
+    labeler: GpuLabeler | None
 
 
 class Daemon:
@@ -133,7 +137,7 @@ class Daemon:
         asyncio.get_running_loop().set_exception_handler(self._unforeseen)
         settings = self._loaded.settings
         self.status.set("inventory", "starting", ok=False)
-        reporter = make_reporter(settings, self.metrics)
+        reporter, store = make_reporter(settings, self.metrics), make_store(settings)
         health_log = HealthLog(self.metrics, reporter.report if reporter else None)
         try:
             plan = await asyncio.to_thread(node_plan, settings)
@@ -157,9 +161,19 @@ class Daemon:
                 ),
             )
             node.followers.append(lambda: door.publish(node.view))
-            await self._run(_Parts(node, door, files, queries, slicer), reporter)
+            labeler = None
+            if store is not None:
+                labeler = GpuLabeler(
+                    store,
+                    self._backend,
+                    lambda: node.view,
+                    lambda: self._loaded.settings,
+                    self.status,
+                )
+                node.followers.append(labeler.follow)
+            await self._run(_Parts(node, door, files, queries, slicer, reporter, labeler))
 
-    async def _run(self, parts: _Parts, reporter: NodeReporter | None) -> None:
+    async def _run(self, parts: _Parts) -> None:
         daemon = self._loaded.settings.daemon
         dcgm_host = (daemon.node_name or socket.gethostname()) if daemon.dcgm_metrics else None
         try:
@@ -174,7 +188,7 @@ class Daemon:
             raise Fatal(str(error)) from error
         self._on_http(http.port)
         try:
-            await self._serve(parts, reporter)
+            await self._serve(parts)
         except ExceptionGroup as group:
             fatal, others = group.split(Fatal)
             if fatal is None or others is not None:
@@ -214,9 +228,10 @@ class Daemon:
             extra={"event": "unforeseen"},
         )
 
-    async def _serve(self, parts: _Parts, reporter: NodeReporter | None) -> None:
+    async def _serve(self, parts: _Parts) -> None:
         settings = self._loaded.settings
         node, files, slicer = parts.node, parts.files, parts.slicer
+        reporter, labeler = parts.reporter, parts.labeler
         status, metrics, choice = self.status, self.metrics, self._choice
         dirs = KubeletDirs(settings.daemon.kubelet_dir, settings.daemon.kubelet_socket)
         for folder in (dirs.plugin_watcher, dirs.device_plugins):
@@ -275,6 +290,7 @@ class Daemon:
                 ("time-slices", slicer.run),
                 ("holdings", holdings.run),
                 *([("node-reports", reporter.run)] if reporter else ()),
+                *([(GPU_LABELS, labeler.run)] if labeler else ()),
                 *(
                     [("node-label", lambda: choice.watch.run(self.reload, self._show_label))]
                     if choice

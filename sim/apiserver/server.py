@@ -20,8 +20,6 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from sim.apiserver.store import (
-    DRA_GROUP,
-    LEASE_GROUP,
     NODES,
     PODS,
     RESOURCES,
@@ -48,8 +46,7 @@ HANG: Final = 0
 BOOKMARK_S = 5.0
 """A watch that asks for bookmarks gets one whenever nothing happened for so long."""
 
-_GROUPS = (DRA_GROUP, LEASE_GROUP)
-_ROOTS = {"/api/v1": "", **{f"/apis/{group}/v1": group for group in _GROUPS}}
+_ROOTS = {f"/apis/{one.api_version}" if one.group else "/api/v1": one.group for one in RESOURCES}
 _ADDRESS = re.compile(
     rf"(?P<root>{'|'.join(map(re.escape, _ROOTS))})"
     r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?"
@@ -369,13 +366,13 @@ class ApiServer:
         if path == "/version":
             minor = self.store.minor
             return {"major": "1", "minor": str(minor), "gitVersion": f"v1.{minor}.0"}
-        if path in {f"/apis/{group}" for group in _GROUPS}:
-            group = path.removeprefix("/apis/")
-            version = {"groupVersion": f"{group}/v1", "version": "v1"}
+        groups = {f"/apis/{one.group}": one for one in RESOURCES if one.group}
+        if (served := groups.get(path)) is not None:
+            version = {"groupVersion": served.api_version, "version": served.version}
             return {
                 "kind": "APIGroup",
                 "apiVersion": "v1",
-                "name": group,
+                "name": served.group,
                 "versions": [version],
                 "preferredVersion": version,
             }
@@ -384,7 +381,7 @@ class ApiServer:
             return {
                 "kind": "APIResourceList",
                 "apiVersion": "v1",
-                "groupVersion": f"{group}/v1" if group else "v1",
+                "groupVersion": path.removeprefix("/apis/").removeprefix("/api/"),
                 "resources": [_told(one) for one in RESOURCES if one.group == group],
             }
         return None

@@ -70,10 +70,11 @@ class Resource:
     namespaced: bool
     has_status: bool = False
     fields: tuple[str, ...] = ()
+    version: str = "v1"
 
     @property
     def api_version(self) -> str:
-        return f"{self.group}/v1" if self.group else "v1"
+        return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def qualified(self) -> str:
@@ -98,7 +99,10 @@ SLICES = Resource(
 CLAIMS = Resource(DRA_GROUP, "resourceclaims", "ResourceClaim", namespaced=True, has_status=True)
 TEMPLATES = Resource(DRA_GROUP, "resourceclaimtemplates", "ResourceClaimTemplate", namespaced=True)
 CLASSES = Resource(DRA_GROUP, "deviceclasses", "DeviceClass", namespaced=False)
-RESOURCES = (NODES, PODS, EVENTS, LEASES, SLICES, CLAIMS, TEMPLATES, CLASSES)
+FEATURES = Resource(
+    "nfd.k8s-sigs.io", "nodefeatures", "NodeFeature", namespaced=True, version="v1alpha1"
+)
+RESOURCES = (NODES, PODS, EVENTS, LEASES, SLICES, CLAIMS, TEMPLATES, CLASSES, FEATURES)
 
 
 @dataclass(frozen=True, slots=True)

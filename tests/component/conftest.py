@@ -177,17 +177,23 @@ def follow(kubelet_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Follo
     monkeypatch.setattr("gpuplugin.daemon.reload.POLL_S", 0.05)
     with ExitStack() as stack:
 
-        def start(backend: Backend, text: str, registration: str = "watcher") -> Followed:
+        def start(
+            backend: Backend,
+            text: str,
+            registration: str = "watcher",
+            flags: Mapping[str, str] | None = None,
+        ) -> Followed:
             file = kubelet_dir / "config.yaml"
             file.write_text(text)
-            flags = {
+            given = {
                 "--kubelet-dir": str(kubelet_dir),
                 "--listen-address": "127.0.0.1:0",
                 "--backend": "sim",
                 "--registration": registration,
                 "--health-probe-interval": "40ms",
+                **(flags or {}),
             }
-            plugin = Followed(file, flags, backend)
+            plugin = Followed(file, given, backend)
             stack.callback(plugin.stop)
             plugin.start()
             return plugin

@@ -91,4 +91,10 @@ class Followed(PluginProcess):
 class Follow(Protocol):
     """Starts a plugin with a file of this text."""
 
-    def __call__(self, backend: Backend, text: str, registration: str = "watcher") -> Followed: ...
+    def __call__(
+        self,
+        backend: Backend,
+        text: str,
+        registration: str = "watcher",
+        flags: Mapping[str, str] | None = None,
+    ) -> Followed: ...

@@ -28,8 +28,8 @@ NAMESPACE = "default"
 """Events on what has no namespace stand here."""
 TIMEOUT_S = 5.0
 
-_EVENT_RIGHTS = f"create and patch on events in the namespace {NAMESPACE}"
-_NODE_RIGHTS = "patch on nodes/status"
+_EVENT_RIGHTS = f"create and patch on events in the namespace {NAMESPACE} (docs/operations.md)"
+_NODE_RIGHTS = "patch on nodes/status (docs/operations.md)"
 _LONGEST_WAIT_S = 300.0
 
 _T = TypeVar("_T")
@@ -82,20 +82,30 @@ class KubeApi:
                 raise
 
     def _request(self, rights: str, function: Callable[[Client], _T]) -> _T:
-        timeout = httpx2.Timeout(self._timeout_s)
-        try:
-            with Client(self._config, timeout=timeout, field_manager=COMPONENT) as client:
-                return function(client)
-        except httpx2.HTTPStatusError as error:
-            raise _refusal(error, rights) from error
-        except httpx2.HTTPError as error:
-            server = self._config.cluster.server
-            text = f"the API server at {server} cannot be reached: {_described(error)}"
-            raise ReportFailed(text, retryable=True) from error
-        except Exception as error:
-            # Responses of other servers, unreadable tokens: nothing may stop the reporter.
-            text = f"a request to the API server failed: {_described(error)}"
-            raise ReportFailed(text, retryable=True) from error
+        return requested(self._config, self._timeout_s, rights, function)
+
+
+def requested(
+    config: SingleConfig, timeout_s: float, rights: str, function: Callable[[Client], _T]
+) -> _T:
+    """What the function does with a new client; raises `ReportFailed`, and nothing else.
+
+    `rights` are what it needs, for whom it is forbidden.
+    """
+    timeout = httpx2.Timeout(timeout_s)
+    try:
+        with Client(config, timeout=timeout, field_manager=COMPONENT) as client:
+            return function(client)
+    except httpx2.HTTPStatusError as error:
+        raise _refusal(error, rights) from error
+    except httpx2.HTTPError as error:
+        server = config.cluster.server
+        text = f"the API server at {server} cannot be reached: {_described(error)}"
+        raise ReportFailed(text, retryable=True) from error
+    except Exception as error:
+        # Responses of other servers, unreadable tokens: nothing may stop who asks.
+        text = f"a request to the API server failed: {_described(error)}"
+        raise ReportFailed(text, retryable=True) from error
 
 
 def cluster() -> SingleConfig:
@@ -119,7 +129,7 @@ def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
     code = error.response.status_code
     text = f"{code} from the API server: {_described(error)}"
     if code == httpx2.codes.FORBIDDEN:
-        text = f"{text}; the plugin's service account needs {rights} (docs/operations.md)"
+        text = f"{text}; the plugin's service account needs {rights}"
     retryable = code == httpx2.codes.TOO_MANY_REQUESTS or code >= httpx2.codes.INTERNAL_SERVER_ERROR
     # In seconds: the API server uses no other form.
     after = error.response.headers.get("Retry-After", "")
