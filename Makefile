@@ -28,8 +28,8 @@ test-slow: $(VENV)/.dev ## Run the tests that take long: chaos, a week in virtua
 
 # What no engine takes part in, or what runs on both of them anyway.
 NO_ENGINE := $(addprefix --ignore=tests/component/test_,$(addsuffix .py,apiserver bench_client bench_plugins \
-	doctor_dra dra_claims dra_crashes dra_daemon dra_endpoint dra_slices dra_trouble mig_setters node_reports \
-	nvml_library pod_work standin_claims standin_pods standin_registration))
+	doctor_dra dra_claims dra_crashes dra_daemon dra_endpoint dra_slices dra_trouble gpu_labels mig_setters \
+	node_reports nvml_library pod_work standin_claims standin_pods standin_registration))
 
 test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the other RPC engine
 	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) 3 $(NO_ENGINE) tests/component tests/chaos \

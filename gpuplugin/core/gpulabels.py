@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hal import Gpu, MigDevice
 
 PREFIX = "nvidia.com/"
+NOT_WRITTEN = "the labels are not written"
+"""What the status says then, with the reason behind it."""
 LONGEST = 63
 """Characters of a label's value, and of its key without the prefix."""
 

@@ -111,6 +111,10 @@ _CHOICES = {
     ),
     "dcgm-metrics": Choice(("dcgm-metrics",), "metrics: {dcgm: true}\n"),
     "node-reports": Choice(("node-reports",), "nodeReports: {enabled: true}\n"),
+    "node-labels": Choice(("node-labels",), "nodeLabels: {enabled: true}\n"),
+    "node-labels-nfd": Choice(
+        ("node-labels-nfd",), "nodeLabels: {enabled: true, writer: node-feature}\n"
+    ),
     "per-node-config": Choice(("per-node-config",), PER_NODE),
     "monitoring": Choice(
         ("monitoring",), "metrics: {podMonitor: true, alerts: true, dashboard: true}\n"

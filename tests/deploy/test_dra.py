@@ -18,6 +18,7 @@ from gpuplugin.core.healthboard import HealthBoard
 from gpuplugin.core.inventory import GPU_RESOURCE, Plan, build_inventory
 from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
 from hal import MigDevice
+from tests.deploy.admission import Admission, account_of, evaluated
 from tests.deploy.rendering import (
     DEPLOY,
     OVERLAYS,
@@ -70,53 +71,9 @@ RENDERED: Mapping[str, tuple[str, Callable[[], list[Object]]]] = {
 # --- what a plugin may write --------------------------------------------------------------------
 
 
-def evaluated(expression: str, **context: Any) -> object:
-    """What an expression of the Common Expression Language yields."""
-    environment = celpy.Environment()
-    program = environment.program(environment.compile(expression))
-    return program.evaluate({name: json_to_cel(value) for name, value in context.items()})
-
-
-def account_of(found: list[Object]) -> str:
-    """The user as which the plugin of these objects calls the API server."""
-    daemon_set = the(found, "DaemonSet")
-    account = daemon_set["spec"]["template"]["spec"]["serviceAccountName"]
-    return f"system:serviceaccount:{daemon_set['metadata']['namespace']}:{account}"
-
-
 def a_slice(node: str | None, driver: str) -> Object:
     spec = {"driver": driver, "pool": {"name": "pool"}}
     return {"spec": spec if node is None else {**spec, "nodeName": node}}
-
-
-class Admission:
-    """The API server's judgement by the policy of some objects."""
-
-    def __init__(self, found: list[Object]) -> None:
-        self.policy = the(found, "ValidatingAdmissionPolicy")
-        binding = the(found, "ValidatingAdmissionPolicyBinding")["spec"]
-        assert binding == {
-            "policyName": self.policy["metadata"]["name"],
-            "validationActions": ["Deny"],
-        }
-
-    def says(
-        self, operation: str, user: str, node: str | None, old: Object | None, new: Object | None
-    ) -> str:
-        """Why a request is denied, "" if it is not; `node` is what the token is bound to."""
-        extra = {"authentication.kubernetes.io/node-name": [node]} if node else {}
-        request = {"operation": operation, "userInfo": {"username": user, "extra": extra}}
-        context = {"request": request, "object": new, "oldObject": old}
-        spec = self.policy["spec"]
-        if not all(evaluated(one["expression"], **context) for one in spec["matchConditions"]):
-            return ""
-        values: dict[str, object] = {}
-        for one in spec["variables"]:
-            values[one["name"]] = evaluated(one["expression"], **context, variables=values)
-        for one in spec["validations"]:
-            if not evaluated(one["expression"], **context, variables=values):
-                return str(one["message"])
-        return ""
 
 
 @pytest.mark.parametrize("name", RENDERED)

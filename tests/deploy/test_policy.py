@@ -12,6 +12,7 @@ from tests.deploy.policy import OWN_FOLDER, OWN_GROUP, Rights, rights_of
 from tests.deploy.rendering import (
     COMPONENTS,
     DEPLOY,
+    NAMESPACE,
     OVERLAYS,
     PLUGIN,
     ROOT,
@@ -80,6 +81,11 @@ COST = {
     "selinux": Rights(selinux=True),
     "openshift": Rights(selinux=True),
     "node-reports": Rights(token=True, api=frozenset(REPORTS)),
+    "node-labels": Rights(token=True, api=frozenset({"patch nodes"})),
+    "node-labels-nfd": Rights(
+        token=True,
+        api=frozenset(f"{verb} nodefeatures in {NAMESPACE}" for verb in ("get", "create", "patch")),
+    ),
     "per-node-config": Rights(token=True, api=frozenset(LABELS)),
     "dra": DRA,
     "simulated": Rights(writable=POD_FILES),

@@ -89,6 +89,9 @@ def test_what_components_switch_on(tmp_path: Path) -> None:
     assert made().daemon.way_of_registration == "watcher"
     assert made("classic-registration").daemon.way_of_registration == "classic"
     assert made("pod-metrics").daemon.pod_metrics is True
+    assert made("node-labels").daemon.node_labels == "node"
+    assert made("node-labels-nfd").daemon.node_labels == "node-feature"
+    assert made("node-labels").daemon.node_name == "one"
     assert made("node-reports").daemon.kubernetes_reports is True
     assert made("node-reports").daemon.node_name == "one"
     assert made("cdi").flags.plugin.device_list_strategy == ["cdi-cri"]

@@ -93,7 +93,7 @@ def test_what_cannot_be_taken_over_is_refused_all_at_once_with_what_to_delete() 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ("gfd: {enabled: true}", "gfd.enabled: this chart makes no labels: delete it"),
+        ("gfd: {enabled: true}", "gfd.enabled: the plugin writes these labels itself: delete it"),
         ("nfd: {enabled: true}", "nfd.enabled: .*: delete it"),
         ("mps: {enabled: true}", "mps.enabled: there is no MPS here: delete it"),
         ("componentSelectorLabels: {enabled: true}", "componentSelectorLabels.enabled: .*delete"),

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from gpuplugin.core.gpulabels import NodeFacts, differences, gpu_labels
+from gpuplugin.core.gpulabels import NOT_WRITTEN, NodeFacts, differences, gpu_labels
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon.calls import HalThread
 from gpuplugin.daemon.cluster.eventqueue import ReportFailed
@@ -175,7 +175,7 @@ class GpuLabeler:
 
     def _failed(self, error: ReportFailed) -> float:
         self._written = None
-        text = f"the node's labels are not written: {error}"
+        text = f"{NOT_WRITTEN}: {error}"
         # A node whose labels are old serves pods as well as any: it stays ready.
         self._status.set(COMPONENT, text, ok=True)
         if text != self._problem:

@@ -34,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     Check("time-slicing-with-mps", configuration.time_slicing_with_mps),
     Check("sharing-promises", configuration.sharing_promises),
     Check("time-slices", configuration.time_slices),
+    Check("node-labels", configuration.node_labels),
     Check("kubelet-folder", kubelet.kubelet_folder),
     Check("kubelet-socket", kubelet.kubelet_socket, ("kubelet-folder",)),
     Check("plugin-folder", kubelet.plugin_folder, ("kubelet-folder",)),

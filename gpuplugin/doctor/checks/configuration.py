@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import inventory_plan
+from gpuplugin.core.gpulabels import NOT_WRITTEN
 from gpuplugin.core.inventory import InventoryError, plan_devices
 from gpuplugin.core.listsize import ListTooLarge, check_list_size
 from gpuplugin.core.timeslices import NOT_SET
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MIG_DRIVER, _IMEX_DRIVER = 450, 535
 TIME_SLICES = "time-slices"
+GPU_LABELS = "gpu-labels"
 """The component of the running plugin that sets them."""
 _MPS_PROGRAMS = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
 
@@ -284,4 +286,19 @@ def time_slices(facts: Facts) -> Verdict:
         "The driver's nvidia-smi sets it, with CAP_SYS_ADMIN, on GPUs from Turing to Blackwell "
         "without MIG: add the component set-time-slices (setTimeSlices.enabled of the chart), or "
         "remove sharing.timeSlicing.interval",
+    )
+
+
+def node_labels(facts: Facts) -> Verdict:
+    """The running plugin has written the node's labels, if it is to."""
+    part = facts.plugin.part(GPU_LABELS)
+    if part is None:
+        return skipped("no running plugin writes labels")
+    if NOT_WRITTEN not in part.text:
+        return well(part.text)
+    return warned(
+        part.text,
+        facts.plugin.source,
+        "Grant what is missing: component node-labels or node-labels-nfd (nodeLabels of the "
+        "chart), docs/node-labels.md",
     )

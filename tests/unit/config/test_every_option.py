@@ -207,6 +207,8 @@ OWN = (
            ("gpu.example.com", "gpu.example.com"), ("a", "a")),
     daemon("kubernetes-reports", "GPUPLUGIN_KUBERNETES_REPORTS", "kubernetes_reports", False,
            ("t", True), ("F", False), needs="--node-name=gpu-1"),
+    daemon("node-labels", "GPUPLUGIN_NODE_LABELS", "node_labels", "off",
+           ("node-feature", "node-feature"), ("file", "file"), needs="--node-name=gpu-1"),
     daemon("node-name", "NODE_NAME", "node_name", "", ("a-1.b", "a-1.b"), ("c", "c")),
     daemon("config-map-dir", "GPUPLUGIN_CONFIG_MAP_DIR", "config_map_dir", "", ("/v", "/v"),
            ("/c", "/c"), needs="--node-name=gpu-1"),
@@ -400,7 +402,7 @@ def test_the_section_of_feature_discovery_is_read(files: Files) -> None:
 CLOSED = {
     "mig-strategy", "device-id-strategy", "shared-devices-allocation-policy",
     "device-discovery-strategy", "backend", "registration", "log-level", "log-format",
-    "rpc-engine", "allocation",
+    "rpc-engine", "allocation", "node-labels",
 }  # fmt: skip
 """Options whose text is one of a few words: the empty one is not among them."""
 NEVER_EMPTY = {
@@ -615,11 +617,14 @@ REPORTS = "--kubernetes-reports"
 DRA = "--allocation=dra"
 
 
-@pytest.mark.parametrize("option", [REPORTS, DRA])
+LABELS = ("--node-labels=node", "--node-labels=node-feature")
+
+
+@pytest.mark.parametrize("option", [REPORTS, DRA, *LABELS])
 @pytest.mark.parametrize(
     ("environment", "where"), [({}, ""), ({"NODE_NAME": ""}, "NODE_NAME")], ids=["unset", "empty"]
 )
-def test_reports_and_dra_need_the_name_of_the_node(
+def test_who_asks_the_api_server_needs_the_name_of_the_node(
     files: Files, environment: dict[str, str], where: str, option: str
 ) -> None:
     problem = files.problem("", option, **environment)

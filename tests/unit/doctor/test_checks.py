@@ -68,6 +68,14 @@ if TYPE_CHECKING:
 
 FAIL, WARN, OK, SKIPPED = Severity.FAIL, Severity.WARN, Severity.OK, Severity.SKIPPED
 NO_PLUGIN = PluginFacts(problem="no control socket")
+LABELS_NOT_WRITTEN = PartFact(
+    "gpu-labels",
+    True,
+    "the labels are not written: 403 from the API server; the plugin's service account needs patch "
+    "on nodes",
+    1.0,
+    0.0,
+)
 TIME_SLICES_NOT_SET = PartFact(
     "time-slices", True, "Long on GPU 0; not set on GPU 1 to Long: no root", 1.0, 0.0
 )
@@ -254,6 +262,13 @@ DENIED = SocketFact("/x", SocketState.DENIED)
             WARN,
             "Long on GPU 0; not set on GPU 1 to Long: no root",
             "nvidia-smi",
+        ),
+        (
+            "node-labels",
+            plugin(parts=(LABELS_NOT_WRITTEN,)),
+            WARN,
+            "needs patch on nodes",
+            "component node-labels",
         ),
         (
             "gpu-health",

@@ -35,7 +35,7 @@
 {{- end }}
 {{- end }}
 {{- if (default dict .Values.gfd).enabled }}
-{{- $wrong = append $wrong "gfd.enabled: this chart makes no labels: delete it, and install gpu-feature-discovery by itself if you need it" }}
+{{- $wrong = append $wrong "gfd.enabled: the plugin writes these labels itself: delete it, and set nodeLabels.enabled: true" }}
 {{- end }}
 {{- if (default dict .Values.nfd).enabled }}
 {{- $wrong = append $wrong "nfd.enabled: this chart does not install Node Feature Discovery: delete it, and install that by itself" }}

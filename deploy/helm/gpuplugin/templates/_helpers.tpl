@@ -112,7 +112,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "gpuplugin.usesApi" -}}
-{{- if or (include "gpuplugin.isDra" .) .Values.nodeReports.enabled .Values.perNodeConfig.enabled (include "gpuplugin.podLoads" .) (include "gpuplugin.nodePools" .) }}true{{ end }}
+{{- if or (include "gpuplugin.isDra" .) .Values.nodeReports.enabled .Values.nodeLabels.enabled .Values.perNodeConfig.enabled (include "gpuplugin.podLoads" .) (include "gpuplugin.nodePools" .) }}true{{ end }}
 {{- end }}
 
 {{/* Of simulated GPUs: "true" or nothing. */}}
@@ -229,6 +229,7 @@ capabilities:
   (list "GPUPLUGIN_HOST_PROC" (ternary (printf "%s/host/proc" $kubelet) nil (eq (include "gpuplugin.podLoads" .) "true")))
   (list "GPUPLUGIN_POD_LOGS" (ternary (printf "%s/host/pod-logs" $kubelet) nil (eq (include "gpuplugin.podLoads" .) "true")))
   (list "GPUPLUGIN_KUBERNETES_REPORTS" (ternary "true" nil .Values.nodeReports.enabled))
+  (list "GPUPLUGIN_NODE_LABELS" (ternary .Values.nodeLabels.writer nil .Values.nodeLabels.enabled))
   (list "GPUPLUGIN_CONFIG_MAP_DIR" (ternary "/etc/gpuplugin" nil .Values.perNodeConfig.enabled))
 }}
 {{- range $all }}
