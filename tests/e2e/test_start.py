@@ -53,6 +53,30 @@ def test_nothing_is_imported_once_it_serves(node: Node, engine: str, registratio
         assert re.findall(r"import time:.*\| +(\S+)", serving) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["file", "node", "node-feature"])
+def test_with_labels_nothing_is_imported_once_it_serves(
+    node: Node, tmp_path: Path, way: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"flags: {{gfd: {{outputFile: {tmp_path}/gfd}}}}\n")
+    with ServedNode(node.dir) as served, ApiServer([NODE]) as server:
+        env = {
+            **served.env,
+            "KUBECONFIG": str(server.kubeconfig(tmp_path)),
+            "NODE_NAME": NODE,
+            "GPUPLUGIN_NODE_LABELS": way,
+            "PYTHONPROFILEIMPORTTIME": "1",
+        }
+        arguments = ("--backend", "nvml", *node.at, "--config-file", str(config))
+        with Plugin(*arguments, env=env) as plugin:
+            eventually(lambda: "labels are written" in plugin.output, "labels")
+            assert plugin.stop() == 0
+        assert "import time:" in plugin.output, "what is imported is not shown"
+        _, _, serving = plugin.output.partition("event=http")
+        assert re.findall(r"import time:.*\| +(\S+)", serving) == []
+
+
 MAX_DRA_RSS_MIB = 60
 
 

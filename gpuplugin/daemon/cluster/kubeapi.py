@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
@@ -33,6 +34,9 @@ _NODE_RIGHTS = "patch on nodes/status (docs/operations.md)"
 _LONGEST_WAIT_S = 300.0
 
 _T = TypeVar("_T")
+
+for _name in ("httpcore2._backends.sync", "encodings.idna"):
+    import_module(_name)  # the client would, in the thread that asks first
 
 
 class NoCluster(Exception):
