@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.parser import text_string_to_metric_families
 
 from gpuplugin.cli.parser import build_parser
-from tests.e2e.browser import browse, complaints
+from tests.e2e.browser import browse, complaints, faults_of_layout
 from tests.e2e.conftest import DEADLINE_S, Node, Process, eventually, get, gpuplugin, http_port
 
 if TYPE_CHECKING:
@@ -63,12 +63,16 @@ def test_a_node_with_pods_at_work_and_a_page_that_names_them(node: Node, tmp_pat
         assert top["units"][0]["action"] == "Reboot the node"
         assert top["summary"] == "Ready, 1 of 2 usable"
         assert on_terminal(24, 80, "top", *node.at, "--interval", "0.2") == 0
-        page = browse(f"http://127.0.0.1:{port}/", tmp_path / "profile", "--window-size=390,900")
+        page = browse(f"http://127.0.0.1:{port}/", tmp_path / "profile")
+        saved = tmp_path / "page.html"
+        saved.write_text(get(port, "/")[1])
         assert up.stop() == 0, up.output
     text = re.sub(r"<[^>]+>", " ", page.stdout)
     for part in ("GPU 0", "GPU 1", "default/hungry-0", "over", "Unhealthy", "of 10 replicas"):
         assert part in text, part
     assert complaints(page) == []
+    for scheme in ("light", "dark"):
+        assert faults_of_layout(saved, tmp_path, scheme) == []
 
 
 def test_a_node_with_dra(node: Node, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gpuplugin.core.explanation import explain
 from gpuplugin.core.inventory import GPU_RESOURCE, Plan
-from gpuplugin.core.sharing import SharedResource, TimeSlicing
+from gpuplugin.core.sharing import GpuFilter, SharedResource, TimeSlicing
 from tests.unit.builders import gpus
 
 
@@ -23,3 +23,10 @@ def test_a_name_is_told_where_it_is_another_one(rename: str | None, said: str) -
     text = one.reasons[-1].text
     assert said in text
     assert (" as " in text) is bool(rename)
+
+
+def test_a_gpu_that_is_left_out_is_told_with_what_leaves_it_out() -> None:
+    left_out, taken = explain(gpus(2), Plan(gpu_filter=GpuFilter(exclude=("0",))))
+    assert (left_out.index, left_out.resource, left_out.replicas) == ("0", "", 0)
+    assert [one.text for one in left_out.reasons] == ["0 excludes it"]
+    assert (taken.index, taken.resource, taken.replicas) == ("1", GPU_RESOURCE, 1)

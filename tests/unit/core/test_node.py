@@ -32,7 +32,7 @@ from gpuplugin.core.usage import Holding, PodName
 from gpuplugin.core.watch import judge_probes
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from hal import GpuState, HalHung, Link, LinkKind, RecoveryAction, XidError
+from hal import ComputeMode, GpuState, HalHung, Link, LinkKind, RecoveryAction, XidError
 from tests.unit.builders import PLAIN, a_gpu, a_probe, gpus, sharing, uuid_of_gpu
 
 if TYPE_CHECKING:
@@ -551,3 +551,10 @@ def test_what_is_known_before_the_first_look_is_published_too() -> None:
     node.run(node.model.blinded("the driver is not loaded", node.now_s))
     node.after(10)
     assert any(isinstance(effect, Publish) for effect in node.effects)
+
+
+def test_a_compute_mode_that_keeps_pods_out_is_a_warning() -> None:
+    node = Runner(PLAIN)
+    node.update([replace(gpus(1)[0], compute_mode=ComputeMode.PROHIBITED)])
+    assert node.problems() == ["inventory-warning"]
+    assert node.errors() == []
