@@ -60,7 +60,7 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "record": (
         "docs/scenarios.md",
-        ("record --for 1m -o node.yaml", "record --scrub --backend sim -o node.yaml"),
+        ("record --for 1h -o node.yaml", "record --scrub --backend sim -o node.yaml"),
     ),
     "calibrate": (
         "docs/simulation.md, docs/fidelity.md",
@@ -74,7 +74,11 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "completion": ("docs/commands.md", ("completion bash",)),
     "advise": (
         "docs/simulation.md",
-        ("advise --workload api:15/100/2:8 --model l4 --slowdown-p95 4",),
+        (
+            "advise --workload api:15/100/2:8 --model l4 --slowdown-p95 4",
+            "advise --record node.yaml --model l4 --request-ms ml/api=15 --json",
+            "advise --check advice.json --prometheus http://prometheus:9090",
+        ),
     ),
     "bench": ("docs/performance.md", ("bench --quick", "bench allocate --json run.json")),
     "sim": ("docs/simulation.md", ()),
