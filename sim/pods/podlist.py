@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -14,6 +15,11 @@ LOAD: Final = "gpuplugin.dev/load"
 """An annotation or a label of a pod; the annotation counts if there are both."""
 _TIMEOUT_S: Final = 10.0
 _FORBIDDEN: Final = 403
+_CLIENT: Final = (
+    *("httpx2", "lightkube", "lightkube.resources.core_v1", "gpuplugin.daemon.cluster.kubeapi"),
+    # What the client would load when it connects first.
+    *("httpcore2._backends.sync", "encodings.idna"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +53,32 @@ class PodList(Protocol):
 
 
 class NodePods:
-    """The pods of a node of the cluster; its client is loaded at the first call."""
+    """The pods of a node of the cluster.
+
+    Its client is loaded here, if it is installed: `follow` runs in a thread of a process that
+    serves, where nothing is imported first.
+    """
 
     def __init__(self, node: str) -> None:
         self._node = node
+        self._missing = ""
+        try:
+            for name in _CLIENT:
+                import_module(name)
+        except ImportError as error:
+            self._missing = f"{error}: pip install 'gpuplugin[kubernetes]'"
 
     def follow(self) -> Iterator[tuple[ClusterPod, bool]]:
         if not self._node:
             raise PodsUnreadable("the node's name is not known: set NODE_NAME or --node-name")
-        try:
-            import httpx2
-            from lightkube import Client
-            from lightkube.resources.core_v1 import Pod
+        if self._missing:
+            raise PodsUnreadable(self._missing)
+        import httpx2
+        from lightkube import Client
+        from lightkube.resources.core_v1 import Pod
 
-            from gpuplugin.daemon.cluster.kubeapi import WATCH_S, NoCluster, cluster
-        except ImportError as error:
-            raise PodsUnreadable(f"{error}: pip install 'gpuplugin[kubernetes]'") from error
+        from gpuplugin.daemon.cluster.kubeapi import WATCH_S, NoCluster, cluster
+
         timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
         try:
             with Client(cluster(), timeout=timeout) as client:
