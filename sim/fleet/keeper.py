@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from gpuplugin.daemon.logs import log_fact
@@ -22,6 +22,7 @@ from sim.fleet.objects import (
     node_info,
     node_status,
 )
+from sim.fleet.podkeeper import PodKeeper
 from sim.node.pools import SCENARIO_LABEL
 
 if TYPE_CHECKING:
@@ -97,12 +98,14 @@ class Keeper:
         self._api = api
         self._kept: dict[str, _Kept] = {}
         self._began_s = time.monotonic()
-        self._began = datetime.now(UTC)
+        self.began = datetime.now(UTC)
         self._running: set[asyncio.Task[None]] = set()
+        self._pods = PodKeeper(api, self)
 
-    @property
-    def nodes(self) -> Mapping[str, FleetNode]:
-        return {name: kept.node for name, kept in self._kept.items()}
+    def node(self, name: str) -> FleetNode | None:
+        """The node of this name, None if the fleet has none."""
+        kept = self._kept.get(name)
+        return None if kept is None else kept.node
 
     @property
     def now_s(self) -> float:
@@ -122,7 +125,8 @@ class Keeper:
                 return
             ready.set()
             async with asyncio.TaskGroup() as tasks:
-                following = [tasks.create_task(one) for one in (self._renew(), self._follow())]
+                works = (self._renew(), self._follow(), self._pods.follow())
+                following = [tasks.create_task(one) for one in works]
                 await stop.wait()
                 for task in (*following, *self._running):
                     task.cancel()
@@ -132,11 +136,11 @@ class Keeper:
 
     async def _make(self) -> None:
         number = 0
-        self._began_s = time.monotonic()
+        self._began_s, self.began = time.monotonic(), datetime.now(UTC)
         for pool in self._plan.pools:
             for _ in range(pool.count):
                 name = f"{self._plan.prefix}-{number}"
-                node = FleetNode(name, number, pool.scenario, pool.settings)
+                node = FleetNode(name, number, pool.scenario, pool.settings, self._plan.machine)
                 self._kept[name] = _Kept(node, pool.scenario)
                 number += 1
                 if number % _MADE_AT_ONCE == 0:
@@ -217,7 +221,7 @@ class Keeper:
                     kept.renewing = True
                     late = now_s - kept.renew_at_s >= self._renewal_s
                     kept.renew_at_s = (now_s if late else kept.renew_at_s) + self._renewal_s
-                    self._start(self._renew_one(kept))
+                    self.start(self._renew_one(kept))
             await asyncio.sleep(_RENEWAL_STEP_S)
 
     async def _renew_one(self, kept: _Kept) -> None:
@@ -253,10 +257,11 @@ class Keeper:
                 if kept.node.next_s <= now_s:
                     kept.node.advance(now_s)
                     await asyncio.sleep(0)
+                self._pods.write_changes(kept.node)
                 if (kept.node.dirty or kept.report_at_s <= now_s) and not kept.reporting:
                     kept.reporting, kept.node.dirty = True, False
                     kept.report_at_s = now_s + REPORT_S
-                    self._start(self._report(kept))
+                    self.start(self._report(kept))
             await asyncio.sleep(STEP_S)
 
     async def _report(self, kept: _Kept) -> None:
@@ -272,9 +277,10 @@ class Keeper:
 
     def _status(self, kept: _Kept) -> JsonObject:
         kept.node.dirty = False
-        return node_status(kept.node.amounts(), self._plan.machine, datetime.now(UTC), self._began)
+        return node_status(kept.node.amounts(), self._plan.machine, datetime.now(UTC), self.began)
 
-    def _start(self, work: Coroutine[object, object, None]) -> None:
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        """Do it beside everything else; what the API server refuses is logged."""
         task = asyncio.create_task(self._logged(work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -298,10 +304,6 @@ class Keeper:
             log_fact(log, logging.WARNING, "fleet-left", text)
         else:
             log_fact(log, logging.INFO, "fleet-removed", f"{len(names)} nodes are removed")
-
-    def began(self, at_s: float) -> datetime:
-        """The date of a moment of the fleet."""
-        return self._began + timedelta(seconds=at_s)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[object, object, None]) -> bool:

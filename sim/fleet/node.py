@@ -5,39 +5,80 @@ It is what `sim.virtual` runs from beginning to end, advanced to the present by 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
-from gpuplugin.core.node import ConfigurationMisfit
+from sim.apiserver.rules import quantity
+from sim.fleet.pods import PodState
+from sim.gpu.scheduler import NS_PER_S, to_ns
+from sim.kubelet.pods import Phase
 from sim.node.node import SimulatedNode
+from sim.node.podlife import KUBELET_BACKOFF, Exit, Run, Wait, container_life
+from sim.pods.loads import declared, load_names
+from sim.pods.podlist import LOAD
 from sim.virtual.doors import PluginDoor
 from sim.virtual.kubelet import VirtualKubelet
 from sim.virtual.plugin import VirtualPlugin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
+    from typing import TypeAlias
+
+    import simpy
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from sim.fleet.objects import Machine
+    from sim.fleet.pods import AskedPod
+    from sim.gpu.tenancy import TenantSpec
     from sim.kubelet.devices import Amount
+    from sim.node.podlife import Reply, Step
     from sim.node.scenario import Scenario
 
+    Events: TypeAlias = Generator[simpy.Event, object, None]
+
+POD_START_S: Final = 1.0
+"""From a pod's binding to its containers' start; assumed: the image is there."""
 _START_S = 0.001
 """By then the plugin has opened the driver, and the kubelet has its first lists."""
+_CRASHED = "CrashLoopBackOff"
+
+
+@dataclass(slots=True)
+class _Pod:
+    asked: AskedPod
+    state: PodState
+    stopped: simpy.Event
+    uuids: tuple[str, ...] = ()
+    health: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    released: bool = False
 
 
 class FleetNode:
-    """A node of this name; `number` is its place in the fleet. `dirty`: its status has changed.
+    """A node of this name; `number` is its place in the fleet.
+
+    `dirty`: its own status has changed; `changed`: the uids of pods whose status has. Whoever
+    writes them takes them away.
 
     Raises:
         ConfigurationMisfit: the configuration does not suit the scenario's GPUs.
     """
 
-    def __init__(self, name: str, number: int, scenario: Scenario, settings: Settings) -> None:
+    def __init__(
+        self, name: str, number: int, scenario: Scenario, settings: Settings, machine: Machine
+    ) -> None:
         self.name = name
         self.number = number
         self.dirty = False
+        self.changed: set[str] = set()
         self.model = SimulatedNode(scenario, name=name)
         self.kubelet = VirtualKubelet(number)
+        self._machine = machine
+        self._pods: dict[str, _Pod] = {}
+        self._numbers = itertools.count(1)
         self.plugin = VirtualPlugin(self.model, settings, PluginDoor(self._listed), _unlogged)
         self.advance(_START_S)
 
@@ -49,17 +90,181 @@ class FleetNode:
     def advance(self, now_s: float) -> None:
         """Bring it to the present, in seconds since the fleet began."""
         self.model.advance(now_s)
+        # Nobody asks what came of each request of a pod: with them a fleet would grow.
+        for record in self.model.records:
+            del record.latency_ns[:], record.work_ns[:]
+        self.model.records = [one for one in self.model.records if one.ended_ns is None]
 
     def amounts(self) -> Mapping[str, Amount]:
         return self.kubelet.amounts(self.model.now_s)
 
+    @property
+    def pods(self) -> Mapping[str, tuple[AskedPod, PodState]]:
+        """The pods that are here, by uid, until they are deleted."""
+        return {uid: (pod.asked, pod.state) for uid, pod in self._pods.items()}
+
+    def pod(self, uid: str) -> tuple[AskedPod, PodState] | None:
+        pod = self._pods.get(uid)
+        return None if pod is None else (pod.asked, pod.state)
+
+    def health(self, uid: str) -> Mapping[str, bool]:
+        """Whether each device of a pod is healthy, by its id."""
+        return self._pods[uid].health
+
+    def bind(self, asked: AskedPod, now_s: float) -> None:
+        """Admit a pod as a kubelet does, or refuse it; one that is here already stays as it is."""
+        if asked.uid in self._pods:
+            return
+        self.advance(now_s)
+        now_s = self.model.now_s
+        began_s = now_s - (asked.age_s or 0.0)
+        pending = PodState("Pending", next(self._numbers), began_s, now_s)
+        pod = _Pod(asked, pending, self.model.env.event())
+        self.kubelet.create(asked.pod)
+        status = self.kubelet.sync(asked.pod, now_s)
+        reason, message = status.reason, status.message
+        if status.phase is not Phase.FAILED:
+            reason, message = self._out_of(asked)
+        self._pods[asked.uid] = pod
+        if reason:
+            self._release(pod)
+            told = f"Pod was rejected: {message}"
+            pod.state = replace(pod.state, phase="Failed", reason=reason, message=told)
+        else:
+            pod.uuids = status.uuids
+            pod.state = replace(pod.state, grants=status.grants)
+            pod.health = self._health_of(pod)
+            self.model.env.process(self._live(pod))
+        self.changed.add(asked.uid)
+
+    def remove(self, uid: str, now_s: float) -> None:
+        """The pod is deleted: its containers end, its devices are free."""
+        pod = self._pods.pop(uid, None)
+        if pod is None:
+            return
+        self.advance(now_s)
+        self.changed.discard(uid)
+        self._release(pod)
+        if not pod.stopped.triggered:
+            pod.stopped.succeed()
+        self.model.advance(self.model.now_s)
+
+    def unknown_load(self, asked: AskedPod) -> str:
+        """What is wrong with the load that a pod declares, empty if nothing is."""
+        scenario = self.model.scenario
+        if not asked.load or declared(scenario, asked.load, asked.pod.name) is not None:
+            return ""
+        names = ", ".join(load_names(scenario))
+        return f"it is idle: its {LOAD} is {asked.load!r}; there are {names}"
+
+    def _out_of(self, asked: AskedPod) -> tuple[str, str]:
+        """Why the node has no room beside its devices: reason and message of a kubelet."""
+        machine = self._machine
+        here = [one.asked for one in self._pods.values() if one.state.phase in _ALIVE]
+        for what, wanted, used, capacity in (
+            ("pods", 1, len(here), int(quantity(machine.pods))),
+            (
+                "cpu",
+                asked.cpu_milli,
+                sum(one.cpu_milli for one in here),
+                int(quantity(machine.cpu) * 1000),
+            ),
+            (
+                "memory",
+                asked.memory_bytes,
+                sum(one.memory_bytes for one in here),
+                int(quantity(machine.memory)),
+            ),
+        ):
+            if wanted and used + wanted > capacity:
+                return f"OutOf{what}", (
+                    f"Node didn't have enough resource: {what}, requested: {wanted}, "
+                    f"used: {used}, capacity: {capacity}"
+                )
+        return "", ""
+
+    def _live(self, pod: _Pod) -> Events:
+        env, asked = self.model.env, pod.asked
+        if asked.age_s is None:
+            yield env.timeout(to_ns(POD_START_S)) | pod.stopped
+        if pod.stopped.triggered:
+            return
+        age_s = asked.age_s or 0.0
+        self._set(pod, phase="Running", began_s=self.model.now_s - age_s)
+        over: simpy.Event = pod.stopped
+        if asked.duration_s < math.inf:
+            over = env.timeout(max(1, to_ns(asked.duration_s - age_s))) | pod.stopped
+        spec = declared(self.model.scenario, asked.load, asked.pod.name) if asked.load else None
+        if spec is None or not pod.uuids:
+            yield over
+        else:
+            yield from self._work(pod, pod.uuids[0], spec, over)
+        if not pod.stopped.triggered:
+            succeeded = over.triggered
+            self._set(pod, phase="Succeeded" if succeeded else "Failed", waiting="")
+            self._release(pod)
+
+    def _work(self, pod: _Pod, uuid: str, spec: TenantSpec, over: simpy.Event) -> Events:
+        """Its container works on a GPU until `over`, or until it ended for good."""
+        env = self.model.env
+        life = container_life(uuid, spec, KUBELET_BACKOFF, restart=pod.asked.restarts)
+        step: Step = next(life)
+        while True:
+            reply: Reply = None
+            match step:
+                case Run():
+                    if pod.state.waiting:
+                        self._set(pod, waiting="", restarts=pod.state.restarts + 1)
+                    began_ns = int(env.now)
+                    tenant = self.model.start_tenant(step.uuid, step.spec)
+                    reply = Exit(None)
+                    if tenant is not None:
+                        yield tenant.gone | over
+                        if not tenant.gone.triggered:
+                            self.model.stop_tenant(step.uuid, tenant)
+                            return
+                        reply = Exit((int(env.now) - began_ns) / NS_PER_S)
+                case Wait(delay_s=delay_s):
+                    self._set(pod, waiting=_CRASHED)
+                    yield env.timeout(to_ns(delay_s)) | over
+                case _:
+                    raise AssertionError(step)
+            if over.triggered:
+                return
+            try:
+                step = life.send(reply)
+            except StopIteration:
+                return
+
+    def _set(self, pod: _Pod, **changes: object) -> None:
+        pod.state = replace(pod.state, changed_s=self.model.now_s, **changes)  # type: ignore[arg-type]
+        if pod.asked.uid in self._pods:
+            self.changed.add(pod.asked.uid)
+
+    def _release(self, pod: _Pod) -> None:
+        if not pod.released:
+            pod.released = True
+            self.kubelet.delete(pod.asked.pod, self.model.now_s)
+
+    def _health_of(self, pod: _Pod) -> dict[str, bool]:
+        devices = self.kubelet.view(self.model.now_s).devices
+        return {
+            one: devices.get(grant.resource, {}).get(one, False)
+            for grant in pod.state.grants
+            for one in grant.device_ids
+        }
+
     def _listed(self, resource: str, plugin: DevicePlugin) -> None:
         self.kubelet.listed(resource, plugin)
         self.dirty = True
+        for uid, pod in self._pods.items():
+            if pod.state.grants and (health := self._health_of(pod)) != pod.health:
+                pod.health = health
+                self.changed.add(uid)
+
+
+_ALIVE = ("Pending", "Running")
 
 
 def _unlogged(_kind: str, _facts: dict[str, object]) -> None:
     """A fleet keeps no event log: that of hundreds of nodes is read by nobody."""
-
-
-__all__ = ["ConfigurationMisfit", "FleetNode"]

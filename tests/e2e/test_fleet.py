@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sim.apiserver import LEASES, NODES, ApiServer, Key, Selection
+from sim.apiserver import LEASES, NODES, PODS, ApiServer, Key, Selection
 from tests.e2e.conftest import Process, eventually
 
 if TYPE_CHECKING:
@@ -140,3 +140,68 @@ def test_pools_bad_answers_and_a_node_that_somebody_deletes(
     assert any("mig-" in name for name in found["sim-1"]["status"]["capacity"])
     assert list(left) == ["sim-1"]
     assert not server.failures_left
+
+
+def create_pod(
+    server: ApiServer,
+    name: str,
+    node: str,
+    gpus: int = 1,
+    annotations: dict[str, str] | None = None,
+    **spec: object,
+) -> Key:
+    """A pod that a scheduler has bound."""
+    key = Key(PODS, name, "team")
+    container = {
+        "name": "main",
+        "image": "example.com/work",
+        "resources": {"limits": {RESOURCE: str(gpus)}, "requests": {"cpu": "500m"}},
+    }
+    metadata = {"name": name, "namespace": "team", "annotations": annotations or {}}
+    spec = {"containers": [container], "terminationGracePeriodSeconds": 30, **spec}
+    server.store.create(key, {"metadata": metadata, "spec": spec})
+    server.store.patch(key, {"spec": {"nodeName": node}})
+    return key
+
+
+def status(server: ApiServer, key: Key) -> Any:
+    return server.store.get(key)["status"]
+
+
+def phase(server: ApiServer, key: Key) -> str:
+    return str(status(server, key)["phase"])
+
+
+def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[str, str]) -> None:
+    server.store.create(Key(NODES, "worker"), {})
+    elsewhere = create_pod(server, "elsewhere", "worker")
+    with a_fleet(env, "--nodes", "2") as fleet:
+        fleet.says("2 nodes are kept")
+        training = create_pod(server, "training", "sim-0", 1, {"gpuplugin.dev/load": "trainer"})
+        short = create_pod(server, "short", "sim-1", 1, {"gpuplugin.dev/duration": "1s"})
+        large = create_pod(server, "large", "sim-1", 11)
+        eventually(lambda: phase(server, training) == "Running", "it runs")
+        running = status(server, training)
+        eventually(lambda: phase(server, large) == "Failed", "it is refused")
+        refused = status(server, large)
+        eventually(lambda: phase(server, short) == "Succeeded", "it ends after its duration")
+        ended = status(server, short)
+        server.store.delete(training, grace_s=30)
+        eventually(
+            lambda: not server.store.select(Selection(PODS, fields={"spec.nodeName": "sim-0"}))[1],
+            "its kubelet removes it",
+        )
+        left = status(server, elsewhere)
+        assert fleet.stop() == 0
+
+    (container,) = running["containerStatuses"]
+    (given,) = container["allocatedResourcesStatus"]
+    assert given["name"] == RESOURCE
+    assert [one["health"] for one in given["resources"]] == ["Healthy"]
+    assert all(one["resourceID"].startswith("GPU-") for one in given["resources"])
+    assert {one["type"]: one["status"] for one in running["conditions"]}["Ready"] == "True"
+    assert running["hostIP"] != running["podIP"]
+    assert refused["reason"] == "UnexpectedAdmissionError"
+    assert "Requested: 11, Available: " in refused["message"]
+    assert ended["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
+    assert left == {"phase": "Pending"}

@@ -1,0 +1,227 @@
+"""Pods of a fleet's nodes: what the API server says of them, and what a kubelet writes. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from gpuplugin.config.values import parse_duration_s
+from sim.apiserver.rules import quantity
+from sim.fleet.objects import JsonObject, address, pod_address, seconds
+from sim.kubelet.pods import Container, Pod
+from sim.pods.podlist import LOAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sim.kubelet.pods import Grant
+
+DURATION: Final = "gpuplugin.dev/duration"
+"""An annotation: the pod's containers end with success after it, such as `30s`."""
+PodPhase: TypeAlias = Literal["Pending", "Running", "Succeeded", "Failed"]
+_ENDED = ("Succeeded", "Failed")
+_USUAL = ("cpu", "memory", "ephemeral-storage")
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPod:
+    """A pod that is bound to a node; `age_s` since its containers started, None before.
+
+    `cpu_milli` and `memory_bytes` are what it requests; `duration_s` is infinite without an end.
+    `note` is what is wrong about its annotations.
+    """
+
+    pod: Pod
+    node: str
+    images: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    load: str = ""
+    duration_s: float = math.inf
+    restarts: bool = True
+    deleted: bool = False
+    ended: bool = False
+    age_s: float | None = None
+    note: str = ""
+
+    @property
+    def uid(self) -> str:
+        return self.pod.uid
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """Where a pod on a node stands; times are in seconds since the fleet began.
+
+    `waiting` is why its containers do not run now, empty if they do.
+    """
+
+    phase: PodPhase
+    number: int
+    began_s: float
+    changed_s: float
+    reason: str = ""
+    message: str = ""
+    waiting: str = ""
+    restarts: int = 0
+    grants: tuple[Grant, ...] = ()
+
+
+def asked_pod(body: JsonObject, now: datetime) -> AskedPod:
+    """A pod as the API server has it."""
+    metadata, spec, status = (_part(body, one) for one in ("metadata", "spec", "status"))
+    annotations, labels = _part(metadata, "annotations"), _part(metadata, "labels")
+    containers = _objects(spec.get("containers"))
+    requests = [_requests(one) for one in containers]
+    duration_s, note = math.inf, ""
+    if text := str(annotations.get(DURATION) or ""):
+        try:
+            duration_s = parse_duration_s(text)
+        except ValueError as error:
+            note = f"its {DURATION} {text!r} {error}: it runs without an end"
+    return AskedPod(
+        pod=Pod(
+            name=str(metadata.get("name")),
+            containers=tuple(_container(one) for one in containers),
+            namespace=str(metadata.get("namespace")),
+            uid=str(metadata.get("uid")),
+            static=True,
+        ),
+        node=str(spec.get("nodeName") or ""),
+        images={str(one.get("name")): str(one.get("image") or "") for one in containers},
+        cpu_milli=sum(_number(one.get("cpu"), 1000) for one in requests),
+        memory_bytes=sum(_number(one.get("memory"), 1) for one in requests),
+        load=str(annotations.get(LOAD) or labels.get(LOAD) or "").strip(),
+        duration_s=duration_s,
+        restarts=spec.get("restartPolicy") != "Never",
+        deleted=bool(metadata.get("deletionTimestamp")),
+        ended=status.get("phase") in _ENDED,
+        age_s=_age_s(status, now),
+        note=note,
+    )
+
+
+def pod_status(
+    asked: AskedPod, state: PodState, node_number: int, began: datetime, health: Mapping[str, bool]
+) -> JsonObject:
+    """What a kubelet writes; `health` is by device id, `began` the fleet's beginning."""
+    host, changed = address(node_number), seconds(began + timedelta(seconds=state.changed_s))
+    started = seconds(began + timedelta(seconds=state.began_s))
+    status: JsonObject = {"phase": state.phase, "startTime": started}
+    if state.reason:
+        status |= {"reason": state.reason, "message": state.message}
+    if state.phase == "Failed" and state.reason:
+        return {"status": status}
+    running = state.phase == "Running"
+    ready = "True" if running and not state.waiting else "False"
+    truths = {
+        "PodReadyToStartContainers": "True" if running else "False",
+        "Initialized": "True",
+        "Ready": ready,
+        "ContainersReady": ready,
+        "PodScheduled": "True",
+    }
+    status["conditions"] = [
+        {"type": kind, "status": truth, "lastTransitionTime": changed}
+        for kind, truth in truths.items()
+    ]
+    status |= {"hostIP": host, "hostIPs": [{"ip": host}]}
+    if running:
+        own = pod_address(state.number)
+        status |= {"podIP": own, "podIPs": [{"ip": own}]}
+    status["containerStatuses"] = [
+        _container_status(asked, state, container.name, started, changed, health)
+        for container in asked.pod.containers
+    ]
+    return {"status": status}
+
+
+def _container_status(
+    asked: AskedPod,
+    state: PodState,
+    name: str,
+    started: str,
+    changed: str,
+    health: Mapping[str, bool],
+) -> JsonObject:
+    container_id = f"gpuplugin-sim://{asked.uid}-{name}-{state.restarts}"
+    match state.phase:
+        case "Succeeded" | "Failed":
+            code, reason = (0, "Completed") if state.phase == "Succeeded" else (1, "Error")
+            terminated = {"exitCode": code, "reason": reason, "containerID": container_id}
+            times = {"startedAt": started, "finishedAt": changed}
+            current: JsonObject = {"terminated": terminated | times}
+        case "Running" if not state.waiting:
+            current = {"running": {"startedAt": started}}
+        case _:
+            current = {"waiting": {"reason": state.waiting or "ContainerCreating"}}
+    is_running = "running" in current
+    return {
+        "name": name,
+        "image": asked.images.get(name, ""),
+        "imageID": "",
+        "containerID": "" if "waiting" in current else container_id,
+        "ready": is_running,
+        "started": is_running,
+        "restartCount": state.restarts,
+        "state": current,
+        "allocatedResourcesStatus": list(_resources(state.grants, name, health)),
+    }
+
+
+def _resources(
+    grants: Iterable[Grant], container: str, health: Mapping[str, bool]
+) -> Iterable[JsonObject]:
+    for grant in grants:
+        if grant.container == container:
+            yield {
+                "name": grant.resource,
+                "resources": [
+                    {"resourceID": one, "health": "Healthy" if health.get(one) else "Unhealthy"}
+                    for one in grant.device_ids
+                ],
+            }
+
+
+def _container(body: JsonObject) -> Container:
+    limits = _part(_part(body, "resources"), "limits")
+    counts = {
+        name: _number(value, 1) for name, value in limits.items() if "/" in name
+    }  # extended resources have a domain
+    return Container(str(body.get("name")), MappingProxyType(counts))
+
+
+def _requests(container: JsonObject) -> JsonObject:
+    """What a container requests; what it only limits it requests as well."""
+    resources = _part(container, "resources")
+    wanted = {**_part(resources, "limits"), **_part(resources, "requests")}
+    return {name: value for name, value in wanted.items() if name in _USUAL}
+
+
+def _number(value: object, parts: int) -> int:
+    try:
+        return math.ceil(quantity(str(value)) * parts) if value is not None else 0
+    except ValueError:
+        return 0
+
+
+def _age_s(status: JsonObject, now: datetime) -> float | None:
+    started = status.get("startTime")
+    if status.get("phase") != "Running" or not isinstance(started, str):
+        return None
+    try:
+        return max(0.0, (now - datetime.fromisoformat(started)).total_seconds())
+    except ValueError:
+        return None
+
+
+def _part(body: Mapping[str, object], name: str) -> JsonObject:
+    value = body.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[JsonObject]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
