@@ -98,6 +98,14 @@ def test_many_gpus_are_named_as_far_as_they_fit_and_then_counted() -> None:
     assert message.endswith(f", and {64 - named} more")
 
 
+def test_where_one_gpu_fits_the_others_are_counted() -> None:
+    news = [GpuReport(f"GPU-{one}", str(one), "Unhealthy", "x" * 600) for one in range(3)]
+    message = condition_for(news, 8, "").message
+
+    assert message.count("GPU-") == 1
+    assert message.endswith(", and 2 more")
+
+
 WORDS = st.text(max_size=900)
 
 
