@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import signal
+from contextlib import ExitStack, closing
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -16,11 +18,14 @@ from gpuplugin.core.node import ConfigurationMisfit
 from gpuplugin.daemon.logs import set_up_logging
 from sim.apiserver.rules import quantity
 from sim.fleet.objects import Machine
+from sim.lineserver import LineServer
+from sim.node.control import RESPONSE_TIMEOUT_S
 from sim.node.scenario import ScenarioError, load_scenario
 from sim.virtual.settings import load_for, with_replicas
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from gpuplugin.cli.parser import Commands
     from gpuplugin.config.settings import DaemonSettings
@@ -80,6 +85,9 @@ def add(commands: Commands) -> None:
         help="requests a second at most, renewals of leases aside (default 100)",
     )  # fmt: skip
     fleet.add_argument("--keep", action="store_true", help="leave the nodes there at the end")
+    fleet.add_argument(
+        "--control", metavar="SOCKET", help="listen there for gpuplugin sim inject --node"
+    )
     fleet.add_argument("--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, or the pod's")
     add_options(fleet, sections=("flags", "gpus", "health"), names=("--log-level", "--log-format"))
 
@@ -100,26 +108,41 @@ def fleet(parsed: argparse.Namespace) -> int:
     try:
         plan, daemon = _plan(parsed)
         set_up_logging(daemon.log_level, daemon.log_format)
-        return asyncio.run(_keep(Keeper(plan, FleetApi(parsed.qps)), plan))
+        return asyncio.run(_keep(Keeper(plan, FleetApi(parsed.qps)), plan, parsed.control))
     except ScenarioError as error:
         return fail(error)
     except ConfigError as error:
         return fail(f"the configuration cannot be used:\n{error}")
+    except OSError as error:
+        return fail(f"--control {parsed.control}: {error}")
     except (NoCluster, ConfigurationMisfit, NotOurs, Refused) as error:
         return fail(error)
 
 
-async def _keep(keeper: Keeper, plan: FleetPlan) -> int:
+async def _keep(keeper: Keeper, plan: FleetPlan, control: str | None) -> int:
     stop, ready = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    telling = asyncio.create_task(_announce(ready, plan))
-    try:
+    with ExitStack() as stack:
+        if control is not None:
+            stack.enter_context(closing(_control(keeper, Path(control), loop)))
+        telling = asyncio.create_task(_announce(ready, plan))
+        stack.callback(telling.cancel)
         await keeper.run(stop, ready)
-    finally:
-        telling.cancel()
     return 0
+
+
+def _control(keeper: Keeper, path: Path, loop: asyncio.AbstractEventLoop) -> LineServer:
+    """A control socket; what it is asked for is done on the event loop."""
+
+    async def on_loop(request: Mapping[str, object]) -> Mapping[str, object]:
+        return keeper.inject(request)
+
+    def handle(request: Mapping[str, object]) -> Mapping[str, object]:
+        return asyncio.run_coroutine_threadsafe(on_loop(request), loop).result(RESPONSE_TIMEOUT_S)
+
+    return LineServer(path, handle)
 
 
 async def _announce(ready: asyncio.Event, plan: FleetPlan) -> None:

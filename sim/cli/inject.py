@@ -61,7 +61,10 @@ def add(commands: Commands) -> None:
     inject.set_defaults(module="sim.cli.inject", function="inject", wrong_usage=inject.error)
     where = inject.add_mutually_exclusive_group(required=True)
     where.add_argument("--kubelet-dir", metavar="DIR", help="folder that the node serves")
-    where.add_argument("--control", metavar="SOCKET", help="the node's control socket itself")
+    where.add_argument(
+        "--control", metavar="SOCKET", help="the control socket of a node, or of a fleet"
+    )
+    inject.add_argument("--node", default="", metavar="NAME", help="which node of a fleet")
     inject.add_argument(
         "--gpu", metavar="INDEX|UUID|all", help="which GPU; left out for the node as a whole"
     )
@@ -140,7 +143,7 @@ def inject(parsed: argparse.Namespace) -> int:
     socket = Path(parsed.control) if parsed.control else control_socket(Path(parsed.kubelet_dir))
     try:
         text = describe(FAULT.validate_python(what))
-        injected = inject_into(socket, parsed.gpu, what)
+        injected = inject_into(socket, parsed.gpu, what, parsed.node)
     except ValidationError as error:
         return fail(f"this cannot be injected: {problems(error)}")
     except ControlError as error:

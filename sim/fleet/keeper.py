@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from gpuplugin.daemon.logs import log_fact
+from gpuplugin.linesocket import ControlError
 from sim.fleet.api import CONFLICT, NOT_FOUND, Refused
 from sim.fleet.node import FleetNode
 from sim.fleet.objects import (
@@ -23,6 +24,7 @@ from sim.fleet.objects import (
     node_status,
 )
 from sim.fleet.podkeeper import PodKeeper
+from sim.node.control import injected
 from sim.node.pools import SCENARIO_LABEL
 
 if TYPE_CHECKING:
@@ -110,6 +112,19 @@ class Keeper:
     @property
     def now_s(self) -> float:
         return time.monotonic() - self._began_s
+
+    def inject(self, request: Mapping[str, object]) -> Mapping[str, object]:
+        """Inject a fault into a node, as `sim.node.control` spells it; raises `ControlError`."""
+        name = str(request.get("node") or "")
+        node = self.node(name)
+        if node is None:
+            first, last = f"{self._plan.prefix}-0", f"{self._plan.prefix}-{self._plan.count - 1}"
+            told = f"the fleet has no node {name!r}" if name else "name a node with --node"
+            raise ControlError(f"{told}: it has {first} to {last}")
+        node.advance(self.now_s)
+        response = injected(node.model, request)
+        node.advance(self.now_s)
+        return response
 
     async def run(self, stop: asyncio.Event, ready: asyncio.Event) -> None:
         """Register the nodes, keep them until `stop`, remove them; `ready` is set between.

@@ -67,7 +67,8 @@ def control_socket(kubelet_dir: Path) -> Path:
 def serve_control(node: RealTimeNode, path: Path) -> LineServer:
     def handle(request: Mapping[str, object]) -> Mapping[str, object]:
         if "inject" in request:
-            return _inject(node, request)
+            with node.update() as model:
+                return injected(model, request)
         if "time_slice" in request:
             return _set_time_slice(node, request)
         return _status(node)
@@ -75,13 +76,16 @@ def serve_control(node: RealTimeNode, path: Path) -> LineServer:
     return LineServer(path, handle)
 
 
-def inject(path: Path, gpu: str | None, what: Mapping[str, object]) -> Injected:
+def inject(path: Path, gpu: str | None, what: Mapping[str, object], node: str = "") -> Injected:
     """Inject `what` (a fault as in a scenario) into GPUs of the node at `path`, or the node.
+
+    `node` names the node of a fleet.
 
     `gpu` is an index, a UUID, or "all", which means every GPU that it applies to; None for a
     fault of the node as a whole. Raises `ControlError` without a node or GPU to which it applies.
     """
-    request = {"inject": dict(what)} | ({} if gpu is None else {"gpu": gpu})
+    request: dict[str, object] = {"inject": dict(what)}
+    request |= {key: value for key, value in (("gpu", gpu), ("node", node)) if value}
     return Injected.model_validate(ask(path, request, RESPONSE_TIMEOUT_S))
 
 
@@ -96,29 +100,27 @@ def status(path: Path) -> list[GpuStatus]:
     return _GPUS.validate_python(response["gpus"])
 
 
-def _inject(node: RealTimeNode, request: Mapping[str, object]) -> Mapping[str, object]:
+def injected(model: SimulatedNode, request: Mapping[str, object]) -> Mapping[str, object]:
+    """Do what a request of `inject` asks for; raises `ControlError`."""
     try:
         what = FAULT.validate_python(request["inject"])
     except ValidationError as error:
         raise ControlError(f"this cannot be injected: {problems(error)}") from error
     named = request.get("gpu")
-    with node.update() as model:
-        if isinstance(what, NodeFault):
-            if named is not None:
-                raise ControlError(f"{what.kind} applies to the whole node: name no GPU")
-            model.inject_node(what)
-            met: list[SimulatedGpu] = []
-        elif named is None:
-            raise ControlError(f"{what.kind} applies to a GPU: name one, or 'all'")
-        else:
-            met = _inject_into(model, str(named), what)
-        gpus = [
-            InjectedGpu(
-                index=gpu.identity.index, uuid=gpu.identity.uuid, replaced_by=gpu.replaced_by
-            )
-            for gpu in met
-        ]
-        return Injected(gpus=gpus, at_s=model.now_s).model_dump()
+    if isinstance(what, NodeFault):
+        if named is not None:
+            raise ControlError(f"{what.kind} applies to the whole node: name no GPU")
+        model.inject_node(what)
+        met: list[SimulatedGpu] = []
+    elif named is None:
+        raise ControlError(f"{what.kind} applies to a GPU: name one, or 'all'")
+    else:
+        met = _inject_into(model, str(named), what)
+    gpus = [
+        InjectedGpu(index=gpu.identity.index, uuid=gpu.identity.uuid, replaced_by=gpu.replaced_by)
+        for gpu in met
+    ]
+    return Injected(gpus=gpus, at_s=model.now_s).model_dump()
 
 
 def _inject_into(model: SimulatedNode, named: str, what: GpuFault) -> list[SimulatedGpu]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sim.apiserver import LEASES, NODES, PODS, ApiServer, Key, Selection
-from tests.e2e.conftest import Process, eventually
+from tests.e2e.conftest import Process, eventually, gpuplugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,3 +205,25 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
     assert "Requested: 11, Available: " in refused["message"]
     assert ended["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
     assert left == {"phase": "Pending"}
+
+
+def test_a_fault_by_hand_takes_devices_of_one_node_out(
+    server: ApiServer, env: dict[str, str], tmp_path: Path
+) -> None:
+    socket = str(tmp_path / "fleet.sock")
+
+    def allocatable() -> list[str]:
+        return [node["status"]["allocatable"][RESOURCE] for node in nodes(server).values()]
+
+    with a_fleet(env, "--nodes", "2", "--control", socket) as fleet:
+        fleet.says("2 nodes are kept")
+        at = ("sim", "inject", "--control", socket, "--gpu", "0")
+        unknown = gpuplugin(*at, "--node", "sim-2", "--xid", "79")
+        injected = gpuplugin(*at, "--node", "sim-1", "--xid", "79")
+        eventually(lambda: allocatable() == ["10", "0"], "the node's allocatable follows")
+        capacity = nodes(server)["sim-1"]["status"]["capacity"][RESOURCE]
+        assert fleet.stop() == 0
+
+    assert "has no node 'sim-2': it has sim-0 to sim-1" in unknown.stderr
+    assert "Xid 79" in injected.stdout
+    assert capacity == "10"
