@@ -171,15 +171,6 @@ def _pci_files(gpu: SimulatedGpu) -> dict[str, str | bytes]:
     }
 
 
-_SWITCH_FILES = {
-    "vendor": f"0x{_VENDOR:04x}\n",
-    "device": f"0x{NVSWITCH_DEVICE_ID >> 16:04x}\n",
-    "class": f"0x{_BRIDGE:06x}\n",
-    "numa_node": "-1\n",
-    "resource": "",
-}
-
-
 def _config(device: int, subsystem: int, kind: int) -> bytes:
     """The first 256 bytes of the configuration space, its BARs empty."""
     head = struct.pack(
@@ -187,6 +178,16 @@ def _config(device: int, subsystem: int, kind: int) -> bytes:
         kind.to_bytes(3, "little"), 0, 0, 0, 0,
     )  # fmt: skip
     return (head.ljust(0x2C, b"\0") + struct.pack("<I", subsystem)).ljust(256, b"\0")
+
+
+_SWITCH_FILES: Mapping[str, str | bytes] = {
+    "vendor": f"0x{_VENDOR:04x}\n",
+    "device": f"0x{NVSWITCH_DEVICE_ID >> 16:04x}\n",
+    "class": f"0x{_BRIDGE:06x}\n",
+    "numa_node": "-1\n",
+    "resource": "",
+    "config": _config(NVSWITCH_DEVICE_ID >> 16, 0, _BRIDGE),
+}
 
 
 def _resources(index: int) -> str:
