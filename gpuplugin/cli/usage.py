@@ -111,6 +111,7 @@ _EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "sim inject --kubelet-dir /tmp/node --gpu 3 --xid 79",
             "sim inject --kubelet-dir /tmp/node --gpu 3 --recover",
+            "sim inject --control /tmp/fleet.sock --node sim-7 --gpu 0 --xid 79",
         ),
     ),
     "sim run": ("docs/simulation.md", ("sim run noisy-neighbour --html noisy.html",)),

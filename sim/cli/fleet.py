@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from gpuplugin.cli.options import add_options, given_options
 from gpuplugin.cli.text import fail
 from gpuplugin.config.loaded import ConfigError
+from gpuplugin.config.options import OPTIONS
 from gpuplugin.core.node import ConfigurationMisfit
+from gpuplugin.daemon.http.server import HttpError, HttpServer
 from gpuplugin.daemon.logs import set_up_logging
 from sim.apiserver.rules import quantity
 from sim.fleet.objects import Machine
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
 
     from gpuplugin.cli.parser import Commands
     from gpuplugin.config.settings import DaemonSettings
+    from gpuplugin.daemon.http.textformat import Family
     from sim.fleet.keeper import FleetPlan, Keeper, Pool
 
+_NAMES = ("--log-level", "--log-format", "--listen-address")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?")
 _MOST_NODES = 5_000
 _LEAST_LEASE_S = 4
+_SCRAPE_S = 60.0
+_PAGE = "<!doctype html><title>gpuplugin sim fleet</title><a href='/metrics'>metrics</a>"
 
 
 def add(commands: Commands) -> None:
@@ -89,7 +95,7 @@ def add(commands: Commands) -> None:
         "--control", metavar="SOCKET", help="listen there for gpuplugin sim inject --node"
     )
     fleet.add_argument("--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, or the pod's")
-    add_options(fleet, sections=("flags", "gpus", "health"), names=("--log-level", "--log-format"))
+    add_options(fleet, sections=("flags", "gpus", "health"), names=_NAMES)
 
 
 def fleet(parsed: argparse.Namespace) -> int:
@@ -108,18 +114,20 @@ def fleet(parsed: argparse.Namespace) -> int:
     try:
         plan, daemon = _plan(parsed)
         set_up_logging(daemon.log_level, daemon.log_format)
-        return asyncio.run(_keep(Keeper(plan, FleetApi(parsed.qps)), plan, parsed.control))
+        return asyncio.run(_keep(Keeper(plan, FleetApi(parsed.qps)), plan, daemon, parsed.control))
     except ScenarioError as error:
         return fail(error)
     except ConfigError as error:
         return fail(f"the configuration cannot be used:\n{error}")
     except OSError as error:
-        return fail(f"--control {parsed.control}: {error}")
-    except (NoCluster, ConfigurationMisfit, NotOurs, Refused) as error:
+        return fail(f"--control {parsed.control} cannot be listened on: {error}")
+    except (NoCluster, ConfigurationMisfit, HttpError, NotOurs, Refused) as error:
         return fail(error)
 
 
-async def _keep(keeper: Keeper, plan: FleetPlan, control: str | None) -> int:
+async def _keep(
+    keeper: Keeper, plan: FleetPlan, daemon: DaemonSettings, control: str | None
+) -> int:
     stop, ready = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,10 +135,21 @@ async def _keep(keeper: Keeper, plan: FleetPlan, control: str | None) -> int:
     with ExitStack() as stack:
         if control is not None:
             stack.enter_context(closing(_control(keeper, Path(control), loop)))
+        if daemon.listen_address:
+            stack.enter_context(closing(_http(keeper, daemon.listen_address, loop)))
         telling = asyncio.create_task(_announce(ready, plan))
         stack.callback(telling.cancel)
         await keeper.run(stop, ready)
     return 0
+
+
+def _http(keeper: Keeper, address: str, loop: asyncio.AbstractEventLoop) -> HttpServer:
+    """Metrics, readiness and liveness; the metrics are put together on the event loop."""
+
+    def families() -> list[Family]:
+        return asyncio.run_coroutine_threadsafe(keeper.families(), loop).result(_SCRAPE_S)
+
+    return HttpServer(address, keeper.status, families, lambda: _PAGE)
 
 
 def _control(keeper: Keeper, path: Path, loop: asyncio.AbstractEventLoop) -> LineServer:
@@ -220,5 +239,8 @@ def _pool(parsed: argparse.Namespace, name: str, count: int) -> Pool:
     if parsed.replicas is not None:
         config = with_replicas(scenario.config, parsed.replicas)
         scenario = scenario.model_copy(update={"config": config})
-    loaded = load_for(scenario, given_options(parsed), os.environ, parsed.config_file)
+    flags = given_options(parsed)
+    listening = next(one for one in OPTIONS if one.flags[0] == "--listen-address")
+    flags.setdefault(listening, "127.0.0.1:2112")
+    loaded = load_for(scenario, flags, os.environ, parsed.config_file)
     return Pool(scenario, loaded.settings, count)

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from gpuplugin.daemon.logs import log_fact
+from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.linesocket import ControlError
 from sim.fleet.api import CONFLICT, NOT_FOUND, Refused
+from sim.fleet.metrics import FleetFamilies
 from sim.fleet.node import FleetNode
 from sim.fleet.objects import (
     FLEET,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
     from gpuplugin.config.settings import Settings
+    from gpuplugin.daemon.http.textformat import Family
     from sim.fleet.api import FleetApi
     from sim.fleet.objects import JsonObject, Machine
     from sim.node.scenario import Scenario
@@ -103,6 +106,7 @@ class Keeper:
         self.began = datetime.now(UTC)
         self._running: set[asyncio.Task[None]] = set()
         self._pods = PodKeeper(api, self)
+        self.status = StatusBoard()
 
     def node(self, name: str) -> FleetNode | None:
         """The node of this name, None if the fleet has none."""
@@ -112,6 +116,15 @@ class Keeper:
     @property
     def now_s(self) -> float:
         return time.monotonic() - self._began_s
+
+    async def families(self) -> list[Family]:
+        """The metrics of all nodes at this moment."""
+        found = FleetFamilies()
+        for name, kept in list(self._kept.items()):
+            view = kept.node.view(self.now_s)
+            found.add(name, view, kept.node.model.now_s)
+            await asyncio.sleep(0)
+        return list(found.by_name.values())
 
     def inject(self, request: Mapping[str, object]) -> Mapping[str, object]:
         """Inject a fault into a node, as `sim.node.control` spells it; raises `ControlError`."""
@@ -174,6 +187,7 @@ class Keeper:
             kept.report_at_s = now_s + REPORT_S * (place + 1) / count
         text = f"{count} nodes are registered, {len(uids) - len(surplus)} of them adopted"
         log_fact(log, logging.INFO, "fleet-registered", text, nodes=count)
+        self.status.set("nodes", text, ok=True)
 
     async def _register_one(self, kept: _Kept, known: bool) -> None:
         name, machine, scenario = kept.node.name, self._plan.machine, kept.scenario
@@ -277,6 +291,7 @@ class Keeper:
                     kept.reporting, kept.node.dirty = True, False
                     kept.report_at_s = now_s + REPORT_S
                     self.start(self._report(kept))
+            self.status.beat()
             await asyncio.sleep(STEP_S)
 
     async def _report(self, kept: _Kept) -> None:

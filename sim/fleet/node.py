@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from gpuplugin.core.usage import Holding, PodName, Reading, Seen, Work, usage_of
+from hal import HalError
 from sim.apiserver.rules import quantity
 from sim.fleet.pods import PodState
 from sim.gpu.scheduler import NS_PER_S, to_ns
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     import simpy
 
     from gpuplugin.config.settings import Settings
+    from gpuplugin.core.node import NodeView
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
+    from hal import Telemetry
     from sim.fleet.objects import Machine
     from sim.fleet.pods import AskedPod
     from sim.gpu.tenancy import TenantSpec
@@ -55,6 +59,8 @@ class _Pod:
     uuids: tuple[str, ...] = ()
     health: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     released: bool = False
+    pid: int | None = None
+    """Of its process on a GPU, None while it has none."""
 
 
 class FleetNode:
@@ -149,6 +155,37 @@ class FleetNode:
             pod.stopped.succeed()
         self.model.advance(self.model.now_s)
 
+    def view(self, now_s: float) -> NodeView:
+        """What the plugin's metrics are made of, with a reading of this moment."""
+        self.advance(now_s)
+        now_s = self.model.now_s
+        view, reader = self.plugin.view, self.plugin.reader
+        telemetry: dict[str, Telemetry] = {}
+        work: dict[str, list[Work]] = {}
+        by_pid = {pod.pid: _name(pod) for pod in self._pods.values() if pod.pid is not None}
+        for gpu in view.gpus:
+            try:
+                telemetry[gpu.uuid] = reader.telemetry(gpu.uuid)
+                found = reader.processes(gpu.uuid)
+            except HalError:
+                continue  # a GPU that does not respond has no series
+            work[gpu.uuid] = [Work(gpu.uuid, one, by_pid.get(one.pid)) for one in found]
+        holdings = [
+            Holding(_name(pod), grant.container, grant.resource, grant.device_ids)
+            for pod in self._pods.values()
+            if not pod.released
+            for grant in pod.state.grants
+        ]
+        usage = usage_of(Seen(view.gpus, view.inventory, holdings, telemetry, work))
+        reading = Reading(
+            at_s=now_s,
+            driver=self.model.scenario.driver_version,
+            gpus=view.gpus,
+            telemetry=telemetry,
+            usage=usage,
+        )
+        return replace(view, reading=reading)
+
     def unknown_load(self, asked: AskedPod) -> str:
         """What is wrong with the load that a pod declares, empty if nothing is."""
         scenario = self.model.scenario
@@ -219,7 +256,9 @@ class FleetNode:
                     tenant = self.model.start_tenant(step.uuid, step.spec)
                     reply = Exit(None)
                     if tenant is not None:
+                        pod.pid = tenant.pid
                         yield tenant.gone | over
+                        pod.pid = None
                         if not tenant.gone.triggered:
                             self.model.stop_tenant(step.uuid, tenant)
                             return
@@ -261,6 +300,10 @@ class FleetNode:
             if pod.state.grants and (health := self._health_of(pod)) != pod.health:
                 pod.health = health
                 self.changed.add(uid)
+
+
+def _name(pod: _Pod) -> PodName:
+    return PodName(pod.asked.pod.namespace, pod.asked.pod.name)
 
 
 _ALIVE = ("Pending", "Running")

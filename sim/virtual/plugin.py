@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.healthboard import HealthBoard, Transition
-    from gpuplugin.core.node import Effect
+    from gpuplugin.core.node import Effect, NodeView
     from hal import Probe
     from sim.node.node import SimulatedNode
     from sim.node.population import Log
@@ -87,6 +87,15 @@ class VirtualPlugin:
         self._hanging: set[str] = set()
         node.on_change = self._node_changed
         self._env.process(self._run())
+
+    @property
+    def view(self) -> NodeView:
+        return self._model.view
+
+    @property
+    def reader(self) -> NodeReader:
+        """The driver as the plugin has it open."""
+        return self._reader
 
     @property
     def board(self) -> HealthBoard:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sim.apiserver import LEASES, NODES, PODS, ApiServer, Key, Selection
-from tests.e2e.conftest import Process, eventually, gpuplugin
+from tests.e2e.conftest import Process, eventually, get, gpuplugin, http_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 RESOURCE = "nvidia.com/gpu"
+LISTEN = ("--listen-address", "127.0.0.1:0")
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def env(server: ApiServer, tmp_path: Path) -> dict[str, str]:
 
 
 def a_fleet(env: dict[str, str], *arguments: str) -> Process:
-    return Process("sim", "fleet", "--scenario", "homelab", *arguments, env=env)
+    return Process("sim", "fleet", "--scenario", "homelab", *LISTEN, *arguments, env=env)
 
 
 def nodes(server: ApiServer) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def test_pools_bad_answers_and_a_node_that_somebody_deletes(
     server.fail(429, 1, headers={"Retry-After": "0"})
     server.fail(503, 1, path="/leases")
     options = ("--scenario", "mig=1", "--lease-seconds", "4", "--mig-strategy", "mixed")
-    with Process("sim", "fleet", "--scenario", "homelab=1", *options, env=env) as fleet:
+    with Process("sim", "fleet", "--scenario", "homelab=1", *LISTEN, *options, env=env) as fleet:
         fleet.says("2 nodes are kept")
         found = nodes(server)
         server.store.delete(Key(NODES, "sim-0"))
@@ -182,6 +183,8 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
         large = create_pod(server, "large", "sim-1", 11)
         eventually(lambda: phase(server, training) == "Running", "it runs")
         running = status(server, training)
+        _, metrics = get(http_port(fleet), "/metrics")
+        ready, _ = get(http_port(fleet), "/ready")
         eventually(lambda: phase(server, large) == "Failed", "it is refused")
         refused = status(server, large)
         eventually(lambda: phase(server, short) == "Succeeded", "it ends after its duration")
@@ -205,6 +208,11 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
     assert "Requested: 11, Available: " in refused["message"]
     assert ended["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
     assert left == {"phase": "Pending"}
+    assert ready == 200
+    busy = [line for line in metrics.splitlines() if line.startswith("gpuplugin_pod_processes{")]
+    assert len(busy) == 1
+    assert 'node="sim-0",pod="training"' in busy[0]
+    assert 'gpuplugin_devices{health="Healthy",node="sim-1",' in metrics
 
 
 def test_a_fault_by_hand_takes_devices_of_one_node_out(

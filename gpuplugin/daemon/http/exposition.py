@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.http.metrics import Metrics
     from hal import Telemetry
 
+_Table: TypeAlias = "Metrics | type[Metrics]"
+"""What is made at each scrape is declared on the class."""
 Add: TypeAlias = "Callable[[Scraped, tuple[object, ...], float | None], None]"
 
 _MHZ = 1_000_000
@@ -52,7 +54,7 @@ def families(metrics: Metrics, view: NodeView, dcgm_host: str | None = None) -> 
             yield family
     yield from _calls(metrics)
     now_s = time.monotonic()
-    yield from _scraped(metrics, view, now_s)
+    yield from view_families(metrics, view, now_s)
     if dcgm_host is not None:
         yield from dcgm_families(view, dcgm_host, now_s)
 
@@ -85,7 +87,7 @@ def _calls(metrics: Metrics) -> Iterator[Family]:
     yield running
 
 
-def _scraped(metrics: Metrics, view: NodeView, now_s: float) -> Iterator[Family]:
+def view_families(metrics: _Table, view: NodeView, now_s: float) -> Iterator[Family]:
     """What the node's view shows; metrics without a sample are left out."""
     found: dict[Scraped, Family] = {}
 
@@ -105,7 +107,7 @@ def _scraped(metrics: Metrics, view: NodeView, now_s: float) -> Iterator[Family]
     return iter(found.values())
 
 
-def _add_node(metrics: Metrics, view: NodeView, now_s: float, add: Add) -> None:
+def _add_node(metrics: _Table, view: NodeView, now_s: float, add: Add) -> None:
     add(metrics.monitor_blind, (), bool(view.board.blind))
     healthy = view.healthy_devices()
     for resource in view.inventory.resources:
@@ -123,9 +125,7 @@ def _add_node(metrics: Metrics, view: NodeView, now_s: float, add: Add) -> None:
         add(metrics.gpu_unhealthy_seconds, device, seconds)
 
 
-def _add_reading(
-    metrics: Metrics, view: NodeView, reading: Reading, now_s: float, add: Add
-) -> None:
+def _add_reading(metrics: _Table, view: NodeView, reading: Reading, now_s: float, add: Add) -> None:
     add(metrics.reading_age_seconds, (), now_s - reading.at_s)
     add(metrics.reading_duration_seconds, (), reading.took_s)
     for gpu in reading.gpus:
@@ -143,7 +143,7 @@ def _add_reading(
 
 
 def _add_telemetry(
-    metrics: Metrics, labels: tuple[object, ...], telemetry: Telemetry, add: Add
+    metrics: _Table, labels: tuple[object, ...], telemetry: Telemetry, add: Add
 ) -> None:
     add(metrics.gpu_utilization_ratio, labels, telemetry.utilization)
     add(metrics.gpu_memory_used_bytes, labels, telemetry.memory_used_bytes)
@@ -161,7 +161,7 @@ def _add_telemetry(
     add(metrics.gpu_ecc_errors, (*labels, "uncorrectable"), telemetry.uncorrectable_ecc)
 
 
-def _add_usage(metrics: Metrics, usage: Usage, add: Add) -> None:
+def _add_usage(metrics: _Table, usage: Usage, add: Add) -> None:
     for unit in usage.units:
         _add_unit(metrics, unit, add)
     for tenant in usage.tenants:
@@ -172,7 +172,7 @@ def _add_usage(metrics: Metrics, usage: Usage, add: Add) -> None:
         add(metrics.replica_info, (use.resource, use.uuid, use.index, replica, *pod), 1)
 
 
-def _add_unit(metrics: Metrics, unit: UnitUse, add: Add) -> None:
+def _add_unit(metrics: _Table, unit: UnitUse, add: Add) -> None:
     values: Mapping[Scraped, float | None] = {
         metrics.gpu_replicas: unit.replicas,
         metrics.gpu_replicas_allocated: unit.allocated,
@@ -188,7 +188,7 @@ def _add_unit(metrics: Metrics, unit: UnitUse, add: Add) -> None:
         add(metric, (unit.uuid, unit.index), value)
 
 
-def _add_tenant(metrics: Metrics, tenant: TenantUse, add: Add) -> None:
+def _add_tenant(metrics: _Table, tenant: TenantUse, add: Add) -> None:
     namespace, pod = (tenant.pod.namespace, tenant.pod.name) if tenant.pod else ("", "")
     labels = (tenant.uuid, tenant.index, namespace, pod, tenant.container)
     add(metrics.pod_replicas, labels, tenant.replicas)
