@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from gpuplugin.core.gpulabels import differences, is_own
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.linesocket import ControlError
+from hal import HalError
 from sim.fleet.api import CONFLICT, NOT_FOUND, Refused
 from sim.fleet.metrics import FleetFamilies
 from sim.fleet.node import FleetNode
@@ -91,6 +94,8 @@ class _Kept:
     uid: str = ""
     renew_at_s: float = 0.0
     report_at_s: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Of its GPUs, as they are stored."""
     renewing: bool = False
     reporting: bool = False
 
@@ -192,7 +197,8 @@ class Keeper:
     async def _register_one(self, kept: _Kept, known: bool) -> None:
         name, machine, scenario = kept.node.name, self._plan.machine, kept.scenario
         status = self._status(kept)
-        labels = {SCENARIO_LABEL: scenario.name}
+        kept.labels = _labels(kept.node)
+        labels = {SCENARIO_LABEL: scenario.name, **kept.labels}
         body = node_body(
             name, self._plan.prefix, scenario.name, kept.node.number, machine, status, labels
         )
@@ -220,7 +226,10 @@ class Keeper:
                 f"{self._plan.prefix!r}): choose another --name-prefix"
             )
         path = f"{NODES}/{name}"
-        wanted = {"metadata": {"labels": _part(_part(body, "metadata"), "labels")}}
+        new = _part(_part(body, "metadata"), "labels")
+        old = {key: str(value) for key, value in labels.items() if is_own(key)}
+        changed = dict.fromkeys(old.keys() - new.keys()) | new
+        wanted = {"metadata": {"labels": changed}}
         found = await self._api.patch(path, wanted | {"spec": body["spec"]})
         fixed = {"addresses": addresses(name, number), "nodeInfo": node_info(name)}
         status = {**_part(body, "status"), **fixed}
@@ -296,8 +305,13 @@ class Keeper:
 
     async def _report(self, kept: _Kept) -> None:
         try:
-            status: JsonObject = {"status": self._status(kept)}
-            await self._api.patch_status(f"{NODES}/{kept.node.name}", status)
+            path = f"{NODES}/{kept.node.name}"
+            await self._api.patch_status(path, {"status": self._status(kept)})
+            labels = _labels(kept.node, kept.labels)
+            if labels != kept.labels:
+                changed = differences(kept.labels, labels)
+                await self._api.patch(path, {"metadata": {"labels": changed}})
+                kept.labels = labels
         except Refused as refused:
             if refused.code != NOT_FOUND:
                 raise
@@ -348,6 +362,14 @@ async def _unless(stop: asyncio.Event, work: Coroutine[object, object, None]) ->
         for one in (task, stopping):
             one.cancel()
         await asyncio.gather(task, stopping, return_exceptions=True)
+
+
+def _labels(node: FleetNode, before: Mapping[str, str] = MappingProxyType({})) -> Mapping[str, str]:
+    """Those of the node's GPUs; as before while its driver cannot be read."""
+    try:
+        return node.labels()
+    except HalError:
+        return before
 
 
 async def _all(works: Iterable[Coroutine[object, object, None]]) -> None:

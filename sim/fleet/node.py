@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from gpuplugin.core.gpulabels import NodeFacts, gpu_labels
 from gpuplugin.core.usage import Holding, PodName, Reading, Seen, Work, usage_of
 from hal import HalError
 from sim.apiserver.rules import quantity
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     Events: TypeAlias = Generator[simpy.Event, object, None]
 
+MACHINE: Final = "gpuplugin-simulated"
+"""The type of machine in the labels of its GPUs."""
 POD_START_S: Final = 1.0
 """From a pod's binding to its containers' start; assumed: the image is there."""
 _START_S = 0.001
@@ -100,6 +103,12 @@ class FleetNode:
         for record in self.model.records:
             del record.latency_ns[:], record.work_ns[:]
         self.model.records = [one for one in self.model.records if one.ended_ns is None]
+
+    def labels(self) -> Mapping[str, str]:
+        """Those of its GPUs, as the plugin writes them; without the time of a start."""
+        view, reader = self.plugin.view, self.plugin.reader
+        facts = NodeFacts(reader.driver_version(), reader.cuda_version(), MACHINE)
+        return gpu_labels(view.gpus, view.plan.inventory, facts)
 
     def amounts(self) -> Mapping[str, Amount]:
         return self.kubelet.amounts(self.model.now_s)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks.fleet import measure
 from sim.apiserver import LEASES, NODES, PODS, ApiServer, Key, Selection
 from tests.e2e.conftest import Process, eventually, get, gpuplugin, http_port
 
@@ -79,6 +80,7 @@ def test_nodes_have_what_a_kubelet_writes_and_are_gone_at_the_end(
         "Ready": "True",
     }
     assert node["metadata"]["labels"]["pool"] == "a"
+    assert node["metadata"]["labels"]["nvidia.com/gpu.replicas"] == "10"
     assert node["spec"]["taints"][0]["key"] == "gpuplugin.dev/simulated"
     assert len({one["status"]["addresses"][0]["address"] for one in found.values()}) == 3
     assert first["sim-2"]["holderIdentity"] == "sim-2"
@@ -209,9 +211,9 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
     assert ended["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
     assert left == {"phase": "Pending"}
     assert ready == 200
-    busy = [line for line in metrics.splitlines() if line.startswith("gpuplugin_pod_processes{")]
-    assert len(busy) == 1
-    assert 'node="sim-0",pod="training"' in busy[0]
+    processes = [one for one in metrics.splitlines() if one.startswith("gpuplugin_pod_processes{")]
+    (busy,) = [one for one in processes if one.endswith(" 1.0")]
+    assert 'node="sim-0",pod="training"' in busy
     assert 'gpuplugin_devices{health="Healthy",node="sim-1",' in metrics
 
 
@@ -235,3 +237,13 @@ def test_a_fault_by_hand_takes_devices_of_one_node_out(
     assert "has no node 'sim-2': it has sim-0 to sim-1" in unknown.stderr
     assert "Xid 79" in injected.stdout
     assert capacity == "10"
+
+
+@pytest.mark.slow
+def test_what_five_hundred_nodes_cost_stays_within_generous_bounds() -> None:
+    """Bounds for a machine on which much else runs; docs/fleet.md has the figures."""
+    cost = measure(500, 0, "default", 10.0, working=False)
+
+    assert cost.resident_mib < 300
+    assert cost.cpu_percent < 25
+    assert 40 < cost.requests_per_s < 100
