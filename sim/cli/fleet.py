@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gpuplugin.cli.parser import Commands
     from gpuplugin.config.settings import DaemonSettings
     from gpuplugin.daemon.http.textformat import Family
+    from sim.fleet.api import FleetApi
     from sim.fleet.keeper import FleetPlan, Keeper, Pool
 
 _NAMES = ("--log-level", "--log-format", "--listen-address")
@@ -107,14 +108,14 @@ def fleet(parsed: argparse.Namespace) -> int:
         os.environ["KUBECONFIG"] = parsed.kubeconfig
     try:
         from sim.fleet.api import FleetApi, NoCluster, Refused
-        from sim.fleet.keeper import Keeper, NotOurs
+        from sim.fleet.keeper import NotOurs
     except ImportError as error:
         return fail(f"sim fleet needs a client of Kubernetes: {error}: pip install "
                     "'gpuplugin[kubernetes]'")  # fmt: skip
     try:
         plan, daemon = _plan(parsed)
         set_up_logging(daemon.log_level, daemon.log_format)
-        return asyncio.run(_keep(Keeper(plan, FleetApi(parsed.qps)), plan, daemon, parsed.control))
+        return asyncio.run(_keep(FleetApi(parsed.qps), plan, daemon, parsed.control))
     except ScenarioError as error:
         return fail(error)
     except ConfigError as error:
@@ -125,9 +126,10 @@ def fleet(parsed: argparse.Namespace) -> int:
         return fail(error)
 
 
-async def _keep(
-    keeper: Keeper, plan: FleetPlan, daemon: DaemonSettings, control: str | None
-) -> int:
+async def _keep(api: FleetApi, plan: FleetPlan, daemon: DaemonSettings, control: str | None) -> int:
+    from sim.fleet.keeper import Keeper
+
+    keeper = Keeper(plan, api)
     stop, ready = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -139,7 +141,8 @@ async def _keep(
             stack.enter_context(closing(_http(keeper, daemon.listen_address, loop)))
         telling = asyncio.create_task(_announce(ready, plan))
         stack.callback(telling.cancel)
-        await keeper.run(stop, ready)
+        async with api:
+            await keeper.run(stop, ready)
     return 0
 
 

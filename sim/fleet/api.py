@@ -171,16 +171,16 @@ class FleetApi:
                     response = await self._client.request(
                         method, path, content=content, params=query, headers={"Content-Type": kind}
                     )
-            except httpx2.HTTPError as error:
+                if not response.is_error:
+                    found: JsonObject = response.json()
+                    return found
+            except (httpx2.HTTPError, ValueError) as error:
                 pause_s = backoff.next_s()
                 told = str(error) or repr(error)
                 text = f"the API server at {self.server} cannot be reached: {told}"
                 log.warning("%s", text, extra={"event": "api-unreachable"})
                 await asyncio.sleep(pause_s)
                 continue
-            if not response.is_error:
-                found: JsonObject = response.json()
-                return found
             code = response.status_code
             if code != _TOO_MANY and code < _SERVER_ERROR:
                 raise Refused(code, _told(response))

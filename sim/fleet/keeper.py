@@ -110,6 +110,8 @@ class Keeper:
         self._began_s = time.monotonic()
         self.began = datetime.now(UTC)
         self._running: set[asyncio.Task[None]] = set()
+        self._registered = False
+        """Whether any node may be at the API server."""
         self._pods = PodKeeper(api, self)
         self.status = StatusBoard()
 
@@ -164,7 +166,7 @@ class Keeper:
                 for task in (*following, *self._running):
                     task.cancel()
         finally:
-            if not self._plan.keep:
+            if self._registered and not self._plan.keep:
                 await self._remove_all()
 
     async def _make(self) -> None:
@@ -182,6 +184,7 @@ class Keeper:
     async def _register(self) -> None:
         known, _ = await self._api.listed(NODES, labelSelector=f"{FLEET}={self._plan.prefix}")
         uids = dict(map(_identity, known))
+        self._registered = True
         surplus = [name for name in uids if name not in self._kept]
         await _all(self._api.delete(f"{NODES}/{name}") for name in surplus)
         await _all(self._register_one(kept, name in uids) for name, kept in self._kept.items())

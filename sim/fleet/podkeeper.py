@@ -68,9 +68,8 @@ class PodKeeper:
                         backoff.reset()
                     await asyncio.sleep(_FIRST_PAUSE_S)
             except Refused as refused:
-                if refused.code == GONE:
-                    continue
-                log.warning("pods: %s", refused, extra={"event": "api-refused"})
+                if refused.code != GONE:
+                    log.warning("pods: %s", refused, extra={"event": "api-refused"})
             except (httpx2.HTTPError, ValueError) as error:
                 log.warning("the watch of pods broke: %r", error, extra={"event": "watch-broken"})
             await asyncio.sleep(backoff.next_s())

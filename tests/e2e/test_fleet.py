@@ -137,6 +137,10 @@ def test_pools_bad_answers_and_a_node_that_somebody_deletes(
         before = leases(server)["sim-1"]["renewTime"]
         eventually(lambda: leases(server)["sim-1"]["renewTime"] > before, "others are kept")
         left = nodes(server)
+        server.break_watches(forget=True)
+        server.fail(500, 1, path="/pods")
+        pod = create_pod(server, "late", "sim-1", 0)
+        eventually(lambda: phase(server, pod) == "Running", "pods are followed again")
         assert fleet.stop() == 0
 
     assert found["sim-0"]["metadata"]["labels"]["gpuplugin.dev/scenario"] == "homelab"
