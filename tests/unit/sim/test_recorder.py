@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from hal import (
+    PCI_3D,
     ComputeProcess,
     EccError,
     Event,
@@ -46,6 +47,8 @@ def an_h100(index: int = 0, **changes: object) -> Gpu:
         a_gpu(index, numa_node=0),
         product=H100.product,
         memory_bytes=H100.memory_bytes,
+        mig_capable=True,
+        pci_class=PCI_3D,
     )
     return replace(gpu, **changes)  # type: ignore[arg-type] # fields of a Gpu, checked at run time
 
