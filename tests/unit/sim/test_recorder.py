@@ -115,7 +115,10 @@ def test_a_replayed_gpu_is_the_recorded_one() -> None:
     assert replace(first, compute_mode=None) == gpus[0]
     same = replace(second, compute_mode=None, mig_devices=())
     assert same == replace(gpus[1], mig_devices=())
-    assert [replace(one, device_nodes=()) for one in second.mig_devices] == [mig, other]
+    assert [replace(one, device_nodes=(), attributes=None) for one in second.mig_devices] == [
+        mig,
+        other,
+    ]
 
 
 def test_links_are_replayed() -> None:
