@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sim.apiserver import HANG, JSON, STRATEGIC, ApiServer
+from sim.apiserver.server import MERGE
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
@@ -262,3 +263,36 @@ def test_what_there_is(server: ApiServer) -> None:
         f"{SLICES}?fieldSelector=spec.x%3D1",
     ):
         assert ask(server, "GET", path)[0] in (400, 404)
+
+
+def test_a_pod_on_a_node_is_only_marked_until_its_kubelet_removes_it(server: ApiServer) -> None:
+    pods = "/api/v1/namespaces/default/pods"
+    for name, spec in (("bound", {"nodeName": NODE}), ("free", {})):
+        body = {"metadata": {"name": name}, "spec": {"terminationGracePeriodSeconds": 30, **spec}}
+        assert ask(server, "POST", pods, body)[0] == 201
+
+    selector = "?fieldSelector=spec.nodeName!="
+    (bound,) = ask(server, "GET", f"/api/v1/pods{selector}")[1]["items"]
+    for name in ("bound", "free"):
+        assert ask(server, "DELETE", f"{pods}/{name}")[0] == 200
+
+    (left,) = ask(server, "GET", pods)[1]["items"]
+    assert bound["metadata"]["name"] == left["metadata"]["name"] == "bound"
+    assert left["metadata"]["deletionGracePeriodSeconds"] == 30
+    assert left["metadata"]["deletionTimestamp"]
+    assert ask(server, "DELETE", f"{pods}/bound", {"gracePeriodSeconds": 0})[0] == 200
+    assert ask(server, "GET", pods)[1]["items"] == []
+
+
+def test_a_lease_goes_with_its_node(server: ApiServer) -> None:
+    leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+    node = ask(server, "GET", f"/api/v1/nodes/{NODE}")[1]
+    owner = {"kind": "Node", "name": NODE, "uid": node["metadata"]["uid"]}
+    body = {"metadata": {"name": NODE, "ownerReferences": [owner]}, "spec": {}}
+    assert ask(server, "POST", leases, body)[0] == 201
+    renewal = {"spec": {"renewTime": "2026-01-01T00:00:00.000000Z"}}
+    assert ask(server, "PATCH", f"{leases}/{NODE}", renewal, MERGE)[1]["spec"] == renewal["spec"]
+
+    ask(server, "DELETE", f"/api/v1/nodes/{NODE}")
+
+    assert ask(server, "GET", f"{leases}/{NODE}")[0] == 404
