@@ -221,6 +221,7 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
     assert 'gpuplugin_devices{health="Healthy",node="sim-1",' in metrics
 
 
+@pytest.mark.slow
 def test_a_fault_by_hand_takes_devices_of_one_node_out(
     server: ApiServer, env: dict[str, str], tmp_path: Path
 ) -> None:
