@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tests.component.dranode import DraNode, Kubelet
 
 EXCLUSIVE = "version: v1\nsharing: {}\n"
-LEAST_STEPS = {"prepare": 7, "unprepare": 4}
-"""Three files are written to prepare, and synced; one is removed and one written to undo that."""
+LEAST_STEPS = {"prepare": 5, "unprepare": 4}
+"""Two files are written to prepare, and synced; one is removed and one written to undo that."""
 
 
 @contextmanager

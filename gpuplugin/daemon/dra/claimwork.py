@@ -1,8 +1,9 @@
 """What is done for a claim: check it, remember it, write its CDI spec, and undo all that.
 
-The order is: "started", settings of the GPU, the CDI spec, "prepared", the response. After a crash
-in between the kubelet calls again, and either call finishes or undoes what was begun. After a crash
-of the machine nothing is set up, so "started" is then as good as nothing: it is not waited for.
+The order is: "started" and the settings of the GPU for a claim that asks for some, the CDI spec,
+"prepared", the response. After a crash in between the kubelet calls again, and either call finishes
+or undoes what was begun: a spec alone tells whose it is. After a crash of the machine nothing is
+set up, so "started" is then as good as nothing: it is not waited for.
 What will pass is waited for inside the call: a pod whose claim fails is tried again a minute later.
 """
 
@@ -115,9 +116,9 @@ class ClaimKeeper:
         """See `ClaimWork`."""
         with self._claim_lock(ref.uid):
             known = self._claims().by_uid.get(ref.uid)
-            if known is not None:
+            if known is not None or self._spec_path(ref.uid).exists():
                 self._change(partial(self._undone, uid=ref.uid))
-                if any(held.time_slice is not None for held in known.devices):
+                if known is not None and any(held.time_slice is not None for held in known.devices):
                     self._set_all()
         self.retry()
 
@@ -191,13 +192,16 @@ class ClaimKeeper:
             results = results_of(claim, ref.uid, self._driver)
             levels = time_slices(claim, self._driver)
             offers = self._offered_now().offers
-            claims = self._change(
-                lambda now: _started(now, ref, results, offers, levels), for_good=False
-            )
-            self._set_for(claims, ref.uid)
-            ids = self._write_spec(claims.by_uid[ref.uid])
-            claims = self._change(lambda now: now.prepared(ref.uid, ids))
+            begun = partial(_started, ref=ref, results=results, offers=offers, levels=levels)
+            if any(level is not None for level in levels.values()):
+                self._set_for(self._change(begun, for_good=False), ref.uid)
+                begun = partial(_still_started, ref=ref)
+            claims = self._change(lambda now: self._with_spec(begun(now), ref.uid))
             return claims.by_uid[ref.uid].devices
+
+    def _with_spec(self, now: Claims, uid: str) -> Claims:
+        """A claim that was begun is prepared; with the file locked, see `_undone`."""
+        return now.prepared(uid, self._write_spec(now.by_uid[uid]))
 
     def _set_for(self, claims: Claims, uid: str) -> None:
         """Set the time slices of a claim; it is undone if that cannot be."""
@@ -328,6 +332,13 @@ def _started(
             text = f"device {held.result.device} ({held.uuid}): {problem}"
             raise ClaimError(text, may_pass=True)
     return after
+
+
+def _still_started(now: Claims, ref: ClaimRef) -> Claims:
+    """As it was left to set its time slice."""
+    if ref.uid not in now.by_uid:
+        raise ClaimError(f"claim {_named(ref)} was unprepared meanwhile")
+    return now
 
 
 def _nodes_of(held: HeldDevice, offers: Mapping[str, Offer]) -> tuple[str, ...]:
