@@ -101,7 +101,7 @@ class FleetNode:
         self.model.advance(now_s)
         # Nobody asks what came of each request of a pod: with them a fleet would grow.
         for record in self.model.records:
-            del record.latency_ns[:], record.work_ns[:]
+            record.forget_requests()
         self.model.records = [one for one in self.model.records if one.ended_ns is None]
 
     def labels(self) -> Mapping[str, str]:

@@ -111,6 +111,10 @@ class TenantRecord:
     busy_ns: int = 0
     """Time on the GPU; known when it has ended."""
 
+    def forget_requests(self) -> None:
+        """Forget what came of each request, by which a record grows."""
+        del self.latency_ns[:], self.work_ns[:]
+
 
 @dataclass(frozen=True, slots=True)
 class TenantSpec:

@@ -20,7 +20,8 @@ from hal import (
 from sim.gpu.faults import LostFault, Recovery, TimedFault, XidFault
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode, SimBackend
-from sim.node.scenario import GpuGroup, Scenario, Tenant
+from sim.node.scenario import GpuGroup, Scenario, Tenant, parse_scenario
+from tests.component.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -213,3 +214,24 @@ def test_opening_again_after_closing_goes_on_with_the_same_node(
 
     assert backend.gpus()[0].state is GpuState.LOST
     assert list(backend.wait_events(0)) == [GpuDisappeared(first.uuid)]
+
+
+def test_a_node_in_real_time_keeps_nothing_of_requests_that_were_served() -> None:
+    text = (
+        "name: x\ngpus: [{model: l4}]\n"
+        "tenants: [{name: a, gpu: 0, workload: {kind: closed-loop, busy_ms: 1}}]\n"
+    )
+    node = RealTimeNode(SimulatedNode(parse_scenario(text, "x")), speed=20)
+    node.start()
+    try:
+        eventually(lambda: _asked(node) > 1000)
+        with node.read() as model:
+            (record,) = model.records
+            assert len(record.latency_ns) == len(record.work_ns) == 0
+    finally:
+        node.stop()
+
+
+def _asked(node: RealTimeNode) -> int:
+    with node.read() as model:
+        return sum(record.asked for record in model.records)
