@@ -146,6 +146,7 @@ def test_a_history_of_dcgm_exporter_says_what_is_lost() -> None:
     assert "which knows GPUs and not pods" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_prometheus_without_such_metrics_or_that_is_none() -> None:
     class Nothing(_Answers):
         metric = "up"
@@ -162,6 +163,7 @@ def test_a_prometheus_without_such_metrics_or_that_is_none() -> None:
         assert (result.returncode, said in result.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_an_advice_is_checked_against_what_is_seen_since(tmp_path: Path) -> None:
     class Since(_Answers):
         asked: ClassVar[list[dict[str, list[str]]]] = []

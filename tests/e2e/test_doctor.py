@@ -60,6 +60,7 @@ def test_a_sound_node_is_well(node: Node) -> None:
         assert "0 failed" in text
 
 
+@pytest.mark.slow
 def test_a_kubelet_that_is_gone_is_told_with_the_time_of_the_last_contact(node: Node) -> None:
     kubelet, plugin = node_with_plugin(node)
     with plugin:
@@ -89,6 +90,7 @@ def test_a_sick_gpu_is_told_with_its_cure(node: Node) -> None:
         assert "restart the plugin's pod" not in json.dumps(checks)
 
 
+@pytest.mark.slow
 def test_the_plugin_of_the_folder_is_asked_which_node_it_is(node: Node, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sharing: {timeSlicing: {resources: [{name: gpu, replicas: 7}]}}\n")

@@ -179,6 +179,7 @@ def phase(server: ApiServer, key: Key) -> str:
     return str(status(server, key)["phase"])
 
 
+@pytest.mark.slow
 def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[str, str]) -> None:
     server.store.create(Key(NODES, "worker"), {})
     elsewhere = create_pod(server, "elsewhere", "worker")

@@ -38,11 +38,11 @@ class Way(NamedTuple):
     registration: str
 
 
-_SLOW = (Way("sim", "watcher"), Way("nvml", "classic"))
+_SLOW = (Way("sim", "watcher"), Way("sim", "classic"), Way("nvml", "classic"))
 
 
 def _ways(*ways: Way) -> list[ParameterSet]:
-    """Each backend and each registration once in `make test`, the other pairs where it is slow."""
+    """The usual way in `make test`, the others where it is slow."""
     return [
         pytest.param(way, id="-".join(way), marks=[pytest.mark.slow] if way in _SLOW else [])
         for way in ways

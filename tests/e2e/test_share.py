@@ -119,6 +119,7 @@ def test_wrong_values_are_refused_with_what_to_do(arguments: tuple[str, ...], te
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_several_numbers_of_clients_have_a_row_each() -> None:
     arguments = ("sim", "share", "--model", "l4", "--busy-ms", "15", "--memory-gib", "7")
     result = gpuplugin(*arguments, "--clients", "1,2,4")

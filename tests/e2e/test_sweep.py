@@ -48,6 +48,7 @@ def test_results_do_not_depend_on_the_number_of_processes() -> None:
     assert [len(one["runs"]) for one in report["combinations"]] == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_page_has_all_of_it_and_fetches_nothing(tmp_path: Path) -> None:
     page = tmp_path / "sweep.html"
     result = gpuplugin(*SHORT, "--html", str(page))
@@ -91,6 +92,7 @@ def always_dies(_item: int) -> int:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     items = [(str(tmp_path), number) for number in range(1, 8)]
     shares: list[float] = []
@@ -100,6 +102,7 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     assert shares == sorted(shares)
 
 
+@pytest.mark.slow
 def test_processes_that_die_again_and_again_end_it() -> None:
     with pytest.raises(CannotRunThere, match="killed 4 times: is there enough memory"):
         Workers(1).results(always_dies, [1])
