@@ -139,8 +139,9 @@ class RealTimeNode:
         now_s = self._model_time_s()
         due = self._node.next_s <= now_s
         self._node.advance(now_s)
-        for record in self._node.records:
-            record.forget_requests()  # nobody asks here, and a node may live for days
+        if self._started_s is not None:
+            for record in self._node.records:
+                record.forget_requests()  # nobody asks now, and a node may live for days
         if due:
             self._wake()
 
