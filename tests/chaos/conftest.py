@@ -27,7 +27,7 @@ _SHORTER = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def short_deadlines() -> Iterator[None]:
     """A hung call is given up after half a second, and what failed is soon tried again."""
     with pytest.MonkeyPatch.context() as patch:
