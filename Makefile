@@ -32,7 +32,7 @@ NO_ENGINE := $(addprefix --ignore=tests/component/test_,$(addsuffix .py,apiserve
 	node_reports nvml_library pod_work standin_claims standin_pods standin_registration))
 
 test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the other RPC engine
-	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) 3 $(NO_ENGINE) tests/component tests/chaos \
+	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) 2 $(NO_ENGINE) tests/component tests/chaos \
 		tests/e2e/test_node.py tests/e2e/test_hostile_clients.py tests/e2e/test_sim_up.py
 
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes

@@ -245,7 +245,8 @@ def raw_call(socket: Path, method: str, request: bytes) -> bytes:
     """A unary call with bytes for messages."""
     with grpc.insecure_channel(f"unix://{socket}") as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-        return call(request, timeout=DEADLINE_S)
+        # The socket may be there before its server listens.
+        return call(request, timeout=DEADLINE_S, wait_for_ready=True)
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:

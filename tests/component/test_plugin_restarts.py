@@ -374,7 +374,7 @@ def test_contact_that_begins_and_ends_between_two_looks_is_remembered(
         watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(
             "/v1beta1.DevicePlugin/ListAndWatch"
         )
-        lists = watch(b"")
+        lists = watch(b"", wait_for_ready=True)
         next(lists)
         lists.cancel()
 
