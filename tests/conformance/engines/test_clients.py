@@ -142,6 +142,43 @@ def test_a_handler_that_waits_holds_up_no_other_call_of_its_connection(engine: s
             client.close()
 
 
+def test_only_so_many_handlers_wait_at_a_time_and_each_call_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, given = threading.Semaphore(0), threading.Event()
+    at_most, calls = 3, [b"%d" % number for number in range(8)]
+    monkeypatch.setattr("gpuplugin.rpc.fast.MAX_WAITING_CALLS", at_most)
+
+    def work(request: bytes) -> bytes:
+        entered.release()
+        assert given.wait(DEADLINE_S)
+        return request
+
+    waiting = Service("test.Waiting", {"Work": work}, {}, frozenset({"Work"}))
+    with (
+        serving(FastEngine(), [waiting]) as served,
+        Connection(served.path, DEADLINE_S) as connection,
+    ):
+        assert connection.call(Method.of(ECHO), b"connected") == b"connected"
+        others = set(threading.enumerate())
+        for _ in range(2):
+            given.clear()
+            method = Method.of("/test.Waiting/Work")
+            started = [connection.start(method, one) for one in calls]
+            assert connection.call(Method.of(ECHO), b"behind them") == b"behind them"
+            assert len(set(threading.enumerate()) - others) == at_most
+            for _ in range(at_most):
+                assert entered.acquire(timeout=DEADLINE_S)
+            assert not entered.acquire(blocking=False)
+            given.set()
+            for _ in calls[at_most:]:
+                assert entered.acquire(timeout=DEADLINE_S)
+            while not all(call.ended for call in started):
+                connection.ended()
+            assert [call.result() for call in started] == calls
+            eventually(lambda: set(threading.enumerate()) <= others)
+
+
 def test_of_a_handler_that_waits_nobody_is_told_after_the_client_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -284,6 +284,10 @@ def test_what_is_left_when_the_server_is_going_away() -> None:
     ("frames", "text"),
     [
         pytest.param(pack(HEADERS, 0, 1) + pack(PING, 0, 0, bytes(8)), "header block", id="torn"),
+        pytest.param(pack(HEADERS, 0, 1) + pack(HEADERS, 0, 1), "header block", id="again"),
+        pytest.param(
+            pack(HEADERS, 0, 1) + pack(CONTINUATION, END_HEADERS, 3), "header block", id="other's"
+        ),
         pytest.param(pack(CONTINUATION, END_HEADERS, 1), "of nothing", id="continuation"),
         pytest.param(pack(DATA, 0, 0), "on stream 0", id="data of no stream"),
         pytest.param(pack(SETTINGS, 0, 0, b"x"), "wrong length", id="settings"),
