@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpuplugin.core.inventory import MIG_RESOURCE_PREFIX, plan_devices
+from gpuplugin.core.inventory import mig_resource_name, plan_devices
 from gpuplugin.core.sharing import first_match
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _name(gpu: Gpu, device: Device, plan: Plan) -> Reason:
         return Reason(("flags", "migStrategy"), "single: a MIG device is nvidia.com/gpu")
     name = first_match(plan.mig_names, device.mig.profile)
     if name is None:
-        usual = f"{MIG_RESOURCE_PREFIX}{device.mig.profile.replace('+', '.')}"
+        usual = mig_resource_name(device.mig.profile)
         return Reason(("flags", "migStrategy"), f"mixed: a MIG device is {usual}")
     return Reason(("resources", "mig"), f"its profile {device.mig.profile} is {name}")
 

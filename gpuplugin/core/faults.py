@@ -58,7 +58,7 @@ class Fault:
 class XidPolicy:
     """Which Xids make a GPU Unhealthy; what is not named follows the catalogue's action.
 
-    `fatal` wins over `ignored`, and a code that is named over `all_fatal` and `all_ignored`.
+    `fatal` and `all_fatal` win over `ignored` and `all_ignored`, as with NVIDIA's variables.
     """
 
     ignored: frozenset[int] = frozenset()

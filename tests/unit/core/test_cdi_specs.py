@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from gpuplugin.core.cdi import CdiHost, cdi_specs, spec_file_name
+from gpuplugin.core.cdi import (
+    CdiDevice,
+    CdiHost,
+    cdi_specs,
+    claim_spec,
+    hook_programs,
+    spec_file_name,
+)
 from gpuplugin.core.injection import Extras, InjectionPlan, Mount, inject
 from gpuplugin.core.inventory import Inventory, Plan, build_inventory
 from gpuplugin.core.sharing import NamePattern, Selection, SharedResource, TimeSlicing
@@ -379,3 +386,72 @@ def test_the_same_devices_give_the_same_text_in_whatever_order_they_are_listed()
     other = specs(build_inventory(reversed(listed), sharing(3)))
 
     assert json.dumps(one) == json.dumps(other)
+
+
+# Claims
+
+
+def test_the_spec_of_a_claim_has_its_devices_and_all_that_containers_get() -> None:
+    plan = replace(
+        CDI,
+        control_nodes=CONTROL,
+        features=("gds", "mofed"),
+        imex_channels=(0, 3),
+        extras=Extras((("LD_LIBRARY_PATH", "/x"),), (Mount("/x", "/host/x"),)),
+    )
+    host = replace(HOST, feature_nodes=(("gds", ("/dev/nvidia-fs0",)), ("other", ("/dev/o",))))
+    devices = {
+        "uid-gpu-a": CdiDevice(uuid_of_gpu(0), ("/dev/nvidia0",)),
+        "uid-gpu-b": CdiDevice("", ("/dev/nvidia1",)),
+    }
+    spec: dict[str, Any] = claim_spec("gpuplugin/claim", devices, plan, host, {"note": "text"})
+    VALIDATOR.validate(spec)
+    assert (spec["kind"], spec["annotations"]) == ("gpuplugin/claim", {"note": "text"})
+    assert {one["name"]: node_paths(one["containerEdits"]) for one in spec["devices"]} == {
+        "uid-gpu-a": ["/dev/nvidia0"],
+        "uid-gpu-b": ["/dev/nvidia1"],
+    }
+    first, second = (one["containerEdits"].get("mounts") for one in spec["devices"])
+    assert [one["containerPath"] for one in first] == [
+        f"/var/run/nvidia-container-devices/{uuid_of_gpu(0)}"
+    ]
+    assert second is None
+    edits = spec["containerEdits"]
+    assert node_paths(edits) == [
+        *CONTROL,
+        "/dev/nvidia-caps-imex-channels/channel0",
+        "/dev/nvidia-caps-imex-channels/channel3",
+        "/dev/nvidia-fs0",
+    ]
+    assert edits["env"] == [
+        "NVIDIA_VISIBLE_DEVICES=void",
+        "NVIDIA_GDS=enabled",
+        "NVIDIA_MOFED=enabled",
+        "LD_LIBRARY_PATH=/x",
+    ]
+    assert edits["mounts"][-1]["containerPath"] == "/x"
+
+
+def test_the_spec_of_a_claim_where_nothing_is_common() -> None:
+    spec: dict[str, Any] = claim_spec("vendor/claim", {}, CDI, NO_DRIVER, {})
+    assert spec["containerEdits"] == {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
+
+
+@pytest.mark.parametrize(
+    ("configured", "places"),
+    [
+        ("/opt/hook", ["/opt/hook"]),
+        ("/usr/bin/nvidia-cdi-hook", []),
+        (
+            "/usr/local/bin/nvidia-cdi-hook",
+            ["/usr/local/bin/nvidia-cdi-hook.real", "/usr/local/bin/nvidia-cdi-hook"],
+        ),
+    ],
+)
+def test_where_the_hook_program_is_looked_for(configured: str, places: list[str]) -> None:
+    usual = (
+        "/usr/bin/nvidia-cdi-hook",
+        "/usr/local/bin/nvidia-cdi-hook.real",
+        "/usr/local/bin/nvidia-cdi-hook",
+    )
+    assert hook_programs(configured) == tuple(dict.fromkeys((*places, *usual)))

@@ -8,6 +8,7 @@ import pytest
 
 from gpuplugin.core.inventory import GPU_RESOURCE, Inventory, Plan, build_inventory
 from gpuplugin.core.sharing import SharedResource, TimeSlicing, is_replica_id, replica_id, uuid_of
+from hal import ComputeMode
 from tests.unit.builders import a_gpu, a_resource, gpus, ids, sharing, uuid_of_gpu
 
 
@@ -102,3 +103,21 @@ def test_an_id_is_split_at_its_first_separator() -> None:
 def test_the_largest_replica_count_of_a_resource(replicas: int) -> None:
     (resource,) = build_inventory(gpus(2), sharing(replicas)).resources
     assert resource.largest_replica_count == replicas
+
+
+@pytest.mark.parametrize(
+    ("mode", "replicas", "warned"),
+    [
+        (ComputeMode.PROHIBITED, 1, "GPU 1 is in compute mode prohibited: no pod can use it"),
+        (ComputeMode.EXCLUSIVE_PROCESS, 4, "GPU 1 is shared and in compute mode exclusive-process"),
+        (ComputeMode.EXCLUSIVE_PROCESS, 1, None),
+        (ComputeMode.DEFAULT, 4, None),
+    ],
+)
+def test_compute_modes_that_keep_pods_out_are_warned_of(
+    mode: ComputeMode, replicas: int, warned: str | None
+) -> None:
+    first, second = gpus(2)
+    found = build_inventory([first, replace(second, compute_mode=mode)], sharing(replicas)).warnings
+    assert len(found) == (warned is not None)
+    assert all(str(warned) in one and "'nvidia-smi -c DEFAULT -i 1'" in one for one in found)

@@ -28,12 +28,22 @@ from gpuplugin.core.node import (
 )
 from gpuplugin.core.pacing import PAUSE_S
 from gpuplugin.core.sharing import GpuFilter, Selection, SharedResource, TimeSlicing
-from gpuplugin.core.usage import Holding, PodName
+from gpuplugin.core.usage import Holding, PodName, Reading
 from gpuplugin.core.watch import judge_probes
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
-from hal import ComputeMode, GpuState, HalHung, Link, LinkKind, RecoveryAction, XidError
+from hal import (
+    CallFailure,
+    ComputeMode,
+    GpuState,
+    HalHung,
+    Link,
+    LinkKind,
+    RecoveryAction,
+    XidError,
+)
 from tests.unit.builders import PLAIN, a_gpu, a_probe, gpus, sharing, uuid_of_gpu
+from tests.unit.core.test_usage import reading as telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -558,3 +568,22 @@ def test_a_compute_mode_that_keeps_pods_out_is_a_warning() -> None:
     node.update([replace(gpus(1)[0], compute_mode=ComputeMode.PROHIBITED)])
     assert node.problems() == ["inventory-warning"]
     assert node.errors() == []
+
+
+def test_what_the_driver_did_not_tell_is_told_once_by_whatever_was_asked() -> None:
+    node = Runner()
+    ecc, power, clock = (CallFailure(name, 3, "Not Supported") for name in ("a", "b", "c"))
+    (gpu,) = gpus(1)
+    node.update([replace(gpu, unknown=(ecc,))], {A: replace(a_probe(), unknown=(power, ecc))})
+    assert node.model.view.unknown_values(A) == (ecc, power)
+    assert node.model.view.unknown_values(B) == ()
+    node.model.used(Reading(telemetry={A: replace(telemetry(), unknown=(clock, power))}))
+    assert node.model.view.unknown_values(A) == (ecc, power, clock)
+
+
+def test_a_reading_is_no_reading_once_it_is_stale() -> None:
+    node = Runner()
+    assert node.model.view.reading_at(0.0) is None
+    node.model.used(reading := Reading(at_s=100.0, period_s=10.0))
+    assert node.model.view.reading_at(101.0) is reading
+    assert node.model.view.reading_at(1000.0) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -263,3 +264,49 @@ def test_terms_that_name_no_gpu_are_noted(
 
     assert build_inventory((a_gpu(0), a_gpu(1)), plan).notes == tuple(notes)
     assert build_inventory((), plan).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "plan", "reason"),
+    [
+        (
+            SharedResource("nvidia.com/mig-2g", 2),
+            Plan(),
+            "has no effect: nvidia.com/mig-2g is there with MIG strategy mixed, and it is none",
+        ),
+        (
+            SharedResource("nvidia.com/one", 2),
+            Plan(mig_strategy="single", mig_names=(NamePattern("1g.*", "nvidia.com/one"),)),
+            "has no effect: nvidia.com/one is there with MIG strategy mixed, and it is single",
+        ),
+        (
+            SharedResource("nvidia.com/no", 2),
+            Plan(
+                gpu_names=(NamePattern("A100", "nvidia.com/a100"),),
+                mig_names=(NamePattern("1g.*", "nvidia.com/one"),),
+            ),
+            (
+                "has no effect: no device is called nvidia.com/no; the configuration names "
+                "nvidia.com/a100, nvidia.com/gpu, nvidia.com/one"
+            ),
+        ),
+        (
+            SharedResource(GPU, 2, listed("0:1", "MIG-4")),
+            Plan(),
+            "has no effect: it lists MIG devices only, and the MIG strategy is none",
+        ),
+        (SharedResource(GPU, 2, listed("0:1", "1")), Plan(), None),
+        (SharedResource(GPU, 2, listed("0:1")), Plan(mig_strategy="single"), None),
+        (SharedResource("nvidia.com/mig-1g.10gb", 2), Plan(mig_strategy="mixed"), None),
+        (
+            SharedResource("nvidia.com/a100", 2),
+            Plan(gpu_names=(NamePattern("A100", "nvidia.com/a100"),)),
+            None,
+        ),
+    ],
+)
+def test_entries_that_no_node_can_have_a_device_for(
+    entry: SharedResource, plan: Plan, reason: str | None
+) -> None:
+    found = [*entries_without_effect(replace(plan, sharing=TimeSlicing((entry,))))]
+    assert found == ([] if reason is None else [(0, reason)])

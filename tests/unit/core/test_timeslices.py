@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gpuplugin.core.inventory import Plan, build_inventory
 from gpuplugin.core.sharing import Selection, SharedResource, TimeSlicing
-from gpuplugin.core.timeslices import TimeSlices, shared_gpus
+from gpuplugin.core.timeslices import TimeSlices, shared_gpus, usual_time_slices
 from hal import TimeSliceLevel
 from tests.unit.builders import gpus, uuid_of_gpu
 
@@ -113,3 +113,11 @@ def test_people_are_told_which_gpus_have_what() -> None:
         "Long on GPU 0; not set on GPUs 1, 10 to Long: no root"
     )
     assert TimeSlices().text({"a": LONG}, index) == "none is set yet"
+
+
+def test_the_level_of_the_configuration_is_for_gpus_that_are_shared() -> None:
+    entries = (SharedResource("nvidia.com/gpu", 4, Selection(count=2)),)
+    inventory = build_inventory(gpus(3), Plan(TimeSlicing(entries)))
+    wanted = {uuid_of_gpu(0): LONG, uuid_of_gpu(1): LONG}
+    assert usual_time_slices(inventory, LONG) == wanted
+    assert usual_time_slices(inventory, None) == {}

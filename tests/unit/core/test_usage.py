@@ -273,3 +273,22 @@ def test_just_the_fair_share_is_not_more_than_it() -> None:
     one = tenant(usage, API)
     assert one.memory_bytes == one.fair_memory_bytes == 8 * GIB
     assert not one.over_fair_share
+
+
+@pytest.mark.parametrize(
+    ("used_gib", "free_gib"),
+    [((10, 5), 25), ((30, 20), 0), ((10, None), None)],
+    ids=["known", "more than there is", "a process of unknown size"],
+)
+def test_the_free_memory_of_a_mig_device_is_what_its_processes_leave(
+    used_gib: tuple[int | None, int | None], free_gib: int | None
+) -> None:
+    mig = MigDevice("MIG-0", 0, 1, 0, "3g.40gb", 40 * GIB, ())
+    found = [process(pid, gib, None, mig="MIG-0") for pid, gib in enumerate(used_gib)]
+    usage = use(
+        None,
+        {"GPU-0": [*work(API, found[0]), *work(TRAINER, found[1])]},
+        gpus=[a_gpu(mig=(mig,))],
+        plan=Plan(mig_strategy="single"),
+    )
+    assert only_unit(usage).free_bytes == (None if free_gib is None else free_gib * GIB)

@@ -20,6 +20,7 @@ from gpuplugin.core.dra.claims import (
     results_of,
 )
 from gpuplugin.core.dra.devices import Offer
+from hal import TimeSliceLevel
 
 DRIVER = "gpu.gpuplugin.dev"
 OFFERS = {
@@ -207,3 +208,27 @@ def test_the_results_of_this_driver_are_read() -> None:
 def test_a_claim_that_cannot_be_meant_is_refused(claim: dict[str, object], error: str) -> None:
     with pytest.raises(ClaimError, match=error):
         results_of(claim, "u", DRIVER)
+
+
+def test_time_slices_that_claims_ask_for() -> None:
+    long, short = TimeSliceLevel.LONG, TimeSliceLevel.SHORT
+    claims = (
+        Claims("boot")
+        .started(ref(1), [shares(1)], OFFERS, {("gpu", "gpu-a"): long, ("gpu", "gpu-b"): short})
+        .started(ref(2), [shares(2)], OFFERS, {("other", "gpu-a"): short})
+        .started(ref(3), [WHOLE], OFFERS, {("gpu", "gpu-b"): short})
+    )
+    assert [*claims.time_slices_of("GPU-gpu-a")] == [(ref(1), long), (ref(2), None)]
+    assert [*claims.time_slices_of("GPU-none")] == []
+    assert claims.time_slices() == {"GPU-gpu-a": long, "GPU-gpu-b": short}
+    assert claims.without("uid-1").time_slices() == {"GPU-gpu-b": short}
+    assert decoded(encoded(claims)).time_slices() == claims.time_slices()
+
+
+def test_what_is_out_is_counted_over_claims() -> None:
+    claims = (
+        Claims("boot").started(ref(1), [shares(1)], OFFERS).started(ref(2), [shares(2)], OFFERS)
+    )
+    claims = claims.started(ref(3), [WHOLE], OFFERS)
+    assert claims.taken() == {"gpu-a": 3, "gpu-b": 1}
+    assert claims.shares_out() == {"gpu-a": 3}

@@ -239,3 +239,26 @@ def test_the_architecture_follows_the_compute_capability(
     """As in NVIDIA's table of compute capabilities; 11.0 is that of Thor."""
     (device,) = offered((replace(a_gpu(0), compute_capability=capability),), sharing(10))
     assert device.attributes["architecture"] == name
+
+
+def test_what_pods_hold_otherwise_is_not_given_out() -> None:
+    found = gpus(2)
+    withheld = replace(OFFERING, withheld=frozenset({found[0].uuid}))
+    first, second = offered(found, sharing(2), offering=withheld)
+    assert [one.as_json() for one in first.taints] == [
+        {"key": f"{DRIVER}/withheld", "value": "true", "effect": "NoSchedule"}
+    ]
+    assert (first.trouble, second.trouble, second.taints) == ("withheld", "", ())
+
+
+def test_a_gpu_whose_health_is_not_known_yet_has_no_taint_of_a_fault() -> None:
+    (one,) = offered(gpus(1), sharing(2), HealthBoard())
+    assert one.trouble == "recovering"
+
+
+def test_what_is_wrong_is_told_with_its_number() -> None:
+    found = gpus(1)
+    board = board_of(found).with_event(XidError(found[0].uuid, 79), 1.0, POLICY)
+    board = board.with_probe(found[0].uuid, a_probe(reachable=False), 2.0, POLICY)
+    (one,) = offered(found, sharing(2), board)
+    assert one.trouble == "xid 79, unreachable"

@@ -9,23 +9,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuplugin.core.dra.claims import ClaimRef, Claims, Result
 from gpuplugin.core.dra.devices import JsonObject, Offer, Taint
 from gpuplugin.core.dra.slices import (
     DEVICES_PER_SLICE,
+    GATES,
+    Arranged,
     Create,
     Delete,
+    Order,
     Pool,
     Stored,
     Update,
     Write,
+    arranged,
     dropped_gates,
     in_order,
     kept_shared,
     stored_replicas,
+    trial_spec,
     writes,
 )
 
-POOL = Pool("gpu.gpuplugin.dev", "node-1")
+DRIVER = "gpu.gpuplugin.dev"
+POOL = Pool(DRIVER, "node-1")
 SICK = (Taint("gpu.gpuplugin.dev/xid", "79", "NoSchedule"),)
 
 
@@ -221,3 +228,35 @@ def test_a_slice_has_64_devices_at_most_which_is_what_taints_leave() -> None:
 
     assert created(64) == [64]
     assert created(65) == [64, 1]
+
+
+def claims_of(*held: Result, uid: str = "uid") -> Claims:
+    ref = ClaimRef("default", uid, uid)
+    return Claims("boot").started(ref, held, {one.name: one for one in map(offer, range(3))})
+
+
+@pytest.mark.parametrize(("order", "expected"), [("packed", [1, 0, 2]), ("distributed", [0, 2, 1])])
+def test_a_gpu_whose_shares_are_out_stays_shared(order: Order, expected: list[int]) -> None:
+    claims = claims_of(Result("gpu", "node-1", "gpu-1", "share", 3))
+    wanted = [offer(number, replicas=1) for number in range(3)]
+    found = arranged(wanted, claims, {"gpu-1": 10}, order)
+    assert [(one.name, one.replicas) for one in found.offers] == [
+        (f"gpu-{number}", 10 if number == 1 else 1) for number in expected
+    ]
+    assert found.kept == {"gpu-1"}
+    assert arranged(wanted, Claims("boot"), {"gpu-1": 10}, order) == Arranged(tuple(wanted))
+
+
+def test_what_is_offered_is_read_from_what_is_stored() -> None:
+    server = Server()
+    server.apply(writes([offer(0, 10), offer(1, 1), offer(2, 3)], POOL, []))
+    assert stored_replicas(server.slices.values()) == {"gpu-0": 10, "gpu-1": 1, "gpu-2": 3}
+    assert stored_replicas([]) == {}
+
+
+def test_a_trial_uses_all_that_an_api_server_may_drop() -> None:
+    trial = trial_spec(POOL)
+    assert dropped_gates(trial, trial) == frozenset()
+    assert dropped_gates(trial, {"driver": DRIVER}) == frozenset(GATES.values())
+    assert "trial" in str(trial["devices"])
+    assert trial["nodeName"] == "node-1"
