@@ -16,6 +16,7 @@ import ast
 import copy
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -70,7 +71,7 @@ _SMALL = 16
 """Larger numbers are limits and times, of which a test need not notice one more or less."""
 _NOT_MUTATED = {"annotation", "returns", "decorator_list", "type_comment", "ctx"}
 """Fields of nodes that do nothing at run time, or that say only how a class is made."""
-_LIMITS = ("_BYTES", "_MS", "_S", "MAX_CONNECTIONS")
+_LIMITS = re.compile(r"_?MAX_\w+|\w+(_BYTES|_MS|_S)")
 _BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LINES = (ast.stmt, ast.ExceptHandler, ast.match_case)
@@ -174,7 +175,7 @@ def _is_limit(node: ast.AST) -> bool:
     """True for a constant of a module that says how much, and not whether: a time, a size."""
     match node:
         case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-            return name.endswith(_LIMITS)
+            return _LIMITS.fullmatch(name) is not None
     return False
 
 

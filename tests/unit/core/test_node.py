@@ -43,6 +43,7 @@ from hal import (
     XidError,
 )
 from tests.unit.builders import PLAIN, a_gpu, a_probe, gpus, sharing, uuid_of_gpu
+from tests.unit.core.test_mig_strategies import mig_gpu
 from tests.unit.core.test_usage import reading as telemetry
 
 if TYPE_CHECKING:
@@ -587,3 +588,13 @@ def test_a_reading_is_no_reading_once_it_is_stale() -> None:
     node.model.used(reading := Reading(at_s=100.0, period_s=10.0))
     assert node.model.view.reading_at(101.0) is reading
     assert node.model.view.reading_at(1000.0) is None
+
+
+def test_times_of_mig_devices_that_are_gone_are_forgotten() -> None:
+    node = Runner(replace(PLAIN, inventory=Plan(mig_strategy="mixed")))
+    node.update([mig_gpu(0, "1g.10gb", "1g.10gb")])
+    node.event(xid(A))
+    node.after(1.0)
+    node.update([mig_gpu(0, "1g.10gb")])
+    timed = {index for _, index in node.model.view.history.unhealthy_s(node.now_s)}
+    assert timed == {"0", "0:0"}

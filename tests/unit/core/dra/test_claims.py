@@ -232,3 +232,31 @@ def test_what_is_out_is_counted_over_claims() -> None:
     claims = claims.started(ref(3), [WHOLE], OFFERS)
     assert claims.taken() == {"gpu-a": 3, "gpu-b": 1}
     assert claims.shares_out() == {"gpu-a": 3}
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "text", "may_pass"),
+    [
+        ([], [shares(5)], "5 shares of 4", False),
+        ([], [shares(2), shares(3)], "5 shares of 4", False),
+        ([], [shares(4)], None, None),
+        ([shares(3)], [shares(2)], "3 of 4 shares are out, 2 more are too many", True),
+        ([shares(3)], [shares(1), shares(1)], "3 of 4 shares are out, 2 more", True),
+        ([shares(1)], [shares(5)], "1 of 4 shares are out, 5 more", False),
+        ([shares(3)], [shares(1)], None, None),
+        ([WHOLE], [WHOLE], "claim default/claim-1 has all of it", True),
+        ([], [Result("gpu", "node-1", "gpu-b", "share", 2)], "2 shares of 1", False),
+        ([], [WHOLE], None, None),
+    ],
+)
+def test_what_is_worth_waiting_for(
+    held: list[Result], asked: list[Result], text: str | None, may_pass: bool | None
+) -> None:
+    """What others will give back, and not what the device will never have."""
+    claims = Claims("boot").started(ref(1), held, OFFERS) if held else Claims("boot")
+    if text is None:
+        claims.started(ref(2), asked, OFFERS)
+        return
+    with pytest.raises(ClaimError, match=text) as caught:
+        claims.started(ref(2), asked, OFFERS)
+    assert caught.value.may_pass is may_pass
