@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 from gpuplugin.daemon.http.server import MAX_CONNECTIONS, HttpError, HttpServer
+from gpuplugin.daemon.http.textformat import Family
 from gpuplugin.daemon.status import StatusBoard
 from tests.component.fakedriver import FakeDriver
 from tests.component.running import (
@@ -276,6 +277,21 @@ def test_ipv6_is_served_where_there_is_any() -> None:
         assert http_get("::1", server.port, "/metrics").status == 200
     finally:
         server.close()
+
+
+def test_a_name_that_is_no_text_costs_one_character() -> None:
+    """Variables and names of files have any bytes; Python keeps what is no text as surrogates."""
+    name = b"node-\xff".decode(errors="surrogateescape")
+    family = Family("node", "Its name.", "gauge")
+    family.add(1, {"name": name})
+    server = HttpServer("127.0.0.1:0", StatusBoard(), lambda: [family], lambda: f"<p>{name}")
+    try:
+        page, metrics = (http_get("127.0.0.1", server.port, path) for path in ("/", "/metrics"))
+    finally:
+        server.close()
+    assert (page.status, page.body) == (200, "<p>node-?")
+    assert metrics.status == 200
+    assert 'node{name="node-?"} 1' in metrics.body
 
 
 def test_the_port_is_free_after_the_end() -> None:

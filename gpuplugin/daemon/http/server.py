@@ -217,7 +217,7 @@ class HttpServer:
 
     def _html(self, _asked: _Request) -> _Response:
         self._fresh()
-        return _Response(HTTPStatus.OK, _PAGE_HEADERS, self._page().encode())
+        return _Response(HTTPStatus.OK, _PAGE_HEADERS, self._page().encode(errors="replace"))
 
     def _metrics(self, asked: _Request) -> _Response:
         self._fresh()

@@ -82,7 +82,7 @@ def encoded(families: Iterable[Family], content_type: str) -> bytes:
             lines.append(f"{sample}{between} {_number(value)}")
     if is_open:
         lines.append("# EOF")
-    return "".join(f"{line}\n" for line in lines).encode()
+    return "".join(f"{line}\n" for line in lines).encode(errors="replace")
 
 
 def _escaped(text: str) -> str:
