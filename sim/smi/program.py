@@ -58,24 +58,28 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the program in a container prints, and when it asks again; 0 s: it ends."""
+    """What the program in a container prints, and when it asks again; 0 s: it ends.
+
+    It goes to the container's file of this name, to standard output if it is empty.
+    """
 
     status: int
     text: str
     again_s: float = 0.0
+    filename: str = ""
 
 
 def answer(arguments: Sequence[str], environment: Mapping[str, str]) -> Answer:
-    """What one run prints in a container: without a file of its own, and without changes."""
+    """What one run prints in a container: without changes."""
     printed = StringIO()
-    again_s = 0.0
+    again_s, filename = 0.0, ""
     try:
         with redirect_stdout(printed):  # the parser prints its help there
             parsed = _parsed(arguments)
         _check_in_container(parsed)
         connect(environment)
         printed.writelines(f"{line}\n" for line in _lines(parsed, environment))
-        status, again_s = 0, _pause_s(parsed)
+        status, again_s, filename = 0, _pause_s(parsed), parsed.filename or ""
     except SmiError as error:
         printed.write(f"{error}\n")
         status = error.status
@@ -87,13 +91,11 @@ def answer(arguments: Sequence[str], environment: Mapping[str, str]) -> Answer:
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
-    return Answer(status, printed.getvalue(), again_s)
+    return Answer(status, printed.getvalue(), again_s, filename)
 
 
 def _check_in_container(parsed: argparse.Namespace) -> None:
     """Raises `SmiError` for what only the node can do."""
-    if parsed.filename is not None:
-        raise SmiError("-f is not there in a container of a simulated node: redirect the output", 2)
     asks_node = parsed.command == "compute-policy" or (not parsed.command and parsed.reset)
     if asks_node:
         raise SmiError("Insufficient Permissions: a container cannot ask the node for that", 4)

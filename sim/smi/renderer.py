@@ -118,7 +118,7 @@ def _received(client: socket.socket, size: int) -> bytes:
 
 
 def _bytes(found: Answer) -> bytes:
-    text = found.text.encode()
+    text = f"{found.filename}\0{found.text}".encode()
     again_ms = max(1, round(found.again_s * 1000)) if found.again_s else 0
     length = _HEAD.size - _LENGTH.size + len(text)
     return _HEAD.pack(length, found.status, again_ms) + text

@@ -165,8 +165,19 @@ def test_a_pod_sees_no_process_of_others_and_changes_nothing(pods: PodNode) -> N
         "nvml.sock",
         "smi.sock",
     ]
-    assert pod.run("nvidia-smi", "-f", "/x").returncode == 2
     assert "unrecognized arguments: --no-such" in pod.run("nvidia-smi", "--no-such").stdout
+
+
+def test_what_is_printed_may_go_to_a_file_of_the_container(pods: PodNode) -> None:
+    pod = pods.pod(pods.uuids()[0])
+    printed = pod.run("nvidia-smi", "-L").stdout
+    script = "echo old > /out; nvidia-smi -L -f /out; echo $?; cat /out"
+    assert pod.run("sh", "-c", script).stdout == f"0\n{printed}"
+    again = ": > /out; nvidia-smi -L -lms 20 -f /out & "
+    again += "until [ $(wc -l < /out) -ge 3 ]; do sleep 0.02; done; kill $!; head -n 3 /out"
+    assert pod.run("sh", "-c", again).stdout == printed * 3
+    refused = pod.run("nvidia-smi", "-L", "-f", "/no/such")
+    assert (refused.returncode, refused.stdout) == (2, "/no/such: No such file or directory\n")
 
 
 def test_names_of_devices_may_come_as_files(pods: PodNode) -> None:

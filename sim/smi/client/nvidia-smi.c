@@ -3,7 +3,7 @@
    Request:  u32 length of the rest, then strings that end with a NUL: the visible devices, and the
              arguments.
    Answer:   u32 length of the rest, i32 exit status, u32 milliseconds until the next request (0: it
-             was the last), and the text. */
+             was the last), the file to write to with a NUL (empty: standard output), and the text. */
 #define _GNU_SOURCE
 #include "visible.h"
 
@@ -79,6 +79,25 @@ static size_t make_request(unsigned char *request, int count, char **arguments)
     return used;
 }
 
+/* Writes the text to the file that is named before it, which is opened once. */
+static int32_t print(const char *answer, size_t length, int32_t status)
+{
+    static FILE *file;
+    size_t name = strlen(answer) + 1;
+    if (*answer != '\0' && file == NULL && (file = fopen(answer, "w")) == NULL) {
+        printf("%s: %s\n", answer, strerror(errno));
+        return WRONG_USAGE;
+    }
+    FILE *output = *answer != '\0' ? file : stdout;
+    if (name < length)
+        fwrite(answer + name, 1, length - name, output);
+    if (fflush(output) == 0)
+        return status;
+    if (output == file)
+        printf("%s: %s\n", answer, strerror(errno));
+    return WRONG_USAGE;
+}
+
 /* Asks once and prints; 0 if there was no answer. */
 static int ask(const struct sockaddr_un *address, unsigned char *request, size_t size, int32_t *status,
                uint32_t *again_ms)
@@ -91,19 +110,18 @@ static int ask(const struct sockaddr_un *address, unsigned char *request, size_t
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return 0;
-    unsigned char *text = NULL;
+    char *text = NULL;
     int answered = connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 &&
                    carry(fd, request, size, 1) && carry(fd, (unsigned char *)&head, sizeof head, 0) &&
                    head.length >= 8 && head.length <= MOST_ANSWER;
     if (answered) {
         size_t length = head.length - 8;
         text = malloc(length + 1);
-        answered = text != NULL && carry(fd, text, length, 0);
+        answered = text != NULL && carry(fd, (unsigned char *)text, length, 0);
         if (answered) {
-            fwrite(text, 1, length, stdout);
-            fflush(stdout);
-            *status = head.status;
-            *again_ms = head.again_ms;
+            text[length] = '\0';
+            *status = print(text, length, head.status);
+            *again_ms = *status == 0 ? head.again_ms : 0;
         }
     }
     free(text);
