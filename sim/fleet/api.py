@@ -12,10 +12,10 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 import httpx2
-from lightkube.config.client_adapter import AsyncClient, ConnectionParams
+from lightkube.config.client_adapter import user_auth
 
 from gpuplugin.core.pacing import Backoff
-from gpuplugin.daemon.cluster.kubeapi import NoCluster, cluster
+from gpuplugin.daemon.cluster.kubeapi import NoCluster, async_transport, cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -75,8 +75,12 @@ class FleetApi:
         config = cluster()
         self.server = config.cluster.server
         self._pace = Pace(qps)
-        limits = httpx2.Timeout(TIMEOUT_S)
-        self._client = AsyncClient(config, ConnectionParams(timeout=limits))
+        self._client = httpx2.AsyncClient(
+            base_url=self.server,
+            auth=user_auth(config.user),
+            timeout=httpx2.Timeout(TIMEOUT_S),
+            transport=async_transport(config),
+        )
         self._places = asyncio.Semaphore(CONNECTIONS)
 
     async def __aenter__(self) -> Self:

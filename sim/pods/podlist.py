@@ -74,14 +74,13 @@ class NodePods:
         if self._missing:
             raise PodsUnreadable(self._missing)
         import httpx2
-        from lightkube import Client
         from lightkube.resources.core_v1 import Pod
 
-        from gpuplugin.daemon.cluster.kubeapi import WATCH_S, NoCluster, cluster
+        from gpuplugin.daemon.cluster.kubeapi import WATCH_S, NoCluster, client_of, cluster
 
         timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
         try:
-            with Client(cluster(), timeout=timeout) as client:
+            with client_of(cluster(), timeout) as client:
                 for operation, pod in client.watch(
                     Pod, namespace="*", fields={"spec.nodeName": self._node}, server_timeout=WATCH_S
                 ):

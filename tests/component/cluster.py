@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
 from typing import TYPE_CHECKING, Any
 
+import pytest
+import yaml
 from lightkube import KubeConfig
 
 from sim.apiserver import EVENTS, NODES, SLICES, TOKEN, Key, Selection
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightkube import SingleConfig
 
     from sim.apiserver import ApiServer, Request
@@ -71,3 +78,35 @@ def devices(server: ApiServer) -> list[dict[str, Any]]:
 def wipe(server: ApiServer) -> None:
     """Delete all slices, as a kubelet does with those of its node when it starts."""
     server.store.delete_all(Selection(SLICES))
+
+
+def over_tls(server: ApiServer, kubeconfig: Path) -> None:
+    """Let the server speak TLS, by an authority that the kubeconfig names.
+
+    Its certificates are as poor as those of EKS, GKE and MicroK8s: no key usage, no key ids.
+    """
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    folder = kubeconfig.parent
+    (folder / "req.cnf").write_text("[req]\ndistinguished_name = dn\nx509_extensions = ca\n[dn]\n"
+                                    "[ca]\nbasicConstraints = critical,CA:TRUE\n")  # fmt: skip
+    (folder / "server.ext").write_text("subjectAltName = IP:127.0.0.1\n")
+    make = (openssl, "req", "-newkey", "rsa:2048", "-nodes", "-config", "req.cnf")
+    for words in (
+        (*make, "-x509", "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.crt"),
+        (*make, "-subj", "/CN=server", "-keyout", "server.key", "-out", "server.csr"),
+        (
+            *(openssl, "x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key"),
+            *("-CAcreateserial", "-days", "2", "-extfile", "server.ext", "-out", "server.crt"),
+        ),
+    ):
+        subprocess.run(words, check=True, capture_output=True, cwd=folder)
+    content = yaml.safe_load(kubeconfig.read_text())
+    url = server.url.replace("http:", "https:")
+    authority = str(folder / "ca.crt")
+    content["clusters"][0]["cluster"] = {"server": url, "certificate-authority": authority}
+    kubeconfig.write_text(yaml.safe_dump(content))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    server.speak_tls(context)

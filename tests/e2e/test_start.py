@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
-import ssl
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -13,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from benchmarks.machine import resident_mib
 from sim.apiserver import ApiServer
-from tests.component.cluster import wipe
+from tests.component.cluster import over_tls, wipe
 from tests.component.dranode import NODE, DraNode, dra_flags
 from tests.e2e.conftest import Node, Plugin, eventually
 from tests.e2e.served import ServedNode
@@ -109,30 +106,6 @@ def test_with_dra_nothing_is_imported_once_it_serves_and_memory_is_bounded(
             assert plugin.stop() == 0
         _, _, serving = plugin.output.partition("event=http")
         assert re.findall(r"import time:.*\| +(\S+)", serving) == []
-
-
-def over_tls(server: ApiServer, kubeconfig: Path) -> None:
-    """Let the server speak TLS, with a certificate that the kubeconfig names."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    key, certificate = (kubeconfig.with_name(name) for name in ("key.pem", "cert.pem"))
-    subprocess.run(
-        [
-            *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", key, "-out", certificate, "-subj", "/CN=127.0.0.1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    content = yaml.safe_load(kubeconfig.read_text())
-    url = server.url.replace("http:", "https:")
-    content["clusters"][0]["cluster"] = {"server": url, "certificate-authority": str(certificate)}
-    kubeconfig.write_text(yaml.safe_dump(content))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.speak_tls(context)
 
 
 def test_a_stop_while_it_starts_is_a_stop(node: Node) -> None:

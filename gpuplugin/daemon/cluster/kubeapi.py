@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
-from lightkube import ApiError, Client, KubeConfig
+from lightkube import ApiError, AsyncClient, Client, KubeConfig
+from lightkube.config.client_adapter import verify_cluster
 from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Event, Node, NodeStatus
@@ -98,7 +102,7 @@ def requested(
     """
     timeout = httpx2.Timeout(timeout_s)
     try:
-        with Client(config, timeout=timeout, field_manager=COMPONENT) as client:
+        with client_of(config, timeout, field_manager=COMPONENT) as client:
             return function(client)
     except httpx2.HTTPStatusError as error:
         raise _refusal(error, rights) from error
@@ -127,6 +131,64 @@ def cluster() -> SingleConfig:
         # They log each request; who makes them logs the results.
         logging.getLogger(name).setLevel(logging.WARNING)
     return config
+
+
+def client_of(
+    config: SingleConfig,
+    timeout: httpx2.Timeout,
+    *,
+    field_manager: str | None = None,
+    dry_run: bool = False,
+) -> Client:
+    """A client that connects when it is asked first."""
+    server, context = config.cluster.server, tls_context(config)
+    transport = httpx2.HTTPTransport(verify=context, proxy=proxy_of(server))
+    return Client(
+        config, timeout=timeout, transport=transport, field_manager=field_manager, dry_run=dry_run
+    )
+
+
+def async_client_of(
+    config: SingleConfig,
+    timeout: httpx2.Timeout,
+    *,
+    field_manager: str | None = None,
+    dry_run: bool = False,
+) -> AsyncClient:
+    """As `client_of`."""
+    return AsyncClient(
+        config,
+        timeout=timeout,
+        transport=async_transport(config),
+        field_manager=field_manager,
+        dry_run=dry_run,
+    )
+
+
+def async_transport(config: SingleConfig) -> httpx2.AsyncHTTPTransport:
+    server, context = config.cluster.server, tls_context(config)
+    return httpx2.AsyncHTTPTransport(verify=context, proxy=proxy_of(server))
+
+
+def tls_context(config: SingleConfig) -> ssl.SSLContext:
+    """Checks certificates as clients in Go do.
+
+    Python 3.13 and later refuse authorities without the extensions that RFC 5280 wants, which
+    those of EKS, GKE and MicroK8s were made without.
+    """
+    assert config.user is not None  # noqa: S101 - `cluster` has seen to it
+    context = verify_cluster(config.cluster, config.user, config.abs_file)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def proxy_of(server: str) -> str | None:
+    """The proxy of the environment for it: a client with a transport of its own asks for none."""
+    address, proxies = urlsplit(server), getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(address.netloc):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
@@ -200,7 +262,7 @@ class NodeLabel:
 
     def read(self) -> str | None:
         try:
-            with Client(self._config, timeout=httpx2.Timeout(_TIMEOUT_S)) as client:
+            with client_of(self._config, httpx2.Timeout(_TIMEOUT_S)) as client:
                 return self._label(client.get(Node, self._node))
         except Exception as error:
             raise self._unreadable(error) from error
@@ -208,7 +270,7 @@ class NodeLabel:
     def follow(self) -> Iterator[str | None]:
         timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
         try:
-            with Client(self._config, timeout=timeout) as client:
+            with client_of(self._config, timeout) as client:
                 for _operation, node in client.watch(
                     Node, fields={"metadata.name": self._node}, server_timeout=WATCH_S
                 ):

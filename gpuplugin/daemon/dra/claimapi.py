@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
-from lightkube import Client
 from lightkube.generic_resource import create_namespaced_resource
 
 from gpuplugin.core.dra.claims import ClaimError
+from gpuplugin.daemon.cluster.kubeapi import client_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightkube import SingleConfig
+    from lightkube import Client, SingleConfig
 
     from gpuplugin.core.dra.claims import ClaimRef
     from gpuplugin.core.dra.devices import JsonObject
@@ -125,9 +125,8 @@ class ClaimApi:
                 raise ClaimError("the plugin stops")
             if self._shared is None:
                 try:
-                    client = Client(
-                        self._config, timeout=httpx2.Timeout(TIMEOUT_S), field_manager=FIELD_MANAGER
-                    )
+                    timeout = httpx2.Timeout(TIMEOUT_S)
+                    client = client_of(self._config, timeout, field_manager=FIELD_MANAGER)
                 except Exception as error:
                     text = f"no client for the API server: {error}"
                     raise ClaimError(text, may_pass=True) from error

@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httpx2
-from lightkube import AsyncClient
 from lightkube.generic_resource import create_global_resource
 from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
 from lightkube.resources.core_v1 import Node
@@ -30,6 +29,7 @@ from gpuplugin.core.dra.slices import (
     writes,
 )
 from gpuplugin.core.pacing import Backoff
+from gpuplugin.daemon.cluster.kubeapi import async_client_of
 from gpuplugin.daemon.dra.claimapi import FIELD_MANAGER
 from gpuplugin.daemon.dra.claimstore import to_lock
 from gpuplugin.daemon.logs import log_fact
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from lightkube import SingleConfig
+    from lightkube import AsyncClient, SingleConfig
     from lightkube.generic_resource import GenericGlobalResource
     from lightkube.operators import BinaryOperator, SequenceOperator
 
@@ -142,9 +142,8 @@ class SlicePublisher:
 
     async def _follow(self, descriptor: int) -> None:
         """With one connection: list, then write whatever is not as it should be."""
-        async with AsyncClient(
-            self._config, timeout=httpx2.Timeout(REQUEST_TIMEOUT_S), field_manager=FIELD_MANAGER
-        ) as client:
+        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)
+        async with async_client_of(self._config, timeout, field_manager=FIELD_MANAGER) as client:
             self._anew.clear()
             owner = await self._owner(client)
             self._dropped = await self._missing_gates()
@@ -183,9 +182,8 @@ class SlicePublisher:
         """
         spec = trial_spec(self._pool)
         metadata = ObjectMeta(generateName=f"{self._pool.slice_name(0)[:200]}-trial-")
-        async with AsyncClient(
-            self._config, timeout=httpx2.Timeout(REQUEST_TIMEOUT_S), dry_run=True
-        ) as client:
+        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)
+        async with async_client_of(self._config, timeout, dry_run=True) as client:
             made = await client.create(ResourceSlice(metadata=metadata, spec=spec))
         return dropped_gates(spec, _stored(made).spec)
 

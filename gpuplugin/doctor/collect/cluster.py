@@ -36,15 +36,14 @@ def collect_cluster(driver: str, node: str) -> ClusterFacts:
     """What there is of this driver and node; what may not be read is None."""
     try:
         import httpx2
-        from lightkube import Client
 
         from gpuplugin.core.dra.slices import Pool
-        from gpuplugin.daemon.cluster.kubeapi import NoCluster, cluster
+        from gpuplugin.daemon.cluster.kubeapi import NoCluster, client_of, cluster
     except ImportError as error:
         return ClusterFacts(problem=f"no Kubernetes client is installed ({error})")
     try:
         config = cluster()
-        with Client(config, timeout=httpx2.Timeout(_TIMEOUT_S)) as client:
+        with client_of(config, httpx2.Timeout(_TIMEOUT_S)) as client:
             return _Reader(client, config, Pool(driver, node)).facts()
     except NoCluster as error:
         return ClusterFacts(problem=str(error))
@@ -120,17 +119,17 @@ class _Reader:
 
     def _gates_off(self) -> frozenset[str]:
         import httpx2
-        from lightkube import Client
         from lightkube.generic_resource import create_global_resource
         from lightkube.models.meta_v1 import ObjectMeta
 
         from gpuplugin.core.dra.slices import dropped_gates, trial_spec
+        from gpuplugin.daemon.cluster.kubeapi import client_of
 
         kind = create_global_resource(_GROUP, "v1", "ResourceSlice", "resourceslices")
         spec = trial_spec(self._pool)
         metadata = ObjectMeta(generateName=f"{self._pool.slice_name(0)[:200]}-trial-")
         timeout = httpx2.Timeout(_TIMEOUT_S)
-        with Client(self._config, timeout=timeout, dry_run=True) as client:
+        with client_of(self._config, timeout, dry_run=True) as client:
             made = client.create(kind(metadata=metadata, spec=spec))
         return dropped_gates(spec, dict(made.get("spec") or {}))
 
