@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 GPUS = 8
-FEW, MANY = 1, 1000
+FEW, SOME, MANY = 1, 10, 1000
 CALLS = 2000
 IDLE_S = 60.0
 
@@ -111,6 +111,11 @@ def _prefer_counts() -> Iterator[Guarded]:
         name = f"GetPreferredAllocation, {GPUS} x {MANY}, request {size}"
         yield at_most(name, instructions(call), 2500, "instructions")
         yield at_most(f"{name}: kept", kept_bytes(call, 20), 8192, "bytes")
+    ids = _ids(SOME)
+    for available, limit in ((ids, 420), (ids[GPUS:], 1300)):
+        call = _call(SOME, "GetPreferredAllocation", prefer_request(available, GPUS))
+        name = f"GetPreferredAllocation, {GPUS} x {SOME}, {len(available)} free, request {GPUS}"
+        yield at_most(name, instructions(call), limit, "instructions")
     ids = _ids(FEW)
     whole = [_call(FEW, "GetPreferredAllocation", prefer_request(ids, size)) for size in (1, GPUS)]
     name = f"GetPreferredAllocation, {GPUS} whole GPUs, all free"

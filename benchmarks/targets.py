@@ -68,6 +68,7 @@ TARGETS = (
     Target("allocate", "handler alone, 2 devices, *", "in process", 4, "us"),
     Target("allocate", "handler alone, 8 devices, *", "in process", 4, "us"),
     Target("allocate", "handler alone, 4 containers, *", "in process", 5, "us"),
+    Target("prefer", "handler alone, 8 x 10, *", "in process", 8, "us"),
     Target("prefer", "8 x 10, request *", _ENGINES, 1.5, floor=EMPTY),
     Target("prefer", "8 x 1000, request *", _ENGINES, 3000, "us"),
     Target("prefer", "8 whole GPUs, *", _ENGINES, 1.5, floor=EMPTY),

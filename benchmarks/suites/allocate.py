@@ -6,7 +6,6 @@ turns; whole plugins are in `benchmarks.whole`.
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from benchmarks.calls import (
     Subject,
     caller,
     device_plugin_method,
+    handled,
     kept_busy,
     one_by_one,
 )
@@ -61,7 +61,7 @@ def _handler_alone(context: Context) -> list[Measurement]:
     effort, chance = context.effort, context.chance("handler")
     empty = with_metrics(Service(SERVICE_NAME, {"Allocate": lambda _request: b""}, {}), "none")
     ids = list(plugin_for(GPUS, BUSY_REPLICAS).snapshot.devices)
-    nothing = partial(_called, empty.unary["Allocate"], [allocate_request(ids[:1])], effort.calls)
+    nothing = partial(handled, empty.unary["Allocate"], [allocate_request(ids[:1])], effort.calls)
     subjects = [Subject(EMPTY, nothing)]
     for replicas in effort.replicas:
         plugin = plugin_for(GPUS, replicas)
@@ -70,7 +70,7 @@ def _handler_alone(context: Context) -> list[Measurement]:
         for shape in SHAPES[1:]:
             if len(ids) >= shape.devices * shape.containers:
                 requests = shape.requests(ids, chance, HANDLER_REQUESTS)
-                sample = partial(_called, handler, requests, effort.calls)
+                sample = partial(handled, handler, requests, effort.calls)
                 name = f"handler alone, {shape.name}, {GPUS} x {replicas}"
                 subjects.append(Subject(name, sample))
     found = context.turns(subjects, effort.rounds, "Allocate, the handler alone", chance)
@@ -79,20 +79,6 @@ def _handler_alone(context: Context) -> list[Measurement]:
         context.figure(name, "in process", "us", rounds, None if name == EMPTY else floors)
         for name, rounds in found.items()
     ]
-
-
-def _called(
-    handler: Callable[[bytes], bytes], requests: Sequence[bytes], calls: int
-) -> list[float]:
-    """Microseconds of calls of a handler, which are too short for a clock's reading each."""
-    handler(requests[0])
-    found = []
-    for _ in range(calls):
-        started_ns = time.perf_counter_ns()
-        for request in requests:
-            handler(request)
-        found.append((time.perf_counter_ns() - started_ns) / 1e3 / len(requests))
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.calls import Subject, caller
+from benchmarks.calls import Subject, caller, handled
 from benchmarks.devices import TOPOLOGIES, healthy_ids, plugin_for, prefer_request
 from benchmarks.plugins import simulated_node, started
-from benchmarks.servers import RENEW, EmptyHandler, Handlers, serving
+from benchmarks.servers import RENEW, EmptyHandler, Handlers, daemon_like, serving
 from benchmarks.targets import EMPTY
 from gpuplugin.rpc.client import CallFailed, ConnectionFailed
 
@@ -39,6 +39,8 @@ CALLS = 4
 FIRST_CALLS = 2
 """The same where a new plugin is made before each, which takes up to 20 ms for 16 GPUs."""
 PEER_REPLICAS = (10, 1000)
+ALONE_REPLICAS = 10
+ALONE_REQUESTS = 10
 QUIET_S = 0.003
 """After a new plugin was made, so that what is left of making it is no part of its first call."""
 
@@ -64,7 +66,29 @@ def measure(context: Context) -> list[Measurement]:
         for case in _cases(context, engine)
         for figure in _one_case(context, case)
     ]
-    return figures + _whole_plugins(context)
+    return [*_handler_alone(context), *figures, *_whole_plugins(context)]
+
+
+def _handler_alone(context: Context) -> list[Measurement]:
+    """Bytes to bytes in this process, with the daemon's metrics around."""
+    chance = context.chance("handler")
+    plugin = plugin_for(GPUS, ALONE_REPLICAS)
+    ids = list(plugin.snapshot.devices)
+    handler = daemon_like(plugin).unary["GetPreferredAllocation"]
+    family = f"handler alone, {GPUS} x {ALONE_REPLICAS}"
+    subjects = []
+    for size in SIZES:
+        requests = [
+            prefer_request(chance.sample(ids, len(ids)), size) for _ in range(ALONE_REQUESTS)
+        ]
+        sample = partial(handled, handler, requests, context.effort.calls)
+        subjects.append(Subject(f"{family}, request {size}", sample))
+    what = "GetPreferredAllocation, the handler alone"
+    found = context.turns(subjects, context.effort.prefer_rounds, what, chance)
+    return [
+        context.figure(name, "in process", "us", rounds, family=family)
+        for name, rounds in found.items()
+    ]
 
 
 def _cases(context: Context, engine: EngineName) -> list[_Case]:

@@ -15,7 +15,7 @@ from functools import reduce
 from itertools import chain, compress
 from operator import or_
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuplugin.core.injection import VISIBLE_DEVICES, annotation, inject, runtime_id
 from gpuplugin.core.preference import best_of, free_of_gpus, needs_distinct_gpus, take_free
@@ -38,6 +38,8 @@ _MOST_LENGTH_BITS = 28
 _MOST_CONTAINERS = 100
 _LONGEST_BYTES = 64 * 1024
 _LENGTHS_BYTES = 16
+_SIZE_BYTES = 2
+"""Of the field for the size of a request, at its end."""
 _MOST_PLACED = 128
 """Devices whose layouts take a quarter of a MiB; there is one for each number of ids."""
 _MOST = 3 / 4
@@ -226,6 +228,23 @@ class AllocateAnswers:
         return self.parts.response(units)
 
 
+class Layout(NamedTuple):
+    """A request for some of so many devices: how it begins, and where the ids are after that."""
+
+    head: bytes
+    begin: int
+    ids: Struct
+
+    @classmethod
+    def of(cls, count: int, id_bytes: int) -> Layout:
+        head = _TAG + varint(count * id_bytes + _SIZE_BYTES)
+        return cls(head, len(head), Struct(f"{id_bytes}s" * count))
+
+    @property
+    def request_bytes(self) -> int:
+        return self.begin + self.ids.size + _SIZE_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class PreferredAnswers:
     """Responses to GetPreferredAllocation of known, distinct devices, none of them a must.
@@ -240,8 +259,8 @@ class PreferredAnswers:
     known: frozenset[bytes]
     sets: Mapping[bytes, int]
     """The set of one GPU that each device stands for, by rank; empty unless all are such."""
-    layouts: Sequence[Struct]
-    """By the number of devices; empty if tags are looked for."""
+    layouts: Mapping[int, Layout]
+    """By the length of a request; empty if tags are looked for."""
     longest_bytes: int
     """Of a request that can be answered here; 0 if none can."""
     policy: PolicyName
@@ -258,13 +277,14 @@ class PreferredAnswers:
         widths = set(map(len, ids))
         placed = len(widths) == 1 and len(ids) <= _MOST_PLACED
         found_by = ids if placed else keys
+        layouts = [Layout.of(n + 1, max(widths)) for n in range(len(ids))] if placed else []
         ranks = {key: rank for rank, key in enumerate(found_by)} if usable else {}
         return cls(
             ids=ids,
             ranks=ranks,
             known=frozenset(ranks),
             sets=dict(zip(found_by, sets, strict=True)) if sets else {},
-            layouts=[Struct(f"{max(widths)}s" * n) for n in range(len(ids) + 1)] if placed else (),
+            layouts={layout.request_bytes: layout for layout in layouts},
             longest_bytes=sum(map(len, ids)) + _LENGTHS_BYTES if usable else 0,
             policy=policy,
             index=index,
@@ -275,11 +295,10 @@ class PreferredAnswers:
 
         The size comes last, and is one byte from 1 to 127.
         """
-        begin = _container_at(request) if len(request) <= self.longest_bytes else 0
-        if not begin or len(request) - begin < 3 or request[-2] != _SIZE_TAG:
+        if not _SIZE_BYTES < len(request) <= self.longest_bytes or request[-2] != _SIZE_TAG:
             return None
         size = request[-1]
-        keys = self._keys(request, begin)
+        keys = self._keys(request)
         if not keys or not 0 < size < _ONE_BYTE:
             return None
         chosen = self._linked(keys, size) if self.sets else self._plain(keys, size)
@@ -287,14 +306,17 @@ class PreferredAnswers:
             return None
         return message(1, b"".join(chosen)), "exact" if self.sets else "plain"
 
-    def _keys(self, request: bytes, begin: int) -> Sequence[bytes] | None:
-        """What may be known devices; None if anything comes before the first tag."""
+    def _keys(self, request: bytes) -> Sequence[bytes] | None:
+        """What may be known devices; None if there is anything else, or more than a container."""
         if self.layouts:
-            count, rest = divmod(len(request) - 2 - begin, len(self.ids[0]))
-            if rest or count >= len(self.layouts):
+            layout = self.layouts.get(len(request))
+            if layout is None or not request.startswith(layout.head):
                 return None
-            return self.layouts[count].unpack_from(request, begin)
-        keys = request[begin:-2].split(_TAG)
+            return layout.ids.unpack_from(request, layout.begin)
+        begin = _container_at(request)
+        if not begin:
+            return None
+        keys = request[begin:-_SIZE_BYTES].split(_TAG)
         return None if keys.pop(0) else keys
 
     def _linked(self, keys: Sequence[bytes], size: int) -> Iterable[bytes] | None:

@@ -116,15 +116,17 @@ def take_free(
     """Take devices one at a time, each from the GPU whose turn it is; returns their ranks.
 
     `free` is 1 for each device that may be taken, and `left` the number of these on each GPU; both
-    are used up. `included` are the devices of each GPU that the request has already.
+    may be used up. `included` are the devices of each GPU that the request has already.
 
     GPUs that are level go by their index, devices of a GPU by their replica number. The cost is
     a number for each GPU, and a heap operation for each device that is taken.
     """
     rules = _policy(policy)
     taken, start = rules.taken, index.gpu_start
-    if not included and tuple(left) == index.gpu_size:
-        heap = list(range(len(left)))  # nothing is allocated, so that the turns are level
+    if not included and tuple(left) == index.gpu_size:  # nothing is allocated: the turns are level
+        if taken > 0 and missing <= len(left):
+            return list(start[:missing])  # no GPU has a second turn
+        heap = list(range(len(left)))
     else:
         heap = _turns(rules, index, left, included or repeat(0))
     chosen: list[int] = []
