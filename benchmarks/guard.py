@@ -38,8 +38,9 @@ DAEMON = (
 )
 NOT_AT_THE_START = frozenset(
     {
-        "argparse", "benchmarks", "grpc", "httpx2", "jsonschema", "lightkube", "plotly", "pydantic",
-        "prometheus_client", "pydantic_core", "pydantic_settings", "rich", "sim", "simpy", "yaml",
+        "argparse", "benchmarks", "google", "grpc", "httpx2", "jsonschema", "lightkube", "plotly",
+        "prometheus_client", "pydantic", "pydantic_core", "pydantic_settings", "rich", "sim",
+        "simpy", "yaml",
     }
 )  # fmt: skip
 

@@ -74,5 +74,6 @@ def _without_collector() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()
         gc.freeze()
         gc.enable()

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
-from gpuplugin.core.dra.devices import DraPlan
 from gpuplugin.core.injection import imex_channel_node
 from gpuplugin.core.node import ConfigurationMisfit, NodePlan
 from gpuplugin.core.watch import WatchPlan
@@ -39,6 +38,8 @@ def node_plan(settings: Settings) -> NodePlan:
     dra = None
     if settings.daemon.allocation == "dra":
         plan = replace(plan, strategies=frozenset())  # each claim has a spec of its own
+        from gpuplugin.core.dra.devices import DraPlan  # the front door has loaded it
+
         roots = pcie_roots(settings.daemon.sysfs_root)
         dra = DraPlan(cdi_host(settings, plan), roots, settings.health.evict_lost)
     return NodePlan(

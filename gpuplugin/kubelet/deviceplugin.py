@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gpuplugin.core.node import NodeView
-    from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+    from gpuplugin.kubelet.requests import PreferenceRequest
     from gpuplugin.kubelet.snapshot import IsHealthy, ResourceSnapshot
     from gpuplugin.rpc import Subscription
 
@@ -115,7 +115,7 @@ class DevicePlugin:
         containers = allocate_containers(request)
         try:
             response = b"".join(
-                _allocate_container(snapshot, container.devices_ids) for container in containers
+                _allocate_container(snapshot, device_ids) for device_ids in containers
             )
         except AllocationError as error:
             self._remember(request, str(error))
@@ -142,26 +142,22 @@ class DevicePlugin:
         self._on_choice(method)
         return response
 
-    def _prefer(
-        self, snapshot: ResourceSnapshot, request: pb.ContainerPreferredAllocationRequest
-    ) -> tuple[str, ...]:
-        # Not copied: of thousands of available ids each costs.
-        available = request.available_deviceIDs
-        must_include = request.must_include_deviceIDs
+    def _prefer(self, snapshot: ResourceSnapshot, request: PreferenceRequest) -> tuple[str, ...]:
+        available, must_include, size = request
         try:
             choice = prefer(
                 snapshot.plan.policy,
                 snapshot.preference,
                 available,
                 must_include,
-                request.allocation_size,
+                size,
             )
         except (
             Exception
         ):  # An error here would fail every new pod of the node: a plain choice serves.
             log.exception("preference policy failed; the first available devices are preferred")
             plain = dict.fromkeys((*must_include, *available))
-            return tuple(plain)[: max(request.allocation_size, len(set(must_include)))]
+            return tuple(plain)[: max(size, len(set(must_include)))]
         self._on_choice(choice.method)
         return choice.ids
 

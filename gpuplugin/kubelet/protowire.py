@@ -1,7 +1,9 @@
-"""Fields of protocol buffers as bytes, for what is serialised in advance (proto3 encoding).
+"""Protocol buffers as bytes (proto3 encoding), for the few small messages of the daemon.
 
-Messages concatenate, so a response is made of pieces. Requests are counted here and read by the
-library (`requests`), which makes hundreds of bytes of an empty message.
+Messages concatenate, so a response is made of pieces that are serialised in advance. The library
+would take 3 MiB of memory for good, to read a few requests.
+
+Source: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -11,9 +13,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LENGTH_DELIMITED = 2
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _GROUP, _GROUP_END, _FIXED32 = range(6)
+"""Types on the wire."""
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _ONE_BYTE = 0x80
-_LENGTH_BITS = 32
+_TAG_BITS = _LENGTH_BITS = 32
+_NUMBER_BITS = 64
+_HIGHEST_FIELD = 15
+"""Of the messages that are read here; what has a higher number is passed over."""
+_MOST_FIELDS = 1 << 17
+"""Of a message: more than one that is valid has here, and read within some 50 ms."""
+_DEEPEST_GROUP = 100
+"""As with the library."""
 
 
 def number(field: int, value: int) -> bytes:
@@ -69,3 +80,95 @@ def parts(data: bytes, begin: int = 0, end: int | None = None) -> Iterator[tuple
                 break
         yield at, at + length
         at += length
+
+
+class NotAMessage(ValueError):
+    """Bytes that are not what they should be; the text says why."""
+
+
+class Received:
+    """A message that was read: its fields by their numbers, which are below 16.
+
+    A field that is not there has its default. Of a single one that is there several times the last
+    counts, and one of another type is passed over, as are fields that nobody asks for.
+
+    Raises:
+        NotAMessage: also by the methods, for a text that is not UTF-8, and a message that is none.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._fields = _fields(data)
+
+    def texts(self, field: int) -> list[str]:
+        try:
+            return [one.decode() for one in self._contents(field)]
+        except UnicodeDecodeError as error:
+            raise NotAMessage(f"field {field} is not UTF-8: {error}") from error
+
+    def text(self, field: int) -> str:
+        return (self.texts(field) or [""])[-1]
+
+    def messages(self, field: int) -> list[Received]:
+        return [Received(one) for one in self._contents(field)]
+
+    def number(self, field: int) -> int:
+        """From 0 on; a negative one is in two's complement, of 64 bits."""
+        numbers = [one for one in self._fields.get(field, ()) if isinstance(one, int)]
+        return numbers[-1] if numbers else 0
+
+    def _contents(self, field: int) -> list[bytes]:
+        return [one for one in self._fields.get(field, ()) if isinstance(one, bytes)]
+
+
+def _fields(data: bytes) -> dict[int, list[int | bytes]]:
+    """The numbers and contents of the fields of a message; what is in groups is passed over."""
+    found: dict[int, list[int | bytes]] = {}
+    groups: list[int] = []
+    at, size, left = 0, len(data), _MOST_FIELDS
+    value: int | bytes
+    while at < size:
+        left -= 1
+        if not left:
+            raise NotAMessage(f"it has more than {_MOST_FIELDS} fields")
+        tag, at = _varint_at(data, at, _TAG_BITS)
+        field, kind = tag >> 3, tag & 7
+        if not field and not groups:  # the library does not mind one in a group
+            raise NotAMessage("a field has the number 0")
+        if kind == _LENGTH_DELIMITED:
+            length, at = _varint_at(data, at, _LENGTH_BITS)
+            value = data[at : at + length]
+            at += length
+        elif kind == _VARINT:
+            value, at = _varint_at(data, at, _NUMBER_BITS)
+        else:
+            at += _passed_over(field, kind, groups)
+            continue
+        if field <= _HIGHEST_FIELD and not groups:
+            found.setdefault(field, []).append(value)
+    if at > size or groups:
+        raise NotAMessage("it ends early")
+    return found
+
+
+def _passed_over(field: int, kind: int, groups: list[int]) -> int:
+    """The bytes of a field of no use here; `groups` are the open ones, the innermost last."""
+    if kind == _GROUP and len(groups) < _DEEPEST_GROUP:
+        groups.append(field)
+    elif kind not in _FIXED_BYTES and not (kind == _GROUP_END and groups and groups.pop() == field):
+        raise NotAMessage(f"field {field} cannot have the type {kind}")
+    return _FIXED_BYTES.get(kind, 0)
+
+
+def _varint_at(data: bytes, at: int, most_bits: int) -> tuple[int, int]:
+    """The number at a place, and the place behind it."""
+    value = shift = 0
+    while at < len(data) and shift < most_bits:
+        byte = data[at]
+        at, value, shift = at + 1, value | (byte & 0x7F) << shift, shift + 7
+        if byte < _ONE_BYTE:
+            if most_bits == _NUMBER_BITS:
+                return value & ((1 << _NUMBER_BITS) - 1), at
+            if value >> most_bits:
+                break
+            return value, at
+    raise NotAMessage("a number ends early, or is too large")

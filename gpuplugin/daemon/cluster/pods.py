@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError
-
 from gpuplugin.core.usage import ClaimUse, Holding, PodName
-from gpuplugin.kubelet.proto import podresources_pb2 as pb
+from gpuplugin.kubelet.protowire import NotAMessage, Received
 from gpuplugin.rpc.client import CallFailed, unary_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 METHOD = "/v1.PodResourcesLister/List"
+_ALL = b""
+"""A ListPodResourcesRequest, which has no fields."""
 _MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 """The kubelet's own clients allow as much (podresources client.go)."""
 
@@ -43,40 +43,43 @@ class PodResources:
     def holdings(self) -> tuple[Holding, ...]:
         """The devices of all containers on the node; raises `PodResourcesUnavailable`."""
         _check(self._socket)
-        request = pb.ListPodResourcesRequest().SerializeToString()
         try:
-            data = unary_call(self._socket, METHOD, request, self._timeout_s, _MAX_RESPONSE_BYTES)
-            response = pb.ListPodResourcesResponse.FromString(data)
-        except (CallFailed, DecodeError) as error:
+            data = unary_call(self._socket, METHOD, _ALL, self._timeout_s, _MAX_RESPONSE_BYTES)
+            counted, claims = read_holdings(data)
+        except (CallFailed, NotAMessage) as error:
             raise PodResourcesUnavailable(f"{self._socket}: {error}") from error
-        counted = (
-            Holding(
-                PodName(pod.namespace, pod.name),
-                container.name,
-                devices.resource_name,
-                tuple(devices.device_ids),
+        return (*counted, *self._of_claims(claims))
+
+
+def read_holdings(data: bytes) -> tuple[list[Holding], list[ClaimUse]]:
+    """What is in a ListPodResourcesResponse; raises `NotAMessage`.
+
+    Field numbers are those of podresources.proto.
+    """
+    counted: list[Holding] = []
+    claims: list[ClaimUse] = []
+    for pod in Received(data).messages(1):
+        name = PodName(namespace=pod.text(2), name=pod.text(1))
+        for container in pod.messages(3):
+            container_name = container.text(1)
+            counted += (
+                Holding(name, container_name, devices.text(1), tuple(devices.texts(2)))
+                for devices in container.messages(2)
             )
-            for pod in response.pod_resources
-            for container in pod.containers
-            for devices in container.devices
-        )
-        return (*counted, *self._of_claims(_claim_uses(response)))
-
-
-def _claim_uses(response: pb.ListPodResourcesResponse) -> Iterator[ClaimUse]:
-    for pod in response.pod_resources:
-        for container in pod.containers:
-            for claim in container.dynamic_resources:
-                for one in claim.claim_resources:
-                    yield ClaimUse(
-                        PodName(pod.namespace, pod.name),
-                        container.name,
-                        claim.claim_namespace,
-                        claim.claim_name,
-                        one.driver_name,
-                        one.device_name,
-                        one.share_id,
-                    )
+            claims += (
+                ClaimUse(
+                    name,
+                    container_name,
+                    claim.text(3),
+                    claim.text(2),
+                    one.text(2),
+                    one.text(4),
+                    one.text(5),
+                )
+                for claim in container.messages(5)
+                for one in claim.messages(4)
+            )
+    return counted, claims
 
 
 def _check(socket: Path) -> None:

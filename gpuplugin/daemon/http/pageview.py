@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from google.protobuf.message import DecodeError
-
-from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.requests import allocate_containers
+from gpuplugin.rpc import RpcError
 from hal import GpuState, ThrottleReason, lookup_xid
 
 if TYPE_CHECKING:
@@ -318,10 +317,9 @@ def allocate_calls(plugins: Mapping[str, DevicePlugin]) -> list[CallView]:
 
 def _call(call: RecentCall, resource: str, now_s: float) -> CallView:
     try:
-        containers = pb.AllocateRequest.FromString(call.request).container_requests
-    except DecodeError:
+        ids = [one for container in allocate_containers(call.request) for one in container]
+    except RpcError:
         return CallView(now_s - call.at_s, resource, (), call.error)
-    ids = [one for container in containers for one in container.devices_ids]
     shown = ids[:_MOST_DEVICES]
     if len(ids) > len(shown):
         shown = [*shown, f"and {len(ids) - len(shown)} more"]

@@ -11,11 +11,11 @@ request, the time from a connection to the end of its response, and one page mad
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import logging
 import socket
 import threading
+import zlib
 from concurrent.futures.thread import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
@@ -47,6 +47,8 @@ _PAGE_HEADERS = (
 )
 _JSON_HEADERS = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 _METHODS = ("GET", "HEAD")
+_GZIP = 16 + zlib.MAX_WBITS
+"""The format of gzip (zlib's deflateInit2)."""
 
 _CLOSE_TIMEOUT_S = 2.0
 _RESTART_PAUSE_S = 1.0
@@ -226,7 +228,7 @@ class HttpServer:
         body = encoded(only(families, names) if names else families, content_type)
         headers = [("Content-Type", content_type)]
         if gzip_accepted(asked.headers.get("accept-encoding", "")):
-            body = gzip.compress(body)
+            body = zlib.compress(body, wbits=_GZIP)
             headers.append(("Content-Encoding", "gzip"))
         return _Response(HTTPStatus.OK, headers, body)
 
@@ -234,8 +236,9 @@ class HttpServer:
 def _listening(host: str, port: int) -> socket.socket:
     """A listening socket, made without a DNS query for the host's name."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # As bytes: for a text Python loads the tables of international names, half a MiB.
     listener = socket.create_server(
-        (host, port),
+        (host.encode() if host.isascii() else host, port),
         family=family,
         backlog=_WAITING_CONNECTIONS,
         # [::] is IPv4's any address, too.
