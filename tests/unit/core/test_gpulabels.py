@@ -20,6 +20,7 @@ from hal import Gpu, MigAttributes, MigDevice
 from sim.node.node import SimulatedNode
 from sim.node.scenario import Scenario
 from tests.unit.builders import a_gpu, gpus, sharing
+from tests.unit.core.test_mig_strategies import mig_gpu
 
 DATA = yaml.safe_load(Path(__file__).with_name("gfd-labels.yaml").read_text("utf-8"))
 ALWAYS: dict[str, str | None] = {"vgpu.present": None, "gpu.present": "true"}
@@ -174,3 +175,11 @@ def test_keys_and_values_are_valid_whatever_the_driver_says(
         assert KEY.fullmatch(key), key
         assert VALUE.fullmatch(value), value
         assert is_own(key), key
+
+
+def test_labels_of_a_long_profile_are_not_too_long() -> None:
+    gpu = mig_gpu(0, "1g." + 20 * "10gb.")
+    found = labels_of([gpu], Plan(mig_strategy="mixed"))
+    sizes = {len(name) for name in found if name.startswith("mig-")}
+    assert max(sizes) == 63
+    assert min(sizes) < 55

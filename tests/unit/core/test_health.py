@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuplugin.config.load import load_settings
+from gpuplugin.config.plans import health_policy
 from gpuplugin.core.faults import Cause, Fault, XidPolicy, fault_of_event, fault_of_probe
 from gpuplugin.core.health import (
     CONTAINED_WINDOW_S,
@@ -699,3 +701,7 @@ def test_all_that_a_probe_shows_counts_unless_it_is_switched_off() -> None:
     fault = fault_of_probe(REMAP_FAILED)
     assert fault is not None
     assert fault.cause is Cause.ROW_REMAP
+
+
+def test_the_policy_without_a_configuration_is_that_of_the_default_one() -> None:
+    assert health_policy(load_settings({}, {}, None).settings) == HealthPolicy()

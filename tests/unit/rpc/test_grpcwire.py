@@ -102,3 +102,26 @@ def test_messages_that_are_refused(body: bytes, code: RpcCode) -> None:
 
 def test_the_longest_message_is_not_refused() -> None:
     assert grpcwire.read_message(grpcwire.message_prefix(MAX_REQUEST_BYTES)) is None
+
+
+def a_request(**more: int) -> list[tuple[bytes, bytes]]:
+    """The headers of a call, with others of that many bytes by their names."""
+    return [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/a.B/C"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+        *((name.encode(), bytes(size)) for name, size in more.items()),
+    ]
+
+
+def test_headers_are_limited_as_http2_counts_them() -> None:
+    """By RFC 9113, section 6.5.2: 32 bytes more for each."""
+    size = sum(len(name) + len(value) + 32 for name, value in a_request(rest=0))
+    most = grpcwire.read_head(a_request(rest=grpcwire.MAX_HEADERS_BYTES - size))
+    assert most == grpcwire.Head("/a.B/C")
+    one_more = grpcwire.read_head(a_request(rest=grpcwire.MAX_HEADERS_BYTES - size + 1))
+    assert one_more is not None
+    status = read_status(_headers(one_more.refusal))
+    assert status == (RpcCode.RESOURCE_EXHAUSTED, "too large headers")

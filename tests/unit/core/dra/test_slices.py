@@ -258,5 +258,5 @@ def test_a_trial_uses_all_that_an_api_server_may_drop() -> None:
     trial = trial_spec(POOL)
     assert dropped_gates(trial, trial) == frozenset()
     assert dropped_gates(trial, {"driver": DRIVER}) == frozenset(GATES.values())
-    assert "trial" in str(trial["devices"])
     assert trial["nodeName"] == "node-1"
+    assert trial["pool"] == {"name": "node-1", "generation": 0, "resourceSliceCount": 1}
