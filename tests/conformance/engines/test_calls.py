@@ -10,6 +10,7 @@ import pytest
 
 from gpuplugin.rpc import Service
 from gpuplugin.rpc.client import unary_call
+from gpuplugin.rpc.fast import FastServer
 from gpuplugin.rpc.h2 import calls
 from gpuplugin.rpc.publication import Publication
 from tests.component.waiting import eventually
@@ -294,6 +295,17 @@ def test_a_deadline_ends_a_stream(served: Served) -> None:
     assert (answer["grpc-status"], answer["grpc-message"]) == (DEADLINE, "Deadline Exceeded")
     assert [name for name, _ in answer.fields].count(":status") == 1
     eventually(lambda: served.watched.open_streams == 0)
+
+
+def test_a_deadline_is_kept_on_a_connection_that_was_idle(fast: Served) -> None:
+    """Nothing looked at the time until the call came."""
+    server = fast.server
+    assert isinstance(server, FastServer)
+    with fast.raw() as client:
+        assert client.call(ECHO).messages == [b""]
+        for _ in range(2):
+            eventually(lambda: not server.checks)
+            assert client.call(WATCH, grpc_timeout="100m")["grpc-status"] == DEADLINE
 
 
 def test_a_deadline_ends_a_call_whose_request_is_incomplete(fast: Served) -> None:

@@ -319,3 +319,12 @@ def test_any_frames_end_in_a_result_or_in_a_failure(
     except ConnectionFailed:
         assert all(call.ended for call in calls)
     assert connection.output()
+
+
+@pytest.mark.parametrize("length", [101, 2**16 + 1, 2**24 + 1, 2**32 - 1])
+def test_a_message_of_any_length_that_is_too_long_ends_its_call(length: int) -> None:
+    connection = ClientConnection(100)
+    call = connection.start(ECHO_M, b"request")
+    connection.receive(pack(SETTINGS, 0, 0) + pack(DATA, 0, 1, b"\0" + u32(length) + b"x"))
+    assert call.error is not None
+    assert call.error.code == 8

@@ -19,6 +19,7 @@ from gpuplugin.rpc import Service, SocketError
 from gpuplugin.rpc import fast as engine_fast
 from gpuplugin.rpc.fast import MAX_CONNECTIONS, FastEngine
 from gpuplugin.rpc.h2.calls import ServerCalls, Stream
+from gpuplugin.rpc.h2.connection import ServerConnection
 from gpuplugin.rpc.services import MAX_SOCKET_PATH_BYTES
 from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ECHO, ENGINES, WATCH, serving
@@ -39,6 +40,24 @@ if TYPE_CHECKING:
     from tests.conformance.engines.conftest import Served
 
 HELLO = grpc_message(b"hello")
+
+
+def test_a_connection_on_which_something_fails_is_closed(
+    fast: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with fast.raw() as client, fast.raw() as other:
+        assert client.call(ECHO, b"one").messages == [b"one"]
+        assert other.call(ECHO, b"one").messages == [b"one"]
+        with monkeypatch.context() as patched:
+            patched.setattr(ServerConnection, "receive", fail)
+            client.begin(ECHO, b"two")
+            client.read_until(lambda: client.closed)
+        assert other.call(ECHO, b"three").messages == [b"three"]
+    assert fast.requests == [b"one", b"one", b"three"]
+    assert "its client will reconnect" in caplog.text
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.plans import health_policy
-from gpuplugin.core.faults import Cause, Fault, XidPolicy, fault_of_event, fault_of_probe
+from gpuplugin.core.faults import (
+    Cause,
+    Fault,
+    ProbeChecks,
+    XidPolicy,
+    fault_of_event,
+    fault_of_probe,
+)
 from gpuplugin.core.health import (
     CONTAINED_WINDOW_S,
     Health,
@@ -27,6 +34,7 @@ from hal import (
     CallFailure,
     EccError,
     Event,
+    FabricState,
     GpuAppeared,
     GpuDisappeared,
     Probe,
@@ -705,3 +713,18 @@ def test_all_that_a_probe_shows_counts_unless_it_is_switched_off() -> None:
 
 def test_the_policy_without_a_configuration_is_that_of_the_default_one() -> None:
     assert health_policy(load_settings({}, {}, None).settings) == HealthPolicy()
+
+
+def test_what_a_probe_shows_counts_unless_it_is_left_out() -> None:
+    unready = replace(OK, fabric=FabricState.IN_PROGRESS, confidential_ready=False)
+    causes = [
+        fault.cause if (fault := fault_of_probe(unready, checks)) else None
+        for checks in (
+            ProbeChecks(),
+            ProbeChecks(fabric=False),
+            ProbeChecks(fabric=False, confidential=False),
+        )
+    ]
+    assert causes == [Cause.FABRIC, Cause.CONFIDENTIAL, None]
+    assert fault_of_probe(replace(REMAP_FAILED, fabric=FabricState.IN_PROGRESS)) is not None
+    assert fault_of_probe(REMAP_FAILED, ProbeChecks(hardware=False)) is None

@@ -310,3 +310,13 @@ def test_entries_that_no_node_can_have_a_device_for(
 ) -> None:
     found = [*entries_without_effect(replace(plan, sharing=TimeSlicing((entry,))))]
     assert found == ([] if reason is None else [(0, reason)])
+
+
+def test_without_a_configuration_nothing_is_shared_renamed_or_refused() -> None:
+    plan = TimeSlicing()
+    assert (plan.resources, plan.rename_by_default, plan.fail_requests_greater_than_one) == (
+        (),
+        False,
+        False,
+    )
+    assert plan.interval is None

@@ -33,6 +33,7 @@ def times_s(monkeypatch: pytest.MonkeyPatch) -> deque[float]:
 
 def counted(stats: CallStats) -> dict[str, tuple[dict[int, int], float]]:
     """By code: calls by bucket, and seconds."""
+    assert {len(one.by_bucket) for one in stats.calls()} == {len(BOUNDS_S) + 1}
     return {
         one.code: (
             {bucket: count for bucket, count in enumerate(one.by_bucket) if count},
