@@ -160,13 +160,13 @@ def _places(node: ast.AST, line: ast.AST, function: str) -> Iterator[_Place]:
 
 
 def _is_for_readers(node: ast.AST) -> bool:
-    """True for docstrings, log messages, `__all__`, and what only the type checker reads."""
+    """True for docstrings, log messages, what only the type checker reads, and `zip(strict=True)`."""
     match node:
         case ast.Expr(value=ast.Constant()) | ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return True
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log")))):
             return True
-        case ast.Import() | ast.ImportFrom():
+        case ast.Import() | ast.ImportFrom() | ast.keyword(arg="strict"):
             return True
     return False
 

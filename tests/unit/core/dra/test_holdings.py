@@ -137,3 +137,9 @@ def test_shares_beyond_a_lowered_count_have_numbers_too() -> None:
     found = holdings_of(uses_of(claims, DRIVER), DRIVER, claims, few)
     numbers = sorted(int(one.partition("::")[2]) for each in found for one in each.device_ids)
     assert numbers == [0, 1, 2, 3, 4]
+
+
+def test_a_claim_of_a_whole_gpu_that_is_shared_by_now_counts_as_one_share() -> None:
+    claims = claims_of(("a", 0, 0))
+    (holding,) = holdings_of([a_use(claims, "a")], DRIVER, claims, SHARED)
+    assert len(replicas((holding,))) == 1
