@@ -160,7 +160,7 @@ def _places(node: ast.AST, line: ast.AST, function: str) -> Iterator[_Place]:
 
 
 def _is_for_readers(node: ast.AST) -> bool:
-    """True for docstrings, log messages, imports, what type checkers read, and `zip(strict=True)`."""
+    """True for docstrings, log messages, imports, types and `zip(strict=True)`."""
     match node:
         case ast.Expr(value=ast.Constant()) | ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.rpc import RpcCode, RpcError, Service
-from gpuplugin.rpc.client import Connection, Method
+from gpuplugin.rpc.client import CallFailed, Connection, Method
 from gpuplugin.rpc.fast import FastEngine
 from tests.component.waiting import DEADLINE_S, eventually
 from tests.conformance.engines.clients import CLIENTS, GrpcioClient, Refused
@@ -177,6 +177,43 @@ def test_only_so_many_handlers_wait_at_a_time_and_each_call_has_its_turn(
                 connection.ended()
             assert [call.result() for call in started] == calls
             eventually(lambda: set(threading.enumerate()) <= others)
+
+
+def test_a_thread_that_cannot_be_had_fails_its_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, given = threading.Semaphore(0), threading.Event()
+    start, missing = threading.Thread.start, [3]
+    monkeypatch.setattr("gpuplugin.rpc.fast.MAX_WAITING_CALLS", 1)
+
+    def start_or_fail(thread: threading.Thread) -> None:
+        if thread.name == "rpc-waiting" and missing[0]:
+            missing[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def work(request: bytes) -> bytes:
+        entered.release()
+        assert given.wait(DEADLINE_S)
+        return request
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    waiting = Service("test.Waiting", {"Work": work}, {}, frozenset({"Work"}))
+    method = Method.of("/test.Waiting/Work")
+    with (
+        serving(FastEngine(), [waiting]) as served,
+        Connection(served.path, DEADLINE_S) as connection,
+    ):
+        for _ in range(3):
+            with pytest.raises(CallFailed, match="no thread for a call") as caught:
+                connection.call(method, b"failed")
+            assert caught.value.code == RpcCode.RESOURCE_EXHAUSTED
+        started = [connection.start(method, b"%d" % number) for number in range(3)]
+        assert connection.call(Method.of(ECHO), b"beside") == b"beside"
+        assert entered.acquire(timeout=DEADLINE_S)
+        assert not entered.acquire(blocking=False), "one at a time, as before"
+        given.set()
+        while not all(call.ended for call in started):
+            connection.ended()
+        assert [call.result() for call in started] == [b"0", b"1", b"2"]
 
 
 def test_of_a_handler_that_waits_nobody_is_told_after_the_client_left(
