@@ -33,8 +33,12 @@ _REASONS = {
     500: "InternalError", 503: "ServiceUnavailable",
 }  # fmt: skip
 _IDENTITY = ("uid", "resourceVersion")
-_MERGED_BY = {"conditions": "type", "taints": "key", "containers": "name"}
-"""The keys by which a strategic merge patch knows the entries of lists."""
+_MERGED_BY = {
+    "conditions": "type", "addresses": "type", "containers": "name",
+    "hostIPs": "ip", "podIPs": "ip",
+}  # fmt: skip
+"""The keys by which a strategic merge patch knows the entries of lists; it replaces others, such as
+the taints of a node (patchMergeKey in k8s.io/api/core/v1, 1.36)."""
 
 
 class ApiProblem(Exception):
@@ -273,7 +277,7 @@ class Store:
         status: bool = False,
         dry_run: bool = False,
     ) -> JsonObject:
-        """A merge patch, or a strategic one, where conditions and taints are merged by their key.
+        """A merge patch, or a strategic one, where conditions and the like are merged by key.
 
         Raises `ApiProblem` as `replace`.
         """
@@ -482,6 +486,9 @@ def _merged_list(
 ) -> list[JsonObject]:
     entries = {str(entry.get(key)): entry for entry in known}
     for entry in patch:
+        if entry.get("$patch") == "replace":
+            entries = {}
+            continue
         name = str(entry.get(key))
         entries[name] = _merged(entries.get(name, {}), entry, strategic=True)
     return list(entries.values())

@@ -35,8 +35,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _LONGEST_WAIT_S = 60.0
 _PAGE = 500
 _RIGHTS = (
-    "sim fleet needs get, list, watch, create, patch and delete on nodes, pods and leases, and "
-    "patch on nodes/status and pods/status"
+    "sim fleet needs get, list, create, patch and delete on nodes; list, watch and delete on pods; "
+    "patch on nodes/status and pods/status; create and patch on leases (docs/fleet.md)"
 )
 
 log = logging.getLogger(__name__)

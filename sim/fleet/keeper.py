@@ -21,12 +21,14 @@ from sim.fleet.node import FleetNode
 from sim.fleet.objects import (
     FLEET,
     LEASE_NAMESPACE,
+    PodAddresses,
     addresses,
     lease_body,
     lease_renewal,
     node_body,
     node_info,
     node_status,
+    taints,
 )
 from sim.fleet.podkeeper import PodKeeper
 from sim.node.control import injected
@@ -170,12 +172,13 @@ class Keeper:
                 await self._remove_all()
 
     async def _make(self) -> None:
-        number = 0
+        number, addresses = 0, PodAddresses()
         self._began_s, self.began = time.monotonic(), datetime.now(UTC)
         for pool in self._plan.pools:
             for _ in range(pool.count):
                 name = f"{self._plan.prefix}-{number}"
-                node = FleetNode(name, number, pool.scenario, pool.settings, self._plan.machine)
+                of_pool = (pool.scenario, pool.settings, self._plan.machine)
+                node = FleetNode(name, number, *of_pool, addresses)
                 self._kept[name] = _Kept(node, pool.scenario)
                 number += 1
                 if number % _MADE_AT_ONCE == 0:
@@ -232,8 +235,11 @@ class Keeper:
         new = _part(_part(body, "metadata"), "labels")
         old = {key: str(value) for key, value in labels.items() if is_own(key)}
         changed = dict.fromkeys(old.keys() - new.keys()) | new
-        wanted = {"metadata": {"labels": changed}}
-        found = await self._api.patch(path, wanted | {"spec": body["spec"]})
+        wanted: JsonObject = {"metadata": {"labels": changed}}
+        spec = _part(found, "spec")
+        if (wanted_taints := taints(spec, self._plan.machine)) != (spec.get("taints") or []):
+            wanted["spec"] = {"taints": wanted_taints}
+        found = await self._api.patch(path, wanted)
         fixed = {"addresses": addresses(name, number), "nodeInfo": node_info(name)}
         status = {**_part(body, "status"), **fixed}
         await self._api.patch_status(path, {"status": status})

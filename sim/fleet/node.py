@@ -5,7 +5,6 @@ It is what `sim.virtual` runs from beginning to end, advanced to the present by 
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.node import NodeView
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from hal import Telemetry
-    from sim.fleet.objects import Machine
+    from sim.fleet.objects import Machine, PodAddresses
     from sim.fleet.pods import AskedPod
     from sim.gpu.tenancy import TenantSpec
     from sim.kubelet.devices import Amount
@@ -67,7 +66,7 @@ class _Pod:
 
 
 class FleetNode:
-    """A node of this name; `number` is its place in the fleet.
+    """A node of this name; `number` is its place in the fleet, whose pods share `addresses`.
 
     `dirty`: its own status has changed; `changed`: the uids of pods whose status has. Whoever
     writes them takes them away.
@@ -77,7 +76,13 @@ class FleetNode:
     """
 
     def __init__(
-        self, name: str, number: int, scenario: Scenario, settings: Settings, machine: Machine
+        self,
+        name: str,
+        number: int,
+        scenario: Scenario,
+        settings: Settings,
+        machine: Machine,
+        addresses: PodAddresses,
     ) -> None:
         self.name = name
         self.number = number
@@ -87,7 +92,7 @@ class FleetNode:
         self.kubelet = VirtualKubelet(number)
         self._machine = machine
         self._pods: dict[str, _Pod] = {}
-        self._numbers = itertools.count(1)
+        self._addresses = addresses
         self.plugin = VirtualPlugin(self.model, settings, PluginDoor(self._listed), _unlogged)
         self.advance(_START_S)
 
@@ -132,9 +137,12 @@ class FleetNode:
             return
         self.advance(now_s)
         now_s = self.model.now_s
-        began_s = now_s - (asked.age_s or 0.0)
-        pending = PodState("Pending", next(self._numbers), began_s, now_s)
-        pod = _Pod(asked, pending, self.model.env.event())
+        if asked.before is None:
+            state = PodState("Pending", now_s, now_s, now_s)
+        else:
+            began_s = now_s - (asked.age_s or 0.0)
+            state = PodState("Running", began_s, began_s, None, restarts=asked.before.restarts)
+        pod = _Pod(asked, state, self.model.env.event())
         self.kubelet.create(asked.pod)
         status = self.kubelet.sync(asked.pod, now_s)
         reason, message = status.reason, status.message
@@ -144,10 +152,13 @@ class FleetNode:
         if reason:
             self._release(pod)
             told = f"Pod was rejected: {message}"
-            pod.state = replace(pod.state, phase="Failed", reason=reason, message=told)
+            pod.state = replace(
+                pod.state, phase="Failed", changed_s=now_s, reason=reason, message=told
+            )
         else:
             pod.uuids = status.uuids
-            pod.state = replace(pod.state, grants=status.grants)
+            address = self._addresses.take(asked.before.address if asked.before else "")
+            pod.state = replace(pod.state, grants=status.grants, address=address)
             pod.health = self._health_of(pod)
             self.model.env.process(self._live(pod))
         self.changed.add(asked.uid)
@@ -231,12 +242,14 @@ class FleetNode:
 
     def _live(self, pod: _Pod) -> Events:
         env, asked = self.model.env, pod.asked
-        if asked.age_s is None:
+        age_s = 0.0
+        if asked.before is None:
             yield env.timeout(to_ns(POD_START_S)) | pod.stopped
-        if pod.stopped.triggered:
-            return
-        age_s = asked.age_s or 0.0
-        self._set(pod, phase="Running", began_s=self.model.now_s - age_s)
+            if pod.stopped.triggered:
+                return
+            self._set(pod, phase="Running", started_s=self.model.now_s)
+        else:
+            age_s = max(0.0, (asked.age_s or 0.0) - POD_START_S)
         over: simpy.Event = pod.stopped
         if asked.duration_s < math.inf:
             over = env.timeout(max(1, to_ns(asked.duration_s - age_s))) | pod.stopped
@@ -260,7 +273,9 @@ class FleetNode:
             match step:
                 case Run():
                     if pod.state.waiting:
-                        self._set(pod, waiting="", restarts=pod.state.restarts + 1)
+                        restarts = pod.state.restarts + 1
+                        now_s = self.model.now_s
+                        self._set(pod, waiting="", restarts=restarts, started_s=now_s)
                     began_ns = int(env.now)
                     tenant = self.model.start_tenant(step.uuid, step.spec)
                     reply = Exit(None)
@@ -273,7 +288,8 @@ class FleetNode:
                             return
                         reply = Exit((int(env.now) - began_ns) / NS_PER_S)
                 case Wait(delay_s=delay_s):
-                    self._set(pod, waiting=_CRASHED)
+                    crashed = (pod.state.started_s, self.model.now_s)
+                    self._set(pod, waiting=_CRASHED, crashed=crashed)
                     yield env.timeout(to_ns(delay_s)) | over
                 case _:
                     raise AssertionError(step)
@@ -292,6 +308,7 @@ class FleetNode:
     def _release(self, pod: _Pod) -> None:
         if not pod.released:
             pod.released = True
+            self._addresses.free(pod.state.address)
             self.kubelet.delete(pod.asked.pod, self.model.now_s)
 
     def _health_of(self, pod: _Pod) -> dict[str, bool]:

@@ -59,12 +59,19 @@ def node_body(
         "kubernetes.io/arch": "amd64",
         "node.kubernetes.io/instance-type": scenario,
     }
-    spec: JsonObject = {}
-    if machine.tainted:
-        spec["taints"] = [{"key": TAINT, "value": "true", "effect": "NoSchedule"}]
+    spec: JsonObject = {"taints": taints({}, machine)}
     metadata = {"name": name, "labels": {**own, **labels, **machine.labels, FLEET: fleet}}
     fixed = {"addresses": addresses(name, number), "nodeInfo": node_info(name)}
     return {"metadata": metadata, "spec": spec, "status": {**status, **fixed}}
+
+
+def taints(spec: JsonObject, machine: Machine) -> list[JsonObject]:
+    """The taints of a node whose spec is this: those of others stay."""
+    known = spec.get("taints")
+    known = known if isinstance(known, list) else []
+    others = [one for one in known if isinstance(one, dict) and one.get("key") != TAINT]
+    own: JsonObject = {"key": TAINT, "value": "true", "effect": "NoSchedule"}
+    return [*others, own] if machine.tainted else others
 
 
 def node_status(
@@ -91,6 +98,9 @@ def node_status(
     }
 
 
+_POD_ADDRESSES = 65_534
+
+
 def address(number: int) -> str:
     """The address of the node of this number, from 198.18.0.0/15, which nobody routes (RFC 2544).
 
@@ -103,6 +113,28 @@ def address(number: int) -> str:
 def pod_address(number: int) -> str:
     number = number % 65_534 + 1
     return f"198.19.{number // 256}.{number % 256}"
+
+
+class PodAddresses:
+    """The addresses of a fleet's pods: no two pods have the same, up to 65,534 of them."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._next = 0
+
+    def take(self, wanted: str = "") -> str:
+        """An address that is free: the wanted one if it is."""
+        address = wanted
+        for _ in range(_POD_ADDRESSES):
+            if address and address not in self._taken:
+                break
+            address = pod_address(self._next)
+            self._next += 1
+        self._taken.add(address)
+        return address
+
+    def free(self, address: str) -> None:
+        self._taken.discard(address)
 
 
 def addresses(name: str, number: int) -> list[JsonObject]:

@@ -129,7 +129,7 @@ class PodKeeper:
                 return
             asked, state = found
             body = pod_status(asked, state, node.number, self._nodes.began, node.health(uid))
-            await self._api.patch(f"{_path(asked)}/status", body)
+            await self._api.patch_status(_path(asked), body)
         except Refused as refused:
             if refused.code != NOT_FOUND:
                 raise

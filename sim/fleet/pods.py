@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from gpuplugin.config.values import parse_duration_s
 from sim.apiserver.rules import quantity
-from sim.fleet.objects import JsonObject, address, pod_address, seconds
+from sim.fleet.objects import JsonObject, address, seconds
 from sim.kubelet.pods import Container, Pod
 from sim.pods.podlist import LOAD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sim.kubelet.pods import Grant
 
@@ -27,8 +27,19 @@ _USUAL = ("cpu", "memory", "ephemeral-storage")
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What the status of a pod that runs says, by an earlier run of the fleet: it stays."""
+
+    started: str
+    since: str
+    """When it became ready."""
+    address: str
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
 class AskedPod:
-    """A pod that is bound to a node; `age_s` since its containers started, None before.
+    """A pod that is bound to a node; `before` if it ran when the fleet began, with its age.
 
     `cpu_milli` and `memory_bytes` are what it requests; `duration_s` is infinite without an end.
     `note` is what is wrong about its annotations.
@@ -45,6 +56,7 @@ class AskedPod:
     deleted: bool = False
     ended: bool = False
     age_s: float | None = None
+    before: Written | None = None
     note: str = ""
 
     @property
@@ -56,17 +68,21 @@ class AskedPod:
 class PodState:
     """Where a pod on a node stands; times are in seconds since the fleet began.
 
-    `waiting` is why its containers do not run now, empty if they do.
+    It was admitted at `began_s`, its containers were last started at `started_s`, and `crashed` is
+    when those before them started and ended. `waiting` is why they do not run now, empty if they
+    do. `changed_s` is None while it is as it was written before.
     """
 
     phase: PodPhase
-    number: int
     began_s: float
-    changed_s: float
+    started_s: float
+    changed_s: float | None
+    address: str = ""
     reason: str = ""
     message: str = ""
     waiting: str = ""
     restarts: int = 0
+    crashed: tuple[float, float] | None = None
     grants: tuple[Grant, ...] = ()
 
 
@@ -100,6 +116,7 @@ def asked_pod(body: JsonObject, now: datetime) -> AskedPod:
         deleted=bool(metadata.get("deletionTimestamp")),
         ended=status.get("phase") in _ENDED,
         age_s=_age_s(status, now),
+        before=_written(status),
         note=note,
     )
 
@@ -108,9 +125,14 @@ def pod_status(
     asked: AskedPod, state: PodState, node_number: int, began: datetime, health: Mapping[str, bool]
 ) -> JsonObject:
     """What a kubelet writes; `health` is by device id, `began` the fleet's beginning."""
-    host, changed = address(node_number), seconds(began + timedelta(seconds=state.changed_s))
-    started = seconds(began + timedelta(seconds=state.began_s))
-    status: JsonObject = {"phase": state.phase, "startTime": started}
+
+    def at(time_s: float) -> str:
+        return seconds(began + timedelta(seconds=time_s))
+
+    host, before = address(node_number), asked.before
+    began_at = before.started if before else at(state.began_s)
+    changed = before.since if before and state.changed_s is None else at(state.changed_s or 0.0)
+    status: JsonObject = {"phase": state.phase, "startTime": began_at}
     if state.reason:
         status |= {"reason": state.reason, "message": state.message}
     if state.phase == "Failed" and state.reason:
@@ -126,36 +148,59 @@ def pod_status(
     }
     status["conditions"] = [
         {"type": kind, "status": truth, "lastTransitionTime": changed}
+        | (_why_not(asked, state) if truth == "False" else {"reason": None, "message": None})
         for kind, truth in truths.items()
     ]
     status |= {"hostIP": host, "hostIPs": [{"ip": host}]}
     if running:
-        own = pod_address(state.number)
-        status |= {"podIP": own, "podIPs": [{"ip": own}]}
+        own = state.address
+        status |= {"podIP": own, "podIPs": [{"$patch": "replace"}, {"ip": own}]}
     status["containerStatuses"] = [
-        _container_status(asked, state, container.name, started, changed, health)
+        _container_status(asked, state, container.name, at, health)
         for container in asked.pod.containers
     ]
     return {"status": status}
+
+
+def _why_not(asked: AskedPod, state: PodState) -> JsonObject:
+    """Why it is not ready, in a kubelet's words (1.36, pkg/kubelet/status/generate.go)."""
+    if state.phase in _ENDED:
+        return {"reason": "PodCompleted" if state.phase == "Succeeded" else "PodFailed"}
+    names = " ".join(container.name for container in asked.pod.containers)
+    return {
+        "reason": "ContainersNotReady",
+        "message": f"containers with unready status: [{names}]",
+    }
 
 
 def _container_status(
     asked: AskedPod,
     state: PodState,
     name: str,
-    started: str,
-    changed: str,
+    at: Callable[[float], str],
     health: Mapping[str, bool],
 ) -> JsonObject:
-    container_id = f"gpuplugin-sim://{asked.uid}-{name}-{state.restarts}"
+    def terminated(code: int, reason: str, times_s: tuple[float, float], number: int) -> JsonObject:
+        return {
+            "exitCode": code,
+            "reason": reason,
+            "containerID": _container_id(asked, name, number),
+            "startedAt": at(times_s[0]),
+            "finishedAt": at(times_s[1]),
+        }
+
+    last: JsonObject = {}
+    if state.crashed is not None:
+        # That of the container now, until it is started again.
+        number = state.restarts if state.waiting else state.restarts - 1
+        last = {"terminated": terminated(1, "Error", state.crashed, number)}
     match state.phase:
         case "Succeeded" | "Failed":
             code, reason = (0, "Completed") if state.phase == "Succeeded" else (1, "Error")
-            terminated = {"exitCode": code, "reason": reason, "containerID": container_id}
-            times = {"startedAt": started, "finishedAt": changed}
-            current: JsonObject = {"terminated": terminated | times}
+            times_s = (state.started_s, state.changed_s or state.started_s)
+            current: JsonObject = {"terminated": terminated(code, reason, times_s, state.restarts)}
         case "Running" if not state.waiting:
-            current = {"running": {"startedAt": started}}
+            current = {"running": {"startedAt": at(state.started_s)}}
         case _:
             current = {"waiting": {"reason": state.waiting or "ContainerCreating"}}
     is_running = "running" in current
@@ -163,13 +208,20 @@ def _container_status(
         "name": name,
         "image": asked.images.get(name, ""),
         "imageID": "",
-        "containerID": "" if "waiting" in current else container_id,
+        "containerID": ""
+        if "waiting" in current and not last
+        else _container_id(asked, name, state.restarts),
         "ready": is_running,
         "started": is_running,
         "restartCount": state.restarts,
         "state": current,
+        "lastState": last,
         "allocatedResourcesStatus": list(_resources(state.grants, name, health)),
     }
+
+
+def _container_id(asked: AskedPod, name: str, number: int) -> str:
+    return f"gpuplugin-sim://{asked.uid}-{name}-{number}"
 
 
 def _resources(
@@ -206,6 +258,22 @@ def _number(value: object, parts: int) -> int:
         return math.ceil(quantity(str(value)) * parts) if value is not None else 0
     except ValueError:
         return 0
+
+
+def _written(status: JsonObject) -> Written | None:
+    if status.get("phase") != "Running":
+        return None
+    started = str(status.get("startTime") or "")
+    conditions = {one.get("type"): one for one in _objects(status.get("conditions"))}
+    ready = conditions.get("Ready", {})
+    containers = _objects(status.get("containerStatuses"))
+    counts = [one.get("restartCount") for one in containers]
+    return Written(
+        started,
+        str(ready.get("lastTransitionTime") or started),
+        str(status.get("podIP") or ""),
+        max((count for count in counts if isinstance(count, int)), default=0),
+    )
 
 
 def _age_s(status: JsonObject, now: datetime) -> float | None:

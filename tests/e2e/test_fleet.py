@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -220,6 +221,44 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
     (busy,) = [one for one in processes if one.endswith(" 1.0")]
     assert 'node="sim-0",pod="training"' in busy
     assert 'gpuplugin_devices{health="Healthy",node="sim-1",' in metrics
+
+
+@pytest.mark.slow
+def test_pods_run_on_while_the_fleet_is_away(server: ApiServer, env: dict[str, str]) -> None:
+    with a_fleet(env, "--nodes", "2") as fleet:
+        fleet.says("2 nodes are kept")
+        pods = [create_pod(server, f"on-{node}", node) for node in ("sim-0", "sim-1")]
+        eventually(lambda: all(phase(server, pod) == "Running" for pod in pods), "they run")
+        fleet.signal(signal.SIGKILL)
+        fleet.exit_status()
+    theirs = {"type": "DisruptionTarget", "status": "True"}
+    for pod in pods:
+        server.store.patch(pod, {"status": {"conditions": [theirs]}}, strategic=True, status=True)
+    cordoned = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+    server.store.patch(Key(NODES, "sim-0"), {"spec": {"taints": [cordoned]}})
+    before = [status(server, pod) for pod in pods]
+    server.requests.clear()
+
+    with a_fleet(env, "--nodes", "2", "--taint") as fleet:
+        fleet.says("2 nodes are kept")
+        eventually(
+            lambda: (
+                sum(request.right[:2] == ("patch", "pods/status") for request in server.requests)
+                == 2
+            ),
+            "the fleet has taken them over",
+        )
+        late = create_pod(server, "late", "sim-0")
+        eventually(lambda: phase(server, late) == "Running", "another one runs")
+        after, addresses = [status(server, pod) for pod in pods], status(server, late)["podIPs"]
+        tainted = nodes(server)["sim-0"]["spec"]["taints"]
+        assert fleet.stop() == 0
+
+    for old, new in zip(before, after, strict=True):
+        for name in ("phase", "startTime", "podIP", "podIPs", "conditions"):
+            assert new[name] == old[name], name
+    assert len({*(one["podIP"] for one in after), addresses[0]["ip"]}) == 3
+    assert [one["key"] for one in tainted] == [cordoned["key"], "gpuplugin.dev/simulated"]
 
 
 @pytest.mark.slow

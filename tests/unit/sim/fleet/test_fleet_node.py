@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sim.fleet.node import POD_START_S, FleetNode
-from sim.fleet.objects import Machine
+from sim.fleet.objects import Machine, PodAddresses, node_body, pod_address, taints
 from sim.fleet.pods import AskedPod, asked_pod, pod_status
 from sim.gpu.faults import Recovery, XidFault
 from sim.node.scenario import parse_scenario
@@ -24,10 +24,16 @@ pods:
 """
 
 
-def a_node(name: str = "sim-0", replicas: int = 2, machine: Machine = USUAL) -> FleetNode:
+def a_node(
+    name: str = "sim-0",
+    replicas: int = 2,
+    machine: Machine = USUAL,
+    addresses: PodAddresses | None = None,
+) -> FleetNode:
     scenario = parse_scenario(SCENARIO, "test")
     scenario = scenario.model_copy(update={"config": with_replicas(None, replicas)})
-    return FleetNode(name, 0, scenario, settings_for(scenario, {}, {}, None), machine)
+    settings = settings_for(scenario, {}, {}, None)
+    return FleetNode(name, 0, scenario, settings, machine, addresses or PodAddresses())
 
 
 def a_pod(name: str, gpus: int = 1, cpu: str = "1", **more: Any) -> AskedPod:
@@ -111,10 +117,68 @@ def test_a_pod_that_runs_when_the_fleet_begins_ends_in_what_is_left_of_its_time(
     pod = asked_pod(body, NOW)
     node.bind(pod, 1.0)
 
-    node.advance(10.5)
-    assert phase(node, pod) == "Running"
     node.advance(11.5)
+    assert phase(node, pod) == "Running"
+    node.advance(12.5)
     assert phase(node, pod) == "Succeeded"
+
+
+def test_what_a_pod_that_runs_was_told_before_stays() -> None:
+    since = {"type": "Ready", "status": "True", "lastTransitionTime": "2025-12-31T23:59:12Z"}
+    before = {
+        "phase": "Running", "startTime": "2025-12-31T23:59:10Z", "conditions": [since],
+        "podIP": pod_address(7), "containerStatuses": [{"name": "main", "restartCount": 3}],
+    }  # fmt: skip
+    metadata = {"name": "old", "namespace": "team", "uid": "u"}
+    spec = {"nodeName": "sim-0", "containers": [{"name": "main"}]}
+    node = a_node()
+    pod = asked_pod({"metadata": metadata, "spec": spec, "status": before}, NOW)
+    node.bind(pod, 1.25)
+
+    # It never comes to Pending: a kubelet's pods run on while it is away.
+    assert phase(node, pod) == "Running"
+    status: Any = pod_status(*node.pods[pod.uid], 0, NOW, {})["status"]
+    assert (status["startTime"], status["podIP"]) == (before["startTime"], before["podIP"])
+    assert {one["lastTransitionTime"] for one in status["conditions"]} == {
+        since["lastTransitionTime"]
+    }
+    assert status["containerStatuses"][0]["restartCount"] == 3
+
+
+def test_pods_of_a_fleet_have_addresses_of_their_own() -> None:
+    addresses = PodAddresses()
+    nodes = [a_node(name, addresses=addresses) for name in ("sim-0", "sim-1")]
+    for number, node in enumerate((*nodes, *nodes)):
+        node.bind(a_pod(f"pod-{number}"), 1.0)
+    used = [state.address for node in nodes for _, state in node.pods.values()]
+    assert len(set(used)) == 4
+
+    nodes[0].remove("uid-pod-0", 2.0)
+    for number in range(65_534 - 3):
+        assert addresses.take() not in used[1:], number
+    assert addresses.take() in used
+
+
+def test_a_pod_keeps_the_time_of_its_admission() -> None:
+    node = a_node()
+    pod = a_pod("one")
+    node.bind(pod, 1.0)
+    node.advance(10.0)
+
+    status: Any = pod_status(*node.pods[pod.uid], 0, NOW, {})["status"]
+    assert status["startTime"] == "2026-01-01T00:00:01Z"
+    (container,) = status["containerStatuses"]
+    assert container["state"] == {"running": {"startedAt": "2026-01-01T00:00:02Z"}}
+
+
+def test_taints_of_others_stay_on_a_node() -> None:
+    theirs = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+    own = taints({}, Machine(tainted=True))
+    assert [one["key"] for one in own] == ["gpuplugin.dev/simulated"]
+    assert taints({"taints": [theirs, *own]}, Machine(tainted=True)) == [theirs, *own]
+    assert taints({"taints": [*own, theirs]}, USUAL) == [theirs]
+    made: Any = node_body("sim-0", "sim", "default", 0, Machine(tainted=True), {})
+    assert made["spec"]["taints"] == own
 
 
 def test_what_does_not_fit_is_refused_in_a_kubelets_words() -> None:
@@ -150,7 +214,15 @@ def test_a_load_that_finds_no_memory_is_restarted_or_fails() -> None:
     assert state.restarts == 2
     assert phase(node, once) == "Failed"
     status: Any = pod_status(again, state, 0, NOW, node.health(again.uid))["status"]
-    assert status["containerStatuses"][0]["state"] == {"waiting": {"reason": "CrashLoopBackOff"}}
+    (container,) = status["containerStatuses"]
+    assert container["state"] == {"waiting": {"reason": "CrashLoopBackOff"}}
+    last = container["lastState"]["terminated"]
+    assert (last["exitCode"], last["reason"]) == (1, "Error")
+    assert last["startedAt"] <= last["finishedAt"]
+    assert last["containerID"] == container["containerID"]
+    ready = next(one for one in status["conditions"] if one["type"] == "Ready")
+    assert ready["reason"] == "ContainersNotReady"
+    assert ready["message"] == "containers with unready status: [main]"
 
 
 def test_a_duration_that_is_none_is_told_and_without_an_end() -> None:
