@@ -94,4 +94,5 @@ def _topology_bytes(numa_node: int | None) -> int:
 
 
 def _varint_bytes(value: int) -> int:
-    return max(1, (value.bit_length() + 6) // 7)
+    """The bytes of a number from 1 on."""
+    return (value.bit_length() + 6) // 7

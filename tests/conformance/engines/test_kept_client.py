@@ -81,6 +81,17 @@ def test_large_messages_both_ways(connection: Connection, size: int) -> None:
     assert connection.call(ECHO_M, bytes(size)) == bytes(size)
 
 
+def test_a_request_beyond_the_windows_is_sent_before_anybody_waits_for_its_end(
+    connection: Connection, served: Served
+) -> None:
+    call = connection.start(ECHO_M, bytes(3_000_000))
+    assert not call.rest
+    eventually(lambda: served.requests == [bytes(3_000_000)])
+    while not call.ended:
+        connection.ended()
+    assert call.result() == bytes(3_000_000)
+
+
 def test_windows_are_kept_open_over_many_calls(served: Served) -> None:
     """More bytes in all than a window has, both ways."""
     request = bytes(40_000)

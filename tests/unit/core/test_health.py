@@ -338,6 +338,8 @@ def test_every_xid_does_what_the_catalogue_says(code: int) -> None:
         XidAction.ECC_WORKFLOW,
         XidAction.RESTART_VM,
     }
+    assert health.needs_reset is needs_reset
+    assert not Health(since_s=0).needs_reset
     assert on_probe(health, OK, 2, POLICY).state is (U if needs_reset else R)
     assert on_probe(health, AFTER_RESET, 2, POLICY).state is R
 

@@ -101,8 +101,8 @@ def test_what_is_shared(entries: list[SharedResource], expected: dict[str, str])
 
 
 def test_rename_by_default_is_for_what_is_shared() -> None:
-    entries = [SharedResource(GPU, 4, listed("1")), SharedResource(GPU, 1, listed("2"))]
-    assert advertised(3, *entries, rename=True) == {GPU: "0*1 2*1", f"{GPU}.shared": "1*4"}
+    entries = [SharedResource(GPU, 2, listed("1")), SharedResource(GPU, 1, listed("2"))]
+    assert advertised(3, *entries, rename=True) == {GPU: "0*1 2*1", f"{GPU}.shared": "1*2"}
 
 
 def test_an_own_name_wins_over_rename_by_default() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import pytest
 from hpack import Encoder
 
 from gpuplugin.rpc import RpcCode, RpcError, Service
-from gpuplugin.rpc.h2.calls import ServerCalls
+from gpuplugin.rpc.h2.calls import ServerCalls, Stream
 from gpuplugin.rpc.h2.connection import ServerConnection
 from tests.conformance.engines.rawh2 import (
     ACK,
@@ -29,9 +28,6 @@ from tests.conformance.engines.rawh2 import (
     u32,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 ECHO, FAIL = "/test/Echo", "/test/Fail"
 FRAME_BYTES = 16_384
 
@@ -40,12 +36,15 @@ def _fail(request: bytes) -> bytes:
     raise RpcError(RpcCode.NOT_FOUND, request.decode())
 
 
+SERVICE = Service("", {ECHO: bytes, FAIL: _fail}, {})
+
+
 class Peer:
     """A client of a connection, that has called often enough for its headers to be known."""
 
-    def __init__(self, echo: Callable[[bytes], bytes] = bytes) -> None:
-        service = Service("", {ECHO: echo, FAIL: _fail}, {})
-        self.calls = ServerCalls(service, lambda _: None, lambda: 0.0)
+    def __init__(self, service: Service) -> None:
+        self.woken: list[Stream] = []
+        self.calls = ServerCalls(service, self.woken.append, lambda: 0.0)
         self.server = ServerConnection(self.calls)
         self.encoder = Encoder()
         self.last = -1
@@ -71,7 +70,7 @@ class Peer:
 
 @pytest.mark.parametrize("size", [0, 1, 100, FRAME_BYTES - 5])
 def test_a_call_as_the_one_before_goes_the_short_way(size: int) -> None:
-    peer = Peer()
+    peer = Peer(SERVICE)
     assert not peer.acts_on(peer.request(b"x" * size))
     assert grpc_message(b"x" * size) in peer.sent()
     assert not peer.server.unfinished
@@ -80,7 +79,7 @@ def test_a_call_as_the_one_before_goes_the_short_way(size: int) -> None:
 
 def test_calls_that_come_together_go_the_short_way() -> None:
     """Whatever is behind them: the beginning of one more is the next read's."""
-    peer = Peer()
+    peer = Peer(SERVICE)
     calls = b"".join(peer.request(b"%d" % number) for number in range(5))
     last = peer.request(b"last")
     peer.server.receive(calls + last[:10])
@@ -91,7 +90,7 @@ def test_calls_that_come_together_go_the_short_way() -> None:
 
 
 def test_a_response_of_the_short_way_is_whole() -> None:
-    peer = Peer(lambda request: request * 5_000)
+    peer = Peer(Service("", {ECHO: lambda request: request * 5_000}, {}))
     assert peer.acts_on(peer.request(b"four")), "there is more to send"
     assert len(peer.calls.streams) == 1
     sent = peer.sent()
@@ -101,7 +100,7 @@ def test_a_response_of_the_short_way_is_whole() -> None:
 
 
 def test_a_call_that_fails_on_the_short_way_ends_there() -> None:
-    peer = Peer()
+    peer = Peer(SERVICE)
     for text in (b"no such device", b"no such thing"):
         peer.server.receive(peer.request(text, FAIL))
         assert not peer.server.unfinished
@@ -115,17 +114,25 @@ def test_a_call_that_fails_on_the_short_way_ends_there() -> None:
     "frame", [pack(PING, 0, 0, bytes(8)), setting({}), pack(WINDOW, 0, 0, u32(1))]
 )
 def test_what_is_no_call_is_acted_on(frame: bytes) -> None:
-    peer = Peer()
+    peer = Peer(SERVICE)
     assert not peer.acts_on(peer.request(b"one"))
     assert peer.acts_on(frame)
     assert not peer.acts_on(peer.request(b"two"))
 
 
 def test_a_goodbye_names_the_last_call_and_is_said_once() -> None:
-    peer = Peer()
+    peer = Peer(SERVICE)
     last = peer.last
     peer.server.drain()
     peer.server.drain()
     assert peer.sent() == pack(GOAWAY, 0, 0, u32(last) + u32(0))
     assert peer.server.ended
     assert peer.calls.next_deadline_s == math.inf
+
+
+def test_a_handler_that_may_wait_is_run_in_place_unless_there_is_another_one() -> None:
+    service = Service("", {ECHO: bytes}, {}, frozenset({ECHO}))
+    peer = Peer(service)
+    peer.server.receive(peer.request(b"here"))
+    peer.calls.pull(peer.woken[-1])
+    assert grpc_message(b"here") in peer.sent()
