@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import celpy
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 
 def evaluated(expression: str, **context: Any) -> object:
     """What an expression of the Common Expression Language yields."""
+    given = {name: json_to_cel(value) for name, value in context.items()}
+    return _program(expression).evaluate(given)
+
+
+@cache
+def _program(expression: str) -> celpy.Runner:
     environment = celpy.Environment()
-    program = environment.program(environment.compile(expression))
-    return program.evaluate({name: json_to_cel(value) for name, value in context.items()})
+    return environment.program(environment.compile(expression))
 
 
 def account_of(found: list[Object]) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +18,7 @@ import yaml
 from tests.deploy.binaries import program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Object: TypeAlias = dict[str, Any]
 
@@ -38,9 +42,36 @@ def names(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in paths if path.parent != OWN_OVERLAY)
 
 
+_shared: list[Path] = []
+"""The folder of `shared_in`, while there is one."""
+
+
+@contextmanager
+def shared_in(folder: Path) -> Iterator[None]:
+    """Let processes that have this folder in common build each thing once."""
+    folder.mkdir(exist_ok=True)
+    _shared.append(folder)
+    yield
+    _shared.remove(folder)
+
+
+def _once(make: Callable[[], str], *asked: str) -> str:
+    """What `make` returns for `asked`, made by the first process that wants it."""
+    (folder,) = _shared
+    name = hashlib.sha256("\0".join(asked).encode()).hexdigest()
+    with (folder / name).open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        if not text:
+            text = make()
+            file.write(text)
+    return text
+
+
 @cache
 def _build(folder: str) -> str:
-    return _output([program("kubectl"), "kustomize", folder])
+    return _once(lambda: _output([program("kubectl"), "kustomize", folder]), "build", folder)
 
 
 def built(folder: Path) -> list[Object]:
@@ -48,7 +79,6 @@ def built(folder: Path) -> list[Object]:
     return objects(_build(str(folder)))
 
 
-@cache
 def _build_with(components: tuple[str, ...]) -> str:
     return _overlaid(
         yaml.safe_dump(
@@ -67,15 +97,23 @@ def overlaid(kustomization: str) -> list[Object]:
     return objects(_overlaid(kustomization))
 
 
+@cache
 def _overlaid(kustomization: str) -> str:
-    # kustomize takes relative paths alone and resolves links first, so this is done in a copy.
-    with tempfile.TemporaryDirectory() as folder:
-        for part in ("kustomize", "prometheus", "grafana"):
-            shutil.copytree(DEPLOY / part, Path(folder) / part)
-        own = Path(folder) / "kustomize" / "overlays" / "own"
-        own.mkdir()
-        (own / "kustomization.yaml").write_text(kustomization)
-        return _output([program("kubectl"), "kustomize", str(own)])
+    def build() -> str:
+        own = tempfile.mkdtemp(dir=_once(_copied, "copy"))
+        (Path(own) / "kustomization.yaml").write_text(kustomization)
+        return _output([program("kubectl"), "kustomize", own])
+
+    return _once(build, "overlay", kustomization)
+
+
+def _copied() -> str:
+    """The folder of overlays in a copy: kustomize takes relative paths, and resolves links."""
+    (shared,) = _shared
+    folder = Path(tempfile.mkdtemp(dir=shared))
+    for part in ("kustomize", "prometheus", "grafana"):
+        shutil.copytree(DEPLOY / part, folder / part)
+    return str(folder / "kustomize" / "overlays")
 
 
 def built_with(*components: str) -> list[Object]:
@@ -103,7 +141,8 @@ def _is_hook(one: Object) -> bool:
 @cache
 def _rendered(values: str, release: str, namespace: str, arguments: str) -> str:
     words = ["template", release, str(CHART), "--namespace", namespace, "--values", "-"]
-    return _output([program("helm"), *words, *arguments.split()], values)
+    command = [program("helm"), *words, *arguments.split()]
+    return _once(lambda: _output(command, values), *command, values)
 
 
 def lint(values: str) -> None:
@@ -122,7 +161,13 @@ class Refused(Exception):
 
 def _output(command: Sequence[str], text: str = "") -> str:
     done = subprocess.run(
-        command, input=text, capture_output=True, text=True, timeout=50, check=False
+        command,
+        env=os.environ | {"GOGC": "off"},  # they end before they need what they would collect
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     if done.returncode:
         raise Refused(done.stdout + done.stderr)
@@ -131,7 +176,7 @@ def _output(command: Sequence[str], text: str = "") -> str:
 
 def objects(text: str) -> list[Object]:
     """The documents of a stream that are not empty."""
-    return [one for one in yaml.safe_load_all(text) if one]
+    return [one for one in yaml.load_all(text, yaml.CSafeLoader) if one]
 
 
 def of_kind(found: Iterable[Object], kind: str) -> list[Object]:

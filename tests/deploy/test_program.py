@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gpuplugin.config.settings import Settings
 
 RESOURCE = "nvidia.com/gpu"
+PARSER = build_parser("run")
 RUNTIME = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
 """Read by NVIDIA's runtime, not by the plugin."""
 
@@ -67,7 +68,7 @@ def settings_of(found: list[Object], folder: Path) -> Settings:
             for name, text in one["data"].items():
                 (folder / name).write_text(text)
     words = [word.replace("/etc/gpuplugin", str(folder)) for word in container["args"]]
-    parsed = build_parser().parse_args([*container["command"][1:], *words])
+    parsed = PARSER.parse_args([*container["command"][1:], *words])
     strict = {"GPUPLUGIN_STRICT_CONFIG": "true"}
     return load_settings(
         given_options(parsed), environment(found) | strict, parsed.config_file

@@ -126,7 +126,7 @@ def _stripped(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and key.endswith(
         (".yaml", ".json", "exclusive", "ci", "development")
     ):
-        return yaml.safe_load(value)
+        return yaml.load(value, yaml.CSafeLoader)
     # The shell does not care where a line is folded.
     return " ".join(value.split()) if isinstance(value, str) else value
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
+from kubernetes_validate import utils
 
 from tests.deploy.choices import RENDERED
 from tests.deploy.rendering import DEPLOY, built, names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VERSIONS = ("1.31", "1.37")
 DRA, DRA_SINCE = "resource.k8s.io/v1", "1.34"
@@ -40,6 +44,14 @@ def test_a_misspelt_key_is_noticed(version: str) -> None:
     pod["spec"]["runtimeClass"] = pod["spec"].pop("runtimeClassName")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, version, strict=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def files_read_once() -> Iterator[None]:
+    """The library reads megabytes of definitions for every object."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+        yield
 
 
 @cache

@@ -107,7 +107,7 @@ class _Answers(BaseHTTPRequestHandler):
 @contextmanager
 def prometheus(handler: type[_Answers] = _Answers) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:

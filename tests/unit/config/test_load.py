@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    return build_parser().parse_args(["run", *arguments])
+    return build_parser("run").parse_args(["run", *arguments])
 
 
 def loaded(

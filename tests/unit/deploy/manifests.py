@@ -68,7 +68,7 @@ def shipped_settings(folder: Path) -> Settings:
     for name, text in base_manifest("ConfigMap")["data"].items():
         (folder / name).write_text(text)
     words = [word.replace(mount["mountPath"], str(folder)) for word in container["args"]]
-    parsed = build_parser().parse_args([*container["command"][1:], *words])
+    parsed = build_parser("run").parse_args([*container["command"][1:], *words])
     return load_settings(given_options(parsed), plugin_environment(), parsed.config_file).settings
 
 

@@ -323,7 +323,7 @@ def test_a_root_dir_moves_the_registry_and_not_the_device_plugins(host: Host) ->
 def test_what_answers_on_the_port_is_not_asked_about_another_folder(host: Host) -> None:
     host.make_folder(f"{ROOT}/plugins_registry")
     with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         facts = collect_plugin(host.root, ROOT, f"127.0.0.1:{server.server_port}")
         server.shutdown()
     assert facts.source == ""
