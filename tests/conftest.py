@@ -1,20 +1,52 @@
-"""Files with long tests come first; figures that tests record are shown at the end."""
+"""In which order processes collect and run tests; figures that tests record, shown at the end."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+import os
+from pathlib import Path
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 LONGEST = ("chaos", "e2e", "component", "deploy", "conformance")
 """Folders below this one; the others have many short tests, which fill up what is left."""
+HERE = Path(__file__).parent
 
 
+def _files() -> list[Path]:
+    """All files of tests, in the order in which they run."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    return sorted(
+        HERE.rglob("test_*.py"),
+        key=lambda file: (order.get(file.relative_to(HERE).parts[0], len(order)), file),
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Each process begins with another file where all are to be collected.
+
+    A module is compiled by whoever comes first: in a fresh clone all processes would compile all
+    of them. Nothing that is collected is garbage, so nobody looks for it meanwhile.
+    """
+    gc.disable()
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and [Path(one) for one in session.config.args] == [HERE]:
+        files = [str(file) for file in _files()]
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        first = int(worker.removeprefix("gw")) * len(files) // count
+        session.config.args = files[first:] + files[:first]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """No process may be left alone with a long file when the others have ended."""
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.nodeid.split("/")[1], len(order)))
+    order = {file: place for place, file in enumerate(_files())}
+    items.sort(key=lambda item: order.get(item.path, 0))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -31,7 +31,7 @@ def mean(result: ShareResult) -> float:
 # Laws
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(UNDIVIDED, BUSY_MS, st.floats(0, 100), OCCUPANCY)
 def test_one_client_alone_pays_nothing(
     mechanism: Mechanism, busy_ms: float, idle_ms: float, occupancy: float
@@ -41,7 +41,7 @@ def test_one_client_alone_pays_nothing(
     assert result.switch_loss == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(2, 12), BUSY_MS, OCCUPANCY)
 def test_saturating_clients_take_n_times_as_long_and_a_switch_for_each_slice(
     clients: int, busy_ms: float, occupancy: float
@@ -58,7 +58,7 @@ def test_saturating_clients_take_n_times_as_long_and_a_switch_for_each_slice(
     assert throughput == pytest.approx(1000 / busy_ms / expected, rel=0.03)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(2, 8), st.floats(0.5, 50), st.floats(10, 200), st.integers(0, 99))
 def test_below_saturation_throughput_is_not_lost(
     clients: int, busy_ms: float, ratio: float, seed: int
@@ -74,7 +74,7 @@ def test_below_saturation_throughput_is_not_lost(
     assert result.gpu_utilization == pytest.approx(busy_share, rel=0.05)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(2, 6), st.floats(20, 100), st.integers(0, 99))
 def test_clients_that_are_idle_cost_nothing(clients: int, busy_ms: float, seed: int) -> None:
     """The mean slowdown is one plus what meets by chance: no slices are kept for idle clients."""
@@ -85,7 +85,7 @@ def test_clients_that_are_idle_cost_nothing(clients: int, busy_ms: float, seed: 
     assert result.switch_loss < 0.001
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 20), BUSY_MS, st.floats(0, 50), st.floats(0, 1))
 def test_mps_costs_less_the_more_the_clients_rest(
     clients: int, busy_ms: float, idle_ms: float, mps_share: float
@@ -97,7 +97,7 @@ def test_mps_costs_less_the_more_the_clients_rest(
     assert result.switch_loss == 0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(1, 20), BUSY_MS, st.floats(0, 1))
 def test_with_mps_each_busy_client_adds_its_share_to_the_time_of_the_others(
     clients: int, busy_ms: float, mps_share: float
@@ -111,7 +111,7 @@ def test_an_mps_share_that_was_not_measured_goes_by_the_occupancy() -> None:
     assert mean(share(plan)) == pytest.approx(1 + 2 * 0.59 * 0.5, rel=0.001)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 20), BUSY_MS)
 def test_exclusive_use_takes_everybody_in_turn(clients: int, busy_ms: float) -> None:
     result = share(SharePlan(A100, clients, busy_ms, mechanism=Mechanism.EXCLUSIVE))
@@ -121,7 +121,7 @@ def test_exclusive_use_takes_everybody_in_turn(clients: int, busy_ms: float) -> 
     assert result.switch_loss == 0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.sampled_from(Mechanism), st.integers(1, 6), st.floats(1, 30), st.integers(0, 9))
 def test_a_seed_repeats_a_run(
     mechanism: Mechanism, clients: int, busy_ms: float, seed: int

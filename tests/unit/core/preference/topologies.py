@@ -154,9 +154,12 @@ def best_by_force(
 ) -> tuple[int, ...]:
     """The best GPUs to add to `fixed`: own score, then the score that is left, then order."""
 
-    def merit(added: tuple[int, ...]) -> tuple[int, int]:
-        own = pair_sum(scores, (*fixed, *added))
-        return own, pair_sum(scores, set(free) - set(added))
-
+    own = {
+        added: pair_sum(scores, (*fixed, *added)) for added in combinations(sorted(free), missing)
+    }
+    highest = max(own.values())
     # `max` takes the first of equals, and combinations come in lexicographic order.
-    return max(combinations(sorted(free), missing), key=merit)
+    return max(
+        (added for added, score in own.items() if score == highest),
+        key=lambda added: pair_sum(scores, set(free) - set(added)),
+    )

@@ -49,8 +49,8 @@ def node(count: int, rest: str, model: str = "a100-sxm4-80gb") -> str:
     return f"gpus: [{{model: {model}, count: {count}}}]\n{rest}"
 
 
-def pods(count: int, rest: str = "") -> str:
-    return f"pods: [{{name: p, count: {count}, workload: {LOOP}{rest}}}]\n"
+def pods(count: int, rest: str = "", loop: str = LOOP) -> str:
+    return f"pods: [{{name: p, count: {count}, workload: {loop}{rest}}}]\n"
 
 
 def test_pods_are_given_replicas_on_different_gpus() -> None:
@@ -83,7 +83,7 @@ def test_a_lost_gpu_costs_its_replicas_until_it_is_well_again() -> None:
         "faults:\n- {at_s: 100, gpu: 1, what: {kind: xid, xid: 79}}\n"
         "- {at_s: 700, gpu: 1, what: {kind: recover}}\n"
     )
-    ran = Ran(node(4, pods(8) + faults), 1000)
+    ran = Ran(node(4, pods(8, loop=LOOP.replace("20", "200")) + faults), 1000)
     (start, lost, back) = ran.allocatable()
     assert (start[1], lost[1], back[1]) == (40, 30, 40)
     assert lost[0] == 100.0
@@ -231,7 +231,7 @@ pods:
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_every_shipped_scenario_runs_and_repeats_itself(name: str) -> None:
-    until_s = {"production-week": 3600, "sixteen-gpus": 60}.get(name, 300)
+    until_s = {"production-week": 3600, "sixteen-gpus": 60}.get(name, 150)
     assert log_of(name, until_s) == log_of(name, until_s)
 
 
