@@ -124,9 +124,9 @@ def test_a_call_that_fails_means_what_the_table_says(
     node: Subject, name: str, reopen: bool
 ) -> None:
     """At run time, or from before the connection on; the GPUs were seen before."""
-    codes = OPPOSED if reopen else TELLING
-    if CALLS[name].role is not Role.OPTIONAL:
-        codes = CODES
+    codes = CODES
+    if CALLS[name].role is Role.OPTIONAL:
+        codes = OPPOSED if reopen else TELLING
     assert not misunderstood(node, name, codes, reopen=reopen)
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sim.study.usage import read_usage
 from tests.e2e.conftest import Process, eventually, gpuplugin
 from tests.e2e.test_commands import needs_no_driver
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SHORT = ("--for", "600ms", "--interval", "200ms")
 
@@ -126,16 +124,25 @@ def test_what_cannot_be_recorded_is_told(arguments: tuple[str, ...], words: str)
     assert "Traceback" not in result.stderr
 
 
+def unfinished(pid: int, folder: Path) -> str:
+    """What a process has written of files in a folder that have no name yet."""
+    text = ""
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            if str(one.readlink()).startswith(str(folder)) and "(deleted)" in str(one.readlink()):
+                text += one.read_text()
+    return text
+
+
 @needs_no_driver
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_or_sigterm_keeps_what_was_recorded(tmp_path: Path, how: signal.Signals) -> None:
     file = tmp_path / "node.yaml"
-    to_file = ("-o", str(file), "--interval", "100ms", "--for", "1h")
+    to_file = ("-o", str(file), "--interval", "100ms", "--for", "5m")
     node = tmp_path / "busy.yaml"
     node.write_text(BUSY)
     with Process("record", "--backend", "sim", "--scenario", str(node), *to_file) as recording:
-        eventually(lambda: len(list(tmp_path.iterdir())) > 1, "it records")
-        time.sleep(1)
+        eventually(lambda: "serve" in unfinished(recording.pid, tmp_path), "it records")
         recording.signal(how)
         assert recording.exit_status() == 0, recording.output
     assert f"wrote {file}" in recording.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -284,7 +285,8 @@ def test_an_nvml_backend_can_be_recorded(tmp_path: Path) -> None:
     nvml.push(event(gpu, EventType.XID, 13))
     backend = NvmlBackend(tmp_path, nvml, sysfs_root=tmp_path, procfs_root=tmp_path)
     backend.open()
-    recording = observe(backend, 0.05, 0.02)
+    ticks = count()
+    recording = observe(backend, 0.2, 0.05, clock=lambda: next(ticks) / 100)
     backend.close()
     assert recording.summary.looks > 1
     scenario = replayed(recording)
