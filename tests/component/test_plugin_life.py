@@ -96,10 +96,12 @@ def test_a_kubelet_that_crashes_in_a_loop_always_finds_a_socket(
         kubelet.start()
         eventually(lambda: "watches the device list" in part_text(plugin))
     (renewed,) = plugin.sockets()
+    pause = threading.Event()
     absent_since_s = time.monotonic()  # its streams end first, and to stop may take a while
     kubelet.stop()
     while time.monotonic() - absent_since_s < 1.3:  # it waits one second, and the pause
         assert plugin.sockets() == (renewed,)
+        pause.wait(0.01)
     kubelet.start()
     wait_for(kubelet, 80, 80)
     assert plugin.sockets() == (renewed,), "the kubelet came to the socket that was there"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-CODES = [code for code in Code if code is not Code.SUCCESS]
+CODES: list[Code] = [code for code in Code if code is not Code.SUCCESS]
 TELLING = [
     *(Code.UNINITIALIZED, Code.INVALID_ARGUMENT, Code.NOT_SUPPORTED, Code.NO_PERMISSION),
     *(Code.NOT_FOUND, Code.FUNCTION_NOT_FOUND, Code.GPU_IS_LOST, Code.NOT_READY, Code.UNKNOWN),
