@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from gpuplugin.cli.main import main
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    Command = Callable[..., subprocess.CompletedProcess[str]]
 
 DEADLINE_S = 20.0
 RESOURCE = "nvidia.com/gpu"
@@ -142,6 +146,24 @@ def gpuplugin(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=DEADLINE_S * 2,
         check=False,
     )
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """As `gpuplugin`, but in this process: for many arguments where some were tried as a user does.
+
+    To start a process costs half a second of processor time.
+    """
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            status = main(arguments)
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, output.out, output.err)
+
+    return run
 
 
 class Node:

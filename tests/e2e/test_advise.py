@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.e2e.conftest import Command
+
 API = ("advise", "--workload", "api:15/100/2:8", "--model", "l4")
 
 
@@ -62,8 +64,10 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
         (("--record", "/no/x.yaml", "--model", "l4"), "/no/x.yaml cannot be read"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(arguments: tuple[str, ...], said: str) -> None:
-    result = gpuplugin("advise", *arguments)
+def test_what_is_wrong_is_said_in_one_line(
+    command: Command, arguments: tuple[str, ...], said: str
+) -> None:
+    result = command("advise", *arguments)
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert said in line

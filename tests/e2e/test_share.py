@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.conftest import gpuplugin
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Command
 
 A100 = ("sim", "share", "--model", "a100-sxm4-80gb")
 THREE = (*A100, "--clients", "3", "--busy-ms", "88.15")
@@ -90,8 +94,10 @@ def test_where_nobody_fits_json_has_null() -> None:
         (("--idle-ms", "1000000"), "takes no longer than alone; less than 1 % of the GPU's time"),
     ],
 )
-def test_what_the_text_says_of_each_way(arguments: tuple[str, ...], text: str) -> None:
-    result = gpuplugin(*THREE, *arguments)
+def test_what_the_text_says_of_each_way(
+    command: Command, arguments: tuple[str, ...], text: str
+) -> None:
+    result = command(*THREE, *arguments)
     assert result.returncode == 0, result.stderr
     assert text in result.stdout
 
@@ -112,8 +118,10 @@ def test_clients_that_share_a_mig_device_are_told_so() -> None:
         (("--level", "tiny"), "invalid choice: 'tiny'"),
     ],
 )
-def test_wrong_values_are_refused_with_what_to_do(arguments: tuple[str, ...], text: str) -> None:
-    result = gpuplugin(*THREE, *arguments)
+def test_wrong_values_are_refused_with_what_to_do(
+    command: Command, arguments: tuple[str, ...], text: str
+) -> None:
+    result = command(*THREE, *arguments)
     assert result.returncode == 2
     assert text in result.stderr
     assert result.stdout == ""
@@ -132,7 +140,7 @@ def test_several_numbers_of_clients_have_a_row_each() -> None:
 
 
 @pytest.mark.parametrize("clients", ["0", "2,", "1,x", "-1"])
-def test_what_is_no_number_of_clients(clients: str) -> None:
-    result = gpuplugin(*A100, "--busy-ms", "5", f"--clients={clients}")
+def test_what_is_no_number_of_clients(command: Command, clients: str) -> None:
+    result = command(*A100, "--busy-ms", "5", f"--clients={clients}")
     assert result.returncode == 2
     assert "whole numbers from 1 on" in result.stderr

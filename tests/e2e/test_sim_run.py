@@ -19,6 +19,8 @@ from tests.e2e.conftest import gpuplugin
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.e2e.conftest import Command
+
 
 def start(folder: Path, hash_seed: str, *arguments: str) -> subprocess.Popen[bytes]:
     folder.mkdir()
@@ -100,8 +102,10 @@ def test_options_of_the_plugin_are_in_force(tmp_path: Path) -> None:
         (("mig", "--mig-strategy", "single"), "MIG strategy single"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(arguments: tuple[str, ...], said: str) -> None:
-    result = gpuplugin("sim", "run", *arguments)
+def test_what_is_wrong_is_said_in_one_line(
+    command: Command, arguments: tuple[str, ...], said: str
+) -> None:
+    result = command("sim", "run", *arguments)
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert re.search(said, line)

@@ -23,6 +23,8 @@ from tests.e2e.conftest import gpuplugin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.e2e.conftest import Command
+
 SWEEP = ("sim", "sweep", "noisy-neighbour", "--set", "replicas=2,4", "--seeds", "2")
 SHORT = (*SWEEP, "--until", "5s")
 
@@ -71,8 +73,10 @@ def test_the_page_has_all_of_it_and_fetches_nothing(tmp_path: Path) -> None:
         (("--set", "policy=packed", "--dask", "tcp://127.0.0.1:1"), "no Dask scheduler answers at"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(arguments: tuple[str, ...], said: str) -> None:
-    result = gpuplugin("sim", "sweep", "noisy-neighbour", "--until", "1s", *arguments)
+def test_what_is_wrong_is_said_in_one_line(
+    command: Command, arguments: tuple[str, ...], said: str
+) -> None:
+    result = command("sim", "sweep", "noisy-neighbour", "--until", "1s", *arguments)
     assert (result.returncode, result.stdout) == (1, "")
     assert said in result.stderr.splitlines()[-1]
 
