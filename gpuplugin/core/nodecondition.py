@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpuplugin.core.faults import Fault
+    from gpuplugin.core.health import HealthState
+    from gpuplugin.core.node import NodeView
+
 MESSAGE_BYTES = 1024
 """The API server refuses a longer message of an Event; a condition is held to the same."""
 
@@ -72,6 +76,23 @@ class Condition:
     def status(self) -> str:
         """True, False or Unknown, as the API has it."""
         return "Unknown" if self.healthy is None else str(self.healthy)
+
+
+def report_of(uuid: str, index: str, state: HealthState, fault: Fault | None) -> GpuReport:
+    if fault is None:
+        return GpuReport(uuid, index, state.value)
+    return GpuReport(uuid, index, state.value, fault.reason, fault.action, fault.xid)
+
+
+def condition_of(view: NodeView) -> Condition:
+    """The condition of a node as its view has it."""
+    board = view.board
+    unhealthy = [
+        report_of(uuid, view.index(uuid), health.state, health.fault)
+        for uuid, health in board.units.items()
+        if not health.healthy
+    ]
+    return condition_for(unhealthy, len(board.units), board.blind)
 
 
 def condition_for(unhealthy: Sequence[GpuReport], total: int, blind: str) -> Condition:

@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.healthboard import HealthBoard
-from gpuplugin.core.nodecondition import GpuReport, condition_for
+from gpuplugin.core.nodecondition import condition_of, report_of
 from gpuplugin.daemon.http.series import OTHER
 from gpuplugin.daemon.logs import log_fact
 from hal import EccError, XidError, lookup_xid
@@ -18,11 +18,9 @@ from hal.xid import XID_CATALOGUE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from gpuplugin.core.faults import Fault
-    from gpuplugin.core.health import HealthState
     from gpuplugin.core.healthboard import Transition
     from gpuplugin.core.node import NodeView
-    from gpuplugin.core.nodecondition import Condition
+    from gpuplugin.core.nodecondition import Condition, GpuReport
     from gpuplugin.daemon.http.metrics import Metrics
     from hal import Event
 
@@ -99,7 +97,7 @@ class HealthLog:
             xid=xid,
         )
         if self._report is not None:
-            self._unreported.append(_report(uuid, index, after, fault))
+            self._unreported.append(report_of(uuid, index, after, fault))
 
     def report(self, view: NodeView) -> None:
         """Report the changes since the last call, and the condition of the node."""
@@ -110,23 +108,7 @@ class HealthLog:
             self._board = board
         if self._report is not None and (board.gpus or board.blind):
             reports, self._unreported = self._unreported, []
-            self._report(reports, _condition(view))
-
-
-def _condition(view: NodeView) -> Condition:
-    board = view.board
-    unhealthy = [
-        _report(uuid, view.index(uuid), health.state, health.fault)
-        for uuid, health in board.units.items()
-        if not health.healthy
-    ]
-    return condition_for(unhealthy, len(board.units), board.blind)
-
-
-def _report(uuid: str, index: str, state: HealthState, fault: Fault | None) -> GpuReport:
-    if fault is None:
-        return GpuReport(uuid, index, state.value)
-    return GpuReport(uuid, index, state.value, fault.reason, fault.action, fault.xid)
+            self._report(reports, condition_of(view))
 
 
 def _xid_label(code: int) -> str:

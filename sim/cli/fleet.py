@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from gpuplugin.config.settings import DaemonSettings
     from gpuplugin.daemon.http.textformat import Family
     from sim.fleet.api import FleetApi
-    from sim.fleet.keeper import FleetPlan, Keeper, Pool
+    from sim.fleet.keeper import Keeper
+    from sim.fleet.plan import FleetPlan, Pool
 
 _NAMES = ("--log-level", "--log-format", "--listen-address")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?")
@@ -91,6 +92,11 @@ def add(commands: Commands) -> None:
         "--qps", type=float, default=100.0, metavar="N",
         help="requests a second at most, renewals of leases aside (default 100)",
     )  # fmt: skip
+    fleet.add_argument(
+        "--kubernetes-reports",
+        action="store_true",
+        help="report GPUs' health: Events, and the condition GPUHealthy of nodes",
+    )
     fleet.add_argument("--keep", action="store_true", help="leave the nodes there at the end")
     fleet.add_argument(
         "--control", metavar="SOCKET", help="listen there for gpuplugin sim inject --node"
@@ -198,7 +204,7 @@ def _wrong_usage(parsed: argparse.Namespace) -> str:
 
 
 def _plan(parsed: argparse.Namespace) -> tuple[FleetPlan, DaemonSettings]:
-    from sim.fleet.keeper import FleetPlan
+    from sim.fleet.plan import FleetPlan
 
     made = [_pool(parsed, name, count) for name, count in _counts(parsed)]
     machine = Machine(
@@ -208,7 +214,14 @@ def _plan(parsed: argparse.Namespace) -> tuple[FleetPlan, DaemonSettings]:
         labels=MappingProxyType(dict(label.split("=", 1) for label in parsed.label)),
         tainted=parsed.taint,
     )
-    plan = FleetPlan(parsed.name_prefix, made, machine, parsed.lease_seconds, parsed.keep)
+    plan = FleetPlan(
+        parsed.name_prefix,
+        made,
+        machine,
+        parsed.lease_seconds,
+        keep=parsed.keep,
+        reports=parsed.kubernetes_reports,
+    )
     return plan, made[0].settings.daemon
 
 
@@ -232,7 +245,7 @@ def _counts(parsed: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def _pool(parsed: argparse.Namespace, name: str, count: int) -> Pool:
-    from sim.fleet.keeper import Pool
+    from sim.fleet.plan import Pool
 
     scenario = load_scenario(name)
     if scenario.allocation == "dra":

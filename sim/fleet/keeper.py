@@ -11,11 +11,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from gpuplugin.core.gpulabels import differences, is_own
+from gpuplugin.core.nodecondition import condition_of
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.status import StatusBoard
 from gpuplugin.linesocket import ControlError
 from hal import HalError
 from sim.fleet.api import CONFLICT, NOT_FOUND, Refused
+from sim.fleet.eventkeeper import EventKeeper
 from sim.fleet.metrics import FleetFamilies
 from sim.fleet.node import FleetNode
 from sim.fleet.objects import (
@@ -26,6 +28,7 @@ from sim.fleet.objects import (
     lease_body,
     lease_renewal,
     node_body,
+    node_conditions,
     node_info,
     node_status,
     taints,
@@ -37,10 +40,10 @@ from sim.node.pools import SCENARIO_LABEL
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
-    from gpuplugin.config.settings import Settings
     from gpuplugin.daemon.http.textformat import Family
     from sim.fleet.api import FleetApi
-    from sim.fleet.objects import JsonObject, Machine
+    from sim.fleet.objects import JsonObject
+    from sim.fleet.plan import FleetPlan
     from sim.node.scenario import Scenario
 
 NODES: Final = "/api/v1/nodes"
@@ -60,33 +63,6 @@ class NotOurs(Exception):
     """A node of the wanted name exists, and another one keeps it; the text says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Nodes of one scenario; `settings` are the plugin's on them."""
-
-    scenario: Scenario
-    settings: Settings
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class FleetPlan:
-    """What a fleet is; a lease lasts for `lease_s` and is renewed four times within it.
-
-    With `keep` nodes stay at the API server when the fleet ends.
-    """
-
-    prefix: str
-    pools: Sequence[Pool]
-    machine: Machine
-    lease_s: int = 40
-    keep: bool = False
-
-    @property
-    def count(self) -> int:
-        return sum(pool.count for pool in self.pools)
-
-
 @dataclass(slots=True)
 class _Kept:
     """A node at the API server; times are in seconds since the fleet began."""
@@ -98,6 +74,8 @@ class _Kept:
     report_at_s: float = 0.0
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Of its GPUs, as they are stored."""
+    conditions: Sequence[JsonObject] = ()
+    """As they are stored."""
     renewing: bool = False
     reporting: bool = False
 
@@ -115,6 +93,7 @@ class Keeper:
         self._registered = False
         """Whether any node may be at the API server."""
         self._pods = PodKeeper(api, self)
+        self._events = EventKeeper(api, self.start)
         self.status = StatusBoard()
 
     def node(self, name: str) -> FleetNode | None:
@@ -209,7 +188,7 @@ class Keeper:
             name, self._plan.prefix, scenario.name, kept.node.number, machine, status, labels
         )
         found = None if known else await self._create(body)
-        _, kept.uid = _identity(found or await self._adopt(name, kept.node.number, body))
+        _, kept.uid = _identity(found or await self._adopt(kept, body))
         await self._create_lease(kept)
 
     async def _create(self, body: JsonObject) -> JsonObject | None:
@@ -221,8 +200,9 @@ class Keeper:
                 raise
             return None
 
-    async def _adopt(self, name: str, number: int, body: JsonObject) -> JsonObject:
+    async def _adopt(self, kept: _Kept, body: JsonObject) -> JsonObject:
         """Take over a node of an earlier run, or of a request whose response was lost."""
+        name, number = kept.node.name, kept.node.number
         found = await self._api.get(f"{NODES}/{name}")
         labels = _part(_part(found, "metadata"), "labels")
         if labels.get(FLEET) != self._plan.prefix:
@@ -240,8 +220,10 @@ class Keeper:
         if (wanted_taints := taints(spec, self._plan.machine)) != (spec.get("taints") or []):
             wanted["spec"] = {"taints": wanted_taints}
         found = await self._api.patch(path, wanted)
+        stored = _part(found, "status").get("conditions")
+        kept.conditions = stored if isinstance(stored, list) else []
         fixed = {"addresses": addresses(name, number), "nodeInfo": node_info(name)}
-        status = {**_part(body, "status"), **fixed}
+        status = {**self._status(kept), **fixed}
         await self._api.patch_status(path, {"status": status})
         return found
 
@@ -305,6 +287,8 @@ class Keeper:
                     kept.node.advance(now_s)
                     await asyncio.sleep(0)
                 self._pods.write_changes(kept.node)
+                if self._plan.reports:
+                    self._events.report(kept.node.name, kept.node.take_reports())
                 if (kept.node.dirty or kept.report_at_s <= now_s) and not kept.reporting:
                     kept.reporting, kept.node.dirty = True, False
                     kept.report_at_s = now_s + REPORT_S
@@ -330,7 +314,9 @@ class Keeper:
 
     def _status(self, kept: _Kept) -> JsonObject:
         kept.node.dirty = False
-        return node_status(kept.node.amounts(), self._plan.machine, datetime.now(UTC), self.began)
+        gpus = condition_of(kept.node.plugin.view) if self._plan.reports else None
+        kept.conditions = node_conditions(gpus, kept.conditions, datetime.now(UTC))
+        return node_status(kept.node.amounts(), self._plan.machine, kept.conditions)
 
     def start(self, work: Coroutine[object, object, None]) -> None:
         """Do it beside everything else; what the API server refuses is logged."""

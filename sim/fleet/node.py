@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from gpuplugin.core.gpulabels import NodeFacts, gpu_labels
+from gpuplugin.core.nodecondition import GpuReport
 from gpuplugin.core.usage import Holding, PodName, Reading, Seen, Work, usage_of
 from hal import HalError
 from sim.apiserver.rules import quantity
@@ -51,6 +52,8 @@ POD_START_S: Final = 1.0
 _START_S = 0.001
 """By then the plugin has opened the driver, and the kubelet has its first lists."""
 _CRASHED = "CrashLoopBackOff"
+_MOST_REPORTS = 100
+"""Of those that nobody takes."""
 
 
 @dataclass(slots=True)
@@ -93,7 +96,8 @@ class FleetNode:
         self._machine = machine
         self._pods: dict[str, _Pod] = {}
         self._addresses = addresses
-        self.plugin = VirtualPlugin(self.model, settings, PluginDoor(self._listed), _unlogged)
+        self._reports: list[GpuReport] = []
+        self.plugin = VirtualPlugin(self.model, settings, PluginDoor(self._listed), self._noted)
         self.advance(_START_S)
 
     @property
@@ -114,6 +118,11 @@ class FleetNode:
         view, reader = self.plugin.view, self.plugin.reader
         facts = NodeFacts(reader.driver_version(), reader.cuda_version(), MACHINE)
         return gpu_labels(view.gpus, view.plan.inventory, facts)
+
+    def take_reports(self) -> list[GpuReport]:
+        """The changes of GPUs' health since it was called last."""
+        reports, self._reports = self._reports, []
+        return reports
 
     def amounts(self) -> Mapping[str, Amount]:
         return self.kubelet.amounts(self.model.now_s)
@@ -319,6 +328,16 @@ class FleetNode:
             for one in grant.device_ids
         }
 
+    def _noted(self, kind: str, facts: dict[str, object]) -> None:
+        """Of the plugin's log a fleet keeps changes of health, until they are reported."""
+        if kind == "gpu-health":
+            uuid, gpu, state = (str(facts[name]) for name in ("uuid", "gpu", "state"))
+            reason, action, xid = str(facts["reason"]), str(facts["action"]), facts["xid"]
+            code = xid if isinstance(xid, int) else None
+            self._reports.append(GpuReport(uuid, gpu, state, reason, action, code))
+            del self._reports[:-_MOST_REPORTS]
+        self.dirty = True
+
     def _listed(self, resource: str, plugin: DevicePlugin) -> None:
         self.kubelet.listed(resource, plugin)
         self.dirty = True
@@ -333,7 +352,3 @@ def _name(pod: _Pod) -> PodName:
 
 
 _ALIVE = ("Pending", "Running")
-
-
-def _unlogged(_kind: str, _facts: dict[str, object]) -> None:
-    """A fleet keeps no event log: that of hundreds of nodes is read by nobody."""

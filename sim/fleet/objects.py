@@ -9,8 +9,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from gpuplugin.core.nodecondition import Condition
+    from gpuplugin.daemon.cluster.eventqueue import NodeEvent
     from sim.kubelet.devices import Amount
 
 JsonObject: TypeAlias = dict[str, object]
@@ -19,6 +21,9 @@ FLEET: Final = "gpuplugin.dev/fleet"
 """The label of nodes that a fleet keeps; its value is the fleet's prefix of names."""
 TAINT: Final = "gpuplugin.dev/simulated"
 LEASE_NAMESPACE: Final = "kube-node-lease"
+EVENT_NAMESPACE: Final = "default"
+GPU_CONDITION: Final = "GPUHealthy"
+_REPORTER: Final = "gpuplugin"
 _KUBELET_VERSION = "v1.36.0"
 _MACHINES = uuid.UUID("5b0a7f0c-3c1c-4d63-9a3e-6a6c7f2a8f11")
 
@@ -74,8 +79,33 @@ def taints(spec: JsonObject, machine: Machine) -> list[JsonObject]:
     return [*others, own] if machine.tainted else others
 
 
+def node_conditions(
+    gpus: Condition | None, known: Sequence[JsonObject], now: datetime
+) -> list[JsonObject]:
+    """Those of a healthy kubelet, and GPUHealthy unless it is None.
+
+    A status that is as in the known conditions has been so since then.
+    """
+    wanted = list(_CONDITIONS)
+    if gpus is not None:
+        wanted.append((GPU_CONDITION, gpus.status, gpus.reason, gpus.message))
+    before = {(one.get("type"), one.get("status")): one for one in known}
+    return [
+        {
+            "type": kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastHeartbeatTime": seconds(now),
+            "lastTransitionTime": before.get((kind, status), {}).get("lastTransitionTime")
+            or seconds(now),
+        }
+        for kind, status, reason, message in wanted
+    ]
+
+
 def node_status(
-    amounts: Mapping[str, Amount], machine: Machine, now: datetime, since: datetime
+    amounts: Mapping[str, Amount], machine: Machine, conditions: Sequence[JsonObject]
 ) -> JsonObject:
     """What a kubelet reports at each change, and every five minutes: amounts and conditions."""
     usual = {"cpu": machine.cpu, "memory": machine.memory, "pods": machine.pods}
@@ -84,17 +114,7 @@ def node_status(
     return {
         "capacity": usual | capacity,
         "allocatable": usual | allocatable,
-        "conditions": [
-            {
-                "type": kind,
-                "status": status,
-                "reason": reason,
-                "message": message,
-                "lastHeartbeatTime": seconds(now),
-                "lastTransitionTime": seconds(since),
-            }
-            for kind, status, reason, message in _CONDITIONS
-        ],
+        "conditions": list(conditions),
     }
 
 
@@ -179,6 +199,26 @@ def lease_renewal(now: datetime) -> JsonObject:
 
 def _renewal(now: datetime) -> JsonObject:
     return {"renewTime": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+
+
+def event_body(event: NodeEvent, node: str) -> JsonObject:
+    """An Event on a node, as the plugin writes it there (`gpuplugin.daemon.cluster.kubeapi`)."""
+    return {
+        "metadata": {"name": event.name, "namespace": EVENT_NAMESPACE},
+        "involvedObject": {"kind": "Node", "name": node, "uid": node},
+        "reason": event.reason,
+        "message": event.message,
+        "type": event.type,
+        "firstTimestamp": seconds(event.first),
+        "source": {"component": _REPORTER, "host": node},
+        "reportingComponent": _REPORTER,
+        "reportingInstance": node,
+    } | event_count(event)
+
+
+def event_count(event: NodeEvent) -> JsonObject:
+    """What changes of an Event that comes again."""
+    return {"count": event.count, "lastTimestamp": seconds(event.last)}
 
 
 def seconds(when: datetime) -> str:

@@ -279,6 +279,7 @@ class VirtualPlugin:
                 "state": transition.after.value,
                 "cause": fault.cause.value if fault else "",
                 "reason": fault.reason if fault else "",
+                "action": fault.action if fault else "",
                 "xid": fault.xid if fault else None,
             },
         )

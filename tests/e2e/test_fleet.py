@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.fleet import measure
-from sim.apiserver import LEASES, NODES, PODS, ApiServer, Key, Selection
+from sim.apiserver import EVENTS, LEASES, NODES, PODS, ApiServer, Key, Selection
 from tests.e2e.conftest import Process, eventually, get, gpuplugin, http_port
 
 if TYPE_CHECKING:
@@ -223,6 +223,15 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
     assert 'gpuplugin_devices{health="Healthy",node="sim-1",' in metrics
 
 
+def gpu_condition(server: ApiServer, name: str) -> Any:
+    found = nodes(server).get(name, {}).get("status", {}).get("conditions", ())
+    return next((one for one in found if one["type"] == "GPUHealthy"), None)
+
+
+def events(server: ApiServer) -> list[Any]:
+    return list(server.store.select(Selection(EVENTS, "default"))[1])
+
+
 @pytest.mark.slow
 def test_pods_run_on_while_the_fleet_is_away(server: ApiServer, env: dict[str, str]) -> None:
     with a_fleet(env, "--nodes", "2") as fleet:
@@ -270,18 +279,28 @@ def test_a_fault_by_hand_takes_devices_of_one_node_out(
     def allocatable() -> list[str]:
         return [node["status"]["allocatable"][RESOURCE] for node in nodes(server).values()]
 
-    with a_fleet(env, "--nodes", "2", "--control", socket) as fleet:
+    reports = ("--kubernetes-reports", "--control", socket)
+    with a_fleet(env, "--nodes", "2", *reports) as fleet:
         fleet.says("2 nodes are kept")
         at = ("sim", "inject", "--control", socket, "--gpu", "0")
         unknown = gpuplugin(*at, "--node", "sim-2", "--xid", "79")
         injected = gpuplugin(*at, "--node", "sim-1", "--xid", "79")
         eventually(lambda: allocatable() == ["10", "0"], "the node's allocatable follows")
         capacity = nodes(server)["sim-1"]["status"]["capacity"][RESOURCE]
+        lost = gpu_condition(server, "sim-1")
+        eventually(lambda: events(server), "there is an Event")
+        (event,) = events(server)
         assert fleet.stop() == 0
 
     assert "has no node 'sim-2': it has sim-0 to sim-1" in unknown.stderr
     assert "Xid 79" in injected.stdout
     assert capacity == "10"
+    assert gpu_condition(server, "sim-0") is None, "the nodes are gone"
+    assert (lost["status"], lost["reason"]) == ("False", "GPUsNotHealthy")
+    assert "Xid 79" in lost["message"]
+    assert (event["reason"], event["type"]) == ("GPUUnhealthy", "Warning")
+    assert event["involvedObject"] == {"kind": "Node", "name": "sim-1", "uid": "sim-1"}
+    assert event["message"].endswith("Xid 79: GPU has fallen off the bus; action: reboot-node")
 
 
 @pytest.mark.slow

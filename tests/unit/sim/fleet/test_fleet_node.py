@@ -5,8 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from gpuplugin.core.nodecondition import Condition
 from sim.fleet.node import POD_START_S, FleetNode
-from sim.fleet.objects import Machine, PodAddresses, node_body, pod_address, taints
+from sim.fleet.objects import (
+    Machine,
+    PodAddresses,
+    node_body,
+    node_conditions,
+    pod_address,
+    taints,
+)
 from sim.fleet.pods import AskedPod, asked_pod, pod_status
 from sim.gpu.faults import Recovery, XidFault
 from sim.node.scenario import parse_scenario
@@ -169,6 +177,36 @@ def test_a_pod_keeps_the_time_of_its_admission() -> None:
     assert status["startTime"] == "2026-01-01T00:00:01Z"
     (container,) = status["containerStatuses"]
     assert container["state"] == {"running": {"startedAt": "2026-01-01T00:00:02Z"}}
+
+
+def test_a_condition_has_been_so_since_it_changed() -> None:
+    later = datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+    well, broken = Condition(True, "AllGPUsHealthy", ""), Condition(False, "GPUsNotHealthy", "")
+    first = node_conditions(well, [], NOW)
+    same, changed = node_conditions(well, first, later), node_conditions(broken, first, later)
+
+    assert [one["type"] for one in first][-2:] == ["Ready", "GPUHealthy"]
+    assert [one["lastTransitionTime"] for one in same] == ["2026-01-01T00:00:00Z"] * 5
+    assert {one["lastHeartbeatTime"] for one in same} == {"2026-01-01T00:01:00Z"}
+    assert [one["lastTransitionTime"] for one in changed[-2:]] == [
+        "2026-01-01T00:00:00Z",
+        "2026-01-01T00:01:00Z",
+    ]
+    away = [{**first[-2], "status": "Unknown"}]
+    assert node_conditions(None, away, later)[-1]["lastTransitionTime"] == "2026-01-01T00:01:00Z"
+
+
+def test_changes_of_health_are_there_to_be_reported() -> None:
+    node = a_node()
+    node.take_reports()
+    gpu = node.model.present[0]
+    node.model.inject(gpu, XidFault(xid=79))
+    node.advance(5.0)
+
+    (report,) = node.take_reports()
+    assert (report.uuid, report.state, report.xid) == (gpu.identity.uuid, "Unhealthy", 79)
+    assert report.event_message.endswith("action: reboot-node")
+    assert node.take_reports() == []
 
 
 def test_taints_of_others_stay_on_a_node() -> None:
