@@ -78,7 +78,7 @@ def test_what_is_not_known_has_no_label() -> None:
 @pytest.mark.parametrize(
     ("capability", "family"),
     [
-        ((3, 7), "kepler"), ((6, 0), "pascal"), ((7, 0), "volta"), ((7, 2), "volta"),
+        ((3, 7), "kepler"), ((6, 0), "pascal"), ((7, 0), "volta"), ((7, 4), "volta"),
         ((7, 5), "turing"), ((8, 0), "ampere"), ((8, 6), "ampere"), ((8, 9), "ada-lovelace"),
         ((9, 0), "hopper"), ((10, 3), "blackwell"), ((11, 0), "undefined"), ((12, 0), "blackwell"),
         ((13, 0), "rubin"), ((14, 0), "undefined"),

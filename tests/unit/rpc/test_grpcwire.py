@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpuplugin.rpc import RpcCode, RpcError
 from gpuplugin.rpc.h2 import grpcwire
-from gpuplugin.rpc.h2.client import read_status, write_timeout
+from gpuplugin.rpc.h2.client import Method, read_status, write_timeout
 from gpuplugin.rpc.services import MAX_REQUEST_BYTES
 
 
@@ -125,3 +125,13 @@ def test_headers_are_limited_as_http2_counts_them() -> None:
     assert one_more is not None
     status = read_status(_headers(one_more.refusal))
     assert status == (RpcCode.RESOURCE_EXHAUSTED, "too large headers")
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "value"),
+    [(0.0, b"0u"), (-1.0, b"0u"), (1.5, b"1500000u"), (99.999, b"99999000u"), (100.5, b"100S")],
+)
+def test_a_client_sends_its_deadline(timeout_s: float, value: bytes) -> None:
+    block = Method.of("/a.B/C", timeout_s).block
+    assert dict(_headers(block))[b"grpc-timeout"] == value
+    assert b"grpc-timeout" not in dict(_headers(Method.of("/a.B/C").block))

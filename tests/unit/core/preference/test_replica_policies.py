@@ -184,3 +184,10 @@ def test_examples(
 
 def test_only_the_strict_policy_needs_distinct_gpus() -> None:
     assert [name for name in POLICIES if needs_distinct_gpus(name)] == ["spread-strict"]
+
+
+def test_thousands_of_allocated_replicas_weigh_less_than_one_of_the_request() -> None:
+    resource = a_resource(2, 2_000)
+    available = tuple(one.id for one in resource.devices[1_900:])
+    answer = Request(resource, available, (), 2).ask("spread")
+    assert [one.partition("::")[0] for one in answer] == [B, A]
