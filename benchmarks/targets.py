@@ -76,7 +76,7 @@ TARGETS = (
     Target("life", "start to registered", _OWN, 450, "ms"),
     Target("life", "start to registered", "gpuplugin", 350, "ms"),
     Target("life", "resident, idle", _OWN, 60, "MiB"),
-    Target("life", "resident, idle", "gpuplugin", 31, "MiB"),
+    Target("life", "resident, idle", "gpuplugin", 28, "MiB"),
     Target("life", "resident, after *", _OWN, 1.05, floor="resident, idle"),
     Target("life", "CPU, idle", _OWN, 0.3, "%"),
     Target("claims", "Prepare, one share", _OWN, 3, "ms"),
