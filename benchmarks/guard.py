@@ -80,7 +80,7 @@ def counts() -> Iterator[Guarded]:
     yield from _list_counts()
     modules = loaded_modules(DAEMON)
     # The libraries for messages, metrics and HTTP included: what serves is loaded before it serves.
-    yield at_most("modules that the daemon starts with", len(modules), 360, "modules")
+    yield at_most("modules that the daemon starts with", len(modules), 330, "modules")
     unwanted = {name.partition(".")[0] for name in modules} & NOT_AT_THE_START
     yield at_most(f"unwanted ones: {', '.join(sorted(unwanted)) or 'none'}", len(unwanted), 0, "")
 
