@@ -86,6 +86,9 @@ COST = {
         token=True,
         api=frozenset(f"{verb} nodefeatures in {NAMESPACE}" for verb in ("get", "create", "patch")),
     ),
+    "node-labels-file": Rights(
+        root=True, writable=frozenset({"/etc/kubernetes/node-feature-discovery/features.d"})
+    ),
     "per-node-config": Rights(token=True, api=frozenset(LABELS)),
     "dra": DRA,
     "simulated": Rights(writable=POD_FILES),

@@ -92,6 +92,11 @@ def test_what_components_switch_on(tmp_path: Path) -> None:
     assert made("pod-metrics").daemon.pod_metrics is True
     assert made("node-labels").daemon.node_labels == "node"
     assert made("node-labels-nfd").daemon.node_labels == "node-feature"
+    in_file = made("node-labels-file")
+    assert in_file.daemon.node_labels == "file"
+    folder = Path(in_file.flags.gfd.output_file).parent
+    mounts = plugin_of(built_with("node-labels-file"))["volumeMounts"]
+    assert str(folder) in [one["mountPath"] for one in mounts]
     assert made("node-labels").daemon.node_name == "one"
     assert made("node-reports").daemon.kubernetes_reports is True
     assert made("node-reports").daemon.node_name == "one"

@@ -112,7 +112,16 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "gpuplugin.usesApi" -}}
-{{- if or (include "gpuplugin.isDra" .) .Values.nodeReports.enabled .Values.nodeLabels.enabled .Values.perNodeConfig.enabled (include "gpuplugin.podLoads" .) (include "gpuplugin.nodePools" .) }}true{{ end }}
+{{- if or (include "gpuplugin.isDra" .) .Values.nodeReports.enabled (include "gpuplugin.labelsByApi" .) .Values.perNodeConfig.enabled (include "gpuplugin.podLoads" .) (include "gpuplugin.nodePools" .) }}true{{ end }}
+{{- end }}
+
+{{/* The writer of labels: "true" or nothing. */}}
+{{- define "gpuplugin.labelsByApi" -}}
+{{- if and .Values.nodeLabels.enabled (ne .Values.nodeLabels.writer "file") }}true{{ end }}
+{{- end }}
+
+{{- define "gpuplugin.labelsByFile" -}}
+{{- if and .Values.nodeLabels.enabled (eq .Values.nodeLabels.writer "file") }}true{{ end }}
 {{- end }}
 
 {{/* Of simulated GPUs: "true" or nothing. */}}
@@ -168,7 +177,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{- define "gpuplugin.isRoot" -}}
 {{- $cdi := and (include "gpuplugin.usesCdi" .) (not (include "gpuplugin.isDra" .)) }}
-{{- if or (include "gpuplugin.podMetrics" .) $cdi .Values.setTimeSlices.enabled (eq .Values.registration "classic") (include "gpuplugin.podLoads" .) }}true{{ end }}
+{{- if or (include "gpuplugin.podMetrics" .) $cdi .Values.setTimeSlices.enabled (eq .Values.registration "classic") (include "gpuplugin.podLoads" .) (include "gpuplugin.labelsByFile" .) }}true{{ end }}
 {{- end }}
 
 {{- define "gpuplugin.securityContext" -}}
