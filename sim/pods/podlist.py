@@ -76,7 +76,13 @@ class NodePods:
         import httpx2
         from lightkube.resources.core_v1 import Pod
 
-        from gpuplugin.daemon.cluster.kubeapi import WATCH_S, NoCluster, client_of, cluster
+        from gpuplugin.daemon.cluster.kubeapi import (
+            WATCH_S,
+            NoCluster,
+            client_of,
+            cluster,
+            described,
+        )
 
         timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
         try:
@@ -88,7 +94,7 @@ class NodePods:
         except NoCluster as error:
             raise PodsUnreadable(str(error)) from error
         except Exception as error:  # whatever a server or a token does, pods are idle then
-            text = f"the pods of node {self._node} cannot be listed: {error}"
+            text = f"the pods of node {self._node} cannot be listed: {described(error)}"
             response = error.response if isinstance(error, httpx2.HTTPStatusError) else None
             if response is not None and response.status_code == _FORBIDDEN:
                 text += "; the plugin's service account needs list and watch on pods"

@@ -219,7 +219,7 @@ def test_a_refusal_names_the_right_that_is_missing(
     with ApiServer([NODE]) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
         server.fail(403, times=5, path="pods")
-        with pytest.raises(PodsUnreadable, match="needs list and watch on pods"):
+        with pytest.raises(PodsUnreadable, match=r"\A.*403.*needs list and watch on pods\Z"):
             next(NodePods(NODE).follow())
 
 

@@ -108,11 +108,11 @@ def requested(
         raise _refusal(error, rights) from error
     except httpx2.HTTPError as error:
         server = config.cluster.server
-        text = f"the API server at {server} cannot be reached: {_described(error)}"
+        text = f"the API server at {server} cannot be reached: {described(error)}"
         raise ReportFailed(text, retryable=True) from error
     except Exception as error:
         # Responses of other servers, unreadable tokens: nothing may stop who asks.
-        text = f"a request to the API server failed: {_described(error)}"
+        text = f"a request to the API server failed: {described(error)}"
         raise ReportFailed(text, retryable=True) from error
 
 
@@ -122,7 +122,7 @@ def cluster() -> SingleConfig:
         config = KubeConfig.from_env().get()
     except Exception as error:
         raise NoCluster(
-            f"no cluster is configured ({_described(error)}): in a pod, mount the service "
+            f"no cluster is configured ({described(error)}): in a pod, mount the service "
             "account's token (automountServiceAccountToken: true); elsewhere, set KUBECONFIG"
         ) from error
     if config is None or config.user is None:
@@ -193,7 +193,7 @@ def proxy_of(server: str) -> str | None:
 
 def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
     code = error.response.status_code
-    text = f"{code} from the API server: {_described(error)}"
+    text = f"{code} from the API server: {described(error)}"
     if code == httpx2.codes.FORBIDDEN:
         text = f"{text}; the plugin's service account needs {rights}"
     retryable = code == httpx2.codes.TOO_MANY_REQUESTS or code >= httpx2.codes.INTERNAL_SERVER_ERROR
@@ -203,8 +203,9 @@ def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
     return ReportFailed(text, retryable=retryable, wait_s=min(wait_s, _LONGEST_WAIT_S))
 
 
-def _described(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def described(error: Exception) -> str:
+    """In one line: the client adds where statuses of HTTP are explained."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _event_body(event: NodeEvent, node: str) -> Event:
@@ -279,7 +280,7 @@ class NodeLabel:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> LabelUnreadable:
-        text = f"the label {self._name} of node {self._node} cannot be read: {error}"
+        text = f"the label {self._name} of node {self._node} cannot be read: {described(error)}"
         if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code == 403:
             text += "; the plugin's service account needs get, list and watch on nodes"
         return LabelUnreadable(text)
