@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 import httpx2
@@ -33,6 +34,8 @@ FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 403, 404, 409, 410
 _TOO_MANY, _SERVER_ERROR = 429, 500
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _LONGEST_WAIT_S = 60.0
+FORBIDDEN_S: Final = 15.0
+"""An API server that has just started does not know yet what anybody may do: it says 403."""
 _PAGE = 500
 _RIGHTS = (
     "sim fleet needs get, list, create, patch and delete on nodes; list, watch and delete on pods; "
@@ -82,6 +85,8 @@ class FleetApi:
             transport=async_transport(config),
         )
         self._places = asyncio.Semaphore(CONNECTIONS)
+        self._let_in = False
+        """Whether this user was allowed anything before."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,6 +169,7 @@ class FleetApi:
         paced: bool = True,
     ) -> JsonObject:
         """Make a request, again and again while it fails for a while; raises `Refused`."""
+        loop, forbidden_until_s = asyncio.get_running_loop(), math.inf
         backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         kind = kind or (MERGE if method == "PATCH" else "application/json")
         content = None if body is None else json.dumps(body, separators=(",", ":"))
@@ -177,6 +183,7 @@ class FleetApi:
                     )
                 if not response.is_error:
                     found: JsonObject = response.json()
+                    self._let_in = True
                     return found
             except (httpx2.HTTPError, ValueError) as error:
                 pause_s = backoff.next_s()
@@ -186,7 +193,11 @@ class FleetApi:
                 await asyncio.sleep(pause_s)
                 continue
             code = response.status_code
-            if code != _TOO_MANY and code < _SERVER_ERROR:
+            passes = code == _TOO_MANY or code >= _SERVER_ERROR
+            if code == FORBIDDEN and self._let_in:
+                forbidden_until_s = min(forbidden_until_s, loop.time() + FORBIDDEN_S)
+                passes = loop.time() < forbidden_until_s
+            if not passes:
                 raise Refused(code, _told(response))
             pause_s = max(backoff.next_s(), _retry_after_s(response))
             log.warning("%s", _told(response), extra={"event": "api-busy"})

@@ -284,6 +284,7 @@ def test_a_fault_by_hand_takes_devices_of_one_node_out(
         fleet.says("2 nodes are kept")
         at = ("sim", "inject", "--control", socket, "--gpu", "0")
         unknown = gpuplugin(*at, "--node", "sim-2", "--xid", "79")
+        server.fail(403, path="nodes/sim-1/status")  # as one that has just started
         injected = gpuplugin(*at, "--node", "sim-1", "--xid", "79")
         eventually(lambda: allocatable() == ["10", "0"], "the node's allocatable follows")
         capacity = nodes(server)["sim-1"]["status"]["capacity"][RESOURCE]
@@ -294,6 +295,7 @@ def test_a_fault_by_hand_takes_devices_of_one_node_out(
 
     assert "has no node 'sim-2': it has sim-0 to sim-1" in unknown.stderr
     assert "Xid 79" in injected.stdout
+    assert not server.failures_left
     assert capacity == "10"
     assert gpu_condition(server, "sim-0") is None, "the nodes are gone"
     assert (lost["status"], lost["reason"]) == ("False", "GPUsNotHealthy")

@@ -196,7 +196,9 @@ def _refusal(error: httpx2.HTTPStatusError, rights: str) -> ReportFailed:
     text = f"{code} from the API server: {described(error)}"
     if code == httpx2.codes.FORBIDDEN:
         text = f"{text}; the plugin's service account needs {rights}"
-    retryable = code == httpx2.codes.TOO_MANY_REQUESTS or code >= httpx2.codes.INTERNAL_SERVER_ERROR
+    # A server that has just started forbids everything for a moment; and rights may be granted.
+    retryable = code in (httpx2.codes.FORBIDDEN, httpx2.codes.TOO_MANY_REQUESTS)
+    retryable = retryable or code >= httpx2.codes.INTERNAL_SERVER_ERROR
     # In seconds: the API server uses no other form.
     after = error.response.headers.get("Retry-After", "")
     wait_s = float(after) if after.isascii() and after.isdecimal() else 0.0
