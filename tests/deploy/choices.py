@@ -115,7 +115,9 @@ _CHOICES = {
     "node-labels-nfd": Choice(
         ("node-labels-nfd",), "nodeLabels: {enabled: true, writer: node-feature}\n"
     ),
-    "node-labels-file": Choice(("node-labels-file",), "nodeLabels: {enabled: true, writer: file}\n"),
+    "node-labels-file": Choice(
+        ("node-labels-file",), "nodeLabels: {enabled: true, writer: file}\n"
+    ),
     "per-node-config": Choice(("per-node-config",), PER_NODE),
     "monitoring": Choice(
         ("monitoring",), "metrics: {podMonitor: true, alerts: true, dashboard: true}\n"
