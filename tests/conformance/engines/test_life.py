@@ -42,6 +42,16 @@ if TYPE_CHECKING:
 HELLO = grpc_message(b"hello")
 
 
+def test_a_server_that_was_stopped_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    with serving(FastEngine()) as served, served.raw() as client, served.raw() as other:
+        assert client.call(ECHO, b"one").messages == [b"one"]
+        assert other.call(ECHO, b"one").messages == [b"one"]
+        assert len(set(threading.enumerate()) - before) == 3
+        served.server.stop(0)
+        eventually(lambda: set(threading.enumerate()) <= before)
+
+
 def test_a_connection_on_which_something_fails_is_closed(
     fast: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,6 +103,7 @@ def test_an_id_is_split_at_its_first_separator() -> None:
 def test_the_largest_replica_count_of_a_resource(replicas: int) -> None:
     (resource,) = build_inventory(gpus(2), sharing(replicas)).resources
     assert resource.largest_replica_count == replicas
+    assert replace(resource, devices=()).largest_replica_count == 1
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,10 @@ def test_the_first_update_is_listed_at_once() -> None:
     assert (node.model.view.index(A), node.model.view.index("GPU-none")) == ("0", "")
 
 
+def test_nothing_is_refused_before_something_is_configured() -> None:
+    assert NodeModel(PLAIN).refusal == ""
+
+
 def test_an_update_without_news_sends_nothing() -> None:
     node = Runner()
     node.update(gpus(2))
