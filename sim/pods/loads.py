@@ -37,6 +37,7 @@ POLL_S: Final = 2.0
 """Between two looks at who holds what."""
 _CALL_S: Final = 2.0
 _TRAINER: Final = "trainer"
+_LIST, _HOLDINGS = "list", "holdings"  # what is told; pods have a slash in their keys
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ class ClusterPods:
         spec = declared(self.scenario, known.load, pod.name)
         if spec is None:
             names = ", ".join(load_names(self.scenario))
-            self._tell(f"pod {pod.key} is idle: its {LOAD} is {known.load!r}; there are {names}")
+            text = f"pod {pod.key} is idle: its {LOAD} is {known.load!r}; there are {names}"
+            self._tell(pod.key, text)
         return spec
 
     def _follow(self) -> None:
@@ -137,16 +139,19 @@ class ClusterPods:
             try:
                 for pod, is_there in self.pods.follow():
                     backoff.reset()
+                    self._told.discard(_LIST)
                     with self._changed:
                         if is_there:
                             self._known[pod.key] = pod
                         else:
                             self._known.pop(pod.key, None)
+                            self._told.discard(pod.key)
                         self._changed.notify_all()
                     if self._stop.is_set():
                         return
             except PodsUnreadable as error:
-                self._tell(f"what pods declare as {LOAD} is not known, so they are idle: {error}")
+                text = f"what pods declare as {LOAD} is not known, so they are idle: {error}"
+                self._tell(_LIST, text)
                 pause_s = backoff.next_s()
             self._stop.wait(pause_s)
 
@@ -160,14 +165,16 @@ class ClusterPods:
                 with self._changed:
                     self._held = held
                     self._changed.notify_all()
+                self._told.discard(_HOLDINGS)
             except PodResourcesUnavailable as error:
-                self._tell(f"which pod has which GPU is not known, so pods are idle: {error}")
+                text = f"which pod has which GPU is not known, so pods are idle: {error}"
+                self._tell(_HOLDINGS, text)
             self._stop.wait(self.poll_s)
 
-    def _tell(self, text: str) -> None:
-        """Say it once."""
-        if text not in self._told:
-            self._told.add(text)
+    def _tell(self, what: str, text: str) -> None:
+        """Say it once, until that is over; the text may be another one each time."""
+        if what not in self._told:
+            self._told.add(what)
             log.warning("%s", text, extra={"event": "pod-load"})
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpuplugin.core.usage import Holding, PodName
+from gpuplugin.daemon.cluster.pods import PodResourcesUnavailable
 from sim.apiserver import PODS, ApiServer, Key
 from sim.node.node import SimulatedNode
 from sim.node.podlife import Backoff
@@ -165,6 +166,27 @@ def test_without_the_right_to_list_pods_it_says_so(
     cluster = Cluster(refusal="403; needs list and watch on pods")
     with at_work(cluster, tmp_path):
         eventually(lambda: "so they are idle: 403" in caplog.text)
+
+
+def test_what_is_not_known_is_told_once_until_it_is_known(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[int] = []
+
+    def holdings() -> list[Holding]:
+        number = len(asked)
+        asked.append(number)
+        if number in (0, 1, 3, 4):
+            raise PodResourcesUnavailable(f"try {number}")
+        return []
+
+    pods = ClusterPods(SCENARIO, Cluster(), holdings, poll_s=0.01)
+    pods.start()
+    eventually(lambda: len(asked) > 6)
+    pods.stop()
+
+    told = [one.getMessage() for one in caplog.records if "which pod has" in one.getMessage()]
+    assert [text.rpartition(" ")[2] for text in told] == ["0", "3"]
 
 
 @pytest.mark.parametrize("name", load_names(SCENARIO))
