@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpuplugin.core.health import HealthPolicy, HealthState, StillFaulty
-from gpuplugin.core.healthboard import HealthBoard, UnknownUnit
+from gpuplugin.core.healthboard import HealthBoard, HealthHistory, Transition, UnknownUnit
 from hal import EccError, Event, Gpu, GpuAppeared, GpuDisappeared, MigDevice, XidError
 from tests.unit.builders import a_gpu, a_probe, gpus, uuid_of_gpu
 
@@ -266,3 +266,18 @@ def test_every_unit_belongs_to_a_gpu(partitioned: HealthBoard) -> None:
     }  # fmt: skip
     with pytest.raises(UnknownUnit):
         partitioned.gpu_of("MIG-unknown")
+
+
+def test_time_out_of_use_adds_up() -> None:
+    states = [HealthState.HEALTHY, HealthState.UNHEALTHY, HealthState.RECOVERING]
+    history, before = HealthHistory(), None
+    totals_s = []
+    for at_s, state in zip((100.0, 110.0, 113.0, 115.0), [*states, states[0]], strict=True):
+        history = history.after(Transition("u", "u", before, state, None), "0", at_s)
+        before = state
+        totals_s.append(history.unhealthy_s(at_s)["u", "0"])
+    assert totals_s == [0.0, 0.0, 3.0, 5.0]
+    assert history.unhealthy_s(200.0) == {("u", "0"): 5.0}
+    assert [one.state for one in history.changes] == [
+        "Healthy", "Unhealthy", "Recovering", "Healthy",
+    ]  # fmt: skip

@@ -10,8 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gpuplugin.config.load import load_settings
-from gpuplugin.core.health import HealthState
-from gpuplugin.core.healthboard import HealthChange, HealthHistory, Transition
+from gpuplugin.core.healthboard import HealthChange
 from gpuplugin.core.node import NodeModel
 from gpuplugin.core.usage import PodName, Reading, Seen, TenantUse, usage_of
 from gpuplugin.daemon.http.page import page_html
@@ -277,21 +276,6 @@ def test_history_goes_back_an_hour_or_to_the_first_state() -> None:
     assert length_s == HISTORY_S
     assert [(one.begin, one.end, one.state) for one in states] == [(0.0, 1.0, "Unhealthy")]
     assert spans([], 100.0) == (0.0, [])
-
-
-def test_time_out_of_use_adds_up() -> None:
-    states = [HealthState.HEALTHY, HealthState.UNHEALTHY, HealthState.RECOVERING]
-    history, before = HealthHistory(), None
-    totals_s = []
-    for at_s, state in zip((100.0, 110.0, 113.0, 115.0), [*states, states[0]], strict=True):
-        history = history.after(Transition("u", "u", before, state, None), "0", at_s)
-        before = state
-        totals_s.append(history.unhealthy_s(at_s)["u", "0"])
-    assert totals_s == [0.0, 0.0, 3.0, 5.0]
-    assert history.unhealthy_s(200.0) == {("u", "0"): 5.0}
-    assert [one.state for one in history.changes] == [
-        "Healthy", "Unhealthy", "Recovering", "Healthy",
-    ]  # fmt: skip
 
 
 def test_a_gpu_that_is_newer_than_the_reading_is_shown_without_its_use() -> None:

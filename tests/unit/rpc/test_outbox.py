@@ -44,3 +44,13 @@ def test_a_response_overtakes_a_list_that_came_first() -> None:
     assert outbox.take(1)[HEAD_BYTES:] == b"text"
     assert outbox.take(1)[HEAD_BYTES:] == b"list"
     assert not outbox.unsent
+
+
+def test_responses_and_frames_pile_up_and_lists_do_not() -> None:
+    """A list that a peer does not read is replaced by the next one."""
+    outbox = an_outbox(DEFAULT_WINDOW_BYTES)
+    outbox.send(Outgoing(1, 0, is_list=True), b"a list")
+    outbox.send(Outgoing(3, 0), b"text")
+    outbox.send(Outgoing(5, 0), b"texts")
+    outbox.put(b"frames")
+    assert outbox.waiting_bytes == len(b"text" + b"texts" + b"frames")
