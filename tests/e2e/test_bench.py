@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -15,6 +16,9 @@ from benchmarks.results import as_json, read_run
 from tests.component.test_bench_plugins import SCRIPT
 from tests.e2e.conftest import Process, eventually, gpuplugin
 from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Command
 
 LONG_S = 200.0
 """For what takes half a minute on a machine that has nothing else to do."""
@@ -153,27 +157,25 @@ def test_a_profile(tmp_path: Path) -> None:
         (["--compare", "/none", "/none"], 1, "/none cannot be read"),
         (["allocate", "--json", "/nowhere/x.json"], 1, "/nowhere/x.json"),
         (
-            [
-                "listing",
-                "--calls",
-                "1",
-                "--plugin",
-                "broken=sh -c 'echo ouch >&2; exit 3' {kubelet_dir}",
-            ],
-            1,
-            "ouch",
-        ),
-        (
             ["listing", "--plugin", "free=/opt/plugin"],
             2,
             "free would register with the kubelet of this machine",
         ),
     ],
 )
-def test_what_cannot_be_done_is_told(arguments: list[str], status: int, text: str) -> None:
-    done = bench(*arguments)
+def test_what_cannot_be_done_is_told(
+    command: Command, arguments: list[str], status: int, text: str
+) -> None:
+    done = command("bench", *arguments)
     assert done.returncode == status
     assert text in done.stderr
+
+
+def test_what_a_plugin_says_that_does_not_start_is_told() -> None:
+    broken = "broken=sh -c 'echo ouch >&2; exit 3' {kubelet_dir}"
+    done = bench("listing", "--calls", "1", "--plugin", broken)
+    assert done.returncode == 1
+    assert "ouch" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -24,7 +24,7 @@ ENGINES = {"fast": 48 * MIB, "grpcio": 96 * MIB}
 """With how much more memory than at rest each may come out of it: grpcio reads ahead."""
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=["fast", pytest.param("grpcio", marks=pytest.mark.slow)])
 def attacked(node: Node, request: pytest.FixtureRequest) -> Iterator[tuple[Plugin, Path]]:
     """The plugin and its socket; its memory stays within bounds."""
     with ExitStack() as stack:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+LAYOUTS = ("1.10", "1.15")
+"""One release for each place of the libraries; the other commands are tried on all releases."""
+
+
 @pytest.fixture(scope="module")
 def hardware() -> Iterator[dict[str, str]]:
     """Variables of a process that sees the simulated hardware, if it finds the library."""
@@ -70,6 +74,11 @@ def test_cdi_show(talos: Talos) -> None:
     assert f"/{talos.tree.libraries}/libcuda.so.{talos.tree.driver}" in files
 
 
+@pytest.mark.parametrize(
+    "talos",
+    [pytest.param(one, marks=() if one in LAYOUTS else pytest.mark.slow) for one in VERSIONS],
+    indirect=True,
+)
 def test_the_daemon(talos: Talos, node: Node) -> None:
     with node.start_kubelet(), Plugin(*node.at, env=talos.env):
         node.wait_allocatable(10)

@@ -75,7 +75,7 @@ def nodes(draw: st.DrawFn) -> Node:
     )
 
 
-@settings(max_examples=600)
+@settings(max_examples=250)
 @given(nodes())
 def test_the_choice_is_the_best_by_force(node: Node) -> None:
     free = sorted(set(node.available) - set(node.must_include))

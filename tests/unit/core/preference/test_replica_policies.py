@@ -101,7 +101,7 @@ def requests() -> st.SearchStrategy[Request]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(request=requests())
 def test_a_policy_agrees_with_its_oracle(policy: PolicyName, request: Request) -> None:
     assert request.ask(policy) == oracle(policy, request)
