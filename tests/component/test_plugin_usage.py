@@ -122,10 +122,9 @@ def test_a_hungry_pod_is_named_with_its_memory_and_share(
     assert value(plugin, "gpuplugin_pod_replicas", pod="idle-0") == 1
     assert value(plugin, "gpuplugin_gpu_replicas_allocated") == 4
     assert value(plugin, "gpuplugin_gpu_tenants") == 3
-    assert value(plugin, "gpuplugin_gpu_contending_tenants") == 3
-    fairness = value(plugin, "gpuplugin_gpu_fairness_ratio")
-    assert fairness is not None
-    assert fairness > 0.9
+    # On a busy machine a sample may find no work: each value is that of a sample of its own.
+    eventually(lambda: value(plugin, "gpuplugin_gpu_contending_tenants") == 3)
+    eventually(lambda: (value(plugin, "gpuplugin_gpu_fairness_ratio") or 0) > 0.9)
     assert {one.labels["pod"] for one in plugin.samples("gpuplugin_replica_info")} == {
         "hungry-0", "modest-0", "modest-1", "idle-0",
     }  # fmt: skip

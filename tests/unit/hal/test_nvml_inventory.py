@@ -345,6 +345,7 @@ def test_closing_never_raises(tmp_path: Path) -> None:
     backend.wait_events(0)
     nvml.failing = dict.fromkeys(("shutdown", "event_set_free"), Code.UNKNOWN)
     backend.close()
+    assert (nvml.calls["shutdown"], nvml.calls["event_set_free"]) == (1, 1)
 
 
 def test_a_uuid_that_was_never_seen(tmp_path: Path) -> None:
