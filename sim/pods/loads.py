@@ -85,6 +85,8 @@ class ClusterPods:
     _told: set[str] = field(default_factory=set)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
+    _asked: threading.Event = field(default_factory=threading.Event)
+    """Once the kubelet has said who holds what: without that nobody need know the pods."""
 
     def start(self) -> None:
         for name, run in (("pod-list", self._follow), ("pod-holdings", self._poll)):
@@ -93,6 +95,7 @@ class ClusterPods:
 
     def stop(self) -> None:
         self._stop.set()
+        self._asked.set()
 
     def view(self) -> NodeView:
         with self._changed:
@@ -134,6 +137,7 @@ class ClusterPods:
 
     def _follow(self) -> None:
         backoff = Backoff(1.0, 60.0)
+        self._asked.wait()
         while not self._stop.is_set():
             pause_s = 0.1  # the server ends watches now and then
             try:
@@ -166,6 +170,7 @@ class ClusterPods:
                     self._held = held
                     self._changed.notify_all()
                 self._told.discard(_HOLDINGS)
+                self._asked.set()
             except PodResourcesUnavailable as error:
                 text = f"which pod has which GPU is not known, so pods are idle: {error}"
                 self._tell(_HOLDINGS, text)

@@ -168,6 +168,24 @@ def test_without_the_right_to_list_pods_it_says_so(
         eventually(lambda: "so they are idle: 403" in caplog.text)
 
 
+def test_pods_are_not_listed_where_the_kubelet_cannot_be_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[int] = []
+
+    def holdings() -> list[Holding]:
+        asked.append(0)
+        raise PodResourcesUnavailable("no socket")
+
+    pods = ClusterPods(SCENARIO, Cluster(refusal="403"), holdings, poll_s=0.01)
+    pods.start()
+    eventually(lambda: len(asked) > 6)
+    pods.stop()
+
+    assert "no socket" in caplog.text
+    assert "403" not in caplog.text
+
+
 def test_what_is_not_known_is_told_once_until_it_is_known(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
