@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,14 @@ ROOM_BYTES = 2 << 30
 
 
 def pytest_configure() -> None:
-    """Temporary files are in memory, if it has room: on a disk the system is busy with them.
+    # A shell ignores it for what it starts in the background, and programs would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _use_memory()
+
+
+def _use_memory() -> None:
+    """Have temporary files in memory, if it has room: on a disk the system is busy with them.
 
     The suite of the backends alone took 19.6 s of system time with /tmp on ext4, and 2.0 s so.
     """

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import termios
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -131,9 +130,14 @@ def on_terminal(lines: int, columns: int, *arguments: str) -> int:
         while drawn.count(b"gpuplugin on ") < 2:
             drawn += os.read(main, 65_536)
         top.send_signal(signal.SIGINT)
-        with suppress(OSError):  # the other side is closed
+        try:
             while os.read(main, 65_536):
                 pass
+        except OSError:  # the other side is closed
+            pass
+        except BaseException:  # it goes on: the end of the block would wait for it for ever
+            top.kill()
+            raise
         os.close(main)
         status = top.wait(DEADLINE_S)
     for text in ("GPU 1: Xid 79", "Reboot the node", "default/hungry-0"):
