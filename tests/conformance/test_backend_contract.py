@@ -266,7 +266,10 @@ def test_a_wait_in_which_nothing_happens_is_empty(subject: Subject) -> None:
     assert list(subject.backend.wait_events(0.0)) == []
 
 
-def test_close_ends_a_wait_in_another_thread(subject: Subject) -> None:
+def test_close_ends_a_wait_in_another_thread(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hal.nvml.watch.WAIT_S", 0.5)  # nothing ends a call of NVML's sooner
     drain(subject)
     waiting = threading.Event()
     outcomes: list[object] = []

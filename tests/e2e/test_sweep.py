@@ -74,8 +74,9 @@ def test_the_page_has_all_of_it_and_fetches_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    command: Command, arguments: tuple[str, ...], said: str
+    command: Command, arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sim.study.workers.CONNECT_S", 0.5)
     result = command("sim", "sweep", "noisy-neighbour", "--until", "1s", *arguments)
     assert (result.returncode, result.stdout) == (1, "")
     assert said in result.stderr.splitlines()[-1]
