@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
+from lightkube.resources.core_v1 import Node
 
+from gpuplugin.core.dra.claims import ClaimRef
 from gpuplugin.daemon.cluster.kubeapi import (
     KubeApi,
     NodeLabel,
@@ -18,6 +20,7 @@ from gpuplugin.daemon.cluster.kubeapi import (
     proxy_of,
 )
 from gpuplugin.daemon.cluster.labelstores import NodeStore
+from gpuplugin.daemon.dra.claimapi import ClaimApi, ClaimGone
 from gpuplugin.doctor.collect.cluster import collect_cluster
 from sim.apiserver import PODS, ApiServer, Key
 from sim.fleet.api import FleetApi
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NODE = "gpu-1"
+TIMEOUT = httpx2.Timeout(5.0)
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +68,30 @@ def fleet() -> object:
     return asyncio.run(listed())
 
 
-def slices() -> object:
-    async def listed() -> object:
-        timeout = httpx2.Timeout(5.0)
-        async with async_client_of(cluster(), timeout) as client:
-            from lightkube.resources.core_v1 import Node
-
-            return await client.get(Node, NODE)
-
-    return asyncio.run(listed())
+def no_claim() -> None:
+    api = ClaimApi(cluster())
+    try:
+        with pytest.raises(ClaimGone):
+            api.read(ClaimRef("team", "none", "uid"))
+    finally:
+        api.close()
 
 
-def claims() -> object:
-    with client_of(cluster(), httpx2.Timeout(5.0)) as client:
-        from lightkube.resources.core_v1 import Node
+async def _node_by_an_async_client() -> Node:
+    async with async_client_of(cluster(), TIMEOUT) as client:
+        return await client.get(Node, NODE)
 
+
+def _node_by_a_client() -> Node:
+    with client_of(cluster(), TIMEOUT) as client:
         return client.get(Node, NODE)
+
+
+def test_authorities_without_extensions_are_trusted() -> None:
+    """By the two clients that everything else has its own from."""
+    for node in (_node_by_a_client(), asyncio.run(_node_by_an_async_client())):
+        assert node.metadata is not None
+        assert node.metadata.name == NODE
 
 
 @pytest.mark.parametrize(
@@ -90,11 +102,11 @@ def claims() -> object:
         lambda: NodeStore(NODE).sync({}),
         lambda: next(NodePods(NODE).follow()),
         fleet,
-        slices,
-        claims,
+        no_claim,
     ],
 )
-def test_authorities_without_extensions_are_trusted(ask: Callable[[], object]) -> None:
+def test_who_asks_the_api_server_uses_them(ask: Callable[[], object]) -> None:
+    """Each raises if its connection fails: nothing is swallowed."""
     ask()
 
 
@@ -112,7 +124,7 @@ def test_other_authorities_are_not_trusted(
         other.write_text(text)
         monkeypatch.setenv("KUBECONFIG", str(other))
         with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-            claims()
+            _node_by_a_client()
 
 
 @pytest.mark.parametrize(

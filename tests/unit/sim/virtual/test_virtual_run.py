@@ -236,6 +236,12 @@ def test_every_shipped_scenario_runs_and_repeats_itself(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [one for one in scenario_names() if one != "production-week"])
+def test_every_shipped_scenario_repeats_its_later_faults(name: str) -> None:
+    assert log_of(name, 330) == log_of(name, 330)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_whole_week_repeats_itself() -> None:
     one, other = (log_of("production-week", 7 * 86400) for _ in range(2))
