@@ -240,21 +240,18 @@ class ApiServer:
             if left_s <= 0:
                 return
             try:
-                changes = self.store.changes(version)
+                version, changes = self.store.changes(version)
             except ApiProblem as problem:
                 write("ERROR", problem.as_json())
                 return
             for change in changes:
-                version = change.version
                 if (seen := change.seen_by(selection)) is not None:
                     write(*seen)
             if changes:
                 continue
-            newest = self.store.version
-            self.store.wait(newest, min(left_s, BOOKMARK_S))
-            if bookmarks and self.store.version == newest:
-                metadata: JsonObject = {"resourceVersion": str(newest)}
-                version = newest
+            newest = self.store.wait(version, min(left_s, BOOKMARK_S))
+            if bookmarks and newest == version:
+                metadata: JsonObject = {"resourceVersion": str(version)}
                 resource = selection.resource
                 body = {"apiVersion": resource.api_version, "kind": resource.kind}
                 write("BOOKMARK", {**body, "metadata": metadata})

@@ -318,17 +318,22 @@ class Store:
                     self._remove(key)
             return bodies
 
-    def changes(self, since: int) -> tuple[Change, ...]:
-        """What happened after a version, in order; raises `ApiProblem` 410 if that is too old."""
+    def changes(self, since: int) -> tuple[int, tuple[Change, ...]]:
+        """The version of this moment, and what happened after another one up to it, in order.
+
+        Raises `ApiProblem` 410 if the other version is too old.
+        """
         with self._changed:
             if since < self._oldest:
                 raise ApiProblem(410, f"too old resource version: {since} ({self._oldest})")
-            return tuple(change for change in self._history if change.version > since)
+            newer = tuple(change for change in self._history if change.version > since)
+            return self._version, newer
 
-    def wait(self, since: int, timeout_s: float) -> None:
-        """Until something is newer than this version, or the time is over."""
+    def wait(self, since: int, timeout_s: float) -> int:
+        """Until something is newer than this version, or the time is over; the version then."""
         with self._changed:
             self._changed.wait_for(lambda: self._version > since, timeout_s)
+            return self._version
 
     def wake(self) -> None:
         """Let all who wait look again."""

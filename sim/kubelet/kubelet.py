@@ -244,9 +244,9 @@ class Kubelet:
 
     def _follow(self, store: Store) -> None:
         """Let pods that wait for devices try again when the objects of the cluster change."""
+        version = store.version
         while self._running:
-            version = store.version
-            store.wait(version, GRACE_CHECK_S)
+            version = store.wait(version, GRACE_CHECK_S)
             with self._changed:
                 self._changed.notify_all()
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from sim.apiserver.rules import JsonObject
-    from sim.apiserver.store import Change, Store
+    from sim.apiserver.store import Store
     from sim.kubelet.pods import Pod
     from sim.scheduler.allocator import Listed
 
@@ -439,12 +439,11 @@ class _Ledger:
 
     def follow(self) -> None:
         try:
-            changes: Iterable[Change] = self._store.changes(self._version)
+            self._version, changes = self._store.changes(self._version)
         except ApiProblem:
             self._begin_again()
             return
         for change in changes:
-            self._version = change.version
             if change.resource is CLAIMS:
                 self._add(change.before, -1)
                 self._add(change.after, 1)

@@ -12,6 +12,7 @@ import pytest
 
 from sim.apiserver import HANG, JSON, STRATEGIC, ApiServer
 from sim.apiserver.server import MERGE
+from sim.apiserver.store import NODES, Key, Store
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def test_a_watch_sees_its_objects_and_no_others(server: ApiServer) -> None:
     mine = f"fieldSelector=spec.nodeName%3D{NODE}"
     from_now = Watch(server, f"resourceVersion={version}&{mine}")
     from_start = Watch(server, mine)
+    from_start.sees(("ADDED", "before"))
     made(server, SLICES, a_slice("other", "n2"))
     made(server, SLICES, a_slice("mine"))
     ask(server, "PUT", f"{SLICES}/mine", a_slice("mine", devices=[{"name": "gpu-0"}]))
@@ -172,6 +174,31 @@ def test_a_watch_ends_when_it_is_broken_or_its_time_is_over(server: ApiServer) -
     gone = Watch(server, f"resourceVersion={version}")
     gone.sees(("ERROR", 410))
     assert gone.ended.wait(DEADLINE_S)
+
+
+class Overtaken(Store):
+    """A store that changes right after each of the first looks at its changes."""
+
+    def __init__(self, *later: str) -> None:
+        super().__init__()
+        self._later = list(later)
+
+    def changes(self, since: int) -> Any:
+        found = super().changes(since)
+        if self._later:
+            self.create(Key(NODES, self._later.pop(0)), {})
+        return found
+
+
+def test_a_watch_with_bookmarks_misses_no_change_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sim.apiserver.server.BOOKMARK_S", 0.05)
+    with ApiServer(store=Overtaken("a", "b", "c")) as server:
+        watch = Watch(server, "allowWatchBookmarks=true", "/api/v1/nodes")
+        eventually(lambda: watch.seen.count(("BOOKMARK", None)) > 3)
+        seen = [name for kind, name in watch.seen if kind == "ADDED"]
+        assert seen == ["a", "b", "c"]
 
 
 def test_bookmarks(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +223,7 @@ def test_status_and_spec_are_written_apart(server: ApiServer) -> None:
     patch = {"status": {"conditions": [{"type": "GPUHealthy", "status": "True"}]}}
     status, node = ask(server, "PATCH", f"/api/v1/nodes/{NODE}/status", patch, STRATEGIC)
     assert [one["type"] for one in node["status"]["conditions"]] == ["Ready", "GPUHealthy"]
-    for change in server.store.changes(0):
+    for change in server.store.changes(0)[1]:
         stored = (change.after or {})["metadata"]
         assert isinstance(stored, dict)
         assert stored["resourceVersion"] == str(change.version)

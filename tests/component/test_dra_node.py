@@ -216,9 +216,8 @@ def test_slices_are_back_within_two_seconds_of_a_kubelets_restart(
         deadline_s = time.monotonic() + DEADLINE_S
         while not back_s and time.monotonic() < deadline_s:
             node.server.store.wait(version, 0.5)
-            changes = node.server.store.changes(version)
+            version, changes = node.server.store.changes(version)
             for change in changes:
-                version = change.version
                 if change.resource is SLICES and change.after is None:
                     gone_s, back_s = time.monotonic(), 0.0
                 elif change.resource is SLICES and gone_s and change.before is None:

@@ -65,13 +65,14 @@ class ClaimStage(Stage):
 
     def slices_back_s(self, timeout_s: float) -> float | None:
         """Wait until slices are deleted and there again; how long there were none, in seconds."""
-        ends_s, gone_s = time.monotonic() + timeout_s, 0.0
+        store = self.server.store
+        version, ends_s, gone_s = store.version, time.monotonic() + timeout_s, 0.0
         while (now_s := time.monotonic()) < ends_s:
             if not self.slices():
                 gone_s = gone_s or now_s
             elif gone_s:
                 return now_s - gone_s
-            self.server.store.wait(self.server.store.version, 0.01)
+            version = store.wait(version, 0.01)
         return None
 
     def _kubelet(self, facts: Facts) -> Kubelet:
