@@ -146,7 +146,7 @@ class SimulatedGpu:
                 return self._lose(now_s)
             case Plug():
                 self.plugged = True
-                return self._restart()
+                return self._restart(now_s)
             case Returns(calls=calls, answer=answer, for_s=for_s, every=every, mig=mig):
                 self.returned.add(calls, answer, now_s, for_s=for_s, every=every, mig=mig)
                 return ()
@@ -159,7 +159,7 @@ class SimulatedGpu:
             case Recovery():
                 self.row_remap_failed = False
                 self.returned.clear()
-                return self._restart()
+                return self._restart(now_s)
             case _:
                 assert_never(what)
 
@@ -236,9 +236,9 @@ class SimulatedGpu:
         self.replaced_by = successor
         return self._lose(now_s)
 
-    def driver_loaded(self) -> None:
+    def driver_loaded(self, now_s: float) -> None:
         """The driver was reloaded, which resets the GPU; one that is lost stays lost."""
-        self._count_reset()
+        self._count_reset(now_s)
         if self.recovery_action is RecoveryAction.RESET:
             self.recovery_action = RecoveryAction.NONE
 
@@ -377,17 +377,18 @@ class SimulatedGpu:
         self.lost = True
         return (GpuDisappeared(self.identity.uuid),)
 
-    def _restart(self) -> tuple[Event, ...]:
+    def _restart(self, now_s: float) -> tuple[Event, ...]:
         was_lost, self.lost = self.lost, False
         self.recovery_action = RecoveryAction.NONE
         self._hung_until_s, self._loss_due_s = -math.inf, math.inf
         self.overheated = False
         self.fabric = self.fabric and Fabric(state=FabricState.COMPLETED)
-        self._count_reset()
+        self._count_reset(now_s)
         return (GpuAppeared(self.identity.uuid),) if was_lost else ()
 
-    def _count_reset(self) -> None:
+    def _count_reset(self, now_s: float) -> None:
         """Volatile counters are zero again, and pending row remaps are done."""
+        self.settle(now_s)  # what it drew until now is of the time before
         self.resets += 1
         self.physics.limit_w = None
         self._follow_clocks()

@@ -185,7 +185,7 @@ class SimulatedNode:
                     gpu.evict(self.now_s)
             case DriverUp():
                 for gpu in self.gpus.values():
-                    gpu.driver_loaded()
+                    gpu.driver_loaded(self.now_s)
                     self.partitions.after_reset(gpu)
             case DriverHang(for_s=for_s) | DriverReturns(for_s=for_s):
                 if for_s is not None:
@@ -315,7 +315,7 @@ class SimulatedNode:
 
     def _make_gpu(self, identity: Gpu, profile: Profile) -> SimulatedGpu:
         group = self._groups[identity.index]
-        gpu = SimulatedGpu(identity, profile, Physics(profile, group.cooling))
+        gpu = SimulatedGpu(identity, profile, Physics(profile, group.cooling, at_s=self.now_s))
         gpu.tenancies = self.tenancies_of(identity, profile)
         return gpu
 

@@ -159,10 +159,12 @@ class VirtualRun:
         else:
             self._kubelet = VirtualKubelet(scenario.seed)
             self._door = PluginDoor(self._listed)
+        self._accounted_ns = 0
+        self._unhealthy: set[str] = set()
+        """GPUs that were not healthy when it was accounted for last."""
+        self._notes: dict[str, GpuNotes] = {}
         self._pods = VirtualPods(self.node, self._kubelet, self._log)
         self._plugin = VirtualPlugin(self.node, settings, self._door, self._log)
-        self._accounted_ns = 0
-        self._notes: dict[str, GpuNotes] = {}
         self.node.env.process(self._take_samples())
         self.node.env.process(self._note_slices())
 
@@ -189,6 +191,7 @@ class VirtualRun:
         outcome.counts[kind] = outcome.counts.get(kind, 0) + 1
         now_ns = int(self.node.env.now) if hasattr(self, "node") else 0
         if kind == "gpu-health":
+            self._account()
             change = HealthChange(
                 now_ns / NS_PER_S, str(facts["uuid"]), str(facts["state"]), str(facts["reason"])
             )
@@ -240,7 +243,11 @@ class VirtualRun:
         self._pods.something_is_free()
 
     def _account(self) -> None:
-        """Add up what was unavailable since the last time."""
+        """Add up what was unavailable since the last time, and look at what is from now on.
+
+        To be called at each change: the plugin's health is then the new one, while the kubelet has
+        the list from before.
+        """
         now_ns = int(self.node.env.now)
         span_ns = now_ns - self._accounted_ns
         self._accounted_ns = now_ns
@@ -248,9 +255,10 @@ class VirtualRun:
             missing = amount.capacity - amount.allocatable
             self.outcome.unavailable_replica_ns += missing * span_ns
             self.outcome.capacity = max(self.outcome.capacity, amount.capacity)
-        for uuid, health in self._plugin.board.gpus.items() if hasattr(self, "_plugin") else ():
-            if not health.healthy and uuid in self._notes:
-                self._notes[uuid].unhealthy_ns += span_ns
+        for uuid in self._unhealthy:
+            self._notes_of(uuid).unhealthy_ns += span_ns
+        board = self._plugin.board.gpus if hasattr(self, "_plugin") else {}
+        self._unhealthy = {uuid for uuid, health in board.items() if not health.healthy}
 
     def _take_samples(self) -> Generator[simpy.Event, object, None]:
         every_ns = max(to_ns(self.outcome.until_s) // SAMPLES, to_ns(0.1))

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from hal import GIB, ThrottleReason
 from sim.gpu.faults import (
+    DriverDown,
+    DriverUp,
     EccFault,
     GpuFault,
     Hang,
     LostFault,
+    NodeFault,
     Plug,
     Recovery,
+    Replacement,
     RowRemap,
     ThermalShutdown,
     Unplug,
@@ -155,6 +159,33 @@ def test_reading_often_changes_nothing() -> None:
         often.telemetry(float(second))
 
     assert often.telemetry(60) == once.telemetry(60)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Recovery()],
+        [LostFault(), Recovery()],
+        [Unplug(), Plug()],
+        [DriverDown(), DriverUp()],
+        [Replacement()],
+    ],
+    ids=["reset", "lost", "unplugged", "driver", "replaced"],
+)
+def test_energy_counts_from_the_reset_on_whenever_it_was_read_before(
+    faults: list[GpuFault | NodeFault],
+) -> None:
+    node, _ = a_node()
+    node.advance(1000)
+    for one in faults:
+        if isinstance(one, NodeFault):
+            node.inject_node(one)
+        else:
+            node.inject(node.find("0"), one)
+        node.advance(node.now_s + 500)
+    reset_s = node.now_s - 500
+    read = node.find("0").telemetry(node.now_s)
+    assert read.energy_j == pytest.approx((read.power_w or 0.0) * (node.now_s - reset_s))
 
 
 def test_a_gpu_without_ecc_counts_nothing() -> None:

@@ -101,6 +101,18 @@ def test_a_lost_gpu_costs_its_replicas_until_it_is_well_again() -> None:
     )
 
 
+@pytest.mark.parametrize("until_s", [600, 86_400, 604_800])
+def test_a_gpu_is_unhealthy_for_as_long_however_seldom_samples_are_taken(until_s: int) -> None:
+    faults = (
+        "faults:\n- {at_s: 100, gpu: 0, what: {kind: lost}}\n"
+        "- {at_s: 400, gpu: 0, what: {kind: recover}}\n"
+    )
+    ran = Ran(node(1, faults), until_s)
+    ill, _, well = ran.outcome.changes
+    (notes,) = ran.outcome.gpus
+    assert notes.unhealthy_ns == pytest.approx((well.at_s - ill.at_s) * 1e9)
+
+
 def test_an_application_error_ends_one_tenant_and_changes_no_list() -> None:
     ran = Ran(node(1, pods(3) + "faults: [{at_s: 50, gpu: 0, what: {kind: xid, xid: 31}}]"), 100)
     assert len(ran.allocatable()) == 1
