@@ -162,6 +162,7 @@ def test_a_socket_that_is_removed_before_it_was_looked_at_comes_back(kubelet_dir
     async def main() -> None:
         engine = Removing()
         async with serving(kubelet_dir, engine):
+            await becomes_true(lambda: engine.removed)
             await becomes_true(lambda: found(kubelet_dir))
             assert found(kubelet_dir) != engine.removed
             assert (await registered(found(kubelet_dir)[0])).name == DRIVER
