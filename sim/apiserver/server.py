@@ -230,11 +230,7 @@ class ApiServer:
         timeout_s = float(request.query.get("timeoutSeconds", "1800"))
         ends_s = time.monotonic() + timeout_s
         bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
-        version = int(request.query.get("resourceVersion") or 0)
-        if not version:
-            version, bodies = self.store.select(selection)
-            for body in bodies:
-                write("ADDED", body)
+        version = self._begun(request, selection, write)
         while not self._stopped.is_set() and breaks == self._breaks:
             left_s = ends_s - time.monotonic()
             if left_s <= 0:
@@ -251,10 +247,23 @@ class ApiServer:
                 continue
             newest = self.store.wait(version, min(left_s, BOOKMARK_S))
             if bookmarks and newest == version:
-                metadata: JsonObject = {"resourceVersion": str(version)}
-                resource = selection.resource
-                body = {"apiVersion": resource.api_version, "kind": resource.kind}
-                write("BOOKMARK", {**body, "metadata": metadata})
+                write("BOOKMARK", _bookmark(selection.resource, version))
+
+    def _begun(
+        self, request: Request, selection: Selection, write: Callable[[str, JsonObject], None]
+    ) -> int:
+        """The version that a watch goes on from; what is there by then is written if it is asked
+        for, or if no version is given."""
+        version = int(request.query.get("resourceVersion") or 0)
+        streams = request.query.get("sendInitialEvents") in ("1", "true")
+        if version and not streams:
+            return version
+        version, bodies = self.store.select(selection)
+        for body in bodies:
+            write("ADDED", body)
+        if streams:
+            write("BOOKMARK", _bookmark(selection.resource, version, at_start=True))
+        return version
 
     def _take(self, request: Request) -> tuple[int, JsonObject]:
         if request.method == "GET" and (found := self._discovered(request.path)) is not None:
@@ -363,23 +372,20 @@ class ApiServer:
         if path == "/version":
             minor = self.store.minor
             return {"major": "1", "minor": str(minor), "gitVersion": f"v1.{minor}.0"}
-        groups = {f"/apis/{one.group}": one for one in RESOURCES if one.group}
-        if (served := groups.get(path)) is not None:
-            version = {"groupVersion": served.api_version, "version": served.version}
-            return {
-                "kind": "APIGroup",
-                "apiVersion": "v1",
-                "name": served.group,
-                "versions": [version],
-                "preferredVersion": version,
-            }
+        if path == "/api":
+            return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
+        groups = {f"/apis/{one.group}": _group(one) for one in RESOURCES if one.group}
+        if path == "/apis":
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": list(groups.values())}
+        if (group := groups.get(path)) is not None:
+            return {"kind": "APIGroup", "apiVersion": "v1", **group}
         if path in _ROOTS:
-            group = _ROOTS[path]
+            here = [one for one in RESOURCES if one.group == _ROOTS[path]]
             return {
                 "kind": "APIResourceList",
                 "apiVersion": "v1",
                 "groupVersion": path.removeprefix("/apis/").removeprefix("/api/"),
-                "resources": [_told(one) for one in RESOURCES if one.group == group],
+                "resources": [_told(one) for one in here],
             }
         return None
 
@@ -393,8 +399,22 @@ class _Server(ThreadingHTTPServer):
         self.api = api
 
 
+def _bookmark(resource: Resource, version: int, *, at_start: bool = False) -> JsonObject:
+    """The version of a watch; `at_start`, that all objects of before were sent (client-go)."""
+    metadata: JsonObject = {"resourceVersion": str(version)}
+    if at_start:
+        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+
+
 def _refused(problem: ApiProblem) -> Answer:
     return Answer(problem.code, json.dumps(problem.as_json()).encode())
+
+
+def _group(resource: Resource) -> JsonObject:
+    """The group of a resource, as clients discover it."""
+    version = {"groupVersion": resource.api_version, "version": resource.version}
+    return {"name": resource.group, "versions": [version], "preferredVersion": version}
 
 
 def _told(resource: Resource) -> JsonObject:
@@ -408,16 +428,19 @@ def _told(resource: Resource) -> JsonObject:
     }
 
 
-def _selector(text: str) -> tuple[dict[str, str], dict[str, str]]:
+def _selector(text: str) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
     """The pairs of `a=b,c!=d`, equal and unequal; raises `ApiProblem` for other forms."""
     equal: dict[str, str] = {}
-    unequal: dict[str, str] = {}
+    unequal: list[tuple[str, str]] = []
     for part in filter(None, text.split(",")):
         name, equals, value = part.replace("==", "=").partition("=")
         if not equals or " " in part:
             raise ApiProblem(400, f"this server knows selectors of the form name=value: {text!r}")
-        (unequal if name.endswith("!") else equal)[name.removesuffix("!")] = value
-    return equal, unequal
+        if name.endswith("!"):
+            unequal.append((name.removesuffix("!"), value))
+        else:
+            equal[name] = value
+    return equal, tuple(unequal)
 
 
 class _Handler(BaseHTTPRequestHandler):

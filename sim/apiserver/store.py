@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -33,6 +33,11 @@ _REASONS = {
     500: "InternalError", 503: "ServiceUnavailable",
 }  # fmt: skip
 _IDENTITY = ("uid", "resourceVersion")
+_GIVEN = (
+    *("name", "namespace", "uid", "creationTimestamp", "generation"),
+    *("deletionTimestamp", "deletionGracePeriodSeconds"),
+)
+"""Metadata that no update changes."""
 _MERGED_BY = {
     "conditions": "type", "addresses": "type", "containers": "name",
     "hostIPs": "ip", "podIPs": "ip",
@@ -91,7 +96,16 @@ NODES = Resource("", "nodes", "Node", namespaced=False, has_status=True)
 PODS = Resource(
     "", "pods", "Pod", namespaced=True, has_status=True, fields=("spec.nodeName", "status.phase")
 )
-EVENTS = Resource("", "events", "Event", namespaced=True)
+EVENTS = Resource(
+    "",
+    "events",
+    "Event",
+    namespaced=True,
+    fields=(
+        *(f"involvedObject.{name}" for name in ("kind", "name", "namespace", "uid")),
+        *("reason", "type"),
+    ),
+)
 LEASES = Resource(LEASE_GROUP, "leases", "Lease", namespaced=True)
 SLICES = Resource(
     DRA_GROUP,
@@ -122,18 +136,18 @@ class Key:
 class Selection:
     """Objects of a kind: in one namespace, with these fields and labels, or all.
 
-    `unlike` are fields that must have another value.
+    `unlike` are fields with a value that they must not have.
     """
 
     resource: Resource
     namespace: str = ""
     fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    unlike: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    unlike: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         known = {"metadata.name", "metadata.namespace", *self.resource.fields}
-        if unknown := (self.fields.keys() | self.unlike.keys()) - known:
+        if unknown := {*self.fields, *(path for path, _ in self.unlike)} - known:
             raise ApiProblem(400, f"field label not supported: {', '.join(sorted(unknown))}")
 
     def has(self, body: JsonObject) -> bool:
@@ -145,7 +159,7 @@ class Selection:
         return (
             self.labels.items() <= labels.items()
             and all(_at(body, path) == value for path, value in self.fields.items())
-            and all(_at(body, path) != value for path, value in self.unlike.items())
+            and all(_at(body, path) != value for path, value in self.unlike)
         )
 
 
@@ -263,7 +277,7 @@ class Store:
                     after["status"] = before["status"]
                 after["metadata"] = {**_part(new, "metadata")} | {
                     name: known[name]
-                    for name in ("name", "namespace", "uid", "creationTimestamp", "generation")
+                    for name in _GIVEN
                     if name in known
                 }
             return self._keep(key, before, after, dry_run=dry_run)
@@ -363,9 +377,10 @@ class Store:
         with self._changed:
             return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
 
-    def time(self) -> str:
-        """Now, as the API writes it."""
-        return self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def time(self, after_s: int = 0) -> str:
+        """Now, or so many seconds later, as the API writes it."""
+        at = self._now().astimezone(UTC) + timedelta(seconds=after_s)
+        return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _selected(self, selection: Selection) -> Iterator[JsonObject]:
         keys = sorted(
@@ -418,7 +433,7 @@ class Store:
         metadata = _part(body, "metadata")
         if "deletionTimestamp" in metadata:
             return copy.deepcopy(body)
-        marks = {"deletionTimestamp": self.time(), "deletionGracePeriodSeconds": grace_s}
+        marks = {"deletionTimestamp": self.time(grace_s), "deletionGracePeriodSeconds": grace_s}
         return self._keep(key, body, {**body, "metadata": metadata | marks}, dry_run=False)
 
     def _remove(self, key: Key) -> None:

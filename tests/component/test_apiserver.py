@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +17,11 @@ from sim.apiserver import HANG, JSON, STRATEGIC, ApiServer
 from sim.apiserver.server import MERGE
 from sim.apiserver.store import NODES, Key, Store
 from tests.component.waiting import DEADLINE_S, eventually
+from tests.deploy.binaries import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SLICES = "/apis/resource.k8s.io/v1/resourceslices"
 CLAIMS = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
@@ -201,6 +206,24 @@ def test_a_watch_with_bookmarks_misses_no_change_between_two_looks(
         assert seen == ["a", "b", "c"]
 
 
+def test_a_watch_that_begins_with_what_is_there_says_when_that_was_all(server: ApiServer) -> None:
+    """As informers of client-go ask since 1.35: they wait for that bookmark."""
+    made(server, SLICES, a_slice("a"))
+    query = (
+        "watch=true&resourceVersion=0&resourceVersionMatch=NotOlderThan"
+        "&sendInitialEvents=true&allowWatchBookmarks=true&timeoutSeconds=0"
+    )
+    version = server.store.version
+    with connection(server) as one:
+        one.request("GET", f"{SLICES}?{query}")
+        events = [json.loads(line) for line in one.getresponse()]
+    assert [event["type"] for event in events] == ["ADDED", "BOOKMARK"]
+    assert events[1]["object"]["metadata"] == {
+        "resourceVersion": str(version),
+        "annotations": {"k8s.io/initial-events-end": "true"},
+    }
+
+
 def test_bookmarks(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim.apiserver.server.BOOKMARK_S", 0.05)
     watch = Watch(server, "allowWatchBookmarks=true")
@@ -284,12 +307,41 @@ def test_what_there_is(server: ApiServer) -> None:
     assert version["groupVersion"] == "resource.k8s.io/v1"
     kinds = {one["kind"] for one in ask(server, "GET", "/apis/resource.k8s.io/v1")[1]["resources"]}
     assert {"ResourceSlice", "ResourceClaim", "DeviceClass"} <= kinds
+    assert ask(server, "GET", "/api")[1]["versions"] == ["v1"]
+    groups = ask(server, "GET", "/apis")[1]["groups"]
+    assert "resource.k8s.io" in {group["name"] for group in groups}
     for path in (
         "/apis/apps/v1/deployments",
         "/api/v1/secrets",
         f"{SLICES}?fieldSelector=spec.x%3D1",
     ):
         assert ask(server, "GET", path)[0] in (400, 404)
+
+
+def test_kubectl_finds_what_there_is(server: ApiServer, tmp_path: Path) -> None:
+    made(server, SLICES, a_slice("a"))
+    told = subprocess.run(
+        [program("kubectl"), "get", "nodes,resourceslices", "-o", "name"],
+        env=os.environ
+        | {"KUBECONFIG": str(server.kubeconfig(tmp_path)), "NO_PROXY": "127.0.0.1"}
+        | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert told.stdout.split() == ["node/n1", "node/n2", "resourceslice.resource.k8s.io/a"]
+
+
+def test_a_selector_may_leave_out_several_values_of_a_field(server: ApiServer) -> None:
+    pods = "/api/v1/namespaces/default/pods"
+    for name, phase in (("runs", "Running"), ("done", "Succeeded"), ("broken", "Failed")):
+        made(server, pods, {"metadata": {"name": name}, "spec": {}})
+        patch = {"status": {"phase": phase}}
+        assert ask(server, "PATCH", f"{pods}/{name}/status", patch, MERGE)[0] == 200
+    selector = "fieldSelector=status.phase!=Succeeded,status.phase!=Failed"
+    found = ask(server, "GET", f"{pods}?{selector}")[1]["items"]
+    assert [one["metadata"]["name"] for one in found] == ["runs"]
 
 
 def test_a_pod_on_a_node_is_only_marked_until_its_kubelet_removes_it(server: ApiServer) -> None:
@@ -306,7 +358,13 @@ def test_a_pod_on_a_node_is_only_marked_until_its_kubelet_removes_it(server: Api
     (left,) = ask(server, "GET", pods)[1]["items"]
     assert bound["metadata"]["name"] == left["metadata"]["name"] == "bound"
     assert left["metadata"]["deletionGracePeriodSeconds"] == 30
-    assert left["metadata"]["deletionTimestamp"]
+    made_at, ends_at = (
+        datetime.fromisoformat(left["metadata"][name])
+        for name in ("creationTimestamp", "deletionTimestamp")
+    )
+    assert ends_at >= made_at + timedelta(seconds=30), "when its grace is over"
+    del left["metadata"]["deletionTimestamp"]
+    assert ask(server, "PUT", f"{pods}/bound", left)[1]["metadata"]["deletionTimestamp"]
     assert ask(server, "DELETE", f"{pods}/bound", {"gracePeriodSeconds": 0})[0] == 200
     assert ask(server, "GET", pods)[1]["items"] == []
 
