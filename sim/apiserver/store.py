@@ -276,9 +276,7 @@ class Store:
                 if key.resource.has_status and "status" in before:
                     after["status"] = before["status"]
                 after["metadata"] = {**_part(new, "metadata")} | {
-                    name: known[name]
-                    for name in _GIVEN
-                    if name in known
+                    name: known[name] for name in _GIVEN if name in known
                 }
             return self._keep(key, before, after, dry_run=dry_run)
 
