@@ -49,14 +49,17 @@ def add_options(
 
 
 def given_options(parsed: argparse.Namespace) -> dict[Option, str]:
-    """The options that stood on the command line, with their text."""
+    """The options that stood on the command line, with their text.
+
+    A list that was given several times has all that was given, as with NVIDIA's plugin.
+    """
     from gpuplugin.config.options import OPTIONS
 
     values = vars(parsed)
     return {
-        option: values[_destination(option)]
+        option: ",".join(given) if isinstance(given, list) else given
         for option in OPTIONS
-        if values.get(_destination(option)) is not None
+        if (given := values.get(_destination(option))) is not None
     }
 
 
@@ -83,7 +86,11 @@ def _add(parser: argparse._ArgumentGroup, option: Option) -> None:
         )  # fmt: skip
         return
     metavar = "|".join(option.choices) or option.kind.value
-    parser.add_argument(*option.flags, dest=_destination(option), metavar=metavar, help=text)
+    is_list = option.kind in (Kind.LIST, Kind.NUMBERS, Kind.XIDS)
+    parser.add_argument(
+        *option.flags, dest=_destination(option), action="append" if is_list else "store",
+        metavar=metavar, help=text,
+    )  # fmt: skip
 
 
 def _destination(option: Option) -> str:

@@ -187,7 +187,14 @@ def scalar(text: str) -> object:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with go-yaml's scalars, and one error for what is not of its tag."""
+    """The safe loader with go-yaml's scalars and tabs, and one error for what is not of its tag."""
+
+    def scan_to_next_token(self) -> None:
+        # JSON may be indented with tabs, and a tab may be behind a value; before a key it is wrong.
+        super().scan_to_next_token()
+        while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
+            self.forward()
+            super().scan_to_next_token()
 
     def resolve(self, kind: type[yaml.Node], value: str | None, implicit: object) -> str:
         if kind is yaml.ScalarNode and value is not None and cast("tuple[bool, bool]", implicit)[0]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +63,29 @@ def test_json_is_read_with_lines() -> None:
 
     assert document.data["version"] == "v1"
     assert document.where(("flags", "migStrategy")) == "f.json:4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"version": "v1", "flags": {"plugin": {"a": [1, 2]}}}, indent="\t"),
+        "a: b\t\nc: d\t# said\n",
+        "a:\tb\n",
+        "a:\t\n  - b \t \n  - {c:\td}\n",
+        'a: "b"\t\nc: d\n',
+    ],
+)
+def test_tabs_that_indent_no_key_are_blanks(text: str) -> None:
+    """As in libyaml, from which NVIDIA's reader of YAML was made."""
+    assert parse_document(text, "f").data == yaml.load(text, yaml.CSafeLoader)
+
+
+@pytest.mark.parametrize("text", ["a:\n\tb: c\n", "-\ta: b\n", "a: b\n\t\nc: d\n"])
+def test_tabs_before_a_key_are_wrong(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        yaml.load(text, yaml.CSafeLoader)
+    with pytest.raises(ConfigError, match="cannot start any token"):
+        parse_document(text, "f")
 
 
 def test_words_of_yaml_1_1_are_booleans() -> None:

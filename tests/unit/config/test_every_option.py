@@ -13,6 +13,7 @@
 | 1.2 present but empty | test_a_variable_that_is_set_but_empty |
 | 1.2 Go booleans | test_only_the_spellings_of_go_are_booleans |
 | 1.2 a list on the command line replaces the other | test_layers[device-list-strategy] |
+| - a list that is given several times | test_a_list_that_is_given_several_times_has_all_of_it |
 | 1.3 YAML 1.1 words, JSON, empty file, version | test_load.py |
 | 1.3 unknown keys | test_an_unknown_key (a deliberate difference: warned of) |
 | 1.3 case of keys | test_the_case_of_* |
@@ -344,6 +345,26 @@ def test_layers(files: Files, row: Row) -> None:
     assert row.found(files.load(text, *row.needs, **environment)) == variable[1]
     given = (f"--{row.name}={flag[0]}", *row.needs)
     assert row.found(files.load(text, *given, **environment)) == flag[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        ("--device-list-strategy=envvar --device-list-strategy cdi-cri", ["envvar", "cdi-cri"]),
+        ("--device-list-strategy envvar,cdi-cri --device-list-strategy volume-mounts",
+         ["envvar", "cdi-cri", "volume-mounts"]),
+        ("--cdi-disable-hooks a --cdi-disable-hooks b", ["a", "b"]),
+        ("--exclude-gpus=1 --exclude-gpus=2", ["1", "2"]),
+        ("--health-ignore-xids 13 --health-ignore-xids=31,43", [13, 31, 43]),
+    ],
+)  # fmt: skip
+def test_a_list_that_is_given_several_times_has_all_of_it(
+    files: Files, arguments: str, values: list[object]
+) -> None:
+    words = arguments.split()
+    (row,) = (row for row in ROWS if words[0].partition("=")[0] == f"--{row.name}")
+
+    assert row.found(files.load("", *words, **{row.variables[0]: ""})) == values
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if len(row.variables) > 1], ids=str)
