@@ -27,8 +27,8 @@ States: TypeAlias = Mapping[str, Health]
 
 MAX_CHANGES = 500
 
-Seconds: TypeAlias = Mapping[tuple[str, str], float]
-"""Seconds by UUID and index of a GPU or MIG device."""
+Seconds: TypeAlias = Mapping[str, float]
+"""Seconds by the UUID of a GPU or MIG device: its index may change."""
 
 
 def _none() -> States:
@@ -252,14 +252,14 @@ class HealthHistory:
     _unhealthy_since_s: Seconds = field(default_factory=lambda: MappingProxyType({}))
 
     def after(self, transition: Transition, index: str, now_s: float) -> HealthHistory:
-        device = (transition.uuid, index)
+        uuid = transition.uuid
         since = dict(self._unhealthy_since_s)
         total = dict(self._unhealthy_s)
-        total[device] = total.get(device, 0.0) + now_s - since.pop(device, now_s)
+        total[uuid] = total.get(uuid, 0.0) + now_s - since.pop(uuid, now_s)
         if not transition.healthy:
-            since[device] = now_s
+            since[uuid] = now_s
         reason = transition.fault.reason if transition.fault else ""
-        change = HealthChange(now_s, transition.uuid, index, transition.after.value, reason)
+        change = HealthChange(now_s, uuid, index, transition.after.value, reason)
         return HealthHistory(
             (*self.changes, change)[-MAX_CHANGES:], MappingProxyType(total), MappingProxyType(since)
         )
@@ -267,7 +267,7 @@ class HealthHistory:
     def of(self, board: HealthBoard) -> HealthHistory:
         """The times of what is on the board alone; the changes of others stay."""
         kept, since = (
-            {device: value for device, value in times.items() if device[0] in board.units}
+            {uuid: value for uuid, value in times.items() if uuid in board.units}
             for times in (self._unhealthy_s, self._unhealthy_since_s)
         )
         return replace(
@@ -276,8 +276,8 @@ class HealthHistory:
             _unhealthy_since_s=MappingProxyType(since),
         )
 
-    def unhealthy_s(self, now_s: float) -> dict[tuple[str, str], float]:
+    def unhealthy_s(self, now_s: float) -> dict[str, float]:
         return {
-            device: total_s + now_s - self._unhealthy_since_s.get(device, now_s)
-            for device, total_s in self._unhealthy_s.items()
+            uuid: total_s + now_s - self._unhealthy_since_s.get(uuid, now_s)
+            for uuid, total_s in self._unhealthy_s.items()
         }

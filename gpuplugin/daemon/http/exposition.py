@@ -121,8 +121,8 @@ def _add_node(metrics: _Table, view: NodeView, now_s: float, add: Add) -> None:
     for gpu in view.gpus:
         if gpu.compute_mode is not None:
             add(metrics.gpu_compute_mode, (gpu.uuid, gpu.index, gpu.compute_mode.value), 1)
-    for device, seconds in view.history.unhealthy_s(now_s).items():
-        add(metrics.gpu_unhealthy_seconds, device, seconds)
+    for uuid, seconds in view.history.unhealthy_s(now_s).items():
+        add(metrics.gpu_unhealthy_seconds, (uuid, view.index(uuid)), seconds)
 
 
 def _add_reading(metrics: _Table, view: NodeView, reading: Reading, now_s: float, add: Add) -> None:

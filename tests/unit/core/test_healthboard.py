@@ -268,16 +268,18 @@ def test_every_unit_belongs_to_a_gpu(partitioned: HealthBoard) -> None:
         partitioned.gpu_of("MIG-unknown")
 
 
-def test_time_out_of_use_adds_up() -> None:
+@pytest.mark.parametrize("indices", ["0000", "1100"], ids=["kept", "numbered anew by a reset"])
+def test_time_out_of_use_adds_up(indices: str) -> None:
     states = [HealthState.HEALTHY, HealthState.UNHEALTHY, HealthState.RECOVERING]
     history, before = HealthHistory(), None
     totals_s = []
-    for at_s, state in zip((100.0, 110.0, 113.0, 115.0), [*states, states[0]], strict=True):
-        history = history.after(Transition("u", "u", before, state, None), "0", at_s)
+    steps = zip((100.0, 110.0, 113.0, 115.0), [*states, states[0]], indices, strict=True)
+    for at_s, state, index in steps:
+        history = history.after(Transition("u", "u", before, state, None), index, at_s)
         before = state
-        totals_s.append(history.unhealthy_s(at_s)["u", "0"])
+        totals_s.append(history.unhealthy_s(at_s)["u"])
     assert totals_s == [0.0, 0.0, 3.0, 5.0]
-    assert history.unhealthy_s(200.0) == {("u", "0"): 5.0}
+    assert history.unhealthy_s(200.0) == {"u": 5.0}
     assert [one.state for one in history.changes] == [
         "Healthy", "Unhealthy", "Recovering", "Healthy",
     ]  # fmt: skip
