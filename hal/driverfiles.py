@@ -43,7 +43,10 @@ class DriverFiles:
 
 
 def find_driver_files(root: Path) -> DriverFiles:
-    """The driver's files below `root`, by the version in the name of libcuda; may be empty."""
+    """The driver's files below `root`, by the version in the name of libcuda; may be empty.
+
+    Of several versions, as an update leaves them, it is the one that libcuda.so.1 leads to.
+    """
     for folder in LIBRARY_DIRS:
         version = _version(root / folder)
         if version:
@@ -57,10 +60,10 @@ def find_driver_files(root: Path) -> DriverFiles:
 
 
 def _version(folder: Path) -> str:
-    for path in sorted(folder.glob("libcuda.so.*")):
-        if found := _VERSIONED.fullmatch(path.name):
-            return found[1]
-    return ""
+    names = sorted(path.name for path in folder.glob("libcuda.so.*"))
+    versions = {name: match[1] for name in names if (match := _VERSIONED.fullmatch(name))}
+    in_use = (folder / "libcuda.so.1").resolve().name
+    return versions.get(in_use) or next(iter(versions.values()), "")
 
 
 def _libraries(root: Path, folder: str, version: str) -> Iterator[tuple[str, tuple[str, ...]]]:

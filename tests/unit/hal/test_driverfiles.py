@@ -84,6 +84,15 @@ def test_versions(tree: Tree, version: str) -> None:
     assert tree.found().version == version
 
 
+@pytest.mark.parametrize("absolute", ["", f"/{MULTIARCH}/"])
+def test_of_several_versions_the_one_in_use_counts(tree: Tree, absolute: str) -> None:
+    tree.file(f"{MULTIARCH}/libcuda.so.535.104.05")
+    cuda = tree.file(f"{MULTIARCH}/libcuda.so.{VERSION}")
+    one = tree.link(f"{MULTIARCH}/libcuda.so.1", f"{absolute}libcuda.so.{VERSION}")
+
+    assert tree.found() == DriverFiles(VERSION, ((cuda, (one,)),))
+
+
 @pytest.mark.parametrize(
     "name", ["libcuda.so.1", "libcuda.so", "libcuda.so.580", "libcuda.so.1.2.3.4", "libcuda.so.x.y"]
 )
