@@ -210,7 +210,7 @@ class RuntimeConfig:
     """The configuration of a container runtime, all its files merged.
 
     `handlers` are program paths by handler name; `cdi` is None where the file leaves it to the
-    runtime's version.
+    runtime's version. `version` is that of the file's format, 0 where it has none.
     """
 
     program: str
@@ -220,6 +220,7 @@ class RuntimeConfig:
     cdi: bool | None = None
     cdi_folders: tuple[str, ...] = ()
     systemd_cgroup: bool | None = None
+    version: int = 0
     problem: str = ""
 
 

@@ -29,10 +29,13 @@ LIBRARY_DIRS: Final = (
     "usr/local/nvidia/lib64",
     "usr/local/glibc/usr/lib",
     "usr/local/lib",
+    "usr/lib",
+    "lib",
 )
 """Folders under a driver root, in the order in which they are searched.
 
-The last two are those of Talos: up to 1.12, and from 1.13 on.
+The last ones are those of Talos (up to 1.12, and from 1.13 on), and of distributions that have
+nothing of 32 bits, among them NixOS and WSL, with roots such as /run/opengl-driver.
 """
 
 REMEDY: Final = (

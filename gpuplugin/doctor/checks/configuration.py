@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.inventory import Device
     from gpuplugin.doctor.facts import Facts
     from gpuplugin.doctor.verdict import Problem
+    from hal import Gpu
 
 _MIG_DRIVER, _IMEX_DRIVER = 450, 535
 TIME_SLICES = "time-slices"
@@ -116,9 +117,15 @@ def shared(facts: Facts) -> frozenset[str]:
     )
 
 
+def _taking_part(facts: Facts) -> list[Gpu]:
+    """The GPUs that the configuration includes: nobody is given the others."""
+    chosen = inventory_plan(facts.settings).gpu_filter
+    return [gpu for gpu in facts.gpus if chosen.admits(gpu)]
+
+
 def mig_strategy(facts: Facts) -> Verdict:
     """The strategy suits the GPUs' MIG modes."""
-    gpus = [gpu for gpu in facts.gpus if gpu.state is GpuState.OK]
+    gpus = [gpu for gpu in _taking_part(facts) if gpu.state is GpuState.OK]
     if not gpus:
         return skipped("no GPU is listed")
     strategy, where = facts.settings.flags.mig_strategy, facts.config.source
@@ -165,7 +172,7 @@ def mig_strategy(facts: Facts) -> Verdict:
 
 def compute_mode(facts: Facts) -> Verdict:
     """No GPU is in compute mode prohibited, no shared one in exclusive-process."""
-    known = [gpu for gpu in facts.gpus if gpu.compute_mode is not None]
+    known = [gpu for gpu in _taking_part(facts) if gpu.compute_mode is not None]
     if not known:
         return skipped("the driver reports no compute mode")
     sharing = shared(facts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.doctor.facts import Failure
 from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, warned, well
-from hal.nvml.library import LIBRARY
+from hal.nvml.library import LIBRARY, LIBRARY_DIRS
 
 if TYPE_CHECKING:
     from gpuplugin.doctor.facts import Facts, PciGpu
@@ -33,11 +33,12 @@ def gpus_on_bus(facts: Facts) -> Verdict:
             "through to this virtual machine, and that the firmware maps it (above 4G "
             "decoding). Without one, let the plugin's affinity leave this node out",
         )
-    problems = [problem for gpu in pci if (problem := _wrong_driver(gpu))]
+    some_for_containers = any(gpu.driver == _DRIVER for gpu in pci)
+    problems = [problem for gpu in pci if (problem := _wrong_driver(gpu, some_for_containers))]
     return found(problems, f"{len(pci)} on the PCI bus, driven by {_DRIVER}")
 
 
-def _wrong_driver(gpu: PciGpu) -> Problem | None:
+def _wrong_driver(gpu: PciGpu, some_for_containers: bool) -> Problem | None:
     where = f"/sys/bus/pci/devices/{gpu.address}/driver"
     match gpu.driver:
         case "nvidia":
@@ -50,10 +51,12 @@ def _wrong_driver(gpu: PciGpu) -> Problem | None:
                 "/etc/modprobe.d, rebuild the initramfs, reboot",
             )
         case "vfio-pci":
-            return fail(
+            tell = warn if some_for_containers else fail
+            otherwise = "leave it so" if some_for_containers else "leave this node out"
+            return tell(
                 f"GPU {gpu.address} is bound to vfio-pci, for virtual machines",
                 where,
-                "If containers are to have it, bind it to nvidia; else leave this node out",
+                f"If containers are to have it, bind it to nvidia; else {otherwise}",
             )
         case "":
             return fail(
@@ -164,11 +167,9 @@ def nvml_library(facts: Facts) -> Verdict:
 def _root_of(library: str) -> str:
     """The driver's root for a library: its path without the folders that a root has."""
     folder = library.rpartition("/")[0]
-    for tail in ("/usr/lib64", "/usr/lib", "/lib64", "/lib"):
-        head, found_tail, _ = folder.partition(tail)
-        if found_tail:
-            return head or "/"
-    return folder
+    tails = sorted((f"/{one}" for one in LIBRARY_DIRS), key=len, reverse=True)
+    tail = next((one for one in tails if folder.endswith(one)), "")
+    return folder.removesuffix(tail) or "/"
 
 
 def driver_versions(facts: Facts) -> Verdict:
@@ -208,7 +209,7 @@ _CURES = {
 
 
 def driver_answers(facts: Facts) -> Verdict:
-    """NVML answers and lists every GPU on the PCI bus."""
+    """NVML answers and lists every GPU on the PCI bus that has the driver."""
     hardware = facts.hardware
     if hardware.failure is not None:
         consequence = ""
@@ -227,10 +228,10 @@ def driver_answers(facts: Facts) -> Verdict:
             "NVIDIA_VISIBLE_DEVICES=all",
         )
     listed = len(hardware.gpus)
-    on_bus = len(facts.driver.pci or ())
+    on_bus = sum(gpu.driver == _DRIVER for gpu in facts.driver.pci or ())
     if not facts.simulated and on_bus > listed:
         return warned(
-            f"the driver lists {listed} of the {on_bus} GPUs on the bus",
+            f"the driver lists {listed} of the {on_bus} GPUs on the bus that it drives",
             "NVML",
             "See 'dmesg | grep -i nvrm' for the others; in a container, set "
             "NVIDIA_VISIBLE_DEVICES=all",

@@ -24,11 +24,13 @@ CURES: dict[str, str] = {
     "reboot": _REBOOT,
     "drain-p2p": "Let no new pod use peer-to-peer (NVLink), and reset when the running ones ended",
     "drain-and-reset": _RESET,
+    "other": _SUPPORT,
     "reset-or-reboot": _RESET,
     "check-permissions": "Check the rights of /dev/nvidia* and the devices that the plugin's "
     "container may use ('systemctl daemon-reload' can take them away)",
     "set-gpu-ready-state": "Attest the GPUs, then 'nvidia-smi conf-compute -srs 1'",
     "check-power": "Attach the GPU's power cables",
+    "check-cooling": "Stop its load now, and see the fans and the airflow",
     "check-interrupts": "See 'dmesg' for irq, and the firmware's settings for MSI",
     "check-host-memory": "See 'dmesg' for the OOM killer: the node has too little memory left",
     "check-fabric-manager": "Start the fabric manager, and see its log ('journalctl -u "
@@ -175,7 +177,7 @@ def _by_driver(one: GpuFacts) -> list[Problem]:
             fail(
                 f"GPU {gpu.index} is at its shutdown temperature",
                 where,
-                "Stop its load now, and see the fans and the airflow",
+                CURES["check-cooling"],
             )
         )
     if probe.uncorrectable_ecc and not problems:
@@ -193,7 +195,9 @@ def _by_plugin(unit: UnitFact, source: str) -> Problem:
     what = f"GPU {unit.index} is {unit.state} for {unit.for_s:.0f} s: {unit.reason or 'no reason'}"
     if unit.state == "Recovering":
         return warn(what, source, "Wait: it is used again when its quiet period is over")
-    cure = CURES.get(unit.action, "See 'dmesg | grep -i xid'").format(unit.uuid)
+    # A MIG device cannot be reset, only its GPU.
+    gpu = unit.index.partition(":")[0] if ":" in unit.index else unit.uuid
+    cure = CURES.get(unit.action, "See 'dmesg | grep -i xid'").format(gpu)
     return fail(
         what, source, f"{cure}. If it is fixed already: 'gpuplugin health clear {unit.index}'"
     )

@@ -18,6 +18,8 @@ BY_RUNTIME = frozenset({"envvar", "volume-mounts"})
 CLAIM_KIND = "gpuplugin.dev/claim"
 """Of the specs of claims, which DRA writes."""
 SIMULATED = "the node is simulated: its containers have no runtime"
+_WITHOUT_CDI_BY_DEFAULT = 2
+"""The version of containerd's configuration in 1.7, which 2.0 and later read as well."""
 _CONFIGURE = "'nvidia-ctk runtime configure --runtime={}' and restart {} (on k3s: restart k3s)"
 _TALOS_DEFAULT = "deploy/talos/default-runtime-until-1.13.yaml, or default-runtime-1.14.yaml"
 
@@ -133,6 +135,16 @@ def _cdi_support(facts: Facts) -> list[Problem]:
                     f"the strategy is CDI, and {config.program} has CDI switched off",
                     config.path,
                     f"Set enable_cdi = true in its CRI section and restart {config.program}",
+                )
+            )
+        elif config.cdi is None and config.version == _WITHOUT_CDI_BY_DEFAULT:
+            problems.append(
+                warn(
+                    f"the strategy is CDI, which {config.program} before 2.0 has switched off "
+                    "unless its configuration switches it on",
+                    config.path,
+                    "Set enable_cdi = true in its CRI section and restart it, or see "
+                    f"'{config.program} --version'",
                 )
             )
         if config.cdi_folders and _plain(folder) not in {_plain(f) for f in config.cdi_folders}:

@@ -49,7 +49,7 @@ def collect_driver(host: HostRoot, root: str) -> DriverFacts:
         library
         for place in _ELSEWHERE
         if place != below
-        for library in _libraries(host, place, ("lib", *LIBRARY_DIRS))
+        for library in _libraries(host, place, LIBRARY_DIRS)
     )
     known = {library.path for library in own}
     return DriverFacts(

@@ -88,10 +88,8 @@ def _merged(config: RuntimeConfig, path: str, text: str | None) -> RuntimeConfig
             cdi_folders=_words(section, "cdi_spec_dirs") or config.cdi_folders,
             systemd_cgroup=any(cgroups) if cgroups else config.systemd_cgroup,
         )
-    if config.cdi is None and document.get("version") == 2:
-        # containerd 1.7 and older; from 2.0 on (version 3) CDI is on unless the file says not.
-        config = replace(config, cdi=False)
-    return config
+    version = document.get("version")
+    return replace(config, version=version) if isinstance(version, int) else config
 
 
 def _crio(host: HostRoot) -> Iterator[RuntimeConfig]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gpuplugin.core.faults import fault_of_probe
 from gpuplugin.doctor.checks import CHECKS
 from gpuplugin.doctor.checks.gpus import CURES
 from gpuplugin.doctor.facts import (
@@ -48,6 +49,7 @@ from hal import (
 )
 from hal.nvml.api import Code, NvmlError
 from hal.nvml.failures import call_failure
+from hal.nvml.library import LIBRARY_DIRS
 from tests.unit.builders import a_gpu, a_probe, uuid_of_gpu
 from tests.unit.doctor.nodes import (
     PLUGIN_FOLDER,
@@ -163,8 +165,10 @@ def parts(*given: PartFact) -> Callable[[Facts], Facts]:
     return plugin(parts=given)
 
 
-def on_bus(bound_to: str) -> Callable[[Facts], Facts]:
-    return driver(pci=(PciGpu("0000:01:00.0", "0302", bound_to),))
+def on_bus(*bound_to: str) -> Callable[[Facts], Facts]:
+    return driver(
+        pci=tuple(PciGpu(f"0000:0{bus}:00.0", "0302", one) for bus, one in enumerate(bound_to))
+    )
 
 
 def with_node(path: str, node: FileFact | None) -> Callable[[Facts], Facts]:
@@ -190,7 +194,8 @@ DENIED = SocketFact("/x", SocketState.DENIED)
     [
         ("gpus-on-bus", driver(pci=()), FAIL, "no NVIDIA GPU on the PCI bus", "lspci"),
         ("gpus-on-bus", on_bus("nouveau"), FAIL, "bound to nouveau", "blacklist nouveau"),
-        ("gpus-on-bus", on_bus("vfio-pci"), FAIL, "vfio-pci", "bind it to nvidia"),
+        ("gpus-on-bus", on_bus("vfio-pci"), FAIL, "vfio-pci", "leave this node out"),
+        ("gpus-on-bus", on_bus("nvidia", "vfio-pci"), WARN, "vfio-pci", "leave it so"),
         ("gpus-on-bus", on_bus(""), FAIL, "has no driver", "modprobe nvidia"),
         ("gpus-on-bus", on_bus("snd"), WARN, "driven by snd", "nvidia"),
         ("kernel-modules", driver(modules=frozenset()), FAIL, "nvidia is not loaded", "modprobe"),
@@ -605,6 +610,13 @@ DENIED = SocketFact("/x", SocketState.DENIED)
         ),
         (
             "list-strategy",
+            both(config(**CDI), containerd(cdi=None, version=2)),
+            WARN,
+            "before 2.0 has switched off",
+            "enable_cdi = true",
+        ),
+        (
+            "list-strategy",
             both(config(**CDI), containerd(cdi=False)),
             FAIL,
             "has CDI switched off",
@@ -678,6 +690,26 @@ def test_a_check_finds_what_it_is_there_for(
         ("driver-versions", driver(module_version="")),
         ("runtime", runtime(configs=())),
         ("compute-mode", gpu(compute_mode=ComputeMode.DEFAULT)),
+        (
+            "compute-mode",
+            both(
+                config(GPUPLUGIN_EXCLUDE_GPUS="0"), gpu(compute_mode=ComputeMode.EXCLUSIVE_PROCESS)
+            ),
+        ),
+        (
+            "compute-mode",
+            both(config(GPUPLUGIN_EXCLUDE_GPUS="0"), gpu(compute_mode=ComputeMode.PROHIBITED)),
+        ),
+        ("mig-strategy", both(config(GPUPLUGIN_EXCLUDE_GPUS="0"), gpu(mig_enabled=True))),
+        (
+            "mig-strategy",
+            both(
+                config(GPUPLUGIN_INCLUDE_GPUS="0", MIG_STRATEGY="single"),
+                gpu(mig_enabled=True, mig_devices=(MIG,)),
+            ),
+        ),
+        ("driver-answers", on_bus("nvidia", "nvidia", "vfio-pci")),
+        ("list-strategy", both(config(**CDI), containerd(cdi=None, version=3))),
         ("cgroup-driver", both(kubelet(cgroup_driver="systemd"), config(**CDI))),
         ("cgroup-driver", both(kubelet(cgroup_driver="systemd"), driver(char_links=True))),
         (
@@ -750,6 +782,46 @@ def test_a_simulated_node_has_no_driver_to_look_at() -> None:
 @pytest.mark.parametrize("action", [action for action in XidAction if not action.application_error])
 def test_every_action_that_an_xid_asks_for_has_a_cure(action: XidAction) -> None:
     assert action is XidAction.UNSPECIFIED or action.value in CURES
+
+
+def test_every_action_that_a_probe_asks_for_has_a_cure() -> None:
+    asked = (a_probe(action=action) for action in RecoveryAction)
+    spoilt = (
+        replace(a_probe(), thermal_shutdown=True),
+        replace(a_probe(), row_remap_failed=True),
+        replace(a_probe(), confidential_ready=False),
+    )
+    faults = filter(None, map(fault_of_probe, (*asked, *spoilt)))
+    assert {fault.action for fault in faults} <= CURES.keys()
+
+
+def test_the_gpu_of_a_mig_device_is_what_is_to_be_reset() -> None:
+    ill = UnitFact("MIG-a", "1:0", "Unhealthy", "Xid 95", "reset-gpu", 9.0)
+    (problem,) = verdict("gpu-health", plugin(units=(ill,))(well())).problems
+    assert "--gpu-reset -i 1'" in problem.do
+    assert "health clear 1:0" in problem.do
+    whole = replace(ill, uuid="GPU-b", index="1")
+    (problem,) = verdict("gpu-health", plugin(units=(whole,))(well())).problems
+    assert "--gpu-reset -i GPU-b'" in problem.do
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("/run/nvidia/driver/usr/lib/x86_64-linux-gnu", "/run/nvidia/driver"),
+        ("/run/opengl-driver/lib", "/run/opengl-driver"),
+        ("/usr/lib/wsl/lib", "/usr/lib/wsl"),
+        ("/opt/nvidia/lib64", "/"),
+    ],
+)
+def test_the_root_to_set_is_one_below_which_the_library_is_found(path: str, root: str) -> None:
+    elsewhere = (Library(f"{path}/libnvidia-ml.so.1"),)
+    missing = hardware(gpus=(), failure=Failure.NOT_FOUND)
+    (problem,) = verdict(
+        "nvml-library", both(driver(libraries=(), elsewhere=elsewhere), missing)(well())
+    ).problems
+    assert f"NVIDIA_DRIVER_ROOT={root} " in problem.do
+    assert path.removeprefix(root.rstrip("/")).removeprefix("/") in LIBRARY_DIRS
 
 
 @pytest.mark.parametrize(

@@ -228,11 +228,12 @@ SystemdCgroup = false
 """
 
 
-def test_containerd_before_2_has_cdi_switched_off_unless_told(host: Host) -> None:
+def test_what_containerd_is_told_of_cdi_and_in_which_format(host: Host) -> None:
     host.write("/etc/containerd/config.toml", CONTAINERD_1)
     (config,) = collect_runtime(host.root, "/var/run/cdi").configs
     assert config.handlers == {"nvidia": "/usr/bin/nvidia-container-runtime"}
-    assert (config.default_handler, config.cdi, config.systemd_cgroup) == ("runc", False, True)
+    assert (config.default_handler, config.cdi, config.systemd_cgroup) == ("runc", None, True)
+    assert config.version == 2
     assert config.cdi_folders == ("/etc/cdi", "/var/run/cdi")
     on = CONTAINERD_1.replace("cdi_spec_dirs", "enable_cdi = true\ncdi_spec_dirs")
     host.write("/etc/containerd/config.toml", on)

@@ -28,8 +28,9 @@ FOLDERS = (
     "usr/local/nvidia/lib64",
     "usr/local/glibc/usr/lib",
     "usr/local/lib",
+    "usr/lib",
+    "lib",
 )
-"""The last two are Talos'."""
 VERSION = "580.105.08"
 
 
