@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.loaded import Loaded
 
-_NEEDED_BY_BOTH = ("json", "urllib.parse")
+_NEEDED_BY_BOTH = ("json", "urllib.parse", "gpuplugin.cli.options", "gpuplugin.config.plans")
 """What the daemon and the child both load: it is loaded once, before the fork."""
 
 
