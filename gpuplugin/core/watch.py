@@ -156,12 +156,13 @@ class Watch:
 
         Infinite if nothing requires it.
         """
-        soonest_s = self._updated_s + min(self._pause_s, SOON_S)
+        pause_s = min(self._pause_s, self.plan.period_s)  # the plan may be a new one
+        soonest_s = self._updated_s + min(pause_s, SOON_S)
         if self._update_required:
             return soonest_s
         if not self.plan.probe_interval_s and self.settled(board):
             return math.inf
-        return max(next_multiple_s(self._updated_s, self._pause_s), soonest_s)
+        return max(next_multiple_s(self._updated_s, pause_s), soonest_s)
 
     def updated(self, now_s: float) -> None:
         self.updates.succeeded(now_s)

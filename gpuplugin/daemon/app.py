@@ -122,6 +122,8 @@ class Daemon:
         self._holdings: HoldingsWatch | None = None
         self._http: HttpServer | None = None
         self._sampler: Sampler | None = None
+        self._planning = asyncio.Lock()
+        """While a plan is made: one of the settings before must not come after one of the new."""
 
     @property
     def port(self) -> int | None:
@@ -263,7 +265,7 @@ class Daemon:
         self._reloader = Reloader(
             self._loaded,
             self._load,
-            lambda loaded: self._adopt(loaded, node),
+            lambda loaded: self._adopt(loaded, node, monitor),
             status,
             metrics,
             choice.folder if choice else None,
@@ -317,7 +319,8 @@ class Daemon:
         """
         await self._read_holdings()
         try:
-            node.replan(await asyncio.to_thread(node_plan, self._loaded.settings))
+            async with self._planning:
+                node.replan(await asyncio.to_thread(node_plan, self._loaded.settings))
         except ConfigurationMisfit as misfit:
             log_fact(log, logging.ERROR, "configuration-misfit", str(misfit))
 
@@ -325,17 +328,19 @@ class Daemon:
         if self._holdings is not None:
             await self._holdings.read()
 
-    async def _adopt(self, loaded: Loaded, node: Node) -> None:
+    async def _adopt(self, loaded: Loaded, node: Node, monitor: Monitor) -> None:
         """Put a configuration in force; what needs a restart is logged, not applied."""
         await self._read_holdings()
-        await node.configure(await asyncio.to_thread(node_plan, loaded.settings))
-        await asyncio.to_thread(remove_unwanted_specs, loaded.settings)
         before, now = self._loaded.settings.flags, loaded.settings.flags
+        async with self._planning:
+            await node.configure(await asyncio.to_thread(node_plan, loaded.settings))
+            self._loaded = loaded
+        monitor.replanned()
+        await asyncio.to_thread(remove_unwanted_specs, loaded.settings)
         roots = (before.nvidia_driver_root, before.plugin.container_driver_root)
         if roots != (now.nvidia_driver_root, now.plugin.container_driver_root):
             text = "a change of the driver root takes effect after a restart"
             log_fact(log, logging.WARNING, "config-needs-restart", text)
-        self._loaded = loaded
 
 
 def _leaf(group: ExceptionGroup[Fatal]) -> Fatal:

@@ -104,10 +104,11 @@ class HalThread:
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=_work, args=(self._jobs,), name=self._name, daemon=True
             )
-            self._thread.start()
+            thread.start()  # fails where there can be no more threads; then it is tried again
+            self._thread = thread
         self._jobs.put(job)
 
 

@@ -140,7 +140,9 @@ class Node:
                         await self._specs_thread.call(
                             _SPECS_DEADLINE_S, specs.write, wanted.inventory
                         )
-                except (OSError, HalError) as error:
+                except Exception as error:  # whatever it is, the node must go on
+                    if not isinstance(error, OSError | HalError):
+                        log.exception("writing CDI specs failed", extra={"event": "cdi-failed"})
                     reason = (
                         f"CDI specs cannot be written: {error}; mount the folder, choose another "
                         "--cdi-root, or use a device list strategy without CDI"

@@ -76,8 +76,10 @@ async def supervise(
         delay_s = backoff.next_s()
         metrics.task_restarts.labels(task=name).inc()
         status.set(f"task:{name}", f"restarting in {delay_s:g} s: {reason}", ok=False)
-        await asyncio.sleep(delay_s)
-        status.remove(f"task:{name}")
+        try:
+            await asyncio.sleep(delay_s)
+        finally:
+            status.remove(f"task:{name}")
 
 
 async def alone(task: Callable[[], Awaitable[None]], name: str) -> None:

@@ -47,14 +47,18 @@ the taints of a node (patchMergeKey in k8s.io/api/core/v1, 1.36)."""
 
 
 class ApiProblem(Exception):
-    """A request that is refused; `code` is that of HTTP."""
+    """A request that is refused; `code` is that of HTTP, `key` the object that it is about."""
 
-    def __init__(self, code: int, message: str, reason: str = "") -> None:
+    def __init__(self, code: int, message: str, reason: str = "", key: Key | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason or _REASONS.get(code, "Unknown")
+        self._key = key
 
     def as_json(self) -> JsonObject:
+        details: JsonObject = {}
+        if (key := self._key) is not None:
+            details = {"name": key.name, "group": key.resource.group, "kind": key.resource.plural}
         return {
             "kind": "Status",
             "apiVersion": "v1",
@@ -62,6 +66,7 @@ class ApiProblem(Exception):
             "status": "Failure",
             "message": str(self),
             "reason": self.reason,
+            "details": details,
             "code": self.code,
         }
 
@@ -390,7 +395,7 @@ class Store:
     def _known(self, key: Key) -> JsonObject:
         body = self._objects.get(key)
         if body is None:
-            raise ApiProblem(404, f'{key.resource.qualified} "{key.name}" not found')
+            raise ApiProblem(404, f'{key.resource.qualified} "{key.name}" not found', key=key)
         return body
 
     def _keep(

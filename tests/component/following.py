@@ -37,11 +37,9 @@ class Followed(PluginProcess):
 
     def rewrite(self, text: str) -> None:
         """Change the file and wait until it is in force."""
-        before = self.metric("gpuplugin_config_reloads_total", result="accepted")
-        self._swap(text)
-        eventually(
-            lambda: self.metric("gpuplugin_config_reloads_total", result="accepted") > before
-        )
+        before = self.reloads()
+        self.swap(text)
+        eventually(lambda: self.reloads() > before)
 
     def spoil(self, text: str | None) -> str:
         """Change the file (None: remove it) and wait until that is refused; returns the words."""
@@ -49,10 +47,14 @@ class Followed(PluginProcess):
         if text is None:
             self.file.unlink()
         else:
-            self._swap(text)
+            self.swap(text)
         eventually(lambda: self.metric("gpuplugin_config_reloads_total", result="refused") > before)
         assert self.metric("gpuplugin_config_last_reload_successful") == 0
         return self.part("config")
+
+    def reloads(self) -> float:
+        """How many changes came into force."""
+        return self.metric("gpuplugin_config_reloads_total", result="accepted")
 
     def part(self, name: str) -> str:
         """The text of a part of /ready."""
@@ -81,8 +83,8 @@ class Followed(PluginProcess):
         (container,) = answer.container_responses
         return list(container.deviceIDs)
 
-    def _swap(self, text: str) -> None:
-        """In one step, so that no half of it is ever read."""
+    def swap(self, text: str) -> None:
+        """Change the file in one step, so that no half of it is ever read."""
         fresh = self.file.with_suffix(".new")
         fresh.write_text(text)
         fresh.replace(self.file)

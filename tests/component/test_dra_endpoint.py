@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -182,6 +183,35 @@ def test_a_refused_registration_is_told_and_tried_again(kubelet_dir: Path) -> No
             await becomes_true(lambda: status.readiness().components[COMPONENT].ok)
 
     asyncio.run(main())
+
+
+def test_a_kubelet_that_refuses_every_time_is_given_more_and_more_time(
+    kubelet_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: set[Path] = set()
+
+    def new() -> set[Path]:
+        return set(found(kubelet_dir)) - seen
+
+    async def registering(*errors: str) -> None:
+        for error in errors:
+            await becomes_true(new)
+            (path,) = new()
+            seen.add(path)
+            await registered(path, error=error)
+            if not error:
+                path.unlink()
+
+    async def main() -> None:
+        async with serving(kubelet_dir):
+            await registering("too old", "too old", "", "too old")
+            await becomes_true(lambda: len(pauses()) == 4)
+
+    def pauses() -> list[str]:
+        return re.findall(r"renewing the sockets of \S+ in (\S+) s", caplog.text)
+
+    asyncio.run(main())
+    assert pauses() == ["0.1", "0.2", "0.1", "0.2"]
 
 
 def test_sockets_of_a_plugin_that_was_killed_are_removed(kubelet_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -255,3 +256,24 @@ def test_a_claim_whose_object_is_gone_is_cleaned_up(
         eventually(lambda: not node.spec_path(gone).exists())
         eventually(lambda: plugin.metric("gpuplugin_dra_prepared_claims") == 1)
         assert node.spec_path(kept).exists()
+
+
+def test_a_404_that_names_no_claim_is_not_the_end_of_all_claims(
+    node: DraNode, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy has it while no server is behind it, and a server without resource.k8s.io/v1."""
+    monkeypatch.setattr("gpuplugin.daemon.dra.claimcare.CLEANUP_S", 0.1)
+    page = partial(
+        node.server.fail, 404, headers={"Content-Type": "text/plain"}, body=b"404 page not found\n"
+    )
+    with node.plugin(hardware.backend), node.connect() as kubelet:
+        claim, new = (node.allocate(node.device(0)) for _ in range(2))
+        kubelet.prepared(claim)
+        page(times=4, path=claim.name)
+        node.server.fail(404, 2, path=claim.name)
+        eventually(lambda: not node.server.failures_left)
+        assert node.spec_path(claim).exists()
+        page(path=new.name)
+        assert kubelet.prepared(new).cdi_device_ids, "a Prepare waits until it is over"
+        node.delete(claim)
+        eventually(lambda: not node.spec_path(claim).exists())

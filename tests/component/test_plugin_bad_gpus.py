@@ -170,6 +170,23 @@ def test_specs_that_cannot_be_written_at_first_are_tried_again(
     eventually(lambda: plugin.ready)
 
 
+def test_whatever_keeps_specs_from_being_written_is_told(
+    make_hardware: MakeHardware,
+    start_plugin: StartPlugin,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_writer: CdiWriter, _inventory: Inventory) -> None:
+        raise ValueError("nobody thought of this")
+
+    flags = {"--device-list-strategy": "cdi-cri", "--cdi-root": str(tmp_path / "cdi")}
+    with monkeypatch.context() as patch:
+        patch.setattr(CdiWriter, "write", fail)
+        plugin = start_plugin(make_hardware(3).backend, "none", flags)
+        eventually(lambda: "nobody thought of this" in plugin.get("/ready").body)
+    eventually(lambda: plugin.ready)
+
+
 def test_a_driver_that_comes_late_has_its_files_in_the_specs(
     kubelet: Kubelet, driver: PickyDriver, start_plugin: StartPlugin, tmp_path: Path
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
+from contextlib import suppress
 from itertools import permutations
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -11,16 +13,25 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from gpuplugin.daemon import app
+from gpuplugin.daemon.plans import node_plan, remove_unwanted_specs
 from hal import Link, LinkKind
 from sim.kubelet.pods import Phase, simple_pod
 from tests.component.fakedriver import FakeDriver
-from tests.component.running import RESOURCE, allocate_request, status_of
+from tests.component.running import (
+    RESOURCE,
+    PluginProcess,
+    allocate_request,
+    settings_for,
+    status_of,
+)
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from gpuplugin.config.settings import Settings
     from sim.kubelet import Kubelet
     from tests.component.conftest import MakeHardware
     from tests.component.following import Follow
@@ -403,3 +414,86 @@ def test_what_is_no_file_holds_up_nothing(
     eventually(lambda: plugin.metric("gpuplugin_config_reloads_total", result="refused") > before)
     assert plugin.devices() == 80
     assert plugin.get("/health").status == 200
+
+
+@pytest.mark.parametrize("interval", ["0", "1h"])
+def test_a_shorter_interval_of_probes_counts_at_once(
+    hardware: Hardware, kubelet_dir: Path, interval: str
+) -> None:
+    flags = {"--health-probe-interval": interval, "--registration": "none"}
+
+    def settings() -> Settings:
+        return settings_for(kubelet_dir, flags)
+
+    def probes() -> int:
+        return sum(hardware.backend.probes.values())
+
+    with PluginProcess(settings(), hardware.backend, settings) as plugin:
+        eventually(lambda: plugin.ready)
+        before = probes()
+        flags["--health-probe-interval"] = "20ms"
+        plugin.reload()
+        eventually(lambda: probes() >= before + 2 * len(hardware.uuids))
+
+
+# A driver that comes back meanwhile
+
+
+class Gate:
+    """Holds up the first call that comes once it is `shut`."""
+
+    def __init__(self, function: Callable[[Settings], object]) -> None:
+        self._function = function
+        self.shut, self._passed, self._open = (threading.Event() for _ in range(3))
+
+    def __call__(self, settings: Settings) -> object:
+        result = self._function(settings)
+        if self.shut.is_set() and not self._passed.is_set():
+            self._passed.set()
+            assert self._open.wait(DEADLINE_S)
+        return result
+
+    def wait(self) -> None:
+        assert self._passed.wait(DEADLINE_S)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def test_a_driver_that_comes_back_while_a_change_is_applied_does_not_undo_it(
+    hardware: Hardware, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(remove_unwanted_specs)
+    monkeypatch.setattr(app, "remove_unwanted_specs", gate)
+    plugin = follow(hardware.backend, shared(2), "none", {"--health-blind-after": "200ms"})
+    eventually(lambda: plugin.devices() == 16)
+    gate.shut.set()
+    plugin.swap(shared(4))
+    gate.wait()
+    hardware.driver_down()
+    eventually(lambda: plugin.devices() == 0)
+    hardware.driver_up()
+    eventually(lambda: plugin.devices() > 0)
+    gate.open()
+    eventually(lambda: plugin.devices() == 32)
+
+
+def test_a_change_while_a_driver_comes_back_is_not_undone(
+    hardware: Hardware, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the old settings mean on the machine was found out before, and comes too late."""
+    gate = Gate(node_plan)
+    monkeypatch.setattr(app, "node_plan", gate)
+    plugin = follow(hardware.backend, shared(2), "none", {"--health-blind-after": "200ms"})
+    eventually(lambda: plugin.devices() == 16)
+    hardware.driver_down()
+    eventually(lambda: plugin.devices() == 0)
+    gate.shut.set()
+    hardware.driver_up()
+    gate.wait()
+    plugin.swap(shared(4))
+    with suppress(AssertionError):  # it may come into force now, or has to wait
+        eventually(plugin.reloads, 0.5)
+    gate.open()
+    eventually(plugin.reloads)
+    eventually(lambda: plugin.devices() == 32)

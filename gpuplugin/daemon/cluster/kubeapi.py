@@ -140,12 +140,27 @@ def client_of(
     field_manager: str | None = None,
     dry_run: bool = False,
 ) -> Client:
-    """A client that connects when it is asked first."""
-    server, context = config.cluster.server, tls_context(config)
-    transport = httpx2.HTTPTransport(verify=context, proxy=proxy_of(server))
+    """A client that connects when it is asked first; its timeout is one of watches, too."""
+    transport = _Transport(config, timeout.read)
     return Client(
         config, timeout=timeout, transport=transport, field_manager=field_manager, dry_run=dry_run
     )
+
+
+class _Transport(httpx2.HTTPTransport):
+    """Gives watches a timeout: lightkube has none for them.
+
+    A connection that a proxy or a firewall has forgotten says nothing for ever.
+    """
+
+    def __init__(self, config: SingleConfig, read_s: float | None) -> None:
+        server, context = config.cluster.server, tls_context(config)
+        super().__init__(verify=context, proxy=proxy_of(server))
+        self._read_s = read_s
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.extensions["timeout"]["read"] = self._read_s
+        return super().handle_request(request)
 
 
 def async_client_of(
@@ -254,7 +269,7 @@ def _seconds(when: datetime) -> datetime:
 
 _TIMEOUT_S = 10.0
 WATCH_S = 300
-"""After this the server ends a watch; tokens and certificates are read anew for the next."""
+"""After this the server ends a watch; the client goes on with another one."""
 
 
 class NodeLabel:

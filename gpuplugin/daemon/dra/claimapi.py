@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
+from lightkube import ApiError
 from lightkube.generic_resource import create_namespaced_resource
 
 from gpuplugin.core.dra.claims import ClaimError
@@ -33,6 +34,7 @@ STATUS_RIGHTS = (
 )
 _PASSING = (
     httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.UNAUTHORIZED, httpx2.codes.CONFLICT,
+    httpx2.codes.NOT_FOUND,
 )  # fmt: skip
 _T = TypeVar("_T")
 
@@ -80,6 +82,7 @@ class ClaimApi:
     def read(self, ref: ClaimRef) -> JsonObject:
         """The claim of this name; raises `ClaimGone`, or `ClaimError` for any other failure."""
         return self._request(
+            ref,
             f"claim {ref.namespace}/{ref.name} cannot be read",
             READ_RIGHTS,
             lambda client: dict(client.get(ResourceClaim, ref.name, namespace=ref.namespace)),
@@ -89,18 +92,21 @@ class ClaimApi:
         """Write the status of a claim that was read; raises as `read`."""
         body = ResourceClaim.Status.from_dict(claim)
         self._request(
+            ref,
             f"the status of claim {ref.namespace}/{ref.name} cannot be written",
             STATUS_RIGHTS,
             lambda client: client.replace(body, ref.name, namespace=ref.namespace),
         )
 
-    def _request(self, problem: str, rights: str, function: Callable[[Client], _T]) -> _T:
+    def _request(
+        self, ref: ClaimRef, problem: str, rights: str, function: Callable[[Client], _T]
+    ) -> _T:
         shared = self._taken()
         try:
             return function(shared.client)
         except httpx2.HTTPStatusError as error:
             code = error.response.status_code
-            if code == httpx2.codes.NOT_FOUND:
+            if code == httpx2.codes.NOT_FOUND and _is_about(error, ref):
                 raise ClaimGone(f"{problem}: it does not exist") from error
             text = f"{problem}: {code}: {error}"
             if code == httpx2.codes.FORBIDDEN:
@@ -140,3 +146,13 @@ class ClaimApi:
             shared.close_if_done()
         if self._shared is shared:
             self._shared = None
+
+
+def _is_about(error: httpx2.HTTPStatusError, ref: ClaimRef) -> bool:
+    """Whether a 404 says that this claim is not there.
+
+    A proxy without a server behind it and a server that does not have resource.k8s.io respond with
+    404, too, and name no object.
+    """
+    details = error.status.details if isinstance(error, ApiError) else None
+    return details is not None and details.name == ref.name

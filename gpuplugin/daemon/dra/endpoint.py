@@ -72,6 +72,7 @@ class DraEndpoint:
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Event()
         self._refusal = ""
+        self._accepted = False
         status.set(COMPONENT, "waiting for the kubelet's plugin watcher", ok=False)
 
     async def run(self) -> None:
@@ -87,7 +88,8 @@ class DraEndpoint:
                 remove_dead(registry, dra_registrations(self._driver))
                 remove_dead(folder, DRA_CALLS)
                 reason = await self._serve(calls, found)
-                backoff.reset()
+                if self._accepted:
+                    backoff.reset()
             except (OSError, SocketError) as error:
                 reason = f"no socket: {error}"
             pause_s = backoff.next_s()
@@ -102,7 +104,7 @@ class DraEndpoint:
         registration = watched_service(
             info, lambda: self._soon(self._found), self._registered_in_thread
         )
-        self._refusal = ""
+        self._refusal, self._accepted = "", False
         servers: list[Server] = []
         try:
             # The kubelet may call as soon as it finds the other one.
@@ -141,6 +143,7 @@ class DraEndpoint:
 
     def _registered(self, accepted: bool, error: str) -> None:
         if accepted:
+            self._accepted = True
             self._status.set(COMPONENT, "the kubelet registered the driver", ok=True)
             log_fact(log, logging.INFO, "registered", f"the kubelet registered {self._driver}")
         else:

@@ -71,6 +71,10 @@ class Monitor:
         self._probe_failures: Mapping[str, HalError] = {}
         self._update_required = asyncio.Event()
 
+    def replanned(self) -> None:
+        """The plan is another one: an update may be due sooner, or due at all."""
+        self._update_required.set()
+
     async def run(self) -> None:
         """Open, watch, reopen; raises `Fatal` if this process cannot open the driver any more.
 
@@ -177,7 +181,6 @@ class Monitor:
         self._count_failures(watch.updates)
         while True:
             await self._wait_for_update()
-            watch.plan = self._plan()
             try:
                 gpus, probes = await self._read(watch.plan.hang_after_s)
             except HalError as error:
@@ -192,8 +195,9 @@ class Monitor:
             self._set_watching(len(gpus))
 
     async def _wait_for_update(self) -> None:
-        """Until an update is due; events may make one due sooner, or due at all."""
+        """Until an update is due; events and another plan may make one due sooner, or at all."""
         while True:
+            self._watch.plan = self._plan()
             due_s = self._watch.update_due_s(self._node.view.board)
             if due_s <= (now_s := time.monotonic()):
                 return

@@ -78,7 +78,7 @@ def cdi_host(settings: Settings, plan: InjectionPlan) -> CdiHost:
 def _write_if_changed(path: Path, spec: Mapping[str, object]) -> bool:
     text = json.dumps(spec, indent=2) + "\n"
     try:
-        if path.read_text() == text:
+        if path.read_bytes() == text.encode():
             return False
     except OSError:
         pass  # not there, or not readable: written anew

@@ -134,9 +134,12 @@ def test_a_spec_that_is_right_is_left_alone(writer: CdiWriter, folder: Path) -> 
     assert path.stat().st_mtime_ns != 1
 
 
-def test_a_spec_that_somebody_spoilt_is_mended(writer: CdiWriter, folder: Path) -> None:
+@pytest.mark.parametrize("spoilt", [b"", b"{", b"\xff\x00"])
+def test_a_spec_that_somebody_spoilt_is_mended(
+    writer: CdiWriter, folder: Path, spoilt: bytes
+) -> None:
     writer.write(node(1))
-    (folder / GPU_FILE).write_text("{")
+    (folder / GPU_FILE).write_bytes(spoilt)
     writer.write(node(1))
 
     assert len(json.loads((folder / GPU_FILE).read_text())["devices"]) == 1
@@ -364,11 +367,11 @@ def test_specs_that_did_not_change_are_not_read(
     writer.write(node(2))
     reads: list[Path] = []
 
-    def read(path: Path) -> str:
+    def read(path: Path) -> bytes:
         reads.append(path)
-        return ""
+        return b""
 
-    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(Path, "read_bytes", read)
     writer.write(node(2))
     assert reads == []
     (folder / GPU_FILE).write_text("{")

@@ -70,6 +70,20 @@ def test_an_error_is_handed_over_as_it_is(thread: HalThread, error: Exception) -
     assert (type(caught.value), caught.value.args) == (type(error), error.args)
 
 
+def test_a_call_works_once_there_can_be_threads_again(
+    thread: HalThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            asyncio.run(thread.call(LONG_S, str, 7))
+
+    assert asyncio.run(thread.call(1.0, str, 7)) == "7"
+
+
 def test_a_call_works_after_one_that_failed(thread: HalThread) -> None:
     def fail() -> None:
         raise ZeroDivisionError

@@ -135,6 +135,31 @@ def test_cancelling_ends_it(status: StatusBoard) -> None:
     asyncio.run(main())
 
 
+def test_cancelling_it_while_it_pauses_leaves_no_trace(
+    status: StatusBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the resource goes whose socket could not be served: the node is ready without it."""
+
+    async def main() -> None:
+        pausing = asyncio.Event()
+
+        async def sleep(_delay_s: float) -> None:
+            pausing.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr("gpuplugin.daemon.tasks.asyncio.sleep", sleep)
+        task = failing(1, OSError("x"))
+        running = asyncio.create_task(supervise("watch", task, status, Metrics()))
+        await pausing.wait()
+        assert not status.readiness().ok
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert status.readiness().ok
+
+
 def test_a_failure_while_it_is_cancelled_does_not_start_it_again(
     status: StatusBoard, pauses: Pauses
 ) -> None:

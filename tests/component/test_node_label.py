@@ -1,0 +1,69 @@
+"""The label that chooses a node's configuration, read from an API server in trouble."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpuplugin.core.nodechoice import LABEL, LabelUnreadable
+from gpuplugin.daemon.cluster import kubeapi
+from gpuplugin.daemon.cluster.kubeapi import NodeLabel
+from sim.apiserver import HANG, NODES, ApiServer, Key
+from sim.pods.podlist import NodePods, PodsUnreadable
+from tests.component.waiting import DEADLINE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+NODE = "gpu-1"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ApiServer([NODE]) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
+        server.store.patch(Key(NODES, NODE), {"metadata": {"labels": {LABEL: "a"}}})
+        yield server
+
+
+def test_the_label_and_its_changes_are_followed(server: ApiServer) -> None:
+    labels = NodeLabel(NODE).follow()
+
+    assert next(labels) == "a"
+    server.store.patch(Key(NODES, NODE), {"metadata": {"labels": {LABEL: "b"}}})
+    assert next(labels) == "b"
+
+
+@pytest.mark.parametrize(
+    ("watch", "failure"),
+    [
+        (lambda: NodeLabel(NODE).follow(), LabelUnreadable),
+        (lambda: NodePods(NODE).follow(), PodsUnreadable),
+    ],
+)
+def test_a_watch_on_a_connection_that_says_nothing_any_more_ends(
+    server: ApiServer,
+    monkeypatch: pytest.MonkeyPatch,
+    watch: Callable[[], Iterator[object]],
+    failure: type[Exception],
+) -> None:
+    """As one that a proxy has dropped without a word; it would miss every change from then on."""
+    monkeypatch.setattr(kubeapi, "WATCH_S", 0.1)
+    monkeypatch.setattr(kubeapi, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("sim.pods.podlist._TIMEOUT_S", 0.1)
+    server.fail(HANG)
+    raised: list[BaseException] = []
+
+    def follow() -> None:
+        with pytest.raises(failure) as caught:
+            next(watch())
+        raised.append(caught.value)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S / 4)
+    assert raised, "it waits for ever"
