@@ -5,10 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LONGEST = ("chaos", "e2e", "component", "deploy", "conformance")
 """Folders below this one; the others have many short tests, which fill up what is left."""
@@ -16,6 +21,15 @@ HERE = Path(__file__).parent
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 2 << 30
 """More than tests need. A container has 64 MiB there unless it was given more: too little."""
+
+
+@pytest.fixture
+def usual_recursion_limit() -> Iterator[None]:
+    """Python's own, whatever a library has set: what is too deep for a parser depends on it."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
 
 
 def pytest_configure() -> None:

@@ -119,6 +119,12 @@ def kubelet(kubelet_dir: Path) -> Iterator[Kubelet]:
         yield running
 
 
+one_way_unless_slow = pytest.mark.parametrize(
+    "registration", ["watcher", pytest.param("classic", marks=pytest.mark.slow)]
+)
+"""For tests that take long, of what the way of registration has little to do with."""
+
+
 @pytest.fixture(params=BOTH_WAYS)
 def registration(request: pytest.FixtureRequest) -> str:
     """Each way of registration in turn."""

@@ -26,6 +26,7 @@ from gpuplugin.rpc.grpcio_engine import GrpcioEngine, GrpcioServer
 from gpuplugin.rpc.services import SocketError
 from hal import XidError
 from sim.kubelet import Amount, Kubelet, Phase, simple_pod
+from tests.component.conftest import one_way_unless_slow
 from tests.component.fakedriver import FakeDriver, made_up_gpu, with_mig
 from tests.component.running import RESOURCE, PluginProcess, allocate_request, raw_call
 from tests.component.waiting import DEADLINE_S, becomes_a_file, eventually
@@ -410,6 +411,7 @@ def test_the_plugin_that_stays_has_the_node_though_the_other_one_was_killed(
 # The list
 
 
+@one_way_unless_slow
 def test_a_list_that_outgrows_the_limit_is_not_sent(
     kubelet: Kubelet, kubelet_dir: Path, start_plugin: StartPlugin, registration: str
 ) -> None:
@@ -493,6 +495,7 @@ def lose_one_after_the_other(driver: FakeDriver, kubelet: Kubelet) -> None:
     assert status.phase is Phase.RUNNING
 
 
+@one_way_unless_slow
 def test_a_client_that_reads_nothing_delays_nobody_and_then_gets_the_newest_list(
     kubelet: Kubelet, long_list: Path, start_plugin: StartPlugin, registration: str
 ) -> None:
@@ -533,6 +536,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 """
 
 
+@one_way_unless_slow
 def test_a_client_that_froze_and_died_leaves_nothing_behind(
     kubelet: Kubelet, long_list: Path, start_plugin: StartPlugin, registration: str
 ) -> None:

@@ -171,6 +171,7 @@ def test_what_cannot_be_done_is_told(
     assert text in done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_plugin_says_that_does_not_start_is_told() -> None:
     broken = "broken=sh -c 'echo ouch >&2; exit 3' {kubelet_dir}"
     done = bench("listing", "--calls", "1", "--plugin", broken)

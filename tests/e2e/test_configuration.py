@@ -107,7 +107,9 @@ def start_plugin(node: Node, request: pytest.FixtureRequest) -> Iterator[StartPl
 @pytest.mark.parametrize(
     ("text", "scenario", "expected"),
     [
-        pytest.param(PLAIN, "default", {"nvidia.com/gpu": 80}, id="plain"),
+        pytest.param(
+            PLAIN, "default", {"nvidia.com/gpu": 80}, id="plain", marks=pytest.mark.slow
+        ),
         pytest.param(
             RENAMED,
             "default",
@@ -130,7 +132,9 @@ def start_plugin(node: Node, request: pytest.FixtureRequest) -> Iterator[StartPl
             PER_DEVICE, "default", {"nvidia.com/gpu": 10, "nvidia.com/gpu.small": 10},
             id="per device", marks=pytest.mark.slow,
         ),
-        pytest.param(FLAGS, "default", {"nvidia.com/gpu": 8}, id="many flags"),
+        pytest.param(
+            FLAGS, "default", {"nvidia.com/gpu": 8}, id="many flags", marks=pytest.mark.slow
+        ),
     ],
 )  # fmt: skip
 def test_files_from_clusters_run_unchanged(

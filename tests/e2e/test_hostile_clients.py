@@ -40,6 +40,7 @@ def attacked(node: Node, request: pytest.FixtureRequest) -> Iterator[tuple[Plugi
         assert node.create("pod-of-the-kubelet")["phase"] == "Running"
 
 
+@pytest.mark.slow
 def test_a_request_of_millions_of_empty_containers(attacked: tuple[Plugin, Path]) -> None:
     _, path = attacked
     with Connection(path, 20) as connection:
@@ -56,6 +57,7 @@ def test_a_request_of_more_than_four_mebibytes(attacked: tuple[Plugin, Path]) ->
     assert caught.value.code == RpcCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.slow
 def test_requests_that_are_never_finished(attacked: tuple[Plugin, Path]) -> None:
     _, path = attacked
     with ExitStack() as stack:

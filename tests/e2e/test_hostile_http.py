@@ -65,6 +65,7 @@ def test_large_headers_on_many_connections_take_little_memory(plugin: Plugin) ->
     assert peak_kib(plugin) < memory_limit_kib()
 
 
+@pytest.mark.slow
 def test_many_slow_connections_take_neither_descriptors_nor_health(
     node: Node, plugin: Plugin
 ) -> None:

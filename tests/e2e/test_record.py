@@ -73,6 +73,7 @@ def record(scenario: Path, output: Path, *arguments: str) -> str:
     return output.read_text()
 
 
+@pytest.mark.slow
 def test_a_recorded_node_is_the_same_node(scenario: Path, tmp_path: Path) -> None:
     recorded = tmp_path / "recorded.yaml"
     text = record(scenario, recorded)

@@ -32,7 +32,7 @@ BUSY_PROCESSES = 3
         ("fast", "watcher"),
         pytest.param("fast", "classic", marks=pytest.mark.slow),
         pytest.param("grpcio", "watcher", marks=pytest.mark.slow),
-        ("grpcio", "classic"),
+        pytest.param("grpcio", "classic", marks=pytest.mark.slow),
     ],
 )
 def test_nothing_is_imported_once_it_serves(node: Node, engine: str, registration: str) -> None:
@@ -77,7 +77,10 @@ def test_with_labels_nothing_is_imported_once_it_serves(
 MAX_DRA_RSS_MIB = 60
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["http", "tls"])
+@pytest.mark.parametrize(
+    "tls",
+    [pytest.param(False, id="http"), pytest.param(True, id="tls", marks=pytest.mark.slow)],
+)
 def test_with_dra_nothing_is_imported_once_it_serves_and_memory_is_bounded(
     node: Node, tmp_path: Path, tls: bool
 ) -> None:

@@ -42,6 +42,7 @@ def test_the_text_names_settings_and_who_got_nothing() -> None:
     assert "4 runs took" in result.stderr
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_processes() -> None:
     one, two = (gpuplugin(*SHORT, "--json", "--processes", count) for count in ("1", "2"))
     assert one.stdout == two.stdout

@@ -154,9 +154,10 @@ def test_defaults() -> None:
         pytest.param("gpus: [", "mine:1: ", id="not YAML"),
         pytest.param(GPUS + "seed: 2001-99-99", "", id="impossible date"),
         pytest.param(GPUS + "seed: !!bool maybe", "", id="no boolean behind its tag"),
-        pytest.param(GPUS + "name: " + "[" * 3000, "", id="too deep"),
+        pytest.param(GPUS + "name: " + "[" * 1000, "", id="too deep"),
     ],
 )
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_an_error_names_the_scenario_and_the_key(text: str, said: str) -> None:
     with pytest.raises(ScenarioError) as caught:
         parse_scenario(text, "mine")
