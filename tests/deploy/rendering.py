@@ -175,8 +175,19 @@ def _output(command: Sequence[str], text: str = "") -> str:
 
 
 def objects(text: str) -> list[Object]:
-    """The documents of a stream that are not empty."""
-    return [one for one in yaml.load_all(text, yaml.CSafeLoader) if one]
+    """The documents of a stream that are not empty.
+
+    Raises:
+        AssertionError: a key is written twice, which some programs refuse and others do not.
+    """
+    return [one for one in yaml.load_all(text, _Strict) if one]
+
+
+class _Strict(yaml.CSafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(set(keys)) == len(keys), f"twice in {keys}, {node.start_mark}"
+        return super().construct_mapping(node, deep)
 
 
 def of_kind(found: Iterable[Object], kind: str) -> list[Object]:

@@ -26,6 +26,7 @@ from tests.deploy.rendering import (
     plugin_of,
     pod_of,
     the,
+    variables,
 )
 
 DIGEST = "sha256:" + "5" * 64
@@ -83,6 +84,48 @@ def test_objects_say_their_version(name: str) -> None:
             assert one["metadata"]["labels"]["app.kubernetes.io/version"] == VERSION
     selector = the(found, "DaemonSet")["spec"]["selector"]["matchLabels"]
     assert "app.kubernetes.io/version" not in selector, "a selector never changes"
+
+
+def test_labels_and_selectors_of_ones_own_beside_the_charts() -> None:
+    found = chart("podLabels: {app.kubernetes.io/version: mine, app.kubernetes.io/name: other}")
+    spec = the(found, "DaemonSet")["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/version"] == "mine"
+    assert spec["selector"]["matchLabels"].items() <= labels.items(), "or no pod would be its own"
+    for values in ("affinity: null", "simulated: {enabled: true}"):
+        for os, given in (("linux", "a: b"), ("linux", "kubernetes.io/os: linux, a: b")):
+            pod = pod_of(chart(f"{values}\nnodeSelector: {{{given}}}"))
+            assert pod["nodeSelector"] == {"kubernetes.io/os": os, "a": "b"}
+
+
+def test_a_variable_of_ones_own_replaces_the_charts() -> None:
+    """Helm 4 and Argo CD apply on the server's side, which refuses a name that is there twice."""
+    found = chart(
+        "migStrategy: mixed\nextraEnv:\n"
+        "  - {name: NVIDIA_DRIVER_CAPABILITIES, value: all}\n"
+        "  - {name: MIG_STRATEGY, value: single}\n"
+        "  - {name: NODE_NAME, value: mine}\n"
+    )
+    names = [one["name"] for one in plugin_of(found)["env"]]
+    assert len(set(names)) == len(names)
+    given = variables(plugin_of(found))
+    assert (given["NVIDIA_DRIVER_CAPABILITIES"], given["MIG_STRATEGY"]) == ("all", "single")
+    assert (given["NODE_NAME"], given["NVIDIA_VISIBLE_DEVICES"]) == ("mine", "all")
+
+
+def test_two_releases_in_one_namespace_share_no_object() -> None:
+    """As for two kinds of nodes. Those of the cluster that others use, too, are made by one."""
+    choice = (
+        "observability: {enabled: true}\nnodeReports: {enabled: true}\n"
+        "nodeLabels: {enabled: true}\nperNodeConfig: {enabled: true}\n"
+        "networkPolicy: {enabled: true}\nopenshift: {enabled: true}\n"
+        "priorityQuota: {create: true}\nruntimeClass: {create: false}\n"
+    )
+    one, other = (
+        {(found["kind"], found["metadata"]["name"]) for found in chart(choice, release=release)}
+        for release in ("nvidia-device-plugin", "nvidia-device-plugin-training")
+    )
+    assert one.isdisjoint(other)
 
 
 def test_labels_for_the_operator_are_on_its_objects_alone() -> None:
@@ -175,6 +218,11 @@ def test_the_test_of_a_release_takes_a_device_and_has_no_right() -> None:
     assert "volumes" not in pod["spec"]
     selector = the(chart(), "DaemonSet")["spec"]["selector"]["matchLabels"]
     assert not selector.items() <= pod["metadata"]["labels"].items(), "it is no plugin"
+    for name in ("example.com/gpu", ""):
+        classes = f"dra: {{deviceClasses: {{extendedResourceName: '{name}'}}}}"
+        (dra,) = chart_tests(f"allocation: dra\n{classes}")
+        limits = {"limits": {name: 1}} if name else None
+        assert dra["spec"]["containers"][0].get("resources") == limits, "nothing else is offered"
     (other,) = chart_tests("test: {resource: null}\nmetrics: {service: false}")
     assert "resources" not in other["spec"]["containers"][0]
     assert other["spec"]["containers"][0]["command"] == ["gpuplugin", "--version"]

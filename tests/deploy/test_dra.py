@@ -252,6 +252,7 @@ def test_the_group_of_ones_own_is_kept() -> None:
         ("{maxSurge: 10%}", {"maxUnavailable": 0, "maxSurge": "10%"}),
         # The API server refuses both: who wants a part of the nodes at a time has a gap there.
         ("{maxUnavailable: 10%}", {"maxUnavailable": "10%", "maxSurge": 0}),
+        ("{maxSurge: 0}", {"maxUnavailable": 1, "maxSurge": 0}),
     ],
 )
 def test_an_upgrade_has_no_gap(given: str, rolling: dict[str, object]) -> None:

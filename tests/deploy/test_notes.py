@@ -204,7 +204,45 @@ def test_a_namespace_that_refuses_the_pods_is_told(labels: dict[str, str], tmp_p
 
 def test_without_affinity_nothing_is_counted(tmp_path: Path) -> None:
     with _cluster([{}], PRIVILEGED) as address:
-        assert "default affinity wants" not in _notes(address, tmp_path, "--set", "affinity=null")
+        assert (
+            "affinity wants"
+            not in _notes(address, tmp_path, "--set", "affinity=null").split("Does it run?")[0]
+        )
+
+
+_IN = "{{matchExpressions: [{{key: pool, operator: In, values: [{}]}}]}}"
+
+
+@pytest.mark.parametrize(
+    ("terms", "count"),
+    [
+        (f"[{_IN.format('gpu, ml')}]", 2),
+        ("[{matchExpressions: [{key: pool, operator: NotIn, values: [gpu]}]}]", 2),
+        ("[{matchExpressions: [{key: size, operator: Exists}]}]", 1),
+        ("[{matchExpressions: [{key: size, operator: DoesNotExist}]}]", 2),
+        ("[{matchExpressions: [{key: size, operator: Gt, values: ['7']}]}]", 1),
+        ("[{matchExpressions: [{key: size, operator: Lt, values: ['8']}]}]", 0),
+        (
+            "[{matchExpressions: [{key: pool, operator: Exists}, {key: size, operator: Exists}]}]",
+            1,
+        ),
+        (f"[{_IN.format('gpu')}, {_IN.format('ml')}]", 2),
+    ],
+)
+def test_an_affinity_of_ones_own_is_counted_by_its_own_labels(
+    terms: str, count: int, tmp_path: Path
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: "
+        f"{{nodeSelectorTerms: {terms}}}}}}}"
+    )
+    nodes = [{"pool": "gpu", "size": "8"}, {"pool": "ml"}, {"node-type": "gpu"}]
+    with _cluster(nodes, PRIVILEGED) as address:
+        notes = _notes(address, tmp_path, "--values", str(values))
+    assert f"{count} of 3 nodes" in notes
+    assert ("NO POD WILL RUN" in notes) == (count == 0)
+    assert "node-type=gpu" not in notes
 
 
 BY_OTHERS = {"meta.helm.sh/release-name": "gpu-operator"}

@@ -99,7 +99,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if eq $given.type "RollingUpdate" }}
 {{- $rolling := default dict $given.rollingUpdate }}
 {{- $usual := dict "maxUnavailable" 1 "maxSurge" 0 }}
-{{- if and (include "gpuplugin.isDra" .) (kindIs "invalid" $rolling.maxUnavailable) }}
+{{- $noSurge := has (toString $rolling.maxSurge) (list "0" "0%") }}
+{{- if and (include "gpuplugin.isDra" .) (kindIs "invalid" $rolling.maxUnavailable) (not $noSurge) }}
 {{- $usual = dict "maxUnavailable" 0 "maxSurge" 1 }}
 {{- end }}
 {{- $_ := set $given "rollingUpdate" (merge $rolling $usual) }}
@@ -199,11 +200,16 @@ capabilities:
 {{- end }}
 {{- end }}
 
-{{/* One variable for each value that is not null. */}}
+{{/* One variable for each value that is not null, but for those of extraEnv. */}}
 {{- define "gpuplugin.variables" -}}
 {{- $cdi := .Values.cdi }}
+{{- $class := include "gpuplugin.runtimeClassName" . }}
+{{- $own := list }}
+{{- range .Values.extraEnv }}{{ $own = append $own .name }}{{ end }}
 {{- $kubelet := ternary .Values.kubeletDir "/var/lib/kubelet" (eq (include "gpuplugin.isDra" .) "true") }}
 {{- $all := list
+  (list "NVIDIA_VISIBLE_DEVICES" (ternary nil "all" (empty $class)))
+  (list "NVIDIA_DRIVER_CAPABILITIES" (ternary nil "utility" (empty $class)))
   (list "MIG_STRATEGY" .Values.migStrategy)
   (list "FAIL_ON_INIT_ERROR" .Values.failOnInitError)
   (list "DEVICE_LIST_STRATEGY" (include "gpuplugin.strategies" . | default nil))
@@ -244,10 +250,14 @@ capabilities:
 {{- range $all }}
 {{- $value := index . 1 }}
 {{- if kindIs "slice" $value }}{{ $value = join "," $value }}{{ end }}
-{{- if not (kindIs "invalid" $value) }}
+{{- if not (or (kindIs "invalid" $value) (has (index . 0) $own)) }}
 - name: {{ index . 0 }}
   value: {{ $value | toString | quote }}
 {{- end }}
+{{- end }}
+{{- if not (has "NODE_NAME" $own) }}
+- name: NODE_NAME
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 {{- end }}
 {{- end }}
 
@@ -267,4 +277,29 @@ httpGet: {path: {{ .path }}, port: metrics}
 {{/* The page of the alerts' runbook, as files/rules.yaml names it. */}}
 {{- define "gpuplugin.runbook" -}}
 https://github.com/gpuplugin/gpuplugin/blob/main/docs/runbook.md
+{{- end }}
+
+{{/* The required terms of the affinity, as a list under `terms`. */}}
+{{- define "gpuplugin.nodeTerms" -}}
+{{- $required := dig "nodeAffinity" "requiredDuringSchedulingIgnoredDuringExecution" dict .Values.affinity }}
+{{- dict "terms" (default list (default dict $required).nodeSelectorTerms) | toYaml }}
+{{- end }}
+
+{{/* "true" or nothing: whether `labels` suit one of the `terms`. */}}
+{{- define "gpuplugin.suits" -}}
+{{- $labels := .labels }}
+{{- $suits := false }}
+{{- range .terms }}
+{{- $all := gt (len (default list .matchExpressions)) 0 }}
+{{- range .matchExpressions }}
+{{- $there := hasKey $labels .key }}
+{{- $listed := and $there (has (get $labels .key) (default list .values)) }}
+{{- $number := get $labels .key | int64 }}
+{{- $limit := first (default (list "0") .values) | int64 }}
+{{- $holds := dict "In" $listed "NotIn" (not $listed) "Exists" $there "DoesNotExist" (not $there) "Gt" (and $there (gt $number $limit)) "Lt" (and $there (lt $number $limit)) }}
+{{- $all = and $all (get $holds .operator) }}
+{{- end }}
+{{- $suits = or $suits $all }}
+{{- end }}
+{{- if $suits }}true{{ end }}
 {{- end }}
