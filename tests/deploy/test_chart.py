@@ -113,6 +113,29 @@ def test_a_variable_of_ones_own_replaces_the_charts() -> None:
     assert (given["NODE_NAME"], given["NVIDIA_VISIBLE_DEVICES"]) == ("mine", "all")
 
 
+@pytest.mark.parametrize(
+    ("config", "default"),
+    [
+        ("{map: {default: 'version: v1', a: 'version: v1'}, default: a}", "a"),
+        ("{map: {default: 'version: v1', a: 'version: v1'}}", "default"),
+        ("{map: {a: 'version: v1'}}", "a"),
+        ("{name: own, default: a}", "a"),
+        ("{name: own}", None),
+        ("{}", "config.yaml"),
+    ],
+)
+def test_nodes_that_do_not_choose_have_the_default_that_is_named(
+    config: str, default: str | None
+) -> None:
+    """Otherwise the plugin takes the file named default, or the only one, of those it finds."""
+    choosing = plugin_of(chart(f"config: {config}\nperNodeConfig: {{enabled: true}}"))
+    assert variables(choosing).get("DEFAULT_CONFIG") == default
+    file = f"--config-file=/etc/gpuplugin/{default or 'config.yaml'}"
+    assert choosing["args"][0] == file
+    fixed = plugin_of(chart(f"config: {config}"))
+    assert (fixed["args"][0], variables(fixed).get("DEFAULT_CONFIG")) == (file, None)
+
+
 def test_two_releases_in_one_namespace_share_no_object() -> None:
     """As for two kinds of nodes. Those of the cluster that others use, too, are made by one."""
     choice = (

@@ -353,6 +353,30 @@ def _notes(values: str) -> str:
     return done.stdout.partition("\nNOTES:\n")[2]
 
 
+NULLS = (
+    "nodeSelector tolerations affinity podLabels podAnnotations resources podSecurityContext "
+    "securityContext updateStrategy imagePullSecrets extraEnv extraArgs extraVolumes "
+    "extraVolumeMounts includeGpus excludeGpus policy"
+)
+
+
+def test_what_null_takes_away_is_not_there() -> None:
+    """Helm removes a default that is set to null."""
+    values = "\n".join(
+        (
+            *(f"{one}: null" for one in NULLS.split()),
+            "config: {map: null}",
+            "probes: {startup: null, liveness: null, readiness: null}",
+        )
+    )
+    assert "kubectl get daemonset" in _notes(values)
+    found = chart(values)
+    assert not any(key.endswith("Probe") for key in plugin_of(found))
+    assert plugin_of(found)["securityContext"]["runAsNonRoot"]
+    strategy = the(found, "DaemonSet")["spec"]["updateStrategy"]
+    assert strategy["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+
+
 def test_the_notes_tell_how_to_see_that_it_works() -> None:
     notes = _notes("")
     commands = re.findall(r"^  (kubectl .+)$", notes, re.MULTILINE)

@@ -72,11 +72,13 @@ def _cluster(
     version: str = "1.37",
     counts: str = "0",
     device_class: str = "",
+    config: dict[str, str] | None = None,
 ) -> Iterator[str]:
     """Address of an API server with nodes and a namespace of these labels.
 
     There is a RuntimeClass nvidia if `class_made_by` gives its annotations, and a DeviceClass of
-    this name for nvidia.com/gpu. Nodes have `counts` of that resource by a device plugin.
+    this name for nvidia.com/gpu. Nodes have `counts` of that resource by a device plugin. A
+    ConfigMap `mine` has `config`.
     """
     made = [
         {
@@ -132,6 +134,13 @@ def _cluster(
         "metadata": {},
         "items": classes if device_class else [],
     }
+    if config is not None:
+        answers[f"/api/v1/namespaces/{NAMESPACE}/configmaps/mine"] = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "mine", "namespace": NAMESPACE},
+            "data": config,
+        }
     missing = {"kind": "Status", "apiVersion": "v1", "reason": "NotFound", "code": 404}
 
     class Handler(BaseHTTPRequestHandler):
@@ -270,6 +279,24 @@ def test_a_runtime_class_of_others_is_used_and_left_alone(
     assert "runtimeClassName: nvidia" in manifest
     assert ("stays after an uninstall" in notes) == makes
     assert ("of the cluster is used" in notes) != makes
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        (["a", "default"], "default"),
+        (["a"], "a"),
+        (["a", "b"], "config.yaml"),
+        ([], "config.yaml"),
+    ],
+)
+def test_the_file_of_a_config_map_that_exists_is_chosen_as_nvidias_chart_does(
+    files: list[str], chosen: str, tmp_path: Path
+) -> None:
+    """By its fallback strategies, named and then single."""
+    with _cluster([], PRIVILEGED, config=dict.fromkeys(files, "version: v1")) as address:
+        manifest = _installed(address, tmp_path, "--set", "config.name=mine")
+    assert f"--config-file=/etc/gpuplugin/{chosen}\n" in manifest
 
 
 def test_notes_on_dra_tell_what_stands_in_its_way(tmp_path: Path) -> None:

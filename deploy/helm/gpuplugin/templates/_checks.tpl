@@ -25,7 +25,7 @@
 {{- end }}
 {{- end }}
 {{- else }}
-{{- if not (has (toString (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy)) (list "0" "0%")) }}
+{{- if not (has (toString (dig "rollingUpdate" "maxSurge" 0 (default dict .Values.updateStrategy))) (list "0" "0%")) }}
 {{- $wrong = append $wrong "updateStrategy.rollingUpdate.maxSurge: two device plugins of one resource on a node disconnect each other: delete it" }}
 {{- end }}
 {{- range .Values.extraArgs }}

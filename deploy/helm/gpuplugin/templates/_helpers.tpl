@@ -70,7 +70,13 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- fail (printf "config.default: %s is not in config.map" .Values.config.default) }}
 {{- end }}
 {{- .Values.config.default }}
-{{- else if .Values.config.name }}config.yaml
+{{- else if .Values.config.name }}
+{{- /* As far as the cluster can be asked. */ -}}
+{{- $files := default dict (lookup "v1" "ConfigMap" (include "gpuplugin.namespace" .) .Values.config.name).data }}
+{{- if hasKey $files "default" }}default
+{{- else if eq (len $files) 1 }}{{ keys $files | first }}
+{{- else }}config.yaml
+{{- end }}
 {{- else if not $map }}config.yaml
 {{- else if eq (len $map) 1 }}{{ keys $map | first }}
 {{- else if hasKey $map "default" }}default
@@ -95,7 +101,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{/* With DRA each pod has sockets of its own, so an upgrade has no gap; two device plugins of one
      resource on a node get in each other's way. */}}
 {{- define "gpuplugin.updateStrategy" -}}
-{{- $given := deepCopy .Values.updateStrategy }}
+{{- $given := deepCopy (default (dict "type" "RollingUpdate") .Values.updateStrategy) }}
 {{- if eq $given.type "RollingUpdate" }}
 {{- $rolling := default dict $given.rollingUpdate }}
 {{- $usual := dict "maxUnavailable" 1 "maxSurge" 0 }}
@@ -165,7 +171,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "gpuplugin.podSecurityContext" -}}
-{{- $context := deepCopy .Values.podSecurityContext }}
+{{- $context := deepCopy (default dict .Values.podSecurityContext) }}
 {{- if or .Values.selinux.enabled .Values.openshift.enabled }}
 {{- $context = mergeOverwrite (dict "seLinuxOptions" (dict "type" "spc_t")) $context }}
 {{- end }}
@@ -204,6 +210,8 @@ capabilities:
 {{- define "gpuplugin.variables" -}}
 {{- $cdi := .Values.cdi }}
 {{- $class := include "gpuplugin.runtimeClassName" . }}
+{{- /* Of a ConfigMap of others the plugin sees the files. */ -}}
+{{- $isKnown := or (ne .Values.config.default "") (eq .Values.config.name "") }}
 {{- $own := list }}
 {{- range .Values.extraEnv }}{{ $own = append $own .name }}{{ end }}
 {{- $kubelet := ternary .Values.kubeletDir "/var/lib/kubelet" (eq (include "gpuplugin.isDra" .) "true") }}
@@ -246,6 +254,7 @@ capabilities:
   (list "GPUPLUGIN_KUBERNETES_REPORTS" (ternary "true" nil .Values.nodeReports.enabled))
   (list "GPUPLUGIN_NODE_LABELS" (ternary .Values.nodeLabels.writer nil .Values.nodeLabels.enabled))
   (list "GPUPLUGIN_CONFIG_MAP_DIR" (ternary "/etc/gpuplugin" nil .Values.perNodeConfig.enabled))
+  (list "DEFAULT_CONFIG" (ternary (include "gpuplugin.configFile" .) nil (and .Values.perNodeConfig.enabled $isKnown)))
 }}
 {{- range $all }}
 {{- $value := index . 1 }}
