@@ -147,7 +147,8 @@ class PluginWatcher:
             for path, status in sockets_below(self._folder)
         }
         for path, known in list(self._known.items()):
-            if found.get(path) != known.identity:
+            # One that is being registered is left until it is known whether it has to be removed.
+            if found.get(path) != known.identity and not known.busy:
                 del self._known[path]
                 if known.registered is not None:
                     self._removed(known.registered)

@@ -9,13 +9,17 @@ import grpc
 import pytest
 
 from sim.kubelet import Amount, Kubelet, KubeletEvent, Phase, simple_pod
+from sim.kubelet.registration import PluginWatcher, sockets_below
 from tests.component.running import status_of
 from tests.component.tinyplugin import WIDGET, TinyPlugin
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
     from pathlib import Path
+
+    from sim.kubelet.registration import Registrant
 
 GRACE_S = 300.0
 
@@ -32,6 +36,17 @@ class Recorder:
     def texts(self, kind: str, part: str = "") -> list[str]:
         """Texts of one kind that have `part` in them, in order."""
         return [fact.text for fact in tuple(self.facts) if fact.kind == kind and part in fact.text]
+
+
+class Looks:
+    """How often the folder of sockets was looked into."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        self.count += 1
+        return sockets_below(folder)
 
 
 class Clock:
@@ -80,6 +95,30 @@ def test_a_watched_plugin_is_registered_and_told(kubelet: Kubelet, registry: Pat
     with TinyPlugin(registry / "w.sock") as plugin:
         wait_for(kubelet, 3, 3)
         eventually(lambda: plugin.statuses == [(True, "")])
+
+
+def test_a_plugin_that_goes_while_it_is_registered_is_removed(
+    kubelet_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket, looks, removed = kubelet_dir / "w.sock", Looks(), threading.Event()
+    monkeypatch.setattr("sim.kubelet.registration.sockets_below", looks)
+    monkeypatch.setattr("sim.kubelet.registration.POLL_S", 0.01)
+
+    def connect(_plugin: Registrant) -> None:
+        socket.unlink()
+        before = looks.count
+        eventually(lambda: looks.count > before + 1)
+
+    watcher = PluginWatcher(
+        kubelet_dir, connect, lambda _plugin: removed.set(), lambda _path, _reason: None
+    )
+    with TinyPlugin(socket):
+        watcher.start()
+        try:
+            assert removed.wait(DEADLINE_S)
+        finally:
+            watcher.stop()
+            watcher.join_workers()
 
 
 def test_a_classic_plugin_is_registered(
