@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from hal import Gpu
     from sim.kubelet import Kubelet
     from tests.component.conftest import StartPlugin
 
@@ -142,15 +143,25 @@ def test_probes_that_always_fail_make_it_blind_too(
     eventually(lambda: plugin.ready)
 
 
-def test_one_failure_is_forgiven(
-    kubelet: Kubelet, driver: FakeDriver, start_plugin: StartPlugin
-) -> None:
+class FailsOnce(FakeDriver):
+    """Once `fails` is set, one listing fails: until somebody looks it could be several."""
+
+    fails = False
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        fails, self.fails = self.fails, False
+        if fails:
+            raise BROKEN
+        return super().gpus()
+
+
+def test_one_failure_is_forgiven(kubelet: Kubelet, start_plugin: StartPlugin) -> None:
+    driver = FailsOnce(2)
     plugin = start_plugin(driver)
     wait_for(kubelet, 20, 20)
     before = kubelet.view().list_updates[RESOURCE]
-    driver.on_gpus = BROKEN
-    eventually(lambda: plugin.metric("gpuplugin_monitor_failures_total", stage="probe") >= 1)
-    driver.on_gpus = None
+    driver.fails = True
+    eventually(lambda: plugin.metric("gpuplugin_monitor_failures_total", stage="probe") == 1)
     listings = driver.listings
     eventually(lambda: driver.listings >= listings + 2)
     assert plugin.metric("gpuplugin_monitor_blind") == 0

@@ -323,7 +323,7 @@ def open_stream(channel: grpc.Channel) -> Any:
     call: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(
         "/v1beta1.DevicePlugin/ListAndWatch"
     )
-    return call(b"", timeout=DEADLINE_S)
+    return call(b"", timeout=2 * DEADLINE_S)
 
 
 def first_of_a_new_stream(socket: Path) -> grpc.StatusCode | None:

@@ -71,9 +71,13 @@ def test_a_kubelet_restart_needs_no_restart_of_the_plugin(
 
 
 def test_a_watched_socket_outlives_a_quick_kubelet_restart(
-    kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
+    kubelet: Kubelet,
+    hardware: Hardware,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The kubelet finds the socket again: the plugin has nothing to do."""
+    monkeypatch.setattr("gpuplugin.daemon.serving.endpoint.STREAM_GRACE_S", DEADLINE_S)
     plugin = start_plugin(hardware.backend, "watcher")
     wait_for_eighty(kubelet)
     before = plugin.sockets()

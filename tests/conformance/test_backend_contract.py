@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -299,16 +299,17 @@ def test_close_ends_a_wait_in_another_thread(
 def test_the_backend_answers_while_it_waits_for_events(subject: Subject) -> None:
     drain(subject)
     before = subject.backend.gpus()
-    done = threading.Event()
+    waiting, done = threading.Event(), threading.Event()
 
     def wait() -> None:
-        try:
-            subject.backend.wait_events(2.0)
-        finally:
-            done.set()
+        waiting.set()
+        with suppress(HalError):  # closed before it waited
+            subject.backend.wait_events(DEADLINE_S / 2)
+        done.set()
 
     thread = threading.Thread(target=wait)
     thread.start()
+    assert waiting.wait(DEADLINE_S)
     try:
         assert subject.backend.gpus() == before
         assert subject.backend.probe(before[0].uuid).reachable

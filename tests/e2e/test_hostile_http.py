@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpuplugin.daemon.http.server import EXCHANGE_TIMEOUT_S
 from tests.e2e.served import StartPlugin
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def test_many_slow_connections_take_neither_descriptors_nor_health(
             if number % 50 == 49:
                 asked_s = time.monotonic()
                 assert plugin.get("/health")[0] == 200
-                assert time.monotonic() - asked_s < 1
+                assert time.monotonic() - asked_s < EXCHANGE_TIMEOUT_S / 2, "it waits for no other"
         assert len(list(Path(f"/proc/{plugin.pid}/fd").iterdir())) < 100
         assert node.create("pod-of-the-kubelet")["phase"] == "Running"
         plugin.signal(signal.SIGHUP)

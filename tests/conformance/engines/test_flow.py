@@ -28,6 +28,8 @@ from tests.conformance.engines.rawh2 import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.conformance.engines.conftest import Served
     from tests.conformance.engines.rawh2 import RawClient
 
@@ -45,11 +47,20 @@ def widen(client: RawClient, stream: int, more: int) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of waiting are fractions of one."""
-    monkeypatch.setattr(engine_fast, "STALL_S", 0.2)
-    monkeypatch.setattr(engine_fast, "CHECK_S", 0.05)
-    monkeypatch.setattr(connection, "HELD_BACK_S", 0.05)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """To be called with clients: the server's seconds of waiting are fractions of one from then on.
+
+    Their connections are open by then, however long that took on a busy machine.
+    """
+
+    def become_so(*clients: RawClient) -> None:
+        for client in clients:
+            client.ping()
+        monkeypatch.setattr(engine_fast, "STALL_S", 0.2)
+        monkeypatch.setattr(engine_fast, "CHECK_S", 0.05)
+        monkeypatch.setattr(connection, "HELD_BACK_S", 0.05)
+
+    return become_so
 
 
 def test_an_answer_waits_for_the_window_of_its_stream(served: Served) -> None:
@@ -153,10 +164,11 @@ def test_nobody_is_woken_over_and_over_for_a_peer_that_does_not_read(
 
 
 def test_the_reserve_is_given_up_to_a_peer_that_grants_no_more(
-    impatient: None, fast: Served
+    impatient: Callable[..., None], fast: Served
 ) -> None:
     fast.watched.publish(b"x" * 65_530)
     with fast.raw(WIDE) as client:
+        impatient(client)
         stream = client.begin(WATCH)
         client.read_until(lambda: client.answers[stream].messages == [b"x" * 65_530])
 
@@ -288,9 +300,10 @@ def test_data_for_no_stream_is_granted_again(fast: Served) -> None:
         assert granted(client, 0) - before >= 4 * 2**20
 
 
-def test_a_peer_that_stops_reading_is_left(impatient: None, fast: Served) -> None:
+def test_a_peer_that_stops_reading_is_left(impatient: Callable[..., None], fast: Served) -> None:
     fast.watched.publish(LIST)
     with fast.raw(WIDE) as client, fast.raw() as other:
+        impatient(client, other)
         widen(client, 0, 2**30)
         client.begin(WATCH)
         eventually(lambda: fast.watched.opened_streams == 1)
@@ -306,8 +319,9 @@ def test_a_peer_that_stops_reading_is_left(impatient: None, fast: Served) -> Non
     ids=["preface", "nothing", "frame", "request"],
 )
 def test_a_peer_that_does_not_go_on_is_left(
-    impatient: None, fast: Served, begun: bytes | None
+    impatient: Callable[..., None], fast: Served, begun: bytes | None
 ) -> None:
+    impatient()
     with fast.raw(greet=begun not in (b"PRI * HT", b"")) as client:
         if begun is None:
             client.send(client.headers(1, request_headers(ECHO)), pack(DATA, 0, 1, bytes(3)))
@@ -316,9 +330,10 @@ def test_a_peer_that_does_not_go_on_is_left(
         client.read_until(lambda: client.closed)
 
 
-def test_a_silent_peer_with_a_stream_stays(impatient: None, fast: Served) -> None:
+def test_a_silent_peer_with_a_stream_stays(impatient: Callable[..., None], fast: Served) -> None:
     fast.watched.publish(b"first")
     with fast.raw() as client, fast.raw() as later:
+        impatient(client, later)
         stream = client.begin(WATCH)
         later.send(pack(PING, 0, 0, bytes(8))[:12])
         later.read_until(lambda: later.closed)  # so time enough has passed for the other as well

@@ -15,7 +15,7 @@ from hal import GpuCalls, HalHung, UnknownGpu
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
-SOON_S, LONG_S = 0.05, 20.0
+SOON_S, LONG_S = 0.2, 20.0
 
 
 class Driver:
@@ -187,9 +187,9 @@ def test_a_question_whose_turn_comes_late_has_its_whole_deadline(driver: Driver)
     async def main() -> None:
         queries = HalQueries(driver)
         driver.stuck["GPU-1"] = threading.Event()
-        hung = asyncio.create_task(queries.call_gpus(["GPU-1"], 10 * SOON_S, driver.ask))
+        hung = asyncio.create_task(queries.call_gpus(["GPU-1"], 3 * SOON_S, driver.ask))
         await asyncio.sleep(0)
-        answers = await queries.call_gpus(["GPU-0"], 5 * SOON_S, driver.ask)
+        answers = await queries.call_gpus(["GPU-0"], 2 * SOON_S, driver.ask)
         assert answers == {"GPU-0": "GPU-0"}
         assert isinstance((await hung)["GPU-1"], HalHung)
         queries.close()
