@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import httpx2
 
 from gpuplugin.core.pacing import Backoff
-from sim.fleet.api import GONE, NOT_FOUND, Refused
+from sim.fleet.api import CONFLICT, GONE, NOT_FOUND, Refused
 from sim.fleet.pods import asked_pod, pod_status
 
 if TYPE_CHECKING:
@@ -129,9 +129,12 @@ class PodKeeper:
                 return
             asked, state = found
             body = pod_status(asked, state, node.number, self._nodes.began, node.health(uid))
-            await self._api.patch_status(_path(asked), body)
+            # By its name alone another pod would get it, which has come in its place.
+            await self._api.patch_status(_path(asked), {"metadata": {"uid": uid}, **body})
         except Refused as refused:
-            if refused.code != NOT_FOUND:
+            if refused.code == CONFLICT:
+                node.changed.add(uid)  # until the watch says that it is gone
+            elif refused.code != NOT_FOUND:
                 raise
         finally:
             self._writing.discard(uid)

@@ -223,6 +223,32 @@ def test_pods_on_nodes_of_a_fleet_run_end_and_go(server: ApiServer, env: dict[st
     assert 'gpuplugin_devices{health="Healthy",node="sim-1",' in metrics
 
 
+@pytest.mark.slow
+def test_a_pod_that_came_in_the_place_of_another_has_a_status_of_its_own(
+    server: ApiServer, env: dict[str, str]
+) -> None:
+    """The fleet does not know yet: its watch is broken, and it cannot list pods."""
+
+    def writes() -> int:
+        patches = (one for one in server.requests if one.right[:2] == ("patch", "pods/status"))
+        return sum("team/pods/web-0" in one.path for one in patches)
+
+    with a_fleet(env, "--nodes", "1") as fleet:
+        fleet.says("1 nodes are kept")
+        web = create_pod(server, "web-0", "sim-0", 0, {"gpuplugin.dev/duration": "3s"})
+        eventually(lambda: phase(server, web) == "Running", "the first runs")
+        server.fail(503, 1000, path="/api/v1/pods")
+        server.break_watches()
+        server.store.delete(web)
+        server.store.create(web, {"metadata": {"name": "web-0", "namespace": "team"}, "spec": {}})
+        before = writes()
+        eventually(lambda: writes() > before + 1 or phase(server, web) != "Pending", "it ends")
+        left = status(server, web)
+        assert fleet.stop() == 0
+
+    assert left == {"phase": "Pending"}
+
+
 def gpu_condition(server: ApiServer, name: str) -> Any:
     found = nodes(server).get(name, {}).get("status", {}).get("conditions", ())
     return next((one for one in found if one["type"] == "GPUHealthy"), None)
