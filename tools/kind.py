@@ -7,9 +7,12 @@ at the end, unless `--keep` is given.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +65,8 @@ class Cluster:
         listed = subprocess.run(
             ["kind", "get", "clusters"], capture_output=True, text=True, check=False
         )
+        if listed.returncode:
+            raise Failed(f"'kind get clusters' failed: {listed.stderr.strip()}")
         return self._name in listed.stdout.split()
 
     def create(self, image: str) -> None:
@@ -126,15 +131,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"make kind needs {', '.join(lacking)}", file=sys.stderr)
         return 1
     cluster = Cluster(given.name)
-    keep = given.keep or cluster.exists  # what was there before is not ours to remove
     try:
-        image = f"gpuplugin:{tag('sim')}"  # as the overlay names it
-        if given.image is not None:
-            run("docker", "tag", given.image, image)
-        else:
-            run(
-                "docker", "build", "-f", "deploy/Containerfile", "--target", "sim", "-t", image, "."
-            )
+        keep = given.keep or cluster.exists  # what was there before is not ours to remove
+        with tempfile.TemporaryDirectory() as folder:
+            if not keep:
+                # kind makes its context the current one, and with the cluster takes it away.
+                os.environ["KUBECONFIG"] = f"{folder}/kubeconfig"
+            _try(cluster, given.image, keep=keep)
+    except Failed as error:
+        print(f"make kind: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("make kind: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    print("it works" + (f"; 'kind delete cluster --name {given.name}' removes it" if keep else ""))
+    return 0
+
+
+def _try(cluster: Cluster, built: str | None, *, keep: bool) -> None:
+    """From an image, the one that was built or a new one, to a lost GPU; raises `Failed`."""
+    image = f"gpuplugin:{tag('sim')}"  # as the overlay names it
+    if built is not None:
+        run("docker", "tag", built, image)
+    else:
+        run("docker", "build", "-f", "deploy/Containerfile", "--target", "sim", "-t", image, ".")
+    try:
         cluster.create(image)
         try:
             cluster.deploy()
@@ -143,14 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Failed:
             cluster.tell_what_there_is()
             raise
-        finally:
-            if not keep:
-                cluster.delete()
-    except Failed as error:
-        print(f"make kind: {error}", file=sys.stderr)
-        return 1
-    print("it works" + (f"; 'kind delete cluster --name {given.name}' removes it" if keep else ""))
-    return 0
+    finally:
+        if not keep:
+            cluster.delete()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from tools.kind import NEEDED
 ROOT = Path(__file__).parents[3]
 FAKE = """\
 #!/bin/sh
+interrupt() { kill -INT $PPID; }
 echo "${0##*/} $*" >> "$KIND_TEST/asked"
+echo "$KUBECONFIG" >> "$KIND_TEST/kubeconfigs"
 [ "$*" = "get clusters" ] && cat "$KIND_TEST/clusters" 2> /dev/null
-case "$*" in *"$KIND_TEST_FAILS"*) exit 3;; esac
+case "$*" in *"$KIND_TEST_FAILS"*) $KIND_TEST_BEFORE; exit 3;; esac
 exit 0
 """
 
@@ -31,12 +33,19 @@ def programs(tmp_path: Path) -> Path:
     return folder
 
 
-def kind(programs: Path, *words: str, fails: str = "never") -> subprocess.CompletedProcess[str]:
-    """As make calls it, with these programs and the shell's alone."""
+def kind(
+    programs: Path, *words: str, fails: str = "never", interrupts: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """As make calls it, with these programs and the shell's alone.
+
+    A command with `fails` in it fails, or (`interrupts`) Ctrl-C is pressed while it runs.
+    """
     environment = os.environ | {
         "PATH": f"{programs}:/usr/bin:/bin",
+        "KUBECONFIG": "the-users",
         "KIND_TEST": str(programs.parent),
         "KIND_TEST_FAILS": fails,
+        "KIND_TEST_BEFORE": "interrupt" if interrupts else ":",
     }
     return subprocess.run(
         [sys.executable, "-m", "tools.kind", *words],
@@ -101,6 +110,39 @@ def test_a_failure_is_told_with_what_there_is_and_cleaned_up(programs: Path) -> 
     lines = asked(programs)
     assert any("get pods -A" in line for line in lines)
     assert lines[-1] == "kind delete cluster --name gpuplugin"
+
+
+@pytest.mark.parametrize(
+    "during", ["create cluster", "load docker-image", "rollout status", "wait nodes"]
+)
+@pytest.mark.parametrize("interrupts", [False, True], ids=["fails", "interrupted"])
+def test_what_was_made_is_removed_whenever_it_ends(
+    programs: Path, during: str, interrupts: bool
+) -> None:
+    outcome = kind(programs, fails=during, interrupts=interrupts)
+    assert outcome.returncode == (130 if interrupts else 1)
+    assert "Traceback" not in outcome.stderr
+    assert asked(programs)[-1] == "kind delete cluster --name gpuplugin"
+
+
+def test_a_kind_that_does_not_tell_what_there_is_removes_nothing(programs: Path) -> None:
+    outcome = kind(programs, fails="get clusters")
+    assert outcome.returncode == 1
+    assert "'kind get clusters' failed" in outcome.stderr
+    assert not any(line.startswith(("kind create", "kind delete")) for line in asked(programs))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_users_contexts_know_only_of_a_cluster_that_is_kept(programs: Path, keep: bool) -> None:
+    assert kind(programs, *(["--keep"] if keep else [])).returncode == 0
+    lines = (programs.parent / "kubeconfigs").read_text().splitlines()
+    used = {
+        path
+        for command, path in zip(asked(programs), lines, strict=True)
+        if command.startswith(("kubectl", "kind create", "kind load", "kind delete"))
+    }
+    assert len(used) == 1
+    assert (used == {"the-users"}) is keep
 
 
 @pytest.mark.parametrize("name", NEEDED)
