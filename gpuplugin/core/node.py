@@ -95,6 +95,17 @@ class NodeView:
     def index(self, uuid: str) -> str:
         return self.indices.get(uuid, "")
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """GPUs, and their MIG devices, that the configuration leaves out: nobody is given them.
+
+        What becomes of them is no concern of whoever watches the node.
+        """
+        admits = self.plan.inventory.gpu_filter.admits
+        left_out = [gpu for gpu in self.gpus if not admits(gpu)]
+        migs = (mig.uuid for gpu in left_out for mig in gpu.mig_devices)
+        return frozenset((*(gpu.uuid for gpu in left_out), *migs))
+
     def unknown_values(self, gpu_uuid: str) -> tuple[CallFailure, ...]:
         """Calls about the GPU that gave no value at the last reads, each once."""
         gpu = next((gpu for gpu in self.gpus if gpu.uuid == gpu_uuid), None)

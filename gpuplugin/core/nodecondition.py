@@ -85,14 +85,15 @@ def report_of(uuid: str, index: str, state: HealthState, fault: Fault | None) ->
 
 
 def condition_of(view: NodeView) -> Condition:
-    """The condition of a node as its view has it."""
-    board = view.board
+    """The condition of a node as its view has it, of the GPUs that take part."""
+    board, left_out = view.board, view.left_out
+    units = {uuid: health for uuid, health in board.units.items() if uuid not in left_out}
     unhealthy = [
         report_of(uuid, view.index(uuid), health.state, health.fault)
-        for uuid, health in board.units.items()
+        for uuid, health in units.items()
         if not health.healthy
     ]
-    return condition_for(unhealthy, len(board.units), board.blind)
+    return condition_for(unhealthy, len(units), board.blind)
 
 
 def condition_for(unhealthy: Sequence[GpuReport], total: int, blind: str) -> Condition:

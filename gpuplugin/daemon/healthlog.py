@@ -80,9 +80,11 @@ class HealthLog:
         cause = CLEARED if by_hand else fault.cause.value if fault else ""
         xid = fault.xid if fault else None
         action = fault.action if fault else ""
-        self._metrics.health_transitions.labels(
-            uuid, index, after.value, cause, "" if xid is None else _xid_label(xid), action
-        ).inc()
+        is_left_out = uuid in view.left_out
+        if not is_left_out:
+            self._metrics.health_transitions.labels(
+                uuid, index, after.value, cause, "" if xid is None else _xid_label(xid), action
+            ).inc()
         reason = fault.reason if fault else "cleared by hand" if by_hand else ""
         log_fact(
             log,
@@ -96,7 +98,7 @@ class HealthLog:
             action=action,
             xid=xid,
         )
-        if self._report is not None:
+        if self._report is not None and not is_left_out:
             self._unreported.append(report_of(uuid, index, after, fault))
 
     def report(self, view: NodeView) -> None:

@@ -345,6 +345,37 @@ def test_gpus_are_included_and_excluded(
     eventually(lambda: plugin.ready)
 
 
+def test_a_bad_gpu_that_is_left_out_is_no_concern_of_whoever_watches(
+    kubelet: Kubelet, make_hardware: MakeHardware, follow: Follow
+) -> None:
+    hardware = make_hardware(2)
+    plugin = follow(hardware.backend, "gpus: {exclude: ['1']}\n")
+    wait(kubelet, {RESOURCE: 1})
+    hardware.row_remap(1, failed=True)
+    hardware.xid(1, 62)
+
+    def seen() -> set[str]:
+        return {one.labels["gpu"] for name in SEEN for one in plugin.samples(f"gpuplugin_{name}")}
+
+    eventually(lambda: plugin.metric("gpuplugin_xid_events_total", gpu="1", xid="62") == 1)
+    hardware.wait_for_probes(1, 3)
+    assert seen() == {"0"}
+    plugin.rewrite("version: v1\n")
+    bad = {"gpu": "1", "state": "Unhealthy"}
+    assert plugin.metric("gpuplugin_gpu_health", **bad) == 1, "it is watched all the same"
+    eventually(lambda: plugin.metric("gpuplugin_gpu_row_remap", gpu="1", state="failed") == 1)
+    plugin.rewrite("gpus: {exclude: ['1']}\n")
+    assert seen() == {"0"}
+
+
+SEEN = (
+    "gpu_health",
+    "gpu_health_transitions_total",
+    "gpu_row_remap",
+    "gpu_unhealthy_seconds_total",
+)
+
+
 # Files that cannot be used
 
 

@@ -18,6 +18,7 @@ from tests.deploy.choices import CHOICES, RENDERED
 from tests.deploy.rendering import (
     CHART,
     KUSTOMIZE,
+    NAMESPACE,
     PLUGIN,
     built,
     chart,
@@ -182,6 +183,23 @@ def test_alerts_lead_to_a_runbook_of_ones_own() -> None:
     ]
     assert "https://wiki.example.com/gpus#gpuunhealthy" in addresses
     assert all(one.startswith("https://wiki.example.com/gpus#") for one in addresses)
+
+
+@pytest.mark.parametrize("name", ["nvidia-device-plugin", "gpus"])
+@pytest.mark.parametrize("kind", ["podMonitor", "serviceMonitor"])
+def test_a_plugin_that_is_down_is_seen_whatever_its_name(name: str, kind: str) -> None:
+    found = chart(f"fullnameOverride: {name}\nmetrics: {{alerts: true, {kind}: true}}")
+    # As the operator calls the targets of a PodMonitor, and of a ServiceMonitor.
+    job = f"{NAMESPACE}/{name}" if kind == "podMonitor" else f"{name}-metrics"
+    alerts = {
+        rule["alert"]: rule["expr"]
+        for group in the(found, "PrometheusRule")["spec"]["groups"]
+        for rule in group["rules"]
+    }
+    wanted = re.fullmatch(r'up\{job=~"(.*)"\} == 0', alerts["GpuPluginDown"])
+    assert wanted is not None
+    assert re.fullmatch(wanted[1], job)
+    assert not re.fullmatch(wanted[1], f"{NAMESPACE}/node-exporter")
 
 
 def test_large_fleets_roll_out_by_percentage() -> None:

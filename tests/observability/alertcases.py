@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GPU = 'cluster="c",instance="n1",uuid="GPU-0",gpu="0"'
+OTHER_GPU = 'cluster="c",instance="n1",uuid="GPU-1",gpu="1"'
 NODE = 'cluster="c",instance="n1"'
 
 
@@ -106,10 +107,16 @@ CASES: dict[str, Case] = {
         {
             f"gpuplugin_gpu_memory_headroom_bytes{{{GPU}}}": "1x60",
             f"gpuplugin_gpu_memory_total_bytes{{{GPU}}}": "100x60",
+            f"gpuplugin_gpu_replicas{{{GPU}}}": "10x60",
         },
         {
             f"gpuplugin_gpu_memory_headroom_bytes{{{GPU}}}": "40x60",
             f"gpuplugin_gpu_memory_total_bytes{{{GPU}}}": "100x60",
+            f"gpuplugin_gpu_replicas{{{GPU}}}": "10x60",
+            # One that a pod has for itself.
+            f"gpuplugin_gpu_memory_headroom_bytes{{{OTHER_GPU}}}": "1x60",
+            f"gpuplugin_gpu_memory_total_bytes{{{OTHER_GPU}}}": "100x60",
+            f"gpuplugin_gpu_replicas{{{OTHER_GPU}}}": "1x60",
         },
         early="9m",
     ),

@@ -114,18 +114,21 @@ def _add_node(metrics: _Table, view: NodeView, now_s: float, add: Add) -> None:
         name, good = resource.name, healthy[resource.name]
         add(metrics.devices, (name, "Healthy"), good)
         add(metrics.devices, (name, "Unhealthy"), len(resource.devices) - good)
+    left_out = view.left_out
     for uuid, health in view.board.units.items():
-        for state in HealthState:
+        for state in HealthState if uuid not in left_out else ():
             labels = (uuid, view.index(uuid), state.value)
             add(metrics.gpu_health, labels, health.state is state)
     for gpu in view.gpus:
         if gpu.compute_mode is not None:
             add(metrics.gpu_compute_mode, (gpu.uuid, gpu.index, gpu.compute_mode.value), 1)
     for uuid, seconds in view.history.unhealthy_s(now_s).items():
-        add(metrics.gpu_unhealthy_seconds, (uuid, view.index(uuid)), seconds)
+        if uuid not in left_out:
+            add(metrics.gpu_unhealthy_seconds, (uuid, view.index(uuid)), seconds)
 
 
 def _add_reading(metrics: _Table, view: NodeView, reading: Reading, now_s: float, add: Add) -> None:
+    left_out = view.left_out
     add(metrics.reading_age_seconds, (), now_s - reading.at_s)
     add(metrics.reading_duration_seconds, (), reading.took_s)
     for gpu in reading.gpus:
@@ -136,7 +139,7 @@ def _add_reading(metrics: _Table, view: NodeView, reading: Reading, now_s: float
         if (telemetry := reading.telemetry.get(gpu.uuid)) is not None:
             _add_telemetry(metrics, labels, telemetry, add)
         probe = view.probes.get(gpu.uuid)
-        if probe is not None and probe.reachable:
+        if probe is not None and probe.reachable and gpu.uuid not in left_out:
             add(metrics.gpu_row_remap, (*labels, "pending"), probe.row_remap_pending)
             add(metrics.gpu_row_remap, (*labels, "failed"), probe.row_remap_failed)
     _add_usage(metrics, reading.usage, add)

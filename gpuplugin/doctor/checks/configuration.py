@@ -117,7 +117,7 @@ def shared(facts: Facts) -> frozenset[str]:
     )
 
 
-def _taking_part(facts: Facts) -> list[Gpu]:
+def taking_part(facts: Facts) -> list[Gpu]:
     """The GPUs that the configuration includes: nobody is given the others."""
     chosen = inventory_plan(facts.settings).gpu_filter
     return [gpu for gpu in facts.gpus if chosen.admits(gpu)]
@@ -125,7 +125,7 @@ def _taking_part(facts: Facts) -> list[Gpu]:
 
 def mig_strategy(facts: Facts) -> Verdict:
     """The strategy suits the GPUs' MIG modes."""
-    gpus = [gpu for gpu in _taking_part(facts) if gpu.state is GpuState.OK]
+    gpus = [gpu for gpu in taking_part(facts) if gpu.state is GpuState.OK]
     if not gpus:
         return skipped("no GPU is listed")
     strategy, where = facts.settings.flags.mig_strategy, facts.config.source
@@ -172,7 +172,7 @@ def mig_strategy(facts: Facts) -> Verdict:
 
 def compute_mode(facts: Facts) -> Verdict:
     """No GPU is in compute mode prohibited, no shared one in exclusive-process."""
-    known = [gpu for gpu in _taking_part(facts) if gpu.compute_mode is not None]
+    known = [gpu for gpu in taking_part(facts) if gpu.compute_mode is not None]
     if not known:
         return skipped("the driver reports no compute mode")
     sharing = shared(facts)

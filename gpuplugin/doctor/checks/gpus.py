@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.faults import RESET_OR_REBOOT
+from gpuplugin.doctor.checks.configuration import taking_part
 from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, well
 from hal import GpuState, RecoveryAction, XidAction
 
@@ -50,16 +51,21 @@ CURES: dict[str, str] = {
 
 def gpu_health(facts: Facts) -> Verdict:
     """No GPU is lost, too hot, or needs a recovery action (Xid, row remap, ECC)."""
-    problems = [problem for one in facts.hardware.gpus for problem in _by_driver(one)]
-    known = {one.gpu.uuid for one in facts.hardware.gpus if _by_driver(one)}
+    chosen = taking_part(facts)
+    gpus = [one for one in facts.hardware.gpus if one.gpu in chosen]
+    left_out = [one.gpu for one in facts.hardware.gpus if one.gpu not in chosen]
+    problems = [problem for one in gpus for problem in _by_driver(one)]
+    known = {one.gpu.uuid for one in gpus if _by_driver(one)}
+    known |= {gpu.uuid for gpu in left_out}
+    known |= {mig.uuid for gpu in left_out for mig in gpu.mig_devices}
     problems += [
         _by_plugin(unit, facts.plugin.source)
         for unit in facts.plugin.units
         if unit.state != "Healthy" and unit.uuid not in known
     ]
-    if not facts.hardware.gpus and not facts.plugin.units:
+    if not gpus and not facts.plugin.units:
         return skipped("no GPU is listed")
-    count = len(facts.hardware.gpus)
+    count = len(gpus)
     return found(problems, f"all {count} are well" if count != 1 else "it is well")
 
 

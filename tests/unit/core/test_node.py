@@ -26,6 +26,7 @@ from gpuplugin.core.node import (
     WakeAt,
     WriteSpecs,
 )
+from gpuplugin.core.nodecondition import Condition, condition_of
 from gpuplugin.core.pacing import PAUSE_S
 from gpuplugin.core.sharing import GpuFilter, Selection, SharedResource, TimeSlicing
 from gpuplugin.core.usage import Holding, PodName, Reading
@@ -592,6 +593,20 @@ def test_a_reading_is_no_reading_once_it_is_stale() -> None:
     node.model.used(reading := Reading(at_s=100.0, period_s=10.0))
     assert node.model.view.reading_at(101.0) is reading
     assert node.model.view.reading_at(1000.0) is None
+
+
+def test_gpus_that_are_left_out_are_not_in_the_nodes_condition() -> None:
+    left_out = replace(PLAIN, inventory=Plan(gpu_filter=GpuFilter(exclude=("1",))))
+    node = Runner(left_out)
+    node.update([a_gpu(0), mig_gpu(1, "1g.10gb")])
+    node.event(xid(B))
+    view = node.model.view
+    (mig,) = view.gpus[1].mig_devices
+    assert view.left_out == {B, mig.uuid}
+    assert condition_of(view) == Condition(True, "AllGPUsHealthy", "all GPUs are healthy (1)")
+    node.run(node.model.configure(PLAIN, node.now_s))
+    assert node.model.view.left_out == frozenset()
+    assert condition_of(node.model.view).healthy is False
 
 
 def test_times_of_mig_devices_that_are_gone_are_forgotten() -> None:

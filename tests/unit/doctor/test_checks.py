@@ -708,6 +708,14 @@ def test_a_check_finds_what_it_is_there_for(
                 gpu(mig_enabled=True, mig_devices=(MIG,)),
             ),
         ),
+        ("gpu-health", both(config(GPUPLUGIN_EXCLUDE_GPUS="0"), gpu(state=GpuState.LOST))),
+        (
+            "gpu-health",
+            both(
+                config(GPUPLUGIN_EXCLUDE_GPUS="0"),
+                plugin(units=(UnitFact(uuid_of_gpu(0), "0", "Unhealthy", "Xid 62", "", 9.0),)),
+            ),
+        ),
         ("driver-answers", on_bus("nvidia", "nvidia", "vfio-pci")),
         ("list-strategy", both(config(**CDI), containerd(cdi=None, version=3))),
         ("cgroup-driver", both(kubelet(cgroup_driver="systemd"), config(**CDI))),
