@@ -72,6 +72,12 @@ class TimeSlices:
         """A level is being set: what becomes of it is not known if nobody waits for it."""
         return replace(self, in_force=MappingProxyType({**self.in_force, uuid: None}))
 
+    def ended(self, uuid: str, before: TimeSlices) -> TimeSlices:
+        """What was begun has changed nothing: the GPU has what it had before."""
+        in_force = {key: one for key, one in self.in_force.items() if key != uuid}
+        in_force |= {key: one for key, one in before.in_force.items() if key == uuid}
+        return replace(self, in_force=MappingProxyType(in_force))
+
     def after_setting(self, uuid: str, level: TimeSliceLevel, *, wanted: bool) -> TimeSlices:
         """A level was set; what is the default again, and not wanted, is forgotten."""
         in_force = {key: one for key, one in self.in_force.items() if key != uuid}

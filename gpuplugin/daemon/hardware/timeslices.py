@@ -135,8 +135,9 @@ class TimeSlicer:
             name = f"GPU {self._node.view.index(uuid) or uuid}"
             if isinstance(result, HalError):
                 reason = str(result)
-                slices = self._slices if isinstance(result, HalHung) else before
-                self._slices = slices.after_refusal(uuid, level, reason)
+                if not isinstance(result, HalHung):
+                    self._slices = self._slices.ended(uuid, before)
+                self._slices = self._slices.after_refusal(uuid, level, reason)
                 text = f"the time slice of {name} cannot be {level.name.capitalize()}: {reason}"
                 severity = logging.WARNING if isinstance(result, NotSupported) else logging.ERROR
                 log_fact(log, severity, "time-slice-refused", text, uuid=uuid)
