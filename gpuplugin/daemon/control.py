@@ -106,17 +106,17 @@ class ControlServer:
         )
         made = None
         try:
-            async with server:
-                self._path.chmod(0o600)
-                made = identity(self._path)
-                await server.start_serving()
-                self._problem = ""
-                while True:
-                    look_s = self._files.follow([self._path.parent], self._turn)
-                    if identity(self._path) != made:
-                        break
-                    await wait_period_or(self._turn, look_s)
+            self._path.chmod(0o600)
+            made = identity(self._path)
+            await server.start_serving()
+            self._problem = ""
+            while True:
+                look_s = self._files.follow([self._path.parent], self._turn)
+                if identity(self._path) != made:
+                    break
+                await wait_period_or(self._turn, look_s)
         finally:
+            server.close()  # to wait for it would be to wait for who is connected (Python 3.12)
             # Raises nothing: an error would take the place of the cancellation of this task.
             if made is None or identity(self._path) == made:
                 remove_socket(self._path)

@@ -12,6 +12,7 @@ import logging
 import os
 from struct import Struct
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +44,8 @@ class FileWatch:
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._loop = asyncio.get_running_loop()
-        self._followers: dict[int, dict[asyncio.Event, Callable[[str], object]]] = {}
+        self._followers: dict[int, WeakKeyDictionary[asyncio.Event, Callable[[str], object]]] = {}
+        """By watch. Who has gone, as the endpoint of a resource that there was, is not kept."""
         self._resting: asyncio.TimerHandle | None = None
         self._descriptor = _init(self._libc)
         if self._descriptor < 0:
@@ -79,7 +81,7 @@ class FileWatch:
                 self._descriptor, os.fsencode(folder), ctypes.c_uint32(_WATCHED)
             )
             if watch >= 0:
-                self._followers.setdefault(watch, {})[turn] = changed
+                self._followers.setdefault(watch, WeakKeyDictionary())[turn] = changed
             elif ctypes.get_errno() != errno.ENOENT:
                 looks_s.append(BLIND_LOOK_S)
         return min(looks_s)
@@ -92,13 +94,19 @@ class FileWatch:
         for watch, mask, name in _events(data):
             lost = tuple(self._followers) if mask & _OVERFLOW else ()
             for one in (watch, *lost):
-                for turn, changed in tuple(self._followers.get(one, {}).items()):
-                    changed(name)
-                    turn.set()
+                self._tell(one, name)
             if mask & _IGNORED:
                 self._followers.pop(watch, None)
         self._loop.remove_reader(self._descriptor)
         self._resting = self._loop.call_later(PAUSE_S, self._rested)
+
+    def _tell(self, watch: int, name: str) -> None:
+        if (followers := self._followers.get(watch)) is None:
+            return
+        for reference in followers.keyrefs():  # a copy: others may begin to follow meanwhile
+            if (turn := reference()) is not None and (changed := followers.get(turn)) is not None:
+                changed(name)
+                turn.set()
 
     def _rested(self) -> None:
         self._resting = None

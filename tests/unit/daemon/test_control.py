@@ -13,6 +13,7 @@ import pytest
 from gpuplugin.daemon.control import SOCKET_NAME, ControlServer
 from gpuplugin.daemon.files import FileWatch
 from gpuplugin.daemon.status import StatusBoard
+from tests.component.waiting import DEADLINE_S, becomes_true
 
 if TYPE_CHECKING:
     from gpuplugin.daemon.http.pageview import PageView
@@ -28,6 +29,30 @@ async def nothing_held() -> None:
 
 def no_page() -> PageView:
     raise AssertionError("nobody asks for the page")
+
+
+def test_who_is_connected_does_not_hold_up_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with Python 3.12 and later, whose servers wait for connections when they are left."""
+
+    async def wait_closed(_server: asyncio.Server) -> None:
+        await asyncio.Event().wait()
+
+    async def main(folder: Path) -> None:
+        files = FileWatch()
+        control = ControlServer(folder, NO_NODE, StatusBoard(), files, no_page, nothing_held)
+        task = asyncio.create_task(control.run())
+        await becomes_true((folder / SOCKET_NAME).exists)
+        reader, writer = await asyncio.open_unix_connection(folder / SOCKET_NAME)
+        task.cancel()
+        assert (await asyncio.wait({task}, timeout=DEADLINE_S / 4))[0] == {task}
+        assert not (folder / SOCKET_NAME).exists()
+        writer.close()
+        assert await reader.read() == b""
+        files.close()
+
+    monkeypatch.setattr(asyncio.Server, "wait_closed", wait_closed)
+    with TemporaryDirectory(prefix="gp") as name:
+        asyncio.run(main(Path(name)))
 
 
 @pytest.mark.parametrize("turns", range(8))

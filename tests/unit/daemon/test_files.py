@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from gc import collect
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import pytest
 
@@ -50,6 +52,19 @@ def test_a_file_that_comes_and_goes_at_once_is_told_of(tmp_path: Path) -> None:
         (tmp_path / "socket").unlink()
         await one.told_of("socket")
         await other.told_of("socket")
+
+    run(body)
+
+
+def test_who_has_gone_is_not_kept(tmp_path: Path) -> None:
+    """Resources come and go with configurations, each with its followers."""
+
+    async def body(files: FileWatch) -> None:
+        gone = ref(Follower(files, tmp_path).turn)
+        collect()
+        assert gone() is None
+        (tmp_path / "socket").touch()
+        await Follower(files, tmp_path).told_of("socket")
 
     run(body)
 
