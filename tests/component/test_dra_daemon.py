@@ -122,6 +122,21 @@ def test_a_claim_is_told_what_is_wrong_with_its_device(node: DraNode, hardware: 
             eventually(lambda: ready(node, claim) == ["True "])
 
 
+def test_a_claim_that_can_be_told_nothing_does_not_keep_others_waiting(
+    node: DraNode, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a webhook of one namespace is down."""
+    monkeypatch.setattr("gpuplugin.daemon.dra.claimcare.FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr("gpuplugin.daemon.dra.claimcare.LAST_RETRY_S", 0.01)
+    with node.plugin(hardware.backend), node.connect() as kubelet:
+        failing, *others = (node.allocate(node.device(0)) for _ in range(3))
+        node.server.fail(500, 100_000, path=f"{failing.name}/status")
+        for claim in (failing, *others):
+            kubelet.prepared(claim)
+        eventually(lambda: all(ready(node, claim) == ["True "] for claim in others))
+        assert ready(node, failing) == []
+
+
 def test_slices_are_back_within_two_seconds_of_a_wipe(node: DraNode, hardware: Hardware) -> None:
     with node.plugin(hardware.backend):
         for _ in range(3):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,13 @@ class ClaimCare:
     async def report(self) -> None:
         """Keep the conditions of claims' devices at the API server as they are, until cancelled."""
         backoff = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
+        failures = Counter[str]()
         while True:
             await self._turn.wait()
             self._turn.clear()
-            for uid, statuses in tuple(self._wanted.items()):
+            failures = Counter({uid: failures[uid] for uid in self._wanted})
+            # One that fails every time must not keep the others waiting for ever.
+            for uid, statuses in sorted(self._wanted.items(), key=lambda one: failures[one[0]]):
                 claim = self._claims.get(uid)
                 if claim is None or self._settled.get(uid) == statuses:
                     continue
@@ -77,6 +81,7 @@ class ClaimCare:
                 except ClaimError as error:
                     self._failed(error)
                     if error.may_pass:
+                        failures[uid] += 1
                         self._turn.set()
                         await asyncio.sleep(backoff.next_s())
                         break
