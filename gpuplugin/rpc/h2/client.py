@@ -15,7 +15,7 @@ from gpuplugin.rpc.h2 import frames
 from gpuplugin.rpc.h2.flow import Outbox, Outgoing
 from gpuplugin.rpc.h2.frames import ErrorCode, H2Error
 from gpuplugin.rpc.h2.grpcwire import PREFIX_BYTES, message_prefix
-from gpuplugin.rpc.h2.headers import MAX_LIST_BYTES, BlockReader, plain_block
+from gpuplugin.rpc.h2.headers import MAX_LIST_BYTES, NO_TABLE, BlockReader, plain_block
 from gpuplugin.rpc.services import RpcCode
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Method:
         ]
         if timeout_s is not None:
             headers.append((b"grpc-timeout", write_timeout(timeout_s)))
-        block = plain_block(headers)
+        block = NO_TABLE + plain_block(headers)
         lead = frames.frame_head(len(block), frames.HEADERS, frames.END_HEADERS, 0)[:5]
         return cls(name, block, lead, Struct(f">5sI{len(block)}sHBBBIBI"))
 

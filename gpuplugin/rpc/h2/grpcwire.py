@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from gpuplugin.rpc.h2.headers import plain_block
+from gpuplugin.rpc.h2.headers import NO_TABLE, plain_block
 from gpuplugin.rpc.services import MAX_REQUEST_BYTES, RpcCode, RpcError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _UNENCODED = "".join(set(string.printable) - set(string.whitespace) - {"%"}) + "
 
 def response_block(http_status: bytes = b"200") -> bytes:
     """The headers that begin a response, or with a status after them are all of it."""
-    return plain_block([(b":status", http_status), (b"content-type", _CONTENT_TYPE)])
+    return NO_TABLE + plain_block([(b":status", http_status), (b"content-type", _CONTENT_TYPE)])
 
 
 def status_block(code: int, text: str = "") -> bytes:

@@ -23,6 +23,12 @@ MAX_LIST_BYTES = 65_536
 MAX_CACHED_BLOCKS = 64
 MAX_CACHED_BLOCK_BYTES = 1024
 
+NO_TABLE = b"\x20"
+"""A size update to 0 (RFC 7541, section 6.3), for the first block that a peer gets.
+
+A peer that takes less than the usual table back requires one, though nothing here is ever indexed.
+"""
+
 T = TypeVar("T")
 
 

@@ -76,6 +76,15 @@ def test_settings_are_acknowledged_and_a_greeting_comes_first(served: Served) ->
         assert client.seen[0].flags == 0
 
 
+def test_a_client_that_keeps_no_table_of_headers_is_told_that_none_is_used(served: Served) -> None:
+    """RFC 7541, section 4.2: its decoder refuses blocks until it was."""
+    with served.raw({1: 0}) as client:
+        client.read_until(lambda: any(one.kind == SETTINGS and one.flags for one in client.others))
+        client.decoder.max_allowed_table_size = 0
+        for _ in range(2):
+            assert_answers(client)
+
+
 def test_the_preface_may_come_in_pieces(served: Served) -> None:
     with served.raw(greet=False) as client:
         client.send_in_pieces(PREFACE + setting({}), 7)
