@@ -222,9 +222,9 @@ class HalQueries:
                     await lane.run("call", deadline_s, batch.run)
                 except HalHung as hung:
                     batch.given_up = True
+                    uuid = next((one for one in left if one not in batch.results), None)
                     # Unless the call returned at this very moment.
-                    if lane.thread.hanging:
-                        uuid = next(uuid for uuid in left if uuid not in batch.results)
+                    if uuid is not None and lane.thread.hanging:
                         results[uuid] = hung
                         lane.replace_thread()
                 results.update(batch.results)

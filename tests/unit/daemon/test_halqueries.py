@@ -13,7 +13,8 @@ from gpuplugin.daemon.calls import HalQueries
 from hal import GpuCalls, HalHung, UnknownGpu
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+    from concurrent.futures import Future
 
 SOON_S, LONG_S = 0.2, 20.0
 
@@ -128,6 +129,38 @@ def test_an_error_in_the_program_is_no_answer(driver: Driver) -> None:
         queries.close()
 
     run(main())
+
+
+def test_a_call_that_returns_just_as_it_is_given_up_is_an_answer(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is there, and the thread has not come to say so."""
+    driver.stuck["GPU-0"] = threading.Event()
+    answered, going_on = threading.Event(), threading.Event()
+
+    def end_late(future: Future[object], function: Callable[[], object]) -> None:
+        result = function()
+        answered.set()
+        assert going_on.wait(LONG_S)
+        future.set_result(result)
+
+    def lasting_s(_thread: int) -> float:
+        driver.stuck["GPU-0"].set()
+        assert answered.wait(LONG_S)
+        return LONG_S
+
+    async def main() -> None:
+        queries = HalQueries(driver)
+        answers = await queries.call_gpus(["GPU-0"], SOON_S, driver.ask)
+        assert answers == {"GPU-0": "GPU-0"}
+        queries.close()
+
+    monkeypatch.setattr("gpuplugin.daemon.calls._run", end_late)
+    monkeypatch.setattr(driver, "call_lasting_s", lasting_s)
+    try:
+        run(main())
+    finally:
+        going_on.set()
 
 
 def test_a_gpu_that_hangs_is_not_asked_again_and_the_others_are(driver: Driver) -> None:
