@@ -129,8 +129,10 @@ def test_somebody_elses_change_is_undone(server: ApiServer, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_a_watch_that_breaks_is_taken_up_again(
-    server: ApiServer, forget: bool, tmp_path: Path
+    server: ApiServer, forget: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is nothing to tell: all is published as before."""
+
     async def main() -> None:
         async with publishing(server, tmp_path) as (publisher, _):
             publisher.offer([offer(0)])
@@ -143,6 +145,32 @@ def test_a_watch_that_breaks_is_taken_up_again(
                 await listed(server, f"gpu-{number}")
 
     asyncio.run(main())
+    assert "cannot be published" not in caplog.text
+
+
+def test_without_the_right_to_watch_it_asks_less_and_less_often(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what is published is found to be right each time."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(pause_s: float) -> None:
+        pauses.append(pause_s)
+        await sleep(0)
+
+    async def main() -> None:
+        async with publishing(server, tmp_path) as (publisher, _):
+            publisher.offer([offer(0)])
+            await listed(server, "gpu-0")
+            monkeypatch.setattr(asyncio, "sleep", pause)
+            server.denied.add(("watch", "resourceslices"))
+            server.break_watches()
+            while len(pauses) < 4:
+                await sleep(0.01)
+
+    asyncio.run(main())
+    assert pauses[:4] == [0.1, 0.2, 0.4, 0.8]
 
 
 @pytest.mark.parametrize("code", [409, 429, 500, 503, 403])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,17 @@ import pytest
 from gpuplugin.core.nodechoice import LABEL, LabelUnreadable
 from gpuplugin.daemon.cluster import kubeapi
 from gpuplugin.daemon.cluster.kubeapi import NodeLabel
+from gpuplugin.daemon.cluster.nodeconfig import LabelWatch
 from sim.apiserver import HANG, NODES, ApiServer, Key
+from sim.apiserver.store import ApiProblem
 from sim.pods.podlist import NodePods, PodsUnreadable
 from tests.component.waiting import DEADLINE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from sim.apiserver.store import Change
 
 NODE = "gpu-1"
 
@@ -36,6 +41,56 @@ def test_the_label_and_its_changes_are_followed(server: ApiServer) -> None:
     assert next(labels) == "a"
     server.store.patch(Key(NODES, NODE), {"metadata": {"labels": {LABEL: "b"}}})
     assert next(labels) == "b"
+
+
+def test_a_watch_that_breaks_has_nothing_to_tell(server: ApiServer) -> None:
+    """The next one begins with the label, or fails."""
+    labels = NodeLabel(NODE).follow()
+    assert next(labels) == "a"
+    server.break_watches(forget=True)
+    assert list(labels) == []
+
+    labels = NodeLabel(NODE).follow()
+    assert next(labels) == "a"
+    server.stop()
+    with pytest.raises(LabelUnreadable, match="cannot be read"):
+        next(NodeLabel(NODE).follow())
+
+
+def test_an_error_that_a_watch_reports_is_told(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_since: int) -> tuple[int, tuple[Change, ...]]:
+        raise ApiProblem(500, "etcd is away")
+
+    labels = NodeLabel(NODE).follow()
+    assert next(labels) == "a"
+    monkeypatch.setattr(server.store, "changes", broken)
+    server.store.wake()
+    with pytest.raises(LabelUnreadable, match="etcd is away"):
+        next(labels)
+
+
+def test_a_watch_that_fails_in_a_way_of_its_own_is_begun_again_by_the_supervisor() -> None:
+    class Source:
+        def read(self) -> str | None:
+            raise AssertionError("nobody asks")
+
+        def follow(self) -> Iterator[str | None]:
+            yield "a"
+            raise ZeroDivisionError("nobody thought of this")
+
+    async def main() -> None:
+        seen: list[str] = []
+        watch = LabelWatch(Source())
+        async with asyncio.timeout(DEADLINE_S / 4):
+            with pytest.raises(ZeroDivisionError):
+                await watch.run(
+                    lambda: seen.append(str(watch.label)), lambda text, _ok: seen.append(text)
+                )
+        assert seen == ["the node's label: a", "a"]
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,13 @@ WATCH_S = 300
 """After this the server ends a watch; the client goes on with another one."""
 
 
+def watch_broke(error: Exception) -> bool:
+    """True for the end of a watch that is nothing to tell: who looks again finds out why."""
+    if isinstance(error, ApiError):
+        return error.status.code == httpx2.codes.GONE
+    return isinstance(error, httpx2.TransportError)
+
+
 class NodeLabel:
     def __init__(self, node: str, label: str = LABEL) -> None:
         self._node = node
@@ -287,18 +294,23 @@ class NodeLabel:
 
     def follow(self) -> Iterator[str | None]:
         timeout = httpx2.Timeout(_TIMEOUT_S, read=WATCH_S + _TIMEOUT_S)
+        begun = False
         try:
             with client_of(self._config, timeout) as client:
                 for _operation, node in client.watch(
                     Node, fields={"metadata.name": self._node}, server_timeout=WATCH_S
                 ):
+                    begun = True
                     yield self._label(node)
         except Exception as error:
-            raise self._unreadable(error) from error
+            if not (begun and watch_broke(error)):
+                raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> LabelUnreadable:
         text = f"the label {self._name} of node {self._node} cannot be read: {described(error)}"
-        if isinstance(error, httpx2.HTTPStatusError) and error.response.status_code == 403:
+        # An error that a watch reports has come without a response of its own.
+        response = error.response if isinstance(error, httpx2.HTTPStatusError) else None
+        if response is not None and response.status_code == httpx2.codes.FORBIDDEN:
             text += "; the plugin's service account needs get, list and watch on nodes"
         return LabelUnreadable(text)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gpuplugin.config.settings import Settings
 
 COMPONENT = "node-label"
+FIRST_PAUSE_S = 1.0
+"""Before another watch; it begins with the label as it is then."""
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +53,10 @@ class LabelWatch:
     async def run(self, changed: Callable[[], None], report: Callable[[str, bool], None]) -> None:
         """Call `changed` at each change, and `report` with the watch's state, and if it is ok."""
         loop = asyncio.get_running_loop()
-        received: asyncio.Queue[str | LabelUnreadable | None] = asyncio.Queue()
+        received: asyncio.Queue[str | Exception | None] = asyncio.Queue()
         stop = threading.Event()
 
-        def hand_on(message: str | LabelUnreadable | None) -> None:
+        def hand_on(message: str | Exception | None) -> None:
             if not stop.is_set():
                 loop.call_soon_threadsafe(received.put_nowait, message)
 
@@ -68,6 +70,8 @@ class LabelWatch:
                 if isinstance(message, LabelUnreadable):
                     report(f"{message}; the configuration stays as it is", False)
                     continue
+                if isinstance(message, Exception):
+                    raise message
                 text = f"the node's label: {message}"
                 report("the node has no label that chooses" if message is None else text, True)
                 if message != self.label:
@@ -79,20 +83,26 @@ class LabelWatch:
 
 def _follow(
     source: LabelSource,
-    hand_on: Callable[[str | LabelUnreadable | None], None],
+    hand_on: Callable[[str | Exception | None], None],
     stop: threading.Event,
 ) -> None:
-    """In the thread: watch, and start again when the watch ends."""
-    backoff = Backoff(1.0, 60.0)
+    """In the thread: watch, and start again when the watch ends.
+
+    What ends the thread is handed on, too: nobody would follow the label any more.
+    """
+    backoff = Backoff(FIRST_PAUSE_S, 60.0)
     while not stop.is_set():
         try:
             for label in source.follow():
                 backoff.reset()
                 hand_on(label)
-            pause_s = 0.1  # the server ends watches now and then
+            pause_s = FIRST_PAUSE_S  # servers and proxies end watches now and then
         except LabelUnreadable as error:
             hand_on(error)
             pause_s = backoff.next_s()
+        except Exception as error:  # noqa: BLE001 - raised by the task
+            hand_on(error)
+            return
         stop.wait(pause_s)
 
 

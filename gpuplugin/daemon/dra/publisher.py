@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -29,7 +30,7 @@ from gpuplugin.core.dra.slices import (
     writes,
 )
 from gpuplugin.core.pacing import Backoff
-from gpuplugin.daemon.cluster.kubeapi import async_client_of
+from gpuplugin.daemon.cluster.kubeapi import async_client_of, watch_broke
 from gpuplugin.daemon.dra.claimapi import FIELD_MANAGER
 from gpuplugin.daemon.dra.claimstore import to_lock
 from gpuplugin.daemon.logs import log_fact
@@ -57,6 +58,9 @@ LEAD_S = 0.5
 """How often to look whether the instance that publishes has ended."""
 WATCH_S = 300
 """After this the server ends a watch, and another one begins."""
+_PAUSE_S = 0.1
+_STABLE_AFTER_S = 10.0
+"""What fails after so long is no reason to wait longer before the next try."""
 
 ResourceSlice = create_global_resource("resource.k8s.io", "v1", "ResourceSlice", "resourceslices")
 
@@ -73,6 +77,10 @@ class Published:
 
 class _Anew(Exception):
     """Slices are to be listed again, with a new connection."""
+
+
+class _WatchBroken(Exception):
+    """As servers and proxies do now and then: what is published is as good as before."""
 
 
 class SlicePublisher:
@@ -105,7 +113,7 @@ class SlicePublisher:
         self._gone: set[str] = set()
         """UIDs of slices that were deleted since the last list."""
         self._dropped: frozenset[str] = frozenset()
-        self._backoff = Backoff(0.1, 30.0)
+        self._backoff = Backoff(_PAUSE_S, 30.0)
         self._anew = asyncio.Event()
         self._leads = False
         self._elsewhere: frozenset[str] = frozenset()
@@ -128,17 +136,28 @@ class SlicePublisher:
         self._leads = False
         with to_lock(self._lead) as descriptor:
             while True:
+                began_s, pause_s = time.monotonic(), _PAUSE_S
                 try:
                     await alone(partial(self._follow, descriptor), "slices")
                 except* _Anew:
                     pass
+                except* _WatchBroken as group:
+                    pause_s = self._pause_s(began_s)
+                    log.debug("%s", _reason(group), extra={"event": "slices-watch"})
                 except* (httpx2.HTTPError, OSError) as group:
+                    pause_s = self._pause_s(began_s)
                     self._metrics.dra_slice_writes.labels(result="failed").inc()
                     reason = _reason(group)
                     if self._status.set(COMPONENT, f"not published: {reason}", ok=False):
                         text = f"ResourceSlices cannot be published, trying again: {reason}"
                         log_fact(log, logging.WARNING, "slices-failed", text)
-                await asyncio.sleep(self._backoff.next_s())
+                await asyncio.sleep(pause_s)
+
+    def _pause_s(self, began_s: float) -> float:
+        """How long to wait after a failure of what was begun then."""
+        if time.monotonic() - began_s > _STABLE_AFTER_S:
+            self._backoff.reset()
+        return self._backoff.next_s()
 
     async def _follow(self, descriptor: int) -> None:
         """With one connection: list, then write whatever is not as it should be."""
@@ -207,17 +226,24 @@ class SlicePublisher:
         changes = client.watch(
             ResourceSlice, fields=self._mine(), server_timeout=WATCH_S, resource_version=version
         )
-        async for operation, one in changes:
-            seen = _stored(one)
-            known = self._stored.get(seen.name)
-            if operation == "DELETED":
-                self._gone.add(seen.uid)
-                if known is not None and known.uid == seen.uid:
-                    del self._stored[seen.name]
-                    self._turn.set()
-            elif known is None or _newer(seen, known):
-                self._stored[seen.name] = seen
+        try:
+            async for operation, one in changes:
+                self._seen(operation, _stored(one))
+        except httpx2.HTTPError as error:
+            if watch_broke(error):
+                raise _WatchBroken(str(error)) from error
+            raise
+
+    def _seen(self, operation: str, seen: Stored) -> None:
+        known = self._stored.get(seen.name)
+        if operation == "DELETED":
+            self._gone.add(seen.uid)
+            if known is not None and known.uid == seen.uid:
+                del self._stored[seen.name]
                 self._turn.set()
+        elif known is None or _newer(seen, known):
+            self._stored[seen.name] = seen
+            self._turn.set()
 
     async def _publish(self, client: AsyncClient, owner: OwnerReference) -> None:
         while True:
@@ -230,7 +256,6 @@ class SlicePublisher:
                 await self._write(client, owner, write)
             if self._turn.is_set():
                 continue
-            self._backoff.reset()
             self.published = Published(version, self._dropped)
             self._tell()
 
