@@ -42,6 +42,8 @@ _MEMORY_BYTES = 40 * 1024 * 1024
 """Enough for some 200 KiB of YAML; the daemon and its reader together stay below 128 MiB."""
 _LEAST_MEMORY_BYTES = 16 * 1024 * 1024
 _SPARED_BYTES = 8 * 1024 * 1024
+_RESERVE_BYTES = 1024 * 1024
+"""Without memory even a call fails: this is given back first."""
 _PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1024 * 1024
 _ANSWER = 3
@@ -231,6 +233,7 @@ def answer(answers: int, load: Callable[[], Loaded]) -> None:
     """In the child: load, and send the answer."""
     gc.disable()
     _die_with_parent()
+    reserve = bytearray(_RESERVE_BYTES)
     read: _Answer
     try:
         read = load()
@@ -240,6 +243,7 @@ def answer(answers: int, load: Callable[[], Loaded]) -> None:
         read = error.code if isinstance(error.code, int) else 1
         sys.stdout.flush()
     except MemoryError:
+        del reserve
         _lift_memory_limit()
         read = _failed("its reader needs more memory than it may take; is it that large?")
     except Exception as error:  # noqa: BLE001 - whatever it is, the daemon reports it
