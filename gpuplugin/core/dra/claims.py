@@ -325,7 +325,7 @@ def _claim_as_json(claim: Claim) -> JsonObject:
                 "adminAccess": held.result.admin_access,
                 "uuid": held.uuid,
                 "cdiIDs": list(held.cdi_ids),
-                "timeSlice": held.time_slice.name if held.time_slice else None,
+                "timeSlice": None if held.time_slice is None else held.time_slice.name,
             }
             for held in claim.devices
         ],

@@ -225,6 +225,12 @@ def test_time_slices_that_claims_ask_for() -> None:
     assert decoded(encoded(claims)).time_slices() == claims.time_slices()
 
 
+@pytest.mark.parametrize("level", [None, *TimeSliceLevel])
+def test_what_a_claim_asks_for_is_remembered(level: TimeSliceLevel | None) -> None:
+    claims = Claims("boot").started(ref(1), [shares(1)], OFFERS, {("gpu", "gpu-a"): level})
+    assert decoded(encoded(claims)) == claims
+
+
 def test_what_is_out_is_counted_over_claims() -> None:
     claims = (
         Claims("boot").started(ref(1), [shares(1)], OFFERS).started(ref(2), [shares(2)], OFFERS)
