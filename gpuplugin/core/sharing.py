@@ -83,7 +83,7 @@ def _names(term: str, gpu: Gpu) -> bool:
     return (
         term == str(gpu.index)
         or term.lower() == gpu.uuid.lower()
-        or _bus_id(term) == _bus_id(gpu.pci_bus_id)
+        or (":" in term and _bus_id(term) == _bus_id(gpu.pci_bus_id))
         or matches(term, gpu.product)
     )
 

@@ -71,10 +71,14 @@ def mig_profile(name: str, gpu_slices: int, compute_slices: int, mib: int, gpu_b
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The GPUs at one moment, ordered by index, and the handles of those that responded."""
+    """The GPUs at one moment, ordered by index, and the handles of those that responded.
+
+    `displays` is how many GPUs NVML counts besides: those that are for a display alone.
+    """
 
     gpus: tuple[Gpu, ...]
     handles: Mapping[str, Handle]
+    displays: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class _Found:
     handles: dict[str, Handle] = field(default_factory=dict)
     failures: dict[int, NvmlError] = field(default_factory=dict)
     hanging: set[int] = field(default_factory=set)
+    displays: set[int] = field(default_factory=set)
 
 
 class _Identity(NamedTuple):
@@ -181,7 +186,8 @@ class Inventory:
             _drop_longest_lost(seen)
             self._known = dict(seen)
             ordered = sorted(seen.values(), key=lambda gpu: (gpu.index, gpu.state is GpuState.LOST))
-            snapshot = self.latest = Snapshot(tuple(ordered), found.handles)
+            snapshot = Snapshot(tuple(ordered), found.handles, len(found.displays))
+            self.latest = snapshot
             self._answering = found.handles
             self._scanned_s = scanned_s
         self._warn_of_unreadable(found.failures, seen)
@@ -203,9 +209,11 @@ class Inventory:
                     raise hal_error(err, f"Reading the GPU with index {index}") from err
                 found.failures[index] = err
                 continue
-            if gpu is not None:
-                found.seen[gpu.uuid] = gpu
-                found.handles[gpu.uuid] = handle
+            if gpu is None:
+                found.displays.add(index)
+                continue
+            found.seen[gpu.uuid] = gpu
+            found.handles[gpu.uuid] = handle
         return found
 
     def _never_read(self, found: _Found, count: int) -> list[Gpu]:

@@ -71,8 +71,9 @@ class Surveys:
             or self._instances_of(found) != self._instances
         ):
             return None
+        listed = len(found.gpus) + found.displays
         try:
-            return found if api.device_count() == len(found.gpus) else None
+            return found if api.device_count() == listed else None
         except NvmlError:
             return None  # the survey says so
 

@@ -238,6 +238,13 @@ def test_gpus_take_part_by_index_uuid_bus_and_product(
     assert found == expected
 
 
+def test_a_gpu_that_is_on_no_bus_is_not_named_by_the_index_of_another() -> None:
+    """As one that is part of the processor's chip, or whose address could not be read."""
+    plan = Plan(gpu_filter=GpuFilter(exclude=("0",)))
+    inventory = build_inventory((a_gpu(0), replace(a_gpu(1), pci_bus_id="")), plan)
+    assert [one.gpu_index for one in inventory.resources[0].devices] == [1]
+
+
 @pytest.mark.parametrize(
     ("include", "exclude", "notes"),
     [

@@ -77,6 +77,15 @@ def test_eight_well_gpus_take_less_than_300_calls_a_minute(node: Node) -> None:
     assert node.calls_of_looks(12) < 290
 
 
+def test_a_gpu_for_a_display_alone_is_no_reason_to_read_everything(tmp_path: Path) -> None:
+    node = Node(tmp_path, 2)
+    node.nvml.gpus.append(FakeGpu("GPU-display", name="NVIDIA DGX Display"))
+    node.look()
+    gpus, _ = node.look()
+    assert list(gpus) == ["GPU-0", "GPU-1"]
+    assert node.calls_of_looks(1) == 1 + 2 * 2
+
+
 def _at_once() -> dict[str, tuple[Callable[[FakeGpu], None], Callable[[Gpu, Probe], bool]]]:
     """Changes without an event, and what the next look shows."""
     return {
