@@ -37,6 +37,10 @@ MAX_FILE_BYTES = 1024 * 1024
 MAX_PROBLEMS = 20
 """More warnings or errors of one configuration are counted, not listed."""
 
+CHANGE_REFUSED = "a change was refused"
+"""What the status of the configuration says then: the last good one is in force, and all is well
+otherwise."""
+
 _NULL_DEVICE = os.makedev(1, 3)
 _MEMORY_BYTES = 40 * 1024 * 1024
 """Enough for some 200 KiB of YAML; the daemon and its reader together stay below 128 MiB."""

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuplugin.config.loaded import TIMEOUT_S, ConfigError, read_file
+from gpuplugin.config.loaded import CHANGE_REFUSED, TIMEOUT_S, ConfigError, read_file
 from gpuplugin.core.node import ConfigurationMisfit
 from gpuplugin.daemon.calls import HalThread
 from gpuplugin.daemon.logs import log_fact
@@ -185,7 +185,7 @@ class Reloader:
         self._metrics.config_reloads.labels("refused").inc()
         self._metrics.config_good.set(0)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        text = f"a change was refused at {when}, the last good one stays in force: {why}"
+        text = f"{CHANGE_REFUSED} at {when}, the last good one stays in force: {why}"
         self._status.set(COMPONENT, text, ok=True)
         text = "the changed configuration cannot be used, the last good one stays in force"
         log_fact(log, logging.ERROR, "config-refused", f"{text}: {why}")

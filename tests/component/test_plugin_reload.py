@@ -6,7 +6,9 @@ import os
 import threading
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ import pytest
 
 from gpuplugin.daemon import app
 from gpuplugin.daemon.plans import node_plan, remove_unwanted_specs
+from gpuplugin.doctor.collect.host import HostRoot
+from gpuplugin.doctor.collect.plugin import collect_plugin
 from hal import Link, LinkKind
 from sim.kubelet.pods import Phase, simple_pod
 from tests.component.fakedriver import FakeDriver
@@ -26,10 +30,10 @@ from tests.component.running import (
     status_of,
 )
 from tests.component.waiting import DEADLINE_S, eventually
+from tests.unit.doctor.nodes import verdict, well
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from gpuplugin.config.settings import Settings
     from sim.kubelet import Kubelet
@@ -423,6 +427,11 @@ def test_a_bad_file_after_another_is_told_anew(make_hardware: MakeHardware, foll
     assert "triple" in plugin.spoil("flags: {migStrategy: triple}\n")
     assert "quadruple" in plugin.spoil("flags: {migStrategy: quadruple}\n")
     assert plugin.devices() == 2
+
+    folder = str(plugin.settings.daemon.kubelet_dir)
+    told = collect_plugin(HostRoot(Path("/")), folder, "127.0.0.1:1")
+    (problem,) = verdict("config-in-force", replace(well(), plugin=told)).problems
+    assert "quadruple" in problem.what
 
 
 @pytest.mark.parametrize("kind", ["pipe", "null device", "sparse"])

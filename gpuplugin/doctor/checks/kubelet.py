@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from gpuplugin.config.loaded import CHANGE_REFUSED
 from gpuplugin.doctor.checks.configuration import resources
 from gpuplugin.doctor.facts import SocketState
 from gpuplugin.doctor.verdict import Verdict, fail, failed, found, skipped, warn, warned, well
@@ -283,7 +284,7 @@ def configuration_in_force(facts: Facts) -> Verdict:
     part = facts.plugin.part("config")
     if part is None:
         return skipped("no plugin reports which configuration is in force")
-    if part.ok:
+    if part.ok and CHANGE_REFUSED not in part.text:
         return well(part.text)
     return failed(
         f"the plugin refused the changed configuration: {part.text}",

@@ -922,7 +922,7 @@ def test_ask_20_a_configuration_that_nobody_reads_is_found() -> None:
 
 
 def test_ask_20_a_change_that_was_refused_is_found() -> None:
-    refused = PartFact("config", False, "the change is not in force: line 3", 9.0, 9.0)
+    refused = PartFact("config", True, "a change was refused at noon, ...: line 3", 9.0, 0.0)
     (problem,) = verdict("config-in-force", parts(refused)(well())).problems
     assert problem.severity is FAIL
     assert "line 3" in problem.what
