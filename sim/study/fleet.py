@@ -134,16 +134,18 @@ class Replay:
         """Replay all pods; `progress` is called with the share of pods that arrived."""
         for stay in self._stays:
             self._plan(stay.pod.created_s, _COME, stay, 0)
-        now_s, came = 0.0, 0
+        last_s, came = 0.0, 0
         while self._agenda:
             now_s, kind, _, stay, version = heapq.heappop(self._agenda)
             if kind == _COME:
+                last_s = now_s
                 came += 1
                 if came % 500 == 0:
                     progress(came / len(self._stays))
                 if not self._place(stay, now_s):
                     self._waiting.append(stay)
             elif self._is_due(stay, version):
+                last_s = now_s
                 self._leave(stay, now_s)
                 self._place_waiting(now_s)
         progress(1.0)
@@ -152,7 +154,7 @@ class Replay:
             replicas=self._replicas,
             policy=self._policy,
             gpus=len(gpus),
-            span_s=now_s,
+            span_s=last_s,
             stays=self._stays,
             gpu_busy_s=sum(gpu.busy_s for gpu in gpus),
             gpu_switching_s=sum(gpu.lost_s for gpu in gpus),

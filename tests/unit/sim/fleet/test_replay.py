@@ -95,6 +95,15 @@ def test_batch_pods_that_share_take_longer_and_others_get_less() -> None:
     assert outcome.gpu_switching_s == 0
 
 
+def test_a_replay_is_over_when_the_last_pod_leaves_not_when_it_would_have_with_neighbours() -> None:
+    pods = [a_pod("long", 1.0), a_pod("short", 1.0, life_s=10)]
+    outcome = Replay([a_node(1)], pods, 2, parameters=FREE).run()
+    long, short = outcome.stays
+    assert (short.left_s, long.left_s) == (pytest.approx(20), pytest.approx(110))
+    assert outcome.span_s == long.left_s
+    assert outcome.gpu_busy_s == pytest.approx(outcome.span_s)
+
+
 def test_small_shares_that_fit_together_cost_nothing() -> None:
     pods = [a_pod("a", 0.3), a_pod("b", 0.3), a_pod("c", 0.4)]
     outcome = Replay([a_node(1)], pods, 3).run()
