@@ -7,6 +7,7 @@ Claims of one pod are allocated one after the other, not all together.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -142,11 +143,15 @@ class ClaimScheduler:
         key = Key(PODS, pod.name, pod.namespace)
         try:
             made = self.store.create(key, body)
-            uid = str(_part(made, "metadata")["uid"])
+        except ApiProblem as problem:
+            raise ValueError(str(problem)) from problem
+        uid = str(_part(made, "metadata")["uid"])
+        try:
             for one in pod.claims:
                 if one.template:
                     self._create_of_template(pod, uid, one.name, one.template)
         except ApiProblem as problem:
+            self.store.delete(key)
             raise ValueError(str(problem)) from problem
         return uid
 
@@ -158,7 +163,7 @@ class ClaimScheduler:
     def place(self, pod: Pod, resources: frozenset[str]) -> tuple[PlacedClaim, ...]:
         """Allocate and reserve all claims of a pod; `resources` are got by claim as well.
 
-        Raises `Unschedulable`; nothing is allocated then.
+        Raises `Unschedulable`; nothing is allocated then, unless somebody deletes objects meanwhile.
         """
         self._read_classes()
         self._ledger.follow()
@@ -173,11 +178,14 @@ class ClaimScheduler:
                 f"0/1 nodes are available: 1 {error}. preemption: 0/1 nodes are available: "
                 "1 Preemption is not helpful for scheduling."
             ) from error
-        self.store.patch(Key(PODS, pod.name, pod.namespace), {"spec": {"nodeName": self.node}})
-        return tuple(
-            self._reserved(pod, name, body, allocation)
-            for (name, body), allocation in zip(bodies, allocated, strict=True)
-        )
+        try:
+            self.store.patch(Key(PODS, pod.name, pod.namespace), {"spec": {"nodeName": self.node}})
+            return tuple(
+                self._reserved(pod, name, body, allocation)
+                for (name, body), allocation in zip(bodies, allocated, strict=True)
+            )
+        except ApiProblem as problem:  # somebody deleted it meanwhile
+            raise Unschedulable(str(problem)) from problem
 
     def release(self, pod: Pod) -> None:
         """The pod is gone, and what it owned; what it shared is free once nobody uses it."""
@@ -189,13 +197,14 @@ class ClaimScheduler:
             if not one.claim:
                 continue
             key = Key(CLAIMS, one.claim, pod.namespace)
-            try:
+            with suppress(ApiProblem):  # it is gone
                 status = _part(self.store.get(key), "status")
-            except ApiProblem:
-                continue
-            users = [user for user in _objects(status.get("reservedFor")) if user["uid"] != pod.uid]
-            kept: JsonObject = {**status, "reservedFor": users} if users else {}
-            self.store.replace(key, {"status": kept}, status=True)
+                users = [
+                    user for user in _objects(status.get("reservedFor")) if user["uid"] != pod.uid
+                ]
+                # Without users nothing is left; drivers write their part of it meanwhile.
+                left: JsonObject | None = {"reservedFor": users} if users else None
+                self.store.patch(key, {"status": left}, status=True)
 
     def wipe(self, driver: str | None = None) -> None:
         """Delete the node's slices, of one driver or of all: the kubelet does that."""
@@ -413,10 +422,11 @@ class ClaimScheduler:
         status = _part(body, "status")
         user: JsonObject = {"resource": "pods", "name": pod.name, "uid": pod.uid}
         users = [one for one in _objects(status.get("reservedFor")) if one.get("uid") != pod.uid]
-        status = {**status, "allocation": allocation, "reservedFor": [*users, user]}
-        stored = self.store.replace(key, {"status": status}, status=True)
+        change: JsonObject = {"allocation": allocation, "reservedFor": [*users, user]}
+        # Not the whole status, of which a driver may write its part meanwhile.
+        stored = self.store.patch(key, {"status": change}, status=True)
         uid = str(_part(stored, "metadata")["uid"])
-        allocated = ClaimStatus.model_validate(status).allocation
+        allocated = ClaimStatus.model_validate(stored["status"]).allocation
         results = tuple(allocated.devices.results) if allocated else ()
         uuids = {(one.id.pool, one.id.name): _uuid(one) for one in self.devices()}
         uses = _uses_of_mappings(mappings) if mappings else _uses(pod, pod_claim)

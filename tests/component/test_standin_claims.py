@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gpuplugin.kubelet.proto import podresources_pb2 as pr
-from sim.apiserver import CLAIMS, CLASSES, SLICES, Key, Selection, Store
+from sim.apiserver import CLAIMS, CLASSES, PODS, SLICES, Key, Selection, Store
+from sim.apiserver.store import TEMPLATES
 from sim.kubelet import Container, Kubelet, Phase, Pod, PodClaim, simple_pod
 from sim.kubelet.claims import CLAIMS_FILE, ClaimTiming
 from tests.component.running import raw_call
@@ -17,8 +18,10 @@ from tests.component.tinyplugin import TinyPlugin
 from tests.component.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from sim.apiserver import JsonObject
 
 NODE, GPU = "n1", "nvidia.com/gpu"
 TIMING = ClaimTiming(
@@ -54,11 +57,15 @@ def publish(store: Store, *devices: dict[str, Any], name: str = "n1-gpu") -> Non
 @pytest.fixture
 def store() -> Store:
     store = Store(seed=1)
+    with_a_class(store)
+    publish(store, gpu(0))
+    return store
+
+
+def with_a_class(store: Store) -> None:
     selector = {"cel": {"expression": f"device.driver == '{DRIVER}'"}}
     spec: dict[str, Any] = {"extendedResourceName": GPU, "selectors": [selector]}
     store.create(Key(CLASSES, "gpu.example.com"), {"spec": spec})
-    publish(store, gpu(0))
-    return store
 
 
 @pytest.fixture
@@ -107,6 +114,20 @@ def explicit(store: Store, name: str, **request: Any) -> None:
 
 def user_of(claim: str, name: str) -> Pod:
     return Pod(name, (Container("main", {}, ("mine",)),), claims=(PodClaim("mine", claim),))
+
+
+class Meanwhile(Store):
+    """A store to which something happens right after a claim was read."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=1)
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def get(self, key: Key) -> Any:
+        found = super().get(key)
+        if key.resource is CLAIMS:
+            self.meanwhile()
+        return found
 
 
 # Extended resources
@@ -178,6 +199,64 @@ def test_pods_that_share_a_claim(kubelet: Kubelet, driver: TinyDriver, store: St
     assert driver.unprepared == [["shared"]], "once the last pod is gone"
     (claim,) = claims(store)
     assert claim["status"] == {}, "free for others"
+
+
+def test_what_a_driver_writes_while_pods_come_and_go_stays(kubelet_dir: Path) -> None:
+    store = Meanwhile()
+    with_a_class(store)
+    explicit(store, "shared")
+    with Kubelet(kubelet_dir, store=store, node=NODE, timing=TIMING) as kubelet:
+        eventually(lambda: not store.select(Selection(SLICES))[1])
+        publish(store, gpu(0))
+        with TinyDriver(kubelet.dir, store):
+            kubelet.wait_until(lambda node: node.drivers.get(DRIVER), DEADLINE_S)
+            assert kubelet.run_pod(user_of("shared", "a")).phase is Phase.RUNNING
+
+            key, (claim,) = Key(CLAIMS, "shared", "default"), claims(store)
+            (result,) = claim["status"]["allocation"]["devices"]["results"]
+            told = {name: result[name] for name in ("driver", "pool", "device", "shareID")}
+            written: JsonObject = {"status": {"devices": [told]}}
+            store.meanwhile = lambda: store.patch(key, written, status=True)
+            assert kubelet.run_pod(user_of("shared", "b")).phase is Phase.RUNNING
+            store.meanwhile = lambda: None
+            (claim,) = claims(store)
+            assert claim["status"].get("devices")
+
+            store.patch(key, {"status": {"devices": None}}, status=True)
+            store.meanwhile = lambda: store.patch(key, written, status=True)
+            gone(kubelet, "a")
+            store.meanwhile = lambda: None
+            (claim,) = claims(store)
+            assert [user["name"] for user in claim["status"]["reservedFor"]] == ["b"]
+            assert claim["status"].get("devices")
+            gone(kubelet, "b")
+            (claim,) = claims(store)
+            assert not claim.get("status")
+
+
+def test_a_pod_whose_object_somebody_deletes_holds_up_no_other(
+    kubelet: Kubelet, driver: TinyDriver, store: Store
+) -> None:
+    publish(store, gpu(0, shares=1))
+    running(kubelet, "first")
+    assert kubelet.run_pod(simple_pod("late", {GPU: 1}), DEADLINE_S).phase is Phase.PENDING
+    store.delete(Key(PODS, "late", "default"))
+    gone(kubelet, "first")
+    running(kubelet, "other")
+    assert "not found" in kubelet.view().pods["default/late"].status.message
+
+
+def test_a_pod_can_be_created_once_its_template_is_there(
+    kubelet: Kubelet, driver: TinyDriver, store: Store
+) -> None:
+    pod = Pod("a", (Container("main", {}, ("mine",)),), claims=(PodClaim("mine", "", "gpus"),))
+    with pytest.raises(ValueError, match='"gpus" not found'):
+        kubelet.create_pod(pod)
+    exactly = {"deviceClassName": "gpu.example.com"}
+    inner = {"spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}}
+    body: JsonObject = {"spec": inner}
+    store.create(Key(TEMPLATES, "gpus", "default"), body)
+    assert kubelet.run_pod(pod).phase is Phase.RUNNING
 
 
 def test_the_health_of_a_device_is_in_the_pods_status(
