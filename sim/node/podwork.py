@@ -8,6 +8,7 @@ cgroup that names the pod, and its logs have a folder. Pods made by hand are run
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import shutil
 import threading
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from sim.node.scenario import Pods, Scenario
 
 _POLL_S = 0.25
+
+log = logging.getLogger(__name__)
 
 
 class PodSource(Protocol):
@@ -248,11 +251,14 @@ class PodWork:
         if pod is None:
             return
         life.logs = self.pod_logs / f"{pod.namespace}_{pod.name}_{pod.uid}"
-        life.logs.mkdir(exist_ok=True)
         with self._node.update() as node:
             life.tenant = node.start_tenant(run.uuid, run.spec)
-            if life.tenant is not None:
-                self._write_cgroup(life.tenant.pid, pod)
+            try:
+                life.logs.mkdir(exist_ok=True)
+                if life.tenant is not None:
+                    self._write_cgroup(life.tenant.pid, pod)
+            except OSError as error:  # a full disk, or names that together are too long
+                log.warning("pod %s works, and its usage is not known: %s", pod.key, error)
 
     def _stop_container(self, life: _Life) -> None:
         if life.tenant is not None and isinstance(life.step, Run):

@@ -163,7 +163,7 @@ class ClaimScheduler:
     def place(self, pod: Pod, resources: frozenset[str]) -> tuple[PlacedClaim, ...]:
         """Allocate and reserve all claims of a pod; `resources` are got by claim as well.
 
-        Raises `Unschedulable`; nothing is allocated then, unless somebody deletes objects meanwhile.
+        Raises `Unschedulable`; nothing is allocated then, unless objects are deleted meanwhile.
         """
         self._read_classes()
         self._ledger.follow()

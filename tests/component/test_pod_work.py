@@ -57,6 +57,16 @@ def started(hardware: Hardware, name: str = "p-0") -> int:
         return sum(record.name == name for record in node.records)
 
 
+def ended(hardware: Hardware) -> dict[str, tuple[float, float]]:
+    """When the containers that ended began and ended, in seconds, by pod."""
+    with hardware.node.read() as node:
+        return {
+            record.name: (record.started_ns / 1e9, record.ended_ns / 1e9)
+            for record in node.records
+            if record.ended_ns is not None
+        }
+
+
 def was_started(hardware: Hardware, times: int) -> bool:
     return started(hardware) == times
 
@@ -71,11 +81,27 @@ def test_a_lifetime_begins_when_the_pod_runs(
 ) -> None:
     group = a_group(count=12, lifetime_s=1.0)
     with at_work(group, kubelet, make_hardware, start_plugin, tmp_path) as hardware:
-        eventually(lambda: len(running(hardware)) == 10)
-        assert len(kubelet.view().pods) == 12
-        eventually(lambda: running(hardware) == {"p-10", "p-11"})
+        names = {f"p-{number}" for number in range(12)}
+        eventually(lambda: ended(hardware).keys() == names)
         eventually(lambda: not kubelet.view().pods)
-        assert {started(hardware, f"p-{number}") for number in range(12)} == {1}
+        lives = ended(hardware)
+        assert {started(hardware, name) for name in names} == {1}
+        late = [lives["p-10"], lives["p-11"]]
+        assert min(began_s for began_s, _ in late) > min(ended_s for _, ended_s in lives.values())
+        assert all(ended_s - began_s > 0.3 for began_s, ended_s in late), "they waited for a second"
+
+
+def test_a_pod_whose_files_cannot_be_written_works_and_stops_no_other(
+    kubelet: Kubelet, make_hardware: MakeHardware, start_plugin: StartPlugin, tmp_path: Path
+) -> None:
+    """Of namespace, name and UID a folder is made, whose name may have 255 bytes."""
+    long = f"p-{'0' * 240}"
+    with at_work(a_group(), kubelet, make_hardware, start_plugin, tmp_path) as hardware:
+        eventually(lambda: running(hardware) == {"p-0"})
+        kubelet.create_pod(simple_pod(long, {RESOURCE: 1}))
+        eventually(lambda: running(hardware) == {"p-0", long})
+        kubelet.delete_pod("p-0")
+        eventually(lambda: running(hardware) == {long})
 
 
 def test_a_container_that_ended_is_started_again(
