@@ -242,8 +242,9 @@ def test_a_pod_whose_object_somebody_deletes_holds_up_no_other(
     assert kubelet.run_pod(simple_pod("late", {GPU: 1}), DEADLINE_S).phase is Phase.PENDING
     store.delete(Key(PODS, "late", "default"))
     gone(kubelet, "first")
+    late = "default/late"
+    kubelet.wait_until(lambda node: "not found" in node.pods[late].status.message, DEADLINE_S)
     running(kubelet, "other")
-    assert "not found" in kubelet.view().pods["default/late"].status.message
 
 
 def test_a_pod_can_be_created_once_its_template_is_there(
