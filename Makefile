@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c const
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-slow test-grpcio fuzz mutants guard hardware lint format bench docs proto requirements man image kind release install clean
+.PHONY: help demo test test-slow test-grpcio test-daemon fuzz mutants guard hardware lint format bench docs proto requirements man image kind release install clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -34,6 +34,10 @@ NO_ENGINE := $(addprefix --ignore=tests/component/test_,$(addsuffix .py,apiserve
 test-grpcio: $(VENV)/.dev ## Run the tests of the whole plugin once more, on the other RPC engine
 	GPUPLUGIN_RPC_ENGINE=grpcio $(BIN)/pytest $(PYTEST) 2 $(NO_ENGINE) tests/component tests/chaos \
 		tests/e2e/test_node.py tests/e2e/test_hostile_clients.py tests/e2e/test_sim_up.py
+
+test-daemon: $(VENV)/.dev ## Run the tests of what the daemon is made of
+	$(BIN)/pytest $(PYTEST) 3 -m 'not slow' \
+		$(addprefix tests/unit/,config core/dra daemon cli kubelet rpc hal doctor)
 
 fuzz: $(VENV)/.dev ## Let atheris loose on the engine for ten minutes
 	$(PIP) -e '.[fuzz]'
@@ -86,7 +90,7 @@ release: $(VENV)/.dev ## Publish a release to REGISTRY=host/path; DRY_RUN=1 rehe
 install: $(VENV)/.dev ## Set up a development environment in .venv
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .venv-newer .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
