@@ -14,6 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from gpuplugin.core.dra.devices import whole_number
 from hal import TimeSliceLevel
 
 if TYPE_CHECKING:
@@ -368,9 +369,9 @@ def _objects(value: object) -> list[JsonObject]:
 
 
 def _count(value: object) -> int:
-    """A count of shares: a number, or a quantity without a suffix; 0 for none.
+    """A count of shares: a number, or a quantity; 0 for none.
 
     Raises:
         ValueError: it is none.
     """
-    return 0 if value is None else int(str(value))
+    return 0 if value is None else whole_number(str(value))

@@ -29,6 +29,9 @@ STANDARD = "resource.kubernetes.io/"
 MIB = 1024**2
 
 _MAX_TEXT = 64
+_SUFFIXES = {
+    "E": 10**18, "P": 10**15, "T": 10**12, "G": 10**9, "M": 10**6, "k": 1000, "": 1,
+}  # fmt: skip
 _ARCHITECTURES = {
     (5, 0): "Maxwell", (5, 2): "Maxwell", (5, 3): "Maxwell",
     (6, 0): "Pascal", (6, 1): "Pascal", (6, 2): "Pascal",
@@ -119,7 +122,7 @@ class Offer:
     def _capacity(self) -> Iterator[tuple[str, JsonObject]]:
         """A device that is not shared may have no policy: the API refuses one for N = 1."""
         if self.memory_bytes is not None:
-            memory: JsonObject = {"value": str(self.memory_bytes)}
+            memory: JsonObject = {"value": quantity(self.memory_bytes)}
             if self.shared:
                 # Without the default of 0 the first pod would be charged all of it.
                 memory["requestPolicy"] = {"default": "0", "validRange": {"min": "0"}}
@@ -131,9 +134,9 @@ class Offer:
             yield MEMORY, memory
         if self.shared:
             most = 1 if self.one_share_each else self.replicas
-            valid = {"min": "1", "max": str(most), "step": "1"}
+            valid = {"min": "1", "max": quantity(most), "step": "1"}
             policy = {"default": "1", "validRange": valid}
-            yield SHARES, {"value": str(self.replicas), "requestPolicy": policy}
+            yield SHARES, {"value": quantity(self.replicas), "requestPolicy": policy}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +222,21 @@ def device_names(uuids: Iterable[str]) -> dict[str, str]:
         + (text[:12] if short.count(text[:12]) == 1 else text[:59])
         for uuid, text in digits.items()
     }
+
+
+def quantity(number: int) -> str:
+    """A number in the canonical form of the API, which may be what comes back: 1000 is `1k`.
+
+    Its suffix is as large as leaves no fraction.
+    """
+    suffix = next((one for one, size in _SUFFIXES.items() if number and not number % size), "")
+    return f"{number // _SUFFIXES[suffix]}{suffix}"
+
+
+def whole_number(text: str) -> int:
+    """The number that such a quantity stands for; raises ValueError for another one."""
+    size = _SUFFIXES.get(text[-1:], 1)
+    return int(text if size == 1 else text[:-1]) * size
 
 
 def semantic_version(version: str) -> Version | None:

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from gpuplugin.core.dra.devices import Offer, Taint
+from gpuplugin.core.dra.devices import Offer, Taint, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -180,7 +180,7 @@ def stored_replicas(stored: Iterable[Stored]) -> dict[str, int]:
                 capacity = device.get("capacity")
                 shares = capacity.get("shares") if isinstance(capacity, dict) else None
                 if isinstance(shares, dict):
-                    replicas = int(str(shares["value"]))
+                    replicas = whole_number(str(shares["value"]))
             found[str(device["name"])] = replicas
     return found
 

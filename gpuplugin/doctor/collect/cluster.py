@@ -186,8 +186,12 @@ def _replicas(devices: Iterable[JsonObject]) -> Iterator[tuple[str, int]]:
 
 
 def _number(value: object) -> int:
-    text = str(value)
-    return int(text) if text.isdecimal() else 0
+    from gpuplugin.core.dra.devices import whole_number
+
+    try:
+        return whole_number(str(value))
+    except ValueError:
+        return 0
 
 
 def _object(value: object) -> JsonObject:

@@ -188,13 +188,18 @@ def test_the_results_of_this_driver_are_read() -> None:
             "request": "watch", "driver": DRIVER, "pool": "node-1", "device": "gpu-d",
             "adminAccess": True,
         },
+        {
+            "request": "many", "driver": DRIVER, "pool": "node-1", "device": "gpu-e",
+            "shareID": "s-2", "consumedCapacity": {"shares": "1k"},
+        },
     ]  # fmt: skip
-    shared, whole, own, watching = results_of(claim_object("u", results), "u", DRIVER)
+    shared, whole, own, watching, many = results_of(claim_object("u", results), "u", DRIVER)
     assert shared == Result("gpu/small", "node-1", "gpu-a", "s-1", 3)
     assert shared.base_request == "gpu"
     assert whole == Result("whole", "node-1", "gpu-b")
     assert own == Result("own", "node-1", "gpu-c", admin_access=False)
     assert watching == Result("watch", "node-1", "gpu-d", admin_access=True)
+    assert many == Result("many", "node-1", "gpu-e", "s-2", 1000)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from gpuplugin.core.dra.devices import (
     Version,
     device_names,
     offers,
+    quantity,
     semantic_version,
+    whole_number,
 )
 from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.healthboard import HealthBoard
@@ -59,6 +61,22 @@ def test_a_shared_gpu_has_shares_of_which_a_pod_gets_one() -> None:
             "requestPolicy": {"default": "0", "validRange": {"min": "0", "step": "1Mi"}},
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (10, "10"), (999, "999"), (1000, "1k"), (1500, "1500"), (16_000, "16k"),
+     (2_000_000, "2M"), (10**9, "1G"), (85_899_345_920, "85899345920"), (10**21, "1000E")],
+)  # fmt: skip
+def test_numbers_are_written_in_the_canonical_form(number: int, text: str) -> None:
+    assert quantity(number) == text
+    assert whole_number(text) == whole_number(str(number)) == number
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.5", "1Ki", "1500m", "None"])
+def test_what_is_no_whole_number(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        whole_number(text)
 
 
 def test_one_replica_is_an_exclusive_device_without_a_policy() -> None:

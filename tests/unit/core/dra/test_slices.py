@@ -249,8 +249,9 @@ def test_a_gpu_whose_shares_are_out_stays_shared(order: Order, expected: list[in
 
 def test_what_is_offered_is_read_from_what_is_stored() -> None:
     server = Server()
-    server.apply(writes([offer(0, 10), offer(1, 1), offer(2, 3)], POOL, []))
-    assert stored_replicas(server.slices.values()) == {"gpu-0": 10, "gpu-1": 1, "gpu-2": 3}
+    server.apply(writes([offer(0, 10), offer(1, 1), offer(2, 3), offer(3, 2000)], POOL, []))
+    found = stored_replicas(server.slices.values())
+    assert found == {"gpu-0": 10, "gpu-1": 1, "gpu-2": 3, "gpu-3": 2000}
     assert stored_replicas([]) == {}
 
 
