@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.core.dra.claims import ClaimRef, Claims, Result
-from gpuplugin.core.dra.devices import JsonObject, Offer, Taint
+from gpuplugin.core.dra.devices import MIB, JsonObject, Offer, Taint
 from gpuplugin.core.dra.slices import (
     DEVICES_PER_SLICE,
     GATES,
@@ -75,6 +77,7 @@ class Server:
         for device in self.devices_of(spec):
             for taint in device.get("taints", []):
                 taint.setdefault("timeAdded", f"at-{self.version}")
+        spec = json.loads(re.sub(r'"(\d+)000"', r'"\1k"', json.dumps(spec)))  # as it has quantities
         stored = Stored(name, uid, str(self.version), spec)
         generation = pool(stored)["generation"]
         assert all(generation >= pool(one)["generation"] for one in self.slices.values())
@@ -253,6 +256,16 @@ def test_what_is_offered_is_read_from_what_is_stored() -> None:
     found = stored_replicas(server.slices.values())
     assert found == {"gpu-0": 10, "gpu-1": 1, "gpu-2": 3, "gpu-3": 2000}
     assert stored_replicas([]) == {}
+
+
+@pytest.mark.parametrize("replicas", [1000, 20_000, 1001])
+def test_what_the_server_writes_in_another_way_is_the_same(replicas: int) -> None:
+    """It has 1000 as 1k: such a slice would be written again and again, and not be understood."""
+    server = Server()
+    offers = (replace(offer(0, replicas), memory_bytes=16_000 * MIB),)
+    server.publish(offers)
+    assert server.publish(offers) == ()
+    assert stored_replicas(server.slices.values()) == {"gpu-0": replicas}
 
 
 def test_a_trial_uses_all_that_an_api_server_may_drop() -> None:
