@@ -143,7 +143,7 @@ class Reloader:
         found = []
         try:
             if self._folder:
-                found += [name.encode() for name in sorted(os.listdir(self._folder))]  # noqa: PTH208
+                found += map(os.fsencode, sorted(os.listdir(self._folder)))  # noqa: PTH208
             found.append(read_file(Path(path)) if path else b"")
         except OSError:
             return None

@@ -416,6 +416,17 @@ def test_a_broken_file_is_no_reason_to_end(tmp_path: Path, cluster: Cluster, bro
     assert len(after.prepare(cluster.allocate("u-2", "gpu-whole"))) == 1
 
 
+@pytest.mark.parametrize("odd", ["", "[]", '{"annotations": 1}', "[" * 100_000])
+def test_a_spec_of_nobody_keeps_no_claim_from_being_found(
+    driver: Driver, tmp_path: Path, cluster: Cluster, odd: str
+) -> None:
+    claim = cluster.allocate("u-1")
+    held = driver.prepare(claim)
+    driver.spec("odd").write_text(odd)
+    (driver.folder / FILE).unlink()
+    assert Driver(tmp_path, cluster).prepare(claim) == held
+
+
 def test_a_time_slice_is_set_kept_over_a_restart_and_undone(
     tmp_path: Path, cluster: Cluster
 ) -> None:

@@ -122,6 +122,26 @@ def test_a_selection_that_cannot_be_kept_harms_nothing(
     assert plugin.metric("gpuplugin_task_restarts_total", task="holdings") == 0
 
 
+@pytest.mark.parametrize("broken", ["", "{", "[" * 100_000])
+def test_a_selection_that_cannot_be_read_is_written_anew(
+    kubelet_dir: Path,
+    make_hardware: MakeHardware,
+    start_plugin: StartPlugin,
+    config: Path,
+    broken: str,
+) -> None:
+    """Nor does a checkpoint of the kubelet that is no better."""
+    hardware = make_hardware(2)
+    kept = KubeletDirs(kubelet_dir).plugin_watcher / ".gpuplugin-selection.json"
+    checkpoint = kubelet_dir / "device-plugins/kubelet_internal_checkpoint"
+    for file in (kept, checkpoint):
+        file.parent.mkdir(parents=True)
+        file.write_text(broken)
+    plugin = start_plugin(hardware.backend, config_file=config)
+    eventually(lambda: hardware.uuids[1] in kept.read_text())
+    assert plugin.metric("gpuplugin_task_restarts_total") == 0
+
+
 def _held(kubelet: Kubelet) -> dict[str, tuple[str, ...]]:
     """Device ids by pod."""
     return {

@@ -108,14 +108,14 @@ class HoldingsWatch:
             return tuple(held)
         try:
             return tuple(_checkpoint_holdings(self._checkpoint.read_text("utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PodResourcesUnavailable(f"{why}; {self._checkpoint}: {error}") from error
 
     def _exchange(self, selected: Mapping[str, str]) -> tuple[str, ...]:
         """In the thread: what moved since the file was written; it is written if it differs."""
         try:
             before = _texts(json.loads(self._memory.read_text("utf-8")))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             before = {}
         if before != selected:
             self._memory.write_text(json.dumps(dict(selected)), "utf-8")

@@ -309,7 +309,9 @@ def claims_of_specs(folder: Path, driver: str, boot_id: str) -> Claims:
             notes = json.loads(path.read_text("utf-8"))["annotations"]
             if notes[DRIVER_NOTE] == driver:
                 found |= decoded(notes[CLAIM_NOTE]).rebooted(boot_id).by_uid
-        except (OSError, ValueError, LookupError, TypeError, BrokenCheckpoint) as error:
+        except (
+            OSError, ValueError, LookupError, TypeError, RecursionError, BrokenCheckpoint,
+        ) as error:  # fmt: skip
             text = f"whose claim the CDI spec {path} is for cannot be told: {error}"
             log_fact(log, logging.WARNING, "claim-spec-unknown", text)
     if found:

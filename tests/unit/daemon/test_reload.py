@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 class Watch:
     """A reloader whose polls are turned by hand."""
 
-    def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, folder: Path | None = None
+    ) -> None:
         self.adopted: list[int] = []
         self.before_load: list[int] = []
         """What is written just before the file is loaded, the first one first."""
@@ -48,7 +51,7 @@ class Watch:
             return False
 
         monkeypatch.setattr(reload_module.Reloader, "_pause", pause)
-        self.reloader = Reloader(load(), load, adopt, self.status, Metrics())
+        self.reloader = Reloader(load(), load, adopt, self.status, Metrics(), folder)
 
     def write(self, replicas: int | None) -> None:
         text = "" if replicas is None else f"[{{name: gpu, replicas: {replicas}}}]"
@@ -111,6 +114,25 @@ def test_what_changed_between_reading_and_watching_is_taken_over(
         return watch.adopted
 
     assert asyncio.run(main()) == [3]
+
+
+def test_a_file_beside_it_may_have_any_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file.parent / os.fsdecode(b"\xff")).touch()
+
+    async def main() -> list[int]:
+        watch = Watch(file, monkeypatch, file.parent)
+        task = asyncio.create_task(watch.reloader.run())
+        await watch.poll()
+        watch.write(4)
+        await watch.poll(3)
+        task.cancel()
+        return watch.adopted
+
+    async def within_time() -> list[int]:
+        async with asyncio.timeout(10.0):
+            return await main()
+
+    assert asyncio.run(within_time()) == [4]
 
 
 def test_an_unforeseen_failure_is_a_refusal_that_shows(
