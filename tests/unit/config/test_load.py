@@ -230,7 +230,17 @@ def test_an_empty_variable_of_any_option_does_what_its_kind_says(
         (problem,) = problems(load, "", **environment)
         assert problem.startswith(option.variables[0])
     else:
-        load("", **environment)
+        empty = {Kind.STRING: "", Kind.BOOL: False}
+        usual = value_of(load(""), option)
+        assert value_of(load("", **environment), option) == empty.get(option.kind, usual)
+
+
+def value_of(loaded: Loaded, option: Option) -> object:
+    """As the whole configuration has it that `config show` prints."""
+    value: Any = loaded.effective
+    for key in option.path:
+        value = value[key]
+    return value
 
 
 CLOSED_STRINGS = {

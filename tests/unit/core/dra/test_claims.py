@@ -266,7 +266,8 @@ def test_what_is_worth_waiting_for(
     """What others will give back, and not what the device will never have."""
     claims = Claims("boot").started(ref(1), held, OFFERS) if held else Claims("boot")
     if text is None:
-        claims.started(ref(2), asked, OFFERS)
+        admitted = claims.started(ref(2), asked, OFFERS).by_uid["uid-2"]
+        assert [held.result for held in admitted.devices] == asked
         return
     with pytest.raises(ClaimError, match=text) as caught:
         claims.started(ref(2), asked, OFFERS)
