@@ -140,7 +140,7 @@ class Reloader:
             folders += [Path(path).parent, Path(path).resolve().parent]
         if self._files is not None:
             self._look_s = self._files.follow(folders, self._turn)  # before the look
-        found = []
+        found: list[bytes] = []
         try:
             if self._folder:
                 found += map(os.fsencode, sorted(os.listdir(self._folder)))  # noqa: PTH208

@@ -14,7 +14,7 @@ from gpuplugin.daemon.dra import publisher as publisher_module
 from gpuplugin.daemon.dra.publisher import SlicePublisher
 from gpuplugin.daemon.http.metrics import Metrics
 from gpuplugin.daemon.status import StatusBoard
-from sim.apiserver import SLICES, ApiServer, Key
+from sim.apiserver import NODES, SLICES, ApiServer, Key
 from tests.component.cluster import config_of, devices, node, slices, wipe
 from tests.component.waiting import becomes_true, eventually
 
@@ -110,6 +110,26 @@ def test_slices_that_the_kubelet_wiped_are_back_at_once(server: ApiServer, tmp_p
             for _ in range(3):
                 wipe(server)
                 await becomes_true(lambda: len(names(server)) == 70)
+
+    asyncio.run(main())
+
+
+def test_slices_of_a_node_that_was_made_anew_belong_to_the_new_one(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """Those of the old one would be removed again and again: it owns them, and is gone."""
+
+    def owners() -> list[str]:
+        return [one["metadata"]["ownerReferences"][0]["uid"] for one in slices(server)]
+
+    async def main() -> None:
+        async with publishing(server, tmp_path) as (publisher, _):
+            publisher.offer([offer(0)])
+            await becomes_true(owners)
+            server.store.delete(Key(NODES, NODE))
+            server.store.create(Key(NODES, NODE), {})
+            new = node(server, NODE)["metadata"]["uid"]
+            await becomes_true(lambda: owners() == [new])
 
     asyncio.run(main())
 

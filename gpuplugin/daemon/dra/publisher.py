@@ -252,12 +252,18 @@ class SlicePublisher:
             if not (self._version and self._leads):
                 continue
             version = self._version
-            for write in writes(self._possible(), self._pool, self._stored.values()):
+            if any(isinstance(write, Create) for write in self._due()):
+                # Slices that are gone went with the node perhaps: one that is back is another one.
+                owner = await self._owner(client)
+            for write in self._due():
                 await self._write(client, owner, write)
             if self._turn.is_set():
                 continue
             self.published = Published(version, self._dropped)
             self._tell()
+
+    def _due(self) -> tuple[Write, ...]:
+        return writes(self._possible(), self._pool, self._stored.values())
 
     def _possible(self) -> list[Offer]:
         """What this API server can express: a GPU is never offered whole in place of shares."""
