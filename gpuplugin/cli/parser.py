@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
+_MOST = 1_000_000
 _DEVICES_SECTIONS = ("flags", "gpus", "imex")
 _DEVICES_NAMES = ("--backend", "--scenario", "--node-name", "--sysfs-root", "--procfs-root")
 _DOCTOR_SECTIONS = ("flags", "gpus", "imex")
@@ -60,6 +63,14 @@ def module_of(parsed: argparse.Namespace) -> str:
     """The full name of a command's module; without a dot the parser says one beside it."""
     name: str = parsed.module
     return name if "." in name else f"gpuplugin.cli.{name}"
+
+
+def _amount(text: str) -> float:
+    """Seconds, or how many times as fast."""
+    with suppress(ValueError):
+        if 0 < (number := float(text)) <= _MOST:
+            return number
+    raise ArgumentTypeError(f"must be a number above 0, at most {_MOST}, found {text!r}")
 
 
 def _add_run(commands: Commands) -> None:
@@ -166,7 +177,7 @@ def _add_top(commands: Commands) -> None:
     top.set_defaults(module="top", function="top")
     add_options(top, sections=(), names=("--kubelet-dir",))
     top.add_argument(
-        "--interval", type=float, default=2.0, metavar="S",
+        "--interval", type=_amount, default=2.0, metavar="S",
         help="seconds between two looks (default 2)",
     )  # fmt: skip
     top.add_argument("--once", action="store_true", help="print one view, and end")
@@ -181,7 +192,7 @@ def _add_demo(commands: Commands) -> None:
     )
     demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     demo.add_argument(
-        "--pace", type=float, default=1.0, metavar="X", help="play X times as fast (default 1)"
+        "--pace", type=_amount, default=1.0, metavar="X", help="play X times as fast (default 1)"
     )
     demo.add_argument("--picture", metavar="FILE", help="save the screen with the lost GPU as SVG")
 
@@ -213,7 +224,7 @@ def _add_doctor(commands: Commands) -> None:
         help="the user that the plugin runs as (default: that of the running one, or yours)",
     )  # fmt: skip
     doctor.add_argument(
-        "--timeout", type=float, default=10.0, metavar="S",
+        "--timeout", type=_amount, default=10.0, metavar="S",
         help="how long the driver may take to answer (default 10)",
     )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="print JSON")

@@ -92,6 +92,18 @@ def test_a_wrong_word_is_told_with_the_commands_own_usage(
     assert said in text
 
 
+@pytest.mark.parametrize("given", ["doctor --timeout", "top --interval", "demo --pace"])
+@pytest.mark.parametrize("number", ["0", "nan", "inf", "1e300", "soon"])
+def test_a_time_that_cannot_be_is_wrong_usage(
+    given: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args([*given.split(), number])
+    assert caught.value.code == 2
+    assert "must be a number above 0" in capsys.readouterr().err
+    assert build_parser().parse_args([*given.split(), "0.5"]).function
+
+
 NO_JSON = {
     "run": "logs, with --log-format json",
     "config schema": "is JSON",
