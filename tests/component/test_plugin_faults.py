@@ -112,8 +112,9 @@ def test_corrected_ecc_errors_are_only_counted(
 def test_an_uncorrectable_ecc_error_is_a_fault_until_the_driver_says_it_was_none(
     kubelet: Kubelet, hardware: Hardware, plugin: PluginProcess
 ) -> None:
+    before = updates(kubelet)
     hardware.ecc(4, uncorrectable=True)
-    wait_allocatable(kubelet, 70)
+    eventually(lambda: updates(kubelet) == before + 2)  # without its GPU, and with it again
     faults = {"uuid": hardware.uuids[4], "state": "Unhealthy", "cause": "ecc"}
     assert plugin.metric("gpuplugin_gpu_health_transitions_total", **faults) == 1
     wait_allocatable(kubelet, 80)

@@ -20,6 +20,7 @@ import pytest
 from gpuplugin.core.pacing import Backoff
 from gpuplugin.daemon import frontdoor
 from gpuplugin.daemon.control import SOCKET_NAME
+from gpuplugin.daemon.serving.sockets import new_socket_path
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as dp
 from gpuplugin.kubelet.proto import pluginregistration_pb2 as pr
 from gpuplugin.rpc.grpcio_engine import GrpcioEngine, GrpcioServer
@@ -289,19 +290,25 @@ def test_a_refusal_shows_while_the_next_socket_is_waited_for(
 
 
 def test_the_kubelets_back_off_of_a_path_is_left_behind(
-    accepting: threading.Event, kubelet: Kubelet, hardware: Hardware, start_plugin: StartPlugin
+    accepting: threading.Event,
+    kubelet: Kubelet,
+    hardware: Hardware,
+    start_plugin: StartPlugin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each refusal doubles the kubelet's delay for that path; no path is offered twice."""
-    offered: set[Path] = set()
+    offered: list[Path] = []
+
+    def noted(folder: Path, resource: str) -> Path:
+        offered.append(new_socket_path(folder, resource))
+        return offered[-1]
+
+    monkeypatch.setattr("gpuplugin.daemon.serving.endpoint.new_socket_path", noted)
     plugin = start_plugin(hardware.backend, "watcher")
-
-    def offer() -> bool:
-        offered.update(plugin.sockets())
-        return len(offered) >= 4
-
-    eventually(offer)
+    eventually(lambda: len(offered) >= 4)
     accepting.set()
     wait_for(kubelet, 80, 80)
+    assert len(set(offered)) == len(offered)
     reasons = renewals(plugin, reason="registration-refused")
     assert reasons == renewals(plugin)
     assert reasons >= 3
