@@ -54,11 +54,12 @@ def test_a_prepare_waits_for_the_api_server(node: DraNode, hardware: Hardware, e
         known, new = (node.allocate(node.device(0)) for _ in range(2))
         with node.connect() as kubelet, ThreadPoolExecutor(1) as threads:
             device = kubelet.prepared(known)
-            node.server.fail(503, 3, path="resourceclaims")
+            node.server.fail(503, 1000, path="resourceclaims")
             waiting = threads.submit(kubelet.prepared, new)
-            eventually(lambda: node.server.failures_left < 3)
+            eventually(lambda: node.server.failures_left < 999)
             assert kubelet.prepared(known) == device
             assert not waiting.done()
+            node.server.mend()
             assert waiting.result(DEADLINE_S).device_name == device.device_name
             assert kubelet.unprepare(known) == {known.uid: ""}
 
