@@ -11,7 +11,7 @@ import argparse
 import http.client
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,22 +82,22 @@ def measure(nodes: int, pods: int, scenario: str, for_s: float, *, working: bool
 @contextmanager
 def _fleet(server: ApiServer, nodes: int, scenario: str) -> Iterator[tuple[int, int, float]]:
     """A fleet whose nodes are registered: its process, its port, and how long that took."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
         kubeconfig = server.kubeconfig(Path(folder))
         command = [sys.executable, "-m", "gpuplugin", "sim", "fleet", "--nodes", str(nodes)]
-        command += ["--scenario", scenario, "--listen-address", f"127.0.0.1:{port}"]
-        command += ["--log-level", "warning"]
+        command += ["--scenario", scenario, "--listen-address", "127.0.0.1:0"]
         env = os.environ | {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "127.0.0.1"}
         began_s = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
         assert process.stdout is not None  # noqa: S101 - for the type checker
         try:
             if "are kept" not in process.stdout.readline():
                 raise RuntimeError("the fleet did not come up")
-            yield process.pid, port, time.monotonic() - began_s
+            took_s = time.monotonic() - began_s
+            port = re.search(r"event=http port=(\d+)", (Path(folder) / "log").read_text())
+            if port is None:
+                raise RuntimeError("the fleet serves no metrics")
+            yield process.pid, int(port[1]), took_s
         finally:
             process.terminate()
             process.communicate(timeout=START_TIMEOUT_S)

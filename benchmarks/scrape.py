@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -102,14 +102,17 @@ def full_node() -> Iterator[tuple[Path, int]]:
     folder = Path(tempfile.mkdtemp(prefix="gp"))
     scenario = folder / "full.yaml"
     scenario.write_text(yaml.safe_dump(SCENARIO), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
     command = [sys.executable, "-m", "gpuplugin", "sim", "up", str(scenario)]
-    command += ["--kubelet-dir", str(folder), "--listen-address", f"127.0.0.1:{port}"]
-    node = subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.DEVNULL)
+    command += ["--kubelet-dir", str(folder), "--listen-address", "127.0.0.1:0"]
+    command += ["--log-level", "error"]
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert node.stdout is not None  # noqa: S101 - for the type checker
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
+        announced = re.search(r"http://127\.0\.0\.1:(\d+)/", node.stdout.readline())
+        if announced is None:
+            raise SystemExit("the node did not come up")
+        port = int(announced[1])
         while pods_seen(port) < PODS:
             if node.poll() is not None or time.monotonic() > deadline_s:
                 raise SystemExit("the node did not come up with its pods")
@@ -117,7 +120,7 @@ def full_node() -> Iterator[tuple[Path, int]]:
         yield folder, port
     finally:
         node.terminate()
-        node.wait(30)
+        node.communicate(timeout=30)
         shutil.rmtree(folder, ignore_errors=True)
 
 

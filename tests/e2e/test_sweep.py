@@ -6,12 +6,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -133,14 +133,11 @@ def dask(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
     """A real scheduler and so many real workers on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
     with ExitStack() as stack:
-        stack.enter_context(
-            dask("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
-        )
+        file = Path(stack.enter_context(TemporaryDirectory())) / "scheduler.json"
+        at = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+        stack.enter_context(dask("scheduler", *at, "--no-dashboard"))
+        address = eventually(lambda: _address(file), 30)
         started = [
             stack.enter_context(
                 dask("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
@@ -148,6 +145,15 @@ def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
             for _ in range(workers)
         ]
         yield address, started
+
+
+def _address(file: Path) -> str | None:
+    """What a scheduler wrote of itself, None if it has not yet."""
+    try:
+        address: str = json.loads(file.read_text())["address"]
+    except (FileNotFoundError, ValueError):
+        return None
+    return address
 
 
 def slow_square(number: int) -> int:
