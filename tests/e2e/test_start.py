@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,20 +112,42 @@ def test_with_dra_nothing_is_imported_once_it_serves_and_memory_is_bounded(
         assert re.findall(r"import time:.*\| +(\S+)", serving) == []
 
 
-def test_a_stop_while_it_starts_is_a_stop(node: Node) -> None:
-    with Plugin("--backend", "sim", *node.at) as plugin:
+# In a process that was forked, as the reader of the configuration is: it waits for the file.
+WAITING = """
+import os, time
+
+def wait():
+    parent = os.getppid()
+    while not os.path.exists(os.environ["GO_ON"]) and os.getppid() == parent:
+        time.sleep(0.01)
+
+os.register_at_fork(after_in_child=wait)
+"""
+
+
+@contextmanager
+def starting(node: Node, folder: Path) -> Iterator[tuple[Plugin, Path]]:
+    """A plugin whose configuration is being read, until the file is made."""
+    (folder / "sitecustomize.py").write_text(WAITING)
+    go_on = folder / "go-on"
+    env = os.environ | {"PYTHONPATH": str(folder), "GO_ON": str(go_on)}
+    with Plugin("--backend", "sim", *node.at, env=env) as plugin:
         children = Path(f"/proc/{plugin.pid}/task/{plugin.pid}/children")
         eventually(lambda: children.read_text() or not plugin.running, "the reader has begun")
+        yield plugin, go_on
+
+
+def test_a_stop_while_it_starts_is_a_stop(node: Node, tmp_path: Path) -> None:
+    with starting(node, tmp_path) as (plugin, _):
         assert plugin.stop() == 0
         assert "event=http" not in plugin.output, "it had started already"
     assert list(node.dir.rglob("*.sock")) == []
 
 
-def test_a_request_to_reload_while_it_starts_does_no_harm(node: Node) -> None:
-    with Plugin("--backend", "sim", *node.at) as plugin:
-        children = Path(f"/proc/{plugin.pid}/task/{plugin.pid}/children")
-        eventually(lambda: children.read_text() or not plugin.running, "the reader has begun")
+def test_a_request_to_reload_while_it_starts_does_no_harm(node: Node, tmp_path: Path) -> None:
+    with starting(node, tmp_path) as (plugin, go_on):
         plugin.signal(signal.SIGHUP)
+        go_on.touch()
         assert plugin.get("/health")[0] == 200
         assert plugin.stop() == 0
 
