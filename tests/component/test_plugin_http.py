@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import select
 import socket
@@ -271,15 +272,41 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         HttpServer(address, StatusBoard(), tuple, str)
 
 
-def test_ipv6_is_served_where_there_is_any() -> None:
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        ("[::1]:0", {"::1"}),
+        ("[::]:0", {"::1", "127.0.0.1"}),
+        # What the manifests have: in a cluster of IPv6 alone the kubelet's probes come so.
+        ("0.0.0.0:0", {"::1", "127.0.0.1"}),
+    ],
+)
+def test_ipv6_is_served_where_there_is_any(address: str, reached: set[str]) -> None:
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
             pass
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    server = HttpServer("[::1]:0", StatusBoard(), tuple, str)
+    server = HttpServer(address, StatusBoard(), tuple, str)
     try:
-        assert http_get("::1", server.port, "/metrics").status == 200
+        for host in reached:
+            assert http_get(host, server.port, "/metrics").status == 200
+    finally:
+        server.close()
+
+
+def test_a_kernel_without_ipv6_is_served_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_server = socket.create_server
+
+    def without(*args: object, family: int, **options: object) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return create_server(*args, family=family, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "create_server", without)
+    server = HttpServer("0.0.0.0:0", StatusBoard(), tuple, str)
+    try:
+        assert http_get("127.0.0.1", server.port, "/metrics").status == 200
     finally:
         server.close()
 

@@ -234,7 +234,18 @@ class HttpServer:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A listening socket, made without a DNS query for the host's name."""
+    """A listening socket, for 0.0.0.0 on every address of the pod.
+
+    In some clusters pods have no address but one of IPv6; there are kernels without IPv6, too.
+    """
+    if host == "0.0.0.0" and socket.has_dualstack_ipv6():  # noqa: S104 - what was asked for
+        with suppress(OSError):
+            return _bound("::", port)
+    return _bound(host, port)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Made without a DNS query for the host's name."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # As bytes: for a text Python loads the tables of international names, half a MiB.
     listener = socket.create_server(
