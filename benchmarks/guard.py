@@ -55,6 +55,7 @@ class Guarded:
     limit: float
     unit: str
     kept: bool
+    at_least: bool = False
 
 
 def at_most(name: str, value: float, limit: float, unit: str) -> Guarded:
@@ -66,11 +67,9 @@ def main() -> None:
     broken = False
     for one in chain(counts(), idle(), times()):
         broken = broken or not one.kept
-        print(
-            f"{'ok  ' if one.kept else 'MORE'}  {one.name:52} {one.value:12.6g} {one.unit:12} "
-            f"limit {one.limit:g}",
-            flush=True,
-        )
+        state = "ok" if one.kept else "LESS" if one.at_least else "MORE"
+        limit = f"{'at least' if one.at_least else 'at most'} {one.limit:g}"
+        print(f"{state:4}  {one.name:52} {one.value:12.6g} {one.unit:12} {limit}", flush=True)
     sys.exit(1 if broken else 0)
 
 
@@ -177,7 +176,8 @@ def times() -> Iterator[Guarded]:
             limit = target.limit / slack if target.at_least else target.limit * slack
             name = f"{figure.suite}: {figure.case}, {figure.subject}"
             unit = f"x {target.floor}" if target.floor else target.unit
-            yield Guarded(name, value, limit, unit, target.met_by(value, slack))
+            kept = target.met_by(value, slack)
+            yield Guarded(name, value, limit, unit, kept, target.at_least)
 
 
 def _call(replicas: int, method: str, request: bytes) -> Callable[[], object]:
