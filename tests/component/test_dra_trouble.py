@@ -259,19 +259,21 @@ def test_a_claim_whose_object_is_gone_is_cleaned_up(
         assert node.spec_path(kept).exists()
 
 
-def test_a_404_that_names_no_claim_is_not_the_end_of_all_claims(
+def test_a_response_that_is_about_no_claim_is_not_the_end_of_all_claims(
     node: DraNode, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy has it while no server is behind it, and a server without resource.k8s.io/v1."""
-    monkeypatch.setattr("gpuplugin.daemon.dra.claimcare.CLEANUP_S", 0.1)
+    monkeypatch.setattr("gpuplugin.daemon.dra.claimcare.CLEANUP_S", 0.05)
+    monkeypatch.setattr("gpuplugin.daemon.dra.claimwork.RETRY_S", 0.05)
     page = partial(
         node.server.fail, 404, headers={"Content-Type": "text/plain"}, body=b"404 page not found\n"
     )
     with node.plugin(hardware.backend), node.connect() as kubelet:
         claim, new = (node.allocate(node.device(0)) for _ in range(2))
         kubelet.prepared(claim)
-        page(times=4, path=claim.name)
+        page(times=2, path=claim.name)
         node.server.fail(404, 2, path=claim.name)
+        node.server.fail(200, 2, path=claim.name, body=b"{}")
         eventually(lambda: not node.server.failures_left)
         assert node.spec_path(claim).exists()
         page(path=new.name)

@@ -81,12 +81,18 @@ class ClaimApi:
 
     def read(self, ref: ClaimRef) -> JsonObject:
         """The claim of this name; raises `ClaimGone`, or `ClaimError` for any other failure."""
-        return self._request(
+        problem = f"claim {ref.namespace}/{ref.name} cannot be read"
+        claim: JsonObject = self._request(
             ref,
-            f"claim {ref.namespace}/{ref.name} cannot be read",
+            problem,
             READ_RIGHTS,
             lambda client: dict(client.get(ResourceClaim, ref.name, namespace=ref.namespace)),
         )
+        metadata = claim.get("metadata")
+        if not isinstance(metadata, dict) or metadata.get("name") != ref.name:
+            text = f"{problem}: the response is another object's, perhaps of another server"
+            raise ClaimError(text, may_pass=True)
+        return claim
 
     def replace_status(self, ref: ClaimRef, claim: JsonObject) -> None:
         """Write the status of a claim that was read; raises as `read`."""
