@@ -208,6 +208,24 @@ def test_failures_are_tried_again_and_told(server: ApiServer, code: int, tmp_pat
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("code", "content_type", "body"),
+    [(503, "", b""), (502, "text/html", b"<html>"), (200, "text/html", b"<html>")],
+)
+def test_what_no_api_server_responds_with_is_a_failure_like_others(
+    server: ApiServer, tmp_path: Path, code: int, content_type: str, body: bytes
+) -> None:
+    async def main() -> None:
+        async with publishing(server, tmp_path) as (publisher, status):
+            publisher.offer([offer(0)])
+            server.fail(code, 2, headers={"Content-Type": content_type}, body=body)
+            await becomes_true(lambda: names(server) == ["gpu-0"])
+            assert server.failures_left == 0
+            await becomes_true(lambda: status.readiness().components["slices"].ok)
+
+    asyncio.run(main())
+
+
 def test_a_server_that_is_away_is_waited_for(server: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
         with ApiServer([NODE]) as gone:

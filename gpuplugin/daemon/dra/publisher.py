@@ -144,7 +144,7 @@ class SlicePublisher:
                 except* _WatchBroken as group:
                     pause_s = self._pause_s(began_s)
                     log.debug("%s", _reason(group), extra={"event": "slices-watch"})
-                except* (httpx2.HTTPError, OSError) as group:
+                except* Exception as group:  # noqa: BLE001 - responses of other servers, tokens
                     pause_s = self._pause_s(began_s)
                     self._metrics.dra_slice_writes.labels(result="failed").inc()
                     reason = _reason(group)
@@ -372,4 +372,6 @@ def _reason(group: BaseExceptionGroup[Exception]) -> str:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return str(error) or type(error).__name__
+    if isinstance(error, httpx2.HTTPError | OSError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}"
