@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from sim.node.node import SimulatedNode
 
 
+MOST_RECORDS = 256
+"""Of tenants; older ones that ended are forgotten."""
+
+
 class RealTimeNode:
     """A node that lives in real time from `start` on; safe from any thread."""
 
@@ -140,10 +144,20 @@ class RealTimeNode:
         due = self._node.next_s <= now_s
         self._node.advance(now_s)
         if self._started_s is not None:
-            for record in self._node.records:
-                record.forget_requests()  # nobody asks now, and a node may live for days
+            self._forget()
         if due:
             self._wake()
+
+    def _forget(self) -> None:
+        """Forget requests, and the oldest tenants that ended: nobody asks, and a node may live for
+        days."""
+        records = self._node.records
+        for record in records:
+            record.forget_requests()
+        if len(records) > MOST_RECORDS:
+            ended = [one for one in records if one.ended_ns is not None]
+            forgotten = set(map(id, ended[: len(records) - MOST_RECORDS // 2]))
+            self._node.records = [one for one in records if id(one) not in forgotten]
 
     def _wake(self) -> None:
         self._changed.notify_all()

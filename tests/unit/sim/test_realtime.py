@@ -18,8 +18,10 @@ from hal import (
     XidError,
 )
 from sim.gpu.faults import LostFault, Recovery, TimedFault, XidFault
+from sim.gpu.tenancy import TenantSpec
+from sim.gpu.workloads import ClosedLoop, MemoryUse
 from sim.node.node import SimulatedNode
-from sim.node.realtime import RealTimeNode, SimBackend
+from sim.node.realtime import MOST_RECORDS, RealTimeNode, SimBackend
 from sim.node.scenario import GpuGroup, Scenario, Tenant, parse_scenario
 from tests.component.waiting import eventually
 
@@ -230,6 +232,22 @@ def test_a_node_in_real_time_keeps_nothing_of_requests_that_were_served() -> Non
             assert len(record.latency_ns) == len(record.work_ns) == 0
     finally:
         node.stop()
+
+
+def test_a_node_in_real_time_forgets_tenants_that_ended_long_ago(node: RealTimeNode) -> None:
+    spec = TenantSpec("again", ClosedLoop(busy_ms=1), MemoryUse(), 1.0)
+    with node.update() as model:
+        first, second = (gpu.identity.uuid for gpu in model.present)
+        stays = model.start_tenant(second, spec)
+        for _ in range(3 * MOST_RECORDS):
+            if (tenant := model.start_tenant(first, spec)) is not None:
+                model.stop_tenant(first, tenant)
+        newest = model.records[-1]
+    with node.read() as model:
+        assert stays is not None
+        assert stays.record in model.records
+        assert newest in model.records
+        assert len(model.records) <= MOST_RECORDS
 
 
 def _asked(node: RealTimeNode) -> int:
