@@ -106,12 +106,18 @@ class Answer:
 class ApiServer:
     """A server of `store`, with the nodes of these names; a context manager.
 
-    `requests` are all that came. `denied` are rights (verb, resource) that nobody has: such a
-    request is answered with 403.
+    `requests` are all that came, or the last `most_requests` of them. `denied` are rights (verb,
+    resource) that nobody has: such a request is answered with 403.
     """
 
-    def __init__(self, nodes: Iterable[str] = (), store: Store | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[str] = (),
+        store: Store | None = None,
+        most_requests: int | None = None,
+    ) -> None:
         self.store = store or Store()
+        self._most_requests = most_requests
         self.requests: list[Request] = []
         self.denied: set[tuple[str, str]] = set()
         self._failures: deque[_Failure] = deque()
@@ -205,6 +211,8 @@ class ApiServer:
         """Note a request, and answer it if it is to fail or nobody may do this."""
         with self._lock:
             self.requests.append(request)
+            if self._most_requests is not None:
+                del self.requests[: -self._most_requests]
             failure = None
             if self._failures and self._failures[0].path in request.path:
                 failure = self._failures.popleft()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NODE = "simulated"
 RESOURCE = "nvidia.com/gpu"
+_MOST_REQUESTS = 100
+"""Nobody asks for them, and it may serve for days."""
 
 
 def add_dra(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +36,7 @@ def cluster(
     from sim.apiserver import ApiServer
     from sim.scheduler.claims import create_class
 
-    with ApiServer([NODE]) as server:
+    with ApiServer([NODE], most_requests=_MOST_REQUESTS) as server:
         server.kubeconfig(folder)
         for number, resource in enumerate(resources):
             name = driver if number == 0 else f"{driver}-{number}"

@@ -16,6 +16,7 @@ import pytest
 from sim.apiserver import HANG, JSON, STRATEGIC, ApiServer
 from sim.apiserver.server import MERGE
 from sim.apiserver.store import NODES, Key, Store
+from sim.cli.cluster import cluster
 from tests.component.waiting import DEADLINE_S, eventually
 from tests.deploy.binaries import program
 
@@ -279,6 +280,19 @@ def test_rights_that_nobody_has(server: ApiServer) -> None:
         spec = {"resourceAttributes": {**attributes, "verb": verb}}
         assert ask(server, "POST", path, {"spec": spec})[1]["status"] == {"allowed": allowed}
     assert ("watch", "resourceslices", "") in server.rights()
+
+
+def test_a_server_that_lives_long_keeps_the_last_requests_alone(tmp_path: Path) -> None:
+    with ApiServer([NODE], most_requests=3) as server:
+        for number in range(5):
+            ask(server, "GET", f"{SLICES}/{number}")
+        assert [one.path[-1] for one in server.requests] == ["2", "3", "4"]
+    with cluster(tmp_path) as server:
+        with connection(server) as one:
+            for _ in range(200):
+                one.request("GET", SLICES)
+                one.getresponse().read()
+        assert len(server.requests) < 150
 
 
 def test_failures_are_for_those_who_ask_next(server: ApiServer) -> None:
