@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.faults import Fault
     from gpuplugin.core.health import HealthState
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
 
 MESSAGE_BYTES = 1024
 """The API server refuses a longer message of an Event; a condition is held to the same."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gpuplugin.config.settings import Settings
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.core.usage import ClaimUse, Holding
     from gpuplugin.daemon.files import FileWatch
     from gpuplugin.daemon.http.metrics import Metrics

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from gpuplugin.core.healthboard import Transition
-    from gpuplugin.core.node import NodeView
     from gpuplugin.core.nodecondition import Condition, GpuReport
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.daemon.http.metrics import Metrics
     from hal import Event
 

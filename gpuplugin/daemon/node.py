@@ -28,7 +28,8 @@ from hal import HalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from gpuplugin.core.node import Effect, NodePlan, NodeView
+    from gpuplugin.core.node import Effect
+    from gpuplugin.core.nodeview import NodePlan, NodeView
     from gpuplugin.core.usage import Holding, Reading
     from gpuplugin.daemon.healthlog import HealthLog
     from gpuplugin.daemon.status import StatusBoard

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from gpuplugin.config.plans import CONTROL_NODES, health_policy, injection_plan, inventory_plan
 from gpuplugin.core.injection import imex_channel_node
-from gpuplugin.core.node import ConfigurationMisfit, NodePlan
+from gpuplugin.core.node import ConfigurationMisfit
+from gpuplugin.core.nodeview import NodePlan
 from gpuplugin.core.watch import WatchPlan
 from gpuplugin.daemon.serving.cdi import cdi_host, cdi_writer, present_features, remove_specs
 

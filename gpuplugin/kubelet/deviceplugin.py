@@ -25,7 +25,7 @@ from gpuplugin.rpc.publication import Publication
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.kubelet.requests import PreferenceRequest
     from gpuplugin.kubelet.snapshot import IsHealthy, ResourceSnapshot
     from gpuplugin.rpc import Subscription

@@ -11,7 +11,7 @@ from gpuplugin.daemon.http.textformat import Family
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
 
 _LEFT_OUT: Final = frozenset(
     one.name

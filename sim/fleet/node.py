@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import simpy
 
     from gpuplugin.config.settings import Settings
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from hal import Telemetry
     from sim.fleet.objects import Machine, PodAddresses

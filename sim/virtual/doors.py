@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gpuplugin.core.dra.claims import ClaimRef, HeldDevice
     from gpuplugin.core.dra.devices import JsonObject, Offer
     from gpuplugin.core.dra.slices import Order, Write
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
     from sim.apiserver.store import Store
     from sim.node.node import SimulatedNode

@@ -18,12 +18,12 @@ from gpuplugin.core.node import (
     EventReceived,
     HealthChanged,
     NodeModel,
-    NodePlan,
     ProblemFound,
     Publish,
     WakeAt,
     WriteSpecs,
 )
+from gpuplugin.core.nodeview import NodePlan
 from gpuplugin.core.timeslices import TimeSlices, usual_time_slices
 from gpuplugin.core.watch import Watch, WatchFailed, WatchPlan, judge_probes
 from hal import HalError, HalHung
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.healthboard import HealthBoard, Transition
-    from gpuplugin.core.node import Effect, NodeView
+    from gpuplugin.core.node import Effect
+    from gpuplugin.core.nodeview import NodeView
     from hal import Probe
     from sim.node.node import SimulatedNode
     from sim.node.population import Log

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.injection import InjectionPlan
 from gpuplugin.core.inventory import GPU_RESOURCE, Device, Plan, Resource, build_inventory
-from gpuplugin.core.node import NodePlan, NodeView
+from gpuplugin.core.nodeview import NodePlan, NodeView
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from hal import Gpu, GpuState, Probe, RecoveryAction
 

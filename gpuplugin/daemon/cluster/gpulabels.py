@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gpuplugin.config.settings import Settings
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.daemon.status import StatusBoard
     from hal import Backend
 

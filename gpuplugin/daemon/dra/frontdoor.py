@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gpuplugin.config.settings import Settings
     from gpuplugin.core.dra.devices import DraPlan
     from gpuplugin.core.dra.slices import Order
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.core.usage import ClaimUse, Holding
     from gpuplugin.daemon.frontdoor import DoorContext
     from gpuplugin.rpc import Engine

@@ -16,7 +16,7 @@ from gpuplugin.daemon.http.textformat import Family
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.core.usage import Reading, TenantUse, UnitUse
     from hal import Gpu, MigDevice, Probe, Telemetry
 

@@ -22,7 +22,7 @@ from hal import ThrottleReason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.core.usage import Reading, TenantUse, UnitUse, Usage
     from gpuplugin.daemon.http.metrics import Metrics
     from hal import Telemetry

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gpuplugin.config.loaded import Loaded
     from gpuplugin.core.healthboard import HealthChange
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.core.usage import Reading, TenantUse
     from gpuplugin.daemon.status import Component, StatusReport
     from gpuplugin.kubelet.deviceplugin import DevicePlugin, RecentCall

@@ -16,7 +16,7 @@ from gpuplugin.kubelet.deviceplugin import DevicePlugins
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gpuplugin.core.node import NodeView
+    from gpuplugin.core.nodeview import NodeView
     from gpuplugin.core.usage import ClaimUse, Holding
     from gpuplugin.daemon.http.pageview import CallView
     from gpuplugin.daemon.serving.endpoint import ServingContext

@@ -20,7 +20,6 @@ from gpuplugin.core.node import (
     EventReceived,
     HealthChanged,
     NodeModel,
-    NodePlan,
     ProblemFound,
     Publish,
     WakeAt,
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gpuplugin.core.node import Effect
+    from gpuplugin.core.nodeview import NodePlan
     from hal import Gpu, Probe
 
 RESOURCE = "nvidia.com/gpu"

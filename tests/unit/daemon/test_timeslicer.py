@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gpuplugin.core.health import HealthPolicy
 from gpuplugin.core.injection import InjectionPlan
 from gpuplugin.core.inventory import Plan
-from gpuplugin.core.node import NodePlan
+from gpuplugin.core.nodeview import NodePlan
 from gpuplugin.core.sharing import SharedResource, TimeSlicing
 from gpuplugin.daemon.calls import HalQueries
 from gpuplugin.daemon.hardware.timeslices import TimeSlicer
