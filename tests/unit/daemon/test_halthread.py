@@ -81,7 +81,7 @@ def test_a_call_works_once_there_can_be_threads_again(
         with pytest.raises(RuntimeError, match="new thread"):
             asyncio.run(thread.call(LONG_S, str, 7))
 
-    assert asyncio.run(thread.call(1.0, str, 7)) == "7"
+    assert asyncio.run(thread.call(LONG_S, str, 7)) == "7"
 
 
 def test_a_call_works_after_one_that_failed(thread: HalThread) -> None:
