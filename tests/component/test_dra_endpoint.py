@@ -8,7 +8,9 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +71,27 @@ class Removing:
             socket_path.unlink()
             self.removed.append(socket_path)
         return server
+
+
+class Slow:
+    """Servers take as long to stop as a test wants."""
+
+    def __init__(self) -> None:
+        self.stopping, self.going_on = threading.Event(), threading.Event()
+
+    def serve(self, socket_path: Path, services: Sequence[Service]) -> Server:
+        return SlowServer(FastEngine().serve(socket_path, services), self)
+
+
+@dataclass
+class SlowServer:
+    server: Server
+    engine: Slow
+
+    def stop(self, grace_s: float) -> None:
+        self.engine.stopping.set()
+        assert self.engine.going_on.wait(DEADLINE_S)
+        self.server.stop(grace_s)
 
 
 @asynccontextmanager
@@ -169,6 +192,19 @@ def test_a_socket_that_is_removed_before_it_was_looked_at_comes_back(kubelet_dir
             assert (await registered(found(kubelet_dir)[0])).name == DRIVER
 
     asyncio.run(main())
+
+
+def test_an_end_while_its_sockets_are_renewed_leaves_none_of_them(kubelet_dir: Path) -> None:
+    async def main() -> None:
+        engine = Slow()
+        async with serving(kubelet_dir, engine):
+            await becomes_true(lambda: found(kubelet_dir))
+            found(kubelet_dir)[0].unlink()
+            await becomes_true(engine.stopping.is_set)
+            asyncio.get_running_loop().call_later(0.05, engine.going_on.set)
+
+    asyncio.run(main())
+    assert list(kubelet_dir.rglob("*.sock")) == []
 
 
 def test_a_refused_registration_is_told_and_tried_again(kubelet_dir: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.pacing import Backoff
@@ -21,6 +21,7 @@ from gpuplugin.daemon.serving.sockets import (
     listened_on,
     remove_socket,
     start_server,
+    stop_server,
 )
 from gpuplugin.daemon.tasks import wait_period_or
 from gpuplugin.kubelet.draplugin import HEALTH_VERSIONS, PLUGIN_TYPE, VERSIONS
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from gpuplugin.daemon.serving.sockets import Identity, KubeletDirs
     from gpuplugin.daemon.status import StatusBoard
     from gpuplugin.kubelet.draplugin import DraPlugin
-    from gpuplugin.rpc.services import Engine, Server, Service
+    from gpuplugin.rpc.services import Engine, Service
 
 COMPONENT = "kubelet:dra"
 MAX_PAUSE_S = 5.0
@@ -105,14 +106,15 @@ class DraEndpoint:
             info, lambda: self._soon(self._found), self._registered_in_thread
         )
         self._refusal, self._accepted = "", False
-        servers: list[Server] = []
-        try:
+        async with AsyncExitStack() as ends:
             # The kubelet may call as soon as it finds the other one.
             for path, services in (
                 (calls, [*map(self._wrap, self._plugin.services())]),
                 (found, [registration]),
             ):
-                servers.append(await start_server(self._engine, path, services))
+                server = await start_server(self._engine, path, services)
+                ends.push_async_callback(stop_server, server, path, STOP_GRACE_S)
+                ends.callback(self._plugin.health.end_streams)  # before its server stops
             log_fact(log, logging.INFO, "serving", f"serving {self._driver} on {calls}")
             made = [(path, identity(path)) for path in (calls, found)]
             while True:
@@ -120,12 +122,6 @@ class DraEndpoint:
                 if reason := self._outdated(made):
                     return reason
                 await wait_period_or(self._turn, look_s)
-        finally:
-            self._plugin.health.end_streams()
-            for server in reversed(servers):
-                await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
-            for path in (found, calls):
-                remove_socket(path)
 
     def _outdated(self, made: list[tuple[Path, Identity | None]]) -> str:
         if self._refusal:

@@ -22,8 +22,8 @@ from gpuplugin.daemon.serving.sockets import (
     identity,
     new_socket_path,
     remove_leftovers,
-    remove_socket,
     start_server,
+    stop_server,
 )
 from gpuplugin.daemon.tasks import wait_period_or
 from gpuplugin.kubelet.registration import RegistrationFailed, register, registration_service
@@ -160,9 +160,8 @@ class Endpoint:
             return "socket-removed" if socket.removed else await self._serve(socket)
         finally:
             self._plugin.devices.end_streams()
-            await asyncio.shield(asyncio.to_thread(server.stop, STOP_GRACE_S))
-            remove_socket(path)
             self._context.metrics.streams.labels(self._resource).set(0)
+            await stop_server(server, path, STOP_GRACE_S)
 
     async def _serve(self, socket: _Socket) -> str:
         text = f"serving {self._resource} on {socket.path}"

@@ -174,6 +174,18 @@ async def start_server(engine: Engine, path: Path, services: Sequence[Service]) 
         raise
 
 
+async def stop_server(server: Server, path: Path, grace_s: float) -> None:
+    """Stop in a thread, and remove the socket; a cancellation meanwhile waits for that."""
+    stopping = asyncio.ensure_future(asyncio.to_thread(server.stop, grace_s))
+    try:
+        await asyncio.shield(stopping)
+    except asyncio.CancelledError:
+        await stopping
+        raise
+    finally:
+        remove_socket(path)
+
+
 def remove_socket(path: Path) -> None:
     """Remove a socket that is no longer served; an error is logged, not raised."""
     try:
