@@ -36,8 +36,14 @@ class _Unit(_Answer):
     action: str
     xid: int | None
     needs_reset: bool
+    left_out: bool = False
+    """By the configuration: nobody is given it."""
     unknown: list[str] = []
     """Calls that gave no value, with their codes."""
+
+    @property
+    def shown_state(self) -> str:
+        return f"{self.state}, left out" if self.left_out else self.state
 
     @property
     def why(self) -> str:
@@ -58,7 +64,10 @@ class _Cleared(_Answer):
 
 
 def show(parsed: argparse.Namespace) -> int:
-    """Print the state of every GPU and MIG device; 1 if one is not healthy or no daemon answers."""
+    """Print the state of every GPU and MIG device; 1 if no daemon answers, or one is not healthy.
+
+    Those that the configuration leaves out do not count.
+    """
     return watched(lambda: _shown(parsed), WATCH_S if parsed.watch else 0)
 
 
@@ -67,13 +76,13 @@ def _shown(parsed: argparse.Namespace) -> tuple[int, str]:
     if answer is None:
         return 1, ""
     report = _Report.model_validate(answer)
-    all_healthy = all(unit.state == "Healthy" for unit in report.units)
+    all_healthy = all(unit.state == "Healthy" or unit.left_out for unit in report.units)
     status = 0 if all_healthy and not report.blind else 1
     if parsed.json:
         return status, report.model_dump_json(indent=2)
     lines = [f"The GPUs cannot be watched: {report.blind}", ""] if report.blind else []
     rows = [
-        (unit.index, unit.uuid, unit.state, f"{unit.for_s:.0f} s", unit.why)
+        (unit.index, unit.uuid, unit.shown_state, f"{unit.for_s:.0f} s", unit.why)
         for unit in report.units
     ]
     lines += table(("GPU", "UUID", "STATE", "FOR", "REASON"), rows)

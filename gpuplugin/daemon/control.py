@@ -171,7 +171,7 @@ class ControlServer:
     def _report(self) -> Mapping[str, object]:
         now_s = time.monotonic()
         view = self._node.view
-        board = view.board
+        board, left_out = view.board, view.left_out
         healthy = view.healthy_devices()
         return {
             "pid": os.getpid(),
@@ -193,6 +193,7 @@ class ControlServer:
                     "action": health.fault.action if health.fault else "",
                     "xid": health.fault.xid if health.fault else None,
                     "needs_reset": health.needs_reset,
+                    "left_out": uuid in left_out,
                     "unknown": [str(failure) for failure in view.unknown_values(uuid)],
                 }
                 for uuid, health in board.units.items()

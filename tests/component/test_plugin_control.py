@@ -153,6 +153,19 @@ def test_the_states_are_shown(hardware: Hardware, plugin: PluginProcess) -> None
     assert (unit["xid"], unit["needs_reset"]) == (95, True)
 
 
+def test_a_gpu_that_is_left_out_is_shown_and_does_not_count(
+    hardware: Hardware, start_plugin: StartPlugin
+) -> None:
+    plugin = start_plugin(hardware.backend, "none", {"--exclude-gpus": "5"})
+    eventually(lambda: plugin.ready)
+    hardware.xid(5, 95)
+    eventually(lambda: units(plugin)["5"]["state"] == "Unhealthy")
+    shown = command(plugin)
+    assert shown.returncode == 0
+    (line,) = (line for line in shown.stdout.splitlines() if hardware.uuids[5] in line)
+    assert "Unhealthy, left out" in line
+
+
 def test_an_unknown_gpu_is_told_with_those_that_are_known(plugin: PluginProcess) -> None:
     refused = command(plugin, "clear", "GPU-nobody")
     assert refused.returncode == 1
