@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -198,6 +199,10 @@ def build(target: str, output: Path, more: Sequence[str]) -> None:
         CannotBuild: see there.
     """
     name, found, began = engine(), source(), datetime.now(UTC)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotBuild(f"{output} is no folder to write to: {error.strerror}") from error
     image = os.environ.get("IMAGE") or f"gpuplugin:{tag(target)}"
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "id"
@@ -210,7 +215,6 @@ def build(target: str, output: Path, more: Sequence[str]) -> None:
             raise CannotBuild(f"{name} could not build the image")
         digest = written.read_text().strip()
     content = statement(image, digest, predicate(target, name, found, began))
-    output.mkdir(exist_ok=True)
     path = output / f"gpuplugin-{tag(target)}.provenance.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"{image} is {digest}; {path} says where it comes from")
@@ -227,6 +231,8 @@ def main() -> int:
     except CannotBuild as error:
         print(f"make image: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

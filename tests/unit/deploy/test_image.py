@@ -91,10 +91,29 @@ def test_the_simulators_image_has_a_tag_of_its_own(tmp_path: Path) -> None:
     assert [one.name for one in output.iterdir()] == [f"gpuplugin-{VERSION}-sim.provenance.json"]
 
 
+def test_a_folder_that_cannot_be_is_told_before_an_image_is_built(tmp_path: Path) -> None:
+    engine(tmp_path, "podman", BUILDS)
+    deep, taken = tmp_path / "a" / "b", tmp_path / "taken"
+    done, _ = make_image(tmp_path, "--output", str(deep))
+    assert done.returncode == 0, done.stderr
+    assert len(list(deep.iterdir())) == 1
+    taken.write_text("a file")
+    done, _ = make_image(tmp_path, "--output", str(taken))
+    assert done.returncode == 1
+    assert done.stderr == f"make image: {taken} is no folder to write to: File exists\n"
+    assert not done.stdout, "nothing was built"
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    engine(tmp_path, "podman", '[ "$1" = build ] && kill -INT $PPID; exit 0')
+    done, _ = make_image(tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_an_engine_that_fails_leaves_no_statement(tmp_path: Path) -> None:
     engine(tmp_path, "podman", "[ $1 = version ]")
     done, output = make_image(tmp_path)
-    assert (done.returncode, output.exists()) == (1, False)
+    assert (done.returncode, list(output.iterdir())) == (1, [])
     assert "podman could not build the image" in done.stderr
 
 
