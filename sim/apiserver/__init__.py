@@ -7,7 +7,7 @@
 resource.k8s.io/v1 allows; `server` carries both over HTTP. Virtual time uses the store alone.
 """
 
-from sim.apiserver.rules import JsonObject
+from gpuplugin.core.jsonobject import JsonObject
 from sim.apiserver.server import HANG, JSON, STRATEGIC, TOKEN, ApiServer, Request
 from sim.apiserver.store import (
     CLAIMS,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from gpuplugin.core.jsonobject import JsonObject
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-JsonObject: TypeAlias = dict[str, object]
 
 CONSUMABLE, TAINTS, EXTENDED = "DRAConsumableCapacity", "DRADeviceTaints", "DRAExtendedResource"
 DEVICE_STATUS = "DRAResourceClaimDeviceStatus"

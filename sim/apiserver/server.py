@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from sim.apiserver.rules import JsonObject
+    from gpuplugin.core.jsonobject import JsonObject
     from sim.apiserver.store import Resource
 
 JSON: Final = "application/json"

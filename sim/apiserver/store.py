@@ -17,7 +17,8 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from sim.apiserver.rules import JsonObject, gates_off, invalid, invalid_update, without_gated
+from gpuplugin.core.jsonobject import JsonObject, objects, part
+from sim.apiserver.rules import gates_off, invalid, invalid_update, without_gated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -156,7 +157,7 @@ class Selection:
             raise ApiProblem(400, f"field label not supported: {', '.join(sorted(unknown))}")
 
     def has(self, body: JsonObject) -> bool:
-        metadata = _part(body, "metadata")
+        metadata = part(body, "metadata")
         if self.namespace and metadata.get("namespace") != self.namespace:
             return False
         labels = metadata.get("labels")
@@ -190,7 +191,7 @@ class Change:
             return ("ADDED" if before is None else "MODIFIED"), after
         if before is None:
             return None
-        metadata = {**_part(before, "metadata"), "resourceVersion": str(self.version)}
+        metadata = {**part(before, "metadata"), "resourceVersion": str(self.version)}
         return "DELETED", {**before, "metadata": metadata}
 
 
@@ -238,7 +239,7 @@ class Store:
         """
         with self._changed:
             body = self._stored_of(key.resource, body)
-            metadata = _part(body, "metadata")
+            metadata = part(body, "metadata")
             if not key.name:
                 key = Key(key.resource, self._named(metadata), key.namespace)
             if key in self._objects:
@@ -255,7 +256,7 @@ class Store:
                 "generation": 1,
             }
             if key.namespace:
-                _part(body, "metadata")["namespace"] = key.namespace
+                part(body, "metadata")["namespace"] = key.namespace
             return self._keep(key, None, body, dry_run=dry_run)
 
     def replace(
@@ -264,8 +265,8 @@ class Store:
         """Raises `ApiProblem`: 404, 409 if it was changed meanwhile, 422 if it is not allowed."""
         with self._changed:
             before = self._known(key)
-            known = _part(before, "metadata")
-            sent = _part(body, "metadata")
+            known = part(before, "metadata")
+            sent = part(body, "metadata")
             if any(sent.get(name) not in (None, "", known[name]) for name in _IDENTITY):
                 raise ApiProblem(
                     409,
@@ -280,7 +281,7 @@ class Store:
                 after = new
                 if key.resource.has_status and "status" in before:
                     after["status"] = before["status"]
-                after["metadata"] = {**_part(new, "metadata")} | {
+                after["metadata"] = {**part(new, "metadata")} | {
                     name: known[name] for name in _GIVEN if name in known
                 }
             return self._keep(key, before, after, dry_run=dry_run)
@@ -313,7 +314,7 @@ class Store:
         """
         with self._changed:
             body = self._known(key)
-            metadata = _part(body, "metadata")
+            metadata = part(body, "metadata")
             for name, value in (preconditions or {}).items():
                 if metadata.get(name) != value:
                     text = (
@@ -409,9 +410,9 @@ class Store:
         if problems:
             what = f'{key.resource.kind}.{key.resource.group} "{key.name}" is invalid'
             raise ApiProblem(422, f"{what}: {'; '.join(problems)}")
-        metadata = _part(after, "metadata")
+        metadata = part(after, "metadata")
         if before is not None:
-            known = _part(before, "metadata")
+            known = part(before, "metadata")
             metadata["resourceVersion"] = known["resourceVersion"]
             if after == before:
                 return copy.deepcopy(before)
@@ -427,13 +428,13 @@ class Store:
 
     def _set_times(self, before: JsonObject | None, after: JsonObject) -> None:
         """A taint that brings no time gets that of this moment."""
-        spec = _part(after, "spec")
-        for device in _objects(spec.get("devices")):
-            for taint in _objects(device.get("taints")):
+        spec = part(after, "spec")
+        for device in objects(spec.get("devices")):
+            for taint in objects(device.get("taints")):
                 taint.setdefault("timeAdded", self.time())
 
     def _mark_deleted(self, key: Key, body: JsonObject, grace_s: int) -> JsonObject:
-        metadata = _part(body, "metadata")
+        metadata = part(body, "metadata")
         if "deletionTimestamp" in metadata:
             return copy.deepcopy(body)
         marks = {"deletionTimestamp": self.time(grace_s), "deletionGracePeriodSeconds": grace_s}
@@ -443,13 +444,13 @@ class Store:
         body = self._objects.pop(key)
         self._version += 1
         self._record(Change(self._version, key.resource, body, None))
-        uid = _part(body, "metadata")["uid"]
+        uid = part(body, "metadata")["uid"]
         owned = [
             other
             for other, dependent in self._objects.items()
             if any(
                 owner.get("uid") == uid
-                for owner in _objects(_part(dependent, "metadata").get("ownerReferences"))
+                for owner in objects(part(dependent, "metadata").get("ownerReferences"))
             )
         ]
         for other in owned:
@@ -478,13 +479,13 @@ class Store:
 
 
 def _key(resource: Resource, body: JsonObject) -> Key:
-    metadata = _part(body, "metadata")
+    metadata = part(body, "metadata")
     namespace = str(metadata["namespace"]) if resource.namespaced else ""
     return Key(resource, str(metadata["name"]), namespace)
 
 
 def _runs_on_a_node(pod: JsonObject) -> bool:
-    ended = _part(pod, "status").get("phase") in ("Succeeded", "Failed")
+    ended = part(pod, "status").get("phase") in ("Succeeded", "Failed")
     return bool(_at(pod, "spec.nodeName")) and not ended
 
 
@@ -498,7 +499,7 @@ def _merged(before: JsonObject, patch: JsonObject, *, strategic: bool) -> JsonOb
             inner = known if isinstance(known, dict) else {}
             result[name] = _merged(inner, value, strategic=strategic)
         elif strategic and name in _MERGED_BY and isinstance(value, list):
-            result[name] = _merged_list(_MERGED_BY[name], _objects(known), _objects(value))
+            result[name] = _merged_list(_MERGED_BY[name], objects(known), objects(value))
         else:
             result[name] = value
     return result
@@ -523,13 +524,3 @@ def _at(body: JsonObject, path: str) -> object:
     for name in path.split("."):
         value = value.get(name, "") if isinstance(value, dict) else ""
     return value
-
-
-def _part(body: JsonObject, name: str) -> JsonObject:
-    """An object in an object, an empty one if there is none."""
-    value = body.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: object) -> list[JsonObject]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from gpuplugin.core.gpulabels import differences, is_own
+from gpuplugin.core.jsonobject import JsonObject, part
 from gpuplugin.core.nodecondition import condition_of
 from gpuplugin.daemon.logs import log_fact
 from gpuplugin.daemon.status import StatusBoard
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
     from gpuplugin.daemon.http.textformat import Family
     from sim.fleet.api import FleetApi
-    from sim.fleet.objects import JsonObject
     from sim.fleet.plan import FleetPlan
     from sim.node.scenario import Scenario
 
@@ -204,7 +204,7 @@ class Keeper:
         """Take over a node of an earlier run, or of a request whose response was lost."""
         name, number = kept.node.name, kept.node.number
         found = await self._api.get(f"{NODES}/{name}")
-        labels = _part(_part(found, "metadata"), "labels")
+        labels = part(part(found, "metadata"), "labels")
         if labels.get(FLEET) != self._plan.prefix:
             del self._kept[name]
             raise NotOurs(
@@ -212,15 +212,15 @@ class Keeper:
                 f"{self._plan.prefix!r}): choose another --name-prefix"
             )
         path = f"{NODES}/{name}"
-        new = _part(_part(body, "metadata"), "labels")
+        new = part(part(body, "metadata"), "labels")
         old = {key: str(value) for key, value in labels.items() if is_own(key)}
         changed = dict.fromkeys(old.keys() - new.keys()) | new
         wanted: JsonObject = {"metadata": {"labels": changed}}
-        spec = _part(found, "spec")
+        spec = part(found, "spec")
         if (wanted_taints := taints(spec, self._plan.machine)) != (spec.get("taints") or []):
             wanted["spec"] = {"taints": wanted_taints}
         found = await self._api.patch(path, wanted)
-        stored = _part(found, "status").get("conditions")
+        stored = part(found, "status").get("conditions")
         kept.conditions = stored if isinstance(stored, list) else []
         fixed = {"addresses": addresses(name, number), "nodeInfo": node_info(name)}
         status = {**self._status(kept), **fixed}
@@ -378,10 +378,5 @@ async def _all(works: Iterable[Coroutine[object, object, None]]) -> None:
 
 
 def _identity(body: JsonObject) -> tuple[str, str]:
-    metadata = _part(body, "metadata")
+    metadata = part(body, "metadata")
     return str(metadata.get("name")), str(metadata.get("uid"))
-
-
-def _part(body: Mapping[str, object], name: str) -> JsonObject:
-    value = body.get(name)
-    return value if isinstance(value, dict) else {}

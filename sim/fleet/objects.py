@@ -6,16 +6,15 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gpuplugin.core.jsonobject import JsonObject
     from gpuplugin.core.nodecondition import Condition
     from gpuplugin.daemon.cluster.eventqueue import NodeEvent
     from sim.kubelet.devices import Amount
-
-JsonObject: TypeAlias = dict[str, object]
 
 FLEET: Final = "gpuplugin.dev/fleet"
 """The label of nodes that a fleet keeps; its value is the fleet's prefix of names."""

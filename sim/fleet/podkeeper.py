@@ -16,9 +16,9 @@ from sim.fleet.pods import asked_pod, pod_status
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from gpuplugin.core.jsonobject import JsonObject
     from sim.fleet.api import FleetApi
     from sim.fleet.node import FleetNode
-    from sim.fleet.objects import JsonObject
     from sim.fleet.pods import AskedPod
 
 PODS: Final = "/api/v1/pods"

@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from gpuplugin.config.values import parse_duration_s
+from gpuplugin.core.jsonobject import JsonObject, objects, part
 from sim.apiserver.rules import quantity
-from sim.fleet.objects import JsonObject, address, seconds
+from sim.fleet.objects import address, seconds
 from sim.kubelet.pods import Container, Pod
 from sim.pods.podlist import LOAD
 
@@ -88,9 +89,9 @@ class PodState:
 
 def asked_pod(body: JsonObject, now: datetime) -> AskedPod:
     """A pod as the API server has it."""
-    metadata, spec, status = (_part(body, one) for one in ("metadata", "spec", "status"))
-    annotations, labels = _part(metadata, "annotations"), _part(metadata, "labels")
-    containers = _objects(spec.get("containers"))
+    metadata, spec, status = (part(body, one) for one in ("metadata", "spec", "status"))
+    annotations, labels = part(metadata, "annotations"), part(metadata, "labels")
+    containers = objects(spec.get("containers"))
     requests = [_requests(one) for one in containers]
     duration_s, note = math.inf, ""
     if text := str(annotations.get(DURATION) or ""):
@@ -239,7 +240,7 @@ def _resources(
 
 
 def _container(body: JsonObject) -> Container:
-    limits = _part(_part(body, "resources"), "limits")
+    limits = part(part(body, "resources"), "limits")
     counts = {
         name: _number(value, 1) for name, value in limits.items() if "/" in name
     }  # extended resources have a domain
@@ -248,8 +249,8 @@ def _container(body: JsonObject) -> Container:
 
 def _requests(container: JsonObject) -> JsonObject:
     """What a container requests; what it only limits it requests as well."""
-    resources = _part(container, "resources")
-    wanted = {**_part(resources, "limits"), **_part(resources, "requests")}
+    resources = part(container, "resources")
+    wanted = {**part(resources, "limits"), **part(resources, "requests")}
     return {name: value for name, value in wanted.items() if name in _USUAL}
 
 
@@ -264,9 +265,9 @@ def _written(status: JsonObject) -> Written | None:
     if status.get("phase") != "Running":
         return None
     started = str(status.get("startTime") or "")
-    conditions = {one.get("type"): one for one in _objects(status.get("conditions"))}
+    conditions = {one.get("type"): one for one in objects(status.get("conditions"))}
     ready = conditions.get("Ready", {})
-    containers = _objects(status.get("containerStatuses"))
+    containers = objects(status.get("containerStatuses"))
     counts = [one.get("restartCount") for one in containers]
     return Written(
         started,
@@ -284,12 +285,3 @@ def _age_s(status: JsonObject, now: datetime) -> float | None:
         return max(0.0, (now - datetime.fromisoformat(started)).total_seconds())
     except ValueError:
         return None
-
-
-def _part(body: Mapping[str, object], name: str) -> JsonObject:
-    value = body.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: object) -> list[JsonObject]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

@@ -18,7 +18,8 @@ from sim.scheduler.selectors import Selectable, parse
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from sim.apiserver.rules import Constraint, JsonObject, Taint, Toleration
+    from gpuplugin.core.jsonobject import JsonObject
+    from sim.apiserver.rules import Constraint, Taint, Toleration
     from sim.scheduler.selectors import Value
 
 MAX_RESULTS = 32

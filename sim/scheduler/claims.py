@@ -13,6 +13,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from gpuplugin.core.jsonobject import JsonObject, objects, part
 from sim.apiserver.rules import (
     AllocatedDevice,
     ClaimSpec,
@@ -45,7 +46,6 @@ from sim.scheduler.selectors import SelectorFailed, UnsupportedSelector
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from sim.apiserver.rules import JsonObject
     from sim.apiserver.store import Store
     from sim.kubelet.pods import Pod
     from sim.scheduler.allocator import Listed
@@ -145,7 +145,7 @@ class ClaimScheduler:
             made = self.store.create(key, body)
         except ApiProblem as problem:
             raise ValueError(str(problem)) from problem
-        uid = str(_part(made, "metadata")["uid"])
+        uid = str(part(made, "metadata")["uid"])
         try:
             for one in pod.claims:
                 if one.template:
@@ -198,9 +198,9 @@ class ClaimScheduler:
                 continue
             key = Key(CLAIMS, one.claim, pod.namespace)
             with suppress(ApiProblem):  # it is gone
-                status = _part(self.store.get(key), "status")
+                status = part(self.store.get(key), "status")
                 users = [
-                    user for user in _objects(status.get("reservedFor")) if user["uid"] != pod.uid
+                    user for user in objects(status.get("reservedFor")) if user["uid"] != pod.uid
                 ]
                 # Without users nothing is left; drivers write their part of it meanwhile.
                 left: JsonObject | None = {"reservedFor": users} if users else None
@@ -216,7 +216,7 @@ class ClaimScheduler:
         version = self.store.version_of(SLICES)
         if self._devices[0] != version:
             _, bodies = self.store.select(Selection(SLICES))
-            specs = ((str(_part(one, "metadata")["name"]), _part(one, "spec")) for one in bodies)
+            specs = ((str(part(one, "metadata")["name"]), part(one, "spec")) for one in bodies)
             self._devices = version, listed_devices(specs, self.node)
         return self._devices[1]
 
@@ -244,12 +244,12 @@ class ClaimScheduler:
             return
         _, bodies = self.store.select(Selection(CLASSES))
         # The newest class counts, and of two of one second the first by name.
-        bodies.sort(key=lambda one: str(_part(one, "metadata")["name"]), reverse=True)
-        bodies.sort(key=lambda one: str(_part(one, "metadata")["creationTimestamp"]))
+        bodies.sort(key=lambda one: str(part(one, "metadata")["name"]), reverse=True)
+        bodies.sort(key=lambda one: str(part(one, "metadata")["creationTimestamp"]))
         specs, extended = {}, {}
         for body in bodies:
-            name = str(_part(body, "metadata")["name"])
-            specs[name] = ClassSpec.model_validate(_part(body, "spec"))
+            name = str(part(body, "metadata")["name"])
+            specs[name] = ClassSpec.model_validate(part(body, "spec"))
             if resource := specs[name].extended_resource_name:
                 extended[resource] = name
         self._classes = version, specs, extended
@@ -263,15 +263,15 @@ class ClaimScheduler:
 
     def _create_of_template(self, pod: Pod, uid: str, name: str, template: str) -> None:
         found = self.store.get(Key(TEMPLATES, template, pod.namespace))
-        inner = _part(found, "spec")
+        inner = part(found, "spec")
         body: JsonObject = {
             "metadata": {
-                **_part(inner, "metadata"),
+                **part(inner, "metadata"),
                 "generateName": f"{pod.name}-{name}-",
                 "annotations": {POD_CLAIM: name},
                 "ownerReferences": [_owner(pod, uid)],
             },
-            "spec": _part(inner, "spec"),
+            "spec": part(inner, "spec"),
         }
         self.store.create(Key(CLAIMS, "", pod.namespace), body)
 
@@ -285,10 +285,10 @@ class ClaimScheduler:
                 raise Unschedulable(f'resourceclaim "{wanted.claim}" not found') from problem
         _, found = self.store.select(Selection(CLAIMS, pod.namespace))
         for body in found:
-            metadata = _part(body, "metadata")
-            owners = _objects(metadata.get("ownerReferences"))
+            metadata = part(body, "metadata")
+            owners = objects(metadata.get("ownerReferences"))
             mine = any(owner.get("uid") == pod.uid for owner in owners)
-            if mine and _part(metadata, "annotations").get(POD_CLAIM) == name:
+            if mine and part(metadata, "annotations").get(POD_CLAIM) == name:
                 return body
         raise Unschedulable(f'pod has claim "{name}" that is not there: neither claim nor template')
 
@@ -331,12 +331,12 @@ class ClaimScheduler:
         in_use = self._ledger.in_use
         result = []
         for body in bodies:
-            known = _part(body, "status").get("allocation")
+            known = part(body, "status").get("allocation")
             if isinstance(known, dict):
                 self._check_node(known)
                 result.append(known)
                 continue
-            spec = ClaimSpec.model_validate(_part(body, "spec"))
+            spec = ClaimSpec.model_validate(part(body, "spec"))
             wanted = [self._wanted(request) for request in spec.devices.requests]
             given = allocate(wanted, self.devices(), in_use, spec.devices.constraints)
             in_use = in_use.plus(given)
@@ -344,8 +344,8 @@ class ClaimScheduler:
         return result
 
     def _check_node(self, allocation: JsonObject) -> None:
-        terms = _objects(_part(allocation, "nodeSelector").get("nodeSelectorTerms"))
-        fields = [one for term in terms for one in _objects(term.get("matchFields"))]
+        terms = objects(part(allocation, "nodeSelector").get("nodeSelectorTerms"))
+        fields = [one for term in terms for one in objects(term.get("matchFields"))]
         if fields and self.node not in str(fields[0].get("values")):
             raise CannotAllocate("node(s) didn't match the node affinity of an allocated claim")
 
@@ -408,24 +408,24 @@ class ClaimScheduler:
         self, pod: Pod, pod_claim: str, body: JsonObject, allocation: JsonObject
     ) -> PlacedClaim:
         """Write an allocation and its user; a claim of extended resources is made only now."""
-        mappings = _objects(body.pop("mappings", []))
-        key = Key(CLAIMS, str(_part(body, "metadata").get("name", "")), pod.namespace)
+        mappings = objects(body.pop("mappings", []))
+        key = Key(CLAIMS, str(part(body, "metadata").get("name", "")), pod.namespace)
         if not key.name:
             body = self.store.create(key, body)
-            key = Key(CLAIMS, str(_part(body, "metadata")["name"]), pod.namespace)
+            key = Key(CLAIMS, str(part(body, "metadata")["name"]), pod.namespace)
             told: JsonObject = {"resourceClaimName": key.name, "requestMappings": mappings}
             self.store.patch(
                 Key(PODS, pod.name, pod.namespace),
                 {"status": {"extendedResourceClaimStatus": told}},
                 status=True,
             )
-        status = _part(body, "status")
+        status = part(body, "status")
         user: JsonObject = {"resource": "pods", "name": pod.name, "uid": pod.uid}
-        users = [one for one in _objects(status.get("reservedFor")) if one.get("uid") != pod.uid]
+        users = [one for one in objects(status.get("reservedFor")) if one.get("uid") != pod.uid]
         change: JsonObject = {"allocation": allocation, "reservedFor": [*users, user]}
         # Not the whole status, of which a driver may write its part meanwhile.
         stored = self.store.patch(key, {"status": change}, status=True)
-        uid = str(_part(stored, "metadata")["uid"])
+        uid = str(part(stored, "metadata")["uid"])
         allocated = ClaimStatus.model_validate(stored["status"]).allocation
         results = tuple(allocated.devices.results) if allocated else ()
         uuids = {(one.id.pool, one.id.name): _uuid(one) for one in self.devices()}
@@ -466,14 +466,14 @@ class _Ledger:
             self._add(body, 1)
 
     def _add(self, body: JsonObject | None, sign: int) -> None:
-        allocation = _part(_part(body or {}, "status"), "allocation")
-        for result in _objects(_part(allocation, "devices").get("results")):
+        allocation = part(part(body or {}, "status"), "allocation")
+        for result in objects(part(allocation, "devices").get("results")):
             device = DeviceId(str(result["driver"]), str(result["pool"]), str(result["device"]))
             if "shareID" not in result:
                 self._exclusive[device] += sign
                 continue
             sums = self._consumed.setdefault(device, {})
-            for name, value in _part(result, "consumedCapacity").items():
+            for name, value in part(result, "consumedCapacity").items():
                 sums[name] = sums.get(name, Decimal(0)) + sign * quantity(str(value))
 
 
@@ -514,12 +514,3 @@ def _reference(text: str) -> JsonObject:
 
 def _owner(pod: Pod, uid: str) -> JsonObject:
     return {"apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": uid, "controller": True}
-
-
-def _part(body: JsonObject, name: str) -> JsonObject:
-    value = body.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: object) -> list[JsonObject]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

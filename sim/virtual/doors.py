@@ -21,18 +21,19 @@ from gpuplugin.core.dra.slices import (
     arranged,
     writes,
 )
+from gpuplugin.core.jsonobject import JsonObject, part
 from gpuplugin.kubelet.deviceplugin import DevicePlugins
 from gpuplugin.kubelet.draplugin import DraPlugin, health_message
 from sim.apiserver.store import CLAIMS, NODES, SLICES, ApiProblem, Key, Selection
 from sim.gpu.scheduler import to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     import simpy
 
     from gpuplugin.core.dra.claims import ClaimRef, HeldDevice
-    from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.dra.devices import Offer
     from gpuplugin.core.dra.slices import Order, Write
     from gpuplugin.core.nodeview import NodeView
     from gpuplugin.kubelet.deviceplugin import DevicePlugin
@@ -191,7 +192,7 @@ class ClaimDoor:
         match write:
             case Create(name=name, spec=spec):
                 node = self._store.get(Key(NODES, self.pool.node))
-                owner: JsonObject = {"kind": "Node", "uid": _part(node, "metadata")["uid"]}
+                owner: JsonObject = {"kind": "Node", "uid": part(node, "metadata")["uid"]}
                 metadata: JsonObject = {"ownerReferences": [owner]}
                 self._store.create(Key(SLICES, name), {"metadata": metadata, "spec": spec})
             case Update(stored=stored, spec=spec):
@@ -205,11 +206,6 @@ class ClaimDoor:
 
 
 def _stored(body: JsonObject) -> Stored:
-    metadata = _part(body, "metadata")
+    metadata = part(body, "metadata")
     name, uid, version = (str(metadata[key]) for key in ("name", "uid", "resourceVersion"))
-    return Stored(name, uid, version, _part(body, "spec"))
-
-
-def _part(body: Mapping[str, object], name: str) -> JsonObject:
-    value = body.get(name)
-    return value if isinstance(value, dict) else {}
+    return Stored(name, uid, version, part(body, "spec"))

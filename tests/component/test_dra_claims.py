@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from gpuplugin.core.dra.claims import HeldDevice
-    from gpuplugin.core.dra.devices import JsonObject
+    from gpuplugin.core.jsonobject import JsonObject
 
 DRIVER = "gpu.gpuplugin.dev"
 PACKAGE = "k8s.io.kubelet.pkg.apis.dra"

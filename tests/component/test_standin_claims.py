@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from sim.apiserver import JsonObject
+    from gpuplugin.core.jsonobject import JsonObject
 
 NODE, GPU = "n1", "nvidia.com/gpu"
 TIMING = ClaimTiming(

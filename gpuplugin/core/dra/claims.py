@@ -15,12 +15,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gpuplugin.core.dra.devices import whole_number
+from gpuplugin.core.jsonobject import JsonObject, objects, part
 from hal import TimeSliceLevel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.dra.devices import Offer
 
 SHARES = "shares"
 _NONE: Mapping[tuple[str, str], TimeSliceLevel | None] = MappingProxyType({})
@@ -259,13 +260,13 @@ def results_of(claim: JsonObject, uid: str, driver: str) -> tuple[Result, ...]:
     Raises:
         ClaimError: it is another claim of that name, or none is allocated.
     """
-    metadata = _object(claim.get("metadata"))
+    metadata = part(claim, "metadata")
     if metadata.get("uid") != uid:
         raise ClaimError(
             f"claim {metadata.get('namespace')}/{metadata.get('name')} has the UID "
             f"{metadata.get('uid')} now, {uid} is gone"
         )
-    allocation = _object(_object(claim.get("status")).get("allocation"))
+    allocation = part(part(claim, "status"), "allocation")
     if not allocation:
         raise ClaimError(
             f"claim {metadata.get('namespace')}/{metadata.get('name')} is not allocated"
@@ -276,10 +277,10 @@ def results_of(claim: JsonObject, uid: str, driver: str) -> tuple[Result, ...]:
             pool=str(one["pool"]),
             device=str(one["device"]),
             share_id=str(one.get("shareID") or ""),
-            shares=_count(_object(one.get("consumedCapacity")).get(SHARES)),
+            shares=_count(part(one, "consumedCapacity").get(SHARES)),
             admin_access=one.get("adminAccess") is True,
         )
-        for one in _objects(_object(allocation.get("devices")).get("results"))
+        for one in objects(part(allocation, "devices").get("results"))
         if one.get("driver") == driver
     )
 
@@ -301,7 +302,7 @@ def decoded(text: str) -> Claims:
         content: object = json.loads(text)
         if not isinstance(content, dict) or content.get("version") != 1:
             raise BrokenCheckpoint("it is not a file of claims of version 1")
-        claims = [_claim_from_json(one) for one in _objects(content.get("claims"))]
+        claims = [_claim_from_json(one) for one in objects(content.get("claims"))]
     except KeyError as error:
         raise BrokenCheckpoint(f"a claim lacks {error}") from error
     except (ValueError, RecursionError) as error:
@@ -337,7 +338,7 @@ def _claim_from_json(one: JsonObject) -> Claim:
     return Claim(
         ClaimRef(str(one["namespace"]), str(one["name"]), str(one["uid"])),
         ClaimState(one["state"]),
-        tuple(map(_held_from_json, _objects(one.get("devices")))),
+        tuple(map(_held_from_json, objects(one.get("devices")))),
     )
 
 
@@ -356,16 +357,8 @@ def _held_from_json(held: JsonObject) -> HeldDevice:
     return HeldDevice(result, str(held["uuid"]), cdi_ids, time_slice)
 
 
-def _object(value: object) -> JsonObject:
-    return value if isinstance(value, dict) else {}
-
-
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
-
-
-def _objects(value: object) -> list[JsonObject]:
-    return [one for one in _list(value) if isinstance(one, dict)]
 
 
 def _count(value: object) -> int:

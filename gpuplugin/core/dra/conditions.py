@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from gpuplugin.core.dra.claims import Claim
-    from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.dra.devices import Offer
+    from gpuplugin.core.jsonobject import JsonObject
 
 CONDITION: Final = "Ready"
 

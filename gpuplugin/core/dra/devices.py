@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from gpuplugin.core.faults import Cause, Fault
     from gpuplugin.core.healthboard import HealthBoard
     from gpuplugin.core.inventory import Device, Inventory, Resource, Unit
+    from gpuplugin.core.jsonobject import JsonObject
     from hal import Gpu
 
-JsonObject: TypeAlias = "dict[str, object]"
 Effect: TypeAlias = Literal["NoSchedule", "NoExecute"]
 
 SHARES, MEMORY, SHARED = "shares", "memory", "shared"

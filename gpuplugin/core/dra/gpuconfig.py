@@ -15,13 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gpuplugin.core.dra.claims import ClaimError
+from gpuplugin.core.jsonobject import JsonObject, objects, part
 from hal import TimeSliceLevel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from gpuplugin.core.dra.claims import ClaimRef
-    from gpuplugin.core.dra.devices import JsonObject
 
 API_VERSIONS: Final = ("resource.gpuplugin.dev/v1beta1", "resource.nvidia.com/v1beta1")
 GPU_CONFIG, MIG_CONFIG = "GpuConfig", "MigDeviceConfig"
@@ -39,15 +39,15 @@ def time_slices(claim: JsonObject, driver: str) -> dict[tuple[str, str], TimeSli
     Raises:
         ClaimError: a configuration for this driver has what cannot be done here.
     """
-    allocation = _object(_object(_object(claim.get("status")).get("allocation")).get("devices"))
+    allocation = part(part(part(claim, "status"), "allocation"), "devices")
     entries = [
         (one.get("source") != "FromClass", _requests(one), *_parsed(parameters))
-        for one in _objects(allocation.get("config"))
+        for one in objects(allocation.get("config"))
         for parameters in _mine(one, driver)
     ]
     entries.sort(key=lambda one: one[0])  # stable: classes first, and each in its order
     found: dict[tuple[str, str], TimeSliceLevel | None] = {}
-    for result in _objects(allocation.get("results")):
+    for result in objects(allocation.get("results")):
         if result.get("driver") != driver:
             continue
         request, device = str(result.get("request")), str(result.get("device"))
@@ -77,7 +77,7 @@ def time_slice_conflict(
 
 
 def _mine(config: JsonObject, driver: str) -> Iterator[object]:
-    opaque = _object(config.get("opaque"))
+    opaque = part(config, "opaque")
     if opaque.get("driver") == driver:
         yield opaque.get("parameters")
 
@@ -130,11 +130,3 @@ def _unfit(place: str, value: object, allowed: Iterable[str]) -> ClaimError:
 
 def _wrong(text: str) -> ClaimError:
     return ClaimError(f"the claim's opaque configuration: {text}")
-
-
-def _object(value: object) -> JsonObject:
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: object) -> list[JsonObject]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gpuplugin.core.dra.claims import Claims
-    from gpuplugin.core.dra.devices import JsonObject
+    from gpuplugin.core.jsonobject import JsonObject
 
 DEVICES_PER_SLICE = 64
 """128 without taints; but a fault must not change the layout."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightkube import Client, SingleConfig
 
     from gpuplugin.core.dra.claims import ClaimRef
-    from gpuplugin.core.dra.devices import JsonObject
+    from gpuplugin.core.jsonobject import JsonObject
 
 FIELD_MANAGER = "gpuplugin"
 TIMEOUT_S = 5.0

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
     from gpuplugin.core.cdi import CdiHost
     from gpuplugin.core.dra.claims import Claim, ClaimRef, HeldDevice, Result
-    from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.dra.devices import Offer
     from gpuplugin.core.injection import InjectionPlan
+    from gpuplugin.core.jsonobject import JsonObject
     from gpuplugin.daemon.dra.claimstore import ClaimStore
     from gpuplugin.daemon.frontdoor import SetTimeSlices
     from hal import TimeSliceLevel

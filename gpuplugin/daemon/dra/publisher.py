@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from lightkube.generic_resource import GenericGlobalResource
     from lightkube.operators import BinaryOperator, SequenceOperator
 
-    from gpuplugin.core.dra.devices import JsonObject, Offer
+    from gpuplugin.core.dra.devices import Offer
     from gpuplugin.core.dra.slices import Pool, Write
+    from gpuplugin.core.jsonobject import JsonObject
     from gpuplugin.daemon.http.metrics import Metrics
     from gpuplugin.daemon.status import StatusBoard
 

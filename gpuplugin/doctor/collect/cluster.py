@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from gpuplugin.core.jsonobject import JsonObject, objects, part
 from gpuplugin.doctor.facts import ClassFact, ClusterFacts, SliceFact
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from lightkube import Client, SingleConfig
 
-    from gpuplugin.core.dra.devices import JsonObject
     from gpuplugin.core.dra.slices import Pool
 
 _T = TypeVar("_T")
@@ -150,29 +150,29 @@ class _Reader:
 
 
 def _class(one: JsonObject) -> ClassFact:
-    metadata, spec = _object(one.get("metadata")), _object(one.get("spec"))
+    metadata, spec = part(one, "metadata"), part(one, "spec")
     return ClassFact(
         name=str(metadata.get("name")),
         created=str(metadata.get("creationTimestamp") or ""),
         extended_resource=str(spec.get("extendedResourceName") or ""),
         selectors=tuple(
-            str(_object(selector.get("cel")).get("expression") or "")
-            for selector in _objects(spec.get("selectors"))
+            str(part(selector, "cel").get("expression") or "")
+            for selector in objects(spec.get("selectors"))
         ),
     )
 
 
 def _slice(one: JsonObject) -> SliceFact:
-    spec = _object(one.get("spec"))
-    pool = _object(spec.get("pool"))
+    spec = part(one, "spec")
+    pool = part(spec, "pool")
     return SliceFact(
-        name=str(_object(one.get("metadata")).get("name")),
+        name=str(part(one, "metadata").get("name")),
         generation=_number(pool.get("generation")),
         count=_number(pool.get("resourceSliceCount")),
-        replicas=dict(_replicas(_objects(spec.get("devices")))),
+        replicas=dict(_replicas(objects(spec.get("devices")))),
         tainted=frozenset(
             str(device.get("name"))
-            for device in _objects(spec.get("devices"))
+            for device in objects(spec.get("devices"))
             if device.get("taints")
         ),
     )
@@ -180,7 +180,7 @@ def _slice(one: JsonObject) -> SliceFact:
 
 def _replicas(devices: Iterable[JsonObject]) -> Iterator[tuple[str, int]]:
     for device in devices:
-        shares = _object(_object(device.get("capacity")).get("shares")).get("value")
+        shares = part(part(device, "capacity"), "shares").get("value")
         shared = device.get("allowMultipleAllocations") and shares is not None
         yield str(device.get("name")), _number(shares) if shared else 1
 
@@ -192,11 +192,3 @@ def _number(value: object) -> int:
         return whole_number(str(value))
     except ValueError:
         return 0
-
-
-def _object(value: object) -> JsonObject:
-    return dict(value) if hasattr(value, "items") else {}  # type: ignore[call-overload]
-
-
-def _objects(value: object) -> list[JsonObject]:
-    return [_object(one) for one in value] if isinstance(value, list) else []

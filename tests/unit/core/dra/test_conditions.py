@@ -13,7 +13,7 @@ from gpuplugin.core.dra.conditions import DeviceStatus, device_statuses, with_st
 from gpuplugin.core.dra.devices import Offer, Taint
 
 if TYPE_CHECKING:
-    from gpuplugin.core.dra.devices import JsonObject
+    from gpuplugin.core.jsonobject import JsonObject
 
 DRIVER = "gpu.gpuplugin.dev"
 FIRST, LATER = "2026-11-30T10:00:00Z", "2026-11-30T11:00:00Z"

@@ -6,13 +6,14 @@ import copy
 import json
 import re
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuplugin.core.dra.claims import ClaimRef, Claims, Result
-from gpuplugin.core.dra.devices import MIB, JsonObject, Offer, Taint
+from gpuplugin.core.dra.devices import MIB, Offer, Taint
 from gpuplugin.core.dra.slices import (
     DEVICES_PER_SLICE,
     GATES,
@@ -32,6 +33,9 @@ from gpuplugin.core.dra.slices import (
     trial_spec,
     writes,
 )
+
+if TYPE_CHECKING:
+    from gpuplugin.core.jsonobject import JsonObject
 
 DRIVER = "gpu.gpuplugin.dev"
 POOL = Pool(DRIVER, "node-1")
