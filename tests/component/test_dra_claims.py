@@ -8,10 +8,11 @@ import os
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,7 +39,7 @@ from tests.component.waiting import eventually
 from tests.conformance.engines.conftest import ENGINES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gpuplugin.core.dra.claims import HeldDevice
     from gpuplugin.core.jsonobject import JsonObject
@@ -414,6 +415,39 @@ def test_a_broken_file_is_no_reason_to_end(tmp_path: Path, cluster: Cluster, bro
     after.keeper.unprepare(named(first))
     assert set(after.remembered.by_uid) == {"u-3"}
     assert len(after.prepare(cluster.allocate("u-2", "gpu-whole"))) == 1
+
+
+def test_two_writes_within_a_tick_of_the_files_clock_are_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second one may have the inode of the file before both, and its time."""
+
+    def timeless(path: Path) -> tuple[int, int, int] | None:
+        with suppress(OSError):
+            return path.stat().st_dev, path.stat().st_ino, 0
+        return None
+
+    def stat(descriptor: int) -> SimpleNamespace:
+        status = fstat(descriptor)
+        return SimpleNamespace(st_dev=status.st_dev, st_ino=status.st_ino, st_ctime_ns=0)
+
+    def started(number: int) -> Callable[[Claims], Claims]:
+        ref, result = (
+            ClaimRef("default", f"c{number}", f"u{number}"),
+            Result("r", "n", "gpu-shared"),
+        )
+        return lambda now: now.started(ref, [replace(result, shares=1)], OFFERS)
+
+    fstat = os.fstat
+    with TemporaryDirectory(dir="/var/tmp") as name:  # in memory, inodes do not come back
+        one, other = (ClaimStore(Path(name), "boot", lambda: Claims("boot")) for _ in range(2))
+        with monkeypatch.context() as patch:
+            patch.setattr("gpuplugin.daemon.dra.claimstore.identity", timeless)
+            patch.setattr(os, "fstat", stat)
+            one.change(started(1))
+            for number in (2, 3):
+                other.change(started(number))
+            assert set(one.claims.by_uid) == {"u1", "u2", "u3"}
 
 
 @pytest.mark.parametrize("odd", ["", "[]", '{"annotations": 1}', "[" * 100_000])

@@ -45,6 +45,22 @@ class _Change:
     outcome: Claims | Exception = _UNTRIED
 
 
+class _Held:
+    """A file that is open, so that no other one gets its inode: times alone may be the same.
+
+    The clock of files ticks every few ms, in which there can be several writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self.descriptor)
+        self.identity: Identity = status.st_dev, status.st_ino, status.st_ctime_ns
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 @contextmanager
 def to_lock(path: Path) -> Iterator[int]:
     """A file to lock, by its descriptor, whose end ends the lock; raises `OSError`."""
@@ -70,15 +86,14 @@ class ClaimStore:
         self._rebuilt = rebuilt
         self._mutex = threading.Lock()
         self._changes: deque[_Change] = deque()
-        self._read: tuple[Identity | None, Claims] | None = None
+        self._read: tuple[_Held | None, Claims] | None = None
+        """The file that was read last, None if there was none, and its claims."""
         self._tidy = False
 
     @property
     def claims(self) -> Claims:
         """The newest ones; raises `OSError`. Never waits for the disk."""
-        newest = identity(self._path)
-        read = self._read
-        return read[1] if read is not None and read[0] == newest else self._load()
+        return self._load()
 
     @property
     def waiting(self) -> int:
@@ -120,7 +135,7 @@ class ClaimStore:
                     write_whole(self._path, encoded(after), _MODE, synced=for_good)
                     if for_good:
                         sync_folder(self._folder)
-                    self._read = identity(self._path), after
+                    self._read = _Held(self._path), after
         except OSError as error:
             for change in changes:
                 if change.outcome is _UNTRIED or not isinstance(change.outcome, Exception):
@@ -134,12 +149,14 @@ class ClaimStore:
 
     def _load(self) -> Claims:
         """The file may be replaced meanwhile: what was read is that of before or after."""
-        newest = identity(self._path)
         read = self._read
-        if read is not None and read[0] == newest:
+        if read is not None and identity(self._path) == (read[0] and read[0].identity):
             return read[1]
+        held = None
         try:
-            claims = decoded(self._path.read_text("utf-8"))
+            held = _Held(self._path)
+            with open(held.descriptor, encoding="utf-8", closefd=False) as stream:
+                claims = decoded(stream.read())
         except FileNotFoundError:
             claims = self._rebuilt()
         except (BrokenCheckpoint, UnicodeDecodeError) as error:
@@ -147,5 +164,5 @@ class ClaimStore:
             log_fact(log, logging.ERROR, "claims-broken", text)
             claims = self._rebuilt()
         claims = claims.rebooted(self.boot_id)
-        self._read = newest, claims
+        self._read = held, claims
         return claims
