@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.core.health import Health, HealthState, cleared, on_event, on_probe
-from hal import GpuAppeared, GpuDisappeared, GpuState, XidError
+from hal import GpuDisappeared, GpuState, XidError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -136,18 +136,16 @@ class HealthBoard:
         )
 
     def with_event(self, event: Event, now_s: float, policy: HealthPolicy) -> HealthBoard:
-        """The board after an event; one that names no GPU, or an unknown one, concerns all.
+        """The board after an event; one that names no GPU concerns all.
 
-        GpuAppeared and GpuDisappeared are the exception: an unknown GPU concerns no other. An Xid
-        that names MIG instances of a GPU concerns those alone.
+        One of an unknown GPU, such as one that was just added, concerns no other. An Xid that names
+        MIG instances of a GPU concerns those alone.
         """
-        if event.uuid not in self.gpus and isinstance(event, GpuAppeared | GpuDisappeared):
-            return self
         named = self._named_instances(event)
         if named:
             return replace(self, mig=_changed(self.mig, named, event, now_s, policy))
         uuid = event.uuid
-        touched = [uuid] if uuid is not None and uuid in self.gpus else list(self.gpus)
+        touched = [one for one in self.gpus if uuid in (None, one)]
         return replace(self, gpus=_changed(self.gpus, touched, event, now_s, policy))
 
     def with_probe(

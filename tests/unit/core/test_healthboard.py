@@ -30,7 +30,7 @@ def unhealthy(board: HealthBoard) -> list[str]:
     [
         pytest.param(XidError(B, 79), [B], id="a named GPU alone"),
         pytest.param(XidError(None, 79), [A, B, C], id="unnamed Xid: all"),
-        pytest.param(XidError("GPU-unknown", 79), [A, B, C], id="Xid of an unknown GPU: all"),
+        pytest.param(XidError("GPU-unknown", 79), [], id="Xid of an unknown GPU"),
         pytest.param(XidError(None, 31), [], id="unnamed application error"),
         pytest.param(XidError(B, 79, 1, 0), [B], id="an instance that it does not have: the GPU"),
         pytest.param(EccError(B, uncorrectable=True), [B], id="uncorrectable ECC error"),
