@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from sim.apiserver.store import (
 )
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
@@ -410,6 +412,13 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, api: ApiServer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.api = api
+
+    def handle_error(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+    ) -> None:
+        """Say nothing of a client that leaves."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 def _bookmark(resource: Resource, version: int, *, at_start: bool = False) -> JsonObject:

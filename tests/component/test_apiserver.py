@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import threading
 from contextlib import contextmanager
@@ -313,6 +315,19 @@ def test_failures_are_for_those_who_ask_next(server: ApiServer) -> None:
     assert not answered.is_set()
     server.stop()
     assert answered.wait(DEADLINE_S)
+
+
+def test_a_client_that_leaves_is_nothing_to_tell(
+    server: ApiServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    threads = threading.active_count()
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"GET /version HTTP/1.1\r\n")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    assert ask(server, "GET", "/version")[0] == 200
+    eventually(lambda: threading.active_count() <= threads)
+    assert capfd.readouterr().err == ""
 
 
 def test_what_there_is(server: ApiServer) -> None:
