@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuplugin.linesocket import ControlError, decode, encode
+from sim.socketfile import SocketFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,10 +20,10 @@ class LineServer:
     """Serves requests on a unix socket; a handler refuses one with a `ControlError`."""
 
     def __init__(self, path: Path, handler: Handler) -> None:
-        self._path = path
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._server = _Server(str(path), _request_handler(handler))
+        self._file = SocketFile(path)
         path.chmod(0o600)
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
@@ -30,10 +31,10 @@ class LineServer:
         self._thread.start()
 
     def close(self) -> None:
+        self._file.remove()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-        self._path.unlink(missing_ok=True)
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

@@ -10,6 +10,7 @@ import shutil
 import struct
 import uuid as uuids
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hal import PCI_3D
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 WORK = "work"
 """An empty folder, for what a mount namespace needs beside these files."""
+_BOOT_ID = "sys/kernel/random/boot_id"
 _DEVICES = "bus/pci/devices"
 _DRIVER = "bus/pci/drivers/nvidia"
 _DRIVER_FILES = "driver/nvidia"
@@ -63,7 +65,8 @@ class KernelFiles:
         self._capabilities: set[Path] = set()
         shutil.rmtree(root, ignore_errors=True)
         # A node that is served anew has booted.
-        self._write(self.procfs / "sys/kernel/random/boot_id", f"{uuids.uuid4()}\n")
+        self._boot_id = f"{uuids.uuid4()}\n"
+        self._write(self.procfs / _BOOT_ID, self._boot_id)
         for folder in (_DEVICES, _DRIVER, "module"):
             (self.sysfs / folder).mkdir(parents=True)
         (root / WORK).mkdir()
@@ -76,7 +79,10 @@ class KernelFiles:
             log.warning("the files of the simulated kernel cannot be written: %s", error)
 
     def remove(self) -> None:
-        shutil.rmtree(self._root, ignore_errors=True)
+        """Remove the files, if no other node has put its own there meanwhile."""
+        with suppress(OSError):
+            if (self.procfs / _BOOT_ID).read_text() == self._boot_id:
+                shutil.rmtree(self._root, ignore_errors=True)
 
     def _follow(self, node: SimulatedNode) -> None:
         version = node.scenario.driver_version

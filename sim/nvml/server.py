@@ -22,6 +22,7 @@ from sim.nvml.pids import ProcessIds
 from sim.nvml.visible import MOST_BYTES as MOST_VISIBLE_BYTES
 from sim.nvml.visible import Visible
 from sim.nvml.wire import HEAD, HELLO, HELLO_FUNCTION, LENGTH, MOST_BYTES, NotARequest, hello_bytes
+from sim.socketfile import SocketFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,12 +90,12 @@ class NvmlServer:
         self._node = node
         self._for_pods = for_pods
         self._pids = pids or ProcessIds()
-        self._path = path
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._listener.bind(str(path))
+            self._file = SocketFile(path)
             path.chmod(0o666 if for_pods else 0o600)
             self._listener.listen(128)
         except OSError:
@@ -124,9 +125,9 @@ class NvmlServer:
         if self._closing:
             return
         self._closing = True
+        self._file.remove()
         os.eventfd_write(self._wake, 1)
         self._thread.join()
-        self._path.unlink(missing_ok=True)
         os.close(self._wake)
 
     def _run(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sim.node.serve import CannotServe
 from sim.nvml.library import LIBRARY, PROGRAM, CannotBuild, built_library, built_program
 from sim.nvml.server import NvmlServer
+from sim.socketfile import SocketFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,13 +81,13 @@ class _SmiDoor:
     """Listens for `nvidia-smi`; at the first request it starts a renderer, which then answers."""
 
     def __init__(self, path: Path, nvml: Path, library: Path) -> None:
-        self._path = path
         self._command = [sys.executable, "-P", "-m", "sim.smi.renderer"]
         self._arguments = [str(nvml), str(library)]
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._listener.bind(str(path))
+            self._file = SocketFile(path)
             path.chmod(0o666)
             self._listener.listen(_BACKLOG)
         except OSError:
@@ -98,9 +99,9 @@ class _SmiDoor:
         self._thread.start()
 
     def close(self) -> None:
+        self._file.remove()
         os.eventfd_write(self._stop, 1)
         self._thread.join()
-        self._path.unlink(missing_ok=True)
         self._listener.close()
         os.close(self._stop)
 

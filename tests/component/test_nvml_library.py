@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -361,6 +362,44 @@ def test_parent_and_child_of_a_fork_go_their_own_ways(node: Node) -> None:
     with node.client(program) as client:
         assert [client.says() for _ in range(20)] == [[0]] * 20
         assert client.says() == [True]
+
+
+def test_the_child_of_a_fork_does_not_keep_a_connection_that_is_being_made(library: Path) -> None:
+    program = """
+    threading.Thread(target=nvml.nvmlInit, daemon=True).start()
+    sys.stdin.readline()
+    child = os.fork()
+    if child == 0:
+        sys.stdin.readline()
+        os._exit(0)
+    os._exit(0)
+    """
+    with tempfile.TemporaryDirectory(prefix="gp") as name, socket.socket(socket.AF_UNIX) as node:
+        node.bind(f"{name}/nvml.sock")
+        node.listen()
+        node.settimeout(DEADLINE_S)
+        env = {"LD_LIBRARY_PATH": str(library.parent), "GPUPLUGIN_SIM_NVML": f"{name}/nvml.sock"}
+        text = PRELUDE + textwrap.dedent(program)
+        with Process("-c", text, env=env) as client:
+            connection, _ = node.accept()
+            with connection:
+                connection.settimeout(DEADLINE_S)
+                assert connection.recv(4096)  # it introduces itself, and is not answered
+                client.go_on()
+                client.process.wait(DEADLINE_S)
+                assert connection.recv(4096) == b""
+
+
+def test_no_more_is_read_than_can_be_the_callers(node: Node) -> None:
+    program = """
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    values = (nvml.c_nvmlFieldValue_t * 30000)()
+    values[0].fieldId = nvml.NVML_FI_DEV_ECC_CURRENT
+    get = nvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
+    say([get(gpu, count, values) for count in (-1, 2**31 - 1, -(2**31), 1)])
+    """
+    with node.client(program) as client:
+        assert client.says() == [[2, 2, 2, 0]]
 
 
 def test_many_threads_get_their_own_answers(node: Node) -> None:

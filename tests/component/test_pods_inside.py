@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import struct
@@ -20,10 +21,13 @@ import pytest
 
 from gpuplugin.config.load import load_settings
 from gpuplugin.config.plans import pod_extras
+from gpuplugin.linesocket import ask
 from sim.gpu.faults import Hang, Recovery, XidFault
+from sim.node.control import control_socket
 from sim.node.node import SimulatedNode
 from sim.node.realtime import RealTimeNode
 from sim.node.scenario import parse_scenario
+from sim.node.serve import served
 from sim.nvml import server
 from sim.nvml.dispatch import FUNCTIONS
 from sim.nvml.library import CannotBuild, abi_hash, built_library, built_program
@@ -211,6 +215,33 @@ except pynvml.NVMLError_NoPermission:
     ], done.stderr
 
 
+CHILD_WITH_THREADS = """
+import os, sys, threading
+sys.path.append("/nvml")
+import pynvml
+pynvml.nvmlInit()
+pid = os.fork()
+if pid:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+ready, made = threading.Barrier(8), []
+def create():
+    ready.wait()
+    made.append(pynvml.nvmlEventSetCreate())
+threads = [threading.Thread(target=create) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+for one in made:
+    pynvml.nvmlEventSetFree(one)
+"""
+
+
+def test_the_threads_of_the_child_of_a_fork_have_one_session(pods: PodNode) -> None:
+    done = pods.pod("0", debian_root).run(PYTHON, "-c", CHILD_WITH_THREADS)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 MUSL_CLIENT = r"""
 #include <dlfcn.h>
 #include <stdio.h>
@@ -258,6 +289,30 @@ def test_a_restart_of_the_plugin_is_outlived(pods: PodNode) -> None:
         assert running.stdout.readline() == first
     assert gone.returncode == pynvml.NVML_ERROR_DRIVER_NOT_LOADED
     assert "NVIDIA-SMI has failed because it couldn't communicate" in gone.stdout
+
+
+def test_a_plugin_that_is_replaced_leaves_the_place_to_the_next_one(
+    pods: PodNode, kubelet_dir: Path
+) -> None:
+    """As in a rollout with surge: the next one serves before the old one ends."""
+    files = ("gpuplugin-sim-kernel/sys/module/nvidia/version", "gpuplugin-sim-nvml.sock")
+    pods.door.enter_context(served(pods.node, kubelet_dir))
+    with served(pods.node, kubelet_dir), pod_door(pods.node, pods.folder):
+        pods.door.close()
+        done = pods.pod("0").run("nvidia-smi", "-L")
+        assert done.returncode == 0, done
+        assert ask(control_socket(kubelet_dir), {"status": True}, 20)["gpus"]
+        assert [name for name in files if not (kubelet_dir / name).exists()] == []
+    assert not list((pods.folder / "run").iterdir())
+    assert not list(kubelet_dir.iterdir())
+
+
+def test_what_cannot_be_printed_is_a_failure(pods: PodNode) -> None:
+    environment = {"GPUPLUGIN_SIM_NVML": str(pods.socket), "NVIDIA_VISIBLE_DEVICES": "all"}
+    program = shlex.quote(str(built_program()))
+    for ending in ("-L >/dev/full", "-q >/dev/full", "-L >&-", "-q >&-", "-q -f /dev/full"):
+        done = subprocess.run(["sh", "-c", f"{program} {ending}"], env=environment, check=False)
+        assert done.returncode == 2, ending
 
 
 def test_an_error_of_whoever_serves_pods_is_his_own(tmp_path: Path) -> None:

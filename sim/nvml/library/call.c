@@ -97,6 +97,17 @@ static bool unmarshal(const struct buffer *buffer, const struct function *functi
     return at == buffer->used;
 }
 
+/* Counts of arrays that are read: a wrong one, such as -1, would read what is not the caller's. */
+static bool counts_are_possible(const struct function *function, const uint64_t *values)
+{
+    for (unsigned position = 0; position < function->count; position++) {
+        const struct argument *argument = &function->arguments[position];
+        if (argument->kind == INOUT_BY && values[argument->by] > MOST_READ)
+            return false;
+    }
+    return true;
+}
+
 int sim_call(const struct function *function, const uint64_t *values)
 {
     struct connection connection;
@@ -105,7 +116,10 @@ int sim_call(const struct function *function, const uint64_t *values)
     int code = acquire(&connection);
     if (code == SUCCESS) {
         buffer_init(&buffer);
-        if (!marshal(&buffer, function, values, rooms)) {
+        if (!counts_are_possible(function, values)) {
+            code = INVALID_ARGUMENT;
+            release(&connection, false);
+        } else if (!marshal(&buffer, function, values, rooms)) {
             code = INSUFFICIENT_RESOURCES;
             release(&connection, false);
         } else if (!exchange(connection.fd, &buffer)) {

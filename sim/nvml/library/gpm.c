@@ -4,7 +4,6 @@
 #include <stdlib.h>
 
 #define VERSION 1
-#define MOST_METRICS 1024
 
 struct names {
     const char *brief, *full, *unit;
@@ -56,7 +55,7 @@ EXPORT int nvmlGpmMetricsGet(struct request *request)
 {
     if (!is_initialised())
         return UNINITIALIZED;
-    if (request == NULL || request->count > MOST_METRICS)
+    if (request == NULL || request->count > MOST_READ)
         return INVALID_ARGUMENT;
     if (request->version != VERSION)
         return ARGUMENT_VERSION_MISMATCH;

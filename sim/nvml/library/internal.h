@@ -8,6 +8,7 @@
 #include <stddef.h>
 
 #define MOST_BYTES (1u << 20)
+#define MOST_READ 1024 /* elements of an array of the caller that are read */
 #define NODE_GONE (-1) /* beside the codes: the node's process ended */
 
 /* A message as it grows; small ones stay on the stack. */
@@ -26,7 +27,8 @@ bool put(struct buffer *buffer, const void *data, size_t size);
 bool start_request(struct buffer *buffer, uint16_t function, uint16_t arguments);
 bool exchange(int fd, struct buffer *buffer);
 int answer_code(const struct buffer *buffer);
-int open_connection(const char *path, uint64_t *session, int *fd);
+int new_socket(void);
+int introduce(int fd, const char *path, uint64_t *session);
 
 /* pool.c: the connections of this process. */
 struct connection {

@@ -69,34 +69,55 @@ static bool take_slot(bool used, unsigned *found)
     return false;
 }
 
+/* A new connection in a slot. The lock is let go while it introduces itself; the socket is in the
+   slot before that, so that the child of a fork closes it. */
+static int open_slot(const char *path, uint64_t *session, unsigned *number)
+{
+    if (!take_slot(false, number))
+        return INSUFFICIENT_RESOURCES;
+    int fd = state.slots[*number].fd = new_socket();
+    pthread_mutex_unlock(&state.lock);
+    int code = fd < 0 ? INSUFFICIENT_RESOURCES : introduce(fd, path, session);
+    pthread_mutex_lock(&state.lock);
+    if (code != SUCCESS)
+        free_slot(*number);
+    return code;
+}
+
+/* A new connection of this process's session, or with one to begin: that of the thread that is
+   first with it is all threads'. */
+static int join_session(struct connection *connection)
+{
+    char path[sizeof state.path];
+    memcpy(path, state.path, sizeof path);
+    for (;;) {
+        const uint64_t asked = state.session;
+        uint64_t session = asked;
+        int code = open_slot(path, &session, &connection->slot);
+        if (connection->generation != state.generation)
+            return code;
+        if (code == NODE_GONE)
+            state.gone = true;
+        if (code != SUCCESS)
+            return code;
+        if (state.session == asked || state.session == session) {
+            state.session = session;
+            return SUCCESS;
+        }
+        free_slot(connection->slot);
+    }
+}
+
 /* A connection for one call: an idle one, or a new one. */
 int acquire(struct connection *connection)
 {
     pthread_mutex_lock(&state.lock);
     int code = !state.initialised ? UNINITIALIZED : state.gone ? NODE_GONE : SUCCESS;
-    bool idle = code == SUCCESS && take_slot(true, &connection->slot);
-    if (code == SUCCESS && !idle && !take_slot(false, &connection->slot))
-        code = INSUFFICIENT_RESOURCES;
     connection->generation = state.generation;
-    connection->fd = idle ? state.slots[connection->slot].fd : -1;
-    uint64_t session = state.session;
-    char path[sizeof state.path];
-    memcpy(path, state.path, sizeof path);
-    pthread_mutex_unlock(&state.lock);
-    if (code != SUCCESS || idle)
-        return code;
-
-    code = open_connection(path, &session, &connection->fd);
-    pthread_mutex_lock(&state.lock);
-    if (code == SUCCESS) {
-        state.slots[connection->slot].fd = connection->fd;
-        if (connection->generation == state.generation)
-            state.session = session;
-    } else {
-        free_slot(connection->slot);
-        if (code == NODE_GONE && connection->generation == state.generation)
-            state.gone = true;
-    }
+    if (code == SUCCESS && !take_slot(true, &connection->slot))
+        code = join_session(connection);
+    if (code == SUCCESS)
+        connection->fd = state.slots[connection->slot].fd;
     pthread_mutex_unlock(&state.lock);
     return code;
 }
@@ -141,41 +162,37 @@ static bool read_path(char *path, size_t room)
     return true;
 }
 
+/* Begins a session with the node. */
+static int initialise(void)
+{
+    char path[sizeof state.path];
+    uint64_t session = 0;
+    unsigned slot;
+    if (!read_path(path, sizeof path))
+        return DRIVER_NOT_LOADED;
+    int code = open_slot(path, &session, &slot);
+    if (code != SUCCESS)
+        return code == NODE_GONE ? DRIVER_NOT_LOADED : code;
+    if (initialised_again()) { /* another thread was faster */
+        free_slot(slot);
+        return SUCCESS;
+    }
+    forget_idle();
+    state.slots[slot].busy = false;
+    state.gone = false;
+    state.session = session;
+    state.initialised++;
+    memcpy(state.path, path, sizeof path);
+    return SUCCESS;
+}
+
 EXPORT int nvmlInitWithFlags(unsigned flags)
 {
     (void)flags;
     pthread_mutex_lock(&state.lock);
-    bool again = initialised_again();
+    int code = initialised_again() ? SUCCESS : initialise();
     pthread_mutex_unlock(&state.lock);
-    if (again)
-        return SUCCESS;
-
-    char path[sizeof state.path];
-    uint64_t session = 0;
-    int fd;
-    if (!read_path(path, sizeof path))
-        return DRIVER_NOT_LOADED;
-    int code = open_connection(path, &session, &fd);
-    if (code != SUCCESS)
-        return code == NODE_GONE ? DRIVER_NOT_LOADED : code;
-
-    unsigned slot;
-    pthread_mutex_lock(&state.lock);
-    if (initialised_again()) { /* another thread was faster */
-        close(fd);
-    } else {
-        forget_idle();
-        state.gone = false;
-        state.session = session;
-        state.initialised++;
-        memcpy(state.path, path, sizeof path);
-        if (take_slot(false, &slot))
-            state.slots[slot] = (struct slot){.used = true, .fd = fd};
-        else
-            close(fd);
-    }
-    pthread_mutex_unlock(&state.lock);
-    return SUCCESS;
+    return code;
 }
 
 EXPORT int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }

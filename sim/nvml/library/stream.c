@@ -119,51 +119,35 @@ int answer_code(const struct buffer *buffer)
     return code;
 }
 
-/* A connection to the node; NODE_GONE, or the code of another failure. */
-static int connect_to(const char *path, int *fd)
+int new_socket(void) { return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0); }
+
+static bool connect_to(int fd, const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     strcpy(address.sun_path, path);
-    *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (*fd < 0)
-        return INSUFFICIENT_RESOURCES;
     int failed;
     do
-        failed = connect(*fd, (struct sockaddr *)&address, sizeof address);
+        failed = connect(fd, (struct sockaddr *)&address, sizeof address);
     while (failed && errno == EINTR);
-    if (failed && errno != EISCONN) {
-        close(*fd);
-        return NODE_GONE;
-    }
-    return SUCCESS;
+    return !failed || errno == EISCONN;
 }
 
-/* Introduces this process; `session` is 0 for a new one, and set. */
-static int hello(int fd, uint64_t *session)
+/* Connects a socket to the node and introduces this process: NODE_GONE, or the code of another
+   failure. `session` is 0 for a new one, and set. */
+int introduce(int fd, const char *path, uint64_t *session)
 {
     struct buffer buffer;
     char visible[MOST_VISIBLE];
     size_t length = visible_devices(visible);
     buffer_init(&buffer);
     int code = NODE_GONE;
-    if (start_request(&buffer, HELLO, 0) && put(&buffer, &sim_abi, sizeof sim_abi) &&
-        put(&buffer, session, sizeof *session) && put(&buffer, visible, length) &&
-        exchange(fd, &buffer)) {
+    if (connect_to(fd, path) && start_request(&buffer, HELLO, 0) &&
+        put(&buffer, &sim_abi, sizeof sim_abi) && put(&buffer, session, sizeof *session) &&
+        put(&buffer, visible, length) && exchange(fd, &buffer)) {
         code = answer_code(&buffer);
         if (code == SUCCESS && buffer.used >= sizeof(int32_t) + sizeof *session)
             memcpy(session, buffer.data + sizeof(int32_t), sizeof *session);
     }
     buffer_free(&buffer);
-    return code;
-}
-
-int open_connection(const char *path, uint64_t *session, int *fd)
-{
-    int code = connect_to(path, fd);
-    if (code != SUCCESS)
-        return code;
-    code = hello(*fd, session);
-    if (code != SUCCESS)
-        close(*fd);
     return code;
 }

@@ -89,44 +89,38 @@ static int32_t print(const char *answer, size_t length, int32_t status)
         return WRONG_USAGE;
     }
     FILE *output = *answer != '\0' ? file : stdout;
-    if (name < length)
-        fwrite(answer + name, 1, length - name, output);
-    if (fflush(output) == 0)
+    size_t left = name < length ? length - name : 0;
+    if (fwrite(answer + name, 1, left, output) == left && fflush(output) == 0)
         return status;
     if (output == file)
         printf("%s: %s\n", answer, strerror(errno));
     return WRONG_USAGE;
 }
 
-/* Asks once and prints; 0 if there was no answer. */
-static int ask(const struct sockaddr_un *address, unsigned char *request, size_t size, int32_t *status,
-               uint32_t *again_ms)
+struct head {
+    uint32_t length;
+    int32_t status;
+    uint32_t again_ms;
+};
+
+/* What is answered after the head, with a NUL more; NULL if there was no answer. The connection is
+   closed then: without a standard output it may have been in that one's place. */
+static char *ask(const struct sockaddr_un *address, unsigned char *request, size_t size, struct head *head)
 {
-    struct {
-        uint32_t length;
-        int32_t status;
-        uint32_t again_ms;
-    } head;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
-        return 0;
+        return NULL;
     char *text = NULL;
-    int answered = connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 &&
-                   carry(fd, request, size, 1) && carry(fd, (unsigned char *)&head, sizeof head, 0) &&
-                   head.length >= 8 && head.length <= MOST_ANSWER;
-    if (answered) {
-        size_t length = head.length - 8;
-        text = malloc(length + 1);
-        answered = text != NULL && carry(fd, (unsigned char *)text, length, 0);
-        if (answered) {
-            text[length] = '\0';
-            *status = print(text, length, head.status);
-            *again_ms = *status == 0 ? head.again_ms : 0;
-        }
+    if (connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 &&
+        carry(fd, request, size, 1) && carry(fd, (unsigned char *)head, sizeof *head, 0) &&
+        head->length >= 8 && head->length <= MOST_ANSWER)
+        text = calloc(1, head->length - 8 + 1);
+    if (text != NULL && !carry(fd, (unsigned char *)text, head->length - 8, 0)) {
+        free(text);
+        text = NULL;
     }
-    free(text);
     close(fd);
-    return answered;
+    return text;
 }
 
 int main(int count, char **arguments)
@@ -141,13 +135,15 @@ int main(int count, char **arguments)
     if (!find_socket(&address))
         return failed("GPUPLUGIN_SIM_NVML is too long", DRIVER_NOT_LOADED);
     for (;;) {
-        int32_t status;
-        uint32_t again_ms;
-        if (!ask(&address, request, size, &status, &again_ms))
+        struct head head;
+        char *text = ask(&address, request, size, &head);
+        if (text == NULL)
             return failed(address.sun_path, DRIVER_NOT_LOADED);
-        if (again_ms == 0)
+        int32_t status = print(text, head.length - 8, head.status);
+        free(text);
+        if (status != 0 || head.again_ms == 0)
             return status & 0xff;
-        struct timespec pause = {again_ms / 1000, (long)(again_ms % 1000) * 1000000};
+        struct timespec pause = {head.again_ms / 1000, (long)(head.again_ms % 1000) * 1000000};
         while (nanosleep(&pause, &pause) && errno == EINTR)
             ;
     }
