@@ -43,6 +43,8 @@ POLL_S = 2.0
 _FIRST_RETRY_S = 0.2
 _RETRY_S = 30.0
 _REQUEST_TIMEOUT_S = 5.0
+_ACCEPT_TURNS = 2
+"""Of the loop: in one a connection is accepted, in the next its transport is made."""
 _LINE_LIMIT_BYTES = 64 * 1024
 _CREDENTIALS = struct.Struct("3i")
 
@@ -116,10 +118,15 @@ class ControlServer:
                     break
                 await wait_period_or(self._turn, look_s)
         finally:
-            server.close()  # to wait for it would be to wait for who is connected (Python 3.12)
             # Raises nothing: an error would take the place of the cancellation of this task.
             if made is None or identity(self._path) == made:
                 remove_socket(self._path)
+            try:
+                # asyncio leaves open what it accepts while the server is closed.
+                for _ in range(_ACCEPT_TURNS):
+                    await asyncio.sleep(0)
+            finally:
+                server.close()  # to wait for it would be to wait for clients (Python 3.12)
 
     def _log_problem(self, error: OSError) -> None:
         if self._problem != str(error):

@@ -228,7 +228,7 @@ def test_health_is_sent_again_and_again(
     monkeypatch.setattr("gpuplugin.daemon.dra.frontdoor.HEARTBEAT_S", 1.0)
     with node.plugin(hardware.backend), node.connect() as kubelet, kubelet.health() as stream:
         first, *others = (stream.next() for _ in range(3))
-        assert {*first} == {one["name"] for one in node.devices()}
+        eventually(lambda: {*first} == {one["name"] for one in node.devices()})
         for one in others:
             assert {name: device.health for name, device in one.items()} == dict.fromkeys(
                 first, pb.HEALTHY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
@@ -12,6 +13,7 @@ import pytest
 
 from gpuplugin.daemon.control import SOCKET_NAME, ControlServer
 from gpuplugin.daemon.files import FileWatch
+from gpuplugin.daemon.serving.sockets import listened_on
 from gpuplugin.daemon.status import StatusBoard
 from tests.component.waiting import DEADLINE_S, becomes_true
 
@@ -53,6 +55,29 @@ def test_who_is_connected_does_not_hold_up_its_end(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(asyncio.Server, "wait_closed", wait_closed)
     with TemporaryDirectory(prefix="gp") as name:
         asyncio.run(main(Path(name)))
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_client_that_comes_at_its_end_leaves_no_socket_open(turns: int) -> None:
+    """An open one would be reported as this test's warning, and warnings are errors."""
+
+    async def main(folder: Path) -> None:
+        files = FileWatch()
+        control = ControlServer(folder, NO_NODE, StatusBoard(), files, no_page, nothing_held)
+        task = asyncio.create_task(control.run())
+        await becomes_true(lambda: listened_on(folder / SOCKET_NAME))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(folder / SOCKET_NAME))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        files.close()
+
+    with TemporaryDirectory(prefix="gp") as name:
+        asyncio.run(main(Path(name)))
+        gc.collect()
 
 
 @pytest.mark.parametrize("turns", range(8))
