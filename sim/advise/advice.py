@@ -253,6 +253,7 @@ def alone(plan: Plan) -> list[Trial]:
             Mechanism.EXCLUSIVE,
             calibration=plan.calibration,
             seed=plan.seed,
+            memory_gib=plan.memory_gib,
         )
         for one in plan.workloads
         if one.arrival == "open"

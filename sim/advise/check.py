@@ -5,6 +5,7 @@ The advice is read from the JSON of `gpuplugin advise --json`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,11 @@ CLOSE = 0.1
 """A prediction that is off by at most this share of what was seen is called right."""
 LEAST = 0.02
 """What is smaller in prediction and sight than this is not compared in percent."""
+
+
+FEW_EVENTS = 3.0
+"""Of so many that were to come, chance leaves none in 5 % of all cases (Poisson)."""
+_WEEK_S = 7 * 86400.0
 
 
 class NoAdvice(ValueError):
@@ -122,18 +128,31 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`off` is the prediction over what was seen, less 1; None where that says nothing."""
+    """`off` is the prediction over what was seen, less 1; None where that says nothing.
+
+    It is infinite where nothing was seen of what was predicted, unless less than `never_below` was:
+    of so little nothing may be seen by chance.
+    """
 
     what: str
     predicted: float
     seen: float | None
     unit: str = ""
+    never_below: float = LEAST
 
     @property
     def off(self) -> float | None:
-        if self.seen is None or max(self.seen, self.predicted) < LEAST or not self.seen:
+        if self.seen is None or max(self.seen, self.predicted) < LEAST:
             return None
+        if not self.seen:
+            return math.inf if self.predicted >= self.never_below else None
         return self.predicted / self.seen - 1
+
+    @property
+    def told_off(self) -> str:
+        if self.off is None:
+            return "-"
+        return f"{self.off:+.0%}".replace("%", " %") if math.isfinite(self.off) else "none seen"
 
     def told(self, value: float | None) -> str:
         if value is None:
@@ -172,7 +191,7 @@ def check(advised: Advised, seen: Seen) -> Check:
     now = Counter(gpu.replicas[-1] for gpu in gpus if gpu.replicas)
     replicas = now.most_common(1)[0][0] if now else 0
     row = advised.row_of(replicas)
-    compared = () if row is None else tuple(_comparisons(advised, row, gpus, pods, seen.waiting))
+    compared = () if row is None else tuple(_comparisons(advised, row, gpus, pods, seen))
     notes = tuple(_notes(advised, row, gpus, pods, seen))
     return Check(advised, seen.length_s, len(gpus), replicas, row, compared, notes)
 
@@ -186,7 +205,7 @@ def _comparisons(
     row: AdvisedRow,
     gpus: Sequence[GpuSeen],
     pods: Mapping[str, Sequence[PodSeen]],
-    waiting: float | None,
+    seen: Seen,
 ) -> Iterator[Comparison]:
     def mean(what: Callable[[GpuSeen], float | None]) -> float | None:
         there = [value for gpu in gpus if (value := what(gpu)) is not None]
@@ -207,9 +226,12 @@ def _comparisons(
     most = [gpu.memory_most_gib for gpu in gpus if gpu.memory_most_gib is not None]
     yield Comparison("memory, most", row.memory_most_gib, max(most, default=None), " GiB")
     yield Comparison(
-        "memory full, times a week", row.ooms_per_week, mean(lambda gpu: gpu.short_per_week)
+        "memory full, times a week",
+        row.ooms_per_week,
+        mean(lambda gpu: gpu.short_per_week),
+        never_below=FEW_EVENTS * _WEEK_S / (seen.length_s * len(gpus)),
     )
-    yield Comparison("pods that wait", row.left_out, waiting)
+    yield Comparison("pods that wait", row.left_out, seen.waiting)
     full = float(advised_pods(advised) >= row.replicas * advised.gpus)
     yield Comparison("all replicas taken", full, mean(lambda gpu: gpu.full_share), "%")
 
@@ -291,7 +313,7 @@ def as_rows(found: Check) -> list[tuple[str, ...]]:
             one.what,
             one.told(one.predicted),
             one.told(one.seen),
-            "-" if one.off is None else f"{one.off:+.0%}".replace("%", " %"),
+            one.told_off,
         )
         for one in found.comparisons
     ]
@@ -306,7 +328,12 @@ def as_json(found: Check, now: datetime) -> dict[str, object]:
         "gpus": found.gpus,
         "replicas": found.replicas,
         "comparisons": [
-            {"what": one.what, "predicted": one.predicted, "seen": one.seen, "off": one.off}
+            {
+                "what": one.what,
+                "predicted": one.predicted,
+                "seen": one.seen,
+                "off": None if one.off is None or math.isinf(one.off) else one.off,
+            }
             for one in found.comparisons
         ],
         "notes": list(found.notes),

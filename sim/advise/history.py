@@ -244,7 +244,8 @@ def _growth_gib_per_h(series: Iterable[PodSeries]) -> float:
         late = max(value for _, value in one.samples[-quarter:])
         before = max(value for _, value in one.samples[-2 * quarter : -quarter])
         if before and late > GROWS * before:
-            elapsed_h = (one.samples[-1][0] - one.samples[-quarter][0]) / HOUR_S
+            # From the end of one quarter to the end of the other.
+            elapsed_h = (one.samples[-1][0] - one.samples[-quarter - 1][0]) / HOUR_S
             rates.append((late - before) / GIB / elapsed_h)
     return max(rates)
 

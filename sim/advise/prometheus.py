@@ -188,7 +188,7 @@ def seen_since(url: str, since_s: float, selector: str = "", now_s: float | None
     waiting = [value for _, value in ask(f"avg_over_time(({_WAITING}){span[:-1]}:1m])")]
     gpus = {
         uuid: GpuSeen(
-            replicas=tuple(dict.fromkeys(round(one[uuid]) for one in replicas if uuid in one)),
+            replicas=_newest_last([round(one[uuid]) for one in replicas if uuid in one]),
             utilization=utilization.get(uuid),
             tenants=tenants.get(uuid),
             contending=contending.get(uuid),
@@ -200,6 +200,11 @@ def seen_since(url: str, since_s: float, selector: str = "", now_s: float | None
         for uuid in replicas[-1]
     }
     return Seen(since_s, gpus, pods, sum(waiting) if waiting else None)
+
+
+def _newest_last(values: Sequence[int]) -> tuple[int, ...]:
+    """Each value once, where it comes last."""
+    return tuple(reversed(dict.fromkeys(reversed(values))))
 
 
 def _pod_of(labels: Mapping[str, str]) -> tuple[str, str, str]:

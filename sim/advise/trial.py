@@ -34,6 +34,8 @@ WORKS = 4_000
 WORKS_OF_EACH = 40
 """At least so many of the pod that has the fewest."""
 MOST_WORKS = 24_000
+LEAST_PERIODS = 10
+"""So many of the slowest pod at least, or its work might not be seen beside that of quick ones."""
 QUANTILES = 100
 _WARM_UP = 0.1
 
@@ -215,7 +217,7 @@ def _window(pods: Sequence[Workload]) -> tuple[int, int]:
     periods_ms = [pod.period_ms for pod in pods if pod.active] or [1.0]
     per_ms = sum(1 / period_ms for period_ms in periods_ms)
     length_ms = max(WORKS / per_ms, WORKS_OF_EACH * max(periods_ms))
-    length_ms = min(length_ms, MOST_WORKS / per_ms)
+    length_ms = max(min(length_ms, MOST_WORKS / per_ms), LEAST_PERIODS * max(periods_ms))
     warm_ms = max(_WARM_UP * length_ms, 2 * max(periods_ms))
     return round(warm_ms * NS_PER_MS), round((warm_ms + length_ms) * NS_PER_MS)
 

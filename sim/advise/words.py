@@ -129,9 +129,16 @@ def _left_out(advice: Advice) -> Iterator[str]:
 def _idle(advice: Advice) -> Iterator[str]:
     row, goals = advice.row, advice.plan.goals
     if row is not None and row.utilization < goals.min_utilization:
+        more = next((row for row in advice.rows if not row.keeps), None)
+        if more is None:
+            why = "there is no more work for it"
+        elif more.refused or more.ooms_per_week > goals.ooms_per_week:
+            why = "memory is in the way"
+        else:
+            why = "the goal for slowdown is in the way"
         yield (
             f"The GPU is busy for {percent(row.utilization)} of the time then, less than the "
-            f"{percent(goals.min_utilization)} that you want: the goal for slowdown is in the way."
+            f"{percent(goals.min_utilization)} that you want: {why}."
         )
 
 
@@ -147,7 +154,7 @@ def _others(advice: Advice) -> Iterator[str]:
             Mechanism.MIG: " Each has memory of its own, and faults stay with one.",
             Mechanism.TIME_SLICING: "",
         }[mechanism]
-        many = counted(replicas, "pod") if replicas else "no pod"
+        many = counted(advice.plan.sharing(replicas), "pod") if replicas else "no pod"
         yield f"{what} {many} would share a GPU within the same goals.{price}"
 
 

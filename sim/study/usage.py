@@ -35,7 +35,9 @@ MOST_PROCESSES = 5000
 _OWNED = (
     re.compile(r"-[0-9a-f]{8,10}-[a-z0-9]{5}$"),  # a Deployment's
     re.compile(r"-\d+$"),  # a StatefulSet's, or an indexed Job's
-    re.compile(r"-[a-z0-9]{5}$"),  # a DaemonSet's or a Job's
+    # A DaemonSet's or a Job's: Kubernetes makes names of these letters and digits alone
+    # (k8s.io/apimachinery/pkg/util/rand), so that most words are none.
+    re.compile(r"-[bcdfghjklmnpqrstvwxz2456789]{5}$"),
 )
 
 

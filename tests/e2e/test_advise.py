@@ -182,7 +182,8 @@ def test_an_advice_is_checked_against_what_is_seen_since(tmp_path: Path) -> None
                 return [(labels, 40 if query.startswith("count") else 0.1)]
             found = [value for part, value in self.of_gpus.items() if part in f"{query}{{"]
             if "gpu_replicas[" in query:
-                found = [2.0]
+                # It was 4, and is 2 now.
+                found = [4.0 if query.startswith("max") else 2.0]
             return [({"uuid": "GPU-0"}, found[0])] if found else []
 
     row = {
@@ -204,6 +205,7 @@ def test_an_advice_is_checked_against_what_is_seen_since(tmp_path: Path) -> None
         assert first.startswith("In 3 hours on 1 GPU with 2 replicas each 5 of 7 predictions were")
         assert header.split()[:2] == ["PREDICTED", "SEEN"]
         assert any(one.split() == ["utilisation", "30", "%", "20", "%", "+50", "%"] for one in rows)
+        assert any("There were 2 and 4 replicas of a GPU" in one for one in rows)
         assert any("how long requests took" in one for one in rows)
         assert re.search(r"\[108\d\ds\]", Since.asked[0]["query"][0])
         file.write_text(json.dumps({**advice, "workloads": [{"name": "other", "count": 2}]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from sim.advise.check import (
     NothingSeen,
     PodSeen,
     Seen,
+    as_json,
     as_rows,
     check,
     read_advice,
@@ -77,6 +79,29 @@ def test_the_prediction_that_is_furthest_off_is_named() -> None:
     row = {cells[0]: cells[1:] for cells in as_rows(found)}
     assert row["utilisation"] == ("60 %", "30 %", "+100 %")
     assert row["memory full, times a week"] == ("0", "0", "-")
+
+
+def test_what_was_predicted_and_never_came_is_wrong() -> None:
+    idle = GpuSeen((4,), 0.0, 4.0, 4.0, 8.0, 12.0, 0.0, 0.0)
+    found = check(ADVISED, Seen(7200, {"GPU-0": idle}, [pod()], waiting=0.0))
+    assert "5 of 8 predictions were within 10 %; furthest off is 'utilisation': 60 %" in (
+        verdict(found)
+    )
+    row = {cells[0]: cells[1:] for cells in as_rows(found)}
+    assert row["pods that wait"] == ("4", "0", "none seen")
+    told = json.dumps(as_json(found, ADVISED.made_at), allow_nan=False)
+    assert '"predicted": 4, "seen": 0.0, "off": null' in told
+
+
+@pytest.mark.parametrize(("hours", "told"), [(2, "-"), (24, "-"), (48, "none seen")])
+def test_what_comes_seldom_may_stay_away_for_a_while(hours: float, told: str) -> None:
+    """14 times a week are 4 in two days, of which chance leaves none in 2 % of all cases."""
+    full = ADVISED.model_copy(
+        update={"rows": [one.model_copy(update={"ooms_per_week": 14.0}) for one in ROWS]}
+    )
+    found = check(full, Seen(3600 * hours, {"GPU-0": gpu()}, [pod()], waiting=4.0))
+    row = {cells[0]: cells[1:] for cells in as_rows(found)}
+    assert row["memory full, times a week"] == ("14", "0", told)
 
 
 def test_only_gpus_with_pods_of_the_advice_count() -> None:

@@ -133,6 +133,15 @@ def test_a_pod_alone_is_as_fast_as_alone() -> None:
     assert (waiting.p50, waiting.p95, waiting.p99) == pytest.approx((1.0, 1.0, 1.0))
 
 
+@pytest.mark.slow
+def test_a_pod_with_seldom_work_is_seen_beside_quick_ones() -> None:
+    quick = replace(API, name="quick", count=1, busy_ms=1.0, period_ms=2.0)
+    seldom = replace(API, name="seldom", count=1, busy_ms=5_000.0, period_ms=25_000.0)
+    *_, last = try_out(Trial(L4, (quick, quick, seldom))).pods
+    assert last.requests >= 5
+    assert last.busy == pytest.approx(0.2, abs=0.06)
+
+
 def test_a_pod_whose_memory_does_not_fit_does_nothing() -> None:
     heavy = replace(API, count=1, memory_gib=(20.0,))
     first, second = try_out(Trial(L4, (heavy, heavy))).pods
@@ -227,6 +236,33 @@ def test_the_configuration_is_one_that_the_plugin_takes(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert not load_settings({}, {}, str(file)).warnings
+
+
+def test_what_keeps_a_gpu_idle_is_what_keeps_it_from_more_replicas() -> None:
+    busy = Plan(L4, (API,), Goals(min_utilization=0.9))
+
+    def told(*rows: Row) -> str:
+        return remarks(Advice(busy, rows, best(rows), {}, ()))[0]
+
+    begin = "The GPU is busy for 50 % of the time then, less than the 90 % that you want: "
+    assert told(row(1), row(2)) == f"{begin}there is no more work for it."
+    assert told(row(1), row(2, keeps=False, p95=3.0)) == (
+        f"{begin}the goal for slowdown is in the way."
+    )
+    assert told(row(1), row(2, keeps=False, refused=0.5)) == f"{begin}memory is in the way."
+    assert told(row(1), row(2, keeps=False, ooms_per_week=1)) == f"{begin}memory is in the way."
+
+
+def test_no_more_pods_share_a_gpu_by_another_mechanism_than_there_are() -> None:
+    three = Plan(L4, (replace(API, count=3),))
+    (text,) = remarks(Advice(three, (row(1),), 1, {Mechanism.MPS: 20}, ()))
+    assert text.startswith("By MPS 3 pods would share a GPU")
+
+
+def test_a_gpu_with_more_memory_than_its_model_is_one_for_a_pod_alone_too() -> None:
+    large = replace(API, count=1, memory_gib=(30.0,), arrival="open")
+    first, *_ = table_of(Plan(L4, (large,), memory_gib=40.0), InProcess())
+    assert first.p95 == pytest.approx(1.0)
 
 
 @pytest.mark.slow

@@ -9,7 +9,14 @@ import pytest
 import yaml
 
 from gpuplugin.core.usage import PodName
-from sim.advise.history import CannotRead, Requests, shown, workloads_of
+from sim.advise.history import (
+    CannotRead,
+    History,
+    PodSeries,
+    Requests,
+    shown,
+    workloads_of,
+)
 from sim.advise.recordings import history_of
 from sim.node.scenario import load_scenario
 from sim.study.usage import NoUsage, owner_of, read_usage
@@ -74,6 +81,20 @@ def test_a_recording_shows_busy_time_bursts_memory_with_growth_and_arrivals(tmp_
     assert late.busy_share == pytest.approx(0.5, abs=0.05)
     assert of["late"].endswith("; 1 came in 20.0 minutes and stayed for 10 minutes.")
     assert "came" not in of["api"]
+
+
+def test_memory_that_grows_evenly_grows_as_fast_as_is_said() -> None:
+    """By 1 GiB an hour, in a history that is as short as can be."""
+    step_s, gib = 90.0, 2.0**30
+    moments = [step_s * number for number in range(40)]
+    history = History(
+        [PodSeries("ml", "a", "GPU-0", [(at_s, 0.5) for at_s in moments])],
+        [PodSeries("ml", "a", "GPU-0", [(at_s, gib * at_s / 3600) for at_s in moments])],
+        {},
+        step_s,
+    )
+    _, (note,) = workloads_of(history, "workload", Requests(), "recording")
+    assert ", 1 more an hour to the end" in note
 
 
 def test_shares_are_those_of_moments_without_others(tmp_path: Path) -> None:
@@ -160,6 +181,8 @@ def test_what_is_no_recording_is_said_with_its_line(tmp_path: Path) -> None:
         ("db-0", "db"),
         ("exporter-x2x4z", "exporter"),
         ("trainer", "trainer"),
+        ("chat-model", "chat-model"),
+        ("chat-infer", "chat-infer"),
         ("my-api-v2-7d9f8b6c5d-x2x4z", "my-api-v2"),
     ],
 )
