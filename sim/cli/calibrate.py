@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import yaml
 from pydantic import ValidationError
@@ -53,14 +53,12 @@ def calibrate(parsed: argparse.Namespace) -> int:
 def _calibrate(parsed: argparse.Namespace) -> int:
     with ExitStack() as stack:
         # What cannot be written is told before it is measured.
-        files = {
-            name: stack.enter_context(output_file(path))
-            for name, path in (("output", parsed.output), ("stamps", parsed.stamps))
-            if path is not None
-        }
-        evidence, until_s = _evidence(parsed)
-        if "stamps" in files:
-            files["stamps"].write(evidence.model_dump_json(indent=1) + "\n")
+        output = _opened(parsed.output, stack)
+        with ExitStack() as kept:  # whole whatever is concluded from it
+            stamps = _opened(parsed.stamps, kept)
+            evidence, until_s = _evidence(parsed)
+            if stamps is not None:
+                stamps.write(evidence.model_dump_json(indent=1) + "\n")
         calibration = calibration_of(evidence)
         problem = ""
         if parsed.mps_command is not None:
@@ -70,8 +68,8 @@ def _calibrate(parsed: argparse.Namespace) -> int:
                 calibration = calibration.model_copy(update={"mps": share})
             except (EdgeError, ChildFailed) as error:
                 problem = f"the MPS share was not measured: {error}"
-        if "output" in files:
-            files["output"].write(as_yaml(calibration))
+        if output is not None:
+            output.write(as_yaml(calibration))
     rows = compared(calibration)
     if parsed.json:
         found = calibration.model_dump(mode="json", exclude_none=True)
@@ -81,6 +79,10 @@ def _calibrate(parsed: argparse.Namespace) -> int:
     else:
         print(as_yaml(calibration), end="")
     return fail(problem) if problem else 0
+
+
+def _opened(path: str | None, stack: ExitStack) -> TextIO | None:
+    return None if path is None else stack.enter_context(output_file(path))
 
 
 def _evidence(parsed: argparse.Namespace) -> tuple[Evidence, float]:

@@ -61,7 +61,8 @@ def run(parsed: argparse.Namespace, gpus: Sequence[Gpu]) -> Iterator[str]:
     elif parsed.create is not None:
         yield from _create(enabled, parsed.create, compute=parsed.with_compute)
     elif parsed.create_compute is not None:
-        yield from _create_compute(_chosen(enabled, parsed.instances))
+        chosen = _chosen(enabled, parsed.instances)
+        yield from _create_compute(chosen, parsed.create_compute.strip())
     elif parsed.destroy_compute:
         yield from _destroy_compute(_chosen(enabled, parsed.instances))
     elif parsed.destroy:
@@ -95,7 +96,7 @@ def _instances(gpu: Gpu) -> list[_Instance]:
 
 
 def _chosen(gpus: Sequence[Gpu], ids: str | None) -> list[_Instance]:
-    wanted = None if ids is None else {int(one) for one in ids.split(",")}
+    wanted = None if ids is None else {_number(one, "GPU instance ID") for one in ids.split(",")}
     found = [one for gpu in gpus for one in _instances(gpu) if wanted is None or one.id in wanted]
     if not found:
         raise SmiError("No GPU instances found: Not Found", 6)
@@ -198,7 +199,7 @@ def _asked(gpu: Gpu, word: str) -> tuple[_Profile, int | None]:
     name, _, start = word.removeprefix("MIG ").partition(":")
     for profile in _profiles(gpu):
         if name in (str(profile.id), profile.name):
-            return profile, int(start) if start else None
+            return profile, _number(start, "placement") if start else None
     raise SmiError(f"Invalid GPU instance profile {word!r}; see 'nvidia-smi mig -lgip'", 2)
 
 
@@ -213,18 +214,31 @@ def _made(gpu: Gpu, profile: _Profile, start: int | None) -> object:
     return placed
 
 
-def _compute_made(gpu: Gpu, handle: object, instance: int, profile: _Profile) -> str:
-    pynvml.nvmlGpuInstanceCreateComputeInstance(handle, profile.compute_profile)
+def _number(text: str, what: str) -> int:
+    if not (text.strip().isascii() and text.strip().isdecimal()):
+        raise SmiError(f"Invalid {what} {text!r}: a number is needed", 2)
+    return int(text)
+
+
+def _compute_made(
+    gpu: Gpu, handle: object, instance: int, profile: _Profile, wanted: int | None = None
+) -> str:
+    """`wanted` is a compute instance profile; None for that of all of the GPU instance."""
+    pynvml.nvmlGpuInstanceCreateComputeInstance(
+        handle, profile.compute_profile if wanted is None else wanted
+    )
     return (
         f"Successfully created compute instance ID  0 on GPU {gpu.index:>2} GPU instance ID "
         f"{instance:>2} using profile MIG {profile.name} (ID {profile.compute_profile:>2})"
     )
 
 
-def _create_compute(instances: Sequence[_Instance]) -> Iterator[str]:
+def _create_compute(instances: Sequence[_Instance], wanted: str) -> Iterator[str]:
     for one in instances:
+        whole = wanted in ("", one.profile.name)
+        number = None if whole else _number(wanted, "compute instance profile ID")
         try:
-            yield _compute_made(one.gpu, one.handle, one.id, one.profile)
+            yield _compute_made(one.gpu, one.handle, one.id, one.profile, number)
         except pynvml.NVMLError as error:
             text = (
                 f"Unable to create a compute instance on GPU {one.gpu.index:>2} GPU instance ID "

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sim.smi.driver import Gpu
 
 PROGRAM: Final = "nvidia-smi"
+_MOST: Final = 1_000_000
+"""Of seconds, milliseconds and watts."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -247,14 +249,21 @@ def _main_options(parser: argparse.ArgumentParser) -> None:
     add("-x", "--xml-format", dest="xml", action="store_true", help="with -q: as XML")
     add("-d", "--display", metavar="TYPES", help=f"with -q: only {', '.join(SECTIONS)}")
     add("-f", "--filename", metavar="FILE", help="write to a file")
-    add("-l", "--loop", type=float, nargs="?", const=5.0, metavar="S", help="again every S seconds")
-    add("-lms", "--loop-ms", type=int, metavar="MS", help="again every MS milliseconds")
+    add("-l", "--loop", type=number, nargs="?", const=5.0, metavar="S", help="again every S s")
+    add("-lms", "--loop-ms", type=number, metavar="MS", help="again every MS milliseconds")
     add("--query-gpu", metavar="FIELDS", help="a line for each GPU; see --format")
     add("--query-compute-apps", dest="query_apps", metavar="FIELDS", help="for each process")
     add("--format", metavar="csv[,noheader][,nounits]", help="of a query")
-    add("-pl", "--power-limit", type=float, metavar="W", help="set the power limit")
+    add("-pl", "--power-limit", type=number, metavar="W", help="set the power limit")
     add("-mig", "--multi-instance-gpu", dest="mig_mode", type=int, choices=(0, 1), help="MIG mode")
     add("-r", "--gpu-reset", dest="reset", action="store_true", help="reset the GPUs")
+
+
+def number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _MOST:
+        raise ValueError(text)
+    return value
 
 
 def _mig_options(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,15 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sim.calibrate.analysis import Stamps
+from sim.calibrate.edges import Target
+from sim.calibrate.measure import Evidence, Pair
 from sim.gpu.calibration import load_calibration
 from tests.e2e import standin
 from tests.e2e.served import ServedNode
@@ -71,6 +75,32 @@ def test_a_file_that_cannot_be_written_or_read_is_told_first(tmp_path: Path) -> 
     done = calibrate("--from", str(tmp_path / "no.json"))
     assert done.returncode == 1
     assert "no.json has no stamps" in done.stderr
+
+
+def test_what_was_seen_is_kept_also_where_nothing_follows_from_it(tmp_path: Path) -> None:
+    """A GPU is not to be measured again for them."""
+    none = Stamps(begin_ns=0, end_ns=10**9, seen=0, gaps=())
+    pair = Pair(first=none, second=none)
+    target = Target(
+        uuid="GPU-0",
+        index=0,
+        product="NVIDIA L4",
+        model="l4",
+        driver_version="580.1",
+        has_levels=True,
+        others=0,
+        today=date(2026, 1, 1),
+    )
+    seen = Evidence(target=target, context_bytes=0, low=pair, full=pair)
+    (tmp_path / "seen.json").write_text(seen.model_dump_json())
+    stamps = tmp_path / "stamps.json"
+    done = calibrate(
+        "--from", str(tmp_path / "seen.json"), "--stamps", str(stamps), "-o", str(tmp_path / "out")
+    )
+    assert done.returncode == 1
+    assert "cannot calibrate: both processes ran at the same time" in done.stderr
+    assert Evidence.model_validate_json(stamps.read_text()) == seen
+    assert not (tmp_path / "out").exists()
 
 
 @needs_no_driver

@@ -118,8 +118,8 @@ def table_of(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], w
 
 
 def _embedded(plots: object) -> str:
-    """JSON inside a script element, which ends at the first `</` whatever is around it."""
-    return json.dumps(plots, separators=(",", ":")).replace("</", "<\\/")
+    """JSON inside a script element, in which `</` and `<!--` have a meaning of their own."""
+    return json.dumps(plots, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _file(name: str) -> str:

@@ -68,6 +68,15 @@ def test_a_compute_instance_can_come_later(smi: Smi) -> None:
     smi("-i", OTHER, "-mig", "1")
     smi("mig", "-i", OTHER, "-cgi", "7g.80gb")
     assert len(smi("-L", "-i", OTHER).lines) == 1
+    part = smi("mig", "-i", OTHER, "-cci", "0", "-gi", "1")
+    assert (part.status, part.lines[-1]) == (
+        3,
+        "Failed to create compute instances: Not Supported",
+    )
+    assert len(smi("-L", "-i", OTHER).lines) == 1
+    assert smi("mig", "-i", OTHER, "-cci", "4", "-gi", "1").status == 0
+    assert len(smi("-L", "-i", OTHER).lines) == 2
+    assert smi("mig", "-i", OTHER, "-dci").status == 0
     assert smi("mig", "-i", OTHER, "-cci", "-gi", "1").status == 0
     assert len(smi("-L", "-i", OTHER).lines) == 2
     full = smi("mig", "-i", OTHER, "-cgi", "19")
@@ -80,6 +89,9 @@ def test_mig_needs_mig_mode_and_a_known_profile(smi: Smi) -> None:
     assert (off.status, off.text) == (6, "No MIG-enabled devices found.")
     assert smi("mig", "-i", str(IN_MIG_MODE), "-cgi", "9g.1tb").status == 2
     assert smi("mig", "-i", str(IN_MIG_MODE)).status == 2
+    for wrong in (("-dgi", "-gi", "x"), ("-cgi", "19:x"), ("-cci", "x", "-gi", "1")):
+        refused = smi("mig", "-i", str(IN_MIG_MODE), *wrong)
+        assert (refused.status, "a number is needed" in refused.text) == (2, True)
     assert smi("-i", str(T4), "-mig", "1").status == 3
     pending = smi("-i", str(H100), "-mig", "1")
     assert pending.status == 0

@@ -112,6 +112,10 @@ def test_wrong_queries_are_refused(smi: Smi) -> None:
     assert smi("--query-gpu=name").status == 2
     assert smi("--query-gpu=name", "--format=csv,colour").status == 2
     assert smi("--no-such-option").status == 2
+    for wrong in (("-l", "-1"), ("-l", "nan"), ("-lms", "-5"), ("-pl", "nan"), ("-pl", "inf")):
+        refused = smi(*wrong)
+        assert refused.status == 2
+        assert f"invalid number value: '{wrong[1]}'" in refused.text
     missing = smi("-i", "17")
     assert (missing.status, "No devices were found" in missing.text) == (6, True)
 
