@@ -1,8 +1,10 @@
 """What a scrape costs: its time on a full node, and what it does to the latency of Allocate.
 
 A simulated node (8 GPUs x 100 replicas, 110 pods at work) with the plugin runs in a process of its
-own. From here Allocate is called in turns without and with a scrape every half second, so noise of
-the machine hits both alike. `python -m benchmarks.scrape` prints a table.
+own. Each scrape reads the GPUs anew, as one that comes after `--metrics-interval` does. From here
+Allocate is called every 2 ms, in turns without and with a scrape every half second, so noise of the
+machine hits both alike. A call that has to wait for the one before it, as where a scrape holds both
+up, counts from when it was due. `python -m benchmarks.scrape` prints a table.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ from gpuplugin.daemon.serving.sockets import KubeletDirs
 from sim.kubeletsocket import ask_kubelet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 PODS, GPUS, REPLICAS = 110, 8, 100
 RESOURCE = "nvidia.com/gpu"
-SCRAPE_EVERY_S = 0.5
+SCRAPE_EVERY_S, CALL_EVERY_S = 0.5, 0.002
+METRICS_INTERVAL_S = 0.1
+"""A reading that is younger would serve another scrape."""
+SCRAPES = 40
 ROUNDS = 6
 START_TIMEOUT_S = 60.0
 SCENARIO = {
@@ -72,22 +77,25 @@ def main() -> None:
 def measure(calls: int) -> dict[str, float]:
     """Milliseconds of scrapes, microseconds of Allocate."""
     with full_node() as (folder, port):
-        scrapes = [scrape(port) for _ in range(40)]
+        scrapes = [read_anew(port) for _ in range(SCRAPES)]
         body_bytes = scrapes[0][1]
         alone_us: list[float] = []
         beside_us: list[float] = []
+        beside = 0
         with caller("raw", plugin_socket(folder), "Allocate") as call:
             allocate = partial(call, an_allocation(folder))
             one_by_one(allocate, 200)
             for _ in range(ROUNDS):
-                alone_us += one_by_one(allocate, calls)
-                with scraping(port):
-                    beside_us += one_by_one(allocate, calls)
+                alone_us += paced(allocate, calls)
+                with scraping(port) as done:
+                    beside_us += paced(allocate, calls)
+                    beside += len(done)
     times_ms = sorted(seconds * 1e3 for seconds, _ in scrapes)
     return {
         "scrape p50 ms": statistics.median(times_ms),
         "scrape max ms": times_ms[-1],
         "scrape KiB": body_bytes / 1024,
+        "scrapes beside calls": beside,
         "Allocate p50 us, no scrapes": quantile(sorted(alone_us), 0.5),
         "Allocate p50 us, scrapes": quantile(sorted(beside_us), 0.5),
         "Allocate p99 us, no scrapes": quantile(sorted(alone_us), 0.99),
@@ -104,7 +112,7 @@ def full_node() -> Iterator[tuple[Path, int]]:
     scenario.write_text(yaml.safe_dump(SCENARIO), encoding="utf-8")
     command = [sys.executable, "-m", "gpuplugin", "sim", "up", str(scenario)]
     command += ["--kubelet-dir", str(folder), "--listen-address", "127.0.0.1:0"]
-    command += ["--log-level", "error"]
+    command += ["--log-level", "error", "--metrics-interval", f"{METRICS_INTERVAL_S}s"]
     node = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert node.stdout is not None  # noqa: S101 - for the type checker
     try:
@@ -145,18 +153,40 @@ def scrape(port: int) -> tuple[float, int]:
     return time.perf_counter() - started_s, len(body)
 
 
+def read_anew(port: int) -> tuple[float, int]:
+    time.sleep(2 * METRICS_INTERVAL_S)
+    return scrape(port)
+
+
+def paced(call: Callable[[], object], calls: int) -> list[float]:
+    """Microseconds of calls that are due every `CALL_EVERY_S`, those that waited included."""
+    found = []
+    due_s = time.perf_counter()
+    for _ in range(calls):
+        due_s += CALL_EVERY_S
+        if (left_s := due_s - time.perf_counter()) > 0:
+            time.sleep(left_s)
+            due_s = time.perf_counter()  # to wake up late is no latency
+        call()
+        found.append((time.perf_counter() - due_s) * 1e6)
+    return found
+
+
 @contextmanager
-def scraping(port: int) -> Iterator[None]:
+def scraping(port: int) -> Iterator[Sequence[float]]:
+    """Scrape meanwhile, at once for the first time; the seconds of those that are done."""
     over = threading.Event()
+    took_s: list[float] = []
 
     def scrape_on() -> None:
+        took_s.append(scrape(port)[0])
         while not over.wait(SCRAPE_EVERY_S):
-            scrape(port)
+            took_s.append(scrape(port)[0])
 
     thread = threading.Thread(target=scrape_on)
     thread.start()
     try:
-        yield
+        yield took_s
     finally:
         over.set()
         thread.join()

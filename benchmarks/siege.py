@@ -256,7 +256,8 @@ class _Repeated(threading.Thread):
     @property
     def slowest_ms(self) -> float:
         """One that has not ended yet counts, too."""
-        running_ns = time.perf_counter_ns() - self._began_ns if self._began_ns else 0
+        began_ns = self._began_ns  # read once: the call may end meanwhile
+        running_ns = time.perf_counter_ns() - began_ns if began_ns else 0
         return max(self._slowest_ms, running_ns / 1e6)
 
     def run(self) -> None:

@@ -251,15 +251,20 @@ def _timed(kubelet: Connection, method: Method, request: bytes) -> float:
     began_ns = time.perf_counter_ns()
     response = kubelet.call(method, request)
     took_ms = (time.perf_counter_ns() - began_ns) / 1e6
-    if method is _PREPARE:
-        _check(pb.NodePrepareResourcesResponse.FromString(response))
+    _check(method, response)
     return took_ms
 
 
-def _check(response: pb.NodePrepareResourcesResponse) -> None:
-    for answer in response.claims.values():
-        if answer.error or not answer.devices:
-            raise DidNotStart(f"a claim was not prepared: {answer.error}")
+def _check(method: Method, response: bytes) -> None:
+    """What failed may have been quick: it is no figure."""
+    if method is _PREPARE:
+        for answer in pb.NodePrepareResourcesResponse.FromString(response).claims.values():
+            if answer.error or not answer.devices:
+                raise DidNotStart(f"a claim was not prepared: {answer.error}")
+        return
+    for ended in pb.NodeUnprepareResourcesResponse.FromString(response).claims.values():
+        if ended.error:
+            raise DidNotStart(f"a claim was not unprepared: {ended.error}")
 
 
 def _at_once(context: Context, driver: _Driver) -> list[Measurement]:
@@ -268,13 +273,16 @@ def _at_once(context: Context, driver: _Driver) -> list[Measurement]:
     claims = driver.claims(count)
     figures = []
     with grpc.insecure_channel(grpc_target(driver.calls)) as channel:
-        for what, request in (("Prepare", _prepare_request), ("Unprepare", _unprepare_request)):
+        for what, method, request in (
+            ("Prepare", _PREPARE, _prepare_request),
+            ("Unprepare", _UNPREPARE, _unprepare_request),
+        ):
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
                 f"{_SERVICE}/Node{what}Resources"
             )
             took_ms, all_ms, responses = _together(call, [request(claim) for claim in claims])
-            for response in responses if what == "Prepare" else ():
-                _check(pb.NodePrepareResourcesResponse.FromString(response))
+            for response in responses:
+                _check(method, response)
             case = f"{what}, {count} claims at once"
             figures += [
                 context.number(f"{case}, all of them", driver.name, "ms", all_ms),

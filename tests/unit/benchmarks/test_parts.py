@@ -5,8 +5,14 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from itertools import combinations
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 
@@ -23,7 +29,18 @@ from benchmarks.devices import (
 )
 from benchmarks.machine import cpu_s, processes_of, resident_mib, this_machine
 from benchmarks.plugins import own_plugin, spec_from
+from benchmarks.scrape import CALL_EVERY_S, paced, scraping
+from benchmarks.servers import DidNotStart
+from benchmarks.siege import _Repeated
+from benchmarks.suites import claims
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
+from gpuplugin.kubelet.proto import dra_pb2 as pb_dra
+from tests.component.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuplugin.rpc.client import Connection
 
 
 def test_turns_give_each_subject_its_rounds_in_changing_order() -> None:
@@ -43,6 +60,66 @@ def test_turns_give_each_subject_its_rounds_in_changing_order() -> None:
     assert {tuple(sorted(one)) for one in by_round} == {("a", "b", "c")}
     assert len(set(by_round)) > 3
     assert shares[-1] == 1
+
+
+def test_calls_that_one_holds_up_count_from_when_they_were_due() -> None:
+    number = 0
+
+    def call() -> None:
+        nonlocal number
+        number += 1
+        if number == 10:
+            time.sleep(10 * CALL_EVERY_S)
+
+    found = paced(call, 30)
+    held_up = [took for took in found if took > CALL_EVERY_S * 1e6]
+    assert len(found) == 30
+    assert len(held_up) >= 5
+
+
+def test_scrapes_begin_with_the_calls_that_they_are_beside() -> None:
+    """Few calls take less than the time between two scrapes."""
+    with _metrics() as port, scraping(port) as done:
+        eventually(lambda: len(done) > 0)
+    assert len(done) == 1
+
+
+@contextmanager
+def _metrics() -> Iterator[int]:
+    class Empty(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_claim_that_could_not_be_unprepared_is_no_figure() -> None:
+    """A call that fails may be quicker than one that does something."""
+    failed = pb_dra.NodeUnprepareResourcesResponse()
+    failed.claims["uid"].error = "the disk is full"
+    kubelet = SimpleNamespace(call=lambda _method, _request: failed.SerializeToString())
+    with pytest.raises(DidNotStart, match="not unprepared: the disk is full"):
+        claims._timed(cast("Connection", kubelet), claims._UNPREPARE, b"")
+
+
+def test_a_call_that_ends_while_it_is_looked_at_is_not_the_slowest() -> None:
+    class Ending:
+        _slowest_ms = 3.0
+        began_ns: ClassVar = iter((time.perf_counter_ns(), 0))
+
+        @property
+        def _began_ns(self) -> int:
+            return next(self.began_ns)
+
+    assert _Repeated.slowest_ms.fget(Ending()) < 1000  # type: ignore[attr-defined]
 
 
 def test_a_plugin_is_a_name_and_a_command() -> None:
