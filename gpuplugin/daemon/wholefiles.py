@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_whole(path: Path, text: str, mode: int = 0o600, *, synced: bool = False) -> None:
+def write_whole(path: Path, text: str | bytes, mode: int = 0o600, *, synced: bool = False) -> None:
     """Write so that a reader sees the old file or the new one, whole.
 
     `synced` so that this is true after a crash of the machine as well; for the new one to be there
@@ -21,7 +21,7 @@ def write_whole(path: Path, text: str, mode: int = 0o600, *, synced: bool = Fals
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb", buffering=0) as stream:  # noqa: PTH123 - it is open
-            content = memoryview(text.encode())
+            content = memoryview(text.encode() if isinstance(text, str) else text)
             while content:
                 content = content[stream.write(content) :]
             os.fchmod(descriptor, mode)

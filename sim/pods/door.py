@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import threading
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
+from gpuplugin.daemon.wholefiles import write_whole
 from sim.node.serve import CannotServe
 from sim.nvml.library import LIBRARY, PROGRAM, CannotBuild, built_library, built_program
 from sim.nvml.server import NvmlServer
@@ -61,16 +61,16 @@ def pod_door(node: RealTimeNode, folder: Path) -> Iterator[None]:
 
 
 def put_files(folder: Path, library: Path, program: Path) -> None:
-    """Put both files into their places, where others may be using older ones; raises `OSError`."""
+    """Put both files into their places, where others may be using older ones, or putting theirs.
+
+    Raises `OSError`.
+    """
     for place, source, mode in (
         (folder / "lib64" / LIBRARY, library, 0o644),
         (folder / "bin" / PROGRAM, program, 0o755),
     ):
         place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_name(f".{place.name}.{os.getpid()}")
-        shutil.copyfile(source, fresh)
-        fresh.chmod(mode)
-        fresh.replace(place)
+        write_whole(place, source.read_bytes(), mode, synced=True)
     (folder / RUN).mkdir(exist_ok=True)
     for one in (folder, *(folder / name for name in ("lib64", "bin", RUN))):
         if one.stat().st_mode & _FOR_ALL != _FOR_ALL:  # another user's, if it is so already

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
+
+from gpuplugin.daemon.wholefiles import write_whole
 
 PROGRAM: Final = "nvidia-smi"
 
@@ -28,9 +29,5 @@ def install(folder: Path) -> Path:
 def _write(target: Path, text: str) -> Path:
     if not target.is_file() or target.read_text() != text:
         target.parent.mkdir(exist_ok=True)
-        # In one step: others may be running it.
-        fresh = target.with_name(f".{PROGRAM}.{os.getpid()}")
-        fresh.write_text(text)
-        fresh.chmod(0o755)
-        fresh.replace(target)
+        write_whole(target, text, 0o755)
     return target.parent

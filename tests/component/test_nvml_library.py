@@ -390,6 +390,25 @@ def test_the_child_of_a_fork_does_not_keep_a_connection_that_is_being_made(libra
                 assert connection.recv(4096) == b""
 
 
+def test_what_a_program_without_an_output_prints_is_not_sent_to_the_node(node: Node) -> None:
+    program = """
+    output = os.dup(1)
+    nvml.nvmlShutdown()
+    os.close(1)
+    nvml.nvmlInit()
+    code_of(lambda: nvml.nvmlDeviceGetCount())
+    try:
+        os.write(1, b"progress")
+    except OSError:
+        pass
+    code = code_of(lambda: nvml.nvmlDeviceGetCount())
+    os.dup2(output, 1)
+    say(code)
+    """
+    with node.client(program) as client:
+        assert client.says() == [0]
+
+
 def test_no_more_is_read_than_can_be_the_callers(node: Node) -> None:
     program = """
     gpu = nvml.nvmlDeviceGetHandleByIndex(0)

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,15 @@ from sim.node.scenario import parse_scenario
 from sim.node.serve import served
 from sim.nvml import server
 from sim.nvml.dispatch import FUNCTIONS
-from sim.nvml.library import CannotBuild, abi_hash, built_library, built_program
-from sim.pods.door import pod_door
+from sim.nvml.library import (
+    LIBRARY,
+    PROGRAM,
+    CannotBuild,
+    abi_hash,
+    built_library,
+    built_program,
+)
+from sim.pods.door import pod_door, put_files
 from tests.component.podsandbox import (
     PYTHON,
     Container,
@@ -305,6 +313,18 @@ def test_a_plugin_that_is_replaced_leaves_the_place_to_the_next_one(
         assert [name for name in files if not (kubelet_dir / name).exists()] == []
     assert not list((pods.folder / "run").iterdir())
     assert not list(kubelet_dir.iterdir())
+
+
+def test_two_plugins_of_a_node_may_put_the_files_for_pods_at_once(tmp_path: Path) -> None:
+    """In containers of their own, both are process 1."""
+    library, program, folder = tmp_path / "library", tmp_path / "program", tmp_path / "pods"
+    for name in (library, program):
+        name.write_bytes(bytes(1 << 18))
+    with ThreadPoolExecutor(2) as plugins:
+        done = [plugins.submit(put_files, folder, library, program) for _ in range(40)]
+        lengths = {(folder / "bin/nvidia-smi").stat().st_size for one in done if not one.result()}
+    assert lengths == {1 << 18}
+    assert sorted(one.name for one in folder.rglob("*") if one.is_file()) == [LIBRARY, PROGRAM]
 
 
 def test_what_cannot_be_printed_is_a_failure(pods: PodNode) -> None:

@@ -11,6 +11,7 @@
 #include "visible.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -119,7 +120,17 @@ int answer_code(const struct buffer *buffer)
     return code;
 }
 
-int new_socket(void) { return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0); }
+/* Never in the place of a standard stream that is closed: what the program writes there would be
+   sent. */
+int new_socket(void)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd;
+    int higher = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    close(fd);
+    return higher;
+}
 
 static bool connect_to(int fd, const char *path)
 {
