@@ -15,7 +15,7 @@ from benchmarks.client import TimedClient
 from benchmarks.devices import healthy_ids, plugin_for
 from benchmarks.plugins import GPUS, simulated_node, started
 from benchmarks.servers import Echo, serving
-from benchmarks.shapes import PLACEMENTS, SHAPES, equally_long, placed
+from benchmarks.shapes import SHAPES, equally_long, placed, placements
 from benchmarks.targets import ECHO
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _with_replicas(context: Context, replicas: int) -> list[Measurement]:
         for shape in SHAPES:
             able = [one for one in plugins if len(one.ids) >= shape.devices * shape.containers]
             echo = _echo(context, stack, shape, replicas)
-            for placement in PLACEMENTS:
+            for placement in placements():
                 figures += _shape(context, shape, placement, replicas, [*able, echo])
         shares = [one.call.own_share for one in plugins if isinstance(one.call, TimedClient)]
     if any(shares):

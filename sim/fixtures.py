@@ -20,8 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +44,15 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{_MARK}(scenario='default', config=None): of the fixtures of gpuplugin-sim: a shipped "
         "scenario or a file, and the text of a configuration",
     )
+
+
+def _read(url: str) -> bytes:
+    # Every pytest beside which this is installed loads this module: it loads little.
+    from urllib.request import urlopen
+
+    with urlopen(url, timeout=WAIT_S) as response:  # noqa: S310 - an address of this machine
+        body: bytes = response.read()
+    return body
 
 
 class GpuPlugin:
@@ -79,16 +86,15 @@ class GpuPlugin:
         deadline_s = time.monotonic() + timeout_s
         pause = threading.Event()
         while self._reader.is_alive() and time.monotonic() < deadline_s:
-            with suppress(urllib.error.URLError), urllib.request.urlopen(f"{self.url}/ready"):  # noqa: S310
+            with suppress(OSError):
+                _read(f"{self.url}/ready")
                 return
             pause.wait(_POLL_S)
         raise AssertionError(f"the plugin is not ready; it logged:\n{self.output}")
 
     def metrics(self) -> str:
         """/metrics as Prometheus gets it."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=WAIT_S) as response:  # noqa: S310
-            body: bytes = response.read()
-            return body.decode()
+        return _read(f"{self.url}/metrics").decode()
 
     def stop(self) -> int:
         """End it as Kubernetes does, by SIGTERM; returns its exit status."""

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.results import as_json, read_run
+from benchmarks.shapes import placements
 from tests.component.test_bench_plugins import SCRIPT
 from tests.e2e.conftest import Process, eventually, gpuplugin
 from tests.unit.benchmarks.runs import a_figure, a_run, with_ratio
@@ -49,7 +50,7 @@ def test_allocate_with_another_plugin_beside_ours(tmp_path: Path) -> None:
     assert "ALLOCATE" in done.stdout
     run = read_run(json)
     found = {(one.case, one.subject): one for one in run.figures}
-    case = "1 device, 8 x 10, two cores"
+    case = f"1 device, 8 x 10, {placements()[0]}"
     for subject, expected in (
         ("tiny, empty", {"unix echo"}),
         ("tiny", {"unix echo", "tiny, empty"}),

@@ -56,3 +56,14 @@ def test_wrong_arguments_and_a_configuration_that_is_none_are_told(tmp_path: Pat
 def test_a_folder_that_is_too_deep_for_sockets_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has a path of \d+ bytes.*mkdtemp"):
         Kubelet(tmp_path / "a-folder-with-a-name-that-is-rather-long")
+
+
+def test_the_fixtures_load_little_into_a_pytest_that_does_not_use_them() -> None:
+    print_more = (
+        "import sys, pytest; before = set(sys.modules); import sim.fixtures; "
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", print_more], capture_output=True, text=True, check=True
+    )
+    assert {"sim.fixtures"} <= set(done.stdout.split()) <= {"sim", "sim.fixtures"}

@@ -312,6 +312,9 @@ def _slices_of(notes: GpuNotes, label: str, colours: Colours) -> Chart:
         return Chart(f"slices-{label}", title, alone, None)
     each = " on each MIG device" if len(notes.places) > 1 else ""
     note = f"{others} share the last lane." if len(by_time) > len(own) else ""
+    if len(notes.slices) > BARS_SHOWN:
+        drawn = f"The first {BARS_SHOWN:,} of {len(notes.slices):,} slices and switches are drawn."
+        note = f"{note} {drawn}".strip()
     kinds = [one for one in colours.legend() if any(colours.of(name) == one[0] for name in names)]
     return Chart(
         f"slices-{label}",

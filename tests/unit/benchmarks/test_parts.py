@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from benchmarks.machine import cpu_s, processes_of, resident_mib, this_machine
 from benchmarks.plugins import own_plugin, spec_from
 from benchmarks.scrape import CALL_EVERY_S, paced, scraping
 from benchmarks.servers import DidNotStart
+from benchmarks.shapes import placements
 from benchmarks.siege import _Repeated
 from benchmarks.suites import claims
 from gpuplugin.kubelet.proto import deviceplugin_pb2 as pb
@@ -120,6 +122,15 @@ def test_a_call_that_ends_while_it_is_looked_at_is_not_the_slowest() -> None:
             return next(self.began_ns)
 
     assert _Repeated.slowest_ms.fget(Ending()) < 1000  # type: ignore[attr-defined]
+
+
+def test_where_there_is_one_core_nothing_is_called_two() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert placements() == ("one core",)
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_a_plugin_is_a_name_and_a_command() -> None:

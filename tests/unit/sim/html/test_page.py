@@ -89,6 +89,13 @@ def test_slices_are_joined_and_switches_are_bars_of_their_own() -> None:
     assert lengths == {("a-0", False): [2], ("b-0", True): [0.2], ("b-0", False): [3.8]}
 
 
+def test_slices_that_are_not_drawn_are_said() -> None:
+    slices = [(f"{name}-0", segment(at, at + 0.01)) for at in range(2000) for name in "ab"]
+    done = outcome(record("a-0"), record("b-0"), gpus=[gpu(slices=slices)])
+    assert "The first 3,000 of 4,000 slices and switches are drawn." in words(page(done))
+    assert "are drawn." not in words(page(shared()))
+
+
 def test_who_is_alone_takes_no_turns() -> None:
     done = outcome(record("a-0"), gpus=[gpu(slices=[("a-0", segment(1000, 1100))])])
     text = words(page(done))
