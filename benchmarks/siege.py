@@ -113,6 +113,8 @@ def siege(attacks: Sequence[str], for_s: float, engine: str) -> Iterator[Verdict
         with _plugin(folder, for_s, engine) as target, Kubelet(folder) as kubelet:
             _wait(kubelet)
             caller = _Caller(target)
+            while not caller.calls:  # until then its connection may not have been accepted
+                time.sleep(SAMPLE_S)
             at_rest = _settled_descriptors(target)
             for name in attacks:
                 yield _attacked(name, target, caller, kubelet, at_rest)
