@@ -124,8 +124,8 @@ def test_a_call_that_fails_means_what_the_table_says(
     node: Subject, name: str, reopen: bool
 ) -> None:
     """At run time, or from before the connection on; the GPUs were seen before."""
-    is_brief = reopen and CALLS[name].role is Role.OPTIONAL
-    assert not misunderstood(node, name, OPPOSED if is_brief else TELLING, reopen=reopen)
+    codes = OPPOSED if CALLS[name].role is Role.OPTIONAL else TELLING
+    assert not misunderstood(node, name, codes, reopen=reopen)
 
 
 @pytest.mark.slow
