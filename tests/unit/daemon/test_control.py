@@ -18,6 +18,8 @@ from gpuplugin.daemon.status import StatusBoard
 from tests.component.waiting import DEADLINE_S, becomes_true
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from gpuplugin.daemon.http.pageview import PageView
     from gpuplugin.daemon.node import Node
 
@@ -57,45 +59,47 @@ def test_who_is_connected_does_not_hold_up_its_end(monkeypatch: pytest.MonkeyPat
         asyncio.run(main(Path(name)))
 
 
-@pytest.mark.parametrize("turns", range(8))
-def test_a_client_that_comes_at_its_end_leaves_no_socket_open(turns: int) -> None:
-    """An open one would be reported as this test's warning, and warnings are errors."""
+async def turns_of_the_loop(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
-    async def main(folder: Path) -> None:
+
+def cancelled_after(folder: Path, begun: Callable[[], Awaitable[None]]) -> None:
+    """A control server that runs until `begun` is over, and the end of its loop.
+
+    What is open then would be reported as a test's warning, and warnings are errors.
+    """
+
+    async def main() -> None:
         files = FileWatch()
         control = ControlServer(folder, NO_NODE, StatusBoard(), files, no_page, nothing_held)
         task = asyncio.create_task(control.run())
-        await becomes_true(lambda: listened_on(folder / SOCKET_NAME))
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(folder / SOCKET_NAME))
-            for _ in range(turns):
-                await asyncio.sleep(0)
+        await begun()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         files.close()
 
+    asyncio.run(main())
+    gc.collect()
+    assert not (folder / SOCKET_NAME).exists()
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_client_that_comes_at_its_end_leaves_no_socket_open(turns: int) -> None:
     with TemporaryDirectory(prefix="gp") as name:
-        asyncio.run(main(Path(name)))
-        gc.collect()
+        path = Path(name) / SOCKET_NAME
+
+        async def client_came() -> None:
+            await becomes_true(lambda: listened_on(path))
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                await turns_of_the_loop(turns)
+
+        cancelled_after(Path(name), client_came)
 
 
 @pytest.mark.parametrize("turns", range(8))
 def test_cancelled_at_any_moment_it_leaves_no_socket(turns: int) -> None:
-    """An open one would be reported as this test's warning, and warnings are errors."""
-
-    async def main(folder: Path) -> None:
-        files = FileWatch()
-        control = ControlServer(folder, NO_NODE, StatusBoard(), files, no_page, nothing_held)
-        task = asyncio.create_task(control.run())
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        files.close()
-
     with TemporaryDirectory(prefix="gp") as name:
-        asyncio.run(main(Path(name)))
-        gc.collect()
-        assert not (Path(name) / SOCKET_NAME).exists()
+        cancelled_after(Path(name), lambda: turns_of_the_loop(turns))
